@@ -1,0 +1,78 @@
+package codec
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"millrace/pipeline"
+)
+
+// Confluent's framing, version 0: a zero byte, the schema's id in four bytes,
+// big-endian, and the Avro body. Version 1 leaves the value bare and names the
+// schema in a header: a byte of 1 and the schema's GUID.
+//
+// Source: Confluent's "Wire format" in the Schema Registry documentation.
+const (
+	frameMagic     = 0x00
+	frameSize      = 5
+	guidMagic      = 0x01
+	headerSchemaID = "__value_schema_id"
+)
+
+// A SchemaRef names a schema in the registry.
+type SchemaRef struct {
+	ID     int
+	GUID   [16]byte
+	ByGUID bool // GUID counts, not ID
+}
+
+func (r SchemaRef) String() string {
+	if r.ByGUID {
+		g := r.GUID
+		return fmt.Sprintf("guid %x-%x-%x-%x-%x", g[:4], g[4:6], g[6:8], g[8:10], g[10:])
+	}
+	return fmt.Sprintf("id %d", r.ID)
+}
+
+// AppendFrame appends what stands before an Avro body.
+func AppendFrame(dst []byte, id int) []byte {
+	return binary.BigEndian.AppendUint32(append(dst, frameMagic), uint32(id))
+}
+
+// Unframe returns which schema the record's value was written with, and its Avro
+// body. An error is of pipeline.ClassReject and says what was found instead.
+func Unframe(r *pipeline.Record) (SchemaRef, []byte, error) {
+	v := r.Value
+	if v == nil {
+		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonTombstone, "a null value (a tombstone) where an event is due")
+	}
+	if h, ok := r.Header(headerSchemaID); ok {
+		if len(h) == 17 && h[0] == guidMagic {
+			return SchemaRef{GUID: [16]byte(h[1:]), ByGUID: true}, v, nil
+		}
+		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "header %s has %d bytes, expected a byte of 1 and a GUID of 16", headerSchemaID, len(h))
+	}
+	if len(v) >= frameSize && v[0] == frameMagic {
+		return SchemaRef{ID: int(binary.BigEndian.Uint32(v[1:]))}, v[frameSize:], nil
+	}
+	return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "no Confluent frame (a zero byte and a schema id of 4): %s", looksLike(v))
+}
+
+// looksLike says what a value without a frame may be.
+func looksLike(v []byte) string {
+	switch {
+	case len(v) == 0:
+		return "the value is empty"
+	case v[0] == frameMagic:
+		return fmt.Sprintf("the value ends after %d bytes", len(v))
+	case v[0] == '{' || v[0] == '[':
+		return "it looks like JSON"
+	case len(v) >= 10 && v[0] == 0xc3 && v[1] == 0x01:
+		return "it is Avro in single-object encoding"
+	case len(v) >= 18 && v[0] == 0x03:
+		return "it looks like AWS Glue's framing"
+	case len(v) >= 4 && string(v[:4]) == "Obj\x01":
+		return "it is an Avro container file"
+	}
+	return fmt.Sprintf("the first byte is 0x%02x", v[0])
+}

@@ -1,0 +1,445 @@
+package codec
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"millrace/pipeline"
+)
+
+// Limits of what a walk accepts. A body beyond them is rejected, however its
+// schema describes it: they keep hostile bytes from costing more than their
+// length.
+const (
+	maxWalkDepth = 64      // nesting of values
+	maxEmpty     = 4096    // items of no bytes at all, in one body
+	maxDecimal   = 1 << 10 // bytes of a decimal
+)
+
+// A Layout is the leaf fields of a record that somebody reads or writes, and the
+// program that finds them in a body. It is never changed and safe for concurrent
+// use.
+//
+// A leaf is a field that is not a plain record: paths descend through records,
+// and an array, a map or a union is a leaf as a whole. So leaves never overlap.
+type Layout struct {
+	steps []step
+	leafs []leaf
+}
+
+type leaf struct {
+	path string
+	node *Node
+}
+
+// A step walks over one leaf of the record, wanted or not. Plain records have
+// no steps of their own: their fields stand in line.
+type step struct {
+	quick quick
+	slot  int // -1 if nobody wants it
+	node  *Node
+	path  string
+
+	// added: there is nothing in the body, but a leaf that is to be spliced in.
+	added  bool
+	preset []byte // its value
+}
+
+// NewLayout returns the layout of the record for leaves at the given paths. A
+// path given twice is one slot. A path that does not lead to a leaf is an error.
+func NewLayout(s *Schema, paths [][]string) (*Layout, error) { return newLayout(s, s, paths) }
+
+// newLayout returns a layout of s, for bodies of base: all fields of s that base
+// does not have stand at the end of their record.
+func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
+	wanted := map[string]bool{}
+	for _, p := range paths {
+		n := s.Root()
+		for i, name := range p {
+			f := n.Field(name)
+			if n.Kind != Record || f == nil {
+				return nil, fmt.Errorf("%s has no field %s", s.Name(), strings.Join(p[:i+1], "."))
+			}
+			n = f.Type
+		}
+		if n.Kind == Record {
+			return nil, fmt.Errorf("%s of %s is a record: name one of its fields", strings.Join(p, "."), s.Name())
+		}
+		wanted[strings.Join(p, ".")] = true
+	}
+	if s.Root().Kind != Record {
+		return nil, fmt.Errorf("%s is not a record", s.Name())
+	}
+	l := &Layout{}
+	if err := l.compile(base.Root(), s.Root(), "", wanted, 0); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name(), err)
+	}
+	return l, nil
+}
+
+// compile adds the steps of a record, which bodies have as base has it.
+func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, depth int) error {
+	if depth > maxWalkDepth {
+		return fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
+	}
+	if len(base.Fields) > len(record.Fields) {
+		return fmt.Errorf("%s has fields that are gone", base.Name)
+	}
+	for i := range record.Fields {
+		f := &record.Fields[i]
+		path := f.Name
+		if at != "" {
+			path = at + "." + f.Name
+		}
+		if i >= len(base.Fields) {
+			enc, err := AppendDefault(nil, f)
+			if err == nil {
+				_, err = l.compileAdded(f.Type, path, enc, depth+1)
+			}
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		was := &base.Fields[i]
+		if was.Name != f.Name || was.Type.Kind != f.Type.Kind || f.Type.Kind != Record && was != f && !same(was.Type, f.Type, map[[2]*Node]bool{}) {
+			return fmt.Errorf("%s is not a field of both schemas in the same place", path)
+		}
+		if f.Type.Kind == Record {
+			if err := l.compile(was.Type, f.Type, path, wanted, depth+1); err != nil {
+				return err
+			}
+			continue
+		}
+		st := step{quick: newQuick(f.Type, 0), slot: -1, node: f.Type, path: path}
+		if wanted[path] {
+			st.slot = len(l.leafs)
+			l.leafs = append(l.leafs, leaf{path, f.Type})
+		}
+		l.steps = append(l.steps, st)
+	}
+	return nil
+}
+
+// Len returns the number of slots.
+func (l *Layout) Len() int { return len(l.leafs) }
+
+// Slot returns the slot of the leaf at the path, -1 if it has none. Slots are
+// numbered in the order of the body.
+func (l *Layout) Slot(path ...string) int {
+	joined := strings.Join(path, ".")
+	return slices.IndexFunc(l.leafs, func(f leaf) bool { return f.path == joined })
+}
+
+// Node returns the type of the leaf in a slot.
+func (l *Layout) Node(slot int) *Node { return l.leafs[slot].node }
+
+// Path returns the dotted path of the leaf in a slot.
+func (l *Layout) Path(slot int) string { return l.leafs[slot].path }
+
+// A WalkError says where in an Avro body something is wrong. It comes wrapped
+// in a pipeline.RejectError.
+type WalkError struct {
+	Path   string // of the field, dotted; "" for the body as a whole
+	Offset int    // into the body
+	Msg    string
+}
+
+func (e *WalkError) Error() string {
+	if e.Path == "" {
+		return fmt.Sprintf("byte %d: %s", e.Offset, e.Msg)
+	}
+	return fmt.Sprintf("%s, byte %d: %s", e.Path, e.Offset, e.Msg)
+}
+
+// Walk checks the whole body and points v at it, with the spans of the layout's
+// leaves. It allocates nothing that v has not had before. An error is of
+// pipeline.ClassReject.
+//
+// What it accepts is stricter than what decoders do: strings are UTF-8, booleans
+// 0 or 1, ints fit 32 bits, nothing follows the record. Map keys may repeat: a
+// reader takes the last.
+func (l *Layout) Walk(body []byte, v *pipeline.View) error {
+	v.Reset(body, len(l.leafs))
+	pos, empty := 0, 0
+	for i := range l.steps {
+		s := &l.steps[i]
+		if s.added {
+			v.SetSpan(s.slot, pipeline.Span{Start: pos, End: pos})
+			v.Set(s.slot, s.preset)
+			continue
+		}
+		// The commonest first, in line.
+		end := -1
+		switch at := uint(pos); {
+		case at >= uint(len(body)):
+			end = s.quick.walk(body, pos)
+		case s.quick.op == quickText && body[at]&0x81 == 0:
+			if n := at + 1 + uint(body[at]>>1); n <= uint(len(body)) && validUTF8(body[at+1:n]) {
+				end = int(n)
+			}
+		case s.quick.op == quickLong && body[at] < 0x80:
+			end = pos + 1
+		default:
+			end = s.quick.walk(body, pos)
+		}
+		if end < 0 {
+			w := walker{buf: body, empty: empty}
+			if end = w.value(s.node, pos, 0); w.msg != "" {
+				return w.err(s.path)
+			}
+			empty = w.empty
+		}
+		if s.slot >= 0 {
+			v.SetSpan(s.slot, pipeline.Span{Start: pos, End: end})
+		}
+		pos = end
+	}
+	if pos != len(body) {
+		return &pipeline.RejectError{Reason: pipeline.ReasonTrailingBytes,
+			Err: &WalkError{Offset: pos, Msg: fmt.Sprintf("%d bytes follow the end of the record", len(body)-pos)}}
+	}
+	return nil
+}
+
+// Validate checks that enc is one value of the type and nothing else, by the
+// rules of [Layout.Walk].
+func Validate(n *Node, enc []byte) error {
+	w := walker{buf: enc}
+	pos := w.value(n, 0, 0)
+	if w.msg != "" {
+		return w.err("")
+	}
+	if pos != len(enc) {
+		return &pipeline.RejectError{Reason: pipeline.ReasonTrailingBytes,
+			Err: &WalkError{Offset: pos, Msg: fmt.Sprintf("%d bytes follow the end of the value", len(enc)-pos)}}
+	}
+	return nil
+}
+
+// walker walks over encoded values. Its methods take the position of a value and
+// return the position after it. After a failure the position has no meaning.
+type walker struct {
+	buf   []byte
+	empty int // items without bytes so far
+
+	msg string
+	at  int
+	sub string // path below the field, innermost last
+}
+
+func (w *walker) fail(at int, format string, args ...any) int {
+	if w.msg == "" {
+		w.msg, w.at = fmt.Sprintf(format, args...), at
+	}
+	return len(w.buf)
+}
+
+func (w *walker) err(path string) error {
+	if w.sub != "" && path != "" && w.sub[0] != '[' {
+		path += "."
+	}
+	return &pipeline.RejectError{Reason: pipeline.ReasonBadBody, Err: &WalkError{Path: path + w.sub, Offset: w.at, Msg: w.msg}}
+}
+
+func (w *walker) boolean(pos int) int {
+	switch {
+	case pos >= len(w.buf):
+		return w.fail(pos, "the body ends before a boolean")
+	case w.buf[pos] > 1:
+		return w.fail(pos, "a boolean is 0 or 1, not %d", w.buf[pos])
+	}
+	return pos + 1
+}
+
+func (w *walker) long(pos int) (int64, int) {
+	// One byte is by far the most common.
+	if pos < len(w.buf) && w.buf[pos] < 0x80 {
+		b := w.buf[pos]
+		return int64(b>>1) ^ -int64(b&1), pos + 1
+	}
+	v, n := binary.Varint(w.buf[pos:])
+	switch {
+	case n > 0:
+		return v, pos + n
+	case n == 0:
+		return 0, w.fail(pos, "the body ends within a number")
+	}
+	return 0, w.fail(pos, "a number of more than 64 bits")
+}
+
+func (w *walker) int(pos int) int {
+	v, next := w.long(pos)
+	if v != int64(int32(v)) {
+		return w.fail(pos, "%d does not fit an int", v)
+	}
+	return next
+}
+
+// bytes returns the content's length and the position after it.
+func (w *walker) bytes(pos int) (int, int) {
+	n, next := w.long(pos)
+	switch {
+	case w.msg != "":
+		return 0, next
+	case n < 0:
+		return 0, w.fail(pos, "a length of %d", n)
+	case n > int64(len(w.buf)-next):
+		return 0, w.fail(pos, "a length of %d, but only %d bytes are left", n, len(w.buf)-next)
+	}
+	return int(n), next + int(n)
+}
+
+func (w *walker) text(pos int) int {
+	n, next := w.bytes(pos)
+	if w.msg == "" && !validUTF8(w.buf[next-n:next]) {
+		return w.fail(next-n, "a string that is not UTF-8")
+	}
+	return next
+}
+
+// validUTF8 is utf8.Valid with the short ASCII strings first that events are
+// made of.
+func validUTF8(b []byte) bool {
+	const high = 0x8080808080808080
+	n := len(b)
+	if n < 8 {
+		for _, c := range b {
+			if c >= utf8.RuneSelf {
+				return utf8.Valid(b)
+			}
+		}
+		return true
+	}
+	all := binary.LittleEndian.Uint64(b[n-8:]) // the last ones, some of them maybe again
+	for i := 0; i+8 <= n; i += 8 {
+		all |= binary.LittleEndian.Uint64(b[i:])
+	}
+	return all&high == 0 || utf8.Valid(b)
+}
+
+// value walks over a value of any type.
+func (w *walker) value(n *Node, pos, depth int) int {
+	if depth > maxWalkDepth {
+		return w.fail(pos, "values nested more than %d deep", maxWalkDepth)
+	}
+	switch n.Kind {
+	case Null:
+		return pos
+	case Boolean:
+		return w.boolean(pos)
+	case Int:
+		return w.int(pos)
+	case Long:
+		_, pos = w.long(pos)
+		return pos
+	case Float:
+		return w.skip(pos, 4)
+	case Double:
+		return w.skip(pos, 8)
+	case Fixed:
+		return w.skip(pos, n.Size)
+	case String:
+		return w.text(pos)
+	case Bytes:
+		size, next := w.bytes(pos)
+		if n.Logical == "decimal" && size > maxDecimal {
+			return w.fail(pos, "a decimal of %d bytes: at most %d are taken", size, maxDecimal)
+		}
+		return next
+	case Enum:
+		i, next := w.long(pos)
+		if w.msg == "" && (i < 0 || i >= int64(len(n.Symbols))) {
+			return w.fail(pos, "symbol %d of enum %s, which has %d", i, n.Name, len(n.Symbols))
+		}
+		return next
+	case Union:
+		i, next := w.long(pos)
+		if w.msg != "" {
+			return next
+		}
+		if i < 0 || i >= int64(len(n.Branches)) {
+			return w.fail(pos, "branch %d of a union of %d", i, len(n.Branches))
+		}
+		return w.value(n.Branches[i], next, depth+1)
+	case Record:
+		for i := range n.Fields {
+			if pos = w.value(n.Fields[i].Type, pos, depth+1); w.msg != "" {
+				w.under(n.Fields[i].Name)
+				return pos
+			}
+		}
+		return pos
+	default:
+		return w.blocks(n, pos, depth)
+	}
+}
+
+func (w *walker) skip(pos, size int) int {
+	if size > len(w.buf)-pos {
+		return w.fail(pos, "the body ends within a value of %d bytes", size)
+	}
+	return pos + size
+}
+
+// blocks walks over an array or a map: blocks of items, each with their number,
+// or with that number negated and the block's size in bytes; 0 is the end.
+func (w *walker) blocks(n *Node, pos, depth int) int {
+	item := 0
+	for {
+		count, next := w.long(pos)
+		switch {
+		case w.msg != "":
+			return next
+		case count == 0:
+			return next
+		}
+		end := -1
+		if count < 0 {
+			if count = -count; count < 0 {
+				return w.fail(pos, "a block of %d items", count)
+			}
+			size, after := w.long(next)
+			if w.msg == "" && (size < 0 || size > int64(len(w.buf)-after)) {
+				return w.fail(next, "a block of %d bytes, but only %d are left", size, len(w.buf)-after)
+			}
+			next, end = after, after+int(size)
+		}
+		// An item of one byte or more is paid for by the body's length.
+		start := pos
+		pos = next
+		for range count {
+			before := pos
+			if n.Kind == Map {
+				pos = w.text(pos)
+			}
+			if w.msg == "" {
+				pos = w.value(n.Elem, pos, depth+1)
+			}
+			if w.msg != "" {
+				w.under(fmt.Sprintf("[%d]", item))
+				return pos
+			}
+			if pos == before {
+				if w.empty++; w.empty > maxEmpty {
+					return w.fail(start, "more than %d items without any bytes", maxEmpty)
+				}
+			}
+			item++
+		}
+		if end >= 0 && pos != end {
+			return w.fail(start, "a block's size in bytes is wrong: its items end at %d, not %d", pos, end)
+		}
+	}
+}
+
+// under puts one more step before the path of a failure.
+func (w *walker) under(step string) {
+	if w.sub != "" && w.sub[0] != '[' {
+		step += "."
+	}
+	w.sub = step + w.sub
+}

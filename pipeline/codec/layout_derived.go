@@ -1,0 +1,189 @@
+package codec
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/twmb/avro"
+)
+
+// A NewField is a field that [Schema.With] adds to a record.
+type NewField struct {
+	Path    []string // of the field: through records, its own name last
+	Type    string   // as in a schema document: "long", ["null", "string"], or the full name of a type that is there
+	Default string   // JSON as in a schema document; "" makes the field nullable, and null by default
+	Doc     string
+}
+
+// With returns the schema with fields added, each at the end of its record, in
+// the order given. Everything else stays: names, docs, defaults, logical types.
+// The text of the result depends on the schema and the fields alone, so that a
+// registry sees the same schema each time.
+//
+// A field cannot be added to a record that the schema uses in several places:
+// it would appear in all of them.
+func (s *Schema) With(fields []NewField) (*Schema, error) {
+	if s.avro == nil {
+		return nil, fmt.Errorf("%s has no schema document to add fields to", s.Name())
+	}
+	root := s.avro.Root()
+	added := map[string]bool{}
+	for _, f := range fields {
+		if err := s.add(root, f, added); err != nil {
+			return nil, fmt.Errorf("adding %s to %s: %w", strings.Join(f.Path, "."), s.Name(), err)
+		}
+	}
+	derived, err := root.Schema()
+	if err != nil {
+		return nil, fmt.Errorf("adding fields to %s: %w", s.Name(), err)
+	}
+	return ParseSchema(derived.String())
+}
+
+// add adds one field to the tree of s under root. added are the paths of those
+// that were added before.
+func (s *Schema) add(root *avro.SchemaNode, f NewField, added map[string]bool) error {
+	if len(f.Path) == 0 {
+		return errors.New("no name")
+	}
+	record, in := s.Root(), root
+	for i, name := range f.Path[:len(f.Path)-1] {
+		at := slices.IndexFunc(record.Fields, func(f Field) bool { return f.Name == name })
+		path := strings.Join(f.Path[:i+1], ".")
+		if at < 0 {
+			return fmt.Errorf("there is no record %s", path)
+		}
+		if record = record.Fields[at].Type; record.Kind != Record {
+			return fmt.Errorf("%s is %s, not a record", path, record)
+		}
+		in = &in.Fields[at].Type
+	}
+	name, path := f.Path[len(f.Path)-1], strings.Join(f.Path, ".")
+	switch {
+	case record.Kind != Record:
+		return fmt.Errorf("%s is not a record", s.Name())
+	case record.Field(name) != nil || added[path]:
+		return errors.New("there is such a field already")
+	case s.uses(record) > 1:
+		return fmt.Errorf("the record %s is used in several places, and would change in all of them", record.Name)
+	}
+	field, err := s.parseField(record, name, f)
+	if err != nil {
+		return err
+	}
+	added[path] = true
+	in.Fields = append(in.Fields, *field)
+	return nil
+}
+
+// parseField parses the field among the names of the schema: beside the whole
+// of it, in a record of the same namespace.
+func (s *Schema) parseField(record *Node, name string, f NewField) (*avro.SchemaField, error) {
+	typ := json.RawMessage(f.Type)
+	if !strings.ContainsAny(f.Type, `[{"`) { // a plain name
+		quoted, err := json.Marshal(f.Type)
+		if err != nil {
+			return nil, err
+		}
+		typ = quoted
+	}
+	def := f.Default
+	if def == "" {
+		nullable, err := nullFirst(typ)
+		if err != nil {
+			return nil, err
+		}
+		typ, def = nullable, "null"
+	}
+	if !json.Valid([]byte(def)) {
+		return nil, fmt.Errorf("the default %s is not JSON", def)
+	}
+	namespace := record.Name[:max(0, strings.LastIndexByte(record.Name, '.'))]
+	text, err := json.Marshal(map[string]any{
+		"type": "record", "name": "millrace_beside", "namespace": namespace,
+		"fields": []map[string]any{
+			{"name": "millrace_base", "type": json.RawMessage(s.text)},
+			{"name": name, "type": typ, "default": json.RawMessage(def), "doc": f.Doc},
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	parsed, err := avro.Parse(string(text))
+	if err != nil {
+		return nil, err
+	}
+	return &parsed.Root().Fields[1], nil
+}
+
+// nullFirst returns a type as a union that begins with null.
+func nullFirst(typ json.RawMessage) (json.RawMessage, error) {
+	var branches []json.RawMessage
+	if json.Unmarshal(typ, &branches) != nil {
+		branches = []json.RawMessage{typ}
+	}
+	isNull := func(b json.RawMessage) bool { return string(b) == `"null"` }
+	return json.Marshal(append([]json.RawMessage{json.RawMessage(`"null"`)}, slices.DeleteFunc(branches, isNull)...))
+}
+
+// uses counts the places where the schema has the record.
+func (s *Schema) uses(record *Node) int {
+	count := 0
+	seen := map[*Node]bool{}
+	var visit func(n *Node)
+	visit = func(n *Node) {
+		if n == record {
+			count++
+		}
+		if n == nil || seen[n] {
+			return
+		}
+		seen[n] = true
+		visit(n.Elem)
+		for _, b := range n.Branches {
+			visit(b)
+		}
+		for i := range n.Fields {
+			visit(n.Fields[i].Type)
+		}
+	}
+	visit(s.Root())
+	return count
+}
+
+// NewDerivedLayout returns a layout that walks bodies of base and has slots of
+// derived, which is base with fields added by [Schema.With]. Paths name leaves
+// of derived. An added leaf is a slot whether it is named or not: a walk leaves
+// it at the end of its record, where there are no bytes of it yet, set to its
+// default. So the view, appended, is a body of derived.
+func NewDerivedLayout(base, derived *Schema, paths [][]string) (*Layout, error) {
+	return newLayout(base, derived, paths)
+}
+
+// compileAdded adds the steps of a field that bodies do not have; enc is its
+// default. Each of its leaves stands where the body is when its turn comes.
+func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]byte, error) {
+	if depth > maxWalkDepth {
+		return nil, fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
+	}
+	if n.Kind == Record {
+		var err error
+		for i := range n.Fields {
+			if enc, err = l.compileAdded(n.Fields[i].Type, path+"."+n.Fields[i].Name, enc, depth+1); err != nil {
+				return nil, err
+			}
+		}
+		return enc, nil
+	}
+	w := walker{buf: enc}
+	end := w.value(n, 0, 0)
+	if w.msg != "" {
+		return nil, w.err(path)
+	}
+	l.steps = append(l.steps, step{added: true, slot: len(l.leafs), node: n, path: path, preset: enc[:end:end]})
+	l.leafs = append(l.leafs, leaf{path, n})
+	return enc[end:], nil
+}

@@ -1,0 +1,240 @@
+package codec
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/linkedin/goavro/v2"
+	"pgregory.net/rapid"
+
+	"millrace/pipeline"
+)
+
+func TestAFieldIsAddedAtTheEndOfItsRecord(t *testing.T) {
+	s := readSchema(t, "OrderCreated")
+	fields := []NewField{
+		{Path: []string{"data", "region"}, Type: "string", Default: `"eu"`, Doc: "Where it is shipped to."},
+		{Path: []string{"score"}, Type: "double"},
+		{Path: []string{"data", "best"}, Type: `{"type":"array","items":"Item"}`, Default: "[]"},
+	}
+	derived, err := s.With(fields)
+	if err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.With(fields)
+	if err != nil || again.String() != derived.String() {
+		t.Errorf("derived twice, the schema is another: %v\n%s\n%s", err, derived, again)
+	}
+	data := derived.Root().Field("data").Type
+	if last := data.Fields[len(data.Fields)-2]; last.Name != "region" || last.Doc != "Where it is shipped to." || last.Default != "eu" {
+		t.Errorf("the last but one field of data is %+v", last)
+	}
+	if got := derived.Root().Field("score").Type.String(); got != "null or double" {
+		t.Errorf("a field without a default is %s", got)
+	}
+	if items := data.Field("items").Type.Elem; data.Field("best").Type.Elem != items {
+		t.Error("shop.Item is not the record that was there")
+	}
+	if got := derived.Root().Field("timestamp"); got.Doc != "When it happened." || got.Type.Logical != "timestamp-micros" || derived.Root().Doc != s.Root().Doc {
+		t.Error("docs or logical types are gone")
+	}
+
+	body := encodeEvent(t, s, orderEvent)
+	l, err := NewDerivedLayout(s, derived, [][]string{{"data", "total_amount"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Len() != 4 || l.Slot("data", "total_amount") != 0 || l.Slot("data", "region") != 1 || l.Slot("data", "best") != 2 || l.Slot("score") != 3 {
+		t.Fatalf("%d slots, not in the order of the body", l.Len())
+	}
+	var v pipeline.View
+	if err := l.Walk(body, &v); err != nil {
+		t.Fatal(err)
+	}
+	v.Set(0, AppendDouble(nil, 12))
+	v.Set(3, append(AppendLong(nil, 1), AppendDouble(nil, 0.5)...))
+	got, err := AppendJSON(nil, derived.Root(), v.Append(nil))
+	want := strings.Replace(orderEvent, `"total_amount":11.77}}`, `"total_amount":12,"region":"eu","best":[]},"score":0.5}`, 1)
+	if err != nil || string(got) != strings.ReplaceAll(want, "\n\t", "") {
+		t.Errorf("got  %s, %v\nwant %s", got, err, want)
+	}
+}
+
+func TestFieldsThatCannotBeAdded(t *testing.T) {
+	s := mustParse(t, `{"type":"record","name":"E","fields":[
+		{"name":"a","type":{"type":"record","name":"Part","fields":[{"name":"x","type":"int"}]}},
+		{"name":"parts","type":{"type":"array","items":"Part"}},
+		{"name":"sub","type":["null",{"type":"record","name":"Sub","fields":[{"name":"x","type":"int"}]}]}]}`)
+	for _, test := range []struct{ path, typ, def, want string }{
+		{"a.x", "int", "", "adding a.x to E: there is such a field already"},
+		{"b.x", "int", "", "adding b.x to E: there is no record b"},
+		{"a.y", "int", "", "adding a.y to E: the record Part is used in several places, and would change in all of them"},
+		{"sub.y", "int", "", "adding sub.y to E: sub is null or Sub, not a record"},
+		{"n", "int", "1.5", "default"},
+		{"n", "int", "nope", "adding n to E: the default nope is not JSON"},
+		{"n", "Unknown", "1", "Unknown"},
+		{"not-a-name", "int", "1", "not-a-name"},
+	} {
+		_, err := s.With([]NewField{{Path: strings.Split(test.path, "."), Type: test.typ, Default: test.def}})
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s: got %v, want %s", test.path, err, test.want)
+		}
+	}
+	if _, err := s.With([]NewField{{Path: []string{"n"}, Type: "int"}, {Path: []string{"n"}, Type: "int"}}); err == nil {
+		t.Error("a field was added twice")
+	}
+}
+
+// addable are types of fields with a default and another value, each in
+// Millrace's JSON.
+var addable = []struct{ typ, def, other string }{
+	{"null", "null", "null"},
+	{"boolean", "true", "false"},
+	{"int", "-7", "2147483647"},
+	{"long", "0", "-9007199254740993"},
+	{"float", "0.5", "1"},
+	{"double", "2.5", "-1"},
+	{"string", `"é"`, `""`},
+	{`{"type":"long","logicalType":"timestamp-micros"}`, "0", `"2026-01-02T03:04:05Z"`},
+	{`["null","string"]`, "null", `"x"`},
+	{`["string","null"]`, `"d"`, "null"},
+	{`{"type":"array","items":"int"}`, "[1,2,3]", "[]"},
+	{`{"type":"map","values":"string"}`, `{"a":"b"}`, "{}"},
+	{`{"type":"record","name":"Added%d","fields":[{"name":"x","type":"int","default":3},{"name":"y","type":"string"}]}`, `{"y":"z"}`, `{"x":1,"y":"w"}`},
+}
+
+// TestAnAddedFieldReadsAsIfItHadBeenWritten holds the derived layout, over random
+// schemas and values, to what encoding the value with the added fields gives,
+// and has it read by goavro and twmb/avro.
+func TestAnAddedFieldReadsAsIfItHadBeenWritten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var g sampler
+		one, two, three := g.draw(t, 2, false), g.draw(t, 2, false), g.draw(t, 1, false)
+		record := func(name string, fields ...any) map[string]any {
+			return map[string]any{"type": "record", "name": name, "fields": append([]any{}, fields...)}
+		}
+		field := func(name string, typ any) map[string]any { return map[string]any{"name": name, "type": typ} }
+		text, err := json.Marshal(record("Root", field("one", one.schema),
+			field("sub", record("Sub", field("two", two.schema), field("deep", record("Deep")))), field("three", three.schema)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		base, err := ParseSchema(string(text))
+		if err != nil {
+			t.Fatalf("%s: %v", text, err)
+		}
+		v1, _ := one.value(t)
+		v2, _ := two.value(t)
+		v3, _ := three.value(t)
+		deep := map[string]any{}
+		sub := map[string]any{"two": v2, "deep": deep}
+		value := map[string]any{"one": v1, "sub": sub, "three": v3}
+		body, err := EncodeJSON(base, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		var fields []NewField
+		type change struct {
+			path []string
+			in   map[string]any
+			json string
+		}
+		var changes []change
+		for i := range rapid.IntRange(1, 5).Draw(t, "fields") {
+			name := fmt.Sprintf("new%d", i)
+			kind := rapid.SampledFrom(addable).Draw(t, "added")
+			at := rapid.IntRange(0, 2).Draw(t, "record")
+			path := append([]string{"sub", "deep"}[:at:at], name)
+			typ := kind.typ
+			if strings.Contains(typ, "%d") {
+				typ = fmt.Sprintf(typ, i)
+			}
+			fields = append(fields, NewField{Path: path, Type: typ, Default: kind.def})
+			if rapid.Bool().Draw(t, "set") && !strings.Contains(kind.typ, "record") {
+				changes = append(changes, change{path, []map[string]any{value, sub, deep}[at], kind.other})
+			}
+		}
+		derived, err := base.With(fields)
+		if err != nil {
+			t.Fatalf("%s\n%+v: %v", text, fields, err)
+		}
+		layout, err := NewDerivedLayout(base, derived, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", derived, err)
+		}
+		var view pipeline.View
+		if err := layout.Walk(body, &view); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range changes {
+			var v any
+			d := json.NewDecoder(strings.NewReader(c.json))
+			d.UseNumber()
+			if err := d.Decode(&v); err != nil {
+				t.Fatal(err)
+			}
+			c.in[c.path[len(c.path)-1]] = v
+			slot := layout.Slot(c.path...)
+			enc, err := appendJSONValue(layout.Node(slot), v)
+			if err != nil {
+				t.Fatal(err)
+			}
+			view.Set(slot, enc)
+		}
+		got := view.Append(nil)
+		want, err := EncodeJSON(derived, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Fatalf("%s\n%+v\ngot  %x\nwant %x", text, fields, got, want)
+		}
+		if err := Validate(derived.Root(), got); err != nil {
+			t.Fatalf("%s: %v", derived, err)
+		}
+		var native any
+		if rest, err := derived.Avro().Decode(got, &native); err != nil || len(rest) > 0 {
+			t.Fatalf("twmb/avro: %s\n%x: %v, %d bytes left", derived, got, err, len(rest))
+		}
+		reference, err := goavro.NewCodec(derived.String())
+		if err != nil {
+			t.Fatalf("goavro: %s: %v", derived, err)
+		}
+		if _, rest, err := reference.NativeFromBinary(got); err != nil || len(rest) > 0 {
+			t.Fatalf("goavro: %s\n%x: %v, %d bytes left", derived, got, err, len(rest))
+		}
+	})
+}
+
+// appendJSONValue encodes a JSON value as a type.
+func appendJSONValue(n *Node, v any) ([]byte, error) {
+	s := &Schema{root: &Node{Kind: Record, Name: "One", Fields: []Field{{Name: "v", Type: n}}}}
+	return EncodeJSON(s, map[string]any{"v": v})
+}
+
+func TestWalkingForAddedFieldsAllocatesNothing(t *testing.T) {
+	s := readSchema(t, "OrderCreated")
+	derived, err := s.With([]NewField{{Path: []string{"data", "region"}, Type: "string", Default: `"eu"`}, {Path: []string{"data", "n"}, Type: "long"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout, err := NewDerivedLayout(s, derived, [][]string{{"data", "total_amount"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := encodeEvent(t, s, orderEvent)
+	var v pipeline.View
+	out := make([]byte, 0, 1024)
+	if n := testing.AllocsPerRun(100, func() {
+		if err := layout.Walk(body, &v); err != nil {
+			t.Fatal(err)
+		}
+		out = v.Append(out[:0])
+	}); n != 0 {
+		t.Errorf("%v allocations per event", n)
+	}
+}

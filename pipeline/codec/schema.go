@@ -1,0 +1,256 @@
+// Package codec knows Avro as bytes: schemas as trees that a walk can follow,
+// views over bodies and splices into them, schema resolution, the JSON form of
+// events, Confluent framing, and the schema registry.
+//
+// Start at [Schema] and [Layout].
+package codec
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/twmb/avro"
+)
+
+// Kind is an Avro type.
+type Kind uint8
+
+// The Avro types.
+const (
+	Null Kind = iota
+	Boolean
+	Int
+	Long
+	Float
+	Double
+	Bytes
+	String
+	Fixed
+	Enum
+	Array
+	Map
+	Record
+	Union
+)
+
+var kindNames = [...]string{"null", "boolean", "int", "long", "float", "double", "bytes", "string", "fixed", "enum", "array", "map", "record", "union"}
+
+func (k Kind) String() string { return kindNames[k] }
+
+// A Node is one type in a schema. Nodes of a recursive schema form a cycle. A
+// Node is never changed after Parse.
+type Node struct {
+	Kind    Kind
+	Name    string // full name of a record, enum or fixed
+	Doc     string
+	Logical string // logical type, "" if none
+
+	Precision, Scale int      // of a decimal
+	Size             int      // bytes of a fixed
+	Symbols          []string // of an enum
+	Elem             *Node    // items of an array, values of a map
+	Fields           []Field  // of a record, in the order of the body
+	Branches         []*Node  // of a union
+
+	// Tag is set on the type of a field whose values are personal, and so
+	// encrypted: the name that they are bound to. See [PII].
+	Tag string
+}
+
+// A Field is one field of a record.
+type Field struct {
+	Name       string
+	Doc        string
+	Type       *Node
+	HasDefault bool
+	Default    any // as avro.SchemaField has it
+
+	pii any // the property, nil if it is not there
+}
+
+// Field returns the record's field of that name, or nil.
+func (n *Node) Field(name string) *Field {
+	for i := range n.Fields {
+		if n.Fields[i].Name == name {
+			return &n.Fields[i]
+		}
+	}
+	return nil
+}
+
+// Nullable reports whether the node is a union of null and one other type, and
+// returns that type with the branch numbers of null and of it.
+func (n *Node) Nullable() (other *Node, null, branch int, ok bool) {
+	if n.Kind != Union || len(n.Branches) != 2 {
+		return nil, 0, 0, false
+	}
+	switch {
+	case n.Branches[0].Kind == Null && n.Branches[1].Kind != Null:
+		return n.Branches[1], 0, 1, true
+	case n.Branches[1].Kind == Null && n.Branches[0].Kind != Null:
+		return n.Branches[0], 1, 0, true
+	}
+	return nil, 0, 0, false
+}
+
+// String returns the type as a person would say it: "string", "array of shop.Item",
+// "long (timestamp-micros)", "null or string".
+func (n *Node) String() string {
+	switch n.Kind {
+	case Record, Enum, Fixed:
+		return n.Name
+	case Array:
+		return "array of " + n.Elem.String()
+	case Map:
+		return "map of " + n.Elem.String()
+	case Union:
+		parts := make([]string, len(n.Branches))
+		for i, b := range n.Branches {
+			parts[i] = b.String()
+		}
+		return strings.Join(parts, " or ")
+	}
+	if n.Logical != "" {
+		return n.Kind.String() + " (" + n.Logical + ")"
+	}
+	return n.Kind.String()
+}
+
+// Limits of a schema document. A larger one is refused before it is parsed.
+const (
+	maxSchemaBytes = 1 << 20
+	maxSchemaDepth = 128
+)
+
+// A Schema is a parsed Avro schema. It is safe for concurrent use.
+type Schema struct {
+	text string
+	avro *avro.Schema
+	root *Node
+}
+
+// ParseSchema parses an Avro schema in JSON. The schema of an event or a state
+// is a record.
+func ParseSchema(text string) (*Schema, error) {
+	if len(text) > maxSchemaBytes {
+		return nil, fmt.Errorf("schema of %d bytes: at most %d are taken", len(text), maxSchemaBytes)
+	}
+	parsed, err := avro.Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	b := builder{named: map[string]*Node{}}
+	root, err := b.node(parsed.Root(), "", 0)
+	if err != nil {
+		return nil, err
+	}
+	return &Schema{text, parsed, root}, nil
+}
+
+// Gather returns a record of types that belong to other schemas: what an
+// expression sees beside an event. It has no document, and is never written.
+func Gather(name string, fields ...Field) *Schema {
+	return &Schema{root: &Node{Kind: Record, Name: name, Fields: fields}}
+}
+
+// Root returns the schema's outermost type.
+func (s *Schema) Root() *Node { return s.root }
+
+// Name returns the full name of the schema's record, or its type if it is none.
+func (s *Schema) Name() string { return s.root.String() }
+
+// String returns the schema document as it was parsed.
+func (s *Schema) String() string { return s.text }
+
+// Avro returns the schema as the Avro library knows it.
+func (s *Schema) Avro() *avro.Schema { return s.avro }
+
+// builder turns the library's tree, in which a type that was named before is a
+// reference, into nodes that point at each other.
+type builder struct{ named map[string]*Node }
+
+func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node, error) {
+	if depth > maxSchemaDepth {
+		return nil, fmt.Errorf("schema nested more than %d deep", maxSchemaDepth)
+	}
+	n := &Node{Doc: in.Doc, Logical: in.LogicalType, Precision: in.Precision, Scale: in.Scale, Size: in.Size, Symbols: in.Symbols}
+	var err error
+	switch in.Type {
+	case "null":
+		n.Kind = Null
+	case "boolean":
+		n.Kind = Boolean
+	case "int":
+		n.Kind = Int
+	case "long":
+		n.Kind = Long
+	case "float":
+		n.Kind = Float
+	case "double":
+		n.Kind = Double
+	case "bytes":
+		n.Kind = Bytes
+	case "string":
+		n.Kind = String
+	case "fixed":
+		n.Kind = Fixed
+		b.name(n, in)
+	case "enum":
+		n.Kind = Enum
+		b.name(n, in)
+	case "array":
+		n.Kind = Array
+		n.Elem, err = b.node(in.Items, namespace, depth+1)
+	case "map":
+		n.Kind = Map
+		n.Elem, err = b.node(in.Values, namespace, depth+1)
+	case "union":
+		n.Kind = Union
+		for i := range in.Branches {
+			branch, err := b.node(&in.Branches[i], namespace, depth+1)
+			if err != nil {
+				return nil, err
+			}
+			n.Branches = append(n.Branches, branch)
+		}
+	case "record", "error":
+		n.Kind = Record
+		b.name(n, in)
+		namespace = n.Name[:max(0, strings.LastIndexByte(n.Name, '.'))]
+		for i := range in.Fields {
+			f := &in.Fields[i]
+			t, err := b.node(&f.Type, namespace, depth+1)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", f.Name, err)
+			}
+			own := Field{Name: f.Name, Doc: f.Doc, Type: t, HasDefault: f.HasDefault, Default: f.Default, pii: f.Props[PII]}
+			if tag, fault := own.tag(); fault == "" {
+				t.Tag = tag // the node is this field's alone: a string, bytes, or a union
+				for _, b := range t.Branches {
+					b.Tag = tag // and so is this
+				}
+			}
+			n.Fields = append(n.Fields, own)
+		}
+	default:
+		named, ok := b.named[in.Type]
+		if !ok && namespace != "" {
+			named, ok = b.named[namespace+"."+in.Type]
+		}
+		if !ok {
+			return nil, fmt.Errorf("unknown type %q", in.Type)
+		}
+		return named, nil
+	}
+	return n, err
+}
+
+// name gives a named type its full name and remembers it, before its fields are
+// built, so that they can refer to it.
+func (b *builder) name(n *Node, in *avro.SchemaNode) {
+	n.Name = in.Name
+	if in.Namespace != "" && !strings.Contains(in.Name, ".") {
+		n.Name = in.Namespace + "." + in.Name
+	}
+	b.named[n.Name] = n
+}

@@ -1,0 +1,108 @@
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// PII is the property of a field in a schema that says that its values are
+// personal. It is true, or a name that the values are bound to in place of the
+// field's own: fields that take values from each other have the same.
+const PII = "millrace.pii"
+
+// tag returns the name that the field's values are bound to, "" if it has no
+// property, and what is wrong with that.
+func (f *Field) tag() (tag, fault string) {
+	switch given := f.pii.(type) {
+	case nil:
+		return "", ""
+	case bool:
+		if !given {
+			return "", ""
+		}
+		tag = f.Name
+	case string:
+		tag = given
+	}
+	if tag == "" {
+		return "", fmt.Sprintf("%s is true, or a name, not %v", PII, f.pii)
+	}
+	n := f.Type
+	if other, _, _, ok := n.Nullable(); ok {
+		n = other
+	}
+	if n.Kind != String && n.Kind != Bytes || n.Logical != "" {
+		return "", fmt.Sprintf("it is %s: what is encrypted is a string or bytes, or null, of no logical type", f.Type)
+	}
+	return tag, ""
+}
+
+// A TagError says that a field cannot be encrypted.
+type TagError struct {
+	Path string // dotted
+	Msg  string
+}
+
+func (e *TagError) Error() string {
+	return fmt.Sprintf("%s is tagged %s, but %s", e.Path, PII, e.Msg)
+}
+
+// Tagged returns the paths of the fields of a schema that are tagged with [PII]. An
+// error is a [*TagError]: a tag is on another type, or within an array, a map or a
+// union, where encryption does not look.
+func (s *Schema) Tagged() (paths [][]string, err error) {
+	type place struct {
+		record *Node
+		inside bool
+	}
+	seen := map[place]bool{}
+	var visit func(n *Node, at []string, inside bool) error
+	visit = func(n *Node, at []string, inside bool) error {
+		switch n.Kind {
+		case Array, Map:
+			return visit(n.Elem, append(at[:len(at)-1:len(at)-1], at[len(at)-1]+"[]"), true)
+		case Union:
+			for _, b := range n.Branches {
+				if err := visit(b, at, true); err != nil {
+					return err
+				}
+			}
+		case Record:
+			if seen[place{n, inside}] && inside {
+				return nil
+			}
+			if len(at) > maxWalkDepth {
+				return errDeepTags
+			}
+			seen[place{n, inside}] = true
+			for i := range n.Fields {
+				f := &n.Fields[i]
+				path := append(slices.Clone(at), f.Name)
+				tag, fault := f.tag()
+				if fault == "" && tag != "" && inside {
+					fault = "it is within an array, a map or a union, and only fields of plain records are encrypted"
+				}
+				if fault != "" {
+					return &TagError{strings.Join(path, "."), fault}
+				}
+				if tag != "" {
+					paths = append(paths, path)
+				} else if err := visit(f.Type, path, inside); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	if s.root.Kind != Record {
+		return nil, nil
+	}
+	if err = visit(s.root, nil, false); errors.Is(err, errDeepTags) {
+		return nil, nil // no layout is made of it either
+	}
+	return paths, err
+}
+
+var errDeepTags = errors.New("records nested too deep, or within themselves")

@@ -1,0 +1,242 @@
+package codec
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+)
+
+// AppendLong appends an Avro int or long, the index of an enum's symbol or of a
+// union's branch: they are all encoded alike.
+func AppendLong(dst []byte, v int64) []byte { return binary.AppendVarint(dst, v) }
+
+// AppendString appends an Avro string.
+func AppendString(dst []byte, s string) []byte {
+	return append(binary.AppendVarint(dst, int64(len(s))), s...)
+}
+
+// AppendBytes appends Avro bytes, or a string from its UTF-8.
+func AppendBytes(dst, b []byte) []byte {
+	return append(binary.AppendVarint(dst, int64(len(b))), b...)
+}
+
+// AppendBool appends an Avro boolean.
+func AppendBool(dst []byte, v bool) []byte {
+	if v {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
+}
+
+// AppendFloat appends an Avro float.
+func AppendFloat(dst []byte, v float32) []byte {
+	return binary.LittleEndian.AppendUint32(dst, math.Float32bits(v))
+}
+
+// AppendDouble appends an Avro double.
+func AppendDouble(dst []byte, v float64) []byte {
+	return binary.LittleEndian.AppendUint64(dst, math.Float64bits(v))
+}
+
+var (
+	errShort  = errors.New("the bytes end too soon")
+	errVarint = errors.New("a number of more than 64 bits")
+	errLength = errors.New("a length out of range")
+)
+
+// ReadLong returns the int, long, enum index or union branch at the start of enc,
+// and what follows it.
+func ReadLong(enc []byte) (v int64, rest []byte, err error) {
+	if len(enc) > 0 && enc[0] < 0x80 { // by far the most common; this much is inlined
+		return int64(enc[0]>>1) ^ -int64(enc[0]&1), enc[1:], nil
+	}
+	return readLong(enc)
+}
+
+func readLong(enc []byte) (v int64, rest []byte, err error) {
+	v, n := binary.Varint(enc)
+	switch {
+	case n > 0:
+		return v, enc[n:], nil
+	case n == 0:
+		return 0, enc, errShort
+	}
+	return 0, enc, errVarint
+}
+
+// ReadText returns the content of the string or bytes at the start of enc, which it
+// does not copy, and what follows it.
+func ReadText(enc []byte) (s, rest []byte, err error) {
+	n, rest, err := ReadLong(enc)
+	switch {
+	case err != nil:
+		return nil, enc, err
+	case n < 0:
+		return nil, enc, errLength
+	case n > int64(len(rest)):
+		return nil, enc, errShort
+	}
+	return rest[:n:n], rest[n:], nil
+}
+
+// ReadBool returns the boolean at the start of enc, and what follows it.
+func ReadBool(enc []byte) (v bool, rest []byte, err error) {
+	if len(enc) == 0 {
+		return false, enc, errShort
+	}
+	if enc[0] > 1 {
+		return false, enc, fmt.Errorf("a boolean of %d", enc[0])
+	}
+	return enc[0] == 1, enc[1:], nil
+}
+
+// ReadFloat returns the float at the start of enc, and what follows it.
+func ReadFloat(enc []byte) (v float32, rest []byte, err error) {
+	if len(enc) < 4 {
+		return 0, enc, errShort
+	}
+	return math.Float32frombits(binary.LittleEndian.Uint32(enc)), enc[4:], nil
+}
+
+// ReadDouble returns the double at the start of enc, and what follows it.
+func ReadDouble(enc []byte) (v float64, rest []byte, err error) {
+	if len(enc) < 8 {
+		return 0, enc, errShort
+	}
+	return math.Float64frombits(binary.LittleEndian.Uint64(enc)), enc[8:], nil
+}
+
+// NewRecord returns a record in which every field has its default. A field
+// without one is an error.
+func NewRecord(n *Node) ([]byte, error) {
+	if n.Kind != Record {
+		return nil, fmt.Errorf("%s is not a record", n)
+	}
+	var dst []byte
+	for i := range n.Fields {
+		var err error
+		if dst, err = AppendDefault(dst, &n.Fields[i]); err != nil {
+			return nil, err
+		}
+	}
+	return dst, nil
+}
+
+// AppendDefault appends the field's default. A record field without one takes
+// those of its own fields.
+func AppendDefault(dst []byte, f *Field) ([]byte, error) {
+	if !f.HasDefault {
+		if f.Type.Kind == Record {
+			enc, err := NewRecord(f.Type)
+			if err != nil {
+				return dst, fmt.Errorf("%s.%w", f.Name, err)
+			}
+			return append(dst, enc...), nil
+		}
+		return dst, fmt.Errorf("%s has no default", f.Name)
+	}
+	dst, err := appendValue(dst, f.Type, f.Default)
+	if err != nil {
+		return dst, fmt.Errorf("%s: default: %w", f.Name, err)
+	}
+	return dst, nil
+}
+
+// appendValue encodes a default in the Go types in which the Avro library gives
+// it.
+func appendValue(dst []byte, n *Node, v any) ([]byte, error) {
+	switch n.Kind {
+	case Null:
+		return dst, nil
+	case Boolean:
+		if b, ok := v.(bool); ok {
+			return AppendBool(dst, b), nil
+		}
+	case Int, Long:
+		switch i := v.(type) {
+		case int32:
+			return AppendLong(dst, int64(i)), nil
+		case int64:
+			return AppendLong(dst, i), nil
+		}
+	case Float:
+		if f, ok := v.(float32); ok {
+			return AppendFloat(dst, f), nil
+		}
+	case Double:
+		if f, ok := v.(float64); ok {
+			return AppendDouble(dst, f), nil
+		}
+	case String:
+		if s, ok := v.(string); ok {
+			return AppendString(dst, s), nil
+		}
+	case Bytes:
+		if b, ok := v.([]byte); ok {
+			return AppendBytes(dst, b), nil
+		}
+	case Fixed:
+		if b, ok := v.([]byte); ok && len(b) == n.Size {
+			return append(dst, b...), nil
+		}
+	case Enum:
+		for i, symbol := range n.Symbols {
+			if v == symbol {
+				return AppendLong(dst, int64(i)), nil
+			}
+		}
+	case Array:
+		if items, ok := v.([]any); ok {
+			return appendBlocks(dst, len(items), func(dst []byte, i int) ([]byte, error) { return appendValue(dst, n.Elem, items[i]) })
+		}
+	case Map:
+		if entries, ok := v.(map[string]any); ok {
+			keys := slices.Sorted(maps.Keys(entries))
+			return appendBlocks(dst, len(keys), func(dst []byte, i int) ([]byte, error) {
+				return appendValue(AppendString(dst, keys[i]), n.Elem, entries[keys[i]])
+			})
+		}
+	case Record:
+		fields, ok := v.(map[string]any)
+		for i := range n.Fields {
+			f := &n.Fields[i]
+			var err error
+			if value, given := fields[f.Name]; given {
+				dst, err = appendValue(dst, f.Type, value)
+			} else {
+				dst, err = AppendDefault(dst, f)
+			}
+			if err != nil || !ok {
+				return dst, fmt.Errorf("%s: %w", f.Name, err)
+			}
+		}
+		return dst, nil
+	case Union:
+		// The first branch that takes the value, as the Avro library chooses.
+		for i, b := range n.Branches {
+			if b.Kind == Null && v != nil {
+				continue
+			}
+			if enc, err := appendValue(AppendLong(dst, int64(i)), b, v); err == nil && (b.Kind != Null || v == nil) {
+				return enc, nil
+			}
+		}
+	}
+	return dst, fmt.Errorf("%v (%T) is not a value of %s", v, v, n)
+}
+
+func appendBlocks(dst []byte, n int, item func(dst []byte, i int) ([]byte, error)) ([]byte, error) {
+	if n > 0 {
+		dst = AppendLong(dst, int64(n))
+		for i := range n {
+			var err error
+			if dst, err = item(dst, i); err != nil {
+				return dst, err
+			}
+		}
+	}
+	return append(dst, 0), nil
+}
