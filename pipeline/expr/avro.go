@@ -1,0 +1,468 @@
+package expr
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"math"
+	"math/big"
+	"slices"
+	"time"
+
+	"millrace/pipeline/codec"
+)
+
+// What reads here has been accepted by a codec.Layout before; an error of
+// codec's functions means bytes that were never walked.
+
+var (
+	errTimestamp = errors.New("timestamp out of range: years 1 to 9999 are possible")
+	errBadBytes  = errors.New("bytes do not match the schema")
+)
+
+// An instant is a point in time: what CEL's timestamps are, without a zone.
+type instant struct {
+	sec  int64
+	nano int32
+}
+
+// The range of CEL's timestamps, in seconds since 1970.
+const (
+	minSecond = -62135596800
+	maxSecond = 253402300799
+)
+
+func instantOf(t time.Time) instant { return instant{t.Unix(), int32(t.Nanosecond())} }
+
+func (t instant) time() time.Time { return time.Unix(t.sec, int64(t.nano)).UTC() }
+
+// A writtenTime appends times as RFC 3339 has them, in UTC, with as many digits
+// of the second as it takes: what time.RFC3339Nano says. It keeps what it wrote last,
+// for the next time is mostly of the same second, and often the same.
+type writtenTime struct {
+	at   instant
+	size int // of text; 0 at first
+	text [len("2006-01-02T15:04:05.999999999Z")]byte
+}
+
+const secondSize = len("2006-01-02T15:04:05")
+
+func (w *writtenTime) append(dst []byte, t instant) []byte {
+	if w.size == 0 || t != w.at {
+		if t.sec < minSecond || t.sec > maxSecond {
+			return t.time().AppendFormat(dst, time.RFC3339Nano) // CEL has no such times
+		}
+		w.write(t)
+	}
+	return append(dst, w.text[:w.size]...)
+}
+
+func (w *writtenTime) write(t instant) {
+	if w.size == 0 || t.sec != w.at.sec {
+		t.time().AppendFormat(w.text[:0], "2006-01-02T15:04:05")
+	}
+	w.at, w.size = t, secondSize
+	if t.nano != 0 {
+		w.text[secondSize] = '.'
+		n := uint32(t.nano)
+		for i := secondSize + 9; i > secondSize; i-- {
+			w.text[i] = byte('0' + n%10)
+			n /= 10
+		}
+		for w.size = secondSize + 10; w.text[w.size-1] == '0'; w.size-- {
+		}
+	}
+	w.text[w.size] = 'Z'
+	w.size++
+}
+
+func (t instant) compare(o instant) int {
+	switch {
+	case t.sec < o.sec || t.sec == o.sec && t.nano < o.nano:
+		return -1
+	case t == o:
+		return 0
+	}
+	return 1
+}
+
+// toInstant reads an Avro number of units since 1970.
+func toInstant(v int64, u unit) (instant, error) {
+	var t instant
+	if u == days {
+		t.sec = v * 86400 // an Avro int: no overflow
+	} else {
+		per := u.perSecond()
+		t.sec = v / per
+		rest := v % per
+		if rest < 0 {
+			t.sec--
+			rest += per
+		}
+		t.nano = int32(rest * (1e9 / per))
+	}
+	if t.sec < minSecond || t.sec > maxSecond {
+		return instant{}, errTimestamp
+	}
+	return t, nil
+}
+
+// fromInstant is the reverse of toInstant. What is finer than the unit is cut
+// off, towards the past.
+func fromInstant(t instant, u unit) (int64, error) {
+	if u == days {
+		d := t.sec / 86400
+		if t.sec%86400 < 0 {
+			d--
+		}
+		return d, nil
+	}
+	per := u.perSecond()
+	sec, rest := t.sec, int64(t.nano)/(1e9/per)
+	if sec < 0 {
+		sec, rest = sec+1, rest-per // so that the product is within range if the sum is
+	}
+	v, err := multiply(sec, per)
+	if err == nil {
+		v, err = add(v, rest)
+	}
+	if err != nil { // of nanoseconds alone
+		return 0, errors.New("timestamp out of range: timestamp-nanos holds years 1678 to 2262")
+	}
+	return v, nil
+}
+
+// decimalFloat reads a decimal: an unscaled big-endian number over 10^scale.
+func decimalFloat(unscaled []byte, scale int) float64 {
+	if len(unscaled) <= 8 && scale <= 22 {
+		var v int64
+		for i, b := range unscaled {
+			if i == 0 {
+				v = int64(int8(b))
+			} else {
+				v = v<<8 | int64(b)
+			}
+		}
+		if -1<<53 <= v && v <= 1<<53 {
+			return float64(v) / math.Pow10(scale) // both exact, so correctly rounded
+		}
+	}
+	v := new(big.Int).SetBytes(unscaled)
+	if len(unscaled) > 0 && unscaled[0] >= 0x80 {
+		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(8*len(unscaled))))
+	}
+	r := new(big.Rat).SetFrac(v, new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(scale)), nil))
+	f, _ := r.Float64()
+	return f
+}
+
+// same reports whether values of a and b have the same bytes and meaning.
+func same(a, b *codec.Node) bool { return sameNode(a, b, nil) }
+
+func sameNode(a, b *codec.Node, above [][2]*codec.Node) bool {
+	if a == b || slices.Contains(above, [2]*codec.Node{a, b}) {
+		return true
+	}
+	if a.Kind != b.Kind || a.Size != b.Size || a.Scale != b.Scale || a.Precision != b.Precision {
+		return false
+	}
+	if a.Logical != b.Logical && (kindOf(a) != kindOf(b) || unitOf(a) != unitOf(b) || a.Kind == codec.Fixed) {
+		return false
+	}
+	if b.Kind == codec.String && b.Logical == "uuid" && a.Logical != "uuid" {
+		return false // not every string is one
+	}
+	switch a.Kind {
+	case codec.Enum:
+		return slices.Equal(a.Symbols, b.Symbols)
+	case codec.Array, codec.Map:
+		return sameNode(a.Elem, b.Elem, above)
+	case codec.Union:
+		return slices.EqualFunc(a.Branches, b.Branches, func(x, y *codec.Node) bool { return sameNode(x, y, above) })
+	case codec.Record:
+		above = append(above, [2]*codec.Node{a, b})
+		return slices.EqualFunc(a.Fields, b.Fields, func(x, y codec.Field) bool {
+			return x.Name == y.Name && sameNode(x.Type, y.Type, above)
+		})
+	}
+	return true
+}
+
+// skip returns what follows a value of type n.
+func skip(n *codec.Node, b []byte) ([]byte, error) {
+	size := 0
+	switch n.Kind {
+	case codec.Null:
+	case codec.Boolean:
+		size = 1
+	case codec.Float:
+		size = 4
+	case codec.Double:
+		size = 8
+	case codec.Fixed:
+		size = n.Size
+	case codec.Int, codec.Long, codec.Enum:
+		_, b, err := codec.ReadLong(b)
+		return b, err
+	case codec.String, codec.Bytes:
+		_, b, err := codec.ReadText(b)
+		return b, err
+	case codec.Union:
+		branch, b, err := codec.ReadLong(b)
+		if err != nil {
+			return nil, err
+		}
+		if branch < 0 || branch >= int64(len(n.Branches)) {
+			return nil, errBadBytes
+		}
+		return skip(n.Branches[branch], b)
+	case codec.Record:
+		var err error
+		for i := range n.Fields {
+			if b, err = skip(n.Fields[i].Type, b); err != nil {
+				return nil, err
+			}
+		}
+		return b, nil
+	case codec.Array, codec.Map:
+		it := items{node: n, rest: b}
+		for it.next() {
+		}
+		return it.rest, it.err
+	}
+	if len(b) < size {
+		return nil, errBadBytes
+	}
+	return b[size:], nil
+}
+
+// items goes through the items of an array or the entries of a map.
+type items struct {
+	node  *codec.Node
+	rest  []byte // after the end, what follows the array or map
+	left  int64  // in this block
+	start []byte // the item, or entry, from its first byte on
+	key   []byte // of an entry
+	value []byte
+	err   error
+}
+
+func (it *items) next() bool {
+	if it.left == 0 && !it.block() {
+		return false
+	}
+	it.left--
+	all := it.rest
+	b := all
+	if it.node.Kind == codec.Map {
+		n, ok := shortText(b)
+		if ok {
+			it.key, b = b[1:n:n], b[n:]
+		} else if it.key, b, it.err = codec.ReadText(b); it.err != nil {
+			return false
+		}
+	}
+	var rest []byte
+	if n, ok := shortText(b); ok && it.node.Elem.Kind == codec.String {
+		rest = b[n:]
+	} else if rest, it.err = skip(it.node.Elem, b); it.err != nil {
+		return false
+	}
+	it.value, it.rest = b[:len(b)-len(rest)], rest
+	it.start = all[:len(all)-len(rest)]
+	return true
+}
+
+// block goes on to the next block; at the end it returns false.
+func (it *items) block() bool {
+	it.left, it.rest, it.err = codec.ReadBlock(it.rest)
+	return it.err == nil && it.left != 0
+}
+
+// shortText returns the size of the string at the start of b, with its length in
+// front, if that is a single byte.
+func shortText(b []byte) (size int, ok bool) {
+	if len(b) == 0 || b[0]&0x81 != 0 {
+		return 0, false
+	}
+	size = 1 + int(b[0]>>1)
+	return size, size <= len(b)
+}
+
+// texts goes through the entries of a map of texts that is one block of few and
+// short ones, as nearly all are. Of any other it does not get to the end, and
+// items has to do it.
+type texts struct {
+	enc             []byte
+	count           int // entries so far
+	start, mid, end int // of an entry, of its value, and where it ends
+	whole           bool
+}
+
+func (m *texts) next() bool {
+	enc, pos := m.enc, m.end
+	if pos == 0 {
+		if len(enc) == 0 || enc[0]&0x81 != 0 {
+			return false
+		}
+		pos = 1
+	}
+	if m.count == int(enc[0]>>1) {
+		m.end = pos
+		m.whole = m.count == 0 || pos < len(enc) && enc[pos] == 0
+		return false
+	}
+	if pos >= len(enc) || enc[pos]&0x81 != 0 {
+		return false
+	}
+	mid := pos + 1 + int(enc[pos]>>1)
+	if mid >= len(enc) || enc[mid]&0x81 != 0 {
+		return false
+	}
+	end := mid + 1 + int(enc[mid]>>1)
+	if end > len(enc) {
+		return false
+	}
+	m.count++
+	m.start, m.mid, m.end = pos, mid, end
+	return true
+}
+
+func (m *texts) key() []byte { return m.enc[m.start+1 : m.mid] }
+
+// lookup returns the value under a key of a map. Of several, the last counts.
+func lookup(n *codec.Node, enc, key []byte) (value []byte, found bool, err error) {
+	if n.Elem.Kind == codec.String {
+		m := texts{enc: enc}
+		for m.next() {
+			if string(m.key()) == string(key) {
+				value, found = enc[m.mid:m.end:m.end], true
+			}
+		}
+		if m.whole {
+			return value, found, nil
+		}
+		value, found = nil, false
+	}
+	it := items{node: n, rest: enc}
+	for it.next() {
+		if string(it.key) == string(key) {
+			value, found = it.value, true
+		}
+	}
+	return value, found, it.err
+}
+
+// An Entry is one entry of an Avro map: its key, and its value as Avro has it.
+type Entry struct {
+	Key   []byte
+	Value []byte
+}
+
+// AppendMap appends the map enc, of type n, with entries replaced or added: one
+// block, the entries it had in their order, the new ones behind them. The keys
+// of set are distinct.
+func AppendMap(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, error) {
+	if n.Elem.Kind == codec.String {
+		m := texts{enc: enc}
+		for m.next() && entryOf(set, m.key()) < 0 {
+		}
+		if m.whole { // nothing is replaced
+			if m.count+len(set) == 0 {
+				return append(dst, 0), nil
+			}
+			dst = append(codec.AppendLong(dst, int64(m.count+len(set))), enc[min(1, m.end):m.end]...)
+			for i := range set {
+				dst = appendEntry(dst, set[i])
+			}
+			return append(dst, 0), nil
+		}
+	}
+	mark := len(dst)
+	dst = append(dst, 0) // for the count, which is known at the end
+	count := int64(0)
+	var met uint64 // those of set that were there, as bits
+	it := items{node: n, rest: enc}
+	for it.next() {
+		count++
+		if i := entryOf(set, it.key); i < 0 {
+			dst = append(dst, it.start...)
+		} else {
+			dst = appendEntry(dst, set[i])
+			met |= 1 << i // nothing, of the 65th and those that follow
+		}
+	}
+	if it.err != nil {
+		return dst[:mark], it.err
+	}
+	for i := range set {
+		if met&(1<<i) == 0 && (i < 64 || !hasKey(n, enc, set[i].Key)) {
+			dst = appendEntry(dst, set[i])
+			count++
+		}
+	}
+	if count == 0 {
+		return dst, nil
+	}
+	dst[mark] = byte(count << 1)
+	if count >= 64 { // more than a byte
+		var long [binary.MaxVarintLen64]byte
+		dst = slices.Replace(dst, mark, mark+1, codec.AppendLong(long[:0], count)...)
+	}
+	return append(dst, 0), nil
+}
+
+func hasKey(n *codec.Node, enc, key []byte) bool {
+	it := items{node: n, rest: enc}
+	for it.next() {
+		if string(it.key) == string(key) {
+			return true
+		}
+	}
+	return false
+}
+
+func appendEntry(dst []byte, e Entry) []byte {
+	dst = codec.AppendLong(dst, int64(len(e.Key)))
+	dst = append(dst, e.Key...)
+	return append(dst, e.Value...)
+}
+
+func entryOf(set []Entry, key []byte) int {
+	for i := range set {
+		if string(set[i].Key) == string(key) {
+			return i
+		}
+	}
+	return -1
+}
+
+// validUUID reports whether s is a UUID as RFC 9562 writes it.
+func validUUID[T string | []byte](s T) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			if c != '-' {
+				return false
+			}
+			continue
+		}
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
+			return false
+		}
+	}
+	return true
+}
+
+// appendUUID appends the text of a UUID's 16 bytes.
+func appendUUID(dst, b []byte) []byte {
+	dst = hex.AppendEncode(dst, b[:4])
+	for _, part := range [][]byte{b[4:6], b[6:8], b[8:10], b[10:16]} {
+		dst = append(dst, '-')
+		dst = hex.AppendEncode(dst, part)
+	}
+	return dst
+}

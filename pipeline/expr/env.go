@@ -1,0 +1,369 @@
+package expr
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+
+	"millrace/pipeline/codec"
+)
+
+// Limits of one expression.
+const (
+	maxRunes = 10_000
+	maxDepth = 100     // of nesting
+	maxLoops = 4       // macros within macros
+	maxCost  = 500_000 // of one evaluation by the interpreter, in CEL's units: about one per step
+	maxMem   = 4 << 20 // bytes of text that closures make in one evaluation
+)
+
+// Names that no expression can contain: what resolving puts in place of fields,
+// of null, of now() and of what was faulty.
+const (
+	fieldMark = "@"
+	nullName  = "@null"
+	nowName   = "@now"
+	badName   = "@bad"
+	isNull    = "@is_null"
+
+	orderedName = "@ordered" // around what macros go through; see inOrder
+)
+
+// An Env is what expressions of one kind may name. It is for one goroutine at a
+// time; its programs are free of it.
+type Env struct {
+	// Clock is what now() reads. Nil, as NewEnv leaves it, means that
+	// expressions have no now(): a fold is a function of the log alone.
+	Clock func() time.Time
+
+	roots   []Root
+	cel     *cel.Env
+	records *records
+	leaves  map[string]*leaf // by path, the root's name first
+	members map[string]bool  // functions that are called as x.f()
+	globals map[string]bool  // functions that are called as f(x)
+}
+
+// A leaf is a field that an expression can read as a whole.
+type leaf struct {
+	path  string
+	rel   []string // within its record
+	view  int
+	node  *codec.Node
+	known *string // its value, if that is known
+}
+
+// NewEnv returns an environment over the fields of the roots. Roots without a
+// name share the top level: the first is the one whose fields can be set, and
+// no two have a field of the same name.
+func NewEnv(roots ...Root) (*Env, error) {
+	base, err := types.NewRegistry()
+	if err != nil {
+		return nil, err
+	}
+	e := &Env{
+		roots:   roots,
+		records: &records{Registry: base, byName: map[string]*codec.Node{}, names: map[*codec.Node]string{}},
+		leaves:  map[string]*leaf{},
+		members: map[string]bool{},
+		globals: map[string]bool{},
+	}
+	options := append(libraries(), []cel.EnvOption{
+		cel.CustomTypeAdapter(base),
+		cel.CustomTypeProvider(e.records),
+		cel.CrossTypeNumericComparisons(true),
+		cel.EnableIdentifierEscapeSyntax(),
+		cel.DefaultUTCTimeZone(true),
+		cel.ParserRecursionLimit(maxDepth),
+		cel.ParserExpressionSizeLimit(maxRunes),
+		cel.ASTValidators(
+			cel.ValidateDurationLiterals(),
+			cel.ValidateTimestampLiterals(),
+			cel.ValidateRegexLiterals(),
+			cel.ValidateComprehensionNestingLimit(maxLoops),
+		),
+		cel.Variable(nullName, cel.DynType),
+		cel.Variable(badName, cel.DynType),
+		cel.Variable(nowName, cel.TimestampType),
+		cel.Function(isNull, cel.Overload("is_null_any", []*cel.Type{cel.TypeParamType("A")}, cel.BoolType,
+			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(v == types.NullValue) }))),
+	}...)
+	top := map[string]string{} // the names at top level, and whose they are
+	for _, r := range roots {
+		if r.Schema.Root().Kind != codec.Record {
+			return nil, fmt.Errorf("schema %s is not a record", r.Schema.Name())
+		}
+		if r.Name == "" {
+			for _, name := range fieldNames(r.Schema.Root()) {
+				if of, twice := top[name]; twice {
+					return nil, fmt.Errorf("%s is a field of %s already", name, of)
+				}
+				top[name] = r.Schema.Name()
+			}
+		}
+		if err := e.addLeaves(r, r.Schema.Root(), nil); err != nil {
+			return nil, err
+		}
+	}
+	for _, l := range e.leaves {
+		options = append(options, cel.Variable(fieldMark+l.path, e.records.celType(l.node)))
+	}
+	if e.cel, err = cel.NewEnv(options...); err != nil {
+		return nil, err
+	}
+	for name, decl := range e.cel.Functions() {
+		for _, o := range decl.OverloadDecls() {
+			if o.IsMemberFunction() {
+				e.members[name] = true
+			} else {
+				e.globals[name] = true
+			}
+		}
+	}
+	return e, nil
+}
+
+func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
+	if len(at) > maxDepth {
+		return fmt.Errorf("schema %s: records nested more than %d deep, or within themselves", r.Schema.Name(), maxDepth)
+	}
+	for i := range record.Fields {
+		f := &record.Fields[i]
+		rel := append(slices.Clone(at), f.Name)
+		if f.Type.Kind == codec.Record {
+			if err := e.addLeaves(r, f.Type, rel); err != nil {
+				return err
+			}
+			continue
+		}
+		l := &leaf{path: strings.Join(rel, "."), rel: rel, view: r.View, node: f.Type}
+		if known, ok := r.Consts[l.path]; ok {
+			l.known = &known
+		}
+		if r.Name != "" {
+			l.path = r.Name + "." + l.path
+		}
+		e.leaves[l.path] = l
+	}
+	return nil
+}
+
+// records tells CEL of the records that are reached through arrays, maps and
+// unions, as object types with typed fields.
+type records struct {
+	*types.Registry
+	byName map[string]*codec.Node
+	names  map[*codec.Node]string
+	misses []miss // fields that were asked for in vain, in the order of asking
+}
+
+type miss struct {
+	record *codec.Node
+	field  string
+}
+
+// celType returns the CEL type that values of n have.
+func (r *records) celType(n *codec.Node) *types.Type {
+	if other, _, _, ok := n.Nullable(); ok {
+		t := r.celType(other)
+		switch t.Kind() {
+		case types.BoolKind, types.IntKind, types.DoubleKind, types.StringKind, types.BytesKind:
+			return types.NewNullableType(t)
+		}
+		return t // null of these is compared by @is_null alone
+	}
+	switch kindOf(n) {
+	case types.ListKind:
+		return types.NewListType(r.celType(n.Elem))
+	case types.MapKind:
+		return types.NewMapType(types.StringType, r.celType(n.Elem))
+	case types.StructKind:
+		return types.NewObjectType(r.name(n))
+	case types.NullTypeKind:
+		return types.NullType
+	case types.BoolKind:
+		return types.BoolType
+	case types.IntKind:
+		return types.IntType
+	case types.DoubleKind:
+		return types.DoubleType
+	case types.StringKind:
+		return types.StringType
+	case types.BytesKind:
+		return types.BytesType
+	case types.TimestampKind:
+		return types.TimestampType
+	case types.DurationKind:
+		return types.DurationType
+	}
+	return types.DynType
+}
+
+// name gives a record the name CEL knows it by: its own, unless another record
+// has that already (the same record in two versions, one in the event and one
+// in the state).
+func (r *records) name(n *codec.Node) string {
+	if name, ok := r.names[n]; ok {
+		return name
+	}
+	name := n.Name
+	for r.byName[name] != nil && !same(r.byName[name], n) {
+		name += "'"
+	}
+	r.byName[name], r.names[n] = n, name
+	return name
+}
+
+func (r *records) FindStructType(name string) (*types.Type, bool) {
+	if _, ok := r.byName[name]; ok {
+		return types.NewTypeTypeWithParam(types.NewObjectType(name)), true
+	}
+	return r.Registry.FindStructType(name)
+}
+
+func (r *records) FindStructFieldNames(name string) ([]string, bool) {
+	n, ok := r.byName[name]
+	if !ok {
+		return r.Registry.FindStructFieldNames(name)
+	}
+	return fieldNames(n), true
+}
+
+func (r *records) FindStructFieldType(name, field string) (*types.FieldType, bool) {
+	n, ok := r.byName[name]
+	if !ok {
+		return r.Registry.FindStructFieldType(name, field)
+	}
+	f := n.Field(field)
+	if f == nil {
+		r.misses = append(r.misses, miss{n, field})
+		return nil, false
+	}
+	return &types.FieldType{
+		Type: r.celType(f.Type),
+		IsSet: func(target any) bool {
+			v, ok := target.(*recordVal)
+			return ok && v.Get(types.String(field)) != types.NullValue
+		},
+		GetFrom: func(target any) (any, error) {
+			v, ok := target.(*recordVal)
+			if !ok {
+				return nil, errNull
+			}
+			got := v.Get(types.String(field))
+			if err, ok := got.(*types.Err); ok {
+				return nil, err
+			}
+			return got, nil
+		},
+	}, true
+}
+
+func fieldNames(n *codec.Node) []string {
+	names := make([]string, len(n.Fields))
+	for i := range n.Fields {
+		names[i] = n.Fields[i].Name
+	}
+	return names
+}
+
+// kindOf returns the kind of CEL value that a value of n is; for a union, dyn.
+func kindOf(n *codec.Node) types.Kind {
+	switch n.Kind {
+	case codec.Null:
+		return types.NullTypeKind
+	case codec.Boolean:
+		return types.BoolKind
+	case codec.Int, codec.Long:
+		switch unitOf(n) {
+		case noTime:
+			return types.IntKind
+		case timeMillis, timeMicros, timeNanos:
+			return types.DurationKind
+		}
+		return types.TimestampKind
+	case codec.Float, codec.Double:
+		return types.DoubleKind
+	case codec.String, codec.Enum:
+		return types.StringKind
+	case codec.Bytes, codec.Fixed:
+		switch {
+		case n.Logical == "decimal":
+			return types.DoubleKind
+		case isUUID(n):
+			return types.StringKind
+		}
+		return types.BytesKind
+	case codec.Array:
+		return types.ListKind
+	case codec.Map:
+		return types.MapKind
+	case codec.Record:
+		return types.StructKind
+	}
+	return types.DynKind
+}
+
+// isUUID reports whether n is the 16-byte form of a UUID.
+func isUUID(n *codec.Node) bool {
+	return n.Kind == codec.Fixed && n.Logical == "uuid" && n.Size == 16
+}
+
+// unit is what an int or long with a logical type counts.
+type unit uint8
+
+const (
+	noTime unit = iota
+	days
+	millis
+	micros
+	nanos
+	timeMillis
+	timeMicros
+	timeNanos
+)
+
+// unitOf returns the unit of an int or long. A logical type on the wrong kind
+// is none, as Avro has it.
+func unitOf(n *codec.Node) unit {
+	if n.Kind == codec.Int {
+		switch n.Logical {
+		case "date":
+			return days
+		case "time-millis":
+			return timeMillis
+		}
+		return noTime
+	}
+	switch n.Logical {
+	case "timestamp-millis", "local-timestamp-millis":
+		return millis
+	case "timestamp-micros", "local-timestamp-micros":
+		return micros
+	case "timestamp-nanos", "local-timestamp-nanos":
+		return nanos
+	case "time-micros":
+		return timeMicros
+	case "time-nanos":
+		return timeNanos
+	}
+	return noTime
+}
+
+// perSecond returns how many of u make a second; 0 for days.
+func (u unit) perSecond() int64 {
+	switch u {
+	case millis, timeMillis:
+		return 1e3
+	case micros, timeMicros:
+		return 1e6
+	case nanos, timeNanos:
+		return 1e9
+	}
+	return 0
+}

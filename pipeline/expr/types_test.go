@@ -1,0 +1,166 @@
+package expr
+
+import (
+	"strings"
+	"testing"
+
+	"millrace/pipeline/codec"
+)
+
+// TestEveryTypeIsReadAndWritten has, for each Avro type, values in the JSON form
+// of events; what an expression sees of them in a field v; and what another
+// writes to a field w of the same type. Both ways of evaluation are tried.
+func TestEveryTypeIsReadAndWritten(t *testing.T) {
+	const (
+		decimal  = `{"type":"bytes","logicalType":"decimal","precision":12,"scale":2}`
+		fixedDec = `{"type":"fixed","name":"D","size":6,"logicalType":"decimal","precision":12,"scale":3}`
+		fixed    = `{"type":"fixed","name":"F","size":3}`
+		enum     = `{"type":"enum","name":"E","symbols":["red","blue"]}`
+		uuid     = `{"type":"string","logicalType":"uuid"}`
+		fixedID  = `{"type":"fixed","name":"U","size":16,"logicalType":"uuid"}`
+		id       = `"0197e0a1-0000-7000-8000-00000000000a"`
+	)
+	of := func(kind, logical string) string { return `{"type":"` + kind + `","logicalType":"` + logical + `"}` }
+	for _, test := range []struct {
+		typ, value string
+		sees       string // a condition that holds
+		writes     string // an expression for w
+		written    string // as JSON; with "!" before it, the error
+	}{
+		{`"boolean"`, `true`, `v`, `!v`, `false`},
+		{`"int"`, `-2147483648`, `v == -2147483648`, `-(v + 1)`, `2147483647`},
+		{`"int"`, `-2147483648`, `v < 0`, `v - 1`, `! -2147483649 is out of range for an Avro int`},
+		{`"long"`, `9223372036854775807`, `v == 9223372036854775807`, `v - 1`, `9223372036854775806`},
+		{`"long"`, `9223372036854775807`, `v > 0`, `v + 1`, `! integer overflow`},
+		{`"float"`, `0.5`, `v == 0.5`, `v * 3.0`, `1.5`},
+		{`"float"`, `1`, `v > 0.0`, `v * 1e300`, `! is out of range for an Avro float`},
+		{`"double"`, `0.1`, `v == 0.1`, `v + 0.2`, `0.30000000000000004`},
+		{`"double"`, `"NaN"`, `v != v`, `0.0 / 0.0`, `"NaN"`},
+		{`"double"`, `2`, `v == 2.0`, `7`, `7`},
+		{`"string"`, `"é€"`, `v.size() == 2`, `v + '!'`, `"é€!"`},
+		{`"bytes"`, `"/wA="`, `v == b'\xff\x00' && v.size() == 2`, `v + b'a'`, `"/wBh"`},
+		{`"null"`, `null`, `v == null`, `null`, `null`},
+		{fixed, `"YWJj"`, `v == b'abc'`, `b'xyz'`, `"eHl6"`},
+		{fixed, `"YWJj"`, `v.size() == 3`, `v + v`, `! 6 bytes do not fit into F, which has 3`},
+		{enum, `"blue"`, `v == 'blue'`, `v == 'red' ? 'blue' : 'red'`, `"red"`},
+		{enum, `"blue"`, `v in ['red', 'blue']`, `v + 's'`, `! "blues" is not one of red, blue`},
+		{uuid, id, `v.startsWith('0197')`, `v.upperAscii()`, strings.ToUpper(id)},
+		{uuid, id, `v.isUuid()`, `v + 'x'`, `! is not a UUID`},
+		{fixedID, id, `v == ` + strings.ReplaceAll(id, `"`, `'`), `v.replace('a', 'b')`, strings.ReplaceAll(id, "a", "b")},
+		{fixedID, id, `v.isUuid()`, `v.substring(1)`, `! is not a UUID`},
+
+		{decimal, `"1234567890.12"`, `v == 1234567890.12`, `v + 0.01`, `"1234567890.13"`},
+		{decimal, `"-0.01"`, `v == -0.01`, `v * 100.0`, `"-1.00"`},
+		{decimal, `"0.00"`, `v == 0.0`, `0.125`, `"0.13"`}, // halves away from zero
+		{decimal, `"0.00"`, `v == 0.0`, `-0.125`, `"-0.13"`},
+		{decimal, `"9999999999.99"`, `v > 1e9`, `v + 1.0`, `! has more than the 12 digits of the decimal`},
+		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is no decimal`},
+		{decimal, `"1.00"`, `v == 1.0`, `3`, `"3.00"`},
+		{fixedDec, `"-999999999.999"`, `v == -999999999.999`, `v + 1000000000.0`, `"0.001"`},
+
+		{of("int", "date"), `"2026-01-31"`, `v == timestamp('2026-01-31T00:00:00Z')`, `v + duration('25h')`, `"2026-02-01"`},
+		{of("int", "date"), `"1969-12-31"`, `v.getFullYear() == 1969`, `v - duration('1s')`, `"1969-12-30"`},
+		{of("long", "timestamp-millis"), `"1969-12-31T23:59:59.999Z"`, `v < timestamp(0)`, `v + duration('1ms')`, `"1970-01-01T00:00:00.000Z"`},
+		{of("long", "timestamp-micros"), `"2026-01-31T12:00:00.000001Z"`, `v > timestamp('2026-01-31T12:00:00Z')`, `v.truncate('day')`, `"2026-01-31T00:00:00.000Z"`},
+		{of("long", "timestamp-micros"), `"2026-01-31T12:00:00Z"`, `v.getHours() == 12`, `now()`, `"2026-11-24T14:21:00.123456Z"`},
+		{of("long", "timestamp-nanos"), `"2026-01-31T12:00:00.000000001Z"`, `v > timestamp('2026-01-31T12:00:00Z')`, `v - duration('2ns')`, `"2026-01-31T11:59:59.999999999Z"`},
+		{of("long", "timestamp-nanos"), `"2026-01-31T12:00:00Z"`, `v > timestamp(0)`, `timestamp('2300-01-01T00:00:00Z')`, `! timestamp-nanos holds years 1678 to 2262`},
+		{of("long", "local-timestamp-millis"), `"2026-01-31T12:00:00"`, `v == timestamp('2026-01-31T12:00:00Z')`, `v + duration('1h')`, `"2026-01-31T13:00:00.000"`},
+		{of("long", "local-timestamp-micros"), `"2026-01-31T12:00:00"`, `v.getHours() == 12`, `v`, `"2026-01-31T12:00:00.000"`},
+		{of("int", "time-millis"), `"12:30:00"`, `v == duration('12h30m')`, `v + duration('1500us')`, `"12:30:00.001"`},
+		{of("int", "time-millis"), `"12:30:00"`, `v.getMinutes() == 750`, `v + v`, `! 25h0m0s is not a time of day`},
+		{of("long", "time-micros"), `"23:59:59.999999"`, `v < duration('24h')`, `v - duration('24h')`, `! is not a time of day`},
+		{of("long", "time-micros"), `"00:00:00"`, `v == duration('0s')`, `duration('1us')`, `"00:00:00.000001"`},
+
+		{`["null","string"]`, `null`, `v == null`, `v`, `null`},
+		{`["null","string"]`, `"x"`, `v == 'x' && v != null`, `v == null ? 'none' : v + '!'`, `"x!"`},
+		{`["long","null"]`, `5`, `v == 5`, `v == 5 ? null : 1`, `null`},
+		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! value is null`},
+		{`["null",` + decimal + `]`, `"1.50"`, `v == 1.5`, `v * 2.0`, `"3.00"`},
+		{`["null",` + enum + `]`, `"red"`, `v == 'red'`, `'blue'`, `"blue"`},
+		{`["null",` + of("long", "timestamp-millis") + `]`, `"2026-01-31T12:00:00Z"`, `v != null`, `timestamp(0)`, `"1970-01-01T00:00:00.000Z"`},
+		{`["null",{"type":"array","items":"long"}]`, `[1,2]`, `v[1] == 2 && v.size() == 2`, `v + [3]`, `[1,2,3]`},
+
+		{`["null","string","long"]`, `{"long":7}`, `v == 7`, `'seven'`, `"seven"`},
+		{`["null","string","long"]`, `{"string":"x"}`, `v == 'x'`, `7`, `7`},
+		{`["null","string","long"]`, `null`, `v == null`, `v == null ? 1 : 2`, `1`},
+		{`["null","string","long"]`, `null`, `v == null`, `v == null ? true : false`, `! but this is a bool`},
+		{`["double","string"]`, `{"double":1.5}`, `v == 1.5`, `dyn(v)`, `1.5`},
+		{`{"type":"map","values":["null","double"]}`, `{"a":1.5,"b":null}`, `v['a'] == 1.5 && v['b'] == null && !('c' in v)`, `v.with('b', 2.0)`, `{"a":1.5,"b":2}`},
+		{`{"type":"array","items":` + enum + `}`, `["red"]`, `v[0] == 'red'`, `v + ['blue']`, `["red","blue"]`},
+		{`{"type":"array","items":` + fixedID + `}`, `[` + id + `]`, `v[0].isUuid()`, `v + v`, `[` + id + `,` + id + `]`},
+	} {
+		again := test.typ
+		for _, name := range []string{"D", "F", "E", "U"} { // a named type is defined once
+			again = strings.Replace(again, `"name":"`+name+`"`, `"name":"`+name+`2"`, 1)
+		}
+		s := parse(t, `{"type":"record","name":"R","fields":[{"name":"v","type":`+test.typ+`},{"name":"w","type":`+again+`}]}`)
+		env := newEnv(t, Root{Schema: s})
+		v := view(t, s, append(encodeJSON(t, parse(t, `{"type":"record","name":"R","fields":[{"name":"v","type":`+test.typ+`}]}`), `{"v":`+test.value+`}`), zeroOf(t, again)...))
+		n := s.Root().Field("w").Type
+		for _, fast := range []bool{true, false} {
+			p, err := env.compile(test.sees, Condition("a test"), fast)
+			if err != nil {
+				t.Errorf("%s: %s: %v", test.typ, test.sees, err)
+				break
+			}
+			bind(p, s)
+			if ok, err := p.Bool(v); err != nil || !ok {
+				t.Errorf("%s: %s is %v, %v (closures: %v)", test.typ, test.sees, ok, err, fast)
+			}
+			want := Value(n, "w", "R")
+			want.lenient = true
+			p, err = env.compile(test.writes, want, fast)
+			var enc []byte
+			if err == nil {
+				bind(p, s)
+				enc, err = p.Append(nil, v)
+			}
+			if text, bad := strings.CutPrefix(test.written, "! "); bad {
+				if err == nil || !strings.Contains(strings.ReplaceAll(err.Error(), "F2", "F"), text) {
+					t.Errorf("%s: %s gives %x, %v; want %s (closures: %v)", test.typ, test.writes, enc, err, text, fast)
+				}
+				continue
+			}
+			if err == nil {
+				err = codec.Validate(n, enc)
+			}
+			if err != nil {
+				t.Errorf("%s: %s: %v (closures: %v)", test.typ, test.writes, err, fast)
+				continue
+			}
+			got, err := codec.AppendJSON(nil, n, enc)
+			if err != nil || string(got) != test.written {
+				t.Errorf("%s: %s gives %s, %v; want %s (closures: %v)", test.typ, test.writes, got, err, test.written, fast)
+			}
+		}
+	}
+}
+
+// zeroOf returns some value of a type: that of its first branch, symbol, and so
+// on.
+func zeroOf(t *testing.T, typ string) []byte {
+	return zeroBody(parse(t, `{"type":"record","name":"R","fields":[{"name":"w","type":`+typ+`}]}`).Root())
+}
+
+func zeroBody(n *codec.Node) []byte {
+	switch n.Kind {
+	case codec.Null:
+		return nil
+	case codec.Float:
+		return make([]byte, 4)
+	case codec.Double:
+		return make([]byte, 8)
+	case codec.Fixed:
+		return make([]byte, n.Size)
+	case codec.Union:
+		return append([]byte{0}, zeroBody(n.Branches[0])...)
+	case codec.Record:
+		var out []byte
+		for i := range n.Fields {
+			out = append(out, zeroBody(n.Fields[i].Type)...)
+		}
+		return out
+	}
+	return []byte{0}
+}

@@ -1,0 +1,489 @@
+package expr
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"math/big"
+	"reflect"
+	"slices"
+	"strconv"
+	"time"
+
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+
+	"millrace/pipeline/codec"
+)
+
+// decode turns one Avro value into a value of the interpreter, and returns what
+// follows it. Records stay bytes: their fields are decoded when asked for.
+func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
+	switch n.Kind {
+	case codec.Null:
+		return types.NullValue, b, nil
+	case codec.Boolean:
+		v, b, err := codec.ReadBool(b)
+		return types.Bool(v), b, err
+	case codec.Int, codec.Long:
+		v, b, err := codec.ReadLong(b)
+		if err != nil {
+			return nil, nil, err
+		}
+		switch u := unitOf(n); u {
+		case noTime:
+			return types.Int(v), b, nil
+		case timeMillis, timeMicros, timeNanos:
+			d, err := toDuration(v, u)
+			return types.Duration{Duration: d}, b, err
+		default:
+			t, err := toInstant(v, u)
+			return types.Timestamp{Time: t.time()}, b, err
+		}
+	case codec.Float:
+		v, b, err := codec.ReadFloat(b)
+		return types.Double(v), b, err
+	case codec.Double:
+		v, b, err := codec.ReadDouble(b)
+		return types.Double(v), b, err
+	case codec.Enum:
+		v, b, err := codec.ReadLong(b)
+		if err == nil && (v < 0 || v >= int64(len(n.Symbols))) {
+			err = errBadBytes
+		}
+		if err != nil {
+			return nil, nil, err
+		}
+		return types.String(n.Symbols[v]), b, nil
+	case codec.String:
+		v, b, err := codec.ReadText(b)
+		return types.String(v), b, err
+	case codec.Bytes, codec.Fixed:
+		v := b
+		var rest []byte
+		var err error
+		if n.Kind == codec.Bytes {
+			v, rest, err = codec.ReadText(b)
+		} else if rest, err = skip(n, b); err == nil {
+			v = b[:n.Size]
+		}
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case n.Logical == "decimal":
+			return types.Double(decimalFloat(v, n.Scale)), rest, nil
+		case isUUID(n):
+			return types.String(appendUUID(nil, v)), rest, nil
+		}
+		return types.Bytes(v), rest, nil
+	case codec.Array:
+		it := items{node: n, rest: b}
+		list := []ref.Val{}
+		for it.next() {
+			v, _, err := decode(n.Elem, it.value)
+			if err != nil {
+				return nil, nil, err
+			}
+			list = append(list, v)
+		}
+		return types.NewRefValList(types.DefaultTypeAdapter, list), it.rest, it.err
+	case codec.Map:
+		it := items{node: n, rest: b}
+		m := map[string]ref.Val{}
+		for it.next() {
+			v, _, err := decode(n.Elem, it.value)
+			if err != nil {
+				return nil, nil, err
+			}
+			m[string(it.key)] = v
+		}
+		return types.NewMap(types.DefaultTypeAdapter, m), it.rest, it.err
+	case codec.Record:
+		rest, err := skip(n, b)
+		if err != nil {
+			return nil, nil, err
+		}
+		return &recordVal{n, b[:len(b)-len(rest)]}, rest, nil
+	}
+	branch, rest, err := codec.ReadLong(b)
+	if err == nil && (branch < 0 || branch >= int64(len(n.Branches))) {
+		err = errBadBytes
+	}
+	if err != nil {
+		return nil, nil, err
+	}
+	return decode(n.Branches[branch], rest)
+}
+
+// recordVal is a record reached through an array, a map or a union.
+type recordVal struct {
+	node *codec.Node
+	enc  []byte
+}
+
+// Get returns the value of a field.
+func (r *recordVal) Get(index ref.Val) ref.Val {
+	b := r.enc
+	for i := range r.node.Fields {
+		f := &r.node.Fields[i]
+		if types.String(f.Name) == index {
+			v, _, err := decode(f.Type, b)
+			if err != nil {
+				return types.WrapErr(err)
+			}
+			return v
+		}
+		var err error
+		if b, err = skip(f.Type, b); err != nil {
+			return types.WrapErr(err)
+		}
+	}
+	return types.NewErr("%s has no field %v", r.node.Name, index.Value())
+}
+
+// IsSet reports whether a field is not null.
+func (r *recordVal) IsSet(field ref.Val) ref.Val {
+	v := r.Get(field)
+	if types.IsError(v) {
+		return v
+	}
+	return types.Bool(v != types.NullValue)
+}
+
+// Equal compares field by field.
+func (r *recordVal) Equal(other ref.Val) ref.Val {
+	o, ok := other.(*recordVal)
+	if !ok || len(o.node.Fields) != len(r.node.Fields) {
+		return types.False
+	}
+	for i := range r.node.Fields {
+		name := types.String(r.node.Fields[i].Name)
+		if types.Equal(r.Get(name), o.Get(name)) != types.True {
+			return types.False
+		}
+	}
+	return types.True
+}
+
+func (r *recordVal) ConvertToNative(t reflect.Type) (any, error) {
+	return nil, fmt.Errorf("a record of %s cannot become %v", r.node.Name, t)
+}
+
+func (r *recordVal) ConvertToType(t ref.Type) ref.Val {
+	if t == types.TypeType {
+		return r.Type().(ref.Val)
+	}
+	return types.NewErr("a record of %s cannot become a %s", r.node.Name, t.TypeName())
+}
+
+func (r *recordVal) Type() ref.Type { return types.NewObjectType(r.node.Name, traits.IndexerType) }
+func (r *recordVal) Value() any     { return r }
+
+func toDuration(v int64, u unit) (time.Duration, error) {
+	step := 1_000_000_000 / u.perSecond()
+	if v > math.MaxInt64/step || v < math.MinInt64/step {
+		return 0, errors.New("time of day out of range")
+	}
+	return time.Duration(v * step), nil
+}
+
+// A misfit is a value that a field's type does not hold.
+type misfit struct{ msg string }
+
+func (m *misfit) Error() string { return m.msg }
+
+func misfitf(format string, args ...any) error { return &misfit{fmt.Errorf(format, args...).Error()} }
+
+// encode appends a value of the interpreter as n.
+func encode(dst []byte, n *codec.Node, v ref.Val) ([]byte, error) {
+	if n.Kind == codec.Union {
+		return encodeUnion(dst, n, v)
+	}
+	switch v := v.(type) {
+	case types.Null:
+		if n.Kind == codec.Null {
+			return dst, nil
+		}
+		return dst, errNull
+	case types.Bool:
+		if n.Kind == codec.Boolean {
+			return codec.AppendBool(dst, bool(v)), nil
+		}
+	case types.Int:
+		if enc := intEncoder(n); enc != nil {
+			return enc(dst, int64(v))
+		}
+	case types.Uint:
+		if enc := intEncoder(n); enc != nil {
+			if v > math.MaxInt64 {
+				return dst, misfitf("%d is out of range for %s", uint64(v), n)
+			}
+			return enc(dst, int64(v))
+		}
+	case types.Double:
+		if enc := floatEncoder(n); enc != nil {
+			return enc(dst, float64(v))
+		}
+	case types.String:
+		if enc := textEncoder(n); enc != nil {
+			return enc(dst, []byte(v))
+		}
+	case types.Bytes:
+		if enc := bytesEncoder(n); enc != nil {
+			return enc(dst, v)
+		}
+	case types.Timestamp:
+		if enc := timeEncoder(n); enc != nil {
+			return enc(dst, instantOf(v.Time))
+		}
+	case types.Duration:
+		if enc := durationEncoder(n); enc != nil {
+			return enc(dst, int64(v.Duration))
+		}
+	case *recordVal:
+		if n.Kind == codec.Record {
+			return encodeRecord(dst, n, v)
+		}
+	case traits.Mapper:
+		switch n.Kind {
+		case codec.Map:
+			return encodeMap(dst, n, v)
+		case codec.Record:
+			return encodeMapAsRecord(dst, n, v)
+		}
+	case traits.Lister:
+		if n.Kind == codec.Array {
+			return encodeList(dst, n, v)
+		}
+	}
+	return dst, misfitf("%s does not fit into %s", article(typeWord(v.Type().TypeName())), n)
+}
+
+func encodeUnion(dst []byte, n *codec.Node, v ref.Val) ([]byte, error) {
+	mark := len(dst)
+	_, isNull := v.(types.Null)
+	var last error
+	for i, branch := range n.Branches {
+		if isNull != (branch.Kind == codec.Null) {
+			continue
+		}
+		out, err := encode(codec.AppendLong(dst[:mark], int64(i)), branch, v)
+		if err == nil {
+			return out, nil
+		}
+		last = err
+	}
+	switch {
+	case last == nil && isNull:
+		return dst[:mark], errNull
+	case last == nil || len(n.Branches) > 2:
+		return dst[:mark], misfitf("%s does not fit into %s", article(typeWord(v.Type().TypeName())), n)
+	}
+	return dst[:mark], last
+}
+
+func encodeList(dst []byte, n *codec.Node, v traits.Lister) ([]byte, error) {
+	size, _ := v.Size().(types.Int)
+	if size > 0 {
+		dst = codec.AppendLong(dst, int64(size))
+	}
+	var err error
+	for i := types.Int(0); i < size; i++ {
+		if dst, err = encode(dst, n.Elem, v.Get(i)); err != nil {
+			return dst, fmt.Errorf("item %d: %w", i+1, err)
+		}
+	}
+	return codec.AppendLong(dst, 0), nil
+}
+
+func encodeMap(dst []byte, n *codec.Node, v traits.Mapper) ([]byte, error) {
+	size, _ := v.Size().(types.Int)
+	if size > 0 {
+		dst = codec.AppendLong(dst, int64(size))
+	}
+	// Sorted, so that the same event always gives the same bytes.
+	keys, err := sortedKeys(v)
+	if err != nil {
+		return dst, err
+	}
+	for _, key := range keys {
+		dst = codec.AppendString(dst, key)
+		if dst, err = encode(dst, n.Elem, v.Get(types.String(key))); err != nil {
+			return dst, fmt.Errorf("entry %q: %w", key, err)
+		}
+	}
+	return codec.AppendLong(dst, 0), nil
+}
+
+// The encoders below are shared by both ways of evaluation, so that their
+// checks are the same. Each returns nil where no such value fits the type.
+
+func intEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
+	switch n.Kind {
+	case codec.Int:
+		if unitOf(n) != noTime {
+			return nil
+		}
+		return func(dst []byte, v int64) ([]byte, error) {
+			if v < math.MinInt32 || v > math.MaxInt32 {
+				return dst, misfitf("%d is out of range for an Avro int", v)
+			}
+			return codec.AppendLong(dst, v), nil
+		}
+	case codec.Long:
+		if unitOf(n) != noTime {
+			return nil
+		}
+		return func(dst []byte, v int64) ([]byte, error) { return codec.AppendLong(dst, v), nil }
+	}
+	if enc := floatEncoder(n); enc != nil {
+		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, float64(v)) }
+	}
+	return nil
+}
+
+func floatEncoder(n *codec.Node) func([]byte, float64) ([]byte, error) {
+	switch n.Kind {
+	case codec.Double:
+		return func(dst []byte, v float64) ([]byte, error) { return codec.AppendDouble(dst, v), nil }
+	case codec.Float:
+		return func(dst []byte, v float64) ([]byte, error) {
+			if math.Abs(v) > math.MaxFloat32 && !math.IsInf(v, 0) {
+				return dst, misfitf("%g is out of range for an Avro float", v)
+			}
+			return codec.AppendFloat(dst, float32(v)), nil
+		}
+	case codec.Bytes, codec.Fixed:
+		if n.Logical == "decimal" {
+			return func(dst []byte, v float64) ([]byte, error) { return appendDecimal(dst, n, v) }
+		}
+	}
+	return nil
+}
+
+// appendDecimal appends v rounded to the decimal's scale, half away from zero.
+func appendDecimal(dst []byte, n *codec.Node, v float64) ([]byte, error) {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return dst, misfitf("%g is no decimal", v)
+	}
+	exact, _ := new(big.Rat).SetString(fmt.Sprintf("%g", v)) // as people read it: 0.1, not 0.1000000000000000055
+	unscaled, ok := new(big.Int).SetString(exact.Mul(exact, new(big.Rat).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Scale)), nil))).FloatString(0), 10)
+	if !ok {
+		return dst, misfitf("%g is no decimal", v)
+	}
+	if limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Precision)), nil); n.Precision > 0 && unscaled.CmpAbs(limit) >= 0 {
+		return dst, misfitf("%s has more than the %d digits of the decimal", strconv.FormatFloat(v, 'f', -1, 64), n.Precision)
+	}
+	size := n.Size
+	if n.Kind == codec.Bytes {
+		size = unscaled.BitLen()/8 + 1
+	}
+	if unscaled.BitLen() >= 8*size {
+		return dst, misfitf("%g does not fit into a decimal of %d bytes", v, size)
+	}
+	if unscaled.Sign() < 0 {
+		unscaled.Add(unscaled, new(big.Int).Lsh(big.NewInt(1), uint(8*size)))
+	}
+	raw := unscaled.FillBytes(make([]byte, size))
+	if n.Kind == codec.Bytes {
+		return codec.AppendBytes(dst, raw), nil
+	}
+	return append(dst, raw...), nil
+}
+
+func textEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
+	switch {
+	case n.Kind == codec.String && n.Logical == "uuid":
+		return func(dst, v []byte) ([]byte, error) {
+			if !validUUID(v) {
+				return dst, misfitf("%q is not a UUID", v)
+			}
+			return codec.AppendBytes(dst, v), nil
+		}
+	case n.Kind == codec.String:
+		return func(dst, v []byte) ([]byte, error) { return codec.AppendBytes(dst, v), nil }
+	case n.Kind == codec.Enum:
+		index := make(map[string]int64, len(n.Symbols))
+		for i, s := range n.Symbols {
+			index[s] = int64(i)
+		}
+		return func(dst, v []byte) ([]byte, error) {
+			i, ok := index[string(v)]
+			if !ok {
+				return dst, misfitf("%q is not one of %s", v, listed(n.Symbols, 12))
+			}
+			return codec.AppendLong(dst, i), nil
+		}
+	case isUUID(n):
+		return func(dst, v []byte) ([]byte, error) {
+			if !validUUID(v) {
+				return dst, misfitf("%q is not a UUID", v)
+			}
+			for _, part := range [][]byte{v[:8], v[9:13], v[14:18], v[19:23], v[24:]} {
+				dst, _ = hex.AppendDecode(dst, part)
+			}
+			return dst, nil
+		}
+	}
+	return nil
+}
+
+func bytesEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
+	switch {
+	case n.Logical == "decimal" || isUUID(n):
+		return nil
+	case n.Kind == codec.Bytes:
+		return func(dst, v []byte) ([]byte, error) { return codec.AppendBytes(dst, v), nil }
+	case n.Kind == codec.Fixed:
+		return func(dst, v []byte) ([]byte, error) {
+			if len(v) != n.Size {
+				return dst, misfitf("%d bytes do not fit into %s, which has %d", len(v), n, n.Size)
+			}
+			return append(dst, v...), nil
+		}
+	}
+	return nil
+}
+
+func timeEncoder(n *codec.Node) func([]byte, instant) ([]byte, error) {
+	if kindOf(n) != types.TimestampKind {
+		return nil
+	}
+	u := unitOf(n)
+	return func(dst []byte, v instant) ([]byte, error) {
+		units, err := fromInstant(v, u)
+		if err != nil {
+			return dst, &misfit{err.Error()}
+		}
+		return codec.AppendLong(dst, units), nil
+	}
+}
+
+// durationEncoder is for a time of day, which is a duration since midnight.
+func durationEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
+	if kindOf(n) != types.DurationKind {
+		return nil
+	}
+	step := 1_000_000_000 / unitOf(n).perSecond()
+	return func(dst []byte, v int64) ([]byte, error) {
+		if v < 0 || v >= int64(24*time.Hour) {
+			return dst, misfitf("%v is not a time of day", time.Duration(v))
+		}
+		return codec.AppendLong(dst, v/step), nil
+	}
+}
+
+func sortedKeys(m traits.Mapper) ([]string, error) {
+	var keys []string
+	for it := m.Iterator(); it.HasNext() == types.True; {
+		key, ok := it.Next().(types.String)
+		if !ok {
+			return nil, misfitf("the keys of an Avro map are strings")
+		}
+		keys = append(keys, string(key))
+	}
+	slices.Sort(keys)
+	return keys, nil
+}
