@@ -1,0 +1,207 @@
+package fold
+
+import (
+	"errors"
+	"fmt"
+
+	"millrace/pipeline/codec"
+)
+
+// An Aggregate is the state of one aggregate and where it comes from. The zero
+// value is an aggregate to which nothing has happened.
+type Aggregate struct {
+	Version   int64 // events applied
+	Deleted   bool
+	Number    int64  // sequence number of the last event applied; 0 if none had one
+	Missing   int64  // sequence numbers that were passed over
+	EventID   []byte // of the last event applied
+	EventTime int64  // of that event, in microseconds since 1970
+	Source           // where it stands
+	Offset    int64
+	State     []byte // Avro, of the fold's state
+}
+
+// A Source is the partition that an aggregate's events stand in.
+type Source struct {
+	Topic     string
+	TopicID   string // another one if the topic was deleted and made anew
+	Partition int32
+}
+
+// Status values of a snapshot.
+const (
+	Live    = "live"
+	Deleted = "deleted"
+	Gap     = "gap"     // events are missing: their sequence numbers were passed over
+	Blocked = "blocked" // an event of it cannot be folded, and those after it wait
+)
+
+// Status returns the aggregate's status. That it is blocked is for others to
+// know: see [Fold.AppendSnapshot].
+func (a *Aggregate) Status() string {
+	switch {
+	case a.Deleted:
+		return Deleted
+	case a.Missing > 0:
+		return Gap
+	}
+	return Live
+}
+
+// snapshotSchema is the record in which an aggregate of that state is kept in
+// the store and published on the snapshots topic.
+func snapshotSchema(state *codec.Schema) (*codec.Schema, error) {
+	return codec.ParseSchema(fmt.Sprintf(`{
+  "type": "record",
+  "name": "%sSnapshot",
+  "doc": "State of an aggregate after one of its events, as a Millrace projection publishes it.",
+  "fields": [
+    {"name": "id", "type": "string", "doc": "The aggregate; also the record's key."},
+    {"name": "version", "type": "long", "doc": "Number of events applied."},
+    {"name": "status", "type": "string", "doc": "live; deleted: it keeps its last state, and no late event brings it back; gap: events are missing; or blocked: an event cannot be folded, and those after it wait."},
+    {"name": "fold", "type": "string", "doc": "Hash of the fold that made this state."},
+    {"name": "event_id", "type": "string", "doc": "Last event applied."},
+    {"name": "event_time", "type": {"type": "long", "logicalType": "timestamp-micros"}, "doc": "When it happened."},
+    {"name": "topic", "type": "string", "doc": "Where it stands."},
+    {"name": "topic_id", "type": "string", "doc": "Kafka's id of the topic: another one if it was deleted and made anew."},
+    {"name": "partition", "type": "int"},
+    {"name": "offset", "type": "long"},
+    {"name": "sequence", "type": "long", "doc": "Sequence number of the last event applied, 0 if none had one."},
+    {"name": "missing", "type": "long", "doc": "How many sequence numbers were passed over."},
+    {"name": "state", "type": %s}
+  ]
+}`, state.Name(), state.String()))
+}
+
+// Snapshot returns the schema of the fold's snapshots.
+func (f *Fold) Snapshot() *codec.Schema { return f.snapshot }
+
+// AppendSnapshot appends the aggregate as a record of [Fold.Snapshot].
+func (f *Fold) AppendSnapshot(dst []byte, id []byte, a *Aggregate) []byte {
+	return f.appendSnapshot(dst, id, a, a.Status())
+}
+
+// AppendBlocked is AppendSnapshot of an aggregate that is blocked.
+func (f *Fold) AppendBlocked(dst []byte, id []byte, a *Aggregate) []byte {
+	if a.Deleted {
+		return f.AppendSnapshot(dst, id, a) // nothing will happen to it
+	}
+	return f.appendSnapshot(dst, id, a, Blocked)
+}
+
+func (f *Fold) appendSnapshot(dst []byte, id []byte, a *Aggregate, status string) []byte {
+	dst = codec.AppendBytes(dst, id)
+	dst = codec.AppendLong(dst, a.Version)
+	dst = codec.AppendString(dst, status)
+	dst = codec.AppendString(dst, f.hash)
+	dst = codec.AppendBytes(dst, a.EventID)
+	dst = codec.AppendLong(dst, a.EventTime)
+	dst = codec.AppendString(dst, a.Topic)
+	dst = codec.AppendString(dst, a.TopicID)
+	dst = codec.AppendLong(dst, int64(a.Partition))
+	dst = codec.AppendLong(dst, a.Offset)
+	dst = codec.AppendLong(dst, a.Number)
+	dst = codec.AppendLong(dst, a.Missing)
+	return append(dst, a.State...)
+}
+
+// ErrOtherFold says that a snapshot was made by another fold than this one.
+var ErrOtherFold = errors.New("made by another fold")
+
+// ReadSnapshot reads a record of [Fold.Snapshot] into a. What it keeps of body
+// is copied. A snapshot of another fold is ErrOtherFold.
+func (f *Fold) ReadSnapshot(body []byte, a *Aggregate) error {
+	if err := codec.Validate(f.snapshot.Root(), body); err != nil {
+		return err
+	}
+	r := reader{rest: body}
+	r.text() // the id: the caller has it as the key
+	a.Version = r.long()
+	a.Deleted = string(r.text()) == Deleted
+	if by := r.text(); r.err == nil && string(by) != f.hash {
+		return ErrOtherFold
+	}
+	a.EventID = append(a.EventID[:0], r.text()...)
+	a.EventTime = r.long()
+	if topic := r.text(); a.Topic != string(topic) {
+		a.Topic = string(topic)
+	}
+	if id := r.text(); a.TopicID != string(id) {
+		a.TopicID = string(id)
+	}
+	a.Partition = int32(r.long())
+	a.Offset = r.long()
+	a.Number = r.long()
+	a.Missing = r.long()
+	a.State = append([]byte(nil), r.rest...)
+	return r.err
+}
+
+// AppendAggregate appends what a store keeps of an aggregate whose id, fold and
+// source are known otherwise: version, a bit for numbered and one for deleted;
+// number and how many are missing, if it is numbered; offset, time and id of the
+// last event; state.
+func AppendAggregate(dst []byte, a *Aggregate) []byte {
+	head := a.Version << 2
+	if a.Deleted {
+		head |= 1
+	}
+	if a.Number > 0 {
+		head |= 2
+	}
+	dst = codec.AppendLong(dst, head)
+	if a.Number > 0 {
+		dst = codec.AppendLong(dst, a.Number)
+		dst = codec.AppendLong(dst, a.Missing)
+	}
+	dst = codec.AppendLong(dst, a.Offset)
+	dst = codec.AppendLong(dst, a.EventTime)
+	dst = codec.AppendBytes(dst, a.EventID)
+	return append(dst, a.State...)
+}
+
+// ReadAggregate reads what [AppendAggregate] wrote into a, whose Source stays as
+// it is. What it keeps of enc is copied.
+func ReadAggregate(enc []byte, a *Aggregate) error {
+	id := a.EventID
+	err := ViewAggregate(enc, a)
+	a.EventID = append(id[:0], a.EventID...)
+	a.State = append([]byte(nil), a.State...)
+	return err
+}
+
+// ViewAggregate is [ReadAggregate], but copies nothing: EventID and State are as
+// good as enc is.
+func ViewAggregate(enc []byte, a *Aggregate) error {
+	r := reader{rest: enc}
+	head := r.long()
+	a.Version, a.Deleted = head>>2, head&1 != 0
+	a.Number, a.Missing = 0, 0
+	if head&2 != 0 {
+		a.Number, a.Missing = r.long(), r.long()
+	}
+	a.Offset = r.long()
+	a.EventTime = r.long()
+	a.EventID, a.State = r.text(), r.rest
+	return r.err
+}
+
+// reader reads values one after the other and keeps the first error.
+type reader struct {
+	rest []byte
+	err  error
+}
+
+func (r *reader) text() (s []byte) {
+	if r.err == nil {
+		s, r.rest, r.err = codec.ReadText(r.rest)
+	}
+	return s
+}
+
+func (r *reader) long() (n int64) {
+	if r.err == nil {
+		n, r.rest, r.err = codec.ReadLong(r.rest)
+	}
+	return n
+}
