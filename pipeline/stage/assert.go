@@ -1,0 +1,79 @@
+package stage
+
+import (
+	"context"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// ReasonAssert is why an assert stage rejects an event.
+const ReasonAssert pipeline.Reason = "assert"
+
+// Assert is the stage that rejects events for which a condition does not hold.
+func Assert() Kind {
+	return Kind{
+		Name: "assert",
+		Doc: "Rejects the events for which a condition does not hold. Unlike what a filter drops, such an event is wrong: " +
+			"it becomes a dead letter with the reason assert and a message.",
+		Params: []Param{
+			{Name: "that", Form: Expression, Required: true, Doc: "What has to be true."},
+			{Name: "message", Form: Word, Doc: "What the dead letter says. Without it, it is the condition that does not hold."},
+		},
+		Example: `on: [OrderCreated]
+that: data.items.all(i, i.quantity > 0)
+message: an order of nothing`,
+		New: newAssert,
+	}
+}
+
+type assert struct {
+	conds []*expr.Program // by type; nil where the assert is not for it
+	fails error           // the rejection, made once: it says nothing of the event
+	scope expr.Scope      // written by Process
+}
+
+func newAssert(in Input) (Built, []expr.Fault) {
+	that, _ := in.Args.Find("that")
+	s := &assert{conds: make([]*expr.Program, len(in.Types)), fails: pipeline.Reject(ReasonAssert, "not true: %s", that.Value.Text)}
+	if message, ok := in.Args.Find("message"); ok {
+		s.fails = pipeline.Reject(ReasonAssert, "%s", message.Value.Text)
+	}
+	var faults []expr.Fault
+	for i, t := range in.Types {
+		if !t.On {
+			continue
+		}
+		p, err := t.Env.Compile(that.Value.Text, expr.Condition("an assert"))
+		faults = append(faults, expr.Faults(that.Value, t.Name, err)...)
+		s.conds[i] = p
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return s, nil
+}
+
+func (s *assert) Reads(typ int) [][]string { return appendPaths(nil, s.conds[typ]) }
+
+func (s *assert) Writes(int) [][]string { return nil }
+
+func (s *assert) Bind(layouts []*codec.Layout) error { return bind(s.conds, layouts) }
+
+func (s *assert) Clone() Built { return &assert{conds: s.conds, fails: s.fails} }
+
+func (s *assert) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	p := s.conds[e.Type]
+	if p == nil {
+		return pipeline.Pass, nil
+	}
+	s.scope.Reset(e.Taken, &e.View)
+	switch ok, err := p.Test(&s.scope); {
+	case err != nil:
+		return pipeline.Drop, err
+	case !ok:
+		return pipeline.Drop, s.fails
+	}
+	return pipeline.Pass, nil
+}

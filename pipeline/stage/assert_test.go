@@ -1,0 +1,56 @@
+package stage_test
+
+import "testing"
+
+func TestAssert(t *testing.T) {
+	none := with(t, order, "data.items", `[]`)
+	check(t, []testCase{
+		{
+			name:   "what holds passes, what does not is rejected with the condition",
+			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0}`,
+			in:     []string{order, none, paid}, want: []string{"=", "reject assert: not true: size(data.items) > 0", "="},
+		},
+		{
+			name:   "or with a message, in which nothing is special",
+			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, message: "100 % of nothing: %d"}`,
+			in:     []string{none}, want: []string{"reject assert: 100 % of nothing: %d"},
+		},
+		{
+			name:   "a condition that cannot be computed is another reason",
+			stages: `assert: {on: [OrderCreated], that: "data.items[0].quantity > 0"}`,
+			in:     []string{none}, want: []string{"reject expression: data.items[0].quantity > 0: index out of bounds: 0"},
+		},
+		{
+			name:   "left out, it lets everything pass",
+			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, on_error: skip}`,
+			in:     []string{none}, want: []string{"="},
+		},
+		{
+			name:   "or the worker stops",
+			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, on_error: stop}`,
+			in:     []string{none}, want: []string{"fatal stage assert is told to stop at a bad event: assert: not true: size(data.items) > 0"},
+		},
+		{
+			name:   "a condition on the type alone",
+			stages: `assert: {that: type != 'OrderPaid'}`,
+			in:     []string{order, paid}, want: []string{"=", "reject assert: not true: type != 'OrderPaid'"},
+		},
+	})
+}
+
+func TestAssertFaults(t *testing.T) {
+	checkBad(t, []badCase{
+		{"nothing", `assert: {message: x}`, `
+assert: {mes ^ assert has no that; add that: EXPRESSION. What has to be true.`},
+		{"no bool", `assert: {on: [OrderPaid], that: data.id}`, `
+data.id} ^ this is a string, but an assert needs a bool`},
+		{"empty message", `assert: {that: "true", message: ""}`, `
+"} ^ message is empty`},
+	})
+}
+
+func TestAssertAllocatesNothing(t *testing.T) {
+	if n := allocations(t, newRunner(t, `assert: {on: [OrderCreated], that: data.total_amount > 10.0}`, nil), order); n != 0 {
+		t.Errorf("%v allocations for an event", n)
+	}
+}

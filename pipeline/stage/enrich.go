@@ -1,0 +1,300 @@
+package stage
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// Enrich is the stage that sets fields.
+func Enrich() Kind {
+	return Kind{
+		Name: "enrich",
+		Doc: "Sets fields, or entries of a map such as metadata, to computed values, and adds fields. " +
+			"All values are computed from the event as it was before this stage, and now() is the same in all of them.",
+		Params: []Param{
+			{Name: "set", Form: Assignments, Doc: "From the path of a field that is there, or of an entry of a map (metadata.KEY), to its new value."},
+			{Name: "add", Form: Named, Params: []Param{
+				{Name: "type", Form: Word, Required: true, Values: addable(),
+					Doc: "The Avro type; with a question mark, it may be null."},
+				{Name: "value", Form: Expression, Required: true, Doc: "The field's value."},
+				{Name: "doc", Form: Word, Doc: "What the schema says of the field."},
+			}, Doc: "From the path of a field that is not there to its type and value. It becomes the last of its record, in the schema of what the pipeline writes. " +
+				"Its default there, for events that do not pass this stage, is null if it may be null, else nothing, zero or false."},
+		},
+		Example: `on: [OrderCreated]
+set: {metadata.source: "'web'"}
+add: {data.total_cents: {type: long, value: int(data.total_amount * 100.0)}}`,
+		Grows: true,
+		New:   newEnrich,
+	}
+}
+
+// addTypes are the types of fields that can be added, with their defaults.
+var addTypes = []struct{ word, avro, zero string }{
+	{"boolean", "boolean", "false"},
+	{"int", "int", "0"},
+	{"long", "long", "0"},
+	{"float", "float", "0"},
+	{"double", "double", "0"},
+	{"string", "string", `""`},
+	{"bytes", "bytes", `""`},
+	{"uuid", `{"type": "string", "logicalType": "uuid"}`, `"00000000-0000-0000-0000-000000000000"`},
+	{"date", `{"type": "int", "logicalType": "date"}`, "0"},
+	{"timestamp-millis", `{"type": "long", "logicalType": "timestamp-millis"}`, "0"},
+	{"timestamp-micros", `{"type": "long", "logicalType": "timestamp-micros"}`, "0"},
+}
+
+// addable returns the words for them.
+func addable() (words []string) {
+	for _, t := range addTypes {
+		words = append(words, t.word)
+	}
+	for _, t := range addTypes {
+		words = append(words, t.word+"?")
+	}
+	return words
+}
+
+// newField returns the field that a word of addable describes.
+func newField(path, word, doc string) codec.NewField {
+	f := codec.NewField{Path: strings.Split(path, "."), Doc: doc}
+	bare, nullable := strings.CutSuffix(word, "?")
+	for _, t := range addTypes {
+		if t.word == bare {
+			f.Type, f.Default = t.avro, t.zero
+		}
+	}
+	if nullable {
+		f.Default = "" // makes it so
+	}
+	return f
+}
+
+type enrich struct {
+	sets   [][]assignment // by type: the fields that it sets, in the order of the file
+	grown  []*codec.Schema
+	scope  expr.Scope // these are written by Process
+	values [][]byte   // by assignment of the event's type
+}
+
+// An assignment gives a leaf its new value: computed as a whole, or, if it is a
+// map, some of its entries.
+type assignment struct {
+	path    []string
+	node    *codec.Node
+	slot    int
+	value   *expr.Program // nil for a map whose entries are set
+	entries []entry
+	set     []expr.Entry // these, with their values: of a clone
+}
+
+type entry struct {
+	key   []byte
+	value *expr.Program
+}
+
+func newEnrich(in Input) (Built, []expr.Fault) {
+	set, _ := in.Args.Find("set")
+	add, _ := in.Args.Find("add")
+	if len(set.Entries)+len(add.Items) == 0 {
+		return nil, []expr.Fault{fault(in.At, "set: {metadata.source: \"'web'\"}", "an enrich stage needs something to set or to add")}
+	}
+	s := &enrich{sets: make([][]assignment, len(in.Types)), grown: make([]*codec.Schema, len(in.Types))}
+	var faults []expr.Fault
+	for i, t := range in.Types {
+		if !t.On {
+			continue
+		}
+		for _, given := range set.Entries {
+			faults = append(faults, s.assign(i, t, given)...)
+		}
+		for _, given := range add.Items {
+			faults = append(faults, s.add(i, t, given)...)
+		}
+	}
+	return s, faults
+}
+
+// assign compiles one assignment for one type.
+func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
+	target, err := t.Env.Target(given.Key.Text)
+	if err != nil {
+		return expr.Faults(given.Key, t.Name, err)
+	}
+	p, err := t.Env.Compile(given.Value.Text, target.Want())
+	if err != nil {
+		return expr.Faults(given.Value, t.Name, err)
+	}
+	path := strings.Join(target.Path, ".")
+	for i := range s.sets[typ] {
+		a := &s.sets[typ][i]
+		if strings.Join(a.path, ".") != path {
+			continue
+		}
+		if a.value != nil || !target.Entry {
+			return []expr.Fault{fault(given.Key, "", "%s is set twice", path)}
+		}
+		a.entries = append(a.entries, entry{[]byte(target.Key), p}) // another key: a mapping has each path once
+		return nil
+	}
+	a := assignment{path: target.Path, node: target.Node, slot: -1}
+	if target.Entry {
+		a.entries = []entry{{[]byte(target.Key), p}}
+	} else {
+		a.value = p
+	}
+	s.sets[typ] = append(s.sets[typ], a)
+	return nil
+}
+
+// add adds one field to one type. Its value is computed as if it were not there.
+func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
+	word, _ := given.Args.Find("type")
+	value, _ := given.Args.Find("value")
+	doc, _ := given.Args.Find("doc")
+	schema := t.Schema
+	if s.grown[typ] != nil {
+		schema = s.grown[typ]
+	}
+	field := newField(given.Key.Text, word.Value.Text, doc.Value.Text)
+	grown, err := schema.With([]codec.NewField{field})
+	if err != nil {
+		hint := ""
+		if _, err := t.Env.Target(given.Key.Text); err == nil {
+			hint = "to give it another value, use set"
+		}
+		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: err.Error(), Hint: hint}}
+	}
+	s.grown[typ] = grown
+	node := grown.Root()
+	for _, name := range field.Path {
+		node = node.Field(name).Type
+	}
+	p, err := t.Env.Compile(value.Value.Text, expr.Value(node, given.Key.Text, schema.Name()))
+	if err != nil {
+		return expr.Faults(value.Value, t.Name, err)
+	}
+	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, value: p})
+	return nil
+}
+
+// Schemas implements [Grower].
+func (s *enrich) Schemas() []*codec.Schema { return s.grown }
+
+func (s *enrich) Reads(typ int) [][]string { return s.paths(typ, 0) }
+
+// paths returns what the expressions for a type read in a view.
+func (s *enrich) paths(typ, view int) (paths [][]string) {
+	for i := range s.sets[typ] {
+		for _, p := range s.sets[typ][i].programs() {
+			paths = append(paths, p.Paths(view)...)
+		}
+	}
+	return paths
+}
+
+func (s *enrich) Writes(typ int) (paths [][]string) {
+	for _, a := range s.sets[typ] {
+		paths = append(paths, a.path)
+	}
+	return paths
+}
+
+func (a *assignment) programs() []*expr.Program {
+	if a.value != nil {
+		return []*expr.Program{a.value}
+	}
+	programs := make([]*expr.Program, len(a.entries))
+	for i := range a.entries {
+		programs[i] = a.entries[i].value
+	}
+	return programs
+}
+
+func (s *enrich) Bind(layouts []*codec.Layout) error {
+	for typ := range s.sets {
+		if err := s.bind(typ, layouts[typ]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bind is Bind for one type, with the layouts of all views.
+func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
+	for i := range s.sets[typ] {
+		a := &s.sets[typ][i]
+		a.slot = layouts[0].Slot(a.path...)
+		for _, p := range a.programs() {
+			if err := p.Bind(layouts...); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (s *enrich) Clone() Built { return s.clone() }
+
+func (s *enrich) clone() *enrich {
+	c := &enrich{sets: make([][]assignment, len(s.sets)), grown: s.grown}
+	for typ, sets := range s.sets {
+		c.sets[typ] = slices.Clone(sets)
+		for i := range sets {
+			set := make([]expr.Entry, len(sets[i].entries))
+			for k, e := range sets[i].entries {
+				set[k] = expr.Entry{Key: e.key, Value: e.value.Fixed()}
+			}
+			c.sets[typ][i].set = set
+		}
+	}
+	return c
+}
+
+func (s *enrich) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	s.scope.Reset(e.Taken, &e.View)
+	return verdict(s.apply(e))
+}
+
+// apply sets the fields of an event, for which the scope has been reset.
+func (s *enrich) apply(e *pipeline.Event) error {
+	sets := s.sets[e.Type]
+	s.values = s.values[:0]
+	var err error
+	for i := range sets {
+		a := &sets[i]
+		var enc []byte
+		if a.value != nil {
+			enc, err = appendIn(&s.scope, e, a.value)
+		} else {
+			enc, err = s.mapWith(e, a)
+		}
+		if err != nil {
+			return err
+		}
+		s.values = append(s.values, enc)
+	}
+	for i := range sets {
+		e.Set(sets[i].slot, s.values[i])
+	}
+	return nil
+}
+
+func (s *enrich) mapWith(e *pipeline.Event, a *assignment) ([]byte, error) {
+	var err error
+	for i := range a.entries {
+		if p := a.entries[i].value; p.Fixed() == nil { // else it is there
+			if a.set[i].Value, err = appendIn(&s.scope, e, p); err != nil {
+				return nil, err
+			}
+		}
+	}
+	n := len(e.Arena)
+	e.Arena, err = expr.AppendMap(e.Arena, a.node, e.Get(a.slot), a.set)
+	return e.Arena[n:len(e.Arena):len(e.Arena)], err
+}

@@ -1,0 +1,86 @@
+package stage
+
+import (
+	"context"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// Filter is the stage that lets some events pass and drops the others.
+func Filter() Kind {
+	return Kind{
+		Name: "filter",
+		Doc:  "Lets the events pass for which a condition holds; the others are counted as filtered.",
+		Params: []Param{
+			{Name: "keep", Form: Expression, Doc: "An event for which this is true passes. Give this or drop."},
+			{Name: "drop", Form: Expression, Doc: "An event for which this is true is dropped. Give this or keep."},
+		},
+		Example: `keep: "type != 'UserDeleted'"`,
+		New:     newFilter,
+	}
+}
+
+type filter struct {
+	conds []*expr.Program // by type; nil where the filter does not apply
+	keep  bool            // what the condition has to be for the event to pass
+	scope expr.Scope      // written by Process
+}
+
+func newFilter(in Input) (Built, []expr.Fault) {
+	cond, keep := in.Args.Find("keep")
+	drop, dropped := in.Args.Find("drop")
+	switch {
+	case keep && dropped:
+		return nil, []expr.Fault{fault(drop.Key, "drop: x is keep: !(x)", "a filter has keep or drop, not both")}
+	case dropped:
+		cond = drop
+	case !keep:
+		return nil, []expr.Fault{fault(in.At, "keep: EXPR, or drop: EXPR", "a filter needs a condition")}
+	}
+	f := &filter{conds: make([]*expr.Program, len(in.Types)), keep: keep}
+	var faults []expr.Fault
+	for i, t := range in.Types {
+		if !t.On {
+			continue
+		}
+		p, err := t.Env.Compile(cond.Value.Text, expr.Condition("a filter"))
+		faults = append(faults, expr.Faults(cond.Value, t.Name, err)...)
+		f.conds[i] = p
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return f, nil
+}
+
+func (f *filter) Reads(typ int) [][]string { return appendPaths(nil, f.conds[typ]) }
+
+func (f *filter) Writes(int) [][]string { return nil }
+
+// Passes implements [Gate]: a condition on the type alone has its answer now.
+func (f *filter) Passes(typ int) bool {
+	if f.conds[typ] == nil {
+		return true
+	}
+	v, known := f.conds[typ].Const()
+	return !known || v == f.keep
+}
+
+func (f *filter) Bind(layouts []*codec.Layout) error { return bind(f.conds, layouts) }
+
+func (f *filter) Clone() Built { return &filter{conds: f.conds, keep: f.keep} }
+
+func (f *filter) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	p := f.conds[e.Type]
+	if p == nil {
+		return pipeline.Pass, nil
+	}
+	f.scope.Reset(e.Taken, &e.View)
+	v, err := p.Test(&f.scope)
+	if err != nil || v != f.keep {
+		return pipeline.Drop, err
+	}
+	return pipeline.Pass, nil
+}

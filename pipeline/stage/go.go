@@ -1,0 +1,442 @@
+package stage
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"unicode/utf8"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// A Func is a stage written in Go. A program that has some puts them among the
+// kinds it loads a topology with:
+//
+//	kinds := stage.Builtin()
+//	kinds["go"] = stage.Go(discount, score)
+//	plan, err := topology.Load(src, topology.Options{Stages: kinds, ...})
+type Func struct {
+	Name string // by which a topology uses it
+	Doc  string // sentences
+
+	// New returns what handles one event. It says by [Read] and [Write] which
+	// fields that is about, and takes what the topology gives it under "with";
+	// its error becomes a fault of the topology. It is called when a topology is
+	// loaded, and again for each session, so what it makes is of one goroutine.
+	//
+	// The function that it returns is a [pipeline.Stage]: an error made by
+	// [pipeline.Reject] is the event's, any other the batch's.
+	New func(f *Fields, with map[string]string) (pipeline.StageFunc, error)
+}
+
+// Go is the stage that is written in Go: one of those given.
+func Go(funcs ...Func) Kind {
+	use := Param{Name: "use", Form: Word, Required: true, Doc: "The name under which the function is registered in this program."}
+	for _, f := range funcs {
+		use.Values = append(use.Values, f.Name)
+		use.Doc += " " + f.Name + ": " + f.Doc
+	}
+	return Kind{
+		Name: "go",
+		Doc:  "Runs a function written in Go. A program of your own, made of the packages of Millrace, registers it: see Go in pipeline/stage.",
+		Params: []Param{
+			use,
+			{Name: "with", Form: Texts, Doc: "What the function is told, by name."},
+		},
+		Example: `on: [OrderCreated]
+use: tier
+with: {gold: 100.0}`,
+		New: func(in Input) (Built, []expr.Fault) { return newGo(funcs, in) },
+	}
+}
+
+type goStage struct {
+	Func
+	with    map[string]string
+	types   []Type
+	fields  *Fields // as they were declared first
+	layouts []*codec.Layout
+
+	process pipeline.StageFunc // these belong to the one that calls Process
+	before  pipeline.View
+}
+
+func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
+	use, _ := in.Args.Find("use")
+	i := slices.IndexFunc(funcs, func(f Func) bool { return f.Name == use.Value.Text })
+	if i < 0 {
+		return nil, []expr.Fault{fault(use.Value, "register it with stage.Go", "there is no Go stage %s in this program", use.Value.Text)}
+	}
+	s := &goStage{Func: funcs[i], with: map[string]string{}, types: in.Types}
+	at := use.Value
+	if with, ok := in.Args.Find("with"); ok {
+		at = with.Key
+		for _, e := range with.Entries {
+			s.with[e.Key.Text] = e.Value.Text
+		}
+	}
+	s.fields = &Fields{types: in.Types}
+	_, err := s.New(s.fields, s.with)
+	var faults []expr.Fault
+	for _, f := range s.fields.faults {
+		f.Source = use.Value
+		faults = append(faults, f)
+	}
+	if err != nil {
+		faults = append(faults, fault(at, "", "the Go stage %s: %v", s.Name, err))
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return s, nil
+}
+
+func (s *goStage) Reads(typ int) [][]string  { return s.fields.paths(typ, false) }
+func (s *goStage) Writes(typ int) [][]string { return s.fields.paths(typ, true) }
+
+func (s *goStage) Bind(layouts []*codec.Layout) (err error) {
+	s.layouts = layouts
+	s.process, err = s.New(&Fields{types: s.types, layouts: layouts}, s.with)
+	return err
+}
+
+func (s *goStage) Clone() Built {
+	clone := &goStage{Func: s.Func, with: s.with, types: s.types, fields: s.fields}
+	if err := clone.Bind(s.layouts); err != nil {
+		clone.process = func(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
+			return pipeline.Drop, pipeline.Fatal("the Go stage %s could be made once, but not again: %w", s.Name, err)
+		}
+	}
+	return clone
+}
+
+func (s *goStage) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	if !s.types[e.Type].On {
+		return pipeline.Pass, nil
+	}
+	s.before.Copy(&e.View)
+	key, to := e.NewKey, e.To
+	done := false
+	defer func() {
+		if !done { // an error, or a panic: the event is as it was
+			e.View.Copy(&s.before)
+			e.NewKey, e.To = key, to
+		}
+	}()
+	v, err := s.process(ctx, e)
+	done = err == nil
+	return v, err
+}
+
+// Fields are the fields of events that a [Func] declares.
+type Fields struct {
+	types    []Type
+	layouts  []*codec.Layout // nil while they are declared for the first time
+	declared []declaredField
+	faults   []expr.Fault
+}
+
+type declaredField struct {
+	typ   int
+	path  []string
+	write bool
+}
+
+func (f *Fields) paths(typ int, write bool) (paths [][]string) {
+	for _, d := range f.declared {
+		if d.typ == typ && d.write == write {
+			paths = append(paths, d.path)
+		}
+	}
+	return paths
+}
+
+// A Value is what a field can be seen as. An int64 is an int, a long or what is
+// counted by one (a timestamp in its unit); a float64 a float or a double; a
+// string a string or the symbol of an enum; a []byte the content of bytes, of a
+// fixed or of a string. A Raw is a field of any type.
+type Value interface {
+	string | []byte | int64 | float64 | bool | Raw
+}
+
+// Raw is the Avro encoding of a field, the branch of a union included.
+type Raw []byte
+
+// A Reader reads a field.
+type Reader[T Value] struct{ slots []slot[T] }
+
+// A Writer sets a field.
+type Writer[T Value] struct{ slots []slot[T] }
+
+// Read declares that a stage reads the field at a path, in events of all types
+// that the stage is for. The path may be of an entry of a map: metadata.source.
+func Read[T Value](f *Fields, path string) Reader[T] { return Reader[T]{slots[T](f, path, false)} }
+
+// Write declares that a stage sets the field at a path.
+func Write[T Value](f *Fields, path string) Writer[T] { return Writer[T]{slots[T](f, path, true)} }
+
+// Get returns the field as it is now. It is not ok if the field is null, or if
+// the map has no such entry. A []byte or Raw is not copied: it must not be
+// changed, and is the event's.
+func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
+	s := &r.slots[e.Type]
+	enc := e.Get(s.at)
+	if s.entry != nil {
+		var value []byte
+		found := false
+		for it := codec.ItemsOf(s.node, enc); it.Next(); {
+			if bytes.Equal(it.Key, s.entry) {
+				value, found = it.Value, true // the last counts
+			}
+		}
+		if enc = value; !found {
+			return v, false
+		}
+	}
+	if s.branch >= 0 {
+		branch, rest, err := codec.ReadLong(enc)
+		if err != nil || branch != s.branch {
+			return v, false
+		}
+		enc = rest
+	}
+	return s.get(enc)
+}
+
+// Set sets the field. A value that the field's type does not hold is an error of
+// [pipeline.ClassReject].
+func (w Writer[T]) Set(e *pipeline.Event, v T) error {
+	s := &w.slots[e.Type]
+	n := len(e.Arena)
+	if s.branch >= 0 {
+		e.Arena = codec.AppendLong(e.Arena, s.branch)
+	}
+	arena, err := s.put(e.Arena, v)
+	if err != nil {
+		e.Arena = e.Arena[:n]
+		return pipeline.Reject(ReasonGo, "%s: %w", s.path, err)
+	}
+	enc := arena[n:len(arena):len(arena)]
+	if s.entry != nil {
+		n = len(arena)
+		if arena, err = expr.AppendMap(arena, s.node, e.Get(s.at), []expr.Entry{{Key: s.entry, Value: enc}}); err != nil {
+			return badBody(err)
+		}
+		enc = arena[n:len(arena):len(arena)]
+	}
+	e.Arena = arena
+	e.Set(s.at, enc)
+	return nil
+}
+
+// ReasonGo is why an event is rejected to which a Go stage gives a value that a
+// field does not hold.
+const ReasonGo pipeline.Reason = "go"
+
+// A slot is where a field stands in events of one type, and how it is read and
+// set.
+type slot[T Value] struct {
+	path   string
+	at     int
+	node   *codec.Node // of the leaf
+	entry  []byte      // the key, if it is an entry of the leaf
+	branch int64       // of the value, if it may be null; else -1
+	get    func(enc []byte) (T, bool)
+	put    func(dst []byte, v T) ([]byte, error)
+}
+
+func slots[T Value](f *Fields, path string, write bool) []slot[T] {
+	slots := make([]slot[T], len(f.types))
+	for i, t := range f.types {
+		if !t.On {
+			continue
+		}
+		target, err := goTarget(t, path, write)
+		if err != nil {
+			f.fail(t, err)
+			continue
+		}
+		s := slot[T]{path: path, at: -1, node: target.Node, branch: -1}
+		n := target.Node
+		if target.Entry {
+			n, s.entry = n.Elem, []byte(target.Key)
+		}
+		var v T
+		if _, raw := any(v).(Raw); !raw {
+			if other, _, branch, ok := n.Nullable(); ok {
+				n, s.branch = other, int64(branch)
+			}
+		}
+		if s.get, s.put = access[T](n); s.get == nil {
+			f.fail(t, fmt.Errorf("%s of %s is %s, which cannot be seen as a Go %T", path, t.Name, n, v))
+			continue
+		}
+		f.declared = append(f.declared, declaredField{i, target.Path, write})
+		if f.layouts != nil {
+			s.at = f.layouts[i].Slot(target.Path...)
+		}
+		slots[i] = s
+	}
+	return slots
+}
+
+// goTarget finds a field. Unlike an expression's, it may be one that is the same
+// in every event, if it is only read.
+func goTarget(t Type, path string, write bool) (expr.Target, error) {
+	if _, known := t.Consts[path]; !known || write {
+		return t.Env.Target(path)
+	}
+	target := expr.Target{Path: strings.Split(path, "."), Node: t.Schema.Root()}
+	for _, name := range target.Path {
+		target.Node = target.Node.Field(name).Type
+	}
+	return target, nil
+}
+
+func (f *Fields) fail(t Type, err error) {
+	for _, fault := range expr.Faults(expr.Source{}, t.Name, err) {
+		fault.Offset = 0 // it counts in the path, which is not in the file
+		f.faults = append(f.faults, fault)
+	}
+}
+
+// access returns how values of a type are read and written as T; nil if they
+// cannot be.
+func access[T Value](n *codec.Node) (get func([]byte) (T, bool), put func([]byte, T) ([]byte, error)) {
+	var g, p any
+	var v T
+	switch any(v).(type) {
+	case string:
+		g, p = accessString(n)
+	case []byte:
+		g, p = accessBytes(n)
+	case int64:
+		g, p = accessLong(n)
+	case float64:
+		g, p = accessDouble(n)
+	case bool:
+		g, p = accessBool(n)
+	case Raw:
+		g = func(enc []byte) (Raw, bool) { return enc, true }
+		p = func(dst []byte, v Raw) ([]byte, error) {
+			if err := codec.Validate(n, v); err != nil {
+				return dst, fmt.Errorf("these bytes are not a value of %s: %w", n, errors.Unwrap(err))
+			}
+			return append(dst, v...), nil
+		}
+	}
+	get, _ = g.(func([]byte) (T, bool))
+	put, _ = p.(func([]byte, T) ([]byte, error))
+	return get, put
+}
+
+type (
+	getter[T Value] = func([]byte) (T, bool)
+	putter[T Value] = func([]byte, T) ([]byte, error)
+)
+
+var (
+	errNotUTF8 = errors.New("a text that is not UTF-8")
+	errNotUUID = errors.New("a text that is not a UUID")
+)
+
+// checkText checks that a string may hold a text.
+func checkText(n *codec.Node, text []byte) error {
+	var id [16]byte
+	switch {
+	case !utf8.Valid(text):
+		return errNotUTF8
+	case n.Logical == "uuid" && !parseUUID(&id, text):
+		return errNotUUID
+	}
+	return nil
+}
+
+func accessString(n *codec.Node) (getter[string], putter[string]) {
+	switch n.Kind {
+	case codec.String:
+		return func(enc []byte) (string, bool) { v, _, err := codec.ReadText(enc); return string(v), err == nil },
+			func(dst []byte, v string) ([]byte, error) {
+				dst = codec.AppendString(dst, v)
+				return dst, checkText(n, dst[len(dst)-len(v):])
+			}
+	case codec.Enum:
+		return func(enc []byte) (string, bool) {
+				i, _, err := codec.ReadLong(enc)
+				if err != nil || i < 0 || i >= int64(len(n.Symbols)) {
+					return "", false
+				}
+				return n.Symbols[i], true
+			}, func(dst []byte, v string) ([]byte, error) {
+				i := slices.Index(n.Symbols, v)
+				if i < 0 {
+					return dst, fmt.Errorf("%q is not one of %s", v, strings.Join(n.Symbols, ", "))
+				}
+				return codec.AppendLong(dst, int64(i)), nil
+			}
+	}
+	return nil, nil
+}
+
+func accessBytes(n *codec.Node) (getter[[]byte], putter[[]byte]) {
+	content := func(enc []byte) ([]byte, bool) { v, _, err := codec.ReadText(enc); return v, err == nil }
+	switch n.Kind {
+	case codec.String:
+		return content, func(dst, v []byte) ([]byte, error) { return codec.AppendBytes(dst, v), checkText(n, v) }
+	case codec.Bytes:
+		return content, func(dst, v []byte) ([]byte, error) { return codec.AppendBytes(dst, v), nil }
+	case codec.Fixed:
+		return func(enc []byte) ([]byte, bool) { return enc, true },
+			func(dst, v []byte) ([]byte, error) {
+				if len(v) != n.Size {
+					return dst, fmt.Errorf("%d bytes do not fit into %s, which has %d", len(v), n, n.Size)
+				}
+				return append(dst, v...), nil
+			}
+	}
+	return nil, nil
+}
+
+func accessLong(n *codec.Node) (getter[int64], putter[int64]) {
+	if n.Kind != codec.Int && n.Kind != codec.Long {
+		return nil, nil
+	}
+	return func(enc []byte) (int64, bool) { v, _, err := codec.ReadLong(enc); return v, err == nil },
+		func(dst []byte, v int64) ([]byte, error) {
+			if n.Kind == codec.Int && v != int64(int32(v)) {
+				return dst, fmt.Errorf("%d does not fit an int", v)
+			}
+			return codec.AppendLong(dst, v), nil
+		}
+}
+
+func accessDouble(n *codec.Node) (getter[float64], putter[float64]) {
+	switch n.Kind {
+	case codec.Float:
+		return func(enc []byte) (float64, bool) { v, _, err := codec.ReadFloat(enc); return float64(v), err == nil },
+			func(dst []byte, v float64) ([]byte, error) {
+				if math.Abs(v) > math.MaxFloat32 && !math.IsInf(v, 0) {
+					return dst, fmt.Errorf("%g does not fit a float", v)
+				}
+				return codec.AppendFloat(dst, float32(v)), nil
+			}
+	case codec.Double:
+		return func(enc []byte) (float64, bool) { v, _, err := codec.ReadDouble(enc); return v, err == nil },
+			func(dst []byte, v float64) ([]byte, error) { return codec.AppendDouble(dst, v), nil }
+	}
+	return nil, nil
+}
+
+func accessBool(n *codec.Node) (getter[bool], putter[bool]) {
+	if n.Kind != codec.Boolean {
+		return nil, nil
+	}
+	return func(enc []byte) (bool, bool) { v, _, err := codec.ReadBool(enc); return v, err == nil },
+		func(dst []byte, v bool) ([]byte, error) { return codec.AppendBool(dst, v), nil }
+}

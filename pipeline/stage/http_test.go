@@ -1,0 +1,233 @@
+package stage_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/stage"
+)
+
+// service answers by the page that a visit names, and counts the questions.
+type service struct {
+	*httptest.Server
+	asked  atomic.Int32
+	broken atomic.Int32 // how many of the next questions it answers with 503
+	begun  chan struct{}
+	once   sync.Once // closes begun at the first question
+}
+
+func newService(t testing.TB) *service {
+	s := &service{begun: make(chan struct{})}
+	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.asked.Add(1)
+		s.once.Do(func() { close(s.begun) })
+		if s.broken.Add(-1) >= 0 {
+			http.Error(w, "out to lunch", http.StatusServiceUnavailable)
+			return
+		}
+		body, _ := io.ReadAll(r.Body)
+		switch r.URL.Path {
+		case "/member":
+			fmt.Fprintf(w, `{"id": %q, "name": %q, "address": {"city": null, "zip": 7}, "more": [1]}`, r.URL.Query().Get("user"), r.Method+" "+string(body)+r.Header.Get("X-Who"))
+		case "/wrong":
+			fmt.Fprint(w, `{"id": 7}`)
+		case "/trailing":
+			fmt.Fprint(w, `{} {}`)
+		case "/large":
+			fmt.Fprint(w, strings.Repeat(" ", 1<<20), `{}`)
+		case "/forbidden":
+			http.Error(w, "not you", http.StatusForbidden)
+		case "/moved":
+			http.Redirect(w, r, "/member", http.StatusFound)
+		default:
+			http.NotFound(w, r)
+		}
+	}))
+	t.Cleanup(s.Close)
+	return s
+}
+
+func (s *service) stage(more string) string {
+	return `http: {on: [Visit], url: "'` + s.URL + `' + data.page", query: {user: "data.user == null ? '' : data.user"}, response: Member, set: {metadata.name: response.body.name}` + more + `}`
+}
+
+func TestHTTPSetsFieldsFromTheAnswer(t *testing.T) {
+	s := newService(t)
+	for _, tc := range []struct{ more, page, want, fault string }{
+		{``, "/member", `"name":"GET "`, ""},
+		{`, method: POST, body: "data.page + '!'", headers: {X-Who: id}`, "/member", `"name":"POST /member!1"`, ""},
+		{`, add: {data.status: {type: int, value: response.status}}`, "/member", `"status":200`, ""},
+		{``, "/gone", "", "http_status: GET " + s.URL + "/gone: the service says that there is no such thing (404 or 410)"},
+		{`, missing: keep`, "/gone", `"metadata":{}`, ""},
+		{`, missing: drop`, "/gone", "", ""},
+		{``, "/forbidden", "", "http_status: GET " + s.URL + "/forbidden?user=u%26+1: status 403 Forbidden: not you\n"},
+		{``, "/moved", "", "http_status: GET " + s.URL + "/moved?user=u%26+1: status 302 Found"},
+		{``, "/wrong", "", "body.id: expected string, found number 7"},
+		{``, "/trailing", "", "something follows the JSON value"},
+		{``, "/large", "", "an answer of more than 1048576 bytes"},
+		{`, headers: {X-Who: "'a\\nb'"}`, "/member", "", "http_request: the value of the header X-Who has a control character"},
+	} {
+		t.Run(tc.page+tc.more, func(t *testing.T) {
+			got, err := newRun(t, nil, s.stage(tc.more)).process(fmt.Sprintf(`{"id": "1", "data": {"page": %q, "user": "u& 1"}}`, tc.page))
+			if tc.fault == "" && (err != nil || !strings.Contains(got, tc.want) || (got == "") != (tc.want == "")) {
+				t.Errorf("got %s, %v\nwant %s", got, err, tc.want)
+			}
+			if tc.fault != "" && (err == nil || !strings.Contains(err.Error(), tc.fault) || pipeline.ClassOf(err) != pipeline.ClassReject) {
+				t.Errorf("got %v\nwant %s", err, tc.fault)
+			}
+		})
+	}
+}
+
+func TestHTTPTriesAgainWhatMayPass(t *testing.T) {
+	s := newService(t)
+	const event = `{"id": "1", "data": {"page": "/member"}}`
+	for _, tc := range []struct {
+		name, more string
+		broken     int32
+		asked      int32
+		class      pipeline.Class
+		reason     pipeline.Reason
+	}{
+		{"it comes back", "", 2, 3, 0, ""},
+		{"it stays away", ", retries: 1", 9, 2, pipeline.ClassAbort, ""},
+		{"it stays away, rejected", ", retries: 1, unavailable: dead_letter", 9, 2, pipeline.ClassReject, stage.ReasonHTTPUnavailable},
+		{"one try", ", retries: 0", 9, 1, pipeline.ClassAbort, ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s.asked.Store(0)
+			s.broken.Store(tc.broken)
+			got, err := newRun(t, nil, s.stage(tc.more)).process(event)
+			switch {
+			case tc.broken == 2 && (err != nil || got == ""):
+				t.Errorf("got %s, %v", got, err)
+			case tc.broken != 2 && (err == nil || pipeline.ClassOf(err) != tc.class || pipeline.ReasonOf(err) != tc.reason):
+				t.Errorf("got %v", err)
+			}
+			if n := s.asked.Load(); n != tc.asked {
+				t.Errorf("asked %d times, want %d", n, tc.asked)
+			}
+		})
+	}
+}
+
+func TestHTTPGivesUpAtTheTimeout(t *testing.T) {
+	quit := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-quit }))
+	defer server.Close()
+	defer close(quit)
+	r := newRun(t, nil, `http: {on: [Visit], url: "'`+server.URL+`'", timeout: 20ms, retries: 1}`)
+	_, err := r.process(`{"id": "1", "data": {"page": "/"}}`)
+	if err == nil || pipeline.ClassOf(err) != pipeline.ClassAbort || !strings.Contains(err.Error(), "tried 2 times") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The same request is sent once, whichever clone makes it, and costs no memory
+// from then on.
+func TestHTTPKeepsAnswers(t *testing.T) {
+	s := newService(t)
+	r := newRun(t, nil, s.stage(`, cache: {for: 1h, entries: 100}`))
+	const event = `{"id": "1", "data": {"page": "/member", "user": "u1"}}`
+	if _, err := r.process(event); err != nil {
+		t.Fatal(err)
+	}
+	var clones sync.WaitGroup
+	for range 4 {
+		clones.Go(func() {
+			clone := &run{t: t, pipeline: r.pipeline, chain: r.pipeline.Chain()}
+			for range 50 {
+				if got, err := clone.process(event); err != nil || !strings.Contains(got, "GET") {
+					t.Errorf("got %s, %v", got, err)
+				}
+			}
+		})
+	}
+	clones.Wait()
+	if n := s.asked.Load(); n != 1 {
+		t.Errorf("asked %d times", n)
+	}
+	body := encode(t, r.pipeline.Types[0], event)
+	record := &pipeline.Record{}
+	out := func(*pipeline.Event) error { return nil }
+	if n := testing.AllocsPerRun(100, func() {
+		if err := r.processBody(body, record, out); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations for an answer that is kept", n)
+	}
+	// Another request is another answer; without a cache, so is each.
+	if _, err := r.process(`{"id": "1", "data": {"page": "/member", "user": "u2"}}`); err != nil || s.asked.Load() != 2 {
+		t.Errorf("asked %d times, %v", s.asked.Load(), err)
+	}
+	r = newRun(t, nil, s.stage(`, cache: {entries: 0}`))
+	for range 3 {
+		if _, err := r.process(event); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.asked.Load(); n != 5 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func TestHTTPEndsWithTheBatch(t *testing.T) {
+	s := newService(t)
+	s.broken.Store(1000)
+	r := newRun(t, nil, s.stage(`, retries: 10`))
+	e := &r.event
+	e.Record = &pipeline.Record{}
+	if err := r.pipeline.Layouts[0].Walk(encode(t, r.pipeline.Types[0], `{"id": "1", "data": {"page": "/member"}}`), &e.View); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- r.chain.Process(ctx, e, func(*pipeline.Event) error { return nil }) }()
+	<-s.begun
+	cancel()
+	if err := <-done; pipeline.ClassOf(err) != pipeline.ClassAbort {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestHTTPFaults(t *testing.T) {
+	for _, tc := range []struct{ stage, want string }{
+		{`http: {on: [Visit], url: data.user}`, "can be null"},
+		{`http: {on: [Visit], url: data.page, response: Membr}`, "Membr"},
+		{`http: {on: [Visit], url: data.page, response: Member, set: {metadata.a: response.body.nam}}`, "response.body.nam"},
+		{`http: {on: [Visit], url: data.page, set: {metadata.a: response.body.name}}`, "response.body"},
+		{`http: {on: [Visit], url: data.page, headers: {"X Who": id}}`, "is no name of a header"},
+		{`http: {on: [Visit], url: data.page, timeout: 5m}`, "at most 1m"},
+		{`http: {on: [Visit], url: data.page, method: DELETE}`, "DELETE"},
+	} {
+		if _, err := loadVisits(tc.stage); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s:\n%v\ndoes not say %s", tc.stage, err, tc.want)
+		}
+	}
+}
+
+// Only where the service's silence makes dead letters has a transaction to outlast
+// it.
+func TestAServiceHoldsUpABatchForAllTries(t *testing.T) {
+	for more, want := range map[string]time.Duration{
+		"": 0,
+		", unavailable: dead_letter, timeout: 2s, retries: 3": 14 * time.Second,
+		", unavailable: dead_letter, timeout: 1s, retries: 0": time.Second,
+	} {
+		r := newRun(t, nil, newService(t).stage(more))
+		holder, ok := r.pipeline.Stages[0].Built.(stage.Holder)
+		if !ok || holder.Holds() != want {
+			t.Errorf("with %q it holds up a batch for %v, want %v", more, holder.Holds(), want)
+		}
+	}
+}

@@ -1,0 +1,542 @@
+package stage
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// Mask is the stage that hides what should not go further.
+func Mask() Kind {
+	return Kind{
+		Name: "mask",
+		Doc:  "Hides values: the event goes on with something else in their place.",
+		Params: []Param{
+			{Name: "fields", Form: Texts, Required: true, Doc: "From the path of a field to how it is hidden. " +
+				"A path goes on into each item of an array, or each entry of a map, by []: data.items[].product_id, metadata[]; an entry of a map is metadata.KEY. " +
+				"hash puts a digest in the place of a text (64 hexadecimal digits), of bytes (32 bytes) or of a UUID (one of version 8): the same value has the same digest. " +
+				"keep_first N and keep_last N leave N characters of a text and put a * for each of the others; a text no longer than that is hidden wholly. " +
+				"redact puts null where that may be, else *** for a text, and zero, false or nothing for the rest."},
+			{Name: "key", Form: Word, Doc: "A secret, as ${VARIABLE}: digests are HMAC-SHA-256 with this key. " +
+				"Without it, who knows a likely value, such as an e-mail address, can find its digest by trying. Give this or salt."},
+			{Name: "salt", Form: Word, Doc: "A secret, as ${VARIABLE}, that is put before each value: digests are SHA-256 of both. Without key and salt, they are SHA-256 of the value."},
+		},
+		Example: `on: [UserCreated]
+fields: {data.email: hash, data.name: keep_first 1, metadata.card: keep_last 4, metadata.ip: redact}
+key: ${MASK_KEY:-for this example only}`,
+		New: newMask,
+	}
+}
+
+type mask struct {
+	edits     [][]leafEdit // by type
+	key, salt []byte
+	digester  *digester // these are written by Process
+	values    [][]byte  // by edit of the event's type
+}
+
+// A leafEdit is what is done to a leaf.
+type leafEdit struct {
+	path []string
+	slot int
+	*edit
+}
+
+// An edit is what is done to values of a type: hidden, or changed somewhere
+// inside.
+type edit struct {
+	node    *codec.Node
+	hide    func(d *digester, dst, value []byte) ([]byte, error) // of a whole value; nil if the change is inside
+	fields  []*edit                                              // of a record; nil for what stays
+	elem    *edit                                                // of each item of an array or entry of a map
+	entries []entryEdit                                          // of some entries of a map
+	branch  *edit                                                // of what may be null, if it is not
+	by      string                                               // the path that asked for it first
+}
+
+type entryEdit struct {
+	key []byte
+	*edit
+}
+
+func newMask(in Input) (Built, []expr.Fault) {
+	fields, _ := in.Args.Find("fields")
+	key, keyed := in.Args.Find("key")
+	salt, salted := in.Args.Find("salt")
+	s := &mask{edits: make([][]leafEdit, len(in.Types)), key: []byte(key.Value.Text), salt: []byte(salt.Value.Text)}
+	hashed := false
+	var faults []expr.Fault
+	if keyed && salted {
+		faults = append(faults, fault(salt.Key, "keep key: a digest with a key cannot be guessed either", "a mask has a key or a salt, not both"))
+	}
+	if len(fields.Entries) == 0 {
+		faults = append(faults, fault(fields.Key, "fields: {data.email: hash}", "a mask needs something to hide"))
+	}
+	for _, given := range fields.Entries {
+		m, err := parseMethod(given.Value.Text)
+		if err != nil {
+			hint := ""
+			if !slices.Contains(maskWords, m.word) {
+				hint = "it is hash, redact, keep_first N or keep_last N"
+			}
+			faults = append(faults, fault(given.Value, hint, "%v", err))
+			continue
+		}
+		hashed = hashed || m.word == maskHash
+		for i, t := range in.Types {
+			if t.On {
+				faults = append(faults, s.add(i, t, given, m)...)
+			}
+		}
+	}
+	switch {
+	case keyed && !hashed:
+		faults = append(faults, fault(key.Key, "", "nothing here is hashed with a key"))
+	case salted && !hashed:
+		faults = append(faults, fault(salt.Key, "", "nothing here is hashed with a salt"))
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	s.digester = newDigester(s.key, s.salt)
+	return s, nil
+}
+
+// The words for what mask does.
+const (
+	maskHash      = "hash"
+	maskRedact    = "redact"
+	maskKeepFirst = "keep_first"
+	maskKeepLast  = "keep_last"
+)
+
+var maskWords = []string{maskHash, maskRedact, maskKeepFirst, maskKeepLast}
+
+// A method is how a value is hidden.
+type method struct {
+	word string
+	n    int // of keep_first and keep_last
+}
+
+func parseMethod(text string) (m method, err error) {
+	word, number, more := strings.Cut(text, " ")
+	m.word = word
+	switch word {
+	case maskHash, maskRedact:
+		if more {
+			return m, fmt.Errorf("%s stands alone, not as %q", word, text)
+		}
+		return m, nil
+	case maskKeepFirst, maskKeepLast:
+		if m.n, err = strconv.Atoi(strings.TrimSpace(number)); err != nil || m.n < 1 || m.n > 1000 {
+			return m, fmt.Errorf("%s needs how many characters to keep, from 1 to 1000, as in %s 4", word, word)
+		}
+		return m, nil
+	}
+	return m, fmt.Errorf("%q is no way to hide a value", text)
+}
+
+// add adds what is to be done to one field of one type.
+func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
+	failed := func(hint, format string, args ...any) []expr.Fault {
+		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: fmt.Sprintf(format, args...), Hint: hint}}
+	}
+	path := given.Key.Text
+	whole, _, _ := strings.Cut(path, "[]")
+	target, err := t.Env.Target(whole)
+	if err != nil {
+		return expr.Faults(given.Key, t.Name, err)
+	}
+	at := slices.IndexFunc(s.edits[typ], func(e leafEdit) bool { return slices.Equal(e.path, target.Path) })
+	if at < 0 {
+		at = len(s.edits[typ])
+		s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: &edit{node: target.Node}})
+	}
+	e := s.edits[typ][at].edit
+	if target.Entry {
+		if e.hide != nil || e.elem != nil {
+			return failed("remove one of them", "%s and %s overlap", path, e.by)
+		}
+		i := slices.IndexFunc(e.entries, func(one entryEdit) bool { return string(one.key) == target.Key })
+		if i < 0 {
+			i = len(e.entries)
+			e.entries = append(e.entries, entryEdit{[]byte(target.Key), &edit{node: target.Node.Elem}})
+			e.by = path
+		}
+		e = e.entries[i].edit
+	}
+	steps := strings.TrimPrefix(path, whole)
+	for steps != "" {
+		if e.hide != nil {
+			return failed("remove one of them", "%s and %s overlap", path, e.by)
+		}
+		if e.by == "" {
+			e.by = path
+		}
+		if other, _, _, ok := e.node.Nullable(); ok {
+			if e.branch == nil {
+				e.branch = &edit{node: other, by: path}
+			}
+			e = e.branch
+			continue
+		}
+		if after, ok := strings.CutPrefix(steps, "[]"); ok {
+			if e.node.Kind != codec.Array && e.node.Kind != codec.Map {
+				return failed("", "%s of %s is %s: [] is for arrays and maps", strings.TrimSuffix(path, steps), t.Name, e.node)
+			}
+			if len(e.entries) > 0 {
+				return failed("remove one of them", "%s and %s overlap", path, e.by)
+			}
+			if e.elem == nil {
+				e.elem = &edit{node: e.node.Elem, by: path}
+			}
+			e, steps = e.elem, after
+			continue
+		}
+		name, ok := strings.CutPrefix(steps, ".")
+		if i := strings.IndexAny(name, ".["); i >= 0 {
+			name = name[:i]
+		}
+		if !ok || name == "" {
+			return failed("as in data.items[].price", "%q is not a path", path)
+		}
+		steps = steps[1+len(name):]
+		if e.node.Kind != codec.Record {
+			return failed("", "%s of %s is %s, which has no fields", strings.TrimSuffix(path, "."+name+steps), t.Name, e.node)
+		}
+		i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
+		if i < 0 {
+			return failed(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
+		}
+		if e.fields == nil {
+			e.fields = make([]*edit, len(e.node.Fields))
+		}
+		if e.fields[i] == nil {
+			e.fields[i] = &edit{node: e.node.Fields[i].Type, by: path}
+		}
+		e = e.fields[i]
+	}
+	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branch != nil {
+		return failed("remove one of them", "%s and %s overlap", path, e.by)
+	}
+	if e.node.Tag != "" && m.word != maskRedact {
+		return failed("use redact", "%s of %s is encrypted, and what %s makes of that says nothing", path, t.Name, m.word)
+	}
+	hide, msg, hint := m.hider(e.node)
+	if hide == nil {
+		return failed(hint, "%s of %s %s", path, t.Name, msg)
+	}
+	e.hide, e.by = hide, path
+	return nil
+}
+
+func fieldNames(n *codec.Node) []string {
+	names := make([]string, len(n.Fields))
+	for i := range n.Fields {
+		names[i] = n.Fields[i].Name
+	}
+	return names
+}
+
+type hider = func(d *digester, dst, value []byte) ([]byte, error)
+
+// hider returns what hides values of a type; if it cannot be, what is wrong with
+// the field, and what to do.
+func (m method) hider(n *codec.Node) (h hider, msg, hint string) {
+	if m.word == maskRedact {
+		blank, ok := appendBlank(nil, n)
+		if !ok {
+			return nil, fmt.Sprintf("is %s, which has no value that says nothing", n), "hide its parts, or let it be null"
+		}
+		return func(_ *digester, dst, _ []byte) ([]byte, error) { return append(dst, blank...), nil }, "", ""
+	}
+	if other, _, branch, ok := n.Nullable(); ok {
+		inner, msg, hint := m.hider(other)
+		if inner == nil {
+			return nil, msg, hint
+		}
+		return func(d *digester, dst, value []byte) ([]byte, error) {
+			at, rest, err := codec.ReadLong(value)
+			if err != nil || at != int64(branch) {
+				return append(dst, value...), err
+			}
+			return inner(d, codec.AppendLong(dst, at), rest)
+		}, "", ""
+	}
+	switch {
+	case m.word == maskHash && n.Kind == codec.String && n.Logical == "uuid":
+		return hashUUIDText, "", ""
+	case m.word == maskHash && isUUID(n):
+		return hashUUID, "", ""
+	case m.word == maskHash && n.Kind == codec.String:
+		return hashText, "", ""
+	case m.word == maskHash && n.Kind == codec.Bytes && n.Logical == "":
+		return hashBytes, "", ""
+	case m.word == maskHash:
+		return nil, fmt.Sprintf("is %s: a digest is a text or bytes", n), "use redact"
+	case n.Kind == codec.String && n.Logical == "":
+		return func(_ *digester, dst, value []byte) ([]byte, error) { return m.keep(dst, value) }, "", ""
+	}
+	hint = "use redact"
+	if n.Kind == codec.String || n.Kind == codec.Bytes {
+		hint = "use redact or hash"
+	}
+	return nil, fmt.Sprintf("is %s, of which no part can be kept", n), hint
+}
+
+func isUUID(n *codec.Node) bool {
+	return n.Kind == codec.Fixed && n.Logical == "uuid" && n.Size == 16
+}
+
+const (
+	blankText = "***"
+	blankUUID = "00000000-0000-0000-0000-000000000000"
+)
+
+// appendBlank appends the value of a type that says nothing.
+func appendBlank(dst []byte, n *codec.Node) ([]byte, bool) {
+	switch n.Kind {
+	case codec.Null:
+		return dst, true
+	case codec.Boolean, codec.Int, codec.Long, codec.Array, codec.Map:
+		return append(dst, 0), true
+	case codec.Float:
+		return codec.AppendFloat(dst, 0), true
+	case codec.Double:
+		return codec.AppendDouble(dst, 0), true
+	case codec.Bytes:
+		if n.Logical == "decimal" {
+			return codec.AppendBytes(dst, []byte{0}), true
+		}
+		return codec.AppendBytes(dst, nil), true
+	case codec.Fixed:
+		return append(dst, make([]byte, n.Size)...), true
+	case codec.String:
+		if n.Logical == "uuid" {
+			return codec.AppendString(dst, blankUUID), true
+		}
+		return codec.AppendString(dst, blankText), true
+	case codec.Union:
+		for i, branch := range n.Branches {
+			if branch.Kind == codec.Null {
+				return codec.AppendLong(dst, int64(i)), true
+			}
+		}
+	}
+	return dst, false // an enum, a record, a union without null
+}
+
+// keep appends a text of which only some characters are kept.
+func (m method) keep(dst, value []byte) ([]byte, error) {
+	text, _, err := codec.ReadText(value)
+	if err != nil {
+		return dst, err
+	}
+	hidden := utf8.RuneCount(text)
+	kept := text[len(text):]
+	if hidden > m.n {
+		hidden -= m.n
+		if m.word == maskKeepFirst {
+			kept = text[:after(text, m.n)]
+		} else {
+			kept = text[after(text, hidden):]
+		}
+	}
+	dst = codec.AppendLong(dst, int64(len(kept)+hidden))
+	if m.word == maskKeepFirst {
+		dst = append(dst, kept...)
+	}
+	for range hidden {
+		dst = append(dst, '*')
+	}
+	if m.word == maskKeepLast {
+		dst = append(dst, kept...)
+	}
+	return dst, nil
+}
+
+// after returns where the first n characters of a text end.
+func after(text []byte, n int) (at int) {
+	for range n {
+		_, size := utf8.DecodeRune(text[at:])
+		at += size
+	}
+	return at
+}
+
+// A digester makes digests. It is for one goroutine at a time.
+type digester struct {
+	hash hash.Hash
+	salt []byte
+	sum  [sha256.Size]byte
+	id   [16]byte
+}
+
+func newDigester(key, salt []byte) *digester {
+	if len(key) > 0 {
+		return &digester{hash: hmac.New(sha256.New, key)}
+	}
+	return &digester{hash: sha256.New(), salt: salt}
+}
+
+// of returns the digest of a value, until the next.
+func (d *digester) of(value []byte) []byte {
+	d.hash.Reset()
+	d.hash.Write(d.salt) // as the hash package says, it never fails
+	d.hash.Write(value)
+	return d.hash.Sum(d.sum[:0])
+}
+
+func hashText(d *digester, dst, value []byte) ([]byte, error) {
+	text, _, err := codec.ReadText(value)
+	if err != nil {
+		return dst, err
+	}
+	sum := d.of(text)
+	return hex.AppendEncode(codec.AppendLong(dst, int64(hex.EncodedLen(len(sum)))), sum), nil
+}
+
+func hashBytes(d *digester, dst, value []byte) ([]byte, error) {
+	content, _, err := codec.ReadText(value)
+	if err != nil {
+		return dst, err
+	}
+	return codec.AppendBytes(dst, d.of(content)), nil
+}
+
+// hashUUID makes a UUID of version 8 (RFC 9562, 5.8) of a digest.
+func hashUUID(d *digester, dst, value []byte) ([]byte, error) {
+	copy(d.id[:], d.of(value))
+	stamp(&d.id, 8)
+	return append(dst, d.id[:]...), nil
+}
+
+// hashUUIDText hashes the 16 bytes, where the text is a UUID, so that both ways
+// to write one have the same digest.
+func hashUUIDText(d *digester, dst, value []byte) ([]byte, error) {
+	text, _, err := codec.ReadText(value)
+	if err != nil {
+		return dst, err
+	}
+	if parseUUID(&d.id, text) {
+		text = d.id[:]
+	}
+	copy(d.id[:], d.of(text))
+	stamp(&d.id, 8)
+	return appendUUID(codec.AppendLong(dst, 36), &d.id), nil
+}
+
+// append appends the value at the start of enc as the edit leaves it, and
+// returns what follows it.
+func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error) {
+	switch {
+	case e.hide != nil:
+		if rest, err = codec.Skip(e.node, enc); err != nil {
+			return dst, nil, err
+		}
+		dst, err = e.hide(d, dst, enc[:len(enc)-len(rest)])
+		return dst, rest, err
+	case e.branch != nil:
+		_, _, branch, _ := e.node.Nullable()
+		at, rest, err := codec.ReadLong(enc)
+		dst = codec.AppendLong(dst, at)
+		if err != nil || at != int64(branch) {
+			return dst, rest, err
+		}
+		return e.branch.append(d, dst, rest)
+	case e.fields != nil:
+		for i := range e.fields {
+			if dst, enc, err = keepOr(e.fields[i], e.node.Fields[i].Type, d, dst, enc); err != nil {
+				return dst, nil, err
+			}
+		}
+		return dst, enc, nil
+	}
+	for {
+		count, rest, err := codec.ReadBlock(enc)
+		dst = codec.AppendLong(dst, count)
+		if err != nil || count == 0 {
+			return dst, rest, err
+		}
+		enc = rest
+		for range count {
+			one := e.elem
+			if e.node.Kind == codec.Map {
+				key, after, err := codec.ReadText(enc)
+				if err != nil {
+					return dst, nil, err
+				}
+				dst, enc = codec.AppendBytes(dst, key), after
+				for i := range e.entries {
+					if string(e.entries[i].key) == string(key) {
+						one = e.entries[i].edit
+					}
+				}
+			}
+			if dst, enc, err = keepOr(one, e.node.Elem, d, dst, enc); err != nil {
+				return dst, nil, err
+			}
+		}
+	}
+}
+
+// keepOr copies a value, or edits it if there is an edit.
+func keepOr(e *edit, n *codec.Node, d *digester, dst, enc []byte) (out, rest []byte, err error) {
+	if e != nil {
+		return e.append(d, dst, enc)
+	}
+	if rest, err = codec.Skip(n, enc); err != nil {
+		return dst, nil, err
+	}
+	return append(dst, enc[:len(enc)-len(rest)]...), rest, nil
+}
+
+func (s *mask) Reads(typ int) [][]string { return s.Writes(typ) }
+
+func (s *mask) Writes(typ int) (paths [][]string) {
+	for _, e := range s.edits[typ] {
+		paths = append(paths, e.path)
+	}
+	return paths
+}
+
+func (s *mask) Bind(layouts []*codec.Layout) error {
+	for typ := range s.edits {
+		for i := range s.edits[typ] {
+			s.edits[typ][i].slot = layouts[typ].Slot(s.edits[typ][i].path...)
+		}
+	}
+	return nil
+}
+
+func (s *mask) Clone() Built {
+	return &mask{edits: s.edits, key: s.key, salt: s.salt, digester: newDigester(s.key, s.salt)}
+}
+
+func (s *mask) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	edits := s.edits[e.Type]
+	s.values = s.values[:0]
+	for i := range edits {
+		n := len(e.Arena)
+		var err error
+		if e.Arena, _, err = edits[i].append(s.digester, e.Arena, e.Get(edits[i].slot)); err != nil {
+			return pipeline.Drop, badBody(err)
+		}
+		s.values = append(s.values, e.Arena[n:len(e.Arena):len(e.Arena)])
+	}
+	for i := range edits {
+		e.Set(edits[i].slot, s.values[i])
+	}
+	return pipeline.Pass, nil
+}

@@ -1,0 +1,100 @@
+package stage
+
+import (
+	"context"
+	"strconv"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// ReasonEmptyKey is why a rekey stage rejects an event.
+const ReasonEmptyKey pipeline.Reason = "empty_key"
+
+// Rekey is the stage that gives events another record key.
+func Rekey() Kind {
+	return Kind{
+		Name: "rekey",
+		Doc: "Gives the event another key, and so another partition of the topic it is written to. " +
+			"From here on it is in order with the events of its new key: those that had one key and get different ones may change places. " +
+			"An event whose new key is empty is rejected with the reason empty_key.",
+		Params: []Param{
+			{Name: "key", Form: Expression, Required: true, Doc: "The new key: a text, whose UTF-8 it is, or a whole number, in decimal digits."},
+		},
+		Example: `on: [OrderCreated]
+key: data.user_id`,
+		New: newRekey,
+	}
+}
+
+type rekey struct {
+	keys   []*expr.Program // by type; nil where the stage is not for it
+	number []bool          // by type: the key is a number
+	scope  expr.Scope      // written by Process
+}
+
+func newRekey(in Input) (Built, []expr.Fault) {
+	key, _ := in.Args.Find("key")
+	s := &rekey{keys: make([]*expr.Program, len(in.Types)), number: make([]bool, len(in.Types))}
+	var faults []expr.Fault
+	for i, t := range in.Types {
+		if !t.On {
+			continue
+		}
+		var err error
+		if s.keys[i], err = t.Env.Compile(key.Value.Text, expr.Value(&codec.Node{Kind: codec.String}, "the key", t.Name)); err == nil {
+			continue
+		}
+		p, notNumber := t.Env.Compile(key.Value.Text, expr.Value(&codec.Node{Kind: codec.Long}, "the key", t.Name))
+		if notNumber != nil {
+			faults = append(faults, expr.Faults(key.Value, t.Name, err)...)
+		}
+		s.keys[i], s.number[i] = p, true
+	}
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return s, nil
+}
+
+func (s *rekey) Reads(typ int) [][]string { return appendPaths(nil, s.keys[typ]) }
+
+func (s *rekey) Writes(int) [][]string { return nil }
+
+func (s *rekey) Bind(layouts []*codec.Layout) error { return bind(s.keys, layouts) }
+
+func (s *rekey) Clone() Built { return &rekey{keys: s.keys, number: s.number} }
+
+var errEmptyKey = pipeline.Reject(ReasonEmptyKey, "the new key is empty")
+
+func (s *rekey) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	p := s.keys[e.Type]
+	if p == nil {
+		return pipeline.Pass, nil
+	}
+	s.scope.Reset(e.Taken, &e.View)
+	enc, err := appendIn(&s.scope, e, p)
+	if err != nil {
+		return pipeline.Drop, err
+	}
+	if s.number[e.Type] {
+		v, _, err := codec.ReadLong(enc)
+		if err != nil {
+			return pipeline.Drop, badBody(err)
+		}
+		n := len(e.Arena)
+		e.Arena = strconv.AppendInt(e.Arena, v, 10)
+		e.NewKey = e.Arena[n:len(e.Arena):len(e.Arena)]
+		return pipeline.Pass, nil
+	}
+	key, _, err := codec.ReadText(enc)
+	switch {
+	case err != nil:
+		return pipeline.Drop, badBody(err)
+	case len(key) == 0:
+		return pipeline.Drop, errEmptyKey
+	}
+	e.NewKey = key
+	return pipeline.Pass, nil
+}

@@ -1,0 +1,206 @@
+package stage
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// Upcast is the stage that brings events of an old shape into the new one.
+func Upcast() Kind {
+	return Kind{
+		Name: "upcast",
+		Doc: "Brings events of an old shape into the new one, where it takes more than the defaults and renamings that schemas know. " +
+			"It is for the events below a version, or for those that were written with an older schema; others pass untouched.",
+		Params: []Param{
+			{Name: "below", Form: Number, Min: 2, Max: 1_000_000, Doc: "The stage is for events whose version is below this; it is their version from then on. Give this or from."},
+			{Name: "from", Form: Word, Doc: "The older schema that the stage is for: the name of its file in the schemas directory without .avsc, such as OrderCreated.v1. " +
+				"The type is the one of the record's name. Give this or below."},
+			{Name: "set", Form: Assignments, Required: true, Doc: "What to set, as in enrich. The event's fields are those of its new shape. " +
+				"With from, old.PATH is a field of the event as it was written."},
+		},
+		Example: `on: [OrderCreated]
+below: 2
+set: {metadata.currency: "'USD'"}`,
+		New: newUpcast,
+	}
+}
+
+type upcast struct {
+	set      enrich
+	on       []bool
+	below    int64 // 0: the stage is for shape
+	versions []int // by type: the slot of its version
+
+	shape Shape         // its Schema is nil if the stage is for versions below
+	old   int           // the shape's number: pipeline.Event.OldType
+	view  *codec.Layout // of the shape
+}
+
+var versionPath = []string{"version"}
+
+func newUpcast(in Input) (Built, []expr.Fault) {
+	below, byVersion := in.Args.Find("below")
+	from, byShape := in.Args.Find("from")
+	set, _ := in.Args.Find("set")
+	switch {
+	case byVersion && byShape:
+		return nil, []expr.Fault{fault(below.Key, "write one upcast for each", "an upcast has below or from, not both")}
+	case !byVersion && !byShape:
+		return nil, []expr.Fault{fault(in.At, "below: VERSION, or from: SCHEMA", "an upcast needs the events that it is for")}
+	}
+	s := &upcast{
+		set: enrich{sets: make([][]assignment, len(in.Types))}, on: make([]bool, len(in.Types)),
+		below: below.Number, versions: make([]int, len(in.Types)),
+	}
+	var faults []expr.Fault
+	if len(set.Entries) == 0 {
+		faults = append(faults, fault(set.Key, "set: {PATH: EXPRESSION}", "an upcast needs something to set"))
+	}
+	if byShape {
+		return s.done(append(faults, s.fromShape(in, from.Value, set)...))
+	}
+	for i, t := range in.Types {
+		if !t.On {
+			continue
+		}
+		s.on[i] = true
+		if f := t.Schema.Root().Field("version"); f == nil || f.Type.Kind != codec.Int && f.Type.Kind != codec.Long {
+			faults = append(faults, expr.Fault{Source: below.Key, Type: t.Name, Msg: t.Name + " has no version that is a number", Hint: "use from, or leave the type out of on"})
+			continue
+		}
+		for _, given := range set.Entries {
+			if given.Key.Text == versionPath[0] {
+				faults = append(faults, fault(given.Key, "remove it", "the version becomes %d already", s.below))
+				continue
+			}
+			faults = append(faults, s.set.assign(i, t, given)...)
+		}
+	}
+	return s.done(faults)
+}
+
+func (s *upcast) done(faults []expr.Fault) (Built, []expr.Fault) {
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	return s, nil
+}
+
+// fromShape makes the stage one for events of an older schema.
+func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.Fault) {
+	old, err := in.Schema(from.Text)
+	if err != nil {
+		return expr.Faults(from, "", err)
+	}
+	typ := slices.IndexFunc(in.Types, func(t Type) bool { return t.Schema.Name() == old.Name() })
+	if typ < 0 {
+		var names []string
+		for _, t := range in.Types {
+			names = append(names, t.Name)
+		}
+		return []expr.Fault{fault(from, "there are "+strings.Join(names, ", "), "%s is a form of %s, which is no type here", from.Text, old.Name())}
+	}
+	t := in.Types[typ]
+	if !t.On {
+		return []expr.Fault{fault(from, "", "%s is a form of %s, which the stage is not for", from.Text, t.Name)}
+	}
+	if codec.SameBytes(old, t.Schema) {
+		return []expr.Fault{fault(from, "an older form is in a file such as "+t.Name+".v1.avsc", "this is %s as it is now: there is nothing to upcast", t.Name)}
+	}
+	if _, err := codec.NewResolver(old, t.Schema); err != nil {
+		return []expr.Fault{fault(from, "give what is new a default, and set it here", "%s cannot be read as %s: %v", from.Text, t.Name, err)}
+	}
+	if t.Env, err = t.With(expr.Root{Name: "old", Schema: old, View: 1}); err != nil {
+		return expr.Faults(from, t.Name, err)
+	}
+	for _, given := range set.Entries {
+		faults = append(faults, s.set.assign(typ, t, given)...)
+	}
+	s.on[typ] = true
+	s.shape = Shape{Type: typ, Schema: old, Paths: s.set.paths(typ, 1)}
+	return faults
+}
+
+// Shapes implements [Upcaster].
+func (s *upcast) Shapes() []Shape {
+	if s.shape.Schema == nil {
+		return nil
+	}
+	return []Shape{s.shape}
+}
+
+// BindOld implements [Upcaster].
+func (s *upcast) BindOld(first int, layouts []*codec.Layout) error {
+	if len(layouts) > 0 {
+		s.old, s.view = first, layouts[0]
+	}
+	return nil
+}
+
+func (s *upcast) Reads(typ int) [][]string {
+	paths := s.set.Reads(typ)
+	if s.on[typ] && s.below > 0 {
+		paths = append(paths, versionPath)
+	}
+	return paths
+}
+
+func (s *upcast) Writes(typ int) [][]string {
+	paths := s.set.Writes(typ)
+	if s.on[typ] && s.below > 0 {
+		paths = append(paths, versionPath)
+	}
+	return paths
+}
+
+func (s *upcast) Bind(layouts []*codec.Layout) error {
+	for typ, on := range s.on {
+		if !on {
+			continue
+		}
+		s.versions[typ] = layouts[typ].Slot(versionPath...)
+		if err := s.set.bind(typ, layouts[typ], s.view); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *upcast) Clone() Built {
+	clone := *s
+	clone.set = *s.set.clone()
+	return &clone
+}
+
+func (s *upcast) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	if !s.on[e.Type] {
+		return pipeline.Pass, nil
+	}
+	if s.below == 0 {
+		if e.OldType != s.old {
+			return pipeline.Pass, nil
+		}
+		s.set.scope.Reset(e.Taken, &e.View, &e.Old)
+		return verdict(s.set.apply(e))
+	}
+	version, _, err := codec.ReadLong(e.Get(s.versions[e.Type]))
+	if err != nil {
+		return pipeline.Drop, badBody(err)
+	}
+	if version >= s.below {
+		return pipeline.Pass, nil
+	}
+	s.set.scope.Reset(e.Taken, &e.View)
+	if err := s.set.apply(e); err != nil {
+		return pipeline.Drop, err
+	}
+	n := len(e.Arena)
+	e.Arena = codec.AppendLong(e.Arena, s.below)
+	e.Set(s.versions[e.Type], e.Arena[n:len(e.Arena):len(e.Arena)])
+	return pipeline.Pass, nil
+}

@@ -1,0 +1,100 @@
+package topology
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A Fault is one thing that is wrong with a topology or its schemas.
+type Fault struct {
+	File string `json:"file"`
+	// Line and Col are where it is, from 1, counted in characters. They are 0
+	// if it is about the file as a whole.
+	Line int    `json:"line,omitempty"`
+	Col  int    `json:"column,omitempty"`
+	Msg  string `json:"message"`
+	Hint string `json:"hint,omitempty"` // what to do about it
+	Text string `json:"text,omitempty"` // of the line, without its end
+}
+
+// Error returns the fault in one line, as compilers do: file:line:col: message.
+func (f Fault) Error() string {
+	if f.Line == 0 {
+		return f.File + ": " + f.Msg
+	}
+	return fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Col, f.Msg)
+}
+
+// Faults is every fault that was found, in the order of the file.
+type Faults []Fault
+
+// Error returns the faults for people: each with its line, a caret below the
+// place, and what to do.
+func (f Faults) Error() string {
+	var b strings.Builder
+	for i := range f {
+		f[i].write(&b)
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// Unwrap lets errors.As find a Fault.
+func (f Faults) Unwrap() []error {
+	out := make([]error, len(f))
+	for i := range f {
+		out[i] = f[i]
+	}
+	return out
+}
+
+// maxShown is how many characters of a line are shown.
+const maxShown = 120
+
+func (f *Fault) write(b *strings.Builder) {
+	b.WriteString(f.Error() + "\n")
+	margin := "  "
+	if f.Line > 0 {
+		number := fmt.Sprint(f.Line)
+		margin = strings.Repeat(" ", len(number)+1)
+		shown, before := f.window()
+		fmt.Fprintf(b, "%s | %s\n", number, shown)
+		fmt.Fprintf(b, "%s| %s^\n", margin, before)
+	}
+	if f.Hint != "" {
+		fmt.Fprintf(b, "%s= %s\n", margin, f.Hint)
+	}
+}
+
+// window returns the part of the line around the fault, and the blanks that
+// put a caret below it. Tabs stay tabs, so that both shift alike.
+func (f *Fault) window() (shown, before string) {
+	line := []rune(strings.ToValidUTF8(f.Text, "\uFFFD"))
+	at := min(f.Col-1, len(line))
+	start := 0
+	if at > maxShown*3/4 {
+		start = at - maxShown/2
+	}
+	end := min(len(line), start+maxShown)
+	blank := func(r rune) rune {
+		if r == '\t' {
+			return r
+		}
+		return ' '
+	}
+	part := slices.Clone(line[start:end])
+	for i, r := range part {
+		if r < ' ' && r != '\t' || r == 0x7f {
+			part[i] = '\uFFFD' // what would move a terminal's cursor
+		}
+	}
+	shown = string(part)
+	before = strings.Map(blank, string(line[start:at]))
+	if start > 0 {
+		shown, before = "..."+shown, "   "+before
+	}
+	if end < len(line) {
+		shown += "..."
+	}
+	return strings.TrimRight(shown, " \t"), before
+}

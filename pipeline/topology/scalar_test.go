@@ -1,0 +1,165 @@
+package topology
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"go.yaml.in/yaml/v4"
+	"pgregory.net/rapid"
+)
+
+// texts are the scalars of a document, in order.
+func texts(t testing.TB, src string) (*document, []*yaml.Node) {
+	t.Helper()
+	d, root := parse(Source{Name: "t.yaml", Text: []byte(src)}, func(string) (string, bool) { return "value", true })
+	if root == nil {
+		t.Fatalf("%q: %v", src, d.faults)
+	}
+	var out []*yaml.Node
+	var visit func(n *yaml.Node)
+	visit = func(n *yaml.Node) {
+		if n.Kind == yaml.ScalarNode {
+			out = append(out, n)
+		}
+		for _, c := range n.Content {
+			visit(c)
+		}
+	}
+	visit(root)
+	return d, out
+}
+
+// find returns the place of the one character in the text that is c.
+func find(src string, c rune) place {
+	for i, line := range lineEnd.Split(src, -1) {
+		if col := slices.Index([]rune(line), c); col >= 0 {
+			return place{i + 1, col + 1}
+		}
+	}
+	return place{}
+}
+
+// Wherever the § is in a value, it is found where it is in the file.
+func TestPlacesInScalars(t *testing.T) {
+	for _, src := range []string{
+		"k: a §",
+		"k: {x: [b, 'a §']}",
+		"§: v",
+		"k: 'a §'",
+		"k: 'it''s §'",
+		`k: "a §"`,
+		`k: "a \"b\" \\ \t\x41\u00e9\U0001F642 §"`,
+		"k: größer §",
+		"🙂: 🙂 §",
+		"k: &anchor a §",
+		"k: &anchor 'a §'",
+		"k: a\n  b §",
+		"k: a  b\n  \n\n  c §",
+		"k: 'a\n  b §'",
+		"k: 'a\n\n  b §'",
+		"k: \"a\n  b §\"",
+		"k: \"a\\\n  b §\"",
+		"k: \"a \\\n  \\ b §\"",
+		"k: |\n  a §",
+		"k: |\n  a\n   b\n\n  c §\n",
+		"k: |2-\n  a\n  §",
+		"k: |\n\n\n  a §\n",
+		"k: | # comment\n  a §\n",
+		"k: >\n  a §",
+		"k: >\n  a\n  b §\n",
+		"k: >-\n  a\n\n  b\n  c §\n",
+		"k:\n  - >\n    a\n    b §\n",
+		"k: ${A}${A} §",
+		"k: ${A:-x} $${A} §",
+		"k: 'it''s ${A} §'",
+		"k: >\n  ${A}\n  ${A} §\n",
+		"\ufeffk: a §",
+		"k: a §\r\nl: b\r\n",
+		"j: b\rk: a §\r",
+		"j: b\r\nk: |\r\n  a\r\n  b §\r\n",
+	} {
+		d, nodes := texts(t, src)
+		found := false
+		for _, n := range nodes {
+			s := d.scalar(n)
+			at := slices.Index([]rune(s.text), '§')
+			if at < 0 {
+				continue
+			}
+			found = true
+			if got, want := s.place(at), find(strings.TrimPrefix(src, "\ufeff"), '§'); got != want {
+				t.Errorf("%q: § of %q is said to be at %v, and is at %v", src, s.text, got, want)
+			}
+		}
+		if !found {
+			t.Errorf("%q: no value has the §", src)
+		}
+	}
+}
+
+// Where the places cannot be told, there is the beginning; there is no wrong one.
+func TestPlaceThatCannotBeTold(t *testing.T) {
+	for _, src := range []string{
+		"k: |2\n   a\n  §\n",     // the first line is indented by more than the block
+		"k: >\n  a\n\n   b\n  §", // a folded block with a line that is not folded
+	} {
+		d, nodes := texts(t, src)
+		s := d.scalar(nodes[1])
+		at := s.place(slices.Index([]rune(s.text), '§'))
+		if at != s.start && at != find(src, '§') {
+			t.Errorf("%q: § is said to be at %v", src, at)
+		}
+	}
+}
+
+func TestValueOfVariableIsWhereTheVariableIs(t *testing.T) {
+	d, nodes := texts(t, "k: 'a ${LONG} b'")
+	s := d.scalar(nodes[1])
+	if s.text != "a value b" {
+		t.Fatalf("the text is %q", s.text)
+	}
+	for offset, want := range map[int]int{0: 5, 2: 7, 6: 7, 7: 14, 8: 15, 9: 16} {
+		if got := s.place(offset); got != (place{1, want}) {
+			t.Errorf("character %d is said to be at %v, and is at column %d", offset, got, want)
+		}
+	}
+}
+
+// However a text is written, each of its characters is found where it is, or
+// the beginning is.
+func TestPlacesOfAnyText(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		word := rapid.StringMatching(`[a-zé🙂'"$#:{}\\. -]{0,12}`)
+		text := strings.Join(rapid.SliceOfN(word, 1, 4).Draw(t, "lines"), rapid.SampledFrom([]string{" ", "\n", "\t"}).Draw(t, "between"))
+		style := rapid.SampledFrom([]yaml.Style{0, yaml.SingleQuotedStyle, yaml.DoubleQuotedStyle, yaml.LiteralStyle, yaml.FoldedStyle}).Draw(t, "style")
+		out, err := yaml.Dump(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{
+			{Kind: yaml.ScalarNode, Value: "k"}, {Kind: yaml.ScalarNode, Tag: "!!str", Value: text, Style: style},
+		}}, yaml.WithLineWidth(rapid.IntRange(10, 80).Draw(t, "width")))
+		if err != nil {
+			return // a text that YAML cannot hold
+		}
+		d, root := parse(Source{Text: out}, func(string) (string, bool) { return "", false })
+		if root == nil {
+			t.Fatalf("%q: %v", out, d.faults)
+		}
+		n := root.Content[1]
+		first, at := align(d.runes, n)
+		if at == nil && n.Style&(yaml.TaggedStyle|yaml.FoldedStyle|yaml.LiteralStyle) == 0 {
+			t.Fatalf("%q: the places are not told", out)
+		}
+		if first.line > len(d.lines)+1 {
+			t.Fatalf("%q: begins at %v", out, first)
+		}
+		for i, c := range []rune(n.Value) {
+			if at == nil {
+				break
+			}
+			a := aligner{lines: d.runes, pos: at[i]}
+			blank := strings.ContainsRune(" \t\n", c)
+			if got := a.peek(); got != c && got != '\\' && !(blank && strings.ContainsRune(" \t\n", got)) {
+				t.Fatalf("%q: character %d, %q, is said to be at %v, where %q is", out, i, c, at[i], got)
+			}
+		}
+	})
+}

@@ -1,0 +1,116 @@
+package topology
+
+import (
+	"fmt"
+	"io/fs"
+	"maps"
+	"path"
+	"regexp"
+	"slices"
+	"strings"
+
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// A catalog is the records of the .avsc files.
+type catalog struct {
+	byName  map[string]*codec.Schema   // full
+	byShort map[string][]*codec.Schema // without namespace
+	older   map[string]*codec.Schema   // forms that writers used to use, by file, without .avsc
+	broken  map[string]bool            // files, without .avsc, that did not parse
+}
+
+// olderFile matches the files of older forms of a record, without .avsc.
+var olderFile = regexp.MustCompile(`\.v[0-9]+$`)
+
+// readSchemas reads the .avsc files of the directory.
+func (d *document) readSchemas(files fs.FS, dir string) *catalog {
+	c := &catalog{byName: map[string]*codec.Schema{}, byShort: map[string][]*codec.Schema{}, older: map[string]*codec.Schema{}, broken: map[string]bool{}}
+	if files == nil {
+		return c
+	}
+	if dir == "" {
+		dir = "schemas"
+	}
+	names, err := fs.Glob(files, "*.avsc")
+	if err != nil {
+		d.faults = append(d.faults, Fault{File: dir, Msg: err.Error()})
+	}
+	from := map[string]string{}
+	for _, name := range names {
+		fail := func(hint, format string, args ...any) {
+			d.faults = append(d.faults, Fault{File: path.Join(dir, name), Msg: fmt.Sprintf(format, args...), Hint: hint})
+			c.broken[strings.TrimSuffix(name, ".avsc")] = true
+		}
+		text, err := fs.ReadFile(files, name)
+		if err != nil {
+			fail("", "%v", err)
+			continue
+		}
+		s, err := codec.ParseSchema(string(text))
+		if err == nil {
+			_, err = s.Tagged()
+		}
+		switch {
+		case err != nil:
+			fail("", "%v", err)
+		case s.Root().Kind != codec.Record:
+			fail("a schema file holds one record", "this is %s, not a record", s.Root())
+		case olderFile.MatchString(strings.TrimSuffix(name, ".avsc")):
+			c.older[strings.TrimSuffix(name, ".avsc")] = s
+		case c.byName[s.Name()] != nil:
+			fail("rename or remove one of them; an older form is in a file such as "+short(s)+".v1.avsc", "%s is in %s already", s.Name(), path.Join(dir, from[s.Name()]))
+		default:
+			from[s.Name()] = name
+			c.byName[s.Name()] = s
+			c.byShort[short(s)] = append(c.byShort[short(s)], s)
+		}
+	}
+	return c
+}
+
+// short returns the name of a schema's record without its namespace.
+func short(s *codec.Schema) string {
+	name := s.Name()
+	return name[strings.LastIndexByte(name, '.')+1:]
+}
+
+// find returns the record of a name, short or full. If there is none, it says so
+// with a hint; without a message it is one whose file did not parse.
+func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
+	if s := c.byName[name]; s != nil {
+		return s, "", ""
+	}
+	switch found := c.byShort[name]; {
+	case len(found) == 1:
+		return found[0], "", ""
+	case len(found) > 1:
+		names := make([]string, len(found))
+		for i := range found {
+			names[i] = found[i].Name()
+		}
+		return nil, "several schemas are named " + name, "write one of " + strings.Join(names, ", ")
+	}
+	if c.broken[name[strings.LastIndexByte(name, '.')+1:]] {
+		return nil, "", ""
+	}
+	names := slices.Concat(slices.Sorted(maps.Keys(c.byShort)), slices.Sorted(maps.Keys(c.byName)))
+	hint = expr.Nearest(name, names)
+	if hint == "" {
+		hint = "schemas are .avsc files, of one record each"
+		if short := slices.Sorted(maps.Keys(c.byShort)); len(short) > 0 {
+			hint = "there are " + listed(short)
+		}
+	}
+	return nil, "there is no schema " + name, hint
+}
+
+// listed returns some names as text.
+func listed(names []string) string {
+	const most = 8
+	if len(names) > most {
+		return strings.Join(names[:most], ", ") + ", ..."
+	}
+	return strings.Join(names, ", ")
+}

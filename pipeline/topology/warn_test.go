@@ -1,0 +1,24 @@
+package topology_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// A topology that runs, but may not be what was meant, gives the warnings beside
+// it.
+func TestWarnings(t *testing.T) {
+	for _, name := range names(t, "warn") {
+		t.Run(name, func(t *testing.T) {
+			plan, err := load(t, "warn", name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			for _, w := range plan.Warnings() {
+				got.WriteString(w.Error() + " [" + w.Rule + "]\n  " + w.Hint + "\n")
+			}
+			golden(t, "warn", name, got.String())
+		})
+	}
+}
