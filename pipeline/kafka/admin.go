@@ -1,0 +1,193 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline"
+)
+
+// A TopicSpec says how a topic must be.
+type TopicSpec struct {
+	Name        string
+	Partitions  int // 0: as it is, or the broker's default when it is created
+	Replication int // 0: the broker's default
+	Config      map[string]string
+}
+
+// TopicInfo is how a topic is.
+type TopicInfo struct {
+	Name       string
+	ID         string // the id that changes when a topic is created anew
+	Partitions int
+}
+
+// Cluster is what an admin request learned of the cluster.
+type Cluster struct {
+	ID     string
+	Topics map[string]TopicInfo
+}
+
+// EnsureTopics makes sure that the topics exist, and with as many partitions as
+// they are declared with: keys move when that number changes, so another number
+// is an error and never mended. Missing topics are created if create is set.
+func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (Cluster, error) {
+	opts, err := cfg.Options()
+	if err != nil {
+		return Cluster{}, err
+	}
+	// Metadata younger than this is answered from the client's memory.
+	cl, err := kgo.NewClient(append(opts, kgo.MetadataMinAge(minBackoff))...)
+	if err != nil {
+		return Cluster{}, err
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	names := make([]string, len(specs))
+	for i, s := range specs {
+		names[i] = s.Name
+	}
+	meta, err := adm.Metadata(ctx, names...)
+	if err != nil {
+		return Cluster{}, fmt.Errorf("asking %s for its topics: %w", strings.Join(cfg.Brokers, ","), err)
+	}
+	var faults []error
+	created := false
+	for _, s := range specs {
+		have := meta.Topics[s.Name]
+		switch {
+		case errors.Is(have.Err, kerr.UnknownTopicOrPartition) && !create:
+			faults = append(faults, pipeline.Fatal("topic %s does not exist: create it with %d partitions, or run without --no-create-topics", s.Name, s.Partitions))
+		case errors.Is(have.Err, kerr.UnknownTopicOrPartition):
+			if err := createTopic(ctx, adm, s); err != nil {
+				faults = append(faults, err)
+			}
+			created = true
+		case have.Err != nil:
+			faults = append(faults, fmt.Errorf("topic %s: %w", s.Name, have.Err))
+		}
+	}
+	if created && len(faults) == 0 {
+		if meta, err = awaitTopics(ctx, adm, names); err != nil {
+			return Cluster{}, err
+		}
+	}
+	out := Cluster{ID: meta.Cluster, Topics: map[string]TopicInfo{}}
+	for _, s := range specs {
+		have := meta.Topics[s.Name]
+		if have.Err != nil {
+			continue
+		}
+		out.Topics[s.Name] = TopicInfo{s.Name, have.ID.String(), len(have.Partitions)}
+		if n := len(have.Partitions); s.Partitions > 0 && n != s.Partitions {
+			faults = append(faults, pipeline.Fatal("topic %s has %d partitions, but is declared with %d: keys would move; declare it as it is", s.Name, n, s.Partitions))
+		}
+	}
+	return out, errors.Join(faults...)
+}
+
+func createTopic(ctx context.Context, adm *kadm.Client, s TopicSpec) error {
+	partitions, replication, config := s.request()
+	_, err := adm.CreateTopic(ctx, partitions, replication, config, s.Name)
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // another worker may have been faster
+		return fmt.Errorf("creating topic %s: %w", s.Name, err)
+	}
+	return nil
+}
+
+// awaitTopics waits until every broker's answer has the topics.
+func awaitTopics(ctx context.Context, adm *kadm.Client, names []string) (kadm.Metadata, error) {
+	for {
+		meta, err := adm.Metadata(ctx, names...)
+		if err != nil {
+			return meta, fmt.Errorf("waiting for the topics that were created: %w", err)
+		}
+		missing := slices.ContainsFunc(names, func(n string) bool {
+			t := meta.Topics[n]
+			return t.Err != nil || slices.ContainsFunc(t.Partitions.Sorted(), func(p kadm.PartitionDetail) bool { return p.Leader < 0 })
+		})
+		if !missing {
+			return meta, nil
+		}
+		sleep(ctx, minBackoff)
+		if err := ctx.Err(); err != nil {
+			return meta, fmt.Errorf("waiting for the topics that were created: %w", err)
+		}
+	}
+}
+
+// Lag returns how many offsets of the topics, below where committed records
+// end, the group has not committed. Partitions without a committed offset count
+// from their start.
+func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64, error) {
+	opts, err := cfg.Options()
+	if err != nil {
+		return 0, err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return 0, err
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	// The committed offsets first: ends that are read later can only be higher.
+	committed, err := adm.FetchOffsets(ctx, group)
+	if err != nil {
+		return 0, fmt.Errorf("asking for the offsets of group %s: %w", group, err)
+	}
+	starts, err := adm.ListStartOffsets(ctx, topics...)
+	if err == nil {
+		err = starts.Error()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking where topics start: %w", err)
+	}
+	ends, err := adm.ListCommittedOffsets(ctx, topics...)
+	if err == nil {
+		err = ends.Error()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking where topics end: %w", err)
+	}
+	var lag int64
+	ends.Each(func(end kadm.ListedOffset) {
+		at, _ := starts.Lookup(end.Topic, end.Partition)
+		from := at.Offset
+		if c, ok := committed.Lookup(end.Topic, end.Partition); ok && c.Err == nil {
+			from = max(from, c.At)
+		}
+		lag += max(0, end.Offset-from)
+	})
+	return lag, nil
+}
+
+// Committed returns the sum of the offsets that the group has committed: 0 if it
+// has done nothing yet.
+func Committed(ctx context.Context, cfg Config, group string) (int64, error) {
+	opts, err := cfg.Options()
+	if err != nil {
+		return 0, err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return 0, err
+	}
+	defer cl.Close()
+	committed, err := kadm.NewClient(cl).FetchOffsets(ctx, group)
+	if err == nil {
+		err = committed.Error()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("asking for the offsets of group %s: %w", group, err)
+	}
+	var sum int64
+	committed.Each(func(o kadm.OffsetResponse) { sum += max(0, o.At) })
+	return sum, nil
+}

@@ -1,0 +1,613 @@
+package kafka
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+)
+
+func TestValidate(t *testing.T) {
+	scram := SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: NewSecret("canary")}
+	plain := SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}
+	token := SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{TokenURL: "https://id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary")}}
+	far := []string{"kafka.example.com:9092"}
+	for _, tt := range []struct {
+		name string
+		cfg  Config
+		want string // in the error; no error if empty
+	}{
+		{"brokers are enough", Config{Brokers: []string{"a", "b:1", "10.0.0.1:9092", "::1", "[::1]:9092", "fe80::1"}}, ""},
+		{"no brokers", Config{}, "--brokers"},
+		{"a broker with a scheme", Config{Brokers: []string{"SASL_SSL://a:1"}}, "security.protocol"},
+		{"a port out of range", Config{Brokers: []string{"a:70000"}}, "1 to 65535"},
+		{"a port that is no number", Config{Brokers: []string{"a:kafka"}}, "1 to 65535"},
+		{"an empty broker", Config{Brokers: []string{""}}, "empty"},
+		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "no address"},
+		{"a broker without a host", Config{Brokers: []string{":9092"}}, "no address"},
+
+		{"PLAIN in the clear at home", Config{Brokers: []string{"localhost:1", "127.0.0.1:1", "[::1]:1"}, SASL: plain}, ""},
+		{"PLAIN in the clear", Config{Brokers: far, SASL: plain}, "security.protocol=SASL_SSL"},
+		{"PLAIN in the clear to one of several", Config{Brokers: append([]string{"localhost"}, far...), SASL: plain}, "kafka.example.com:9092"},
+		{"PLAIN with TLS", Config{Brokers: far, SASL: plain, TLS: TLS{Enabled: true}}, ""},
+		{"PLAIN in the clear, allowed", Config{Brokers: far, SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: plain.Password, AllowCleartext: true}}, ""},
+		{"SCRAM in the clear", Config{Brokers: far, SASL: scram}, ""},
+		{"OAUTHBEARER in the clear", Config{Brokers: far, SASL: token}, "sasl.allow.cleartext"},
+		{"OAUTHBEARER with TLS", Config{Brokers: far, SASL: token, TLS: TLS{Enabled: true}}, ""},
+
+		{"no user", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512"}}, "sasl.username"},
+		{"no password", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512", Username: "u"}}, "MILLRACE_SASL_PASSWORD_FILE"},
+		{"no such mechanism", Config{Brokers: far, SASL: SASL{Mechanism: "GSSAPI"}}, "not supported"},
+		{"no token endpoint", Config{Brokers: far, SASL: SASL{Mechanism: "OAUTHBEARER"}}, oauthKeyURL},
+		{"a token endpoint in the clear", Config{Brokers: far, TLS: TLS{Enabled: true}, SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
+			TokenURL: "http://id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary"),
+		}}}, "use https"},
+		{"a token endpoint with a password in it", Config{Brokers: far, TLS: TLS{Enabled: true}, SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
+			TokenURL: "https://u:canary@id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary"),
+		}}}, "no user or password"},
+
+		{"no such CA file", Config{Brokers: far, TLS: TLS{Enabled: true, CAFile: "no-such-file"}}, "ssl.ca.location: open no-such-file"},
+		{"a CA file that is not PEM", Config{Brokers: far, TLS: TLS{Enabled: true, CAPEM: "PK\x03\x04"}}, "keytool"},
+		{"a CA twice", Config{Brokers: far, TLS: TLS{Enabled: true, CAPEM: "a", CAFile: "b"}}, "set one"},
+		{"a certificate without a key", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a"}}, "ssl.key.location"},
+		{"a key without a certificate", Config{Brokers: far, TLS: TLS{Enabled: true, KeyPEM: NewSecret("canary")}}, "ssl.certificate.location"},
+		{"an encrypted key", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a", KeyPEM: NewSecret("-----BEGIN ENCRYPTED PRIVATE KEY-----\nY2FuYXJ5\n-----END ENCRYPTED PRIVATE KEY-----\n")}}, "openssl pkey"},
+		{"an encrypted key of the old kind", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a", KeyPEM: NewSecret("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nY2FuYXJ5\n-----END RSA PRIVATE KEY-----\n")}}, "openssl pkey"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.cfg.Validate()
+			switch {
+			case tt.want == "" && err != nil:
+				t.Errorf("got %v", err)
+			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("got %v, want %q in it", err, tt.want)
+			case err != nil && strings.Contains(err.Error(), "canary"):
+				t.Errorf("a secret is shown: %v", err)
+			}
+		})
+	}
+}
+
+func TestASecretIsNeverShown(t *testing.T) {
+	s := NewSecret("canary")
+	type holder struct {
+		Shown  Secret
+		hidden Secret // fmt calls no methods here
+		Ptr    *Secret
+		Map    map[string]Secret
+	}
+	h := holder{s, s, &s, map[string]Secret{"k": s}}
+	asJSON, err := json.Marshal(struct {
+		S Secret
+		P *Secret
+		M map[string]Secret
+	}{s, &s, h.Map})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	for _, handler := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
+		l := slog.New(handler)
+		l.Info("x", "s", s, "p", &s, "h", h, "hp", &h, "m", h.Map)
+		l.With("s", s).WithGroup("g").Info("x", slog.Group("in", "s", s))
+	}
+	shown := []string{s.String(), s.GoString(), string(asJSON), log.String(), fmt.Errorf("%w: %v", errors.New("x"), s).Error()}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%10.3s", "%T"} {
+		shown = append(shown, fmt.Sprintf(verb, s), fmt.Sprintf(verb, &s), fmt.Sprintf(verb, h), fmt.Sprintf(verb, &h), fmt.Sprintf(verb, []any{s, h}))
+	}
+	for _, text := range shown {
+		for _, leak := range []string{"canary", "63616e617279", "63616E617279"} {
+			if strings.Contains(text, leak) {
+				t.Errorf("shown in %s", text)
+			}
+		}
+	}
+	if s.Reveal() != "canary" || NewSecret("") != (Secret{}) || (Secret{}).Reveal() != "" {
+		t.Error("Reveal does not give what NewSecret was given")
+	}
+}
+
+// authority issues certificates for tests.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  string
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	a := &authority{}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test authority"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a.key = key
+	a.pem = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	return a
+}
+
+// issue returns a certificate for the name, and its key, as PEM.
+func (a *authority) issue(t *testing.T, name string, ips ...net.IP) (cert, key string) {
+	t.Helper()
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()), Subject: pkix.Name{CommonName: name},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{name}, IPAddresses: ips,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &priv.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
+
+func (a *authority) server(t *testing.T, name string, ips ...net.IP) *tls.Config {
+	t.Helper()
+	cert, key := a.issue(t, name, ips...)
+	pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{pair}}
+}
+
+func tempFile(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func ping(t *testing.T, cfg Config) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	return cfg.Ping(ctx)
+}
+
+// Brokers of a real kind: what connects, and what is said when it does not.
+func TestPing(t *testing.T) {
+	home := net.IPv4(127, 0, 0, 1)
+	ca, other := newAuthority(t), newAuthority(t)
+	cert, key := ca.issue(t, "client")
+
+	encrypted := newCluster(t, 1, kfake.TLS(ca.server(t, "kafka", home))).ListenAddrs()
+	elsewhere := newCluster(t, 1, kfake.TLS(ca.server(t, "kafka.example.com"))).ListenAddrs()
+	mutualConf := ca.server(t, "kafka", home)
+	mutualConf.ClientAuth = tls.RequireAndVerifyClientCert
+	mutualConf.ClientCAs = x509.NewCertPool()
+	mutualConf.ClientCAs.AddCert(ca.cert)
+	mutual := newCluster(t, 1, kfake.TLS(mutualConf)).ListenAddrs()
+	users := []kfake.Opt{
+		kfake.EnableSASL(), kfake.Superuser("PLAIN", "u", "canary"),
+		kfake.Superuser("SCRAM-SHA-256", "u", "canary"), kfake.Superuser("SCRAM-SHA-512", "u", "canary"),
+	}
+	sasl := newCluster(t, 1, users...).ListenAddrs()
+	saslTLS := newCluster(t, 1, append(users, kfake.TLS(ca.server(t, "kafka", home)))...).ListenAddrs()
+	open := newCluster(t, 1).ListenAddrs()
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	closed := nobody.Addr().String()
+	if err := nobody.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	trusting := TLS{Enabled: true, CAPEM: ca.pem}
+	user := func(mechanism, password string) SASL {
+		return SASL{Mechanism: mechanism, Username: "u", Password: NewSecret(password)}
+	}
+	for _, tt := range []struct {
+		name string
+		cfg  Config
+		want []string // in the error; no error if empty
+	}{
+		{"in the clear", Config{Brokers: open}, nil},
+		{"TLS", Config{Brokers: encrypted, TLS: trusting}, nil},
+		{"TLS with the authority in a file", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAFile: tempFile(t, "ca.pem", ca.pem)}}, nil},
+		{"TLS with another name", Config{Brokers: elsewhere, TLS: TLS{Enabled: true, CAPEM: ca.pem, ServerName: "kafka.example.com"}}, nil},
+		{"TLS without verification", Config{Brokers: elsewhere, TLS: TLS{Enabled: true, InsecureSkipVerify: true}}, nil},
+		{"mutual TLS", Config{Brokers: mutual, TLS: TLS{Enabled: true, CAPEM: ca.pem, CertPEM: cert, KeyPEM: NewSecret(key)}}, nil},
+		{"mutual TLS from one file", Config{Brokers: mutual, TLS: TLS{
+			Enabled: true, CAPEM: ca.pem, CertFile: tempFile(t, "client.pem", key+cert), KeyFile: tempFile(t, "client.pem", key+cert),
+		}}, nil},
+		{"PLAIN", Config{Brokers: sasl, SASL: user("PLAIN", "canary")}, nil},
+		{"SCRAM-SHA-256", Config{Brokers: sasl, SASL: user("SCRAM-SHA-256", "canary")}, nil},
+		{"SCRAM-SHA-512", Config{Brokers: sasl, SASL: user("SCRAM-SHA-512", "canary")}, nil},
+		{"SCRAM-SHA-512 over TLS", Config{Brokers: saslTLS, TLS: trusting, SASL: user("SCRAM-SHA-512", "canary")}, nil},
+
+		{"wrong password for PLAIN", Config{Brokers: sasl, SASL: user("PLAIN", "canary-2")}, []string{`password of PLAIN user "u"`, sasl[0]}},
+		{"wrong password for SCRAM", Config{Brokers: sasl, SASL: user("SCRAM-SHA-256", "canary-2")}, []string{`password of SCRAM-SHA-256 user "u"`}},
+		{"wrong password over TLS", Config{Brokers: saslTLS, TLS: trusting, SASL: user("PLAIN", "canary-2")}, []string{`password of PLAIN user "u"`}},
+		{"no SASL where it is due", Config{Brokers: sasl}, []string{"security.protocol", "SASL"}},
+		{"no TLS where it is due", Config{Brokers: encrypted}, []string{"security.protocol", "TLS"}},
+		{"TLS where there is none", Config{Brokers: open, TLS: trusting, DialTimeout: 100 * time.Millisecond}, []string{"does not talk TLS", "security.protocol"}},
+		{"an authority that is not known", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
+		{"an authority the system does not know", Config{Brokers: encrypted, TLS: TLS{Enabled: true}}, []string{"ssl.ca.location"}},
+		{"a certificate for another name", Config{Brokers: elsewhere, TLS: trusting}, []string{"ssl.server.name", "kafka.example.com"}},
+		{"no client certificate where it is due", Config{Brokers: mutual, TLS: trusting}, []string{"certificate"}},
+		{"nobody listens", Config{Brokers: []string{closed}}, []string{"nothing listens at " + closed}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			err := ping(t, tt.cfg)
+			if len(tt.want) == 0 && err != nil {
+				t.Fatal(err)
+			}
+			if len(tt.want) > 0 && err == nil {
+				t.Fatal("it connected")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("got %v, want %q in it", err, want)
+				}
+			}
+			if err != nil && strings.Contains(err.Error(), "canary") {
+				t.Errorf("a secret is shown: %v", err)
+			}
+			if err != nil {
+				t.Log(err)
+			}
+		})
+	}
+}
+
+// Kafka answers a wrong password with an error code, where kfake hangs up.
+func TestPingExplainsWhatBrokersAnswer(t *testing.T) {
+	for _, tt := range []struct {
+		code int16
+		want string
+	}{
+		{kerr.SaslAuthenticationFailed.Code, `does not accept PLAIN user "u"`},
+		{kerr.UnsupportedSaslMechanism.Code, "does not offer SASL PLAIN"},
+	} {
+		c := newCluster(t, 1, kfake.EnableSASL(), kfake.Superuser("PLAIN", "u", "canary"))
+		c.ControlKey(int16(kmsg.SASLHandshake), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			c.KeepControl()
+			if tt.code != kerr.UnsupportedSaslMechanism.Code {
+				return nil, nil, false
+			}
+			resp := req.ResponseKind().(*kmsg.SASLHandshakeResponse)
+			resp.ErrorCode = tt.code
+			return resp, nil, true
+		})
+		c.ControlKey(int16(kmsg.SASLAuthenticate), func(req kmsg.Request) (kmsg.Response, error, bool) {
+			c.KeepControl()
+			resp := req.ResponseKind().(*kmsg.SASLAuthenticateResponse)
+			resp.ErrorCode = tt.code
+			return resp, nil, true
+		})
+		err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}})
+		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
+			t.Errorf("got %v, want %q in it", err, tt.want)
+		}
+		t.Log(err)
+	}
+}
+
+// A broker at home may name others that are not: the secret stays.
+func TestNoSecretGoesInTheClearWhereverBrokersPoint(t *testing.T) {
+	cfg := Config{Brokers: []string{"localhost:9092"}, SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	_, err := cfg.dial(t.Context(), "tcp", "192.0.2.1:9092")
+	if err == nil || !strings.Contains(err.Error(), "unencrypted") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestARenewedCertificateNeedsNoRestart(t *testing.T) {
+	old, renewed := newAuthority(t), newAuthority(t)
+	c := newCluster(t, 1, kfake.TLS(renewed.server(t, "kafka", net.IPv4(127, 0, 0, 1))))
+	file := tempFile(t, "ca.pem", old.pem)
+	cfg := Config{Brokers: c.ListenAddrs(), TLS: TLS{Enabled: true, CAFile: file}}
+	opts, err := cfg.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(append(opts, kgo.RequestRetries(1))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if err := cl.Ping(t.Context()); err == nil {
+		t.Fatal("the authority is not trusted yet")
+	}
+	if err := os.WriteFile(file, []byte(renewed.pem), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhatBrokersAndLogsLearnOfAClient(t *testing.T) {
+	c := newCluster(t, 1, kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-256", "u", "canary"))
+	var mu sync.Mutex
+	var software, id string
+	c.ControlKey(int16(kmsg.ApiVersions), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		r := req.(*kmsg.ApiVersionsRequest)
+		mu.Lock()
+		defer mu.Unlock()
+		software = r.ClientSoftwareName + " " + r.ClientSoftwareVersion
+		return nil, nil, false
+	})
+	var log bytes.Buffer
+	cfg := Config{
+		Brokers: c.ListenAddrs(), ClientID: "millrace-x/v1", Version: "v1.2.3+dirty",
+		SASL:   SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: NewSecret("canary")},
+		Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: LevelTrace})),
+	}
+	opts, err := cfg.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.Ping(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	id = cl.OptValue(kgo.ClientID).(string)
+	cl.Close()
+	mu.Lock()
+	defer mu.Unlock()
+	if software != "millrace v1.2.3-dirty" || id != "millrace-x/v1" {
+		t.Errorf("software %q, client id %q", software, id)
+	}
+	if !strings.Contains(log.String(), `"msg":"kafka: `) {
+		t.Error("nothing is logged")
+	}
+	if strings.Contains(log.String(), "canary") {
+		t.Errorf("a secret is logged: %s", log.String())
+	}
+}
+
+func TestTheClientIsLoggedAtItsLevel(t *testing.T) {
+	for _, tt := range []struct {
+		level slog.Level
+		want  kgo.LogLevel
+	}{
+		{LevelTrace, kgo.LogLevelDebug},
+		{slog.LevelDebug, kgo.LogLevelInfo},
+		{slog.LevelInfo, kgo.LogLevelWarn},
+		{slog.LevelWarn, kgo.LogLevelWarn},
+		{slog.LevelError, kgo.LogLevelError},
+		{slog.LevelError + 4, kgo.LogLevelNone},
+	} {
+		var log bytes.Buffer
+		l := clientLogger{slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: tt.level}))}
+		if got := l.Level(); got != tt.want {
+			t.Errorf("at %v the client logs %v, want %v", tt.level, got, tt.want)
+		}
+	}
+}
+
+func TestNotVerifyingIsLoud(t *testing.T) {
+	var log bytes.Buffer
+	cfg := Config{Brokers: []string{"a"}, TLS: TLS{Enabled: true, InsecureSkipVerify: true}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	if _, err := cfg.Options(); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(log.String(), "level=WARN") || !strings.Contains(log.String(), "NOT verified") {
+		t.Errorf("logged %q", log.String())
+	}
+}
+
+// Clients of one process share a registry, and leave it when they close.
+func TestMetricsOfSeveralClients(t *testing.T) {
+	c := newCluster(t, 1)
+	reg := prometheus.NewPedanticRegistry()
+	start := func() *kgo.Client {
+		t.Helper()
+		opts, err := Config{Brokers: c.ListenAddrs(), Registerer: reg}.Options()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cl, err := kgo.NewClient(opts...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.Ping(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return cl
+	}
+	clients := func() int {
+		t.Helper()
+		n, err := testutil.GatherAndCount(reg, "millrace_kafka_buffered_produce_records_total")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	a, b := start(), start()
+	if n := clients(); n != 2 {
+		t.Errorf("%d clients have metrics, want 2", n)
+	}
+	a.Close()
+	if n := clients(); n != 1 {
+		t.Errorf("%d clients have metrics after one is closed, want 1", n)
+	}
+	a = start()
+	if n := clients(); n != 2 {
+		t.Errorf("%d clients have metrics after one came back, want 2", n)
+	}
+	a.Close()
+	b.Close()
+	if n := clients(); n != 0 {
+		t.Errorf("%d clients have metrics after all are closed, want 0", n)
+	}
+}
+
+// tokenEndpoint is an OpenID provider that gives out numbered tokens.
+type tokenEndpoint struct {
+	mu     sync.Mutex
+	issued int
+	last   *http.Request // with the form parsed
+	reply  func(n int, w http.ResponseWriter)
+}
+
+func (e *tokenEndpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := r.ParseForm(); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	e.issued++
+	e.last = r
+	e.reply(e.issued, w)
+}
+
+func TestTokensAreFetchedBeforeTheyExpire(t *testing.T) {
+	e := &tokenEndpoint{reply: func(n int, w http.ResponseWriter) {
+		fmt.Fprintf(w, `{"access_token": "token-%d", "token_type": "Bearer", "expires_in": 100}`, n)
+	}}
+	srv := httptest.NewTLSServer(e)
+	defer srv.Close()
+	ca := tempFile(t, "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
+
+	now := time.Unix(0, 0)
+	source := &tokenSource{
+		cfg: OAuth{
+			TokenURL: srv.URL, ClientID: "a b", ClientSecret: NewSecret("canary%+"), Scope: "kafka other",
+			Extensions: map[string]string{"pool": "p"}, CAFile: ca,
+		},
+		now: func() time.Time { return now },
+	}
+	for _, step := range []struct {
+		after time.Duration
+		want  string
+	}{{0, "token-1"}, {79 * time.Second, "token-1"}, {time.Second, "token-2"}, {time.Second, "token-2"}, {time.Hour, "token-3"}} {
+		now = now.Add(step.after)
+		auth, err := source.auth(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if auth.Token != step.want || auth.Extensions["pool"] != "p" {
+			t.Errorf("%v later: got %+v, want %s", step.after, auth, step.want)
+		}
+	}
+	user, password, _ := e.last.BasicAuth()
+	if user != "a+b" || password != "canary%25%2B" {
+		t.Errorf("client %q with secret %q; both are to be form-encoded (RFC 6749, 2.3.1)", user, password)
+	}
+	if e.last.Form.Get("grant_type") != "client_credentials" || e.last.Form.Get("scope") != "kafka other" {
+		t.Errorf("form %v", e.last.Form)
+	}
+}
+
+func TestFaultsOfATokenEndpointAreExplained(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		reply func(n int, w http.ResponseWriter)
+		want  string
+	}{
+		{"wrong secret", func(_ int, w http.ResponseWriter) {
+			w.WriteHeader(http.StatusUnauthorized)
+			fmt.Fprint(w, `{"error": "invalid_client", "error_description": "no such client"}`)
+		}, "401 Unauthorized: invalid_client: no such client; check " + oauthKeyID},
+		{"a page instead", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>canary") }, "not the JSON of a token endpoint"},
+		{"no token", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "{}") }, "no access_token"},
+		{"a redirect", func(_ int, w http.ResponseWriter) {
+			w.Header().Set("Location", "/elsewhere")
+			w.WriteHeader(http.StatusTemporaryRedirect)
+		}, "307 Temporary Redirect"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := &tokenEndpoint{reply: tt.reply}
+			srv := httptest.NewServer(e)
+			defer srv.Close()
+			source := &tokenSource{cfg: OAuth{TokenURL: srv.URL, ClientID: "c", ClientSecret: NewSecret("canary")}, now: time.Now}
+			_, err := source.auth(t.Context())
+			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
+				t.Errorf("got %v, want %q in it", err, tt.want)
+			}
+			if e.issued != 1 {
+				t.Errorf("asked %d times", e.issued)
+			}
+		})
+	}
+}
+
+// kfake does not speak OAUTHBEARER, so this broker's part is played here.
+func TestTheTokenReachesTheBroker(t *testing.T) {
+	srv := httptest.NewServer(&tokenEndpoint{reply: func(_ int, w http.ResponseWriter) {
+		fmt.Fprint(w, `{"access_token": "token-1", "expires_in": "3600"}`)
+	}})
+	defer srv.Close()
+	c := newCluster(t, 1)
+	seen := make(chan string, 16)
+	c.ControlKey(int16(kmsg.SASLHandshake), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		return req.ResponseKind(), nil, true
+	})
+	c.ControlKey(int16(kmsg.SASLAuthenticate), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		seen <- string(req.(*kmsg.SASLAuthenticateRequest).SASLAuthBytes)
+		return req.ResponseKind(), nil, true
+	})
+	if err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
+		TokenURL: srv.URL, ClientID: "c", ClientSecret: NewSecret("canary"), Extensions: map[string]string{"pool": "p"},
+	}}}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := <-seen, "n,,\x01auth=Bearer token-1\x01pool=p\x01\x01"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

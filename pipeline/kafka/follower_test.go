@@ -1,0 +1,228 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline"
+)
+
+// taker is a FollowHandler that remembers what it was given, by partition.
+type taker struct {
+	mu     sync.Mutex
+	took   map[int32][]string
+	ends   int
+	refuse func(in *pipeline.Record) error
+}
+
+func (h *taker) Handle(_ context.Context, in *pipeline.Record) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.refuse != nil {
+		if err := h.refuse(in); err != nil {
+			return err
+		}
+	}
+	if h.took == nil {
+		h.took = map[int32][]string{}
+	}
+	h.took[in.Partition] = append(h.took[in.Partition], string(in.Value))
+	return nil
+}
+
+func (h *taker) EndBatch(context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.ends++
+	return nil
+}
+
+func (h *taker) all() (all []string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, values := range h.took {
+		all = append(all, values...)
+	}
+	return all
+}
+
+func (h *taker) of(partition int32) []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.took[partition])
+}
+
+// follow runs a follower until the test or the returned function ends it.
+func follow(t *testing.T, c *kfake.Cluster, h FollowHandler) (f *Follower, stop func() error) {
+	t.Helper()
+	f, err := NewFollower(FollowerConfig{Client: Config{Brokers: c.ListenAddrs()}, Group: "g", Handler: h, Interval: 5 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- f.Run(ctx) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { _ = stop() }) // whoever cares has asked
+	return f, stop
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			t.Fatalf("waiting for %s took too long", what)
+		}
+	}
+}
+
+func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
+	c := newCluster(t, 3)
+	inject(t, c, 0, 300)
+	h := &taker{}
+	f, stop := follow(t, c, h)
+	if h.all() != nil {
+		t.Error("it read what nobody told it to")
+	}
+	for p := range int32(3) {
+		f.Add("in", p, 0, 0)
+	}
+	eventually(t, "all records", func() bool { return len(h.all()) == 300 })
+	wantEach(t, h.all(), 300)
+	if err := f.Ready(); err != nil {
+		t.Error(err)
+	}
+
+	// Of a partition that was removed nothing comes any more, from the return on.
+	f.Remove("in", 1)
+	before := len(h.of(1))
+	inject(t, c, 300, 600)
+	ends := map[int32]int{}
+	for p := range int32(3) {
+		if _, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "in", p, 0, func(*pipeline.Record) error {
+			ends[p]++
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "what was added of the others", func() bool { return len(h.of(0)) == ends[0] && len(h.of(2)) == ends[2] })
+	if n := len(h.of(1)); n != before {
+		t.Errorf("%d records of the partition that was removed", n-before)
+	}
+	for _, at := range f.Progress() {
+		if at.Partition == 1 || at.Position != at.End || at.Position < int64(ends[at.Partition]) {
+			t.Errorf("progress: %+v", at)
+		}
+	}
+	// Added again, it goes on from where it is told.
+	f.Add("in", 1, int64(before), 0)
+	eventually(t, "the partition that was added again", func() bool { return len(h.of(1)) == ends[1] })
+	wantEach(t, h.all(), 600)
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	groups, err := kadm.NewClient(cl).ListGroups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(groups) != 0 {
+		t.Errorf("there are groups: %v", groups.Groups())
+	}
+	if got := committed(t, c, "out", 0); len(got) != 0 {
+		t.Errorf("it wrote %v", got)
+	}
+}
+
+func TestAFollowerSeesNothingOfATransactionThatWasRolledBack(t *testing.T) {
+	c := newCluster(t, 1)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("t"), kgo.DefaultProduceTopic("in"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	for i, how := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit, kgo.TryAbort, kgo.TryCommit} {
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), kgo.StringRecord(fmt.Sprint(i))).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.EndTransaction(t.Context(), how); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := &taker{}
+	f, _ := follow(t, c, h)
+	f.Add("in", 0, 0, 0)
+	// Its position passes the markers, too.
+	eventually(t, "the end", func() bool { p := f.Progress(); return len(p) == 1 && p[0].Position == 8 && p[0].End == 8 })
+	if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
+		t.Errorf("it took %v", got)
+	}
+}
+
+func TestARecordThatAFollowersHandlerRefusedComesAgain(t *testing.T) {
+	c := newCluster(t, 2)
+	inject(t, c, 0, 200)
+	refused := 0
+	h := &taker{refuse: func(in *pipeline.Record) error {
+		if string(in.Value) == "000100" && refused < 3 {
+			refused++
+			return errors.New("not now")
+		}
+		return nil
+	}}
+	f, _ := follow(t, c, h)
+	f.Add("in", 0, 0, 0)
+	f.Add("in", 1, 0, 0)
+	eventually(t, "all records", func() bool { return len(h.all()) == 200 })
+	wantEach(t, h.all(), 200)
+	if refused != 3 {
+		t.Errorf("refused %d times", refused)
+	}
+	eventually(t, "it to be ready again", func() bool { return f.Ready() == nil })
+}
+
+func TestAFollowerEndsWithWhatCannotBeMended(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	f, stop := follow(t, c, &taker{})
+	f.Add("in", 0, 1000, 1000)
+	eventually(t, "the end of it", func() bool { return f.Ready() != nil })
+	if err := stop(); !errors.Is(err, ErrOffsetGone) {
+		t.Errorf("%v, want that the offset is gone", err)
+	}
+
+	broken := pipeline.Fatal("broken")
+	f, stop = follow(t, c, &taker{refuse: func(*pipeline.Record) error { return broken }})
+	f.Add("in", 0, 0, 0)
+	eventually(t, "the end of it", func() bool { return f.Ready() != nil })
+	if err := stop(); !errors.Is(err, broken) {
+		t.Errorf("%v, want what the handler said", err)
+	}
+}

@@ -1,0 +1,562 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"millrace/pipeline"
+)
+
+// The tests of this file run on kfake, a Kafka broker in this process, with the
+// topics "in" and "out". Handlers copy each input record's value to "out".
+
+func newCluster(t *testing.T, partitions int, opts ...kfake.Opt) *kfake.Cluster {
+	t.Helper()
+	c, err := kfake.NewCluster(append([]kfake.Opt{
+		kfake.NumBrokers(1), kfake.SeedTopics(int32(partitions), "in", "out"),
+		// Tests wait for members that vanish.
+		kfake.BrokerConfigs(map[string]string{"group.min.session.timeout.ms": "100"}),
+	}, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+func inject(t *testing.T, c *kfake.Cluster, from, to int) {
+	t.Helper()
+	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	write(t, w, from, to)
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// write is inject without the wait.
+func write(t *testing.T, w *Writer, from, to int) {
+	t.Helper()
+	for i := from; i < to; i++ {
+		w.Write(t.Context(), &pipeline.Record{
+			Topic: "in", Partition: pipeline.KeyPartition,
+			Key: fmt.Appendf(nil, "key-%d", i%17), Value: fmt.Appendf(nil, "%06d", i),
+			Time: time.UnixMilli(int64(i)),
+		}, func(err error) {
+			if err != nil {
+				t.Errorf("record %d: %v", i, err)
+			}
+		})
+	}
+}
+
+// committed reads n committed records of a topic, and then makes sure that no
+// more come before the partitions' ends.
+func committed(t *testing.T, c *kfake.Cluster, topic string, n int) []string {
+	t.Helper()
+	var got []string
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for len(got) < n {
+		got = readAll(ctx, t, c, topic)
+		if ctx.Err() != nil {
+			t.Fatalf("%s has %d committed records, want %d", topic, len(got), n)
+		}
+	}
+	return got
+}
+
+func readAll(ctx context.Context, t *testing.T, c *kfake.Cluster, topic string) []string {
+	t.Helper()
+	var got []string
+	for _, p := range c.PartitionInfos(topic) {
+		_, err := ReadPartition(ctx, Config{Brokers: c.ListenAddrs()}, topic, p.Partition, 0, func(r *pipeline.Record) error {
+			got = append(got, string(r.Value))
+			return nil
+		})
+		if err != nil && ctx.Err() == nil {
+			t.Fatal(err)
+		}
+	}
+	return got
+}
+
+func wantEach(t *testing.T, got []string, n int) {
+	t.Helper()
+	slices.Sort(got)
+	for i := range max(n, len(got)) {
+		want := fmt.Sprintf("%06d", i)
+		if i >= len(got) || got[i] != want {
+			at := got[min(i, len(got)):min(i+3, len(got))]
+			t.Fatalf("%d records; at %d want %s, got %v", len(got), i, want, at)
+		}
+	}
+}
+
+// copier is a Handler that copies to "out". before, if set, is called first and
+// may emit other records or fail.
+type copier struct {
+	before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
+	ended  func(committed bool)
+}
+
+func (h *copier) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+	if h.before != nil {
+		if err := h.before(ctx, in, out); err != nil {
+			return err
+		}
+	}
+	out.Emit(&pipeline.Record{Topic: "out", Partition: pipeline.KeyPartition, Key: in.Key, Value: in.Value, Time: in.Time})
+	return nil
+}
+
+func (h *copier) Flush(context.Context, pipeline.Emitter) error { return nil }
+
+func (h *copier) EndBatch(committed bool) {
+	if h.ended != nil {
+		h.ended(committed)
+	}
+}
+
+func testConfig(c *kfake.Cluster, h pipeline.Handler) LoopConfig {
+	return LoopConfig{
+		Client: Config{Brokers: c.ListenAddrs()}, Group: "g", Topics: []string{"in"},
+		CommitInterval: 20 * time.Millisecond, TransactionTimeout: 5 * time.Second,
+		SessionTimeout: 3 * time.Second,
+		NewHandler:     func(int) (pipeline.Handler, error) { return h, nil },
+	}
+}
+
+// start runs a loop until stop is called, which returns Run's error.
+func start(t *testing.T, cfg LoopConfig) (l *Loop, stop func() error) {
+	t.Helper()
+	l, err := NewLoop(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	stop = sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+	t.Cleanup(func() { _ = stop() })
+	return l, stop
+}
+
+func TestEveryRecordIsWrittenOnce(t *testing.T) {
+	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
+		t.Run(string(guarantee), func(t *testing.T) {
+			c := newCluster(t, 4)
+			inject(t, c, 0, 5000)
+			cfg := testConfig(c, nil)
+			cfg.Guarantee, cfg.Sessions = guarantee, 3
+			cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
+			l, stop := start(t, cfg)
+			wantEach(t, committed(t, c, "out", 5000), 5000)
+			waitFor(t, func() bool { return len(l.Progress()) == 4 && lag(l) == 0 && l.Ready() == nil })
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			inject(t, c, 5000, 6000)
+			start(t, cfg)
+			wantEach(t, committed(t, c, "out", 6000), 6000)
+		})
+	}
+}
+
+func TestOrderPerKeyIsKept(t *testing.T) {
+	c := newCluster(t, 3)
+	inject(t, c, 0, 3000)
+	start(t, testConfig(c, &copier{}))
+	committed(t, c, "out", 3000)
+	for _, p := range c.PartitionInfos("out") {
+		last := map[string]string{}
+		_, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "out", p.Partition, 0, func(r *pipeline.Record) error {
+			if key := string(r.Key); string(r.Value) <= last[key] {
+				t.Errorf("%s: %s after %s", key, r.Value, last[key])
+			} else {
+				last[key] = string(r.Value)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestAnyFailureAbortsTheBatch is the most important test of Millrace: for each
+// way in which an output can be missing, the input's offset stays where it was
+// and nothing of the batch is visible; once the cause is gone, every record is
+// there once.
+func TestAnyFailureAbortsTheBatch(t *testing.T) {
+	errEncode := errors.New("cannot encode")
+	tests := []struct {
+		name string
+		// before runs ahead of each copy while the cause is there.
+		before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
+		fault  *kfake.Fault
+	}{
+		{
+			name: "output too large",
+			before: func(_ context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+				if string(in.Value) == "000050" {
+					out.Emit(&pipeline.Record{Topic: "out", Partition: 0, Value: make([]byte, 2<<20)})
+				}
+				return nil
+			},
+		},
+		{
+			name:  "no write permission",
+			fault: &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.TopicAuthorizationFailed, Count: -1},
+		},
+		{
+			name: "no such output topic",
+			before: func(_ context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+				if string(in.Value) == "000050" {
+					out.Emit(&pipeline.Record{Topic: "missing", Partition: 0, Value: in.Value})
+				}
+				return nil
+			},
+		},
+		{
+			name: "encode error",
+			before: func(_ context.Context, in *pipeline.Record, _ pipeline.Emitter) error {
+				if string(in.Value) == "000050" {
+					return errEncode
+				}
+				return nil
+			},
+		},
+		{
+			name: "cancelled context",
+			before: func(ctx context.Context, in *pipeline.Record, _ pipeline.Emitter) error {
+				if string(in.Value) == "000050" {
+					ctx, cancel := context.WithCancel(ctx)
+					cancel()
+					return ctx.Err()
+				}
+				return nil
+			},
+		},
+	}
+	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
+		for _, test := range tests {
+			t.Run(string(guarantee)+"/"+test.name, func(t *testing.T) {
+				t.Parallel()
+				c := newCluster(t, 1)
+				var faults *kfake.FaultHandle
+				if test.fault != nil {
+					faults = c.Fault(*test.fault)
+				}
+				var mended atomic.Bool
+				var aborts atomic.Int32
+				h := &copier{
+					before: func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+						if mended.Load() || test.before == nil {
+							return nil
+						}
+						return test.before(ctx, in, out)
+					},
+					ended: func(committed bool) {
+						if !committed {
+							aborts.Add(1)
+						}
+					},
+				}
+				inject(t, c, 0, 100)
+				cfg := testConfig(c, h)
+				cfg.Guarantee = guarantee
+				l, _ := start(t, cfg)
+				waitFor(t, func() bool { return aborts.Load() >= 2 })
+				if guarantee == ExactlyOnce {
+					if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
+						t.Errorf("%d records of an aborted batch are visible", len(got))
+					}
+				}
+				if at := groupOffset(c, "in", 0); at > 0 {
+					t.Errorf("the group's offset moved to %d", at)
+				}
+				if l.Ready() == nil {
+					t.Error("ready, although nothing gets through")
+				}
+				if faults != nil {
+					if faults.Hits() == 0 {
+						t.Error("the fault was never seen")
+					}
+					faults.Remove()
+				}
+				mended.Store(true)
+				waitFor(t, func() bool { return lag(l) == 0 && l.Ready() == nil })
+				got := committed(t, c, "out", 100)
+				if guarantee == AtLeastOnce {
+					slices.Sort(got)
+					got = slices.Compact(got) // what was written before the failure comes again
+				}
+				wantEach(t, got, 100)
+			})
+		}
+	}
+}
+
+func TestRecordsSurviveRebalances(t *testing.T) {
+	const n = 20000
+	c := newCluster(t, 6)
+	inject(t, c, 0, n)
+	worker := func(instance string) func() error {
+		cfg := testConfig(c, nil)
+		cfg.Instance, cfg.Sessions, cfg.CommitInterval = instance, 2, 5*time.Millisecond
+		cfg.SessionTimeout = time.Second // and so how often members look for a rebalance
+		cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
+		_, stop := start(t, cfg)
+		return stop
+	}
+	worker("a")
+	for i := range 5 {
+		stop := worker(fmt.Sprint("b", i))
+		waitFor(t, func() bool { g := c.GroupInfo("g"); return g != nil && len(g.Members) == 4 })
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}
+	wantEach(t, committed(t, c, "out", n), n)
+}
+
+func TestStopFinishesTheBatchAtHand(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	entered, release := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
+		once.Do(func() { close(entered); <-release })
+		return nil
+	}}
+	_, stop := start(t, testConfig(c, h))
+	<-entered
+	stopped := make(chan error)
+	go func() { stopped <- stop() }()
+	close(release)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	wantEach(t, readAll(t.Context(), t, c, "out"), 10)
+	if at := groupOffset(c, "in", 0); at != 10 {
+		t.Errorf("the group's offset is %d, want 10", at)
+	}
+}
+
+func TestStopGivesUpABatchThatDoesNotEnd(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	entered := make(chan struct{})
+	var once sync.Once
+	h := &copier{before: func(ctx context.Context, _ *pipeline.Record, _ pipeline.Emitter) error {
+		once.Do(func() { close(entered) })
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	cfg := testConfig(c, h)
+	cfg.Drain = 10 * time.Millisecond
+	_, stop := start(t, cfg)
+	<-entered
+	if err := stop(); err != nil {
+		t.Error(err)
+	}
+	if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
+		t.Errorf("%d records of an aborted batch are visible", len(got))
+	}
+	if at := groupOffset(c, "in", 0); at > 0 {
+		t.Errorf("the group's offset moved to %d", at)
+	}
+}
+
+func TestSecondProcessUnderOneInstanceFencesTheFirst(t *testing.T) {
+	c := newCluster(t, 2)
+	l, err := NewLoop(testConfig(c, &copier{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := make(chan error, 1)
+	go func() { first <- l.Run(t.Context()) }()
+	inject(t, c, 0, 10)
+	waitFor(t, func() bool { return len(l.Progress()) == 2 && lag(l) == 0 })
+	start(t, testConfig(c, &copier{}))
+	for i := 10; ; i++ { // the first learns of it with its next transaction
+		inject(t, c, i, i+1)
+		select {
+		case err := <-first:
+			if !errors.Is(err, ErrFenced) || !strings.Contains(err.Error(), "--instance") {
+				t.Fatalf("ended with %v", err)
+			}
+			wantEach(t, committed(t, c, "out", i+1), i+1)
+			return
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func TestUnreadRecordsDeletedByRetentionStopTheLoop(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	_, stop := start(t, testConfig(c, &copier{}))
+	waitFor(t, func() bool { return groupOffset(c, "in", 0) == 10 })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	inject(t, c, 10, 20)
+	if err := c.DeleteRecords("in", 0, 15); err != nil {
+		t.Fatal(err)
+	}
+	l, err := NewLoop(testConfig(c, &copier{}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = l.Run(t.Context())
+	if pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), "retention deleted 5 offsets unread") {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+func TestANewGroupStartsWhereTheTopicStarts(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 20)
+	if err := c.DeleteRecords("in", 0, 15); err != nil {
+		t.Fatal(err)
+	}
+	var first atomic.Bool
+	h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
+		if !first.Swap(true) {
+			return errors.New("abort before anything was committed")
+		}
+		return nil
+	}}
+	start(t, testConfig(c, h))
+	if got := committed(t, c, "out", 5); got[0] != "000015" || len(got) != 5 {
+		t.Errorf("got %v, want 000015 to 000019", got)
+	}
+}
+
+// keeper is a copier that chooses its own start.
+type keeper struct {
+	copier
+	mu       sync.Mutex
+	assigned []Partition
+	revoked  int
+	from     int64
+}
+
+func (k *keeper) Assign(_ context.Context, ps []Partition) ([]int64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.assigned = append(k.assigned, ps...)
+	from := make([]int64, len(ps))
+	for i := range from {
+		from[i] = k.from
+	}
+	return from, nil
+}
+
+func (k *keeper) Revoke(ps []Partition) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.revoked += len(ps)
+}
+
+func TestAssignerChoosesWhereToStart(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 20)
+	h := &keeper{from: 12}
+	_, stop := start(t, testConfig(c, h))
+	if got := committed(t, c, "out", 8); got[0] != "000012" {
+		t.Errorf("started at %s, want 000012", got[0])
+	}
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	want := Partition{Topic: "in", Partition: 0, Committed: -1, Start: 0, End: 20}
+	if !slices.Equal(h.assigned, []Partition{want}) {
+		t.Errorf("assigned %+v, want %+v", h.assigned, want)
+	}
+	if h.revoked != 1 {
+		t.Errorf("%d partitions revoked, want 1", h.revoked)
+	}
+}
+
+func TestUncommittedInputIsNeverRead(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 5)
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("elsewhere"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if err := cl.BeginTransaction(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("aborted")}).FirstErr(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cl.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+		t.Fatal(err)
+	}
+	inject(t, c, 5, 10)
+	l, _ := start(t, testConfig(c, &copier{}))
+	wantEach(t, committed(t, c, "out", 10), 10)
+	// The position passes the marker of the aborted transaction.
+	waitFor(t, func() bool { return lag(l) == 0 && l.Progress()[0].Position == 12 })
+}
+
+func lag(l *Loop) (n int64) {
+	ps := l.Progress()
+	if len(ps) == 0 {
+		return -1
+	}
+	for _, p := range ps {
+		n += p.Lag()
+	}
+	return n
+}
+
+func groupOffset(c *kfake.Cluster, topic string, partition int32) int64 {
+	g := c.GroupInfo("g")
+	if g == nil {
+		return -1
+	}
+	commit, ok := g.Commits[topic][partition]
+	if !ok {
+		return -1
+	}
+	return commit.Offset
+}
+
+// waitFor polls a condition that nothing announces.
+func waitFor(t *testing.T, cond func() bool) {
+	t.Helper()
+	deadline := time.After(30 * time.Second)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !cond() {
+		select {
+		case <-deadline:
+			t.Fatal("waited 30 s in vain")
+		case <-tick.C:
+		}
+	}
+}

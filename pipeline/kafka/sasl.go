@@ -1,0 +1,238 @@
+package kafka
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/sasl"
+	"github.com/twmb/franz-go/pkg/sasl/oauth"
+	"github.com/twmb/franz-go/pkg/sasl/plain"
+	"github.com/twmb/franz-go/pkg/sasl/scram"
+)
+
+// SASL says how the client proves who it is. The zero value is no SASL.
+type SASL struct {
+	// Mechanism is "", PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.
+	Mechanism string
+
+	// Username and Password are for PLAIN and SCRAM.
+	Username string
+	Password Secret
+
+	// OAuth is for OAUTHBEARER.
+	OAuth OAuth
+
+	// AllowCleartext lets PLAIN and OAUTHBEARER send their secret without TLS
+	// to other machines, and fetch tokens over plain HTTP.
+	AllowCleartext bool
+}
+
+// OAuth says where tokens for OAUTHBEARER come from: the token endpoint of an
+// OpenID provider, by the client-credentials grant. A token is used for four
+// fifths of its life, and then fetched anew when the next one is needed.
+type OAuth struct {
+	TokenURL     string
+	ClientID     string
+	ClientSecret Secret
+	Scope        string            // as the provider wants it; none if empty
+	Extensions   map[string]string // sent to the broker with the token
+	CAFile       string            // PEM of the authorities to trust at TokenURL instead of the system's
+}
+
+const (
+	mechanismPlain     = "PLAIN"
+	mechanismScram256  = "SCRAM-SHA-256"
+	mechanismScram512  = "SCRAM-SHA-512"
+	mechanismOAuth     = "OAUTHBEARER"
+	mechanismsInWords  = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
+	oauthKeyURL        = "sasl.oauthbearer.token.endpoint.url"
+	oauthKeyID         = "sasl.oauthbearer.client.credentials.client.id"
+	oauthKeySecret     = "sasl.oauthbearer.client.credentials.client.secret"
+	maxTokenReplyBytes = 1 << 20
+)
+
+// sendsSecret reports whether whoever reads the connection learns the secret.
+func (s SASL) sendsSecret() bool {
+	return s.Mechanism == mechanismPlain || s.Mechanism == mechanismOAuth
+}
+
+func (s SASL) validate() error {
+	var faults []error
+	missing := func(key string, empty bool) {
+		if empty {
+			faults = append(faults, fmt.Errorf("sasl.mechanism=%s needs %s", s.Mechanism, key))
+		}
+	}
+	switch s.Mechanism {
+	case "":
+	case mechanismPlain, mechanismScram256, mechanismScram512:
+		missing("sasl.username", s.Username == "")
+		missing("sasl.password (MILLRACE_SASL_PASSWORD, MILLRACE_SASL_PASSWORD_FILE or a property file)", s.Password.IsZero())
+	case mechanismOAuth:
+		missing(oauthKeyURL, s.OAuth.TokenURL == "")
+		missing(oauthKeyID, s.OAuth.ClientID == "")
+		missing(oauthKeySecret, s.OAuth.ClientSecret.IsZero())
+		if s.OAuth.TokenURL != "" {
+			if err := s.checkTokenURL(); err != nil {
+				faults = append(faults, fmt.Errorf("%s: %w", oauthKeyURL, err))
+			}
+		}
+		if err := checkExtensions(s.OAuth.Extensions); err != nil {
+			faults = append(faults, fmt.Errorf("sasl.oauthbearer.extensions: %w", err))
+		}
+	default:
+		faults = append(faults, fmt.Errorf("sasl.mechanism: %q is not supported; want %s", s.Mechanism, mechanismsInWords))
+	}
+	return errors.Join(faults...)
+}
+
+func (s SASL) checkTokenURL() error {
+	u, err := url.Parse(s.OAuth.TokenURL)
+	switch {
+	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
+		return errors.New("not a URL; want https://host/path") // which may hold a secret, so it is not shown
+	case u.User != nil:
+		return errors.New("a URL must hold no user or password")
+	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !s.AllowCleartext:
+		return errors.New("plain HTTP would send the client secret unencrypted; use https (or set sasl.allow.cleartext=true if everybody on the way is trusted)")
+	}
+	return nil
+}
+
+// checkExtensions holds to RFC 7628: 0x01 ends a pair, and the name auth is taken.
+func checkExtensions(ext map[string]string) error {
+	for k, v := range ext {
+		letters := func(r rune) bool { return r < 'A' || r > 'Z' && r < 'a' || r > 'z' }
+		if k == "" || k == "auth" || strings.ContainsFunc(k, letters) {
+			return fmt.Errorf("%q is not a name for an extension: letters only, and not auth", k)
+		}
+		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && !strings.ContainsRune("\t\r\n", r) || r > '~' }) {
+			return fmt.Errorf("the value of %q has characters that are not allowed", k)
+		}
+	}
+	return nil
+}
+
+func (s SASL) mechanism() sasl.Mechanism {
+	scramAuth := scram.Auth{User: s.Username, Pass: s.Password.Reveal()}
+	switch s.Mechanism {
+	case mechanismPlain:
+		return plain.Auth{User: s.Username, Pass: s.Password.Reveal()}.AsMechanism()
+	case mechanismScram256:
+		return scramAuth.AsSha256Mechanism()
+	case mechanismScram512:
+		return scramAuth.AsSha512Mechanism()
+	case mechanismOAuth:
+		return oauth.Oauth((&tokenSource{cfg: s.OAuth, now: time.Now}).auth)
+	}
+	return nil
+}
+
+// A tokenSource fetches tokens when they are needed, and keeps each for most of
+// its life. The connections of a client share it.
+type tokenSource struct {
+	cfg OAuth
+	now func() time.Time
+
+	mu    sync.Mutex // held while fetching, so that one fetch serves all who wait
+	token string
+	until time.Time // when to fetch the next
+}
+
+func (t *tokenSource) auth(ctx context.Context) (oauth.Auth, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.token == "" || !t.now().Before(t.until) {
+		token, life, err := t.fetch(ctx)
+		if err != nil {
+			return oauth.Auth{}, fmt.Errorf("token for OAUTHBEARER from %s: %w", t.cfg.TokenURL, err)
+		}
+		t.token, t.until = token, t.now().Add(life*4/5)
+	}
+	return oauth.Auth{Token: t.token, Extensions: t.cfg.Extensions}, nil
+}
+
+func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+
+	form := url.Values{"grant_type": {"client_credentials"}}
+	if t.cfg.Scope != "" {
+		form.Set("scope", t.cfg.Scope)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, t.cfg.TokenURL, strings.NewReader(form.Encode()))
+	if err != nil {
+		return "", 0, err
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.Header.Set("Accept", "application/json")
+	// RFC 6749, 2.3.1: both are form-encoded before they become Basic.
+	req.SetBasicAuth(url.QueryEscape(t.cfg.ClientID), url.QueryEscape(t.cfg.ClientSecret.Reveal()))
+
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
+	if t.cfg.CAFile != "" {
+		ca, err := os.ReadFile(t.cfg.CAFile)
+		if err != nil {
+			return "", 0, fmt.Errorf("https.ca.location: %w", err)
+		}
+		roots := x509.NewCertPool()
+		if !roots.AppendCertsFromPEM(ca) {
+			return "", 0, fmt.Errorf("https.ca.location: %s holds no certificate in PEM form", t.cfg.CAFile)
+		}
+		transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots}
+	}
+	client := &http.Client{
+		Transport: transport,
+		// The secret goes where it was configured to go, and nowhere else.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		var u *url.Error
+		if errors.As(err, &u) {
+			err = u.Err // the URL is in the message already
+		}
+		return "", 0, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxTokenReplyBytes))
+	if err != nil {
+		return "", 0, err
+	}
+
+	var reply struct {
+		AccessToken string      `json:"access_token"`
+		ExpiresIn   json.Number `json:"expires_in"` // some send a string
+		Error       string      `json:"error"`
+		Description string      `json:"error_description"`
+	}
+	bad := json.Unmarshal(body, &reply)
+	switch {
+	case resp.StatusCode != http.StatusOK:
+		// Only the two fields that are meant for people: the rest may quote
+		// the request.
+		why := strings.Join(slices.DeleteFunc([]string{resp.Status, reply.Error, reply.Description}, func(s string) bool { return s == "" }), ": ")
+		return "", 0, fmt.Errorf("%s; check %s and its secret, and sasl.oauthbearer.scope", why, oauthKeyID)
+	case bad != nil:
+		return "", 0, errors.New("the reply is not the JSON of a token endpoint; check " + oauthKeyURL)
+	case reply.AccessToken == "":
+		return "", 0, errors.New("the reply holds no access_token; check " + oauthKeyURL)
+	}
+	seconds, err := reply.ExpiresIn.Int64()
+	if err != nil || seconds <= 0 {
+		seconds = 60 // it is optional; ask again soon
+	}
+	return reply.AccessToken, time.Duration(min(seconds, 365*24*3600)) * time.Second, nil
+}

@@ -1,0 +1,101 @@
+package kafka
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline"
+)
+
+// ReadSettled is [ReadPartition] from the partition's start to its very end: it
+// waits until all transactions are decided that have written there before the
+// call.
+//
+// Who reads back what was written in one transaction with a group's offsets needs
+// this. The offsets may be committed for all to see while the marker of the same
+// transaction has yet to reach the partition; up to where committed records end,
+// the last batch would be missing.
+func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
+	adm, err := admin(cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer adm.Close()
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return 0, err
+	}
+	last, ok := ends.Lookup(topic, partition)
+	if !ok {
+		return 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
+	}
+	if last.Err != nil {
+		return 0, fmt.Errorf("where %s ends: %w", topicPartition{topic, partition}, last.Err)
+	}
+	for wait := minBackoff / 10; ; wait = sleep(ctx, wait) {
+		if end, err = ReadPartition(ctx, cfg, topic, partition, end, f); err != nil || end >= last.Offset {
+			return end, err
+		}
+	}
+}
+
+// CommittedEnds returns where the committed records of a topic end, by partition.
+func CommittedEnds(ctx context.Context, cfg Config, topic string) (map[int32]int64, error) {
+	adm, err := admin(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer adm.Close()
+	listed, err := adm.ListCommittedOffsets(ctx, topic)
+	if err != nil {
+		return nil, err
+	}
+	ends := map[int32]int64{}
+	listed.Each(func(o kadm.ListedOffset) {
+		if o.Err == nil {
+			ends[o.Partition] = o.Offset
+		}
+	})
+	return ends, listed.Error()
+}
+
+// DeleteBefore deletes the records of a topic that stand before an offset, by
+// partition.
+func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
+	adm, err := admin(cfg)
+	if err != nil {
+		return err
+	}
+	defer adm.Close()
+	var offsets kadm.Offsets
+	for p, at := range before {
+		offsets.AddOffset(topic, p, at, -1)
+	}
+	deleted, err := adm.DeleteRecords(ctx, offsets)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	deleted.Each(func(d kadm.DeleteRecordsResponse) {
+		if d.Err != nil {
+			faults = append(faults, fmt.Errorf("deleting what is no longer needed of %s: %w", topicPartition{topic, d.Partition}, d.Err))
+		}
+	})
+	return errors.Join(faults...)
+}
+
+func admin(cfg Config) (*kadm.Client, error) {
+	opts, err := cfg.Options()
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, err
+	}
+	return kadm.NewClient(cl), nil
+}

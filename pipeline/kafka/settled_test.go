@@ -1,0 +1,106 @@
+package kafka
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline"
+)
+
+// A record whose transaction is still open when the reading begins is read if it
+// commits, and left out if it aborts; it is never missed.
+func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
+	for _, commit := range []bool{true, false} {
+		c := newCluster(t, 1)
+		inject(t, c, 0, 2)
+		txn, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("x"), kgo.DefaultProduceTopic("in"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer txn.Close()
+		if err := txn.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := txn.ProduceSync(t.Context(), kgo.StringRecord("open")).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		cfg := Config{Brokers: c.ListenAddrs()}
+		var got []string
+		end, err := ReadSettled(t.Context(), cfg, "in", 0, func(r *pipeline.Record) error {
+			got = append(got, string(r.Value))
+			if len(got) == 2 { // what can be seen now has been
+				return txn.EndTransaction(t.Context(), kgo.TransactionEndTry(commit))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := []string{"000000", "000001"}
+		if commit {
+			want = append(want, "open")
+		}
+		if !slices.Equal(got, want) || end < 3 {
+			t.Errorf("commit %v: read %v up to %d, want %v", commit, got, end, want)
+		}
+	}
+}
+
+func TestDeleteBeforeLeavesTheRest(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	cfg := Config{Brokers: c.ListenAddrs()}
+	if err := DeleteBefore(t.Context(), cfg, "in", map[int32]int64{0: 7}); err != nil {
+		t.Fatal(err)
+	}
+	got := readAll(t.Context(), t, c, "in")
+	if want := []string{"000007", "000008", "000009"}; !slices.Equal(got, want) {
+		t.Errorf("%v are left, want %v", got, want)
+	}
+	ends, err := CommittedEnds(t.Context(), cfg, "in")
+	if err != nil || ends[0] != 10 {
+		t.Errorf("it ends at %v, %v", ends, err)
+	}
+}
+
+// A Tail finds partitions that are added while it runs, and reads them from their
+// start when it is run again.
+func TestTailFindsNewPartitions(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 3)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	tail := NewTail(Config{Brokers: c.ListenAddrs()}, "in")
+	tail.looks = 10 * time.Millisecond
+	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.MetadataMinAge(10*time.Millisecond))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	var got []string
+	take := func(r *pipeline.Record) error {
+		switch got = append(got, string(r.Value)); len(got) {
+		case 3:
+			if _, err := kadm.NewClient(cl).UpdatePartitions(ctx, 2, "in"); err != nil {
+				return err
+			}
+			return cl.ProduceSync(ctx, &kgo.Record{Topic: "in", Partition: 1, Value: []byte("new")}).FirstErr()
+		case 4:
+			cancel()
+		}
+		return nil
+	}
+	for tries := 0; tail.Run(ctx, take) != nil; tries++ {
+		if tries == 100 {
+			t.Fatal("it fails and fails")
+		}
+	}
+	if want := []string{"000000", "000001", "000002", "new"}; !slices.Equal(got, want) {
+		t.Errorf("read %v, want %v", got, want)
+	}
+}

@@ -1,0 +1,119 @@
+package kafka
+
+import (
+	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// TLS says how connections to brokers are encrypted, whom they trust and how
+// they identify themselves. The zero value is a connection in the clear; with
+// Enabled alone, brokers must have a certificate that the system trusts.
+//
+// Files are PEM, and are read again for every new connection: a renewed
+// certificate needs no restart.
+type TLS struct {
+	Enabled bool
+
+	// CAFile or CAPEM holds the authorities to trust instead of the system's.
+	CAFile, CAPEM string
+
+	// CertFile or CertPEM, with KeyFile or KeyPEM, is the client's own
+	// certificate (mutual TLS). One file may hold both. Keys are not encrypted.
+	CertFile, CertPEM string
+	KeyFile           string
+	KeyPEM            Secret
+
+	// ServerName is the name that brokers' certificates must carry, if it is
+	// not the host that is dialled.
+	ServerName string
+
+	// InsecureSkipVerify accepts any certificate of anybody. Every client that
+	// is made with it logs a warning.
+	InsecureSkipVerify bool
+}
+
+// Config returns the configuration of a connection, with the files as they are
+// now; nil if TLS is not enabled.
+func (t TLS) Config() (*tls.Config, error) {
+	if !t.Enabled {
+		return nil, nil
+	}
+	cfg := &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		ServerName:         t.ServerName,
+		InsecureSkipVerify: t.InsecureSkipVerify, // asked for, and logged
+	}
+	ca, from, err := pemOf("ssl.ca.location", t.CAFile, "ssl.ca.pem", t.CAPEM)
+	if err != nil {
+		return nil, err
+	}
+	if ca != nil {
+		cfg.RootCAs = x509.NewCertPool()
+		if !cfg.RootCAs.AppendCertsFromPEM(ca) {
+			return nil, fmt.Errorf("%s: holds no certificate in PEM form (%q); convert other forms, such as a Java keystore, with keytool -exportcert -rfc", from, "-----BEGIN CERTIFICATE-----")
+		}
+	}
+	cert, certFrom, err := pemOf("ssl.certificate.location", t.CertFile, "ssl.certificate.pem", t.CertPEM)
+	if err != nil {
+		return nil, err
+	}
+	key, keyFrom, err := pemOf("ssl.key.location", t.KeyFile, "ssl.key.pem", t.KeyPEM.Reveal())
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case cert == nil && key == nil:
+		return cfg, nil
+	case key == nil:
+		return nil, errors.New("a client certificate without its key: set ssl.key.location too")
+	case cert == nil:
+		return nil, errors.New("a client key without its certificate: set ssl.certificate.location too")
+	}
+	if encrypted(key) {
+		return nil, fmt.Errorf("%s: the key is encrypted, which is not supported; decrypt it with openssl pkey -in KEY -out PLAIN and let nobody else read the file", keyFrom)
+	}
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("client certificate (%s, %s): %w", certFrom, keyFrom, err)
+	}
+	cfg.Certificates = []tls.Certificate{pair}
+	return cfg, nil
+}
+
+// pemOf returns PEM text from a file or as it stands in a setting, nil if
+// neither is given, and where it is from, for messages.
+func pemOf(fileKey, file, textKey, text string) (data []byte, from string, err error) {
+	switch {
+	case file != "" && text != "":
+		return nil, "", fmt.Errorf("both %s and %s are set: set one", fileKey, textKey)
+	case file != "":
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, "", fmt.Errorf("%s: %w", fileKey, err)
+		}
+		return data, fileKey + ": " + file, nil
+	case text != "":
+		return []byte(text), textKey, nil
+	}
+	return nil, "", nil
+}
+
+// encrypted reports whether a private key in PEM form is, in either way that
+// keys are encrypted.
+func encrypted(data []byte) bool {
+	for {
+		block, rest := pem.Decode(data)
+		if block == nil {
+			return false
+		}
+		if block.Type == "ENCRYPTED PRIVATE KEY" || bytes.Contains([]byte(block.Headers["Proc-Type"]), []byte("ENCRYPTED")) {
+			return true
+		}
+		data = rest
+	}
+}
