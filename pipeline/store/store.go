@@ -1,0 +1,419 @@
+// Package store keeps, for each partition of each projection, entries in order
+// of their keys and the position in the log that they stand for, and changes
+// both in one atomic step. It never looks into what it keeps.
+//
+// A store is a function of the log: whatever is lost or cannot be trusted is
+// made anew from there. So nothing waits for the disk: after kill -9 nothing is
+// missing, after a power failure the last moments may be, and what is there is
+// always a state as it was between two commits.
+//
+// Start at [Open], then [Store.Part], [Part.View] and [Batch].
+//
+// # On disk
+//
+// A directory holds:
+//
+//	FORMAT    "millrace store 2\n"; another number is another format, and a
+//	          directory without the file is not ours and is left alone
+//	LOCK      locked by the process that has it open, whose id is in PID
+//	DAMAGED   there if a checksum was found to be wrong: the next Open starts over
+//	ingest/   tables being written; emptied by Open
+//	db/       Pebble, at its format version 24 (see formatVersion)
+//
+// Keys in db begin with the number of their part, four bytes, big-endian. Part 0
+// is the store's own:
+//
+//	00000000 'n'                              next free number, four bytes
+//	00000000 'p' name 00 partition(4 bytes)   number, four bytes, and the part's identity
+//	part 00                                   position, eight bytes, big-endian
+//	part family key                           an entry; families are 1 to 255
+//
+// A part whose identity is not as expected is deleted by one range delete and
+// gets a new number, so that nothing of it can be read by mistake.
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/cockroachdb/pebble/v2"
+	"github.com/cockroachdb/pebble/v2/bloom"
+	"github.com/cockroachdb/pebble/v2/sstable"
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"millrace/pipeline"
+)
+
+const (
+	format        = "millrace store 2\n"
+	formatVersion = pebble.FormatValueSeparation // 24
+)
+
+// Options configure a [Store]. The zero value is ready to use.
+type Options struct {
+	CacheBytes int64        // of blocks read; 64 MiB
+	Logger     *slog.Logger // none
+	FS         vfs.FS       // for tests; the operating system's
+
+	// IngestBytes is from which size on a batch is written as sorted tables that the
+	// store takes in as they are; 8 MiB. Below that it goes through log and memory:
+	// tables of its own would be small, and some are never made into larger ones.
+	IngestBytes int
+}
+
+// A Store is open in one process at a time. It is safe for concurrent use.
+type Store struct {
+	dir  string
+	fs   vfs.FS
+	log  *slog.Logger
+	db   *pebble.DB
+	lock *pebble.Lock
+
+	ingestBytes int
+	writer      sstable.WriterOptions // of tables to be ingested
+
+	mu      sync.Mutex // guards what follows
+	next    uint32     // free part number
+	parts   map[partName]*Part
+	tables  int                  // written so far, to name the next
+	finders map[*Finder]struct{} // open
+	closed  bool
+}
+
+type partName struct {
+	name      string
+	partition int32
+}
+
+// ErrInUse is in the chain of the error when another process has the store.
+var ErrInUse = errors.New("in use")
+
+// Open opens the store in a directory, which it makes if it is not there. A
+// damaged store, or one of another format, is emptied. A directory with other
+// things in it is refused.
+func Open(dir string, o Options) (_ *Store, err error) {
+	s := &Store{dir: dir, fs: o.FS, log: o.Logger, parts: map[partName]*Part{}, finders: map[*Finder]struct{}{}}
+	if s.fs == nil {
+		s.fs = vfs.Default
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	if o.CacheBytes <= 0 {
+		o.CacheBytes = 64 << 20
+	}
+	if s.ingestBytes = o.IngestBytes; s.ingestBytes <= 0 {
+		s.ingestBytes = 8 << 20
+	}
+	if err := s.claim(); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.lock.Close())
+		}
+	}()
+	err = s.open(o)
+	if pebble.IsCorruptionError(err) {
+		s.log.Error("the store is damaged; starting over with an empty one", "dir", dir, "err", err)
+		if err := s.wipe(); err != nil {
+			return nil, err
+		}
+		err = s.open(o)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("opening the store in %s: %w", dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) path(names ...string) string {
+	return s.fs.PathJoin(append([]string{s.dir}, names...)...)
+}
+
+// claim makes sure that the directory is a store's and that nobody else has it.
+func (s *Store) claim() error {
+	if err := s.fs.MkdirAll(s.dir, 0o755); err != nil {
+		return fmt.Errorf("making the data directory: %w", err)
+	}
+	have, err := s.read("FORMAT")
+	if errors.Is(err, os.ErrNotExist) {
+		names, err := s.fs.List(s.dir)
+		if err != nil {
+			return err
+		}
+		for _, n := range names {
+			// An Open may have got no further than this.
+			if n != "LOCK" && n != "FORMAT.tmp" && n != "lost+found" {
+				return fmt.Errorf("%s is no store, and not empty: there is %s in it. Name a directory of its own", s.dir, n)
+			}
+		}
+	} else if err != nil {
+		return err
+	}
+	if s.lock, err = pebble.LockDirectory(s.dir, s.fs); err != nil {
+		by := ""
+		if pid, err := s.read("PID"); err == nil {
+			by = " by process " + strings.TrimSpace(pid)
+		}
+		return fmt.Errorf("%s is %w%s (%w). Each worker needs a data directory of its own", s.dir, ErrInUse, by, err)
+	}
+	// FORMAT first: without it, what else is there would not be ours.
+	if err = s.prepare(have); err == nil {
+		err = s.put("PID", strconv.Itoa(os.Getpid())+"\n", false)
+	}
+	if err != nil {
+		err = errors.Join(err, s.lock.Close())
+	}
+	return err
+}
+
+// prepare brings the directory into shape, given what FORMAT says.
+func (s *Store) prepare(have string) error {
+	_, err := s.fs.Stat(s.path("DAMAGED"))
+	switch {
+	case err == nil:
+		s.log.Error("the store was found damaged; starting over with an empty one", "dir", s.dir)
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	case have != "" && have != format:
+		s.log.Warn("the store is of another format; starting over with an empty one", "dir", s.dir, "format", have, "want", format)
+	case have == "":
+		return s.write("FORMAT", format)
+	default:
+		return nil
+	}
+	return s.wipe()
+}
+
+// wipe empties the store. If it is cut short, the next Open begins with it.
+func (s *Store) wipe() error {
+	if err := s.write("DAMAGED", ""); err != nil {
+		return err
+	}
+	for _, name := range []string{"db", "ingest"} {
+		if err := s.fs.RemoveAll(s.path(name)); err != nil {
+			return err
+		}
+	}
+	if err := s.write("FORMAT", format); err != nil {
+		return err
+	}
+	return s.fs.Remove(s.path("DAMAGED"))
+}
+
+func (s *Store) read(name string) (string, error) {
+	f, err := s.fs.Open(s.path(name))
+	if err != nil {
+		return "", err
+	}
+	defer f.Close() //nolint:errcheck // only read
+	buf := make([]byte, 64)
+	n, err := f.ReadAt(buf, 0)
+	if n == 0 && err != nil && err.Error() != "EOF" {
+		return "", err
+	}
+	return string(buf[:n]), nil
+}
+
+// write replaces a small file as a whole, for good.
+func (s *Store) write(name, text string) error {
+	if err := s.put(name, text, true); err != nil {
+		return err
+	}
+	d, err := s.fs.OpenDir(s.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// put replaces a small file as a whole. Without sync it does not wait for the
+// disk, which at a restart may have much else to write.
+func (s *Store) put(name, text string, sync bool) error {
+	tmp := s.path(name + ".tmp")
+	f, err := s.fs.Create(tmp, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write([]byte(text))
+	if sync {
+		err = errors.Join(err, f.Sync())
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	return s.fs.Rename(tmp, s.path(name))
+}
+
+func (s *Store) open(o Options) error {
+	if err := s.fs.RemoveAll(s.path("ingest")); err != nil {
+		return err
+	}
+	if err := s.fs.MkdirAll(s.path("ingest"), 0o755); err != nil {
+		return err
+	}
+	opts := &pebble.Options{
+		FS:                          s.fs,
+		Logger:                      logger{s.log},
+		FormatMajorVersion:          formatVersion,
+		CacheSize:                   o.CacheBytes,
+		MemTableSize:                16 << 20,
+		MemTableStopWritesThreshold: 4,
+		// What is in order of the log is never compacted. The rest waits until there
+		// is enough of it that it is worth it, and goes to the bottom in one step.
+		L0CompactionThreshold: 16,
+		L0StopWritesThreshold: 64,
+		LBaseMaxBytes:         4 << 30,
+		MaxOpenFiles:          512,
+		WALBytesPerSync:       1 << 20,
+		EventListener:         &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) { s.damaged(i.Details) }},
+	}
+	opts.TargetFileSizes[0] = 16 << 20 // doubled from level to level
+	for i := range opts.Levels {
+		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
+	}
+	opts.EnsureDefaults()
+	db, err := pebble.Open(s.path("db"), opts)
+	if err != nil {
+		return err
+	}
+	s.db, s.writer = db, opts.MakeWriterOptions(0, db.TableFormat())
+	if err := s.loadParts(); err != nil {
+		return errors.Join(err, db.Close())
+	}
+	return nil
+}
+
+// Close closes the store. Parts and views of it must not be used any more.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	finders := slices.Collect(maps.Keys(s.finders))
+	s.mu.Unlock()
+	var err error
+	for _, f := range finders {
+		err = errors.Join(err, f.Close())
+	}
+	return errors.Join(err, s.db.Close(), s.fs.Remove(s.path("PID")), s.lock.Close())
+}
+
+// check turns an error that says that the store is damaged into a fatal one,
+// and leaves a mark for the next Open.
+func (s *Store) check(err error) error {
+	if !pebble.IsCorruptionError(err) {
+		return err
+	}
+	s.damaged(err)
+	return pipeline.Fatal("the store in %s is damaged: %w. It is made anew from the log at the next start", s.dir, err)
+}
+
+func (s *Store) damaged(err error) {
+	s.log.Error("the store is damaged; it will be made anew at the next start", "dir", s.dir, "err", err)
+	if err := s.write("DAMAGED", ""); err != nil {
+		s.log.Error("leaving a mark of that failed; delete the directory", "dir", s.dir, "err", err)
+	}
+}
+
+// Keys of the store's own.
+var (
+	keyNext  = []byte{0, 0, 0, 0, 'n'}
+	keyParts = []byte{0, 0, 0, 0, 'p'}
+)
+
+func (n partName) key() []byte {
+	return binary.BigEndian.AppendUint32(append(append(keyParts[:len(keyParts):len(keyParts)], n.name...), 0), uint32(n.partition))
+}
+
+// loadParts reads which parts there are.
+func (s *Store) loadParts() error {
+	s.next = 1
+	value, ok, err := get(s.db, keyNext, nil)
+	if err != nil {
+		return err
+	}
+	if ok && len(value) == 4 {
+		s.next = binary.BigEndian.Uint32(value)
+	}
+	it, err := s.db.NewIter(&pebble.IterOptions{LowerBound: keyParts, UpperBound: []byte{0, 0, 0, 0, 'p' + 1}})
+	if err != nil {
+		return err
+	}
+	for it.First(); it.Valid(); it.Next() {
+		key, value := it.Key()[len(keyParts):], it.Value()
+		if len(key) < 5 || len(value) < 4 {
+			return errors.Join(pebble.ErrCorruption, it.Close())
+		}
+		n := partName{string(key[:len(key)-5]), int32(binary.BigEndian.Uint32(key[len(key)-4:]))}
+		s.parts[n] = &Part{store: s, id: binary.BigEndian.Uint32(value), name: n, identity: string(value[4:])}
+	}
+	return errors.Join(it.Error(), it.Close())
+}
+
+// Part returns the part of a partition of a projection. identity says what the
+// entries in it were made from and by; if the part was made under another, it is
+// deleted, and an empty one is returned.
+func (s *Store) Part(projection string, partition int32, identity string) (*Part, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := partName{projection, partition}
+	if p := s.parts[n]; p != nil {
+		if p.identity == identity {
+			return p, nil
+		}
+		s.log.Warn("the store was made from something else; making this part anew", "projection", projection, "partition", partition, "have", p.identity, "want", identity)
+	}
+	return s.create(n, identity)
+}
+
+// Reset deletes the part and returns an empty one in its place.
+func (s *Store) Reset(p *Part) (*Part, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.create(p.name, p.identity)
+}
+
+func (s *Store) create(n partName, identity string) (*Part, error) {
+	p := &Part{store: s, id: s.next, name: n, identity: identity}
+	b := s.db.NewBatch()
+	defer b.Close() //nolint:errcheck // it was committed, or it does not matter
+	err := errors.Join(
+		b.Set(keyNext, binary.BigEndian.AppendUint32(nil, s.next+1), nil),
+		b.Set(n.key(), append(binary.BigEndian.AppendUint32(nil, p.id), identity...), nil),
+	)
+	if old := s.parts[n]; old != nil {
+		err = errors.Join(err, b.DeleteRange(binary.BigEndian.AppendUint32(nil, old.id), binary.BigEndian.AppendUint32(nil, old.id+1), nil))
+	}
+	if err == nil {
+		err = b.Commit(pebble.Sync)
+	}
+	if err != nil {
+		return nil, s.check(err)
+	}
+	s.next++
+	s.parts[n] = p
+	return p, nil
+}
+
+// logger hands on what Pebble has to say. It speaks of every file it touches,
+// which is for those who look for trouble.
+type logger struct{ log *slog.Logger }
+
+func (l logger) Infof(format string, args ...any) {
+	l.log.Debug("store: " + fmt.Sprintf(format, args...))
+}
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error("store: " + fmt.Sprintf(format, args...))
+}
+
+// Fatalf must not return: the disk failed where the store cannot go back, such
+// as in its list of tables. A restart finds the state before.
+func (l logger) Fatalf(format string, args ...any) { panic("store: " + fmt.Sprintf(format, args...)) }

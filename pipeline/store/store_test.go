@@ -1,0 +1,583 @@
+package store
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// ingestBytes is less than the usual, so that the tests need less memory.
+const ingestBytes = 1 << 20
+
+func open(t testing.TB, fs vfs.FS) *Store {
+	t.Helper()
+	s, err := Open("data", Options{FS: fs, IngestBytes: ingestBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func closing(t testing.TB, s *Store) {
+	t.Helper()
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func part(t testing.TB, s *Store, name string, partition int32) *Part {
+	t.Helper()
+	p, err := s.Part(name, partition, "made by test")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func commit(t testing.TB, b *Batch) {
+	t.Helper()
+	if err := b.Commit(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// dump returns all of a part, in order.
+func dump(t testing.TB, p *Part) string {
+	t.Helper()
+	v := p.View()
+	defer v.Close()
+	var out strings.Builder
+	next, ok, err := v.Position()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintf(&out, "at %d %v", next, ok)
+	for f := range 256 {
+		if f == 0 {
+			continue // the position
+		}
+		if err := v.Scan(Family(f), nil, nil, false, func(key, value []byte) bool {
+			fmt.Fprintf(&out, " %d:%s=%s", f, key, value)
+			return true
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return out.String()
+}
+
+func TestAStoreKeepsWhatWasCommitted(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs)
+	users, orders := part(t, s, "user", 0), part(t, s, "order", 0)
+	b := s.NewBatch()
+	b.Put(users, 1, []byte("b"), []byte("2"))
+	b.Put(users, 1, []byte("a"), []byte("1"))
+	b.Put(users, 2, []byte("a"), []byte("other"))
+	b.Put(users, 1, []byte("b"), []byte("3")) // the last counts
+	b.Put(users, 1, []byte("gone"), nil)
+	b.Delete(users, 1, []byte("gone"))
+	b.Put(users, 255, []byte{0xff, 0xff}, []byte("last"))
+	b.SetPosition(users, 7)
+	b.SetPosition(orders, 1<<40)
+	commit(t, b)
+	if b.Len() != 0 || b.Bytes() != 0 {
+		t.Errorf("a committed batch has %d changes of %d bytes", b.Len(), b.Bytes())
+	}
+	b.Put(users, 1, []byte("never"), nil)
+	want := "at 7 true 1:a=1 1:b=3 2:a=other 255:\xff\xff=last"
+	for range 2 {
+		if got := dump(t, users); got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if got, want := dump(t, orders), "at 1099511627776 true"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		if got, want := dump(t, part(t, s, "user", 1)), "at 0 false"; got != want {
+			t.Errorf("got  %s\nwant %s", got, want)
+		}
+		closing(t, s)
+		s = open(t, fs)
+		users, orders = part(t, s, "user", 0), part(t, s, "order", 0)
+	}
+	closing(t, s)
+}
+
+func TestScanGoesBothWaysAndStops(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	defer closing(t, s)
+	p := part(t, s, "p", 0)
+	b := s.NewBatch()
+	for _, k := range []string{"a", "b", "c", "d"} {
+		b.Put(p, 3, []byte(k), nil)
+		b.Put(p, 2, []byte(k), nil)
+		b.Put(p, 4, []byte(k), nil)
+	}
+	commit(t, b)
+	v := p.View()
+	defer closing2(t, v)
+	for _, c := range []struct {
+		from, to string
+		reverse  bool
+		most     int
+		want     string
+	}{
+		{"", "", false, 9, "abcd"},
+		{"", "", true, 9, "dcba"},
+		{"b", "d", false, 9, "bc"},
+		{"b", "d", true, 1, "c"},
+		{"bb", "", false, 1, "c"},
+		{"e", "", false, 9, ""},
+	} {
+		var got string
+		var to []byte
+		if c.to != "" {
+			to = []byte(c.to)
+		}
+		if err := v.Scan(3, []byte(c.from), to, c.reverse, func(key, _ []byte) bool {
+			got += string(key)
+			return len(got) < c.most
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if got != c.want {
+			t.Errorf("from %q to %q, reverse %v, at most %d: got %q, want %q", c.from, c.to, c.reverse, c.most, got, c.want)
+		}
+	}
+}
+
+func closing2(t testing.TB, v *View) {
+	t.Helper()
+	if err := v.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestAViewStaysAsItIs(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	defer closing(t, s)
+	p := part(t, s, "p", 0)
+	fill := func(n int64) {
+		b := s.NewBatch()
+		b.Put(p, 1, []byte("k"), []byte(strconv.FormatInt(n, 10)))
+		b.SetPosition(p, n)
+		commit(t, b)
+	}
+	fill(1)
+	v := p.View()
+	defer closing2(t, v)
+	fill(2)
+	next, _, err := v.Position()
+	value, _, err2 := v.Get(nil, 1, []byte("k"))
+	if err != nil || err2 != nil || next != 1 || string(value) != "1" {
+		t.Errorf("a view from before has position %d and value %q (%v, %v)", next, value, err, err2)
+	}
+}
+
+// A batch that is large goes another way than a small one, to the same end.
+func TestLargeBatchesAreAsSmallOnes(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	defer closing(t, s)
+	large, small := part(t, s, "large", 0), part(t, s, "small", 0)
+	rng := rand.New(rand.NewPCG(1, 2))
+	for round := range 3 {
+		big, one := s.NewBatch(), s.NewBatch()
+		for i := range 6000 {
+			f := Family(1 + rng.IntN(3))
+			key := []byte(strconv.Itoa(rng.IntN(4000)))
+			if rng.IntN(10) == 0 {
+				big.Delete(large, f, key)
+				one.Delete(small, f, key)
+				continue
+			}
+			value := []byte(strings.Repeat(strconv.Itoa(i+round), 100))
+			big.Put(large, f, key, value)
+			one.Put(small, f, key, value)
+			if one.Len() == 100 {
+				commit(t, one)
+			}
+		}
+		big.SetPosition(large, int64(round))
+		one.SetPosition(small, int64(round))
+		if big.Bytes() < ingestBytes {
+			t.Fatalf("only %d bytes: the batch is not a large one", big.Bytes())
+		}
+		commit(t, big)
+		commit(t, one)
+		if dump(t, large) != dump(t, small) {
+			t.Fatalf("round %d: they differ", round)
+		}
+	}
+	if n := s.db.Metrics().Ingest.Count; n == 0 {
+		t.Error("nothing was ingested")
+	}
+}
+
+func TestAPartMadeFromSomethingElseIsMadeAnew(t *testing.T) {
+	fs := vfs.NewMem()
+	s := open(t, fs)
+	fill := func(p *Part) {
+		b := s.NewBatch()
+		b.Put(p, 1, []byte("k"), []byte("v"))
+		b.SetPosition(p, 7)
+		commit(t, b)
+	}
+	first := part(t, s, "p", 0)
+	fill(first)
+	neighbour := part(t, s, "p", 1)
+	fill(neighbour)
+	if again := part(t, s, "p", 0); again != first {
+		t.Error("a part that is as expected was made anew")
+	}
+	other, err := s.Part("p", 0, "made by somebody else")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*Part{first, other} {
+		if got := dump(t, p); got != "at 0 false" {
+			t.Errorf("something is left: %s", got)
+		}
+	}
+	fill(other)
+	if got := dump(t, first); got != "at 0 false" {
+		t.Errorf("the part from before sees the new one: %s", got)
+	}
+	fresh, err := s.Reset(other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := dump(t, fresh); got != "at 0 false" {
+		t.Errorf("after a reset there is %s", got)
+	}
+	closing(t, s)
+	s = open(t, fs)
+	defer closing(t, s)
+	if p, err := s.Part("p", 0, "made by somebody else"); err != nil || dump(t, p) != "at 0 false" || p.id != fresh.id {
+		t.Errorf("opened again: %+v, %v", p, err)
+	}
+	if got := dump(t, part(t, s, "p", 1)); got != "at 7 true 1:k=v" {
+		t.Errorf("the neighbour has %s", got)
+	}
+}
+
+func TestADirectoryIsForOneProcess(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Options{IngestBytes: ingestBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Open(dir, Options{IngestBytes: ingestBytes})
+	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "process "+strconv.Itoa(os.Getpid())) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("a second Open says %v", err)
+	}
+	closing(t, s)
+	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
+		t.Fatalf("after Close: %v", err)
+	}
+	closing(t, s)
+}
+
+func TestADirectoryWithOtherThingsIsLeftAlone(t *testing.T) {
+	dir := t.TempDir()
+	precious := filepath.Join(dir, "thesis.tex")
+	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(dir, Options{IngestBytes: ingestBytes}); err == nil || !strings.Contains(err.Error(), "thesis.tex") {
+		t.Errorf("got %v", err)
+	}
+	names, err := os.ReadDir(dir)
+	if err != nil || len(names) != 1 {
+		t.Errorf("the directory has now %v (%v)", names, err)
+	}
+}
+
+func TestAnotherFormatIsMadeAnew(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Options{IngestBytes: ingestBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := s.NewBatch()
+	b.SetPosition(part(t, s, "p", 0), 7)
+	commit(t, b)
+	closing(t, s)
+	if err := os.WriteFile(filepath.Join(dir, "FORMAT"), []byte("millrace store 0\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
+		t.Fatal(err)
+	}
+	defer closing(t, s)
+	if got := dump(t, part(t, s, "p", 0)); got != "at 0 false" {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A store in which a byte was changed is found out, either when it is opened or
+// when it is read, and is empty after the next Open at the latest.
+func TestADamagedStoreIsMadeAnew(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Options{IngestBytes: ingestBytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := part(t, s, "p", 0)
+	b := s.NewBatch()
+	for i := range 2000 {
+		b.Put(p, 1, []byte(strconv.Itoa(i)), []byte(strings.Repeat("value", 200)))
+	}
+	b.SetPosition(p, 7)
+	commit(t, b)
+	closing(t, s)
+	tables, err := filepath.Glob(filepath.Join(dir, "db", "*.sst"))
+	if err != nil || len(tables) == 0 {
+		t.Fatalf("no tables: %v", err)
+	}
+	for _, name := range tables {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := 10; i < len(data); i += 100 {
+			data[i] ^= 0xff
+		}
+		if err := os.WriteFile(name, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
+		t.Fatal(err)
+	}
+	if p = part(t, s, "p", 0); p.store.parts == nil {
+		t.Fatal("no parts")
+	}
+	if _, ok, err := p.Get(nil, 1, []byte("1000")); err == nil && ok {
+		t.Fatal("a damaged value was read")
+	}
+	closing(t, s)
+	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
+		t.Fatal(err)
+	}
+	defer closing(t, s)
+	if got := dump(t, part(t, s, "p", 0)); got != "at 0 false" {
+		t.Errorf("after the damage there is still %s", got)
+	}
+}
+
+// TestAfterACrashTheStoreIsAsAfterOneOfItsCommits stops the machine at every
+// write to the disk, with none, some or all of what was not synced lost, and
+// looks at what is there after. Each commit n sets all of a few keys, and the
+// position, to n; so whatever one of them says, all must say.
+func TestAfterACrashTheStoreIsAsAfterOneOfItsCommits(t *testing.T) {
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	mem := vfs.NewCrashableMem()
+	var mu sync.Mutex // the store writes in the background, too
+	var crashes []*vfs.MemFS
+	var from []int64 // what was committed by then
+	committed := int64(0)
+	watch := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && rng.IntN(4) == 0 && len(crashes) < 400 {
+			crashes = append(crashes, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rng.IntN(3)], RNG: rng2(rng)}))
+			from = append(from, committed)
+		}
+		return nil
+	}))
+	s := open(t, watch)
+	p := part(t, s, "p", 0)
+	const keys = 50
+	for n := int64(1); n <= 30; n++ {
+		b := s.NewBatch()
+		size := 10
+		if n%3 == 0 {
+			size = 3 * ingestBytes / keys
+		}
+		value := append(binary.BigEndian.AppendUint64(nil, uint64(n)), make([]byte, size)...)
+		for k := range keys {
+			b.Put(p, Family(1+k%3), []byte{byte(k)}, value)
+		}
+		b.SetPosition(p, n)
+		commit(t, b)
+		mu.Lock()
+		committed = n
+		mu.Unlock()
+	}
+	closing(t, s)
+	if len(crashes) < 20 {
+		t.Fatalf("only %d writes", len(crashes))
+	}
+	for i, fs := range crashes {
+		s := open(t, fs)
+		p := part(t, s, "p", 0)
+		next, ok, err := p.Position()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next > from[i]+1 {
+			t.Errorf("crash %d: position %d, when only %d was committed", i, next, from[i])
+		}
+		for k := range keys {
+			value, have, err := p.Get(nil, Family(1+k%3), []byte{byte(k)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if have != ok || have && binary.BigEndian.Uint64(value) != uint64(next) {
+				t.Fatalf("crash %d: position %d (%v), but key %d has %x (%v)", i, next, ok, k, value[:min(8, len(value))], have)
+			}
+		}
+		closing(t, s)
+	}
+}
+
+// A disk that fails while tables are written, at any of the steps, fails the
+// commit and nothing else: the batch is as it was, and can be tried again.
+func TestAFailedCommitChangesNothing(t *testing.T) {
+	var armed atomic.Int64 // the write that fails, counted down
+	full := errors.New("no space left on device")
+	s := open(t, errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && strings.Contains(op.Path, "ingest") && armed.Add(-1) == 0 {
+			return full
+		}
+		return nil
+	})))
+	defer closing(t, s)
+	p := part(t, s, "p", 0)
+	first := s.NewBatch()
+	first.SetPosition(p, 1)
+	commit(t, first)
+	failures := 0
+	for step := int64(1); ; step++ {
+		b := s.NewBatch()
+		for k := range 20 {
+			b.Put(p, 1, []byte{byte(k)}, []byte(strings.Repeat(strconv.FormatInt(step, 10), ingestBytes/10)))
+		}
+		b.SetPosition(p, step+1)
+		before := dump(t, p)
+		armed.Store(step)
+		err := b.Commit()
+		armed.Store(0)
+		if err == nil {
+			break // past the last step
+		}
+		failures++
+		if !errors.Is(err, full) {
+			t.Fatalf("step %d: %v", step, err)
+		}
+		if got := dump(t, p); got != before {
+			t.Fatalf("step %d failed, and changed the store", step)
+		}
+		commit(t, b)
+		if next, _, err := p.Position(); next != step+1 || err != nil {
+			t.Fatalf("step %d, tried again: position %d, %v", step, next, err)
+		}
+	}
+	if failures < 3 {
+		t.Errorf("only %d steps could fail", failures)
+	}
+}
+
+func rng2(r *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(r.Uint64(), 0)) }
+
+func BenchmarkCommit(b *testing.B) {
+	for _, size := range []int{1000, 200_000} {
+		b.Run(strconv.Itoa(size), func(b *testing.B) {
+			s, err := Open(b.TempDir(), Options{IngestBytes: ingestBytes})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer closing(b, s)
+			p := part(b, s, "p", 0)
+			rng := rand.New(rand.NewPCG(1, 2))
+			batch := s.NewBatch()
+			value := make([]byte, 150)
+			n := 0
+			for b.Loop() {
+				batch.Put(p, 1, fmt.Appendf(nil, "%016x-%019x", rng.Uint64N(1_000_000)*0x9e3779b97f4a7c15, 0), value)
+				if n++; n%size == 0 {
+					commit(b, batch)
+				}
+			}
+			commit(b, batch)
+		})
+	}
+}
+
+// What was written can be told by the metrics, and a scrape may come too late.
+func TestMetricsTellWhatIsInTheStore(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	p := part(t, s, "p", 0)
+	reg := prometheus.NewPedanticRegistry()
+	s.Register(reg)
+	b := s.NewBatch()
+	for i := range 2000 {
+		b.Put(p, 1, []byte(strconv.Itoa(i)), []byte(strings.Repeat("value", 200)))
+	}
+	commit(t, b)
+	read := func() map[string]float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]float64{}
+		for _, f := range families {
+			m := f.GetMetric()[0]
+			out[f.GetName()] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+		}
+		return out
+	}
+	have := read()
+	if have["millrace_store_tables"] < 1 || have["millrace_store_ingested_bytes_total"] == 0 || have["millrace_store_bytes"] < have["millrace_store_ingested_bytes_total"] {
+		t.Errorf("a table was ingested, but the metrics say %v", have)
+	}
+	closing(t, s)
+	if have := read(); have["millrace_store_tables"] != 0 {
+		t.Errorf("the store is closed, and says %v", have)
+	}
+}
+
+func TestAFinderSeesTheStoreAsItWas(t *testing.T) {
+	s := open(t, vfs.NewMem())
+	defer closing(t, s)
+	p := part(t, s, "p", 0)
+	put := func(key, value string) {
+		b := s.NewBatch()
+		b.Put(p, 2, []byte(key), []byte(value))
+		commit(t, b)
+	}
+	put("a", "1")
+	put("ab", "2")
+	find, err := p.Finder(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("a", "3")
+	put("b", "4")
+	for key, want := range map[string]string{"a": "1", "ab": "2", "b": "", "": "", "abc": "", "0": ""} {
+		got, ok, err := find.Get([]byte(">"), []byte(key))
+		if err != nil || ok != (want != "") || string(got) != ">"+want {
+			t.Errorf("%q: %q, %v, %v, want %q", key, got, ok, err, want)
+		}
+	}
+	if err := find.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := p.Finder(2); err != nil { // left open: the store closes it
+		t.Fatal(err)
+	}
+}
