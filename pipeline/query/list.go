@@ -1,0 +1,453 @@
+package query
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+type listAnswer struct {
+	made
+	Items      []item       `json:"items"`
+	Next       string       `json:"next_cursor,omitempty" doc:"Gives the next page; left out if this is the last. A page may be short, or empty, and not the last."`
+	Partitions []Position   `json:"partitions" doc:"How far each partition was when it was read."`
+	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the states have the event that was asked for."`
+}
+
+// listCursor is where a list goes on. It carries what the list is of, so that
+// pages belong together.
+type listCursor struct {
+	Filter string `json:"f,omitempty"`
+	Sort   string `json:"s,omitempty"`
+	Key    []byte `json:"k,omitempty"` // of the last item, if there is a sort
+	ID     string `json:"i"`           // of the last item, or the last looked at
+}
+
+func (c listCursor) text() string {
+	raw, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // strings
+	}
+	return base64.RawURLEncoding.EncodeToString(raw)
+}
+
+func (a *api) list(w http.ResponseWriter, r *http.Request) {
+	p := a.projection(w, r)
+	if p == nil {
+		return
+	}
+	limit, ok := a.limit(w, r)
+	if !ok {
+		return
+	}
+	fresh, ok := a.freshness(w, r)
+	if !ok {
+		return
+	}
+	at := listCursor{Filter: r.FormValue("filter"), Sort: r.FormValue("sort")}
+	if text := r.FormValue("cursor"); text != "" {
+		var c listCursor
+		raw, err := base64.RawURLEncoding.DecodeString(text)
+		if err == nil {
+			err = json.Unmarshal(raw, &c)
+		}
+		switch {
+		case err != nil:
+			a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
+			return
+		case at.Filter != "" && at.Filter != c.Filter, at.Sort != "" && at.Sort != c.Sort:
+			a.problem(w, http.StatusBadRequest, "cursor: it goes on with the filter and the sort that it was made for; leave them out, or leave it out")
+			return
+		}
+		at = c
+	}
+	d := p.Describe()
+	var by *sorting
+	if at.Sort != "" && at.Sort != "id" {
+		var err error
+		if by, err = newSorting(d.State, at.Sort); err != nil {
+			a.problem(w, http.StatusBadRequest, "sort=%s: %v", at.Sort, err)
+			return
+		}
+	}
+	var keep *filter
+	if at.Filter != "" {
+		if keep = a.filter(w, d, at.Filter); keep == nil {
+			return
+		}
+	}
+	if fresh.event != "" && !a.until(w, r, p, fresh.wait, func() (bool, *problemAnswer) { return a.outcome(r, p, fresh) }) {
+		return
+	}
+
+	l := lister{made: d, limit: limit, at: at, by: by, keep: keep}
+	positions, err := p.Scan(r.Context(), l.after(), l.see)
+	switch {
+	case errors.Is(l.err, errTooMany):
+		a.problem(w, http.StatusUnprocessableEntity, "%d aggregates were looked at and there are more: that is the most that can be sorted; sort by id, which has no limit, or ask with a filter and no sort", maxScanned)
+		return
+	case l.err != nil && pipeline.ClassOf(l.err) == pipeline.ClassReject:
+		a.problem(w, http.StatusBadRequest, "filter, of aggregate %q: %v", l.of, l.err)
+		return
+	case err != nil || l.err != nil:
+		a.fail(w, r, errors.Join(err, l.err))
+		return
+	}
+	out := listAnswer{made: made{d.Name, d.Version}, Partitions: positions}
+	if out.Items, out.Next, err = l.page(); err != nil {
+		a.fail(w, r, err)
+		return
+	}
+	if fresh.event != "" {
+		out.AfterEvent = Applied
+	}
+	a.answer(w, r, out)
+}
+
+var errTooMany = errors.New("too many aggregates to sort")
+
+// lister collects a page of a list.
+type lister struct {
+	made  Description
+	limit int
+	at    listCursor
+	by    *sorting
+	keep  *filter
+
+	found   []found
+	scanned int
+	more    bool   // the scan was ended early
+	of      string // the aggregate looked at last
+	err     error
+}
+
+type found struct {
+	Aggregate
+	key []byte
+}
+
+// after returns the id from which on aggregates have to be looked at: with a sort,
+// all.
+func (l *lister) after() string {
+	if l.by != nil {
+		return ""
+	}
+	return l.at.ID
+}
+
+// see takes an aggregate, and reports whether another is wanted.
+func (l *lister) see(g Aggregate) bool {
+	if l.scanned == maxScanned {
+		l.more = true
+		if l.by != nil {
+			l.err = errTooMany
+		}
+		return false
+	}
+	l.scanned++
+	before := l.of
+	l.of = g.ID
+	if l.keep != nil {
+		var ok bool
+		if ok, l.err = l.keep.match(&g); l.err != nil || !ok {
+			return l.err == nil
+		}
+	}
+	if l.by == nil && len(l.found) == l.limit {
+		l.more, l.of = true, before // there is another: the next page begins with it
+		return false
+	}
+	f := found{Aggregate: g}
+	if l.by != nil {
+		if f.key, l.err = l.by.key(&g); l.err != nil {
+			return false
+		}
+		if l.at.ID != "" && l.by.compare(f.key, g.ID, l.at.Key, l.at.ID) <= 0 {
+			return true // on a page before
+		}
+	}
+	f.State = bytes.Clone(g.State)
+	l.found = append(l.found, f)
+	if l.by != nil && len(l.found) >= 2*l.limit+64 {
+		l.cut()
+	}
+	return true
+}
+
+// cut keeps the first of what was found, so that memory stays within bounds.
+func (l *lister) cut() {
+	slices.SortFunc(l.found, func(a, b found) int { return l.by.compare(a.key, a.ID, b.key, b.ID) })
+	if len(l.found) > l.limit {
+		l.more = true
+		clear(l.found[l.limit:])
+		l.found = l.found[:l.limit]
+	}
+}
+
+func (l *lister) page() (items []item, next string, err error) {
+	if l.by != nil {
+		l.cut()
+	}
+	items = make([]item, len(l.found))
+	for i, f := range l.found {
+		if items[i], err = newItem(l.made, f.Aggregate); err != nil {
+			return nil, "", err
+		}
+	}
+	if !l.more {
+		return items, "", nil
+	}
+	c := l.at
+	c.ID = l.of
+	if l.by != nil {
+		last := l.found[len(l.found)-1]
+		c.ID, c.Key = last.ID, last.key
+	}
+	return items, c.text(), nil
+}
+
+// A sorting orders aggregates by one of their fields, then id.
+type sorting struct {
+	down   bool
+	of     func(*Aggregate) []byte // a field of the aggregate itself
+	layout *codec.Layout           // else one of the state
+	view   pipeline.View
+}
+
+func newSorting(state *codec.Schema, text string) (*sorting, error) {
+	s := &sorting{}
+	name, down := strings.CutPrefix(text, "-")
+	s.down = down
+	switch name {
+	case "id":
+		s.of = func(g *Aggregate) []byte { return []byte(g.ID) }
+	case "version":
+		s.of = func(g *Aggregate) []byte { return orderedLong(nil, g.Version) }
+	case "event_time":
+		s.of = func(g *Aggregate) []byte { return orderedLong(nil, g.EventTime.UnixMicro()) }
+	default:
+		path, ok := strings.CutPrefix(name, "state.")
+		if !ok {
+			return nil, errors.New("want id, version, event_time or state.FIELD, with - before it for descending order")
+		}
+		layout, err := codec.NewLayout(state, [][]string{strings.Split(path, ".")})
+		if err != nil {
+			var names []string
+			for _, f := range state.Root().Fields {
+				names = append(names, "state."+f.Name)
+			}
+			if hint := expr.Nearest(name, names); hint != "" {
+				err = fmt.Errorf("%w; %s", err, hint)
+			}
+			return nil, err
+		}
+		if layout.Node(0).Tag != "" {
+			return nil, errors.New("it is encrypted, and its order would say nothing")
+		}
+		if !sortable(layout.Node(0)) {
+			return nil, fmt.Errorf("it is %s, which has no order", layout.Node(0))
+		}
+		s.layout = layout
+	}
+	return s, nil
+}
+
+func sortable(n *codec.Node) bool {
+	if other, _, _, ok := n.Nullable(); ok {
+		n = other
+	}
+	switch n.Kind {
+	case codec.Boolean, codec.Int, codec.Long, codec.Float, codec.Double, codec.String, codec.Enum:
+		return true
+	}
+	return false
+}
+
+// compare orders by key, then id.
+func (s *sorting) compare(a []byte, aID string, b []byte, bID string) int {
+	c := bytes.Compare(a, b)
+	if s.down {
+		c = -c
+	}
+	return cmp.Or(c, cmp.Compare(aID, bID))
+}
+
+// key returns the field as bytes that are in order as the values are. Null comes
+// first.
+func (s *sorting) key(g *Aggregate) ([]byte, error) {
+	if s.of != nil {
+		return s.of(g), nil
+	}
+	if err := s.layout.Walk(g.State, &s.view); err != nil {
+		return nil, fmt.Errorf("the state of %q: %w", g.ID, err)
+	}
+	enc, n := s.view.Get(0), s.layout.Node(0)
+	if other, null, _, ok := n.Nullable(); ok {
+		branch, rest, err := codec.ReadLong(enc)
+		if err != nil || branch == int64(null) {
+			return []byte{0}, err
+		}
+		n, enc = other, rest
+	}
+	key := []byte{1}
+	switch n.Kind {
+	case codec.Boolean:
+		return append(key, enc...), nil
+	case codec.Int, codec.Long:
+		v, _, err := codec.ReadLong(enc)
+		return orderedLong(key, v), err
+	case codec.Enum: // by name, as people see it
+		v, _, err := codec.ReadLong(enc)
+		if err == nil && v >= 0 && v < int64(len(n.Symbols)) {
+			key = append(key, n.Symbols[v]...)
+		}
+		return key, err
+	case codec.Float:
+		v, _, err := codec.ReadFloat(enc)
+		return orderedDouble(key, float64(v)), err
+	case codec.Double:
+		v, _, err := codec.ReadDouble(enc)
+		return orderedDouble(key, v), err
+	}
+	text, _, err := codec.ReadText(enc)
+	return append(key, text...), err
+}
+
+func orderedLong(dst []byte, v int64) []byte {
+	return binary.BigEndian.AppendUint64(dst, uint64(v)^1<<63)
+}
+
+func orderedDouble(dst []byte, v float64) []byte {
+	bits := math.Float64bits(v)
+	if bits>>63 == 1 {
+		bits = ^bits
+	} else {
+		bits |= 1 << 63
+	}
+	return binary.BigEndian.AppendUint64(dst, bits)
+}
+
+// The fields of an aggregate that a filter can name beside its state are those of
+// an answer.
+const aggregateSchema = `{"type":"record","name":"Aggregate","fields":[
+	{"name":"id","type":"string"},
+	{"name":"version","type":"long"},
+	{"name":"deleted","type":"boolean"},
+	{"name":"event_id","type":"string"},
+	{"name":"event_time","type":{"type":"long","logicalType":"timestamp-micros"}},
+	{"name":"event_offset","type":"long"}]}`
+
+// A filter is a compiled condition. It is safe for concurrent use.
+type filter struct {
+	program *expr.Program
+	own     *codec.Layout // nil if it reads nothing of the aggregate itself
+	state   *codec.Layout // nil if it reads nothing of the state
+	views   sync.Pool     // of *[2]pipeline.View
+}
+
+func newFilter(state *codec.Schema, text string) (*filter, error) {
+	own, err := codec.ParseSchema(aggregateSchema)
+	if err != nil {
+		return nil, err
+	}
+	env, err := expr.NewEnv(expr.Root{Schema: own}, expr.Root{Name: "state", Schema: state, View: 1})
+	if err != nil {
+		return nil, err
+	}
+	f := &filter{views: sync.Pool{New: func() any { return new([2]pipeline.View) }}}
+	if f.program, err = env.Compile(text, expr.Condition("a filter")); err != nil {
+		return nil, err
+	}
+	if f.own, err = layoutOf(own, f.program.Paths(0)); err != nil {
+		return nil, err
+	}
+	if f.state, err = layoutOf(state, f.program.Paths(1)); err != nil {
+		return nil, err
+	}
+	return f, f.program.Bind(f.own, f.state)
+}
+
+func layoutOf(s *codec.Schema, paths [][]string) (*codec.Layout, error) {
+	if len(paths) == 0 {
+		return nil, nil
+	}
+	return codec.NewLayout(s, paths)
+}
+
+// match evaluates the condition.
+func (f *filter) match(g *Aggregate) (bool, error) {
+	v := f.views.Get().(*[2]pipeline.View)
+	defer f.views.Put(v)
+	if f.own != nil {
+		enc := codec.AppendString(make([]byte, 0, 128), g.ID)
+		enc = codec.AppendLong(enc, g.Version)
+		enc = codec.AppendBool(enc, g.Deleted)
+		enc = codec.AppendString(enc, g.EventID)
+		enc = codec.AppendLong(enc, g.EventTime.UnixMicro())
+		enc = codec.AppendLong(enc, g.Offset)
+		if err := f.own.Walk(enc, &v[0]); err != nil {
+			return false, err
+		}
+	}
+	if f.state != nil {
+		if err := f.state.Walk(g.State, &v[1]); err != nil {
+			return false, fmt.Errorf("the state of %q: %w", g.ID, err)
+		}
+	}
+	return f.program.Bool(&v[0], &v[1])
+}
+
+// filters keeps those that were compiled, for a while: that costs more than to
+// use them.
+type filters struct {
+	mu    sync.Mutex
+	known map[[2]string]*filter // by projection and text
+}
+
+const maxFilters = 256
+
+// filter returns a compiled filter, or says what is wrong with it, and where.
+func (a *api) filter(w http.ResponseWriter, d Description, text string) *filter {
+	key := [2]string{d.Name, text}
+	a.filters.mu.Lock()
+	f := a.filters.known[key]
+	a.filters.mu.Unlock()
+	if f != nil {
+		return f
+	}
+	f, err := newFilter(d.State, text)
+	if err == nil {
+		a.filters.mu.Lock()
+		defer a.filters.mu.Unlock()
+		if a.filters.known == nil || len(a.filters.known) >= maxFilters {
+			a.filters.known = map[[2]string]*filter{}
+		}
+		a.filters.known[key] = f
+		return f
+	}
+	p := problemAnswer{Status: http.StatusBadRequest, Detail: "filter: " + err.Error()}
+	var faults expr.Errors
+	if errors.As(err, &faults) {
+		var lines []string
+		for _, e := range faults {
+			p.Faults = append(p.Faults, fault{"filter", e.Offset, e.Msg, e.Hint})
+			lines = append(lines, fmt.Sprintf("at character %d: %s", e.Offset+1, e.Error()))
+		}
+		p.Detail = "filter, " + strings.Join(lines, "\n")
+	}
+	a.writeProblem(w, p)
+	return nil
+}

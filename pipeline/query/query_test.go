@@ -1,0 +1,264 @@
+package query
+
+import (
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"millrace/pipeline/codec"
+)
+
+// broken is a projection that answers everything with an error.
+type broken struct{ err error }
+
+func (b broken) Describe() Description { return Description{Name: "p", Version: "0123456789abcdef"} }
+func (b broken) Partitions() []Position {
+	return []Position{{Partition: 3, Offset: 7, Lag: 1}}
+}
+func (b broken) Types() []*codec.Schema                               { return nil }
+func (b broken) Get(context.Context, string) (Aggregate, error)       { return Aggregate{}, b.err }
+func (b broken) GetAt(context.Context, string, At) (Aggregate, error) { return Aggregate{}, b.err }
+func (b broken) Event(context.Context, string) (Event, error)         { return Event{}, b.err }
+func (b broken) Why(context.Context, string) (Why, error)             { return Why{}, b.err }
+func (b broken) Outcome(context.Context, string) (Outcome, error)     { return Outcome{}, b.err }
+func (b broken) Changed() <-chan struct{}                             { return nil }
+func (b broken) Scan(context.Context, string, func(Aggregate) bool) ([]Position, error) {
+	return nil, b.err
+}
+func (b broken) History(context.Context, string, int64, int) ([]Event, error) { return nil, b.err }
+func (b broken) Diff(context.Context, string, int64, int64) (x, y Aggregate, fields []string, err error) {
+	return x, y, nil, b.err
+}
+func (b broken) Events(context.Context, string, *EventCursor, int) ([]Event, []Position, error) {
+	return nil, nil, b.err
+}
+func (b broken) Blocked(context.Context, *EventCursor, int) ([]BlockedAggregate, error) {
+	return nil, b.err
+}
+func (b broken) Release(context.Context, string, bool) (Released, error)  { return Released{}, b.err }
+func (b broken) Follow(context.Context, Start, func(Changes) error) error { return b.err }
+
+func TestEveryErrorIsAProblem(t *testing.T) {
+	for _, c := range []struct {
+		err    error
+		status int
+	}{
+		{ErrNotFound, http.StatusNotFound},
+		{fmt.Errorf("version 3: %w", ErrNoVersion), http.StatusNotFound},
+		{ErrNoHistory, http.StatusNotFound},
+		{fmt.Errorf("partition 3: %w", ErrElsewhere), http.StatusMisdirectedRequest},
+		{fmt.Errorf("events come too fast: %w", ErrBusy), http.StatusServiceUnavailable},
+		{errors.New("disk on fire"), http.StatusInternalServerError},
+	} {
+		h := Handler(slog.New(slog.DiscardHandler), broken{c.err})
+		for _, path := range []string{"/v1/projections/p", "/v1/projections/p/x", "/v1/projections/p/x?at_version=1", "/v1/projections/p/x/history", "/v1/projections/p/x/why", "/v1/projections/p/x/diff", "/v1/projections/p/feed", "/v1/blocked/p", "/v1/events/x"} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+			var problem struct {
+				Title, Detail string
+				Status        int
+			}
+			if err := json.Unmarshal(w.Body.Bytes(), &problem); err != nil {
+				t.Fatalf("%s: %v: %s", path, err, w.Body)
+			}
+			if w.Code != c.status || problem.Status != c.status || problem.Title != http.StatusText(c.status) || problem.Detail == "" ||
+				w.Header().Get("Content-Type") != "application/problem+json" {
+				t.Errorf("%v at %s: %d %s: %+v", c.err, path, w.Code, w.Header().Get("Content-Type"), problem)
+			}
+		}
+	}
+}
+
+func TestBeforeTheWorkerIsUpItSaysSo(t *testing.T) {
+	w := httptest.NewRecorder()
+	Unready("the worker is starting").ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/projections", nil))
+	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
+		t.Errorf("%d, %v", w.Code, w.Header())
+	}
+}
+
+func TestACursorComesBack(t *testing.T) {
+	want := EventCursor{Time: -5, Partition: 7, Offset: 1 << 40}
+	got, ok := parseEventCursor(want.text())
+	if !ok || *got != want {
+		t.Errorf("%+v came back as %+v (%v)", want, got, ok)
+	}
+	for _, text := range []string{"!", "AAAA", "MSAy"} {
+		if got, ok := parseEventCursor(text); ok {
+			t.Errorf("%q is taken as %+v", text, got)
+		}
+	}
+}
+
+// shelf is a projection of numbered aggregates, in memory.
+type shelf struct {
+	broken
+	n     int
+	state *codec.Schema
+}
+
+func newShelf(t *testing.T, n int) shelf {
+	t.Helper()
+	s, err := codec.ParseSchema(`{"type":"record","name":"S","fields":[
+		{"name":"flag","type":"boolean"},{"name":"count","type":["null","long"]},{"name":"ratio","type":"double"},
+		{"name":"word","type":{"type":"enum","name":"W","symbols":["b","a"]}},{"name":"list","type":{"type":"array","items":"int"}}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return shelf{n: n, state: s}
+}
+
+func (s shelf) Describe() Description {
+	return Description{Name: "s", Version: "0123456789", State: s.state}
+}
+
+func (s shelf) aggregate(i int) Aggregate {
+	state := codec.AppendBool(nil, i%2 == 1)
+	if i%3 == 0 {
+		state = codec.AppendLong(state, 0)
+	} else {
+		state = codec.AppendLong(codec.AppendLong(state, 1), int64(i-3))
+	}
+	state = codec.AppendDouble(state, float64(2-i))
+	state = codec.AppendLong(codec.AppendLong(state, int64(i%2)), 0)
+	return Aggregate{ID: fmt.Sprintf("%07d", i), Version: int64(i), State: state}
+}
+
+func (s shelf) Get(_ context.Context, id string) (Aggregate, error) { return s.aggregate(1), nil }
+
+func (s shelf) Scan(_ context.Context, after string, f func(Aggregate) bool) ([]Position, error) {
+	for i := range s.n {
+		if a := s.aggregate(i); a.ID > after && !f(a) {
+			break
+		}
+	}
+	return []Position{}, nil
+}
+
+func get(h http.Handler, method, path string, headers ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(method, path, nil)
+	for i := 0; i < len(headers); i += 2 {
+		r.Header.Set(headers[i], headers[i+1])
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, r)
+	return w
+}
+
+func TestFieldsOfEveryKindSort(t *testing.T) {
+	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, 7))
+	for sort, want := range map[string]string{
+		"state.flag":   "0246135",
+		"-state.flag":  "1350246",
+		"state.count":  "0361245", // null first, then -2, -1, 1, 2
+		"-state.count": "5421036",
+		"state.ratio":  "6543210",
+		"state.word":   "1350246",
+		"-version":     "6543210",
+	} {
+		var page struct{ Items []struct{ Version int } }
+		w := get(h, http.MethodGet, "/v1/projections/s?sort="+sort)
+		if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || w.Code != 200 {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		got := ""
+		for _, it := range page.Items {
+			got += fmt.Sprint(it.Version)
+		}
+		if got != want {
+			t.Errorf("by %s: %s, want %s", sort, got, want)
+		}
+	}
+	if w := get(h, http.MethodGet, "/v1/projections/s?sort=state.list"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "has no order") {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+func TestAListLooksAtSoManyAggregatesAtMost(t *testing.T) {
+	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, maxScanned+2))
+	if w := get(h, http.MethodGet, "/v1/projections/s?sort=-version&limit=1"); w.Code != http.StatusUnprocessableEntity {
+		t.Errorf("sorted: %d %s", w.Code, w.Body)
+	}
+	// In order of ids, it goes on from where it got to.
+	var page struct {
+		Items []struct{ Version int }
+		Next  string `json:"next_cursor"`
+	}
+	path := fmt.Sprint("/v1/projections/s?filter=version%3E%3D", maxScanned)
+	for n, want := range []int{0, 2} {
+		page.Items, page.Next = nil, ""
+		w := get(h, http.MethodGet, path)
+		if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || len(page.Items) != want || (page.Next != "") != (n == 0) {
+			t.Fatalf("page %d: %d %s", n, w.Code, w.Body)
+		}
+		path = "/v1/projections/s?cursor=" + page.Next
+	}
+}
+
+func TestHeadGzipAndOtherMethods(t *testing.T) {
+	srv := httptest.NewServer(Handler(slog.New(slog.DiscardHandler), newShelf(t, 200)))
+	defer srv.Close()
+	for _, c := range []struct {
+		method, path, accept string
+		status               int
+		encoding             string
+		body                 bool
+	}{
+		{http.MethodGet, "/v1/projections/s", "gzip", 200, "gzip", true},
+		{http.MethodGet, "/v1/projections/s", "br, gzip;q=0.5", 200, "gzip", true},
+		{http.MethodGet, "/v1/projections/s", "gzip;q=0", 200, "", true},
+		{http.MethodGet, "/v1/projections/s/x", "gzip", 200, "", true}, // too small to be worth it
+		{http.MethodHead, "/v1/projections/s/x", "", 200, "", false},
+		{http.MethodPost, "/v1/projections/s/x", "", 405, "", true},
+		{http.MethodDelete, "/v1/projections", "", 405, "", true},
+		{http.MethodGet, "/v1/blocked/s/x/release", "", 405, "", true},
+		{http.MethodPost, "/v1/other", "", 404, "", true},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), c.method, srv.URL+c.path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Accept-Encoding", c.accept) // and so the client leaves it as it is
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var in io.Reader = resp.Body
+		if resp.Header.Get("Content-Encoding") == "gzip" {
+			if in, err = gzip.NewReader(resp.Body); err != nil {
+				t.Fatal(err)
+			}
+		}
+		body, err := io.ReadAll(in)
+		if err = errors.Join(err, resp.Body.Close()); err != nil {
+			t.Fatal(err)
+		}
+		if resp.StatusCode != c.status || resp.Header.Get("Content-Encoding") != c.encoding || c.body != json.Valid(body) || (c.status == 405) != (resp.Header.Get("Allow") != "") {
+			t.Errorf("%s %s, %q: %d %v %.80s", c.method, c.path, c.accept, resp.StatusCode, resp.Header, body)
+		}
+	}
+}
+
+func FuzzParseFeedID(f *testing.F) {
+	f.Add("0-1200,3-57")
+	f.Add("0-")
+	f.Fuzz(func(t *testing.T, text string) {
+		at, ok := parseFeedID(text)
+		if !ok {
+			return
+		}
+		again, ok := parseFeedID(feedID(at))
+		if !ok || !maps.Equal(at, again) {
+			t.Errorf("%q is %v, and %v when it is written again", text, at, again)
+		}
+	})
+}
