@@ -1,0 +1,453 @@
+package sandbox
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+
+	"github.com/twmb/avro"
+	"github.com/twmb/franz-go/pkg/sr"
+)
+
+// registry is a schema registry for Avro. Of a change, either all is kept, in
+// its file too if it has one, or nothing.
+type registry struct {
+	file string // "": in memory alone
+
+	mu    sync.Mutex
+	state *registryState // replaced as a whole, never changed
+}
+
+// registryState is all that a registry knows, as its file has it.
+type registryState struct {
+	Format        int                      `json:"format"` // 1
+	NextID        int                      `json:"next_id"`
+	Compatibility string                   `json:"compatibility"`
+	Schemas       map[int]storedSchema     `json:"schemas"` // by id
+	Subjects      map[string]storedSubject `json:"subjects"`
+}
+
+// storedSchema is a schema under its id. Equal ones share an id, among all
+// subjects.
+type storedSchema struct {
+	Text       string               `json:"schema"` // without needless blanks
+	References []sr.SchemaReference `json:"references,omitempty"`
+}
+
+// storedSubject has the versions under a name, in their order. A subject may
+// have a level and no versions.
+type storedSubject struct {
+	Compatibility string          `json:"compatibility,omitempty"` // "": the registry's
+	Versions      []storedVersion `json:"versions,omitempty"`
+}
+
+type storedVersion struct {
+	Version int  `json:"version"`
+	ID      int  `json:"id"`
+	Deleted bool `json:"deleted,omitempty"` // softly: its id is still answered
+}
+
+const registryFormat = 1
+
+// openRegistry reads the file, if there is one.
+func openRegistry(file string) (*registry, error) {
+	r := &registry{file: file, state: &registryState{
+		Format: registryFormat, NextID: 1, Compatibility: DefaultCompatibility,
+		Schemas: map[int]storedSchema{}, Subjects: map[string]storedSubject{},
+	}}
+	if file == "" {
+		return r, nil
+	}
+	data, err := readFile(file)
+	if err != nil || data == nil {
+		return r, err
+	}
+	state := &registryState{}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(state); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	if _, err := dec.Token(); err != io.EOF {
+		return nil, fmt.Errorf("%s: more than one value", file)
+	}
+	if err := state.check(); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	r.state = state
+	return r, nil
+}
+
+// check finds what could not have been written by us.
+func (s *registryState) check() error {
+	if s.Format != registryFormat {
+		return fmt.Errorf("format %d, expected %d", s.Format, registryFormat)
+	}
+	if _, ok := compatibilities[s.Compatibility]; !ok {
+		return fmt.Errorf("compatibility %q is none", s.Compatibility)
+	}
+	if s.Schemas == nil || s.Subjects == nil {
+		return errors.New("schemas or subjects are missing")
+	}
+	for id := range s.Schemas {
+		if id < 1 || id >= s.NextID {
+			return fmt.Errorf("schema id %d, but the next is %d", id, s.NextID)
+		}
+		if _, err := s.parse(s.Schemas[id]); err != nil {
+			return fmt.Errorf("schema id %d: %w", id, err)
+		}
+	}
+	for name, subject := range s.Subjects {
+		last := 0
+		for _, v := range subject.Versions {
+			if v.Version <= last {
+				return fmt.Errorf("subject %s: version %d after %d", name, v.Version, last)
+			}
+			if _, ok := s.Schemas[v.ID]; !ok {
+				return fmt.Errorf("subject %s version %d: there is no schema id %d", name, v.Version, v.ID)
+			}
+			last = v.Version
+		}
+		if _, ok := compatibilities[subject.Compatibility]; !ok && subject.Compatibility != "" {
+			return fmt.Errorf("subject %s: compatibility %q is none", name, subject.Compatibility)
+		}
+	}
+	return nil
+}
+
+// read returns the state now. It is not changed.
+func (r *registry) read() *registryState {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.state
+}
+
+// change lets f change a copy of the state, and keeps it if f has no error.
+func (r *registry) change(f func(*registryState) error) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := *r.state
+	next.Schemas = maps.Clone(next.Schemas)
+	next.Subjects = maps.Clone(next.Subjects)
+	if err := f(&next); err != nil {
+		return err
+	}
+	if r.file != "" {
+		data, err := json.MarshalIndent(&next, "", " ")
+		if err == nil {
+			err = writeFile(r.file, append(data, '\n'))
+		}
+		if err != nil {
+			return &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, "the change could not be kept: " + err.Error()}
+		}
+	}
+	r.state = &next
+	return nil
+}
+
+// apiError is an error as the REST API tells it.
+type apiError struct {
+	status  int
+	Code    int    `json:"error_code"`
+	Message string `json:"message"`
+}
+
+func (e *apiError) Error() string { return e.Message }
+
+// fail returns an error of the API. The first three digits of its code are the
+// HTTP status.
+func fail(e *sr.Error, format string, args ...any) error {
+	status := e.Code
+	for status > 999 {
+		status /= 10
+	}
+	return &apiError{status, e.Code, fmt.Sprintf(format, args...)}
+}
+
+// newSchema takes a schema that a client sent.
+func (s *registryState) newSchema(in sr.Schema) (storedSchema, error) {
+	if in.Type != sr.TypeAvro {
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "schema type %s: this registry takes AVRO only", in.Type)
+	}
+	if in.SchemaMetadata != nil || in.SchemaRuleSet != nil {
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "metadata and ruleSet: this registry has none")
+	}
+	var text bytes.Buffer
+	if err := json.Compact(&text, []byte(in.Schema)); err != nil {
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "the schema is no JSON: %v", err)
+	}
+	stored := storedSchema{text.String(), in.References}
+	if _, err := s.parse(stored); err != nil {
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "invalid schema: %v", err)
+	}
+	return stored, nil
+}
+
+// parse parses a schema and those that it refers to.
+func (s *registryState) parse(schema storedSchema) (*avro.Schema, error) {
+	var cache avro.SchemaCache
+	return s.parseInto(&cache, schema, 0)
+}
+
+const maxReferenceDepth = 16
+
+func (s *registryState) parseInto(cache *avro.SchemaCache, schema storedSchema, depth int) (*avro.Schema, error) {
+	if depth > maxReferenceDepth {
+		return nil, fmt.Errorf("references over more than %d schemas", maxReferenceDepth)
+	}
+	for _, ref := range schema.References {
+		v, ok := s.version(ref.Subject, ref.Version, true)
+		if !ok {
+			return nil, fmt.Errorf("reference %s: there is no subject %s with version %d", ref.Name, ref.Subject, ref.Version)
+		}
+		if _, err := s.parseInto(cache, s.Schemas[v.ID], depth+1); err != nil {
+			return nil, fmt.Errorf("reference %s: %w", ref.Name, err)
+		}
+	}
+	return cache.Parse(schema.Text)
+}
+
+// identity is equal for schemas that say the same: blanks and the order of keys
+// do not count, all else does, for docs, defaults and aliases are part of it.
+func (s storedSchema) identity() string {
+	dec := json.NewDecoder(bytes.NewReader([]byte(s.Text)))
+	dec.UseNumber()
+	var v any
+	if err := dec.Decode(&v); err != nil {
+		return s.Text // cannot be: it was parsed
+	}
+	text, err := json.Marshal([]any{v, s.References})
+	if err != nil {
+		return s.Text
+	}
+	return string(text)
+}
+
+// guid is the same for equal schemas in every registry (RFC 9562, version 8).
+func (s storedSchema) guid() string {
+	sum := sha256.Sum256([]byte(s.identity()))
+	g := sum[:16]
+	g[6] = g[6]&0x0f | 0x80
+	g[8] = g[8]&0x3f | 0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", g[:4], g[4:6], g[6:8], g[8:10], g[10:])
+}
+
+// versions returns those of a subject, deleted ones too if asked for.
+func (s *registryState) versions(subject string, deleted bool) []storedVersion {
+	all := s.Subjects[subject].Versions
+	if deleted {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(v storedVersion) bool { return v.Deleted })
+}
+
+// latest as a version is the last there is.
+const latest = -1
+
+func (s *registryState) version(subject string, number int, deleted bool) (storedVersion, bool) {
+	all := s.versions(subject, deleted)
+	if number == latest && len(all) > 0 {
+		return all[len(all)-1], true
+	}
+	for _, v := range all {
+		if v.Version == number {
+			return v, true
+		}
+	}
+	return storedVersion{}, false
+}
+
+// find returns the version of a subject that is this schema.
+func (s *registryState) find(subject string, schema storedSchema, deleted bool) (storedVersion, bool) {
+	identity := schema.identity()
+	for _, v := range s.versions(subject, deleted) {
+		if s.Schemas[v.ID].identity() == identity {
+			return v, true
+		}
+	}
+	return storedVersion{}, false
+}
+
+// level returns what is demanded of a subject's new versions.
+func (s *registryState) level(subject string) compatibility {
+	name := s.Subjects[subject].Compatibility
+	if name == "" {
+		name = s.Compatibility
+	}
+	return compatibilities[name]
+}
+
+// incompatible checks a schema against versions, and returns what is wrong.
+func (s *registryState) incompatible(subject string, schema storedSchema, against []storedVersion) (faults []string, err error) {
+	level := s.level(subject)
+	parsed, err := s.parse(schema)
+	if err != nil {
+		return nil, err
+	}
+	for _, v := range against {
+		old, err := s.parse(s.Schemas[v.ID])
+		if err != nil {
+			return nil, err
+		}
+		faults = append(faults, level.compatible(parsed, old, v.Version)...)
+	}
+	return faults, nil
+}
+
+// checked returns the versions that a subject's next is checked against.
+func (s *registryState) checked(subject string) []storedVersion {
+	all := s.versions(subject, false)
+	if !s.level(subject).transitive && len(all) > 1 {
+		return all[len(all)-1:]
+	}
+	return all
+}
+
+// register adds a version, unless it is there.
+func (s *registryState) register(subject string, in sr.Schema) (storedVersion, error) {
+	schema, err := s.newSchema(in)
+	if err != nil {
+		return storedVersion{}, err
+	}
+	if v, ok := s.find(subject, schema, false); ok {
+		return v, nil
+	}
+	faults, err := s.incompatible(subject, schema, s.checked(subject))
+	if err != nil {
+		return storedVersion{}, err
+	}
+	if len(faults) > 0 {
+		return storedVersion{}, fail(sr.ErrIncompatibleSchema, "the schema is incompatible with an earlier one of subject %q: %s", subject, faults[0])
+	}
+	v := storedVersion{Version: 1, ID: s.idOf(schema)}
+	if v.ID == 0 {
+		v.ID = s.NextID
+		s.NextID++
+		s.Schemas[v.ID] = schema
+	}
+	sub := s.Subjects[subject]
+	if n := len(sub.Versions); n > 0 {
+		v.Version = sub.Versions[n-1].Version + 1
+	}
+	sub.Versions = append(slices.Clip(sub.Versions), v)
+	s.Subjects[subject] = sub
+	return v, nil
+}
+
+// idOf returns the id under which an equal schema is known, or 0.
+func (s *registryState) idOf(schema storedSchema) int {
+	identity := schema.identity()
+	for _, id := range slices.Sorted(maps.Keys(s.Schemas)) {
+		if s.Schemas[id].identity() == identity {
+			return id
+		}
+	}
+	return 0
+}
+
+// deleteSubject deletes all versions, softly or, after that, for good.
+func (s *registryState) deleteSubject(subject string, permanent bool) (versions []int, err error) {
+	all, live := s.versions(subject, true), s.versions(subject, false)
+	switch {
+	case len(all) == 0:
+		return nil, fail(sr.ErrSubjectNotFound, "subject %q not found", subject)
+	case permanent && len(live) > 0:
+		return nil, fail(sr.ErrSubjectNotSoftDeleted, "subject %q was not deleted first before being permanently deleted", subject)
+	case !permanent && len(live) == 0:
+		return nil, fail(sr.ErrSubjectSoftDeleted, "subject %q was soft deleted; set permanent=true to delete it for good", subject)
+	}
+	which := live
+	if permanent {
+		which = all
+	}
+	for _, v := range which {
+		if err := s.unreferenced(subject, v.Version); err != nil {
+			return nil, err
+		}
+		versions = append(versions, v.Version)
+	}
+	s.drop(subject, versions, permanent)
+	return versions, nil
+}
+
+// deleteVersion deletes one version, softly or, after that, for good.
+func (s *registryState) deleteVersion(subject string, number int, permanent bool) (int, error) {
+	if len(s.versions(subject, true)) == 0 {
+		return 0, fail(sr.ErrSubjectNotFound, "subject %q not found", subject)
+	}
+	v, ok := s.version(subject, number, number != latest || permanent)
+	switch {
+	case !ok:
+		return 0, fail(sr.ErrVersionNotFound, "version %d not found", number)
+	case permanent && !v.Deleted:
+		return 0, fail(sr.ErrSchemaVersionNotSoftDeleted, "subject %q version %d was not deleted first before being permanently deleted", subject, v.Version)
+	case !permanent && v.Deleted:
+		return 0, fail(sr.ErrSchemaVersionSoftDeleted, "subject %q version %d was soft deleted; set permanent=true to delete it for good", subject, v.Version)
+	}
+	if err := s.unreferenced(subject, v.Version); err != nil {
+		return 0, err
+	}
+	s.drop(subject, []int{v.Version}, permanent)
+	return v.Version, nil
+}
+
+func (s *registryState) unreferenced(subject string, version int) error {
+	if ids := s.referencedBy(subject, version); len(ids) > 0 {
+		return fail(sr.ErrReferenceExists, "subject %q version %d is referenced by the schemas with the ids %v", subject, version, ids)
+	}
+	return nil
+}
+
+// referencedBy returns the ids of schemas in use that refer to a version.
+func (s *registryState) referencedBy(subject string, version int) []int {
+	used := s.used(false)
+	ids := []int{}
+	for id, schema := range s.Schemas {
+		if used[id] && slices.ContainsFunc(schema.References, func(r sr.SchemaReference) bool {
+			return r.Subject == subject && r.Version == version
+		}) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// used returns the ids that a version has.
+func (s *registryState) used(deleted bool) map[int]bool {
+	used := map[int]bool{}
+	for name := range s.Subjects {
+		for _, v := range s.versions(name, deleted) {
+			used[v.ID] = true
+		}
+	}
+	return used
+}
+
+// drop deletes versions of a subject, and for good also the schemas that no
+// version has any more. Ids are never given again.
+func (s *registryState) drop(subject string, versions []int, permanent bool) {
+	sub := s.Subjects[subject]
+	sub.Versions = slices.Clone(sub.Versions)
+	if permanent {
+		sub.Versions = slices.DeleteFunc(sub.Versions, func(v storedVersion) bool { return slices.Contains(versions, v.Version) })
+	}
+	for i, v := range sub.Versions {
+		if slices.Contains(versions, v.Version) {
+			sub.Versions[i].Deleted = true
+		}
+	}
+	s.Subjects[subject] = sub
+	if len(sub.Versions) == 0 && sub.Compatibility == "" {
+		delete(s.Subjects, subject)
+	}
+	used := s.used(true)
+	maps.DeleteFunc(s.Schemas, func(id int, _ storedSchema) bool { return !used[id] })
+}
