@@ -1,0 +1,12 @@
+// Command processor is described by its own --help and in README.md.
+package main
+
+import (
+	"os"
+
+	"millrace/pipeline/app"
+)
+
+func main() {
+	os.Exit(app.NewEnv().Main(os.Args[1:], app.Processor))
+}

@@ -1,0 +1,52 @@
+package app
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+)
+
+// programs are what the test's binary is when it is called by their names: a
+// directory of links to it stands for one of built programs.
+var programs = map[string]func(*Env) *cobra.Command{
+	"producer":  Producer,
+	"processor": Processor,
+	"projector": Projector,
+}
+
+func TestMain(m *testing.M) {
+	commands := map[string]func(){}
+	for name, program := range programs {
+		commands[name] = func() { os.Exit(NewEnv().Main(os.Args[1:], program)) }
+	}
+	testscript.Main(m, commands)
+}
+
+// TestScripts runs the programs as a person would, in a directory with the files
+// of the script: testdata/script/*.txtar.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+	})
+}
+
+// programDir returns a directory with the programs.
+func programDir(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name := range programs {
+		if err := os.Symlink(self, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}

@@ -1,0 +1,633 @@
+package app
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/query"
+)
+
+// pages follows a list to its end and returns the ids.
+func pages(t *testing.T, h http.Handler, path string) (ids []string, n int) {
+	t.Helper()
+	for cursor := ""; ; {
+		page := ask(t, h, path+cursor)
+		page.is(200)
+		ids = append(ids, page.items("id")...)
+		n++
+		next, more := page.json["next_cursor"].(string)
+		if !more {
+			return ids, n
+		}
+		at, _, _ := strings.Cut(path, "?")
+		path, cursor = at+"?limit=3", "&cursor="+url.QueryEscape(next)
+	}
+}
+
+func TestAListIsFilteredAndSorted(t *testing.T) {
+	w := newWorld(t)
+	for i := range 10 {
+		w.add(userCreated, fmt.Sprintf("u-%d", i))
+	}
+	for i := range 5 {
+		w.add(userUpdated, fmt.Sprintf("u-%d", 8-2*i))
+	}
+	w.add(userDeleted, "u-3")
+	fw := w.start()
+	fw.run()
+	api := fw.api()
+	for _, c := range []struct{ filter, sort, want string }{
+		{"", "", "u-0 u-1 u-2 u-3 u-4 u-5 u-6 u-7 u-8 u-9"},
+		{"", "-id", "u-9 u-8 u-7 u-6 u-5 u-4 u-3 u-2 u-1 u-0"},
+		{"version == 2", "", "u-0 u-2 u-3 u-4 u-6 u-8"},
+		{"version == 2 && !deleted", "event_time", "u-8 u-6 u-4 u-2 u-0"},
+		{"state.status == 'active' && id > 'u-4'", "-version", "u-6 u-8 u-5 u-7 u-9"},
+		{"state.email.startsWith('u-7@')", "", "u-7"},
+		{"event_time >= timestamp('2026-01-01T00:00:00.000014Z')", "", "u-0 u-3"},
+		{"", "state.name", "u-0 u-1 u-8 u-6 u-4 u-2 u-0"},
+		{"false", "version", ""},
+	} {
+		if c.sort == "state.name" {
+			c.want = "u-1 u-8 u-6 u-4 u-2 u-0 u-3 u-5 u-7 u-9" // name 1, 10, 11, ... 3, 5
+		}
+		ids, n := pages(t, api, "/v1/projections/user?limit=3&filter="+url.QueryEscape(c.filter)+"&sort="+c.sort)
+		if got := strings.Join(ids, " "); got != c.want {
+			t.Errorf("filter %q, sort %q: %s, want %s", c.filter, c.sort, got, c.want)
+		}
+		if want := max(1, (len(ids)+2)/3); n != want {
+			t.Errorf("filter %q, sort %q: %d items on %d pages, want %d", c.filter, c.sort, len(ids), n, want)
+		}
+	}
+	for _, c := range []struct {
+		query string
+		has   []string
+	}{
+		{"filter=" + url.QueryEscape("state.statsu == 'x'"), []string{"no field statsu", "status", `"offset":6`, `"parameter":"filter"`}},
+		{"filter=" + url.QueryEscape("version > 'a'"), []string{"at character 9", "cannot compare an int with a string"}},
+		{"filter=version", []string{"filter"}},
+		{"filter=" + url.QueryEscape("state.name["), []string{"filter"}},
+		{"filter=" + url.QueryEscape("10 / (version - 1) > 1"), []string{"filter, of aggregate"}},
+		{"sort=name", []string{"state.FIELD"}},
+		{"sort=state.nmae", []string{"state.name"}},
+		{"limt=3", []string{"no parameter limt", "limit"}},
+		{"limit=1&limit=2", []string{"given 2 times"}},
+		{"filter=" + strings.Repeat("x", 5000), []string{"at most 4096"}},
+	} {
+		ask(t, api, "/v1/projections/user?"+c.query).is(400, c.has...)
+	}
+	next := ask(t, api, "/v1/projections/user?limit=3&filter=true").json["next_cursor"].(string)
+	ask(t, api, "/v1/projections/user?filter=false&cursor="+next).is(400, "goes on with the filter")
+	fw.stop()
+}
+
+func TestADiffSaysWhatChanged(t *testing.T) {
+	w := newWorld(t)
+	w.add(userCreated, "u")
+	w.add(userUpdated, "u")
+	w.add(userUpdated, "u")
+	w.add(userDeleted, "u")
+	fw := w.start()
+	fw.run()
+	api := fw.api()
+	d := ask(t, api, "/v1/projections/user/u/diff")
+	d.is(200, `"from":{"version":3,`, `"to":{"version":4,"deleted":true`, `"fields":{"status":{"from":"active","to":"deleted"}}`)
+	ask(t, api, "/v1/projections/user/u/diff?from=1&to=3").is(200, `"fields":{"name":{"from":"name 0","to":"name 2"}}`)
+	first := ask(t, api, "/v1/projections/user/u/diff?from=0&to=1")
+	first.is(200, `"from":{"version":0}`, `"email":{"to":"u@example.com"}`)
+	if got := slices.Sorted(maps.Keys(first.json["fields"].(map[string]any))); fmt.Sprint(got) != "[email id name status]" {
+		t.Errorf("the first event sets %v", got)
+	}
+	ask(t, api, "/v1/projections/user/u/diff?from=3&to=2").is(400, "older version comes first")
+	ask(t, api, "/v1/projections/user/u/diff?to=9").is(404, "which is at version 4")
+	ask(t, api, "/v1/projections/user/nobody/diff").is(404)
+	fw.stop()
+}
+
+func foldedID(n int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", n) }
+
+func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
+	w := newWorld(t)
+	w.add(userCreated, "u")
+	w.add(userUpdated, "u")
+	w.add(userDeleted, "u")
+	w.add(userUpdated, "u") // late
+	w.add(orderCreated, "u")
+	fw := w.start()
+	fw.batch(1)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	api := fw.api()
+
+	ask(t, api, "/v1/projections/user/u?after_event="+foldedID(0)).is(200, `"after_event":"applied"`)
+	pending := ask(t, api, "/v1/projections/user/u?after_event="+foldedID(1)+"&wait=1ms")
+	pending.is(504, `"outcome":"pending"`)
+	if pending.header.Get("Retry-After") == "" {
+		t.Error("no Retry-After")
+	}
+	ask(t, api, "/v1/projections/user?after_event="+foldedID(1)).is(504)
+	ask(t, api, "/v1/projections/user/u?min_version=2").is(504, "at version 1")
+
+	// It is told as soon as the batch is through.
+	answers := make(chan asked, 2)
+	for _, q := range []string{"after_event=" + foldedID(1), "min_version=3"} {
+		go func() { answers <- ask(t, api, "/v1/projections/user/u?wait=30s&"+q) }()
+	}
+	fw.run()
+	for range 2 {
+		(<-answers).is(200)
+	}
+	ask(t, api, "/v1/projections/user?after_event="+foldedID(2)).is(200, `"after_event":"applied"`)
+	ask(t, api, "/v1/projections/user/u?wait=30s&after_event="+foldedID(3)).is(409, `"outcome":"late"`, "deleted before")
+	ask(t, api, "/v1/events/"+foldedID(3)).is(404, "by user it was late")
+	// An event that the projection has no use for is known by where it stands.
+	ask(t, api, "/v1/projections/user/u?wait=30s&after_position=0:4&after_event="+foldedID(4)).is(409, `"outcome":"passed"`)
+	ask(t, api, "/v1/projections/user/u?after_position=0:5&after_event=x").is(504)
+	for _, bad := range []string{"wait=1s", "wait=1h&min_version=1", "wait=-1s&min_version=1", "min_version=0", "after_position=3", "after_position=0:1", "after_event=x&at_version=1"} {
+		ask(t, api, "/v1/projections/user/u?"+bad).is(400)
+	}
+	fw.stop()
+}
+
+func TestWhoeverWaitsForAnEventOfABlockedAggregateIsToldSo(t *testing.T) {
+	w := newWorld(t)
+	w.add(userCreated, "u")
+	bad := append(codec.AppendFrame(nil, userUpdated), 0xff)
+	w.log = append(w.log, pipeline.Record{Topic: testTopic, Offset: 1, Key: []byte("u"), Value: bad, Time: time.UnixMilli(1)})
+	w.add(userUpdated, "u")
+	fw := w.start()
+	fw.run()
+	ask(t, fw.api(), "/v1/projections/user/u?wait=30s&after_event="+foldedID(2)).is(409, `"outcome":"blocked"`, "projector blocked")
+	fw.stop()
+}
+
+// message is one of a feed.
+type message struct{ id, event, data string }
+
+// feedOf follows a feed.
+type feedOf struct {
+	t    *testing.T
+	in   *bufio.Scanner
+	stop context.CancelFunc
+	done func()
+}
+
+func follow(t *testing.T, url, last string) *feedOf {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last != "" {
+		r.Header.Set("Last-Event-ID", last)
+	}
+	resp, err := http.DefaultClient.Do(r) //nolint:bodyclose // done does it
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "text/event-stream" {
+		t.Fatalf("%s: %s", resp.Status, resp.Header.Get("Content-Type"))
+	}
+	return &feedOf{t: t, in: bufio.NewScanner(resp.Body), stop: cancel, done: func() { cancel(); _ = resp.Body.Close() }}
+}
+
+// next returns the next message, of the kinds that are asked for.
+func (f *feedOf) next(kinds ...string) message {
+	f.t.Helper()
+	for {
+		m, ok := f.read()
+		if !ok {
+			f.t.Fatalf("the feed ended: %v", f.in.Err())
+		}
+		if len(kinds) == 0 || slices.Contains(kinds, m.event) {
+			return m
+		}
+	}
+}
+
+// read returns the next message, if there is one.
+func (f *feedOf) read() (m message, ok bool) {
+	for f.in.Scan() {
+		name, value, _ := strings.Cut(f.in.Text(), ": ")
+		switch name {
+		case "id":
+			m.id = value
+		case "event":
+			m.event = value
+		case "data":
+			m.data = value
+		case "":
+			if m.event != "" {
+				return m, true
+			}
+			m = message{}
+		}
+	}
+	return m, false
+}
+
+// aggregate returns id and version of a snapshot message.
+func (m message) aggregate(t *testing.T) string {
+	t.Helper()
+	var s struct {
+		ID      string `json:"id"`
+		Version int    `json:"version"`
+	}
+	if err := json.Unmarshal([]byte(m.data), &s); err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(s.ID, "@", s.Version)
+}
+
+// addWhileAsked returns what adds events while others may ask how many there are.
+func (fw *foldWorker) addWhileAsked() func(typ int, id string) {
+	var end atomic.Int64
+	end.Store(int64(len(fw.log)))
+	fw.ps.end = func(string, int32) int64 { return end.Load() }
+	return func(typ int, id string) {
+		fw.add(typ, id)
+		end.Store(int64(len(fw.log)))
+	}
+}
+
+func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
+	w := newWorld(t)
+	w.add(userCreated, "a")
+	w.add(userCreated, "b")
+	fw := w.start()
+	add := fw.addWhileAsked()
+	fw.run()
+	srv := httptest.NewServer(fw.api())
+	defer srv.Close()
+	at := srv.URL + "/v1/projections/user/feed"
+
+	all := follow(t, at, "")
+	if m := all.next(); m.event != "frontier" || m.id != "0-2" || !strings.Contains(m.data, `"offset":2,"lag":0`) {
+		t.Fatalf("the first message is %+v", m)
+	}
+	one := follow(t, at+"?id=b", "")
+	named := follow(t, at+"?filter="+url.QueryEscape("state.name == 'name 3'"), "")
+	one.next("frontier")
+	named.next("frontier")
+
+	add(userUpdated, "a")
+	add(userUpdated, "b")
+	fw.batch(2)
+	fw.commit()
+	fw.abort(fw.at) // what was to be told is not, for the transaction failed
+	add(userUpdated, "a")
+	fw.batch(1)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	// Both states of one batch, each with where to go on after it.
+	if m := all.next("snapshot"); m.aggregate(t) != "b@2" || m.id != "0-4" {
+		t.Errorf("%+v", m)
+	}
+	m := all.next("snapshot")
+	if m.aggregate(t) != "a@3" || m.id != "0-5" {
+		t.Errorf("%+v", m)
+	}
+	all.done()
+	if m := one.next("snapshot"); m.aggregate(t) != "b@2" || m.id != "0-5" {
+		t.Errorf("%+v", m)
+	}
+	if m := named.next("snapshot"); m.aggregate(t) != "b@2" || m.id != "0-4" {
+		t.Errorf("%+v", m)
+	}
+	one.done()
+	named.done()
+
+	// While nobody followed, c came and a changed twice.
+	add(userCreated, "c")
+	add(userUpdated, "a")
+	add(userUpdated, "a")
+	fw.run()
+	again := follow(t, at, "0-5")
+	got := []string{again.next("snapshot").aggregate(t)}
+	m = again.next("snapshot")
+	if got = append(got, m.aggregate(t)); fmt.Sprint(got) != "[c@1 a@5]" || m.id != "0-8" {
+		t.Errorf("after a pause: %v, then go on at %s", got, m.id)
+	}
+	again.done()
+
+	// An id of before a partition was told says so.
+	early := follow(t, at, "0-0")
+	if m := early.next("snapshot"); m.id != "" {
+		t.Errorf("before all is told, the id is %q", m.id)
+	}
+	early.next("snapshot")
+	if m := early.next("snapshot"); m.id != "0-8" {
+		t.Errorf("with all told, go on at %q", m.id)
+	}
+	early.done()
+
+	start := follow(t, at+"?from=beginning", "")
+	got = nil
+	for range 3 {
+		got = append(got, start.next("snapshot").aggregate(t))
+	}
+	if fmt.Sprint(got) != "[a@5 b@2 c@1]" {
+		t.Errorf("from the beginning: %v", got)
+	}
+	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-8,7-9").is(400, "partition 7")
+	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-9").is(400, "ends at 8")
+	// The partition goes to another worker.
+	fw.stop()
+	if m := start.next("end"); !strings.Contains(m.data, `"reason":"moved"`) {
+		t.Errorf("%+v", m)
+	}
+	start.done()
+
+	ask(t, fw.api(), "/v1/projections/user/feed?from=yesterday").is(400)
+	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "x").is(400)
+}
+
+func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {
+	w := newWorld(t)
+	fw := w.start()
+	add := fw.addWhileAsked()
+	r := fw.reader()
+	stuck, told := make(chan struct{}), make(chan error, 1)
+	entered := make(chan struct{})
+	go func() {
+		first := true
+		told <- r.Follow(t.Context(), query.Start{}, func(c query.Changes) error {
+			if len(c.Aggregates) > 0 && first {
+				first = false
+				close(entered)
+				<-stuck
+			}
+			return nil
+		})
+	}()
+	one := func(n int) {
+		for range n {
+			add(userCreated, fmt.Sprint("u-", len(w.log)))
+		}
+		fw.batch(n)
+		fw.commit()
+		fw.handler.EndBatch(true)
+	}
+	for joined := false; !joined; {
+		fw.ps.feeds.mu.Lock()
+		joined = len(fw.ps.feeds.of) > 0
+		fw.ps.feeds.mu.Unlock()
+	}
+	one(1)
+	<-entered
+	for range 3 {
+		one(feedQueue / 2)
+	}
+	close(stuck)
+	if err := <-told; !errors.Is(err, query.ErrSlow) {
+		t.Errorf("it is told %v", err)
+	}
+	fw.stop()
+}
+
+// The document is the routes; this holds it, and its copy, against what is
+// answered to requests of every kind.
+func TestAnswersAreAsTheDocumentSays(t *testing.T) {
+	file := filepath.Join("..", "..", "docs", "openapi.json")
+	if os.Getenv("UPDATE_SCRIPTS") != "" {
+		if err := os.WriteFile(file, query.OpenAPI(), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(kept) != string(query.OpenAPI()) {
+		t.Errorf("%s is not what the program serves: run this test with UPDATE_SCRIPTS=1", file)
+	}
+	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(kept)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	compiler.DefaultDraft(jsonschema.Draft2020)
+	compiler.AssertFormat()
+	if err := compiler.AddResource("openapi.json", doc); err != nil {
+		t.Fatal(err)
+	}
+
+	w := newWorld(t)
+	w.add(userCreated, "u")
+	w.add(userUpdated, "u")
+	w.add(userDeleted, "u")
+	w.add(userUpdated, "u")
+	w.add(userCreated, "v")
+	w.poison("v")
+	fw := w.start()
+	fw.run()
+	api := fw.api()
+	next := ask(t, api, "/v1/projections/user?limit=1&filter=true&sort=-version").json["next_cursor"].(string)
+	event := ask(t, api, "/v1/events?type=UserUpdated&limit=1").json["next_cursor"].(string)
+	asked := map[string]bool{} // path, parameter and status
+	for _, c := range []struct {
+		path    string
+		args    string
+		status  int
+		headers []string
+	}{
+		{"/v1/openapi.json", "", 200, nil},
+		{"/v1/projections", "", 200, nil},
+		{"/v1/projections/{name}", "filter=true&sort=version&limit=1", 200, nil},
+		{"/v1/projections/{name}", "cursor=" + next, 200, nil},
+		{"/v1/projections/{name}", "after_event=" + foldedID(0) + "&wait=1s&after_position=0:0", 200, nil},
+		{"/v1/projections/{name}", "after_event=none", 504, nil},
+		{"/v1/projections/{name}", "after_event=" + foldedID(3), 409, nil},
+		{"/v1/projections/{name}", "filter=1", 400, nil},
+		{"/v1/projections/{name}/feed", "from=now&filter=true&id=u", 200, []string{"Last-Event-ID", "0-0"}},
+		{"/v1/projections/{name}/{id}", "", 200, nil},
+		{"/v1/projections/{name}/{id}", "", 304, []string{"If-None-Match", "*"}},
+		{"/v1/projections/{name}/{id}", "at_version=1", 200, nil},
+		{"/v1/projections/{name}/{id}", "at_time=2030-01-01T00:00:00Z", 200, nil},
+		{"/v1/projections/{name}/{id}", "at_recorded_time=2030-01-01T00:00:00Z", 200, nil},
+		{"/v1/projections/{name}/{id}", "min_version=2&after_event=" + foldedID(0) + "&wait=1s&after_position=0:0", 200, nil},
+		{"/v1/projections/{name}/{id}", "min_version=9", 504, nil},
+		{"/v1/projections/{name}/{id}", "after_event=" + foldedID(3), 409, nil},
+		{"/v1/projections/{name}/{id}/history", "limit=1&before=3", 200, nil},
+		{"/v1/projections/{name}/{id}/why", "", 200, nil},
+		{"/v1/projections/{name}/{id}/diff", "from=1&to=2", 200, nil},
+		{"/v1/projections/{name}/{id}/diff", "from=0&to=1", 200, nil},
+		{"/v1/events", "type=UserUpdated&limit=1&cursor=" + event, 200, nil},
+		{"/v1/events", "type=UserCreated", 200, nil},
+		{"/v1/events/{id}", "", 200, nil},
+		{"/v1/blocked/{name}", "limit=1", 200, nil},
+		{"/v1/blocked/{name}", "cursor=" + event, 200, nil},
+		{"/v1/blocked/{name}/v/release", "", 200, nil},
+		{"/v1/blocked/{name}/v/release", "skip=true", 200, nil},
+		{"/v1/blocked/{name}/v/release", "skip=perhaps", 400, nil},
+		{"/v1/blocked/{name}/v/release", "", 409, nil},
+		{"/v1/blocked/{name}/nobody/release", "", 404, nil},
+	} {
+		id := "u"
+		if strings.HasPrefix(c.path, "/v1/events/") {
+			id = foldedID(0)
+		}
+		method, verb := http.MethodGet, "get"
+		if strings.HasSuffix(c.path, "/feed") {
+			method = http.MethodHead // its body is a stream
+		}
+		if of, ok := strings.CutPrefix(c.path, "/v1/blocked/{name}/"); ok {
+			method, verb = http.MethodPost, "post"
+			id, _, _ = strings.Cut(of, "/")
+			c.path = "/v1/blocked/{name}/{id}/release"
+		}
+		r := httptest.NewRequest(method, strings.NewReplacer("{name}", "user", "{id}", id).Replace(c.path)+"?"+c.args, nil)
+		for i := 0; i < len(c.headers); i += 2 {
+			r.Header.Set(c.headers[i], c.headers[i+1])
+			asked[c.path+" "+c.headers[i]] = true
+		}
+		out := httptest.NewRecorder()
+		api.ServeHTTP(out, r)
+		if out.Code != c.status {
+			t.Errorf("%s: status %d, want %d: %s", r.URL, out.Code, c.status, out.Body)
+			continue
+		}
+		for name := range r.URL.Query() {
+			asked[c.path+" "+name] = true
+		}
+		asked[fmt.Sprint(c.path, " ", c.status)] = true
+
+		// Its schema is that of the status, else of any other problem.
+		status := fmt.Sprint(c.status)
+		op := member(doc, "paths", c.path, verb)
+		if member(op, "responses", status) == nil {
+			status = "default"
+		}
+		content, ok := member(op, "responses", status, "content").(map[string]any)
+		if !ok || method == http.MethodHead {
+			continue
+		}
+		kind := out.Header().Get("Content-Type")
+		if content[kind] == nil {
+			t.Errorf("%s: %s is not among the answers", r.URL, kind)
+			continue
+		}
+		escape := strings.NewReplacer("~", "~0", "/", "~1", "{", "%7B", "}", "%7D")
+		schema, err := compiler.Compile("openapi.json#/paths/" + escape.Replace(c.path) + "/" + verb + "/responses/" + status + "/content/" + escape.Replace(kind) + "/schema")
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := jsonschema.UnmarshalJSON(out.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := schema.Validate(body); err != nil {
+			t.Errorf("%s: %v", r.URL, err)
+		}
+	}
+	// All that is documented was asked.
+	for path, item := range member(doc, "paths").(map[string]any) {
+		op := member(item, "get")
+		if op == nil {
+			op = member(item, "post")
+		}
+		params, _ := member(op, "parameters").([]any)
+		for _, p := range params {
+			if name := member(p, "name").(string); member(p, "in") != "path" && !asked[path+" "+name] {
+				t.Errorf("%s: nobody asked with %s", path, name)
+			}
+		}
+		for status := range member(op, "responses").(map[string]any) {
+			// 504 is an answer of another worker, that of a release.
+			if status != "default" && status != "422" && (status != "504" || member(item, "post") == nil) && !asked[path+" "+status] {
+				t.Errorf("%s: nobody was answered %s", path, status)
+			}
+		}
+	}
+	fw.stop()
+}
+
+// lookup goes through JSON objects.
+func member(v any, path ...string) any {
+	for _, name := range path {
+		o, _ := v.(map[string]any)
+		v = o[name]
+	}
+	return v
+}
+
+// Whoever asks while a worker is far behind sees the store, and does not have it
+// written each time.
+func TestManyQuestionsCostFewWrites(t *testing.T) {
+	w := newWorld(t)
+	w.seldom = true
+	fw := w.start()
+	fw.ps.end = func(string, int32) int64 { return 1 << 40 }
+	now := time.Unix(1e9, 0)
+	fw.ps.now = func() time.Time { return now }
+	api := fw.api()
+	writes := 0
+	for i := range 100 {
+		w.add(userCreated, "u")
+		now = now.Add(time.Millisecond)
+		if err := fw.handler.Handle(t.Context(), &fw.log[i], &fw.out); err != nil {
+			t.Fatal(err)
+		}
+		before, _, err := fw.ps.units[unitKey{testTopic, 0}].lanes[0].part.Position()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask(t, api, "/v1/projections/user/u")
+		if after, _, _ := fw.ps.units[unitKey{testTopic, 0}].lanes[0].part.Position(); after != before {
+			writes++
+		}
+	}
+	if writes < 1 || writes > 3 {
+		t.Errorf("%d writes for 100 questions in 100 ms", writes)
+	}
+	fw.stop()
+}
+
+func TestWhySaysHowFarItLooked(t *testing.T) {
+	w := newWorld(t)
+	w.add(userCreated, "u")
+	const versions = 3*keyframeEvery + 7
+	for range versions - 1 {
+		w.add(userUpdated, "u")
+	}
+	fw := w.start()
+	fw.run()
+	r := fw.reader()
+	for _, c := range []struct {
+		folds, looks int64
+		before       int64
+		unknown      string
+	}{
+		{1 << 20, 1 << 20, 0, "[]"},
+		{1 << 20, 10, versions - 9, "[id email status]"},
+		{7, 1 << 20, 2, "[id email status]"}, // the block of the last event, and not that of the first
+		{5, 1 << 20, versions + 1, "[id email name status]"},
+	} {
+		why, err := r.why(t.Context(), "u", c.folds, c.looks)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if why.Before != c.before || fmt.Sprint(why.Unknown) != c.unknown {
+			t.Errorf("with %d folds and %d looks: %v before %d, want %s before %d", c.folds, c.looks, why.Unknown, why.Before, c.unknown, c.before)
+		}
+	}
+	fw.stop()
+}

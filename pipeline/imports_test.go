@@ -1,0 +1,216 @@
+package pipeline_test
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"maps"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "millrace"
+
+// imports is the table of allowed imports: package -> what it may import beside
+// the standard library. An entry with a dot is a module and covers all of its
+// packages; one without is a package of Millrace. A package that is not in the
+// table is a fault: adding it is a decision about the design.
+//
+// Tests may import more, for they look at several parts together.
+var imports = map[string][]string{
+	"pipeline": {}, // the vocabulary: everybody may import it, so it imports nobody
+	"schemas":  {},
+
+	"pipeline/codec":    {"pipeline", avro, goavro, registry},
+	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
+	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/kafka":    {"pipeline", franz, prometheus, sync},           // never Avro
+	"pipeline/store":    {"pipeline", pebble, prometheus},                // never what it stores
+	"pipeline/query":    {"pipeline", "pipeline/codec", "pipeline/expr"}, // filters
+	"pipeline/shop":     {},                                              // made-up events, as JSON
+	"pipeline/rows":     {},                                              // memory for tables and states, never what a row is
+	"pipeline/seal":     {"pipeline/rows"},                               // never Avro nor Kafka: the standard library's crypto
+	"pipeline/sandbox":  {"pipeline", franz, avro, registry, sync},
+	"pipeline/app": {
+		"schemas", "pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology",
+		"pipeline/kafka", "pipeline/store", "pipeline/query", "pipeline/rows", "pipeline/seal", "pipeline/shop", "pipeline/sandbox",
+		cobra, pflag, prometheus, sync, uuid,
+		yaml, // files of cases for `processor test`, which it rewrites in place
+	},
+
+	"cmd/producer":  {"pipeline/app"},
+	"cmd/processor": {"pipeline/app"},
+	"cmd/projector": {"pipeline/app"},
+	"cmd/sandbox":   {"pipeline/app"},
+
+	"pipeline/e2e":           {"pipeline", "pipeline/app", "pipeline/codec", "pipeline/sandbox", "pipeline/e2e/kafkatest", franz},
+	"pipeline/e2e/kafkatest": {franz},
+	"pipeline/e2e/bench":     {"schemas", "pipeline/sandbox", franz, goavro}, // the loops that Millrace is compared with
+}
+
+const (
+	avro       = "github.com/twmb/avro"
+	cel        = "cel.dev/cel-go"
+	cobra      = "github.com/spf13/cobra"
+	franz      = "github.com/twmb/franz-go"
+	goavro     = "github.com/linkedin/goavro/v2"
+	pebble     = "github.com/cockroachdb/pebble/v2"
+	pflag      = "github.com/spf13/pflag"
+	prometheus = "github.com/prometheus"
+	registry   = "github.com/twmb/franz-go/pkg/sr"
+	sync       = "golang.org/x/sync"
+	uuid       = "github.com/google/uuid"
+	xxhash     = "github.com/cespare/xxhash/v2"
+	yaml       = "go.yaml.in/yaml/v4"
+)
+
+// franzKafka are the packages of franz-go that speak to Kafka, which is all but
+// the registry's.
+var franzKafka = []string{franz + "/pkg/kgo", franz + "/pkg/kadm", franz + "/pkg/kfake", franz + "/pkg/kmsg", franz + "/pkg/kerr"}
+
+// file is a Go file of this module that is not a test.
+type file struct {
+	path string // from the module's root
+	*ast.File
+}
+
+func (f file) pkg() string { return path.Dir(f.path) }
+
+// sources parses the module's Go files.
+func sources(t *testing.T) (files []file) {
+	t.Helper()
+	fset := token.NewFileSet()
+	err := filepath.WalkDir("..", func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel("..", name)
+		if err != nil {
+			return err
+		}
+		rel = filepath.ToSlash(rel)
+		if d.IsDir() {
+			if rel == "build" || d.Name() == "testdata" || rel != "." && strings.HasPrefix(d.Name(), ".") {
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if !strings.HasSuffix(rel, ".go") || strings.HasSuffix(rel, "_test.go") {
+			return nil
+		}
+		parsed, err := parser.ParseFile(fset, name, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{rel, parsed})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 10 {
+		t.Fatalf("found %d Go files: is the test run in its directory?", len(files))
+	}
+	return files
+}
+
+// imported calls f with each import that is not of the standard library, without
+// the module's own name in front.
+func (f file) imported(do func(string)) {
+	for _, spec := range f.Imports {
+		name := strings.Trim(spec.Path.Value, "`\"")
+		first, _, _ := strings.Cut(name, "/")
+		if own, ok := strings.CutPrefix(name, module+"/"); ok {
+			do(own)
+		} else if strings.Contains(first, ".") {
+			do(name)
+		}
+	}
+}
+
+func allowed(pkg, name string) bool {
+	return slices.ContainsFunc(imports[pkg], func(entry string) bool {
+		return name == entry || strings.Contains(entry, ".") && strings.HasPrefix(name, entry+"/")
+	})
+}
+
+func TestImportsPointOneWay(t *testing.T) {
+	for _, f := range sources(t) {
+		if _, ok := imports[f.pkg()]; !ok {
+			t.Errorf("%s: package %s is not in the table of imports; say there what it may know", f.path, f.pkg())
+			continue
+		}
+		f.imported(func(name string) {
+			if !allowed(f.pkg(), name) {
+				t.Errorf("%s imports %s, which is not for %s to know; it may import %v", f.path, name, f.pkg(), imports[f.pkg()])
+			}
+		})
+	}
+}
+
+// The table is itself to say what the design says.
+func TestTableOfImportsKeepsTheDesign(t *testing.T) {
+	clients := []string{"pipeline/kafka", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench"}
+	for pkg := range imports {
+		for _, client := range franzKafka {
+			if allowed(pkg, client) && !slices.Contains(clients, pkg) {
+				t.Errorf("the table lets %s import the Kafka client", pkg)
+			}
+		}
+		if allowed(pkg, "pipeline/app") && !strings.HasPrefix(pkg, "cmd/") && pkg != "pipeline/e2e" {
+			t.Errorf("the table lets %s import pipeline/app, which is above it", pkg)
+		}
+	}
+	for _, pkg := range slices.Sorted(maps.Keys(imports)) {
+		if cycle := reaches(pkg, pkg, nil); cycle != nil {
+			t.Errorf("the table has a circle: %s", strings.Join(cycle, " -> "))
+		}
+	}
+}
+
+// reaches returns the way by which from, through the table, imports to.
+func reaches(from, to string, way []string) []string {
+	way = append(way, from)
+	for _, next := range imports[from] {
+		if next == to {
+			return append(way, to)
+		}
+		if slices.Contains(way, next) {
+			continue
+		}
+		if found := reaches(next, to, way); found != nil {
+			return found
+		}
+	}
+	return nil
+}
+
+func TestNothingRunsBeforeMain(t *testing.T) {
+	for _, f := range sources(t) {
+		for _, decl := range f.Decls {
+			if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s has an init function: construct it where it is needed, and pass it on", f.path)
+			}
+		}
+		for _, spec := range f.Imports {
+			if spec.Name != nil && spec.Name.Name == "_" && spec.Path.Value != `"embed"` {
+				t.Errorf("%s imports %s for what it does at init", f.path, spec.Path.Value)
+			}
+		}
+	}
+}
+
+func TestPackagesAreNamedForWhatTheyAre(t *testing.T) {
+	bad := []string{"util", "utils", "common", "helper", "helpers", "misc", "shared", "base", "lib", "types"}
+	for _, f := range sources(t) {
+		if slices.Contains(bad, f.Name.Name) {
+			t.Errorf("%s: %q says nothing of what is in the package", f.path, f.Name.Name)
+		}
+	}
+}
