@@ -1,0 +1,352 @@
+// Command bench compares, on one broker and over the same events, what an event
+// costs in a pipeline of Millrace with what it costs in loops as one writes them
+// with the client alone. `make bench` runs it.
+//
+// Each loop is a process of its own with a group of its own, whose CPU time is
+// what the system says of it when it has ended; so neither the broker's work nor
+// this program's is in it. Start reading at [variants].
+//
+// `bench projector` runs the benchmarks of the projector and holds them against
+// their goals: see [probes].
+package main
+
+import (
+	"context"
+	_ "embed"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/sr"
+)
+
+//go:embed topology.yaml
+var topologyYAML []byte
+
+func main() {
+	run := benchMain
+	args := os.Args[1:]
+	if len(args) > 0 {
+		switch args[0] {
+		case "naive":
+			run, args = naiveMain, args[1:]
+		case "projector":
+			run, args = projectorMain, args[1:]
+		}
+	}
+	if err := run(args); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+// A variant is one loop over all events.
+type variant struct {
+	key       string // in the table, and for ratios
+	name      string
+	guarantee string
+	pipeline  string        // of topology.yaml, run by processor; or else
+	work      string        // of a naive loop
+	interval  time.Duration // between commits
+}
+
+// commitInterval is that of all variants but the one that is as in the client's
+// example.
+const commitInterval = 100 * time.Millisecond
+
+var variants = []variant{
+	{"a0", "copy, as in the client's example: a transaction for each poll", exactlyOnce, "", workCopy, 0},
+	{"a", "copy, nothing else", exactlyOnce, "", workCopy, commitInterval},
+	{"b", "Millrace: filter and enrich", exactlyOnce, "enrich", "", commitInterval},
+	{"b2", "Millrace: filter, enrich and lookup", exactlyOnce, "lookup", "", commitInterval},
+	{"c", "decode everything with goavro: filter and enrich", exactlyOnce, "", workGoavro, commitInterval},
+	{"da", "copy, nothing else", atLeastOnce, "", workCopy, commitInterval},
+	{"db", "Millrace: filter and enrich", atLeastOnce, "enrich", "", commitInterval},
+}
+
+// bench is one run.
+type bench struct {
+	bin     string
+	self    string // this program
+	dir     string // for files, removed at the end
+	events  int
+	rounds  int
+	only    string
+	pace    float64 // events/s at which latency is measured; 0: half of what is handled at full load
+	profile string  // directory for CPU profiles, "" for none
+	cluster *cluster
+	kinds   []eventKind
+	size    int // of an event, on average
+	samples map[string]map[string]string
+}
+
+func benchMain(args []string) (err error) {
+	b := &bench{samples: map[string]map[string]string{}}
+	var brokers, out string
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.StringVar(&b.bin, "bin", "build/bin", "`directory` with the programs sandbox and processor")
+	flags.StringVar(&brokers, "b", "", "`host:port` of an outside Kafka; topics that begin with bench- are made there and deleted")
+	flags.IntVar(&b.events, "events", 2_000_000, "how many events")
+	flags.IntVar(&b.rounds, "rounds", 1, "how often each loop is run; the least CPU time counts")
+	flags.StringVar(&b.only, "only", "", "run only the `variants` of these names, with a comma between them; then there are no ratios")
+	flags.Float64Var(&b.pace, "rate", 0, "`events` per second at which latency is measured (default: half of what the pipeline handles while they are sent and read)")
+	flags.StringVar(&b.profile, "profile", "", "write CPU profiles to a `directory`")
+	flags.StringVar(&out, "out", "", "put the results into a `file`, such as docs/benchmarks.md")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if b.events < 1000 || b.rounds < 1 {
+		return fmt.Errorf("%d events, %d rounds: at least 1000 and 1 are needed", b.events, b.rounds)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if b.self, err = os.Executable(); err != nil {
+		return err
+	}
+	if b.dir, err = os.MkdirTemp("", "millrace-bench-"); err != nil {
+		return err
+	}
+	defer os.RemoveAll(b.dir)
+	if err := b.writeFiles(); err != nil {
+		return err
+	}
+	var list []string
+	if brokers != "" {
+		list = strings.Split(brokers, ",")
+	}
+	if b.cluster, err = open(ctx, b.bin, list); err != nil {
+		return err
+	}
+	defer func() {
+		if closed := b.cluster.close(); err == nil {
+			err = closed
+		}
+	}()
+	r, err := b.run(ctx)
+	if err != nil {
+		return err
+	}
+	if out != "" {
+		if err := writeSection(out, "processor", r.markdown()); err != nil {
+			return err
+		}
+	}
+	r.print(os.Stdout)
+	return nil
+}
+
+func (b *bench) writeFiles() error {
+	if b.profile != "" {
+		if err := os.MkdirAll(b.profile, 0o755); err != nil {
+			return err
+		}
+	}
+	if err := os.WriteFile(filepath.Join(b.dir, "users.csv"), usersCSV(), 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(b.dir, "topology.yaml"), topologyYAML, 0o600)
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
+// wanted reports whether a step is to be done.
+func (b *bench) wanted(key string) bool {
+	if b.only == "" {
+		return true
+	}
+	for name := range strings.SplitSeq(b.only, ",") {
+		if name == key {
+			return true
+		}
+	}
+	return false
+}
+
+// run runs everything once, b.rounds times over.
+func (b *bench) run(ctx context.Context) (*results, error) {
+	registry, err := sr.NewClient(sr.URLs(b.cluster.registry))
+	if err != nil {
+		return nil, err
+	}
+	// Another name each time: an outside cluster may have what a run before left.
+	run := "bench-" + strconv.FormatInt(time.Now().Unix(), 36)
+	input := run + ".events"
+	defer b.delete(input)
+	if b.kinds, err = kinds(ctx, registry, input); err != nil {
+		return nil, err
+	}
+	if err := b.cluster.create(ctx, input); err != nil {
+		return nil, err
+	}
+	began := time.Now()
+	if b.size, err = fill(ctx, b.cluster.brokers, b.kinds, input, b.events); err != nil {
+		return nil, err
+	}
+	say("%d events of %d bytes are there after %.1f s", b.events, b.size, time.Since(began).Seconds())
+	r := &results{
+		machine: machine(), broker: b.cluster.describe(ctx), events: b.events, size: b.size, rounds: b.rounds,
+		day: time.Now().UTC().Format(time.DateOnly), measured: map[string]measured{}, latency: map[string]time.Duration{},
+	}
+	for round := range b.rounds {
+		for _, v := range variants {
+			if !b.wanted(v.key) {
+				continue
+			}
+			m, err := b.measure(ctx, v, input, fmt.Sprintf("%s-%s-%d", run, v.key, round))
+			if err != nil {
+				return nil, fmt.Errorf("%s (%s, %s): %w", v.key, v.name, v.guarantee, err)
+			}
+			say("%-3s %8.0f events/s  %6.3f us of CPU per event", v.key, m.rate, m.micros)
+			r.add(v.key, m)
+		}
+	}
+	if b.wanted("b") && b.wanted("c") {
+		if err := b.sameWork("b", "c"); err != nil {
+			return nil, err
+		}
+	}
+	if b.wanted("latency") {
+		if r.pace = b.pace; r.pace == 0 {
+			full, err := b.fullLoad(ctx, variants[slices.IndexFunc(variants, func(v variant) bool { return v.key == "b" })], run+"-full")
+			if err != nil {
+				return nil, fmt.Errorf("full load: %w", err)
+			}
+			r.pace = full / 2
+		}
+		for _, v := range variants {
+			if v.key != "a" && v.key != "b" {
+				continue
+			}
+			if r.latency[v.key], err = b.latency(ctx, v, run+"-latency-"+v.key, r.pace); err != nil {
+				return nil, fmt.Errorf("latency of %s: %w", v.key, err)
+			}
+		}
+	}
+	if b.wanted("chain") {
+		if r.chain, err = chainAlone(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// delete removes topics. It is at the end of something: what went wrong before
+// matters more than that one is left.
+func (b *bench) delete(topics ...string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if _, err := b.cluster.adm.DeleteTopics(ctx, topics...); err != nil {
+		say("topics are left: %v: %v", topics, err)
+	}
+}
+
+// processors is how many cores each process may use.
+func processors() int { return runtime.NumCPU() }
+
+// start starts the process of a variant.
+func (b *bench) start(v variant, group, input, output string) (*child, error) {
+	env := []string{fmt.Sprintf("GOMAXPROCS=%d", processors())}
+	brokers := strings.Join(b.cluster.brokers, ",")
+	if v.pipeline == "" {
+		args := []string{
+			"naive", "-brokers", brokers, "-registry", b.cluster.registry, "-group", group, "-input", input, "-output", output,
+			"-work", v.work, "-guarantee", v.guarantee, "-commit-interval", v.interval.String(),
+		}
+		if b.profile != "" {
+			args = append(args, "-profile", filepath.Join(b.profile, v.key+".pprof"))
+		}
+		return start(b.self, env, args...)
+	}
+	// The group is NAME-PIPELINE.
+	env = append(env, "GROUP="+strings.TrimSuffix(group, "-"+v.pipeline), "INPUT="+input, "OUTPUT="+output, "GUARANTEE="+v.guarantee)
+	args := []string{
+		"run", "-b", brokers, "-r", b.cluster.registry, "-t", filepath.Join(b.dir, "topology.yaml"), "--pipeline", v.pipeline,
+		"--sessions", "1", "--commit-interval", v.interval.String(), "--listen", "127.0.0.1:0", "--log-level", "warn",
+	}
+	if b.profile != "" {
+		args = append(args, "--pprof", "--listen-file", filepath.Join(b.dir, "address"))
+	}
+	return start(filepath.Join(b.bin, "processor"), env, args...)
+}
+
+// measured is what a variant needed.
+type measured struct {
+	rate   float64 // events per second, from the first commit seen to the last
+	micros float64 // of CPU per event, of the whole process, start and stop included
+	memory float64 // most of it resident, in MiB; 0 if the system does not say
+}
+
+// measure runs a variant over all events, and looks at what it wrote.
+func (b *bench) measure(ctx context.Context, v variant, input, name string) (m measured, err error) {
+	group, output := name, name+".out"
+	if v.pipeline != "" {
+		group += "-" + v.pipeline
+	}
+	topics := []string{output}
+	if v.pipeline != "" {
+		topics = append(topics, output+".dead_letters")
+	}
+	defer b.delete(topics...)
+	if err := b.cluster.create(ctx, output); err != nil {
+		return m, err
+	}
+	c, err := b.start(v, group, input, output)
+	if err != nil {
+		return m, err
+	}
+	stopProfile := b.profileOf(ctx, v)
+	total := int64(b.events)
+	var first, last time.Time
+	var before int64
+	err = await(ctx, 5*time.Minute, "all events committed", func() (bool, error) {
+		n, err := b.cluster.committed(ctx, group, input)
+		if err != nil {
+			return false, err
+		}
+		if n > 0 && first.IsZero() {
+			first, before = time.Now(), n
+		}
+		last = time.Now()
+		if n == total {
+			return true, nil
+		}
+		return false, c.alive()
+	})
+	stopProfile()
+	if err != nil {
+		_ = c.stop() // because of err
+		return m, err
+	}
+	if err := c.stop(); err != nil {
+		return m, err
+	}
+	m.micros = float64(c.cpu().Microseconds()) / float64(total)
+	m.memory = resident(c.cmd.ProcessState)
+	if seconds := last.Sub(first).Seconds(); seconds > 0 {
+		m.rate = float64(total-before) / seconds
+	}
+	b.samples[v.key], err = b.sample(ctx, output, total)
+	return m, err
+}
+
+// machine says what this was measured on.
+func machine() string {
+	model := runtime.GOARCH
+	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(info)) {
+			if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
+				model = strings.TrimSpace(value)
+				break
+			}
+		}
+	}
+	return fmt.Sprintf("%s, %d cores, %s/%s, %s", model, runtime.NumCPU(), runtime.GOOS, runtime.GOARCH, runtime.Version())
+}

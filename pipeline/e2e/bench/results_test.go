@@ -1,0 +1,42 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+func TestASectionIsReplacedAndTheRestStays(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "page.md")
+	for _, step := range []struct{ section, text string }{{"one", "1\n"}, {"two", "2\n"}, {"one", "1 again\n"}} {
+		if err := writeSection(file, step.section, step.text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(file)
+	want := "\n<!-- one: written by make bench -->\n1 again\n<!-- one: end -->\n\n<!-- two: written by make bench -->\n2\n<!-- two: end -->\n"
+	if err != nil || string(got) != want {
+		t.Errorf("%q, %v; want %q", got, err, want)
+	}
+	if err := os.WriteFile(file, []byte("<!-- one: end -->"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := writeSection(file, "one", "1\n"); err == nil {
+		t.Error("a marker is missing, and it writes")
+	}
+}
+
+func TestEventsDiffer(t *testing.T) {
+	kinds := []eventKind{
+		{name: "OrderCreated", value: []byte("id 000000000000 key 99999999 user 88888888"), id: 3, keys: []int{20}, user: 34},
+		{name: "UserCreated", value: []byte("id 000000000000 key 99999999"), id: 3, keys: []int{20}},
+	}
+	for n, want := range map[int][2]string{
+		2:  {"o-00000000", "id 000000000002 key 00000000 user 00005838"},
+		19: {"u-00000002", "id 000000000019 key 00000002"},
+	} {
+		if r := event(kinds, n); string(r.Key) != want[0] || string(r.Value) != want[1] {
+			t.Errorf("event %d: %s: %s", n, r.Key, r.Value)
+		}
+	}
+}

@@ -1,0 +1,210 @@
+// Package e2e runs Millrace as a user does: the binaries, as processes, against
+// the sandbox and, where that is asked for, a real Apache Kafka.
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"millrace/pipeline/e2e/kafkatest"
+)
+
+// bin is the directory of the binaries under test, built by TestMain: with the
+// race detector if the tests have it.
+var bin string
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "millrace-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	args := []string{"build", "-o", dir + string(filepath.Separator)}
+	if raceEnabled {
+		args = append(args, "-race")
+	}
+	build := exec.Command("go", append(args, "millrace/cmd/...", "millrace/pipeline/e2e/bench")...)
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building the binaries: %v\n%s", err, out)
+		return 1
+	}
+	bin = dir
+	return m.Run()
+}
+
+// report is what the tests look at in demo.json.
+type report struct {
+	EventsIn       int            `json:"events_in"`
+	EventsOut      int            `json:"events_out"`
+	EventsFiltered int            `json:"events_filtered"`
+	DeadLetters    int            `json:"dead_letters"`
+	ByType         map[string]int `json:"by_type"`
+	Users          int            `json:"users"`
+	Orders         int            `json:"orders"`
+	UsersByStatus  map[string]int `json:"users_by_status"`
+	OrdersByStatus map[string]int `json:"orders_by_status"`
+	TotalCents     int64          `json:"total_amount_cents"`
+	Seconds        float64        `json:"seconds"`
+}
+
+// demo runs `sandbox demo`, which compares every event and every state, and
+// returns its report. What it prints goes to the test's log.
+func demo(t *testing.T, args ...string) report {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "demo.json")
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, filepath.Join(bin, "sandbox"), append([]string{"demo", "--bin", bin, "--out", out, "-t", "../../topology.yaml"}, args...)...)
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
+	cmd.WaitDelay = 30 * time.Second
+	text, err := cmd.CombinedOutput()
+	t.Logf("%s", text)
+	if err != nil {
+		t.Fatalf("sandbox demo: %v", err)
+	}
+	data, err := os.ReadFile(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(data, &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+func TestDemoOnTheSandbox(t *testing.T) {
+	r := demo(t, "--count", "10000")
+	if r.EventsIn != 10_000 || r.EventsOut+r.EventsFiltered != r.EventsIn || r.DeadLetters != 0 {
+		t.Errorf("%d in, %d out, %d filtered, %d dead letters", r.EventsIn, r.EventsOut, r.EventsFiltered, r.DeadLetters)
+	}
+	if r.EventsFiltered == 0 || r.EventsFiltered != r.ByType["UserDeleted"] {
+		t.Errorf("%d filtered, but %d users left", r.EventsFiltered, r.ByType["UserDeleted"])
+	}
+	if r.Users != r.ByType["UserCreated"] || r.Orders != r.ByType["OrderCreated"] || r.UsersByStatus["deleted"] != r.ByType["UserDeleted"] {
+		t.Errorf("%d users, %d orders, %v from %v", r.Users, r.Orders, r.UsersByStatus, r.ByType)
+	}
+}
+
+func TestKillsInTheMidstChangeNothing(t *testing.T) {
+	calm, killed := demo(t, "--count", "40000"), demo(t, "--count", "40000", "--kill")
+	calm.Seconds, killed.Seconds = 0, 0
+	if fmt.Sprint(calm) != fmt.Sprint(killed) {
+		t.Errorf("without kills %+v\nwith kills    %+v", calm, killed)
+	}
+}
+
+// purchases returns a file with the purchases of a real shop, and what they add
+// up to: MILLRACE_CDNOW names it, and cdnow-expected.json stands beside it. If
+// it is not at hand, made-up events take its place, and only the demo's own
+// comparison of every event and state is left.
+func purchases(t *testing.T) (args []string, check func(report)) {
+	t.Helper()
+	file := os.Getenv("MILLRACE_CDNOW")
+	if file == "" {
+		t.Log("MILLRACE_CDNOW is not set: made-up events are used instead")
+		return []string{"--count", "160000"}, func(r report) {
+			if r.EventsIn != 160_000 {
+				t.Errorf("%d events in", r.EventsIn)
+			}
+		}
+	}
+	data, err := os.ReadFile(filepath.Join(filepath.Dir(file), "cdnow-expected.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want struct {
+		Events  int            `json:"events"`
+		ByType  map[string]int `json:"by_type"`
+		Users   int            `json:"users"`
+		Orders  int            `json:"orders"`
+		Paid    int            `json:"orders_paid"`
+		Created int            `json:"orders_still_created"`
+		Cents   int64          `json:"total_amount_cents"`
+	}
+	if err := json.Unmarshal(data, &want); err != nil {
+		t.Fatal(err)
+	}
+	return []string{"--events", file}, func(r report) {
+		t.Helper()
+		if r.EventsIn != want.Events || r.EventsOut != want.Events || r.DeadLetters != 0 || !maps.Equal(r.ByType, want.ByType) {
+			t.Errorf("%d in, %d out, %d dead letters, %v; want %d of each and %v", r.EventsIn, r.EventsOut, r.DeadLetters, r.ByType, want.Events, want.ByType)
+		}
+		if r.Users != want.Users || r.Orders != want.Orders || r.OrdersByStatus["paid"] != want.Paid || r.OrdersByStatus["created"] != want.Created || r.TotalCents != want.Cents {
+			t.Errorf("%d users, %d orders, %v, %d cents; want %+v", r.Users, r.Orders, r.OrdersByStatus, r.TotalCents, want)
+		}
+	}
+}
+
+// onKafka starts a real broker and returns it with the arguments of a demo that
+// runs on it. Only `make test-kafka` runs such tests, and sees to it that they
+// were run.
+func onKafka(t *testing.T, test func(t *testing.T, b *kafkatest.Broker, args []string)) {
+	t.Helper()
+	onKafkaWith(t, kafkatest.Config{}, test)
+}
+
+func onKafkaWith(t *testing.T, cfg kafkatest.Config, test func(t *testing.T, b *kafkatest.Broker, args []string)) {
+	t.Helper()
+	if !kafkatest.Wanted() {
+		t.Log("NOT run, for want of MILLRACE_TEST_KAFKA=1; `make test-kafka` runs it")
+		return
+	}
+	b, err := kafkatest.Start(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Log(b)
+	test(t, b, []string{"-b", strings.Join(b.Brokers(), ",")})
+}
+
+func TestKafkaRunsTheRealPurchases(t *testing.T) {
+	onKafka(t, func(t *testing.T, b *kafkatest.Broker, args []string) {
+		events, check := purchases(t)
+		r := demo(t, append(args, events...)...)
+		check(r)
+		n, err := kafkatest.KcatCount(t.Context(), b.Brokers(), "shop.enriched")
+		if errors.Is(err, exec.ErrNotFound) {
+			t.Fatalf("%v: install kcat, the second opinion of a client that nobody here wrote", err)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n != r.EventsOut {
+			t.Errorf("kcat reads %d committed records, the report says %d", n, r.EventsOut)
+		}
+	})
+}
+
+func TestKafkaKillsInTheMidstChangeNothing(t *testing.T) {
+	onKafka(t, func(t *testing.T, b *kafkatest.Broker, args []string) {
+		events, check := purchases(t)
+		r := demo(t, append(append(args, events...), "--kill")...)
+		check(r)
+		n, err := kafkatest.KcatCount(t.Context(), b.Brokers(), "shop.enriched")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n != r.EventsOut {
+			t.Errorf("kcat reads %d committed records, the report says %d", n, r.EventsOut)
+		}
+	})
+}

@@ -1,0 +1,483 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"millrace/pipeline/sandbox"
+	"millrace/schemas"
+)
+
+// sealedBox is a box whose topology encrypts what is personal: events go through a
+// pipeline to two projections, of users, and of orders with the customer's name.
+type sealedBox struct {
+	*rebuildBox
+	flags   []string            // where Kafka, the registry and the schemas are
+	secrets map[string][]string // by person, what must not be read where it is not to be
+	logs    []string            // files
+}
+
+func newSealedBox(t *testing.T) *sealedBox {
+	t.Helper()
+	box, err := sandbox.New(sandbox.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := box.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	b := &sealedBox{rebuildBox: &rebuildBox{t: t, dir: t.TempDir(), brokers: box.Brokers()}, secrets: map[string][]string{
+		"u-anna": {"anna.secret@example.com", "Anna Secretly", "anna.new@example.com"},
+		"u-bert": {"bert.hidden@example.com", "Bert Hiddenly"},
+	}}
+	dir := filepath.Join(b.dir, "schemas")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const tagged = `, "millrace.pii": true}`
+	change := func(name string, pairs ...string) {
+		text, err := schemas.FS.ReadFile(name + ".avsc")
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := strings.NewReplacer(pairs...).Replace(string(text))
+		if out == string(text) {
+			t.Fatalf("%s is not as it was", name)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name+".avsc"), []byte(out), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	field := func(name, typ, def string) (before, after string) {
+		before = fmt.Sprintf(`{"name": %q, "type": %s%s}`, name, typ, def)
+		return before, strings.TrimSuffix(before, "}") + tagged
+	}
+	both := func(typ, def string) []string {
+		e1, e2 := field("email", typ, def)
+		n1, n2 := field("name", typ, def)
+		return []string{e1, e2, n1, n2}
+	}
+	change("UserCreated", both(`"string"`, "")...)
+	change("UserUpdated", both(`["null", "string"]`, `, "default": null`)...)
+	change("User", both(`"string"`, `, "default": ""`)...)
+	customer := `{"name": "user_id", "type": "string"%s}, {"name": "customer", "type": ["null", "string"], "default": null, "millrace.pii": "name"}`
+	change("OrderCreated", `{"name": "user_id", "type": "string"}`, fmt.Sprintf(customer, ""))
+	change("Order", `{"name": "user_id", "type": "string", "default": ""}`, fmt.Sprintf(customer, `, "default": ""`))
+	b.env = append(os.Environ(), "MILLRACE_BROKERS="+strings.Join(box.Brokers(), ","), "MILLRACE_REGISTRY="+box.RegistryURL(), "MILLRACE_SCHEMAS="+dir)
+	b.topology = filepath.Join(b.dir, "topology.yaml")
+	b.flags = []string{"-t", b.topology, "-b", box.Brokers()[0], "-r", box.RegistryURL(), "--schemas", dir, "--sessions", "1", "--log-level", "trace"}
+	if err := os.WriteFile(b.topology, []byte(`name: sealed
+topics:
+  sealed.events: {partitions: 2, types: [UserCreated, UserUpdated, OrderCreated]}
+  sealed.enriched: {partitions: 2}
+  sealed.dead_letters: {partitions: 1}
+encryption:
+  key_topic: sealed.keys
+  subject: {UserCreated: data.id, UserUpdated: data.id, OrderCreated: data.user_id, User: id, Order: user_id}
+pipelines:
+  enrich:
+    from: sealed.events
+    stages:
+      - filter: {keep: "type != 'OrderCreated' || data.customer != null"}
+      - enrich: {set: {metadata.seen: "'yes'"}}
+    to: sealed.enriched
+    dead_letter: sealed.dead_letters
+projections:
+  user:
+    from: sealed.enriched
+    key: data.id
+    state: User
+    on:
+      UserCreated: {set: {id: data.id, email: data.email, name: data.name, status: "'active'"}}
+      UserUpdated: {set: {email: "data.email != null ? data.email : state.email"}}
+    snapshots: sealed.user.snapshots
+  order:
+    from: sealed.enriched
+    key: data.id
+    state: Order
+    on:
+      OrderCreated: {set: {id: data.id, user_id: data.user_id, customer: data.customer}}
+    snapshots: sealed.order.snapshots
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// keks writes a file of key-encryption keys of these ids, the newest last.
+func (b *sealedBox) keks(name string, ids ...string) string {
+	b.t.Helper()
+	var text strings.Builder
+	for _, id := range ids {
+		fmt.Fprintf(&text, "%s %s\n", id, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte(id), 32)[:32]))
+	}
+	file := filepath.Join(b.dir, name)
+	if err := os.WriteFile(file, []byte(text.String()), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	return file
+}
+
+// send sends events, which may be refused.
+func (b *sealedBox) send(kek string, lines ...string) error {
+	b.t.Helper()
+	file := filepath.Join(b.dir, "events.jsonl")
+	if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"), 0o600); err != nil {
+		b.t.Fatal(err)
+	}
+	_, err := b.run("producer", "send", "--kek-file", kek, file)
+	return err
+}
+
+func (b *sealedBox) user(id string) string {
+	return fmt.Sprintf(`{"type":"UserCreated","data":{"id":%q,"email":%q,"name":%q}}`, id, b.secrets[id][0], b.secrets[id][1])
+}
+
+func (b *sealedBox) order(id, user string) string {
+	return fmt.Sprintf(`{"type":"OrderCreated","data":{"id":%q,"user_id":%q,"customer":%q,"items":[],"total_amount":1}}`, id, user, b.secrets[user][1])
+}
+
+// leaks returns the secrets of people that stand in what a name is given to.
+func (b *sealedBox) leaks(name string, data []byte, of ...string) (out []string) {
+	for _, id := range of {
+		for _, s := range b.secrets[id] {
+			if bytes.Contains(data, []byte(s)) {
+				out = append(out, fmt.Sprintf("%s has %q", name, s))
+			}
+		}
+	}
+	return out
+}
+
+// answers asks everything that there is to ask of the users and orders, and returns
+// all that was answered.
+func (b *sealedBox) answers(w *worker) []byte {
+	b.t.Helper()
+	var all bytes.Buffer
+	for _, path := range []string{
+		"/v1/projections/user", "/v1/projections/order", "/v1/events?type=UserCreated", "/v1/events?type=UserUpdated", "/v1/events?type=OrderCreated",
+		"/v1/projections/order/o-1/history", "/v1/projections/order/o-1/why", "/v1/projections/order/o-1/diff", "/v1/projections/order/o-1?at_version=1",
+		"/v1/projections/order/o-1?at_time=2100-01-01T00:00:00Z", "/v1/projections/user/u-anna", "/v1/projections/user/u-anna?at_version=1",
+		"/v1/projections/user/u-anna/history", "/v1/projections/user/u-anna/why", "/v1/projections/user/u-anna/diff",
+	} {
+		body, status, err := fetch(w.url + path)
+		if err != nil && status != http.StatusNotFound {
+			b.t.Error(err)
+		}
+		fmt.Fprintf(&all, "%s %s\n", path, body)
+	}
+	all.Write(b.feed(w.url + "/v1/projections/order/feed?from=beginning"))
+	for _, args := range [][]string{{"list", "user"}, {"list", "order"}, {"get", "order", "o-1"}, {"events", "UserCreated"}, {"history", "order", "o-1"}} {
+		cmd := b.command(b.t.Context(), "projector", append(args, "--address", w.url)...)
+		cmd.Args = slices.DeleteFunc(cmd.Args, func(a string) bool { return a == "-t" || a == b.topology })
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			b.t.Errorf("%v: %v\n%s", args, err, out)
+		}
+		fmt.Fprintf(&all, "%v\n%s\n", args, out)
+	}
+	return all.Bytes()
+}
+
+// feed returns what a feed says of what there is, up to where it waits for more.
+func (b *sealedBox) feed(url string) []byte {
+	b.t.Helper()
+	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var all []byte
+	for lines := bufio.NewScanner(resp.Body); lines.Scan(); {
+		all = append(append(all, lines.Bytes()...), '\n')
+		if lines.Text() == "event: frontier" {
+			return all
+		}
+	}
+	b.t.Errorf("the feed ends with: %s", all)
+	return all
+}
+
+func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing.T) {
+	b := newSealedBox(t)
+	first := b.keks("first", "2025")
+	if out, err := b.run("producer", "send", "--dry-run", os.DevNull); err != nil {
+		t.Fatalf("a dry run needs no keys: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"producer", "send", os.DevNull}, {"projector", "run", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(b.dir, "none")}} {
+		if _, err := b.run(args[0], args[1:]...); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "--kek-file") {
+			t.Errorf("%v without keys: %v", args, err)
+		}
+	}
+	if err := b.send(first, b.user("u-anna"), b.user("u-bert"), b.order("o-1", "u-anna"), b.order("o-2", "u-bert"),
+		`{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err != nil {
+		t.Fatal(err)
+	}
+	processor := b.process("processor", "--instance", "p")
+	w := b.projector("--kek-file", first)
+	everything := func() error {
+		all := b.answers(w)
+		for id, of := range b.secrets {
+			for _, s := range of {
+				if !bytes.Contains(all, []byte(s)) {
+					return fmt.Errorf("%s of %s is not in the answers:\n%s", s, id, all)
+				}
+			}
+		}
+		if bytes.Contains(all, []byte("sealed:")) || bytes.Contains(all, []byte(`"hidden":`)) {
+			return fmt.Errorf("ciphertext in the answers:\n%s", all)
+		}
+		return nil
+	}
+	b.await("plaintext in the answers", everything)
+
+	topics := []string{"sealed.events", "sealed.enriched", "sealed.dead_letters", "sealed.user.snapshots", "sealed.order.snapshots", "sealed.keys", "sealed-control"}
+	raw := func() (all []byte) {
+		for _, topic := range topics {
+			for _, r := range readCommitted(t, b.brokers, topic) {
+				all = append(append(append(all, r.Key...), r.Value...), '\n')
+				for _, h := range r.Headers {
+					all = append(all, h.Value...)
+				}
+			}
+		}
+		return all
+	}
+	inside := func(when string) {
+		t.Helper()
+		all := raw()
+		if l := b.leaks("a topic", all, "u-anna", "u-bert"); l != nil {
+			t.Errorf("%s: %v", when, l)
+		}
+		if !bytes.Contains(all, []byte("sealed:")) || !bytes.Contains(all, []byte("u-bert")) {
+			t.Errorf("%s: the topics were not read", when)
+		}
+		var files []byte
+		if err := filepath.WalkDir(filepath.Join(b.dir, "one"), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			files = append(files, data...)
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if l := b.leaks("the store", files, "u-anna", "u-bert"); l != nil {
+			t.Errorf("%s: %v", when, l)
+		}
+		if !bytes.Contains(files, []byte("u-bert")) {
+			t.Errorf("%s: the files of the store were not read", when)
+		}
+	}
+	w.stop(t)
+	inside("before")
+	w = b.projector("--kek-file", first)
+	b.await("the same after a restart", everything)
+
+	// A new key-encryption key wraps what is new, the old one unwraps.
+	both := b.keks("both", "2025", "2026")
+	b.secrets["u-carl"] = []string{"carl.covert@example.com", "Carl Covertly"}
+	if err := b.send(both, b.user("u-carl")); err != nil {
+		t.Fatal(err)
+	}
+	has := func(user, field, want string) func() error {
+		return func() error {
+			body, _, err := fetch(w.url + "/v1/projections/user/" + user)
+			var a struct {
+				State  map[string]any    `json:"state"`
+				Hidden map[string]string `json:"hidden"`
+			}
+			if err == nil {
+				err = json.Unmarshal(body, &a)
+			}
+			if got := fmt.Sprint(a.State[field], " ", a.Hidden[field]); err == nil && got != want {
+				err = fmt.Errorf("%s of %s is %s, want %s", field, user, got, want)
+			}
+			return err
+		}
+	}
+	b.await("a key that is not at hand to be said", has("u-carl", "email", "<nil> no_kek"))
+	if err := b.send(first, b.user("u-carl")); err == nil || !strings.Contains(err.Error(), "2026") {
+		t.Errorf("a key-encryption key is lost to the producer: %v", err)
+	}
+	for _, test := range []struct{ flag, anna, carl string }{
+		{"--kek-file=" + both, "anna.new@example.com ", "carl.covert@example.com "},
+		{"--kek-file=" + b.keks("lost", "2026"), "<nil> no_kek", "carl.covert@example.com "},
+		{"--no-decrypt", "<nil> no_kek", "<nil> no_kek"},
+		{"--kek-file=" + both, "anna.new@example.com ", "carl.covert@example.com "},
+	} {
+		w.stop(t)
+		w = b.projector(test.flag)
+		b.await(test.flag, has("u-anna", "email", test.anna))
+		b.await(test.flag, has("u-carl", "email", test.carl))
+	}
+
+	before, etag := etagOf(t, w.url+"/v1/projections/order/o-1", "")
+	if before != http.StatusOK {
+		t.Fatal(before)
+	}
+	var done struct {
+		Key struct {
+			Topic     string `json:"topic"`
+			Destroyed int    `json:"destroyed"`
+		} `json:"key"`
+		Workers []string `json:"workers"`
+		Left    []struct {
+			Where string `json:"where"`
+			What  string `json:"what"`
+			Until string `json:"until"`
+		} `json:"left"`
+	}
+	if err := json.Unmarshal(b.must("projector", "forget", "user", "u-anna", "--json"), &done); err != nil {
+		t.Fatal(err)
+	}
+	if done.Key.Topic != "sealed.keys" || done.Key.Destroyed != 1 || len(done.Workers) != 1 {
+		t.Errorf("forget says %+v", done)
+	}
+	said := map[string]string{}
+	for _, l := range done.Left {
+		said[l.Where] += l.What + " | " + l.Until + "\n"
+	}
+	for where, want := range map[string]string{"sealed.keys": "24h0m0s from now", "sealed.enriched": "cannot be read any more", "sealed.events": "cannot be read any more", "sealed.order.snapshots": ""} {
+		if !strings.Contains(said[where], want) {
+			t.Errorf("forget says of %s: %s", where, said[where])
+		}
+	}
+	gone := func(when string) {
+		t.Helper()
+		all := b.answers(w)
+		if l := b.leaks("an answer", all, "u-anna"); l != nil {
+			t.Errorf("%s: %v\n%s", when, l, all)
+		}
+		if n := bytes.Count(all, []byte("encrypted, and not shown:")); n < 3 { // list, get, history
+			t.Errorf("%s: %d commands say that something is not shown:\n%s", when, n, all)
+		}
+		if err := has("u-bert", "email", b.secrets["u-bert"][0]+" ")(); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		for _, ask := range []string{"", "?at_version=1", "/history"} {
+			body, _, err := fetch(w.url + "/v1/projections/order/o-1" + ask)
+			if err != nil || !bytes.Contains(body, []byte(`"customer":null`)) || !bytes.Contains(body, []byte(`customer":"erased"`)) {
+				t.Errorf("%s: o-1%s: %s, %v", when, ask, body, err)
+			}
+		}
+		if _, status, _ := fetch(w.url + "/v1/projections/user/u-anna"); status != http.StatusNotFound {
+			t.Errorf("%s: the user: %d", when, status)
+		}
+	}
+	gone("at once")
+	if code, _ := etagOf(t, w.url+"/v1/projections/order/o-1", etag); code != http.StatusOK {
+		t.Errorf("who has the plaintext is told that it is still good: %d", code)
+	}
+	if err := b.send(both, `{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err == nil || !strings.Contains(err.Error(), "data.id: the subject was forgotten") {
+		t.Errorf("an event of who was forgotten: %v", err)
+	} else if l := b.leaks("the producer's message", []byte(err.Error()), "u-anna"); l != nil {
+		t.Error(l)
+	}
+	w.stop(t)
+	inside("after")
+	if err := os.RemoveAll(filepath.Join(b.dir, "one")); err != nil {
+		t.Fatal(err)
+	}
+	w = b.projector("--kek-file", both)
+	b.await("states made anew", has("u-bert", "email", b.secrets["u-bert"][0]+" "))
+	gone("with a new disk")
+	keys := map[string]bool{}
+	for _, r := range readCommitted(t, b.brokers, "sealed.keys") {
+		if strings.HasPrefix(string(r.Key), "key/") && strings.HasSuffix(string(r.Key), "/u-anna") {
+			keys[string(r.Key)] = r.Value != nil
+		}
+	}
+	for key, there := range keys {
+		if there {
+			t.Errorf("the last of %s is not null", key)
+		}
+	}
+	if len(keys) != 1 {
+		t.Errorf("keys of who was forgotten: %v", keys)
+	}
+	// A version that is built later is made of the same log.
+	text, err := os.ReadFile(b.topology)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(b.topology, bytes.Replace(text, []byte("customer: data.customer}"), []byte(`customer: data.customer, status: "'paid'"}`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	b.must("projector", "rebuild", "order")
+	b.await("version 2 to be comparable", func() error {
+		_, err := b.run("projector", "diff", "order")
+		return err
+	})
+	b.must("projector", "promote", "order")
+	b.await("answers of version 2", func() error {
+		body, _, err := fetch(w.url + "/v1/projections/order/o-2")
+		if err == nil && !(bytes.Contains(body, []byte(`"paid"`)) && bytes.Contains(body, []byte(b.secrets["u-bert"][1]))) {
+			err = fmt.Errorf("%s", body)
+		}
+		return err
+	})
+	gone("in another version")
+	w.stop(t)
+	processor.stop(t)
+	for _, file := range b.logs {
+		text, err := os.ReadFile(file)
+		if err != nil || len(text) == 0 {
+			t.Errorf("the log %s has %d bytes: %v", file, len(text), err)
+		}
+		if l := b.leaks("the log "+file, text, "u-anna", "u-bert"); l != nil {
+			t.Error(l)
+		}
+	}
+}
+
+// process starts a worker, whose log is kept.
+func (b *sealedBox) process(name string, args ...string) *worker {
+	b.t.Helper()
+	w := startWorker(b.t, name, append(args, b.flags...)...)
+	b.logs = append(b.logs, w.output)
+	return w
+}
+
+func (b *sealedBox) projector(args ...string) *worker {
+	b.t.Helper()
+	return b.process("projector", append([]string{"--instance", "one", "--data-dir", filepath.Join(b.dir, "one")}, args...)...)
+}
+
+// etagOf asks with a tag that is known already, and returns the status and the tag.
+func etagOf(t *testing.T, url, known string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if known != "" {
+		req.Header.Set("If-None-Match", known)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	return resp.StatusCode, resp.Header.Get("ETag")
+}
