@@ -1,0 +1,422 @@
+// Package deploy_test holds what Millrace is deployed with to what Millrace is:
+// every flag, variable, port and metric that a file here names exists, and what
+// the files promise of their containers (nobody is root, nothing is unpinned) is so.
+package deploy_test
+
+import (
+	"bytes"
+	"encoding/xml"
+	"maps"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"go.yaml.in/yaml/v4"
+
+	"millrace/pipeline/app"
+	"millrace/pipeline/kafka"
+)
+
+func readFile(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+func readYAML(t *testing.T, path string, into any) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(readFile(t, path)), into); err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+}
+
+// programs are the services, each as it is started.
+var programs = map[string]func(*app.Env) *cobra.Command{
+	"producer":  app.Producer,
+	"processor": app.Processor,
+	"projector": app.Projector,
+}
+
+// port is where a service answers: that of the default of its --listen.
+func port(t *testing.T, program string) string {
+	t.Helper()
+	run, _, err := programs[program](&app.Env{}).Find([]string{"run"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, p, err := net.SplitHostPort(run.Flag("listen").DefValue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+var variableForm = regexp.MustCompile(`MILLRACE_[A-Z0-9_]*[A-Z0-9]`)
+
+// variables returns the environment variables that a command takes.
+func variables(t *testing.T, cmd *cobra.Command) map[string]bool {
+	t.Helper()
+	known := map[string]bool{}
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		for _, v := range variableForm.FindAllString(f.Usage, -1) {
+			known[v] = true
+		}
+	})
+	if known["MILLRACE_REGISTRY"] { // its help names these in short
+		for _, v := range []string{"USER", "PASSWORD", "PASSWORD_FILE", "TOKEN", "TOKEN_FILE"} {
+			known["MILLRACE_REGISTRY_"+v] = true
+		}
+	}
+	if known["MILLRACE_BROKERS"] {
+		for _, p := range properties(t) {
+			known[kafka.EnvName(p)], known[kafka.EnvName(p)+"_FILE"] = true, true
+		}
+	}
+	return known
+}
+
+// properties are the Kafka client settings there are, as -X list shows them.
+func properties(t *testing.T) (names []string) {
+	t.Helper()
+	var list bytes.Buffer
+	if err := kafka.ListProperties(&list); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(list.String()) {
+		if line == "\n" {
+			break
+		}
+		names = append(names, strings.Fields(line)[0])
+	}
+	if len(names) < 10 {
+		t.Fatalf("-X list shows %v", names)
+	}
+	return names
+}
+
+// tryCommand runs a program with a command line and an environment as far as it
+// goes without a broker: it parses both, reads the topology and the settings of
+// the Kafka client, prints those and ends.
+func tryCommand(t *testing.T, program string, args []string, env map[string]string) {
+	t.Helper()
+	cmd, _, err := programs[program](&app.Env{}).Find(args)
+	if err != nil {
+		t.Errorf("%s %v: %v", program, args, err)
+		return
+	}
+	known := variables(t, cmd)
+	for name := range env {
+		if strings.HasPrefix(name, "MILLRACE_") && !known[name] {
+			t.Errorf("%s: the program knows no variable %s", program, name)
+		}
+	}
+	var stderr, stdout bytes.Buffer
+	e := &app.Env{
+		Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr, Now: time.Now,
+		LookupEnv: func(name string) (string, bool) { v, ok := env[name]; return v, ok },
+	}
+	code := e.Main(append(slices.Clone(args), "-X", "dump"), programs[program])
+	if code != app.ExitOK || !strings.Contains(stdout.String(), env["MILLRACE_BROKERS"]) {
+		t.Errorf("%s %v with %v: exit code %d\n%s%s", program, args, env, code, stdout.String(), stderr.String())
+	}
+}
+
+// isHealthcheck reports whether a container's test asks the program's own
+// /readyz, at the address of env.
+func isHealthcheck(t *testing.T, program string, test []string) bool {
+	t.Helper()
+	if len(test) < 3 || test[0] != "CMD" || test[1] != "/"+program {
+		return false
+	}
+	cmd, flags, err := programs[program](&app.Env{}).Find(test[2:])
+	return err == nil && cmd.Name() == "healthcheck" && cmd.ParseFlags(flags) == nil
+}
+
+// compose is what the tests look at of docker-compose.yml.
+type compose struct {
+	Services map[string]service
+	Volumes  map[string]any
+}
+
+type service struct {
+	Image       string
+	Build       struct{ Target string }
+	User        string
+	Profiles    []string
+	Command     []string
+	Environment map[string]string
+	Ports       []string
+	Volumes     []string
+	Tmpfs       []string
+	Healthcheck struct {
+		Test    []string
+		Disable bool
+	}
+	ReadOnly    bool                                  `yaml:"read_only"`
+	CapDrop     []string                              `yaml:"cap_drop"`
+	SecurityOpt []string                              `yaml:"security_opt"`
+	MemLimit    string                                `yaml:"mem_limit"`
+	StopGrace   time.Duration                         `yaml:"stop_grace_period"`
+	DependsOn   map[string]struct{ Condition string } `yaml:"depends_on"`
+}
+
+var interpolated = regexp.MustCompile(`\$\{(\w+):-([^}]*)\}`)
+
+func readCompose(t *testing.T) (c compose) {
+	t.Helper()
+	data := interpolated.ReplaceAllString(readFile(t, "../docker-compose.yml"), "$2")
+	if err := yaml.Unmarshal([]byte(data), &c); err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Services) < 7 {
+		t.Fatalf("docker-compose.yml has the services %v", slices.Sorted(maps.Keys(c.Services)))
+	}
+	return c
+}
+
+func TestComposeStartsProgramsAsTheyAre(t *testing.T) {
+	c := readCompose(t)
+	for name := range programs {
+		s, ok := c.Services[name]
+		if !ok {
+			t.Errorf("docker-compose.yml does not start the %s", name)
+			continue
+		}
+		if s.Build.Target != name || !strings.HasPrefix(s.Image, "millrace/"+name+":") {
+			t.Errorf("%s is the image %s, target %q", name, s.Image, s.Build.Target)
+		}
+		env := maps.Clone(s.Environment)
+		if env["MILLRACE_TOPOLOGY"] != "/etc/millrace/topology.yaml" || !slices.Contains(s.Volumes, "./topology.yaml:/etc/millrace/topology.yaml:ro") {
+			t.Errorf("%s reads the topology %q, with the volumes %v", name, env["MILLRACE_TOPOLOGY"], s.Volumes)
+		}
+		env["MILLRACE_TOPOLOGY"] = "../topology.yaml"
+		tryCommand(t, name, s.Command, env)
+		if want := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "INSIDE://"); env["MILLRACE_BROKERS"] != want {
+			t.Errorf("%s looks for Kafka at %q, which is at %q", name, env["MILLRACE_BROKERS"], want)
+		}
+		if want := "http://registry:" + c.Services["registry"].Environment["KARAPACE_PORT"]; env["MILLRACE_REGISTRY"] != want {
+			t.Errorf("%s looks for the registry at %q, which is at %q", name, env["MILLRACE_REGISTRY"], want)
+		}
+	}
+	if got := c.Services["producer"].Profiles; !slices.Equal(got, []string{"inject"}) {
+		t.Errorf("the producer's profiles are %v: it is started when asked for, with --profile inject", got)
+	}
+}
+
+// inside returns the address after a prefix, of those that a variable lists.
+func (c compose) inside(t *testing.T, service, variable, prefix string) string {
+	t.Helper()
+	for _, l := range strings.Split(c.Services[service].Environment[variable], ",") {
+		if addr, ok := strings.CutPrefix(l, prefix); ok {
+			return addr
+		}
+	}
+	t.Errorf("%s: %s has no %s", service, variable, prefix)
+	return ""
+}
+
+func TestComposeAnswersWhereItIsAsked(t *testing.T) {
+	c := readCompose(t)
+	var prometheus struct {
+		ScrapeConfigs []struct {
+			JobName       string                       `yaml:"job_name"`
+			StaticConfigs []struct{ Targets []string } `yaml:"static_configs"`
+		} `yaml:"scrape_configs"`
+	}
+	readYAML(t, "prometheus/prometheus.yml", &prometheus)
+	targets := map[string]string{}
+	for _, s := range prometheus.ScrapeConfigs {
+		targets[s.JobName] = s.StaticConfigs[0].Targets[0]
+	}
+	dockerfile := readFile(t, "../Dockerfile")
+	for _, name := range []string{"processor", "projector"} {
+		p := port(t, name)
+		if got := c.Services[name].Environment["MILLRACE_LISTEN"]; got != "0.0.0.0:"+p {
+			t.Errorf("%s listens on %q, want 0.0.0.0:%s: others are to reach it", name, got, p)
+		}
+		if got := targets[name]; got != name+":"+p {
+			t.Errorf("Prometheus asks the %s at %q, want %s:%s", name, got, name, p)
+		}
+		if !slices.Contains(c.Services[name].Ports, "127.0.0.1:"+p+":"+p) {
+			t.Errorf("%s has the ports %v on this machine, want %s", name, c.Services[name].Ports, p)
+		}
+		if !strings.Contains(dockerfile, "MILLRACE_LISTEN=0.0.0.0:"+p) || !strings.Contains(dockerfile, "EXPOSE "+p) {
+			t.Errorf("the image of the %s does not listen on and expose %s", name, p)
+		}
+	}
+	for name, s := range c.Services {
+		for _, p := range s.Ports {
+			if !strings.HasPrefix(p, "127.0.0.1:") {
+				t.Errorf("%s: the port %s is open to other machines, where nobody is asked who they are", name, p)
+			}
+		}
+	}
+	// A client on this machine that is given no address finds both.
+	_, brokerPort, _ := net.SplitHostPort(kafka.DefaultBroker)
+	if got := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "LOCAL://"); got != "localhost:"+brokerPort {
+		t.Errorf("Kafka sends clients of this machine to %q; the programs' default is %s", got, kafka.DefaultBroker)
+	}
+	if got, want := c.Services["registry"].Ports, app.DefaultRegistry[strings.LastIndex(app.DefaultRegistry, ":")+1:]; len(got) != 1 || !strings.HasPrefix(got[0], "127.0.0.1:"+want+":") {
+		t.Errorf("the registry is at %v on this machine; the programs' default is %s", got, app.DefaultRegistry)
+	}
+}
+
+var pinned = regexp.MustCompile(`:v?\d+\.\d+\.\d+(-[a-z0-9.]+)?$`)
+
+// writable are the services whose file system can't be read-only; docker-compose.yml
+// says why.
+var writable = []string{"kafka", "registry"}
+
+func TestComposeConfinesItsContainers(t *testing.T) {
+	c := readCompose(t)
+	total := 0
+	for name, s := range c.Services {
+		own := programs[name] != nil
+		if !own && !pinned.MatchString(s.Image) {
+			t.Errorf("%s: the image %s is not pinned to a version", name, s.Image)
+		}
+		// Our images have their user in the Dockerfile, which has a test below.
+		if user, _, _ := strings.Cut(s.User, ":"); !own && (user == "" || user == "0" || user == "root") {
+			t.Errorf("%s runs as %q", name, s.User)
+		}
+		if s.ReadOnly == slices.Contains(writable, name) {
+			t.Errorf("%s: read_only is %v", name, s.ReadOnly)
+		}
+		if !slices.Equal(s.CapDrop, []string{"ALL"}) || !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
+			t.Errorf("%s keeps privileges: cap_drop %v, security_opt %v", name, s.CapDrop, s.SecurityOpt)
+		}
+		mib, err := strconv.Atoi(strings.TrimSuffix(s.MemLimit, "m"))
+		if err != nil {
+			t.Errorf("%s: mem_limit %q, want a number and m", name, s.MemLimit)
+		}
+		total += mib
+		if limit := s.Environment["GOMEMLIMIT"]; limit != "" {
+			if heap, err := strconv.Atoi(strings.TrimSuffix(limit, "MiB")); err != nil || heap*100 < mib*80 || heap*100 > mib*92 {
+				t.Errorf("%s: GOMEMLIMIT %s of mem_limit %s, want about 90 %%", name, limit, s.MemLimit)
+			}
+		} else if own {
+			t.Errorf("%s has no GOMEMLIMIT", name)
+		}
+		switch {
+		case name == "producer":
+			if !s.Healthcheck.Disable {
+				t.Error("the producer ends by itself; it has nothing to be asked")
+			}
+		case own:
+			if !isHealthcheck(t, name, s.Healthcheck.Test) {
+				t.Errorf("%s: the health check is %v", name, s.Healthcheck.Test)
+			}
+		case len(s.Healthcheck.Test) < 2:
+			t.Errorf("%s has no health check", name)
+		}
+		if own && s.StopGrace <= transactionTimeout(t)+drain {
+			t.Errorf("%s is killed %v after it was told to stop, in the middle of its last transaction", name, s.StopGrace)
+		}
+		for on, d := range s.DependsOn {
+			if d.Condition != "service_healthy" {
+				t.Errorf("%s waits for %s to be %s", name, on, d.Condition)
+			}
+		}
+		for _, v := range s.Volumes {
+			from, _, _ := strings.Cut(v, ":")
+			if strings.HasPrefix(from, "./") {
+				if _, err := os.Stat(filepath.Join("..", from)); err != nil {
+					t.Errorf("%s: %v", name, err)
+				}
+			} else if _, ok := c.Volumes[from]; !ok {
+				t.Errorf("%s: there is no volume %s", name, from)
+			}
+		}
+	}
+	if total > 2048 {
+		t.Errorf("the containers may take %d MiB in all, more than 2 GiB", total)
+	}
+}
+
+// drain is what a stop takes besides the transaction: a batch and the HTTP
+// requests at hand, 5 s each.
+const drain = 10 * time.Second
+
+// transactionTimeout is the default of --transaction-timeout.
+func transactionTimeout(t *testing.T) time.Duration {
+	t.Helper()
+	run, _, err := app.Processor(&app.Env{}).Find([]string{"run"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := time.ParseDuration(run.Flag("transaction-timeout").DefValue)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+func TestComposeRunsTheKafkaThatIsTested(t *testing.T) {
+	var pom struct {
+		Version string `xml:"properties>kafka.version"`
+	}
+	if err := xml.Unmarshal([]byte(readFile(t, "../pipeline/e2e/kafkatest/pom.xml")), &pom); err != nil {
+		t.Fatal(err)
+	}
+	if got := readCompose(t).Services["kafka"].Image; got != "apache/kafka:"+pom.Version || pom.Version == "" {
+		t.Errorf("docker-compose.yml has %s; the tests run on %q", got, pom.Version)
+	}
+}
+
+func TestImagesHaveNoRootAndNoShell(t *testing.T) {
+	dockerfile := readFile(t, "../Dockerfile")
+	stages := regexp.MustCompile(`(?m)^FROM (?:--\S+ )?(\S+) AS (\S+)$`).FindAllStringSubmatch(dockerfile, -1)
+	from := map[string]string{}
+	for _, s := range stages {
+		from[s[2]] = s[1]
+	}
+	for name := range programs {
+		if from[name] != "base" {
+			t.Errorf("the image of the %s is made from %q, want base", name, from[name])
+		}
+		if !strings.Contains(dockerfile, `ENTRYPOINT ["/`+name+`"]`) {
+			t.Errorf("the image of the %s does not start it", name)
+		}
+	}
+	if from["base"] != "scratch" {
+		t.Errorf("base is made from %q, want scratch", from["base"])
+	}
+	if users := regexp.MustCompile(`(?m)^USER (.*)$`).FindAllStringSubmatch(dockerfile, -1); len(users) != 1 || users[0][1] != "65532:65532" {
+		t.Errorf("the images run as %v", users)
+	}
+	for _, want := range []string{"CGO_ENABLED=0", "-trimpath", "ARG VERSION", "ca-certificates.crt", "zoneinfo.zip"} {
+		if !strings.Contains(dockerfile, want) {
+			t.Errorf("the Dockerfile has no %s", want)
+		}
+	}
+	if !pinned.MatchString(from["build"]) {
+		t.Errorf("the compiler %s is not pinned", from["build"])
+	}
+	goVersion := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(readFile(t, "../go.mod"))
+	if !strings.HasPrefix(from["build"], "golang:"+goVersion[1]+".") {
+		t.Errorf("the compiler is %s, and go.mod wants %s", from["build"], goVersion[1])
+	}
+	// What is built is in the context, and what the Makefile sets is set here.
+	ldflag := regexp.MustCompile(`-X (\S+)=`)
+	have, want := ldflag.FindStringSubmatch(dockerfile), ldflag.FindStringSubmatch(readFile(t, "../Makefile"))
+	if have == nil || want == nil || have[1] != want[1] {
+		t.Errorf("the Dockerfile links the version to %v, the Makefile to %v", have, want)
+	}
+	ignored := readFile(t, "../.dockerignore")
+	for _, dir := range []string{"go.mod", "go.sum", "cmd", "pipeline", "schemas"} {
+		if !strings.Contains(ignored, "\n!"+dir+"\n") {
+			t.Errorf(".dockerignore leaves out %s", dir)
+		}
+	}
+}

@@ -1,0 +1,135 @@
+package deploy_test
+
+import (
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"millrace/pipeline/app"
+	"millrace/pipeline/kafka"
+)
+
+var update = flag.Bool("update", false, "write anew what is made from the code: tables in docs/operations.md, kubernetes/topology.yaml")
+
+// checkSection compares the part of docs/operations.md between the comments
+// <!-- name --> and <!-- /name --> with what it has to be.
+func checkSection(t *testing.T, name, want string) {
+	t.Helper()
+	const path = "../docs/operations.md"
+	doc := readFile(t, path)
+	begin, end := "<!-- "+name+" -->\n", "<!-- /"+name+" -->"
+	before, rest, ok := strings.Cut(doc, begin)
+	have, after, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no part between %q and %q", path, strings.TrimSpace(begin), end)
+	}
+	if have == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("the part %q of %s is not what the code says; go test ./deploy -update writes it:\n%s", name, path, want)
+	}
+	if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// What a document names exists: flags and variables of a program, files of the
+// repository, headings of a page.
+func TestDocumentsNameWhatThereIs(t *testing.T) {
+	flags, env := map[string]bool{}, map[string]bool{}
+	var collect func(cmd *cobra.Command)
+	collect = func(cmd *cobra.Command) {
+		cmd.Flags().VisitAll(func(f *pflag.Flag) { flags["--"+f.Name] = true })
+		maps.Copy(env, variables(t, cmd))
+		for _, sub := range cmd.Commands() {
+			collect(sub)
+		}
+	}
+	for _, program := range programs {
+		collect(program(&app.Env{}))
+	}
+	env["MILLRACE_TEST_KAFKA"] = true // of the tests
+	millrace := regexp.MustCompile("(?:producer|processor|projector) [a-z]+ [^`\n]*")
+	for _, doc := range []string{"../docs/operations.md", "../docs/docker.md"} {
+		text := readFile(t, doc)
+		for _, v := range variableForm.FindAllString(text, -1) {
+			if !env[v] {
+				t.Errorf("%s: no program knows the variable %s", doc, v)
+			}
+		}
+		for _, line := range millrace.FindAllString(text, -1) {
+			for _, f := range regexp.MustCompile(`(?:^| )(--[a-z-]+)`).FindAllStringSubmatch(line, -1) {
+				if !flags[f[1]] && f[1] != "--help" {
+					t.Errorf("%s: no program has the flag %s: %s", doc, f[1], line)
+				}
+			}
+		}
+		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(text, -1) {
+			target := doc
+			if link[1] != "" {
+				target = filepath.Join("../docs", link[1])
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", doc, err)
+			} else if link[2] != "" && !slices.Contains(anchors(readFile(t, target)), link[2]) {
+				t.Errorf("%s: %s has no heading #%s", doc, target, link[2])
+			}
+		}
+	}
+}
+
+// anchors returns what the headings of a page are linked by.
+func anchors(page string) (out []string) {
+	for _, h := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
+		h := strings.ToLower(regexp.MustCompile(`[^\w -]`).ReplaceAllString(h[1], ""))
+		out = append(out, strings.ReplaceAll(h, " ", "-"))
+	}
+	return out
+}
+
+// The flags of a worker in docs/operations.md are those of its help.
+func TestOperationsListsTheFlags(t *testing.T) {
+	rows := map[string]string{}
+	for _, name := range []string{"processor", "projector"} {
+		run, _, err := programs[name](&app.Env{}).Find([]string{"run"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		run.Flags().VisitAll(func(f *pflag.Flag) {
+			value, usage := pflag.UnquoteUsage(f)
+			variable := ""
+			if v := kafka.EnvName(f.Name); variables(t, run)[v] {
+				variable = "`" + v + "`"
+				usage = strings.NewReplacer(" (env "+v+")", "", "env "+v+"; ", "").Replace(usage)
+			}
+			def := f.DefValue
+			switch {
+			case f.Name == "listen":
+				def = "127.0.0.1:9101, 9102"
+			case def == "[]" || def == "false" || strings.Contains(usage, "(default: "):
+				def = ""
+			}
+			long := strings.TrimSpace("--" + f.Name + " " + value)
+			if f.Shorthand != "" {
+				long = "-" + f.Shorthand + ", " + long
+			}
+			rows[f.Name] = "| `" + long + "` | " + variable + " | " + strings.Trim(def, "[]") + " | " + strings.ReplaceAll(usage, "|", `\|`) + " |\n"
+		})
+	}
+	delete(rows, "help")
+	var b strings.Builder
+	b.WriteString("| flag | variable | default | what it says |\n| --- | --- | --- | --- |\n")
+	for _, name := range slices.Sorted(maps.Keys(rows)) {
+		b.WriteString(rows[name])
+	}
+	checkSection(t, "flags", b.String())
+}

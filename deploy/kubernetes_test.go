@@ -1,0 +1,304 @@
+package deploy_test
+
+import (
+	"errors"
+	"io"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+)
+
+// object is what the tests look at of a Kubernetes manifest. Fields that it lacks
+// are not looked at here; those it has are spelt as Kubernetes spells them.
+type object struct {
+	file     string
+	Kind     string
+	Metadata struct {
+		Name   string
+		Labels map[string]string
+	}
+	Data map[string]string
+	Spec struct {
+		ServiceName          string `yaml:"serviceName"`
+		Replicas             int
+		MaxUnavailable       int `yaml:"maxUnavailable"`
+		Ports                []struct{ Port int }
+		Selector             yaml.Node
+		VolumeClaimTemplates []object `yaml:"volumeClaimTemplates"`
+		Template             struct {
+			Metadata struct{ Labels map[string]string }
+			Spec     pod
+		}
+		Ingress []struct{ Ports []struct{ Port int } }
+
+		ScaleTargetRef  struct{ Kind, Name string } `yaml:"scaleTargetRef"`
+		MaxReplicaCount int                         `yaml:"maxReplicaCount"`
+		Triggers        []struct {
+			Type     string
+			Metadata map[string]string
+		}
+	}
+}
+
+type pod struct {
+	AutomountServiceAccountToken *bool `yaml:"automountServiceAccountToken"`
+	TerminationGrace             int   `yaml:"terminationGracePeriodSeconds"`
+	SecurityContext              struct {
+		RunAsNonRoot bool `yaml:"runAsNonRoot"`
+		RunAsUser    int  `yaml:"runAsUser"`
+		FSGroup      int  `yaml:"fsGroup"`
+	} `yaml:"securityContext"`
+	Containers []container
+	Volumes    []struct {
+		Name      string
+		ConfigMap struct{ Name string } `yaml:"configMap"`
+		Secret    struct {
+			SecretName string `yaml:"secretName"`
+		}
+	}
+}
+
+type container struct {
+	Name, Image string
+	Args        []string
+	EnvFrom     []struct {
+		ConfigMapRef struct{ Name string } `yaml:"configMapRef"`
+	} `yaml:"envFrom"`
+	Env []struct {
+		Name, Value string
+		ValueFrom   struct {
+			FieldRef struct {
+				FieldPath string `yaml:"fieldPath"`
+			} `yaml:"fieldRef"`
+		} `yaml:"valueFrom"`
+	}
+	Ports []struct {
+		ContainerPort int `yaml:"containerPort"`
+	}
+	StartupProbe    probe `yaml:"startupProbe"`
+	LivenessProbe   probe `yaml:"livenessProbe"`
+	ReadinessProbe  probe `yaml:"readinessProbe"`
+	Resources       struct{ Requests, Limits map[string]string }
+	SecurityContext struct {
+		AllowPrivilegeEscalation *bool `yaml:"allowPrivilegeEscalation"`
+		ReadOnlyRootFilesystem   bool  `yaml:"readOnlyRootFilesystem"`
+		Capabilities             struct{ Drop []string }
+	} `yaml:"securityContext"`
+	VolumeMounts []struct {
+		Name      string
+		MountPath string `yaml:"mountPath"`
+	} `yaml:"volumeMounts"`
+}
+
+type probe struct {
+	HTTPGet struct{ Path, Port string } `yaml:"httpGet"`
+	Timeout int                         `yaml:"timeoutSeconds"`
+}
+
+func readManifests(t *testing.T) (all []object) {
+	t.Helper()
+	files, err := filepath.Glob("kubernetes/*.yaml")
+	if err != nil || len(files) < 5 {
+		t.Fatalf("the manifests are %v (%v)", files, err)
+	}
+	for _, file := range files {
+		decode := yaml.NewDecoder(strings.NewReader(readFile(t, file)))
+		for {
+			o := object{file: file}
+			err := decode.Decode(&o)
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", file, err)
+			}
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+func find(t *testing.T, all []object, kind, name string) object {
+	t.Helper()
+	i := slices.IndexFunc(all, func(o object) bool { return o.Kind == kind && o.Metadata.Name == name })
+	if i < 0 {
+		t.Fatalf("there is no %s %s", kind, name)
+	}
+	return all[i]
+}
+
+func TestKubernetesStartsProgramsAsTheyAre(t *testing.T) {
+	all := readManifests(t)
+	for _, name := range []string{"processor", "projector"} {
+		set := find(t, all, "StatefulSet", name)
+		c := set.Spec.Template.Spec.Containers[0]
+		env := map[string]string{}
+		for _, from := range c.EnvFrom {
+			maps.Copy(env, find(t, all, "ConfigMap", from.ConfigMapRef.Name).Data)
+		}
+		for _, e := range c.Env {
+			env[e.Name] = e.Value
+			if from := e.ValueFrom.FieldRef.FieldPath; from != "" {
+				env[e.Name] = name + "-0"
+				if e.Name == "MILLRACE_INSTANCE" && from != "metadata.name" {
+					t.Errorf("%s: an instance is named by %s, want the pod's name, which comes back with it", name, from)
+				}
+			}
+		}
+		if env["MILLRACE_INSTANCE"] == "" || env["MILLRACE_STATIC"] != "true" {
+			t.Errorf("%s is no static member: instance %q, static %q", name, env["MILLRACE_INSTANCE"], env["MILLRACE_STATIC"])
+		}
+		mounted := map[string]string{}
+		for _, m := range c.VolumeMounts {
+			mounted[m.Name] = m.MountPath
+		}
+		for _, v := range set.Spec.Template.Spec.Volumes {
+			if v.ConfigMap.Name == "" {
+				continue
+			}
+			data := find(t, all, "ConfigMap", v.ConfigMap.Name).Data
+			if env["MILLRACE_TOPOLOGY"] != mounted[v.Name]+"/topology.yaml" || data["topology.yaml"] == "" {
+				t.Errorf("%s reads %s, and %s is mounted at %s", name, env["MILLRACE_TOPOLOGY"], v.ConfigMap.Name, mounted[v.Name])
+			}
+		}
+		// The files of the Secret are the cluster's; any others do here.
+		dir := t.TempDir()
+		for k, v := range env {
+			if secret := mounted["kafka"]; strings.HasPrefix(v, secret+"/") {
+				env[k] = filepath.Join(dir, filepath.Base(v))
+				if err := os.WriteFile(env[k], []byte("x"), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		env["MILLRACE_TOPOLOGY"] = "../topology.yaml"
+		tryCommand(t, name, c.Args, env)
+
+		p, _ := strconv.Atoi(port(t, name))
+		service := find(t, all, "Service", set.Spec.ServiceName)
+		policy := find(t, all, "NetworkPolicy", name)
+		if env["MILLRACE_LISTEN"] != "0.0.0.0:"+strconv.Itoa(p) || c.Ports[0].ContainerPort != p || service.Spec.Ports[0].Port != p || policy.Spec.Ingress[0].Ports[0].Port != p {
+			t.Errorf("%s: the ports of container, Service, NetworkPolicy and MILLRACE_LISTEN are not all %d", name, p)
+		}
+		for _, probe := range []struct {
+			probe
+			path string
+		}{{c.StartupProbe, "/startupz"}, {c.LivenessProbe, "/livez"}, {c.ReadinessProbe, "/readyz"}} {
+			// A check has two seconds to answer.
+			if probe.HTTPGet.Path != probe.path || probe.HTTPGet.Port != "http" || probe.Timeout < 3 {
+				t.Errorf("%s: the probe of %s is %+v", name, probe.path, probe.probe)
+			}
+		}
+	}
+}
+
+// The ConfigMap has the repository's topology, without the line that tells editors
+// where its JSON Schema is. -update writes it.
+func TestKubernetesRunsTheTopologyOfTheRepository(t *testing.T) {
+	const path = "kubernetes/topology.yaml"
+	want := readFile(t, "../topology.yaml")
+	if first, rest, _ := strings.Cut(want, "\n"); strings.HasPrefix(first, "# yaml-language-server:") {
+		want = rest
+	}
+	if find(t, readManifests(t), "ConfigMap", "millrace-topology").Data["topology.yaml"] == want {
+		return
+	}
+	if !*update {
+		t.Fatalf("%s is not the topology.yaml of the repository; go test ./deploy -update writes it", path)
+	}
+	head, _, _ := strings.Cut(readFile(t, path), "  topology.yaml: |\n")
+	var b strings.Builder
+	b.WriteString(head + "  topology.yaml: |\n")
+	for line := range strings.Lines(want) {
+		if line != "\n" {
+			b.WriteString("    ")
+		}
+		b.WriteString(line)
+	}
+	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestKubernetesConfinesItsPods(t *testing.T) {
+	all := readManifests(t)
+	for _, name := range []string{"processor", "projector"} {
+		set := find(t, all, "StatefulSet", name)
+		p := set.Spec.Template.Spec
+		if len(p.Containers) != 1 {
+			t.Fatalf("%s has %d containers", name, len(p.Containers))
+		}
+		c := p.Containers[0]
+		s := c.SecurityContext
+		if !p.SecurityContext.RunAsNonRoot || p.SecurityContext.RunAsUser != 65532 || !s.ReadOnlyRootFilesystem ||
+			s.AllowPrivilegeEscalation == nil || *s.AllowPrivilegeEscalation || !slices.Equal(s.Capabilities.Drop, []string{"ALL"}) ||
+			p.AutomountServiceAccountToken == nil || *p.AutomountServiceAccountToken {
+			t.Errorf("%s keeps privileges: %+v, %+v", name, p.SecurityContext, s)
+		}
+		if !pinned.MatchString(c.Image) || !strings.HasSuffix(strings.Split(c.Image, ":")[0], "/millrace/"+name) {
+			t.Errorf("%s is the image %s", name, c.Image)
+		}
+		if grace := time.Duration(p.TerminationGrace) * time.Second; grace <= transactionTimeout(t)+drain {
+			t.Errorf("%s is killed after %v, in the middle of its last transaction", name, grace)
+		}
+		if c.Resources.Requests["memory"] == "" || c.Resources.Requests["cpu"] == "" || c.Resources.Limits["memory"] == "" || c.Resources.Limits["cpu"] != "" {
+			t.Errorf("%s: resources %+v; want requests, a limit of memory and none of CPU", name, c.Resources)
+		}
+		if pdb := find(t, all, "PodDisruptionBudget", name); pdb.Spec.MaxUnavailable != 1 {
+			t.Errorf("%s: the cluster may take away %d pods at once", name, pdb.Spec.MaxUnavailable)
+		}
+		if got := set.Spec.Template.Metadata.Labels["app.kubernetes.io/name"]; got != name {
+			t.Errorf("the pods of %s have the name %q, by which others find them", name, got)
+		}
+	}
+	projector := find(t, all, "StatefulSet", "projector").Spec
+	if len(projector.VolumeClaimTemplates) != 1 || projector.VolumeClaimTemplates[0].Metadata.Name != "data" || projector.Template.Spec.SecurityContext.FSGroup != 65532 {
+		t.Error("the projector has no volume of its own for its data")
+	}
+	listed := struct{ Resources []string }{}
+	readYAML(t, "kubernetes/kustomization.yaml", &listed)
+	for _, o := range all {
+		file := filepath.Base(o.file)
+		apart := file == "kustomization.yaml" || file == "scaling.yaml"
+		if apart == slices.Contains(listed.Resources, file) {
+			t.Errorf("kustomization.yaml: %s is listed: %v", file, !apart)
+		}
+	}
+}
+
+func TestScalingGoesByAMetricThatThereIs(t *testing.T) {
+	all := readManifests(t)
+	scaled := find(t, all, "ScaledObject", "processor")
+	if to := scaled.Spec.ScaleTargetRef; to.Kind != "StatefulSet" || to.Name != find(t, all, "StatefulSet", "processor").Metadata.Name {
+		t.Errorf("it scales %+v", to)
+	}
+	have := allMetrics(t)
+	for _, trigger := range scaled.Spec.Triggers {
+		q := query{"scaling.yaml", trigger.Metadata["query"]}
+		metrics, _ := q.names()
+		if len(metrics) != 1 || have[metrics[0]] == nil {
+			t.Errorf("the query %q asks for %v", q.expr, metrics)
+		}
+	}
+	// More sessions than partitions have nothing to do.
+	sessions, _ := strconv.Atoi(find(t, all, "ConfigMap", "millrace-client").Data["MILLRACE_SESSIONS"])
+	var topology struct {
+		Topics    map[string]struct{ Partitions int }
+		Pipelines map[string]struct{ From string }
+	}
+	readYAML(t, "../topology.yaml", &topology)
+	most := 0
+	for _, p := range topology.Pipelines {
+		most = max(most, topology.Topics[p.From].Partitions)
+	}
+	if n := scaled.Spec.MaxReplicaCount; n*sessions > most || most == 0 {
+		t.Errorf("%d pods of %d sessions read %d partitions", n, sessions, most)
+	}
+}
