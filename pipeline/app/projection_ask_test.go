@@ -328,24 +328,28 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	}
 	again.done()
 
-	// An id of before a partition was told says so.
-	early := follow(t, at, "0-0")
-	if m := early.next("snapshot"); m.id != "" {
-		t.Errorf("before all is told, the id is %q", m.id)
+	// From the beginning, too, one can break off after each message.
+	for n := 1; n < 3; n++ {
+		start := follow(t, at+"?from=beginning", "")
+		got = nil
+		for range n {
+			m = start.next("snapshot")
+			got = append(got, m.aggregate(t))
+		}
+		start.done()
+		rest := follow(t, at, m.id)
+		for range 3 - n {
+			m = rest.next("snapshot")
+			got = append(got, m.aggregate(t))
+		}
+		rest.done()
+		if fmt.Sprint(got) != "[b@2 c@1 a@5]" || m.id != "0-8" {
+			t.Errorf("from the beginning, with a break after %d: %v, then go on at %s", n, got, m.id)
+		}
 	}
-	early.next("snapshot")
-	if m := early.next("snapshot"); m.id != "0-8" {
-		t.Errorf("with all told, go on at %q", m.id)
-	}
-	early.done()
-
-	start := follow(t, at+"?from=beginning", "")
-	got = nil
+	start := follow(t, at, "0-0")
 	for range 3 {
-		got = append(got, start.next("snapshot").aggregate(t))
-	}
-	if fmt.Sprint(got) != "[a@5 b@2 c@1]" {
-		t.Errorf("from the beginning: %v", got)
+		start.next("snapshot")
 	}
 	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-8,7-9").is(400, "partition 7")
 	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-9").is(400, "ends at 8")
@@ -358,6 +362,67 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 
 	ask(t, fw.api(), "/v1/projections/user/feed?from=yesterday").is(400)
 	ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "x").is(400)
+}
+
+// Of overlapping windows, one event changes several.
+func TestNobodyGoesOnBehindAnEventBeforeAllThatItChangedIsTold(t *testing.T) {
+	l := &following{next: 5, base: 5}
+	told := toldBatch{at: query.Position{Offset: 9}}
+	for i, next := range []int64{5, 7, 7, 7, 8} {
+		told.aggregates = append(told.aggregates, toldAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, next: next})
+	}
+	var got []string
+	c := l.fresh(told)
+	for i, a := range c.Aggregates {
+		got = append(got, fmt.Sprint(a.ID, ":", c.Next[i]))
+	}
+	if fmt.Sprint(got) != "[1:6 2:6 3:7 4:8]" || l.next != 9 {
+		t.Errorf("%v, then %d", got, l.next)
+	}
+	if c := l.fresh(told); len(c.Aggregates) > 0 {
+		t.Errorf("told again: %v", c.Aggregates)
+	}
+}
+
+// Too many to be put into the order of the log are told in that of their ids, and
+// only the last says where to go on.
+func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
+	w := newWorld(t)
+	fw := w.start()
+	add := fw.addWhileAsked()
+	for _, id := range []string{"c", "b", "a"} {
+		add(userCreated, id)
+	}
+	fw.run()
+	for _, c := range []struct {
+		most int
+		want string
+	}{{3, "[c:1 b:2 a:3]"}, {2, "[a: b: c:3]"}} {
+		l, err := fw.reader().join(0, &follower{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		p := &replaying{following: l, ctx: t.Context(), view: l.part.View(), f: func(c query.Changes) error {
+			for i, a := range c.Aggregates {
+				next := ""
+				if c.Next != nil {
+					next = fmt.Sprint(c.Next[i])
+				} else if i == len(c.Aggregates)-1 {
+					next = fmt.Sprint(l.joined)
+				}
+				got = append(got, a.ID+":"+next)
+			}
+			return nil
+		}}
+		err = p.byOffset(c.most)
+		p.flush(false)
+		if err = errors.Join(err, p.failed, p.view.Close()); err != nil || fmt.Sprint(got) != c.want {
+			t.Errorf("with %d at most: %v (%v), want %s", c.most, got, err, c.want)
+		}
+		fw.ps.feeds.leave(l.lane, &follower{})
+	}
+	fw.stop()
 }
 
 func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {

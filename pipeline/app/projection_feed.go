@@ -324,18 +324,23 @@ func (r *projectionReader) follow(ctx context.Context, start query.Start, partit
 	}
 }
 
-// fresh returns of what the queue had what was not told.
+// fresh returns of what the queue had what was not told. Several aggregates may have
+// changed by one event: nobody can go on behind it before all of them are told.
 func (l *following) fresh(t toldBatch) query.Changes {
 	c := query.Changes{At: t.at}
+	told := l.next
 	for _, a := range t.aggregates {
 		switch before, twice := l.seen[a.ID]; {
-		case !a.belated && a.next <= l.next, a.belated && a.next < l.base:
+		case !a.belated && a.next <= told, a.belated && a.next < l.base:
 			continue
 		case a.belated && twice && before == (seen{a.Version, a.Status}):
 			delete(l.seen, a.ID)
 			continue
 		}
 		l.next = max(l.next, a.next)
+		if n := len(c.Next); n > 0 && c.Next[n-1] == l.next {
+			c.Next[n-1] = max(told, l.next-1)
+		}
 		c.Aggregates, c.Next = append(c.Aggregates, a.Aggregate), append(c.Next, l.next)
 	}
 	l.next = max(l.next, t.at.Offset)
@@ -433,12 +438,12 @@ func (p *replaying) all(id string) error {
 	switch {
 	case id != "":
 		if a := p.get([]byte(id)); a != nil {
-			p.usual(id, a)
+			p.usual(id, a, a.Offset+1)
 		}
 	case first >= 0 && first <= p.next:
 		err = p.inOrder()
 	default:
-		err = p.view.Scan(familyState, nil, nil, false, p.see)
+		err = p.byOffset(maxSorted)
 	}
 	p.belatedUpTo(math.MaxInt64)
 	return err
@@ -492,10 +497,57 @@ func (p *replaying) inOrder() error {
 		}
 		p.belatedUpTo(offset)
 		if a := p.get(e.id); a != nil && a.Offset == offset {
-			p.usual(string(e.id), a)
+			p.usual(string(e.id), a, offset+1)
 		}
 		return p.failed == nil
 	})
+}
+
+// maxSorted is how many states are put into the order of the log for a replay: their
+// ids and offsets are in memory for that.
+const maxSorted = 1 << 18
+
+// byOffset goes through the states where there is no history to go by: in the
+// order of the log, if there are at most so many to tell, else in that of their ids.
+func (p *replaying) byOffset(most int) error {
+	type place struct {
+		offset int64
+		id     string
+	}
+	var places []place
+	var a fold.Aggregate
+	err := p.view.Scan(familyState, nil, nil, false, func(key, value []byte) bool {
+		if p.failed = fold.ViewAggregate(value, &a); p.failed != nil {
+			p.failed = damaged(key, p.failed)
+			return false
+		}
+		if a.Offset >= p.next && a.Offset < p.joined {
+			places = append(places, place{a.Offset, string(key)})
+		}
+		return len(places) <= most
+	})
+	if err != nil || p.failed != nil {
+		return err
+	}
+	if len(places) > most {
+		return p.view.Scan(familyState, nil, nil, false, p.see)
+	}
+	p.ordered = true
+	slices.SortFunc(places, func(a, b place) int { return cmp.Compare(a.offset, b.offset) })
+	for i, at := range places {
+		p.belatedUpTo(at.offset)
+		next := at.offset + 1
+		if i+1 < len(places) && places[i+1].offset == at.offset {
+			next = at.offset // see fresh
+		}
+		if a := p.get([]byte(at.id)); a != nil {
+			p.usual(at.id, a, next)
+		}
+		if p.failed != nil {
+			break
+		}
+	}
+	return nil
 }
 
 // see looks at a state, wherever it stands.
@@ -505,7 +557,7 @@ func (p *replaying) see(key, value []byte) bool {
 		p.failed = damaged(key, p.failed)
 		return false
 	}
-	p.usual(string(key), a)
+	p.usual(string(key), a, a.Offset+1)
 	return p.failed == nil
 }
 
@@ -524,11 +576,12 @@ func (p *replaying) get(id []byte) *fold.Aggregate {
 	return a
 }
 
-// usual tells an aggregate that changed by the event that it stands at.
-func (p *replaying) usual(id string, a *fold.Aggregate) {
-	next, belated := p.changed[id]
-	if a.Offset >= p.next && a.Offset < p.joined && !(belated && next > a.Offset) {
-		p.tell(id, a, a.Offset+1)
+// usual tells an aggregate that changed by the event that it stands at, and from
+// where to go on after it.
+func (p *replaying) usual(id string, a *fold.Aggregate, next int64) {
+	changed, belated := p.changed[id]
+	if a.Offset >= p.next && a.Offset < p.joined && !(belated && changed > a.Offset) {
+		p.tell(id, a, next)
 	}
 }
 
