@@ -5,6 +5,8 @@ VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev
 BIN      := build/bin
 LINT     := build/tools/golangci-lint-v2.15.0
 FUZZTIME := 30s
+# One way to compile for all but the race detector: what one step has compiled serves the next.
+PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
 .PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector docker clean
@@ -13,7 +15,7 @@ help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 build: ## static binaries of the four programs in build/bin
-	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -X millrace/pipeline/app.version=$(VERSION)' -o $(BIN)/ ./cmd/...
+	$(PLAIN) go build -ldflags '-s -w -X millrace/pipeline/app.version=$(VERSION)' -o $(BIN)/ ./cmd/...
 
 demo: build ## one checked run from events to states, 10,000 of them or EVENTS=FILE; report in build/demo.json
 	$(BIN)/sandbox demo --bin $(BIN) --out build/demo.json $(if $(EVENTS),--events '$(EVENTS)')
@@ -22,13 +24,13 @@ run: build ## everything, kept running until Ctrl-C
 	$(BIN)/sandbox up --bin $(BIN)
 
 test: lint ## formatting, vet, lint, and all tests with the race detector
-	go test -race ./...
+	go test -race -timeout 20m ./...
 
 # A test on a real broker has Kafka in its name. Each package has to have one that passed, and none skipped.
 # CDNOW names the purchases of a real shop, as JSON lines; without it, made-up events are used.
 test-kafka: build ## the end-to-end tests on a real Apache Kafka, started here or that of KAFKA_BROKERS
 	@for pkg in ./pipeline/e2e/kafkatest ./pipeline/e2e; do \
-		{ MILLRACE_TEST_KAFKA=1 MILLRACE_CDNOW='$(abspath $(CDNOW))' go test -count=1 -timeout 20m -v $$pkg; echo $$? >build/test-kafka.exit; } 2>&1 | tee build/test-kafka.log; \
+		{ $(PLAIN) MILLRACE_TEST_KAFKA=1 MILLRACE_CDNOW='$(abspath $(CDNOW))' go test -count=1 -timeout 20m -v $$pkg; echo $$? >build/test-kafka.exit; } 2>&1 | tee build/test-kafka.log; \
 		test "$$(cat build/test-kafka.exit)" = 0 || exit 1; \
 		if grep '^ *--- SKIP' build/test-kafka.log; then echo 'make test-kafka: skipped is not passed'; exit 1; fi; \
 		grep -q '^ *--- PASS: [^ ]*Kafka' build/test-kafka.log || { echo "make test-kafka: no test of $$pkg ran on a real Kafka"; exit 1; }; \
@@ -36,11 +38,11 @@ test-kafka: build ## the end-to-end tests on a real Apache Kafka, started here o
 
 lint: $(LINT) ## formatting, go vet and golangci-lint
 	@files=$$(gofmt -l .) && if [ -n "$$files" ]; then echo 'not formatted (make fmt does it):'; echo "$$files"; exit 1; fi
-	go vet ./...
-	$(LINT) run ./...
+	$(PLAIN) go vet ./...
+	$(PLAIN) $(LINT) run ./...
 
 $(LINT):
-	GOBIN='$(CURDIR)/build/tools' CGO_ENABLED=0 go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(@:build/tools/golangci-lint-%=%)
+	$(PLAIN) GOBIN='$(CURDIR)/build/tools' go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(@:build/tools/golangci-lint-%=%)
 	mv build/tools/golangci-lint $@
 
 fmt: ## format the Go files

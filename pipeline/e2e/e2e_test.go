@@ -100,7 +100,7 @@ func TestDemoOnTheSandbox(t *testing.T) {
 }
 
 func TestKillsInTheMidstChangeNothing(t *testing.T) {
-	calm, killed := demo(t, "--count", "40000"), demo(t, "--count", "40000", "--kill")
+	calm, killed := demo(t, "--count", "30000"), demo(t, "--count", "30000", "--kill")
 	calm.Seconds, killed.Seconds = 0, 0
 	if fmt.Sprint(calm) != fmt.Sprint(killed) {
 		t.Errorf("without kills %+v\nwith kills    %+v", calm, killed)
