@@ -1,0 +1,256 @@
+package codec
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"slices"
+	"strings"
+)
+
+// Unions. A bare value goes to the branch that takes it; where several do, to
+// the first that can encode it. AppendJSON tags a value exactly where the bare
+// one would be read as another branch, or as a tag.
+
+// appendUnion encodes v as a branch of the union.
+func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, error) {
+	if b, inner, ok := tagged(n, v); ok {
+		dst = binary.AppendVarint(dst, int64(b))
+		dst, err := appendAvro(dst, n.Branches[b], inner, depth+1, e)
+		if err != nil {
+			return dst, underKey(branchName(n.Branches[b]), err)
+		}
+		return dst, nil
+	}
+	start := len(dst)
+	var first error
+	for b := nextBranch(n, v, 0); b >= 0; {
+		next := nextBranch(n, v, b+1)
+		if next >= 0 && e == nil {
+			e = newEffort(n, v)
+		}
+		dst = binary.AppendVarint(dst[:start], int64(b))
+		var err error
+		if dst, err = appendAvro(dst, n.Branches[b], v, depth+1, e); err == nil {
+			return dst, nil
+		}
+		if first == nil {
+			first = err
+		}
+		switch {
+		case e != nil && e.refused:
+			return dst[:start], err
+		case next >= 0 && e.spent > e.most:
+			e.refused = true
+			return dst[:start], &PathError{Msg: `too many ways to read this as branches of unions: say which, as in {"branch": value}`}
+		}
+		b = next
+	}
+	if first != nil {
+		return dst[:start], first
+	}
+	return dst, expected(n, v)
+}
+
+// nextBranch returns the first branch from number b on that may take the value, -1
+// if there is none. Of records, only those come into question that have the fields
+// of an object; if no branch has them, it is the first record, whose error says
+// what is wrong.
+func nextBranch(n *Node, v any, b int) int {
+	for i := b; i < len(n.Branches); i++ {
+		if takes(n.Branches[i], v) && hasFields(n.Branches[i], v) {
+			return i
+		}
+	}
+	if b > 0 {
+		return -1
+	}
+	return slices.IndexFunc(n.Branches, func(branch *Node) bool { return takes(branch, v) })
+}
+
+// hasFields reports whether the node, if it is a record, has all fields of an
+// object, and the object all that it needs.
+func hasFields(n *Node, v any) bool {
+	m, ok := v.(map[string]any)
+	if !ok || n.Kind != Record {
+		return true
+	}
+	known := 0
+	for i := range n.Fields {
+		if _, ok := m[n.Fields[i].Name]; ok {
+			known++
+		} else if !n.Fields[i].HasDefault {
+			return false
+		}
+	}
+	return known == len(m)
+}
+
+// An effort bounds the search for the branch of a value that fits several, and may
+// have values within it that do so, too: tried without a bound, each level would
+// take several times as long as the one in it.
+type effort struct {
+	spent, most int  // values that were encoded
+	refused     bool // the search has ended; the error says so
+}
+
+func newEffort(n *Node, v any) *effort {
+	return &effort{most: 256 + (16+len(n.Branches))*countValues(v)}
+}
+
+// countValues returns how many values a value is made of.
+func countValues(v any) int {
+	n := 1
+	switch v := v.(type) {
+	case []any:
+		for _, item := range v {
+			n += countValues(item)
+		}
+	case map[string]any:
+		for _, item := range v {
+			n += countValues(item)
+		}
+	}
+	return n
+}
+
+// tagged returns the branch and the value of a tagged {"branch": value}, if v is
+// one. In a union with a single branch besides null the tag is never written,
+// so a map, and a record with such a field, win over it.
+func tagged(n *Node, v any) (branch int, inner any, ok bool) {
+	m, isObject := v.(map[string]any)
+	if !isObject || len(m) != 1 {
+		return 0, nil, false
+	}
+	for tag, inner := range m {
+		b := branchNamed(n, tag)
+		if b < 0 {
+			return 0, nil, false
+		}
+		if branches := n.Branches; single(n) {
+			other := branches[b]
+			if other.Kind == Map || other.Kind == Record && other.Field(tag) != nil {
+				return 0, nil, false
+			}
+		}
+		return b, inner, true
+	}
+	return 0, nil, false
+}
+
+// single reports whether the union has one branch besides null, or only one.
+func single(n *Node) bool {
+	others := 0
+	for _, b := range n.Branches {
+		if b.Kind != Null {
+			others++
+		}
+	}
+	return others <= 1
+}
+
+// branchNamed returns the number of the branch of that tag, or -1. The short
+// name of a named type will do where only one has it.
+func branchNamed(n *Node, tag string) int {
+	short := -1
+	for i, b := range n.Branches {
+		if b.Kind == Null {
+			continue
+		}
+		name := branchName(b)
+		if name == tag {
+			return i
+		}
+		if strings.HasSuffix(name, tag) && strings.HasSuffix(name[:len(name)-len(tag)], ".") {
+			if short >= 0 {
+				return -1
+			}
+			short = i
+		}
+	}
+	return short
+}
+
+func branchName(n *Node) string {
+	if n.Name != "" {
+		return n.Name
+	}
+	return n.Kind.String()
+}
+
+// takes reports whether a value of the JSON type of v may be one of the node's:
+// the first look, which leaves checking to the encoder.
+func takes(n *Node, v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return n.Kind == Null
+	case bool:
+		return n.Kind == Boolean
+	case string:
+		switch n.Kind {
+		case Int, Long:
+			return isTime(n)
+		case Float, Double:
+			return v == "NaN" || v == "Infinity" || v == "-Infinity"
+		case Enum:
+			return slices.Contains(n.Symbols, v)
+		}
+		return n.Kind == String || n.Kind == Bytes || n.Kind == Fixed
+	case []any:
+		return n.Kind == Array
+	case map[string]any:
+		return n.Kind == Map || n.Kind == Record
+	case []byte:
+		return n.Kind == Bytes || n.Kind == Fixed
+	}
+	switch n.Kind {
+	case Int, Long:
+		text, ok := numberText(v)
+		if !ok {
+			return false
+		}
+		_, exact := scaled(text, 0, 20)
+		return exact
+	case Float, Double:
+		return true
+	}
+	return n.Logical == "decimal"
+}
+
+// needsTag reports whether the bare form of a value of branch b would not be
+// read back as one.
+func needsTag(n *Node, b int, bare []byte) bool {
+	if single(n) {
+		return false
+	}
+	var shape any
+	switch bare[0] {
+	case 'n':
+		return false
+	case 't', 'f':
+		shape = true
+	case '"':
+		// Only a text that is itself in quotes, without escapes, is a symbol or
+		// NaN, so the escapes need not be undone.
+		shape = string(bare[1 : len(bare)-1])
+	case '[':
+		shape = []any(nil)
+	case '{':
+		for i := range n.Branches[b].Fields {
+			if branchNamed(n, n.Branches[b].Fields[i].Name) >= 0 {
+				return true
+			}
+		}
+		if n.Branches[b].Kind == Map {
+			return true
+		}
+		shape = map[string]any(nil)
+	default:
+		shape = json.Number(bare)
+	}
+	for i, branch := range n.Branches {
+		if i != b && takes(branch, shape) {
+			return true
+		}
+	}
+	return false
+}
