@@ -279,7 +279,7 @@ func TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted(t *testing.T) {
 
 	var mu sync.Mutex
 	both := []string{stays.url, goes.url}
-	single, resumed := newFeedReader(0), newFeedReader(17)
+	single, resumed := newFeedReader(0), newFeedReader(170)
 	stopSingle := single.follow(func() []string { return []string{stays.url} })
 	stopResumed := resumed.follow(func() []string {
 		mu.Lock()
