@@ -34,7 +34,7 @@ type chainHandler struct {
 	envelope   *envelope // nil if events have one, or their records say it all
 	headers    *chainHeaders
 	missers    []misser
-	maxBytes   int // largest key, value and headers that the topics take
+	limits     kafka.Limits // of what the topics take
 	now        func() time.Time
 	waits      bool // a stage of it does, so that for each event the clock has to be asked
 	log        *slog.Logger
@@ -82,7 +82,6 @@ func (s chainSetup) handler(pl *topology.Pipeline) *chainHandler {
 		headers:    newChainHeaders(pl),
 		missers:    missersOf(pl, chain, s.chains),
 		keepers:    newKeepers(s.topology, pl, chain, s.client, s.kept, s.now, s.log),
-		maxBytes:   maxRecord,
 		now:        s.now,
 		waits:      slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
 		log:        s.log,
@@ -102,6 +101,9 @@ type chainCounts struct {
 	dead    map[pipeline.Reason]int
 	example error // of a dead letter
 }
+
+// Limit implements [kafka.Limited].
+func (h *chainHandler) Limit(limits kafka.Limits) { h.limits = limits }
 
 // Handle implements [pipeline.Handler]. Of an event that becomes several, all
 // are written or none.
@@ -200,8 +202,8 @@ func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, key []b
 			return err
 		}
 	}
-	if n := len(key) + len(value) + headerBytes(headers); n > h.maxBytes {
-		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, topic, h.maxBytes)
+	if n, most := len(key)+len(value)+headerBytes(headers), h.limits.Record(topic); n > most {
+		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, topic, most)
 	}
 	n := len(h.outs)
 	h.outs = slices.Grow(h.outs, 1)[:n+1]
@@ -255,11 +257,16 @@ func (h *chainHandler) reject(in *pipeline.Record, out pipeline.Emitter, stage s
 	if h.envelope != nil && stage != stageDecode {
 		h.envelope.told.appendTo(&letter)
 	}
-	if room := h.maxBytes - len(letter.Key) - headerBytes(letter.Headers); len(letter.Value) > room {
+	truncate(&letter, h.limits.Record(h.deadLetter))
+	out.Emit(&letter)
+}
+
+// truncate cuts off the value of a dead letter of more than so many bytes.
+func truncate(letter *pipeline.Record, most int) {
+	if room := most - len(letter.Key) - headerBytes(letter.Headers); len(letter.Value) > room {
 		letter.Headers = append(letter.Headers, pipeline.Header{Key: headerTruncated, Value: []byte(strconv.Itoa(len(letter.Value)))})
 		letter.Value = letter.Value[:max(0, room-64)]
 	}
-	out.Emit(&letter)
 }
 
 // deadLetterOf returns the dead letter of a record, for a topic: by is what could
@@ -305,6 +312,9 @@ func isOwnHeader(key string) bool {
 	}
 	return false
 }
+
+// recordBytes is what [kafka.Limits] bound.
+func recordBytes(r *pipeline.Record) int { return len(r.Key) + len(r.Value) + headerBytes(r.Headers) }
 
 func headerBytes(headers []pipeline.Header) (n int) {
 	for _, h := range headers {

@@ -584,7 +584,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 
 // reference runs a pipeline, and expects what comes out.
 func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, source uint8, part, of uint64, counts *chainCounts) error {
-	r := c.rehearse(pl)
+	r := c.rehearse(pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
 		if err := r.assign(ctx, c.cluster, p, span.Start); err != nil {
@@ -802,7 +802,7 @@ func (c *comparison) explain(ctx context.Context) error {
 		wanted[wantedOf{d.In.Partition, d.In.Offset}] = append(wanted[wantedOf{d.In.Partition, d.In.Offset}], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := c.rehearse(c.pl)
+	r := c.rehearse(c.pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].Bounds
 		span.End = until[p]
