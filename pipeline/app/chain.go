@@ -34,7 +34,8 @@ type chainHandler struct {
 	envelope   *envelope // nil if events have one, or their records say it all
 	headers    *chainHeaders
 	missers    []misser
-	maxBytes   int // largest key, value and headers that the topics take
+	limits     kafka.Limits // of what the topics take
+	toMost     int          // bytes of a record, of to
 	now        func() time.Time
 	waits      bool // a stage of it does, so that for each event the clock has to be asked
 	log        *slog.Logger
@@ -77,12 +78,12 @@ func (s chainSetup) handler(pl *topology.Pipeline) *chainHandler {
 		old:        pl.Old,
 		ids:        s.ids,
 		toIDs:      s.ids[pl.To.Name],
+		toMost:     kafka.Limits(nil).Record(pl.To.Name), // until Limit says
 		chain:      chain,
 		envelope:   newEnvelope(pl.Bare),
 		headers:    newChainHeaders(pl),
 		missers:    missersOf(pl, chain, s.chains),
 		keepers:    newKeepers(s.topology, pl, chain, s.client, s.kept, s.now, s.log),
-		maxBytes:   maxRecord,
 		now:        s.now,
 		waits:      slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
 		log:        s.log,
@@ -102,6 +103,9 @@ type chainCounts struct {
 	dead    map[pipeline.Reason]int
 	example error // of a dead letter
 }
+
+// Limit implements [kafka.Limited].
+func (h *chainHandler) Limit(limits kafka.Limits) { h.limits, h.toMost = limits, limits.Record(h.to) }
 
 // Handle implements [pipeline.Handler]. Of an event that becomes several, all
 // are written or none.
@@ -180,17 +184,18 @@ func (h *chainHandler) append(e *pipeline.Event) error {
 		key = h.arena.keep(append(h.arena.grow(len(e.NewKey)), e.NewKey...))
 	}
 	if e.To == nil {
-		return h.write(e, h.to, h.toIDs, key)
+		return h.write(e, h.to, h.toIDs, h.toMost, key)
 	}
 	for _, topic := range e.To {
-		if err := h.write(e, topic, h.ids[topic], key); err != nil {
+		if err := h.write(e, topic, h.ids[topic], h.limits.Record(topic), key); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, key []byte) error {
+// write adds a record to outs, of so many bytes at most.
+func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, most int, key []byte) error {
 	value := h.arena.grow(frameSize + len(e.Body) + len(e.Arena))
 	value = h.arena.keep(e.Append(codec.AppendFrame(value, ids[e.Type])))
 	headers := e.Headers
@@ -200,8 +205,8 @@ func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, key []b
 			return err
 		}
 	}
-	if n := len(key) + len(value) + headerBytes(headers); n > h.maxBytes {
-		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, topic, h.maxBytes)
+	if n := len(key) + len(value) + headerBytes(headers); n > most {
+		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, topic, most)
 	}
 	n := len(h.outs)
 	h.outs = slices.Grow(h.outs, 1)[:n+1]
@@ -255,11 +260,16 @@ func (h *chainHandler) reject(in *pipeline.Record, out pipeline.Emitter, stage s
 	if h.envelope != nil && stage != stageDecode {
 		h.envelope.told.appendTo(&letter)
 	}
-	if room := h.maxBytes - len(letter.Key) - headerBytes(letter.Headers); len(letter.Value) > room {
+	truncate(&letter, h.limits.Record(h.deadLetter))
+	out.Emit(&letter)
+}
+
+// truncate cuts off the value of a dead letter of more than so many bytes.
+func truncate(letter *pipeline.Record, most int) {
+	if room := most - len(letter.Key) - headerBytes(letter.Headers); len(letter.Value) > room {
 		letter.Headers = append(letter.Headers, pipeline.Header{Key: headerTruncated, Value: []byte(strconv.Itoa(len(letter.Value)))})
 		letter.Value = letter.Value[:max(0, room-64)]
 	}
-	out.Emit(&letter)
 }
 
 // deadLetterOf returns the dead letter of a record, for a topic: by is what could
@@ -305,6 +315,9 @@ func isOwnHeader(key string) bool {
 	}
 	return false
 }
+
+// recordBytes is what [kafka.Limits] bound.
+func recordBytes(r *pipeline.Record) int { return len(r.Key) + len(r.Value) + headerBytes(r.Headers) }
 
 func headerBytes(headers []pipeline.Header) (n int) {
 	for _, h := range headers {

@@ -62,7 +62,7 @@ func benchChain(t testing.TB) (*chainHandler, []*pipeline.Record) {
 	}
 	return &chainHandler{
 		pipeline: pl.Name, to: pl.To.Name, deadLetter: pl.DeadLetter.Name,
-		decoder: d, layouts: pl.Layouts, toIDs: ids, chain: pl.Chain(), keepers: &keepers{now: time.Now}, maxBytes: maxRecord,
+		decoder: d, layouts: pl.Layouts, toIDs: ids, chain: pl.Chain(), keepers: &keepers{now: time.Now},
 		now: time.Now, log: slog.New(slog.DiscardHandler), metrics: newChainMetrics(prometheus.NewRegistry()),
 		arena: &arena{}, batch: chainCounts{dead: map[pipeline.Reason]int{}},
 	}, records

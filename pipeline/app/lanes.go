@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
@@ -54,6 +55,13 @@ func newLanes(s chainSetup, pl *topology.Pipeline, n int) *lanesHandler {
 		l.lanes = append(l.lanes, s.handler(pl))
 	}
 	return l
+}
+
+// Limit implements [kafka.Limited].
+func (l *lanesHandler) Limit(limits kafka.Limits) {
+	for _, h := range l.lanes {
+		h.Limit(limits)
+	}
 }
 
 // Handle implements [pipeline.Handler].

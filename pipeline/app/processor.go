@@ -66,7 +66,7 @@ type processor struct {
 func (p *processor) addFlags(flags *pflag.FlagSet) {
 	p.worker = p.env.WorkerFlags(flags, "processor", processorListen)
 	flags.StringSliceVar(&p.only, "pipeline", nil, "run only the `pipelines` of these names")
-	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "`MiB` that records at work in a pipeline may take, about; tables and what stages remember come on top")
+	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "`MiB` that records at work in a pipeline may take, about; tables and what stages remember come on top. No record is written that is larger than a quarter of a session's part")
 	flags.BoolVar(&p.tap, "tap", false, "show events to whoever asks at /v1/tap, see the command tap: they may hold what is not everybody's to see")
 	flags.StringSliceVar(&p.tapMask, "tap-mask", nil, "never show these fields there, by `path` or name; key is the key, and * all values")
 	p.env.BindEnv(flags, "pipeline", "memory", "tap", "tap-mask")
@@ -163,6 +163,9 @@ func (p *processor) loop(ctx context.Context, w *worker, pl *topology.Pipeline, 
 	}
 	cfg := w.loopConfig(pl.Name, loops)
 	cfg.Topics = []string{pl.From.Name}
+	for _, t := range append(pl.Writes(), besides(pl)...) {
+		cfg.Writes = append(cfg.Writes, t.Name)
+	}
 	cfg.Memory = p.memory << 20
 	cfg.Guarantee = kafka.Guarantee(pl.Guarantee)
 	lanes := concurrency(pl)

@@ -278,7 +278,11 @@ func (in *inspection) lookAtTopics(ctx context.Context, uses []*use) error {
 				in.say(stateFault, what, "this user may not %s: allow it", strings.Join(lack, ", "))
 				continue
 			}
-			in.say(stateOK, what, "%s", plural(have.Partitions, "partition"))
+			takes := ""
+			if have.MaxMessage > 0 && slices.Contains(u.ops, "WRITE") {
+				takes = fmt.Sprintf(", records of %s bytes at most", grouped(int64(in.cluster.Limits().Record(u.spec.Name))))
+			}
+			in.say(stateOK, what, "%s%s", plural(have.Partitions, "partition"), takes)
 			for _, key := range sortedKeys(u.spec.Config) {
 				if got, set := have.Config[key]; have.Config != nil && (!set || got != u.spec.Config[key]) {
 					in.say(stateNote, what, "%s is %s, but is declared as %s: processor apply sets it", key, orDefault(got, set), u.spec.Config[key])
@@ -386,7 +390,7 @@ func (d *dryRun) sample(ctx context.Context, w *worker, cluster kafka.Descriptio
 		d.print(checked{"events of " + pl.From.Name, stateNote, "there are none, for the topic does not exist"})
 		return nil
 	}
-	r := w.rehearse(pl)
+	r := w.rehearse(pl, cluster.Limits())
 	counts := chainCounts{dead: map[pipeline.Reason]int{}}
 	var written, letters []sampleRecord
 	err := d.read(ctx, w, pl, func(partition int32, next int64) error {

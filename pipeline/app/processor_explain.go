@@ -28,7 +28,8 @@ guarantee, limits, and every permission on Kafka that a worker needs. It takes t
 flags of run, and connects to nothing.
 
 With --acls it prints the commands that give the permissions, and no more: without
-any one of them a worker would not do its work.`,
+any one of them a worker would not do its work, but for DescribeConfigs. Without
+that one, it does not know how large the records of a topic may be.`,
 		Example: `  processor explain
   processor explain enrich --json
   processor explain --acls --principal User:processor | sh`,
@@ -129,7 +130,7 @@ type limitsPlan struct {
 	TransactionTimeout string `json:"transaction_timeout"`
 	SessionTimeout     string `json:"session_timeout"`
 	HoldsUp            string `json:"holds_up,omitempty"`
-	RecordBytes        int    `json:"record_bytes"`
+	RecordBytes        int    `json:"record_bytes"` // where a topic does not say what it takes
 	MemoryBytes        int    `json:"memory_bytes"`
 }
 
@@ -180,7 +181,7 @@ func (w *worker) explain(pl *topology.Pipeline) pipelinePlan {
 		Tables:      []tablePlan{}, State: []topicPlan{}, TransactionalIDs: []string{},
 		Limits: limitsPlan{
 			Sessions: loop.Sessions, CommitInterval: loop.CommitInterval.String(), TransactionTimeout: loop.TransactionTimeout.String(),
-			SessionTimeout: loop.SessionTimeout.String(), RecordBytes: maxRecord, MemoryBytes: cmp.Or(loop.Memory, kafka.DefaultMemory),
+			SessionTimeout: loop.SessionTimeout.String(), RecordBytes: kafka.Limits(nil).Record(""), MemoryBytes: cmp.Or(loop.Memory, kafka.DefaultMemory),
 		},
 		ACLs: pipelineACLs(w.topology, pl, create),
 	}
@@ -338,26 +339,31 @@ type acl struct {
 	Name      string `json:"name"`
 	Pattern   string `json:"pattern"` // literal, prefixed
 	For       string `json:"for"`     // what it is needed for
+	Optional  bool   `json:"optional,omitempty"`
 }
 
 // pipelineACLs returns the permissions that a worker of a pipeline needs, and no
-// others. READ and WRITE imply DESCRIBE. An idempotent producer needs no
-// permission of its own on brokers from 2.8 on (KIP-679).
+// others but those that are marked as optional. READ and WRITE imply DESCRIBE. An
+// idempotent producer needs no permission of its own on brokers from 2.8 on (KIP-679).
 func pipelineACLs(t *topology.Topology, pl *topology.Pipeline, create bool) (acls []acl) {
 	add := func(operation, resource, name, why string) {
 		same := func(a acl) bool { return a.Operation == operation && a.Resource == resource && a.Name == name }
 		if !slices.ContainsFunc(acls, same) {
-			acls = append(acls, acl{operation, resource, name, "literal", why})
+			acls = append(acls, acl{Operation: operation, Resource: resource, Name: name, Pattern: "literal", For: why, Optional: operation == "DescribeConfigs"})
 		}
+	}
+	write := func(topic, what string) {
+		add("Write", "topic", topic, what)
+		add("DescribeConfigs", "topic", topic, "optional: how large its records may be")
 	}
 	topics := append(append([]*topology.Topic{pl.From}, besides(pl)...), pl.Writes()...)
 	add("Read", "topic", pl.From.Name, "events")
 	for _, to := range pl.Writes() {
-		add("Write", "topic", to.Name, "what passes")
+		write(to.Name, "what passes")
 	}
-	add("Write", "topic", pl.DeadLetter.Name, "dead letters")
+	write(pl.DeadLetter.Name, "dead letters")
 	if pl.Receipts != nil {
-		add("Write", "topic", pl.Receipts.Name, "receipts")
+		write(pl.Receipts.Name, "receipts")
 	}
 	for _, table := range tablesOf(t, pl) {
 		if table.Topic != nil {
@@ -378,7 +384,7 @@ func pipelineACLs(t *topology.Topology, pl *topology.Pipeline, create bool) (acl
 	group := t.Name + "-" + pl.Name
 	add("Read", "group", group, "sharing the work, and offsets")
 	if pl.Guarantee == topology.ExactlyOnce {
-		acls = append(acls, acl{"Write", "transactional-id", group + "-", "prefixed", "transactions of every instance"})
+		acls = append(acls, acl{Operation: "Write", Resource: "transactional-id", Name: group + "-", Pattern: "prefixed", For: "transactions of every instance"})
 	}
 	if create {
 		for _, name := range names {
@@ -487,7 +493,7 @@ func (p *printer) pipeline(pl *pipelinePlan) {
 	if pl.Limits.HoldsUp != "" {
 		p.item("  waits of stages", 24, "up to "+pl.Limits.HoldsUp+" in a batch")
 	}
-	p.item("  record", 24, grouped(int64(pl.Limits.RecordBytes))+" bytes at most: key, value and headers")
+	p.item("  record", 24, fmt.Sprintf("key, value and headers: the topic's max.message.bytes less 512, or %s where that cannot be read; at most a quarter of a session's memory, and 64 MiB", grouped(int64(pl.Limits.RecordBytes))))
 	p.item("  memory", 24, fmt.Sprintf("%d MiB for records at work; tables and state come on top", pl.Limits.MemoryBytes>>20))
 	p.line("")
 	p.line("On Kafka")
@@ -504,7 +510,7 @@ func (p *printer) pipeline(pl *pipelinePlan) {
 		if a.Pattern == "prefixed" {
 			name += "*"
 		}
-		p.line("  allow %-8s %-16s %s  (%s)", a.Operation, a.Resource, name, a.For)
+		p.line("  allow %-15s %-16s %s  (%s)", a.Operation, a.Resource, name, a.For)
 	}
 }
 

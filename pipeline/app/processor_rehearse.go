@@ -96,7 +96,7 @@ type rehearsal struct {
 // endEvery is how many records are a batch of a rehearsal.
 const endEvery = 1000
 
-func (w *worker) rehearse(pl *topology.Pipeline) *rehearsal {
+func (w *worker) rehearse(pl *topology.Pipeline, limits kafka.Limits) *rehearsal {
 	ids := map[string][]int{}
 	for _, topic := range pl.Writes() {
 		ids[topic.Name] = make([]int, len(pl.Output))
@@ -105,10 +105,12 @@ func (w *worker) rehearse(pl *topology.Pipeline) *rehearsal {
 		}
 	}
 	unseen := prometheus.NewRegistry()
-	return &rehearsal{of: pl, chainHandler: chainSetup{
+	r := &rehearsal{of: pl, chainHandler: chainSetup{
 		topology: w.topology, schemas: w.registry, ids: ids, client: w.kafka,
 		chains: newChainMetrics(unseen), kept: newKeepMetrics(unseen), now: w.flags.env.Now, log: w.log,
 	}.handler(pl)}
+	r.Limit(limits)
+	return r
 }
 
 // typeOf returns the type of what was written, and its body.

@@ -248,7 +248,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 
 // reference runs a pipeline, and expects what comes out.
 func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, source uint8, part, of uint64, counts *chainCounts) error {
-	r := c.rehearse(pl)
+	r := c.rehearse(pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
 		if err := r.assign(ctx, c.cluster, p, span.Start); err != nil {

@@ -32,7 +32,7 @@ func (c *comparison) explain(ctx context.Context) error {
 		wanted[wantedOf{d.In.Partition, d.In.Offset}] = append(wanted[wantedOf{d.In.Partition, d.In.Offset}], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := c.rehearse(c.pl)
+	r := c.rehearse(c.pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].Bounds
 		span.End = until[p]

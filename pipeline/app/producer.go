@@ -288,6 +288,7 @@ func (p *producer) connect(ctx context.Context, w *way, keys *topology.Topic) er
 		return err
 	}
 	w.writer, w.close = out, out.Close
+	w.encoder.limits = out.Limits(ctx, w.topic.Name)
 	if keys == nil {
 		return nil
 	}

@@ -12,13 +12,10 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/seal"
 	"millrace/pipeline/topology"
 )
-
-// maxRecord is the largest key and value that the producer sends, in bytes: what
-// brokers take unless they are told otherwise, less room for the batch's head.
-const maxRecord = 1_000_000 - 512
 
 // producedType is an event type that the producer can send.
 type producedType struct {
@@ -35,7 +32,8 @@ type producedType struct {
 // eventEncoder turns events in JSON into records. It belongs to one goroutine.
 type eventEncoder struct {
 	topic  string
-	key    string // path of the key's field
+	limits kafka.Limits // of what it takes
+	key    string       // path of the key's field
 	types  []*producedType
 	byName map[string]*producedType
 	newID  func() string
@@ -161,9 +159,6 @@ func (e *eventEncoder) encode(line []byte, r *pipeline.Record, buf []byte) (*pro
 	if buf, err = appendKey(buf, t.layout.Node(t.key), e.view.Get(t.key)); err != nil {
 		return t, buf, &codec.PathError{Path: e.key, Msg: err.Error()}
 	}
-	if len(buf) > maxRecord {
-		return t, buf, fmt.Errorf("too large: %d bytes as a record, and at most %d are sent", len(buf), maxRecord)
-	}
 	at := e.now()
 	if t.time >= 0 {
 		if at, err = timeOf(t.layout.Node(t.time), e.view.Get(t.time)); err != nil {
@@ -186,7 +181,15 @@ func (e *eventEncoder) encode(line []byte, r *pipeline.Record, buf []byte) (*pro
 			return t, buf, err
 		}
 	}
-	return t, buf, nil
+	return t, buf, e.fits(r, "")
+}
+
+// fits returns an error for a record that is larger than the topic takes.
+func (e *eventEncoder) fits(r *pipeline.Record, how string) error {
+	if n, most := recordBytes(r), e.limits.Record(r.Topic); n > most {
+		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", n, how, r.Topic, most)}
+	}
+	return nil
 }
 
 // encrypt makes the encoder one of events whose tagged fields are encrypted.
@@ -221,11 +224,8 @@ func (e *eventEncoder) seal(t *producedType, subject string, r *pipeline.Record,
 	t.sealed.seal(&e.view, subject, key)
 	start := len(buf)
 	buf = e.view.Append(append(buf, r.Value[:body]...))
-	if size := len(buf) - start + len(r.Key); size > maxRecord {
-		return buf, &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record with its fields encrypted, and at most %d are sent", size, maxRecord)}
-	}
 	r.Value = buf[start:len(buf):len(buf)]
-	return buf, nil
+	return buf, e.fits(r, " with its fields encrypted")
 }
 
 // typeOf finds the type that the event names. A topic of a single type needs no

@@ -54,8 +54,8 @@ come from, each exactly once, with the key, value and headers that they had. Of
 the dlq. headers only dlq.attempt stays, by which a letter that dies again is
 known.
 
-Letters that a filter leaves out, that were cut off, that have died too often or
-that do not say where they come from stay: they are written to the end of the
+Letters that a filter leaves out, that were cut off, that have died too often,
+that are too large for where they come from or do not say where that is stay: they are written to the end of the
 dead letters' topic, in the same transaction, and the next run finds them.
 Letters that arrive during a run wait for the next.
 
@@ -182,6 +182,7 @@ const (
 	staysAttempts  = "died too often"
 	staysTruncated = "cut off"
 	staysNoSource  = "no known source"
+	staysTooLarge  = "too large for its topic"
 	staysLimit     = "beyond --max"
 	staysLater     = "came during the run"
 )
@@ -277,7 +278,7 @@ func (r *redriver) drive(ctx context.Context, cfg kafka.Config, log *slog.Logger
 	defer stop()
 	handler.stop = stop
 	loop, err := kafka.NewLoop(kafka.LoopConfig{
-		Client: cfg, Group: r.group, Topics: topics, Instance: r.instance, Logger: log,
+		Client: cfg, Group: r.group, Topics: topics, Writes: slices.Concat(topics, slices.Sorted(maps.Keys(r.filter.sources))), Instance: r.instance, Logger: log,
 		// Within a transaction no more is waited than a second.
 		MaxPoll:    handler.pace.perSecond(),
 		NewHandler: func(int) (pipeline.Handler, error) { return handler, nil },
@@ -294,6 +295,7 @@ type redriveHandler struct {
 	limit   int
 	pace    *pace
 	pending map[letterPlace]kafka.Bounds // what is to be dealt with
+	limits  kafka.Limits                 // of what the topics take
 	stop    func()                       // called when it is
 
 	batch redriveCounts         // of the batch at hand
@@ -330,6 +332,9 @@ func count(m *map[string]int, key string, n int) {
 	(*m)[key] += n
 }
 
+// Limit implements [kafka.Limited].
+func (h *redriveHandler) Limit(limits kafka.Limits) { h.limits = limits }
+
 // Handle implements [pipeline.Handler].
 func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 	place := letterPlace{in.Topic, in.Partition}
@@ -345,31 +350,39 @@ func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pi
 			why = staysLimit
 		}
 	}
-	back := *in
-	back.Partition = pipeline.KeyPartition
+	back := sentBack(in)
+	if why == "" && recordBytes(&back) > h.limits.Record(back.Topic) {
+		why = staysTooLarge
+	}
 	if why != "" {
 		if why != staysLater {
 			count(&h.batch.Stayed, why, 1)
 		}
-		back.Partition = in.Partition
-		out.Emit(&back)
+		stays := *in
+		out.Emit(&stays)
 		return nil
 	}
 	if err := h.pace.wait(ctx); err != nil {
 		return err
 	}
-	source, _ := in.Header(headerSourceTopic)
-	back.Topic = string(source)
-	back.Headers = make([]pipeline.Header, 0, len(in.Headers))
-	for _, have := range in.Headers {
-		if have.Key == headerAttempt || !isOwnHeader(have.Key) {
-			back.Headers = append(back.Headers, have)
-		}
-	}
 	h.batch.Sent++
 	count(&h.batch.To, back.Topic, 1)
 	out.Emit(&back)
 	return nil
+}
+
+// sentBack returns the record that a letter was, for the topic that it comes from.
+func sentBack(letter *pipeline.Record) pipeline.Record {
+	source, _ := letter.Header(headerSourceTopic)
+	back := *letter
+	back.Topic, back.Partition = string(source), pipeline.KeyPartition
+	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
+	for _, have := range letter.Headers {
+		if have.Key == headerAttempt || !isOwnHeader(have.Key) {
+			back.Headers = append(back.Headers, have)
+		}
+	}
+	return back
 }
 
 // Flush implements [pipeline.Handler].

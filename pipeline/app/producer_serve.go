@@ -308,6 +308,11 @@ func (in *intake) encode(encoder *eventEncoder, events []intakeEvent, header htt
 				continue
 			}
 		}
+		if err := encoder.fits(&f.record, ""); err != nil {
+			in.metrics.countRejected(f.typ)
+			faults = append(faults, faultOf(i, err, e.cloud))
+			continue
+		}
 		flights = append(flights, f)
 	}
 	return flights, faults

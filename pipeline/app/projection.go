@@ -178,6 +178,7 @@ type foldHandler struct {
 	batch    []*unit             // that the batch has read from
 	epoch    int                 // number of the batch
 	arena    arena
+	limits   kafka.Limits // of what the topics take
 
 	wake   func() // asks the session for a batch
 	rungMu sync.Mutex
@@ -191,6 +192,9 @@ func (ps *projections) newHandler(registry *codec.Registry) *foldHandler {
 	}
 	return h
 }
+
+// Limit implements [kafka.Limited].
+func (h *foldHandler) Limit(limits kafka.Limits) { h.limits = limits }
 
 // Assign implements [kafka.Assigner].
 func (h *foldHandler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, error) {
@@ -401,7 +405,7 @@ func (h *foldHandler) flush(u *unit, out pipeline.Emitter) error {
 		return err
 	}
 	for _, l := range u.lanes {
-		if err := l.publish(out, u.read, &h.arena); err != nil {
+		if err := l.publish(out, u.read, &h.arena, h.limits); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
 )
@@ -455,9 +456,11 @@ func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
 
 // publish emits the batch's dead letters and, if it is time, what is due and a
 // checkpoint: that everything below read, up to where the batch has read, is in
-// the snapshots then.
-func (l *lane) publish(out pipeline.Emitter, read int64, mem *arena) error {
+// the snapshots then. A dead letter is cut off where its topic does not take it; a
+// snapshot is bound by max_state alone, since a fold must not depend on a topic.
+func (l *lane) publish(out pipeline.Emitter, read int64, mem *arena, limits kafka.Limits) error {
 	for i := range l.outbox {
+		truncate(&l.outbox[i], limits.Record(l.late))
 		out.Emit(&l.outbox[i])
 	}
 	if len(l.outbox) > 0 {

@@ -407,6 +407,10 @@ func (v *versions) newLoop(l *versionLoop) (err error) {
 	snapshots := map[string]bool{}
 	for _, r := range l.readers {
 		snapshots[r.p.snapshots] = true
+		cfg.Writes = append(cfg.Writes, r.p.snapshots)
+		if r.p.late != "" && !slices.Contains(cfg.Writes, r.p.late) {
+			cfg.Writes = append(cfg.Writes, r.p.late)
+		}
 	}
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &versionHandler{foldHandler: l.ps.newHandler(v.w.registry), versions: v, of: l, snapshots: snapshots}, nil

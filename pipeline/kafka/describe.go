@@ -32,6 +32,7 @@ type TopicState struct {
 	TopicInfo
 	Replication int
 	Config      map[string]string // what is set for this topic, and no default; nil if it may not be seen
+	MaxMessage  int               // its max.message.bytes, set or not; 0 if it may not be seen
 	Allowed     Operations
 }
 
@@ -99,6 +100,17 @@ func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) 
 	return d, nil
 }
 
+// Limits returns what the topics take.
+func (d *Description) Limits() Limits {
+	limits := Limits{}
+	for name, t := range d.Topics {
+		if t.MaxMessage > 0 {
+			limits[name] = cut(t.MaxMessage, maxBatch)
+		}
+	}
+	return limits
+}
+
 // hide notes that something may not be seen, if that is what the error says.
 func (d *Description) hide(name string, err error) bool {
 	for _, denied := range []error{kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed, kerr.ClusterAuthorizationFailed} {
@@ -132,6 +144,7 @@ func (d *Description) topic(ctx context.Context, adm *kadm.Client, name string) 
 		if c, err = configs.On(name, nil); err == nil {
 			err = c.Err
 		}
+		state.MaxMessage, _ = maxMessage(c)
 		state.Config = map[string]string{}
 		for _, entry := range c.Configs {
 			if entry.Source == kmsg.ConfigSourceDynamicTopicConfig {

@@ -79,6 +79,7 @@ type LoopConfig struct {
 	Client    Config
 	Group     string
 	Topics    []string
+	Writes    []string  // topics whose own limit of size counts: see [Limited]; none
 	Guarantee Guarantee // ExactlyOnce
 
 	// Instance names this worker among those of its group and is the same
@@ -92,7 +93,8 @@ type LoopConfig struct {
 
 	// Memory is about how many bytes the sessions together may hold of records
 	// that were read, are handled or are being written; 256 MiB. What a batch
-	// may read, a fetch bring and a client buffer follow from it.
+	// may read, a fetch bring and a client buffer follow from it, and that no record
+	// is written that is larger than a quarter of a session's part.
 	Memory int
 	// MaxPoll is how many records are read at a time at most, which bounds how
 	// far a batch can run past its end; 4096. Give less if records take long.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -40,6 +41,10 @@ import (
 //  5. The context that stops the loop never reaches the call that ends a
 //     transaction: cancelling that would leave the outcome unknown.
 //  6. Offsets go with every transaction, and never go back: see held.go.
+//
+// A client's batches have the size that topics took when it was made. So when one
+// is too large for its topic, and that takes something else by now, the client is
+// thrown away after the batch has been rolled back, see tooLarge.
 
 // A poll brings at most maxPoll records, which bounds how far a batch can run past
 // its limit of time. Past its limit of bytes it runs by what is not foreseen: the
@@ -67,6 +72,7 @@ type session struct {
 
 	refused int // batches in a row that the group did not take
 
+	limits  Limits // what topics took when they were last asked
 	handler pipeline.Handler
 	alarm   alarm // anybody may ring
 	held    held  // also set by the group's callbacks
@@ -179,6 +185,12 @@ func (s *session) live(ctx context.Context) (anyCommitted bool, err error) {
 			if isFenced(err) {
 				return anyCommitted, s.fenced(b, err)
 			}
+			if errors.Is(err, kerr.MessageTooLarge) {
+				var anew bool
+				if anew, err = s.tooLarge(ctx, err); anew {
+					return anyCommitted, err
+				}
+			}
 			s.state.set(err.Error())
 			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait)
 			wait = sleep(ctx, wait)
@@ -233,7 +245,8 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("revoked", ps) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("lost", ps) }),
 	)
-	opts = append(opts, producerOptions(cfg.bufferedBytes())...)
+	var limits Limits // for good; the client asks for the first time when something is written
+	opts = append(opts, producerOptions(cfg.bufferedBytes(), func(topic string) int { return limits.batch(topic) })...)
 	if cfg.Protocol == ConsumerProtocol {
 		opts = append(opts, kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))
 	} else {
@@ -254,6 +267,7 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 			closeClient(cl)
 			return nil, err
 		}
+		limits = s.limit(ctx, cl)
 		return &groupClient{Client: cl}, nil
 	}
 	t, err := kgo.NewGroupTransactSession(append(opts,
@@ -277,7 +291,52 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 		closeClient(t.Client())
 		return nil, fmt.Errorf("taking over the transactional id %s: %w", s.txnID, err)
 	}
+	limits = s.limit(ctx, t.Client())
 	return &txnClient{GroupTransactSession: t, offsets: s.held.offsets}, nil
+}
+
+// limitsUnread is what the log says when the default has to do.
+const limitsUnread = "what topics take cannot be read, so their records are held to the default: allow DescribeConfigs on them"
+
+// limit finds out how large batches may be, and tells the handler. That it cannot
+// be read keeps nobody from working.
+func (s *session) limit(ctx context.Context, cl *kgo.Client) Limits {
+	limits, err := s.askLimits(ctx, cl)
+	if err != nil && s.number == 0 { // the others would say the same
+		s.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
+	}
+	s.log.Debug("what topics take", "bytes", limits)
+	s.limits = limits
+	if h, ok := s.handler.(Limited); ok {
+		h.Limit(limits)
+	}
+	return limits
+}
+
+// askLimits asks what the topics take. Of one that does not say, it is what it was.
+func (s *session) askLimits(ctx context.Context, cl *kgo.Client) (Limits, error) {
+	limits, err := askLimits(ctx, cl, s.loop.cfg.Writes, s.loop.cfg.bufferedBytes())
+	for topic, n := range s.limits {
+		if _, ok := limits[topic]; !ok {
+			limits[topic] = n
+		}
+	}
+	return limits, err
+}
+
+// tooLarge is for a batch of which something was too large for its topic. It asks
+// again what the topics take. If that is news, a new client makes its batches by it.
+// If not, nothing is mended by that, and the group is spared; the error says what
+// would help.
+func (s *session) tooLarge(ctx context.Context, err error) (anew bool, _ error) {
+	limits, unread := s.askLimits(ctx, s.client.Load())
+	switch {
+	case !maps.Equal(limits, s.limits):
+		return true, fmt.Errorf("%w; what the topics take has changed", err)
+	case unread != nil:
+		return false, fmt.Errorf("%w; what it takes cannot be read, so give it a max.message.bytes of %d or more, or allow DescribeConfigs on it (%w)", err, defaultBatch, unread)
+	}
+	return false, fmt.Errorf("%w; raise the topic's max.message.bytes", err)
 }
 
 // groupErrors hears why the group does not let a session in.

@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"log/slog"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -11,14 +12,17 @@ import (
 
 // producerOptions are those of everything that writes: every record is
 // acknowledged by all replicas in sync and written once, and its partition is
-// murmur2 of its key, as Java's default. buffered is how many bytes may wait.
-func producerOptions(buffered int) []kgo.Opt {
+// murmur2 of its key, as Java's default. buffered is how many bytes may wait. batch
+// returns how many a batch of a topic may have; the client asks once for each
+// partition, before it first writes there.
+func producerOptions(buffered int, batch func(topic string) int) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(partitioner()),
 		kgo.ProducerLinger(5 * time.Millisecond),
 		kgo.MaxBufferedRecords(1 << 16),
 		kgo.MaxBufferedBytes(buffered),
+		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(batch(topic)) }),
 	}
 }
 
@@ -49,7 +53,14 @@ func PartitionOf(key []byte, n int) int32 {
 
 // A Writer writes records outside of transactions: idempotent, in order per
 // key. It is safe for concurrent use, though order is only that of the calls.
-type Writer struct{ cl *kgo.Client }
+type Writer struct {
+	cl     *kgo.Client
+	log    *slog.Logger // may be nil
+	limits Limits
+}
+
+// writerBuffer is how many bytes of a Writer may be under way.
+const writerBuffer = 64 << 20
 
 // NewWriter returns a Writer; it connects with the first record.
 func NewWriter(cfg Config) (*Writer, error) {
@@ -57,11 +68,22 @@ func NewWriter(cfg Config) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	cl, err := kgo.NewClient(append(opts, producerOptions(64<<20)...)...)
-	if err != nil {
+	w := &Writer{log: cfg.Logger}
+	if w.cl, err = kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...); err != nil {
 		return nil, err
 	}
-	return &Writer{cl}, nil
+	return w, nil
+}
+
+// Limits asks what topics take, by which their records then go. It is called before
+// the first Write, if at all.
+func (w *Writer) Limits(ctx context.Context, topics ...string) Limits {
+	var err error
+	w.limits, err = askLimits(ctx, w.cl, topics, writerBuffer)
+	if err != nil && w.log != nil {
+		w.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
+	}
+	return w.limits
 }
 
 // Write hands a record to the client and returns; it waits only while too much

@@ -1,0 +1,248 @@
+package app
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kerr"
+	"github.com/twmb/franz-go/pkg/kfake"
+	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"millrace/pipeline"
+	"millrace/pipeline/kafka"
+)
+
+// All that look at the size of what they emit are told how large that may be.
+var _ = []kafka.Limited{(*chainHandler)(nil), (*lanesHandler)(nil), (*versionHandler)(nil), (*redriveHandler)(nil)}
+
+const limitedTopology = `
+name: t
+topics:
+  in: {partitions: 2, types: [Click], envelope: none, config: {max.message.bytes: "5000000"}}
+  out: {partitions: 2, config: {max.message.bytes: "%d"}}
+  dead: {partitions: 1, config: {max.message.bytes: "%d"}}
+pipelines: {p: {from: in, to: out, dead_letter: dead}}
+`
+
+// noise is a text that does not compress.
+func noise(n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte('0' + rand.Uint32()%64)
+	}
+	return string(b)
+}
+
+// sized is the event n, whose id has so many bytes.
+func (b *bench) sized(n int64, size int) *pipeline.Record {
+	r := b.click(noise(size), n, time.UnixMilli(1_800_000_000_000))
+	r.Key = fmt.Append(nil, n)
+	return r
+}
+
+// send writes to "in" what that takes.
+func (b *bench) send(records ...*pipeline.Record) {
+	b.Helper()
+	w, err := kafka.NewWriter(b.config())
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer w.Close()
+	w.Limits(b.Context(), "in")
+	for _, r := range records {
+		w.Write(b.Context(), r, func(err error) {
+			if err != nil {
+				b.Error(err)
+			}
+		})
+	}
+	if err := w.Flush(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// keys returns how often each key stands on a topic, and the last of its records.
+func (b *bench) keys(topic string) (counts map[string]int, last map[string]pipeline.Record) {
+	b.Helper()
+	counts, last = map[string]int{}, map[string]pipeline.Record{}
+	b.read(topic, func(r *pipeline.Record) {
+		counts[string(r.Key)]++
+		kept := pipeline.Record{Value: bytes.Clone(r.Value)}
+		for _, h := range r.Headers {
+			kept.Headers = append(kept.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
+		}
+		last[string(r.Key)] = kept
+	})
+	return counts, last
+}
+
+// Each event is either on the output or a dead letter, once, whatever goes wrong with
+// a batch: that which is too large for its topic is a dead letter, cut off as that
+// one's topic says.
+func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		fault *kfake.Fault
+	}{
+		{"nothing goes wrong", nil},
+		{"EndTxn refused", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.UnknownServerError, Count: 2}},
+		{"EndTxn applied, answered with a timeout", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.RequestTimedOut, Count: 2}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			b := newBench(t, fmt.Sprintf(limitedTopology, 20_000, 10_000))
+			b.start("0")
+			if test.fault != nil {
+				b.broker.Fault(*test.fault)
+			}
+			const n = 600
+			large := func(i int) bool { return i%100 == 50 }
+			var sent []*pipeline.Record
+			for i := range n {
+				sent = append(sent, b.sized(int64(i), map[bool]int{false: 300, true: 30_000}[large(i)]))
+			}
+			b.send(sent...)
+			b.caughtUp()
+			out, _ := b.keys("out")
+			dead, letters := b.keys("dead")
+			for i, r := range sent {
+				key := fmt.Sprint(i)
+				if out[key] != map[bool]int{false: 1}[large(i)] || dead[key] != map[bool]int{true: 1}[large(i)] {
+					t.Fatalf("event %d is %d times on the output, and %d times a dead letter", i, out[key], dead[key])
+				}
+				if !large(i) {
+					continue
+				}
+				letter := letters[key]
+				header := func(name string) string { v, _ := letter.Header(name); return string(v) }
+				if header(headerReason) != "too_large" || header(headerError) != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", recordBytes(r)) {
+					t.Errorf("the letter says %s: %s", header(headerReason), header(headerError))
+				}
+				if size := recordBytes(&letter); header(headerTruncated) != strconv.Itoa(len(r.Value)) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
+					t.Errorf("the letter has %d bytes, of %s", size, header(headerTruncated))
+				}
+			}
+		})
+	}
+}
+
+func TestALargeEventPassesWhereTheTopicsTakeIt(t *testing.T) {
+	b := newBench(t, fmt.Sprintf(limitedTopology, 5_000_000, 1_000_000))
+	b.start("0")
+	b.send(b.sized(1, 4_000_000), b.sized(2, 10))
+	b.caughtUp()
+	if out, last := b.keys("out"); len(out) != 2 || len(last["1"].Value) < 4_000_000 {
+		t.Errorf("%v came out, the large one with %d bytes", out, len(last["1"].Value))
+	}
+}
+
+// When the limit is lowered while the worker runs, it mends itself.
+func TestALoweredLimitMakesDeadLettersFromThenOn(t *testing.T) {
+	b := newBench(t, fmt.Sprintf(limitedTopology, 1_000_000, 1_000_000))
+	b.start("0")
+	b.send(b.sized(1, 300_000), b.sized(2, 10))
+	b.caughtUp()
+	if err := kafka.SetTopicConfig(t.Context(), b.config(), "out", map[string]string{"max.message.bytes": "20000"}); err != nil {
+		t.Fatal(err)
+	}
+	b.send(b.sized(3, 300_000), b.sized(4, 10))
+	b.caughtUp()
+	out, _ := b.keys("out")
+	dead, _ := b.keys("dead")
+	if fmt.Sprint(out) != "map[1:1 2:1 4:1]" || fmt.Sprint(dead) != "map[3:1]" {
+		t.Errorf("out %v, dead %v", out, dead)
+	}
+}
+
+func TestProducerSendGoesByWhatItsTopicTakes(t *testing.T) {
+	for _, test := range []struct {
+		takes, size int
+		want        string
+	}{
+		{20_000, 19_000, ""},
+		{20_000, 19_500, "too large: 19"},
+		{4_000_000, 3_000_000, ""},
+	} {
+		text := fmt.Sprintf(limitedTopology, 1_000_000, 1_000_000)
+		text = strings.Replace(text, "5000000", strconv.Itoa(test.takes), 1)
+		b := newBench(t, text)
+		input := filepath.Join(t.TempDir(), "in.jsonl")
+		large := fmt.Sprintf(`{"id":"k","n":1,"x":%q}`, noise(test.size))
+		if err := os.WriteFile(input, []byte(large+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var said bytes.Buffer
+		env := &Env{Stdout: &said, Stderr: &said, Now: time.Now}
+		file := b.file(text)
+		write(t, filepath.Join(filepath.Dir(file), "schemas", "Click.avsc"), []byte(`{"type": "record", "name": "Click", "fields": [
+			{"name": "id", "type": "string"}, {"name": "n", "type": "long"}, {"name": "x", "type": "string", "default": ""}]}`))
+		code := env.Main([]string{"send", input, "-t", file, "-b", b.config().Brokers[0], "-r", b.where, "--topic", "in", "--key", "id"}, Producer)
+		if (code == ExitOK) != (test.want == "") || !strings.Contains(said.String(), test.want) {
+			t.Errorf("%+v: exit code %d:\n%.500s", test, code, &said)
+		}
+	}
+}
+
+func TestALetterThatIsTooLargeForWhereItComesFromStays(t *testing.T) {
+	g := newGraveyard(t)
+	if err := kafka.SetTopicConfig(t.Context(), g.cfg, graveSource, map[string]string{"max.message.bytes": "2000"}); err != nil {
+		t.Fatal(err)
+	}
+	large := letter("large", "expression", 1)
+	large.Value = []byte(noise(5000))
+	g.write(large, letter("small", "expression", 1))
+	if got := g.sentBack(); got.Sent != 1 || got.Stayed[staysTooLarge] != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestALateEventThatIsTooLargeForTheDeadLettersIsCutOff(t *testing.T) {
+	w := newCounts(t, hours(0, 0))
+	w.counted("k", 0, 0, "a")
+	w.counted("k", 0, 2*time.Hour, "b")
+	w.counted("k", 0, 0, strings.Repeat("late", 1000))
+	fw := w.start()
+	fw.handler.Limit(kafka.Limits{testLate: 2512})
+	fw.run()
+	if len(w.letters) != 1 {
+		t.Fatalf("%d dead letters", len(w.letters))
+	}
+	if v, ok := w.letters[0].Header(headerTruncated); !ok || string(v) != strconv.Itoa(len(w.log[2].Value)) || recordBytes(&w.letters[0]) > 2000 {
+		t.Errorf("it has %d bytes, of %s", recordBytes(&w.letters[0]), v)
+	}
+	fw.stop()
+}
+
+// A chain of several lanes knows the limits in each of them.
+func TestEveryLaneKnowsTheLimits(t *testing.T) {
+	b := newBench(t, fmt.Sprintf(limitedTopology, 20_000, 10_000))
+	l := newLanes(chainSetup{topology: b.plan, schemas: b.registry, ids: map[string][]int{"out": b.ids}, now: time.Now,
+		chains: newChainMetrics(b.worker("0").metrics), log: b.worker("0").log}, b.plan.Pipelines[0], 4)
+	l.Limit(kafka.Limits{"out": 1000})
+	var out emitted
+	for i := range 20 {
+		r := b.sized(int64(i), 600)
+		r.Offset = int64(i)
+		if err := l.Handle(context.Background(), r, &out); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Flush(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range out {
+		if r.Topic != "dead" {
+			t.Errorf("%d bytes on %s", recordBytes(&r), r.Topic)
+		}
+	}
+	if len(out) != 20 {
+		t.Errorf("%d came out", len(out))
+	}
+}
