@@ -60,12 +60,14 @@ func benchChain(t testing.TB) (*chainHandler, []*pipeline.Record) {
 		}
 		records = append(records, &pipeline.Record{Topic: "events", Key: []byte("key-1"), Value: value, Time: time.UnixMilli(1), Taken: time.UnixMilli(2)})
 	}
-	return &chainHandler{
+	h := &chainHandler{
 		pipeline: pl.Name, to: pl.To.Name, deadLetter: pl.DeadLetter.Name,
 		decoder: d, layouts: pl.Layouts, toIDs: ids, chain: pl.Chain(), keepers: &keepers{now: time.Now},
 		now: time.Now, log: slog.New(slog.DiscardHandler), metrics: newChainMetrics(prometheus.NewRegistry()),
 		arena: &arena{}, batch: chainCounts{dead: map[pipeline.Reason]int{}},
-	}, records
+	}
+	h.Limit(nil)
+	return h, records
 }
 
 // lastRecord keeps what is emitted last.
