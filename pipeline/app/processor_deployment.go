@@ -3,7 +3,6 @@ package app
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -187,12 +186,5 @@ func writeDeployment(ctx context.Context, e *Env, w *worker) error {
 	if err != nil {
 		return err
 	}
-	out, err := kafka.NewWriter(w.kafka)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	var failed error
-	out.Write(ctx, &pipeline.Record{Topic: name, Partition: 0, Key: []byte(deploymentKey), Value: text, Time: d.Time}, func(err error) { failed = err })
-	return errors.Join(out.Flush(ctx), failed)
+	return kafka.WriteOnce(ctx, w.kafka, &pipeline.Record{Topic: name, Partition: 0, Key: []byte(deploymentKey), Value: text, Time: d.Time})
 }

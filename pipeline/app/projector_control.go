@@ -235,26 +235,17 @@ func readControl(ctx context.Context, cfg kafka.Config, topic string) (*controlS
 // sayControl writes records to the control topic, in order, nil for a value that is
 // taken back, and waits for them.
 func sayControl(ctx context.Context, cfg kafka.Config, topic string, now time.Time, said ...controlSaid) error {
-	out, err := kafka.NewWriter(cfg)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	faults := make([]error, len(said))
+	records := make([]*pipeline.Record, len(said))
 	for i, s := range said {
-		r := &pipeline.Record{Topic: topic, Key: []byte(s.key), Time: now}
+		records[i] = &pipeline.Record{Topic: topic, Key: []byte(s.key), Time: now}
 		if s.value != nil {
-			if r.Value, err = json.Marshal(s.value); err != nil {
+			var err error
+			if records[i].Value, err = json.Marshal(s.value); err != nil {
 				return err
 			}
 		}
-		out.Write(ctx, r, func(err error) {
-			if err != nil {
-				faults[i] = fmt.Errorf("writing %s to %s: %w", s.key, topic, err)
-			}
-		})
 	}
-	return errors.Join(append(faults, out.Flush(ctx))...)
+	return kafka.WriteOnce(ctx, cfg, records...)
 }
 
 type controlSaid struct {

@@ -390,22 +390,13 @@ func (x *erasure) destroy(ctx context.Context, w *worker, pr *topology.Projectio
 // bury writes a null in the place of each snapshot. The workers do so too, with
 // their next transaction; but that may be long in coming, if no events do.
 func (x *erasure) bury(ctx context.Context, w *worker, state *controlState, at time.Time) error {
-	out, err := kafka.NewWriter(w.kafka)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	var faults []error
+	var nulls []*pipeline.Record
 	for _, n := range state.numbers(x.Projection) {
 		topic := state.versions[x.Projection][n].Snapshots
-		out.Write(ctx, &pipeline.Record{Topic: topic, Partition: pipeline.KeyPartition, Key: []byte(x.ID), Time: at}, func(err error) {
-			if err != nil {
-				faults = append(faults, fmt.Errorf("writing a null to %s: %w", topic, err))
-			}
-		})
+		nulls = append(nulls, &pipeline.Record{Topic: topic, Partition: pipeline.KeyPartition, Key: []byte(x.ID), Time: at})
 		x.Tombstones = append(x.Tombstones, topic)
 	}
-	return errors.Join(append([]error{out.Flush(ctx)}, faults...)...)
+	return kafka.WriteOnce(ctx, w.kafka, nulls...)
 }
 
 // report finds out what is left, from how topics are configured.

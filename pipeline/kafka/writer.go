@@ -2,6 +2,8 @@ package kafka
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -108,6 +110,30 @@ func fill(out *kgo.Record, r *pipeline.Record) {
 			out.Headers[i] = kgo.RecordHeader(h)
 		}
 	}
+}
+
+// WriteOnce writes records, in order, by a client of its own, and returns when the
+// fate of each is known. The error names those that are not, or may not be, written.
+func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) error {
+	w, err := NewWriter(cfg)
+	if err != nil {
+		return err
+	}
+	results := make(chan error, len(records))
+	for _, r := range records {
+		w.Write(ctx, r, func(err error) {
+			if err != nil {
+				err = fmt.Errorf("writing %q to %s: %w", r.Key, r.Topic, err)
+			}
+			results <- err
+		})
+	}
+	errs := []error{w.Flush(ctx)}
+	w.Close() // fails what is still under way, if ctx has ended
+	for range records {
+		errs = append(errs, <-results)
+	}
+	return errors.Join(errs...)
 }
 
 // Flush waits until done was called for everything written so far.
