@@ -242,6 +242,7 @@ func createdEvents(at string, limit int) (ids []string, err error) {
 // at the other without a break and by one who goes from worker to worker, and the
 // events are listed; then it releases at one worker what is blocked at the other.
 func TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	b.declare(4, `, status: "data.name == 'bad' ? string(1 / (size(state.id) - size(data.id))) : 'active'"`)
 	var first strings.Builder

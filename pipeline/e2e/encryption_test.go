@@ -218,6 +218,7 @@ func (b *sealedBox) feed(url string) []byte {
 }
 
 func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newSealedBox(t)
 	first := b.keks("first", "2025")
 	if out, err := b.run("producer", "send", "--dry-run", os.DevNull); err != nil {

@@ -14,6 +14,7 @@ import (
 // TestWhatIsForgottenNeverComesBack forgets a user of whom events keep coming,
 // and lets the worker go on, restart, lose its disk, and build another version.
 func TestWhatIsForgottenNeverComesBack(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 2)
 	var first strings.Builder
 	for i := range rebuildUsers {

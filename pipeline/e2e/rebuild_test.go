@@ -317,6 +317,7 @@ func (r *reader) seen(version string) int {
 // TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead does all
 // of it while events come in and somebody reads.
 func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	var first strings.Builder
 	for i := range rebuildUsers {

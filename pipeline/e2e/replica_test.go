@@ -99,6 +99,7 @@ func (w *rebuildWorker) agrees(owner *rebuildWorker) {
 // workers and compares what they say; then it is left alone, restarted, and given the
 // disk of another worker.
 func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {
@@ -234,6 +235,7 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 // TestAReplicaFollowsTheLiveVersionWithoutAFailedRead reads from a replica alone
 // while another version is built, promoted and rolled back.
 func TestAReplicaFollowsTheLiveVersionWithoutAFailedRead(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {
@@ -303,6 +305,7 @@ func TestAReplicaFollowsTheLiveVersionWithoutAFailedRead(t *testing.T) {
 // standbys, and has the other take over, while events come in: nothing is lost, and
 // nothing is restored.
 func TestAStandbyGoesOnWhereAKilledWorkerWas(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {

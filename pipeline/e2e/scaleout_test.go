@@ -14,6 +14,7 @@ import (
 // workers and starts it again, and then kills it and starts it again, while
 // somebody reads from the one that stays, and events come in.
 func TestAnyOfTwoWorkersAnswersAnyQuestionWhileTheOtherIsRestarted(t *testing.T) {
+	t.Parallel() // it waits more than it works
 	b := newRebuildBox(t, 4)
 	var first strings.Builder
 	for i := range rebuildUsers {
