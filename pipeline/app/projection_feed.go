@@ -667,41 +667,77 @@ func (r *refused) get(eventID string) (query.Outcome, bool) {
 }
 
 // Outcome implements [query.Projection].
-func (r *projectionReader) Outcome(_ context.Context, eventID string) (query.Outcome, error) {
-	// What was refused may have been released and applied since.
+func (r *projectionReader) Outcome(_ context.Context, e query.Sought) (query.Outcome, error) {
 	lanes := r.fresh()
+	// The position first: what happens in between is seen.
+	passed := slices.ContainsFunc(lanes, func(l *lane) bool {
+		next, ok, err := l.part.Position()
+		return err == nil && ok && e.Next > 0 && l.source.Partition == e.Partition && next >= e.Next
+	})
+	// What was refused may have been released and applied since.
 	for _, l := range lanes {
 		if !r.history {
 			break
 		}
 		v := l.part.View()
-		e, ok, err := eventByID(v, []byte(eventID))
+		found, ok, err := eventByID(v, []byte(e.ID))
 		if err = errors.Join(err, v.Close()); err != nil {
 			return query.Outcome{}, err
 		}
 		if ok {
-			return query.Outcome{State: query.Applied, Aggregate: string(e.id), Version: e.version}, nil
+			return query.Outcome{State: query.Applied, Aggregate: string(found.id), Version: found.version}, nil
 		}
 	}
 	for _, l := range lanes {
-		if out, ok := l.refused.get(eventID); ok {
+		if out, ok := l.refused.get(e.ID); ok {
 			return out, nil
 		}
 	}
-	if out, ok := r.upstream.outcome(eventID); ok {
+	if out, ok := r.upstream.outcome(e.ID); ok {
 		return out, nil
 	}
-	if !r.history {
+	switch {
+	case !r.history:
 		return query.Outcome{}, query.ErrNoHistory
+	case passed:
+		return query.Outcome{State: query.Passed, Detail: fmt.Sprintf("the projection is past %d of partition %d and did not apply the event: it is of a type that the projection does nothing with, or was refused before this worker kept count, or stands elsewhere", e.Next-1, e.Partition)}, nil
 	}
-	return query.Outcome{State: query.Pending, Detail: r.unseen(eventID)}, nil
+	return query.Outcome{State: query.Pending, Detail: r.unseen(e.ID, "by the partitions that this worker has: it may be on its way, or stand with another worker")}, nil
 }
 
 // unseen says what may have become of an event that was not seen.
-func (r *projectionReader) unseen(eventID string) string {
-	text := "event " + eventID + " was not applied by the partitions that this worker has: it may be on its way, or stand with another worker"
+func (r *projectionReader) unseen(eventID, where string) string {
+	text := "event " + eventID + " was not applied " + where
 	if before := r.upstream.unheard(eventID); before != "" {
 		text += "; " + before
 	}
 	return text
+}
+
+// awaitAgain is how soon it is looked again for an event: what is in memory only, of a
+// partition that has become quiet, is seen when it is asked for again.
+const awaitAgain = 50 * time.Millisecond
+
+// Await implements [query.Projection]: of what this worker knows.
+func (r *projectionReader) Await(ctx context.Context, e query.Sought, wait time.Duration) (query.Outcome, error) {
+	over := time.NewTimer(wait)
+	defer over.Stop()
+	for last := wait <= 0; ; {
+		changed := r.Changed()
+		out, err := r.Outcome(ctx, e)
+		if err != nil || out.Final() || last {
+			return out, err
+		}
+		again := time.NewTimer(awaitAgain)
+		select {
+		case <-changed:
+		case <-again.C:
+		case <-over.C:
+			last = true
+		case <-ctx.Done():
+			again.Stop()
+			return out, ctx.Err()
+		}
+		again.Stop()
+	}
 }

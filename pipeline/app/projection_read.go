@@ -100,6 +100,11 @@ func (r *projectionReader) Describe() query.Description {
 	return query.Description{Name: r.p.name(), Version: r.p.fold.Hash(), Topic: r.topic, Snapshots: r.p.snapshots, State: r.p.fold.State(), Show: r.show}
 }
 
+// AllPartitions implements [query.Projection]: of the partitions that this worker has.
+func (r *projectionReader) AllPartitions(context.Context) ([]query.Position, map[int32]string, error) {
+	return r.Partitions(), nil, nil
+}
+
 // Partitions implements [query.Projection].
 func (r *projectionReader) Partitions() []query.Position {
 	out := []query.Position{}

@@ -277,7 +277,7 @@ func askGet(e *Env) *cobra.Command {
 
 func askList(e *Env) *cobra.Command {
 	cmd, a := askCommand(e, "list [NAME]", "List projections, or the aggregates of one",
-		"Lists the aggregates of a projection, a page of them: what gives the next page is said on\nstderr. Without NAME, lists the projections and how far they are.",
+		"Lists the aggregates of a projection, a page of them: what gives the next page is said on\nstderr. Without NAME, lists the projections and how far they are,\nwhichever worker has their partitions.",
 		"  projector list\n  projector list order --filter \"state.status == 'created'\" --sort -state.total_amount --limit 10",
 		func(_ *cobra.Command, args []string) error {
 			if len(args) > 1 {
@@ -348,6 +348,10 @@ func (a *asker) projections(ctx context.Context) error {
 			Topic      string          `json:"topic"`
 			Snapshots  string          `json:"snapshots"`
 			Partitions []askedPosition `json:"partitions"`
+			Absent     []struct {
+				Partition int32  `json:"partition"`
+				Detail    string `json:"detail"`
+			} `json:"absent"`
 		} `json:"projections"`
 	}
 	if done, err := a.ask(ctx, &all, "projections"); done || err != nil {
@@ -359,7 +363,14 @@ func (a *asker) projections(ctx context.Context) error {
 		for _, at := range p.Partitions {
 			folded, lag = folded+at.Offset, lag+at.Lag
 		}
-		t.row(p.Name, p.Version[:min(8, len(p.Version))], p.Topic, p.Snapshots, strconv.Itoa(len(p.Partitions)), strconv.FormatInt(folded, 10), strconv.FormatInt(lag, 10))
+		partitions := strconv.Itoa(len(p.Partitions))
+		if n := len(p.Absent); n > 0 {
+			partitions += " of " + strconv.Itoa(len(p.Partitions)+n)
+		}
+		for _, gone := range p.Absent {
+			t.say("%s, partition %d: %s", p.Name, gone.Partition, gone.Detail)
+		}
+		t.row(p.Name, p.Version[:min(8, len(p.Version))], p.Topic, p.Snapshots, partitions, strconv.FormatInt(folded, 10), strconv.FormatInt(lag, 10))
 	}
 	return t.flush()
 }

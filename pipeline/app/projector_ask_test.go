@@ -59,7 +59,7 @@ func TestProjectorScripts(t *testing.T) {
 
 // startProjector runs a projector in this process until stop is called, and
 // returns its address once it is ready.
-func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sandbox) (address string, stop func() error, err error) {
+func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sandbox, flags ...string) (address string, stop func() error, err error) {
 	listening := filepath.Join(dir, "projector.address")
 	var told lockedBuffer
 	signals := make(chan os.Signal, 1)
@@ -69,10 +69,10 @@ func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sand
 	}
 	exit := make(chan int, 1)
 	go func() {
-		exit <- env.Main([]string{
+		exit <- env.Main(append([]string{
 			"run", "-t", topology, "-b", box.Brokers()[0], "-r", box.RegistryURL(), "--sessions", "1", "--commit-interval", "20ms",
 			"--listen", "127.0.0.1:0", "--listen-file", listening, "--data-dir", filepath.Join(dir, "projector"),
-		}, Projector)
+		}, flags...), Projector)
 	}()
 	stop = func() error {
 		signals <- syscall.SIGTERM

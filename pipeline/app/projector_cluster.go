@@ -67,14 +67,9 @@ func (r *projectionReader) here() map[int32]bool {
 }
 
 // all returns the positions of all partitions from those that workers told, or
-// ErrElsewhere if some are not there: a part is no answer. A partition that
-// changes hands may be with two workers.
+// ErrElsewhere if some are not there: a part is no answer.
 func (c *clusterReader) all(at []query.Position) ([]query.Position, error) {
-	slices.SortFunc(at, func(a, b query.Position) int {
-		return cmp.Or(cmp.Compare(a.Partition, b.Partition), cmp.Compare(b.Offset, a.Offset))
-	})
-	at = slices.CompactFunc(at, func(a, b query.Position) bool { return a.Partition == b.Partition })
-	if len(at) == c.partitions {
+	if at = furthest(at); len(at) == c.partitions {
 		return at, nil
 	}
 	var missing []string
@@ -84,6 +79,15 @@ func (c *clusterReader) all(at []query.Position) ([]query.Position, error) {
 		}
 	}
 	return nil, fmt.Errorf("of %d partitions of %s, no worker that is ready has %s: %w", c.partitions, c.topic, strings.Join(missing, ", "), query.ErrElsewhere)
+}
+
+// furthest returns one position of each partition: one that changes hands may be with
+// two workers.
+func furthest(at []query.Position) []query.Position {
+	slices.SortFunc(at, func(a, b query.Position) int {
+		return cmp.Or(cmp.Compare(a.Partition, b.Partition), cmp.Compare(b.Offset, a.Offset))
+	})
+	return slices.CompactFunc(at, func(a, b query.Position) bool { return a.Partition == b.Partition })
 }
 
 // peerPatience is how long another worker gets to begin an answer.

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,7 +51,9 @@ type peer struct {
 	v       *versions
 	reader  *clusterReader
 	server  *httptest.Server
-	at      map[int32]int64 // next offset to be read
+	front   *httptest.Server // before it, if somebody overhears what it is asked
+	at      map[int32]int64  // next offset to be read
+	behind  atomic.Bool      // it has yet to catch up
 }
 
 const partyGroup = "party-projector"
@@ -82,6 +85,7 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 		}
 		return nil
 	}
+	ps.hidden = func(_ unitKey, left bool) bool { return left && w.v.others() || w.behind.Load() }
 	ps.end = func(string, int32) int64 { return 1 << 30 } // what is read is asked for while events are added
 	events := kafka.TopicInfo{Name: testTopic, ID: "t-1", Partitions: p.partitions}
 	one := &projection{fold: p.fold, partitions: p.partitions, identity: identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold), snapshots: testSnapshots, snapshotID: 100}
@@ -177,6 +181,10 @@ func (w *peer) kill() {
 	}
 	delete(w.peers, w.name)
 	w.server.CloseClientConnections()
+	if w.front != nil {
+		w.front.CloseClientConnections()
+		w.front.Close()
+	}
 	w.handler.close()
 	w.server.CloseClientConnections()
 	w.server.Close()

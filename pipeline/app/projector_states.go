@@ -22,6 +22,8 @@ import (
 //	GET /internal/v1/versions/{name}/{version}/{partition}?at=
 //	                                                       a partition's states, as of an offset
 //	GET /internal/v1/scan/{name}/{version}?after=          all that this worker has, by id
+//	GET /internal/v1/positions/{name}/{version}            how far its partitions are: []query.Position
+//	GET /internal/v1/outcome/{name}/{version}?event=&wait= what it knows of an event: outcomePart
 //	GET /internal/v1/events/{name}/{version}?page=         its part of a list of events: eventsPart
 //	GET /internal/v1/blocked/{name}/{version}?page=        its part of what is blocked: blockedPart
 //	POST /internal/v1/release/{name}/{version}?id=&skip=   releases what is blocked here: releasedPart
@@ -52,6 +54,8 @@ func (v *versions) serveInternal(mux interface{ Handle(string, http.Handler) }) 
 	mux.Handle("GET /internal/v1/versions", http.HandlerFunc(v.serveVersions))
 	mux.Handle("GET /internal/v1/versions/{name}/{version}/{partition}", http.HandlerFunc(v.serveStates))
 	mux.Handle("GET /internal/v1/scan/{name}/{version}", http.HandlerFunc(v.serveScan))
+	mux.Handle("GET /internal/v1/positions/{name}/{version}", v.serveReader((*projectionReader).servePositions))
+	mux.Handle("GET /internal/v1/outcome/{name}/{version}", v.serveReader((*projectionReader).serveOutcome))
 	mux.Handle("GET /internal/v1/events/{name}/{version}", v.serveReader((*projectionReader).serveEvents))
 	mux.Handle("GET /internal/v1/blocked/{name}/{version}", v.serveReader((*projectionReader).serveBlockedPart))
 	mux.Handle("POST /internal/v1/release/{name}/{version}", v.serveReader((*projectionReader).serveRelease))

@@ -2,6 +2,7 @@ package query
 
 import (
 	"errors"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,18 +14,16 @@ const statusBlocked = "blocked"
 
 // freshness is what an answer about now has to contain.
 type freshness struct {
-	event      string // this event, applied
-	partition  int32  // where it stands, if that was given
-	offset     int64  // -1 if not
+	event      Sought // this event, applied
 	minVersion int64
 	wait       time.Duration
 }
 
-func (f *freshness) asked() bool { return f.event != "" || f.minVersion > 0 }
+func (f *freshness) asked() bool { return f.event.ID != "" || f.minVersion > 0 }
 
 // freshness reads what a request says of it.
 func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok bool) {
-	f = freshness{event: r.FormValue("after_event"), offset: -1}
+	f = freshness{event: Sought{ID: r.FormValue("after_event")}}
 	if text := r.FormValue("min_version"); text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 1 {
@@ -45,14 +44,14 @@ func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok
 		partition, offset, found := strings.Cut(text, ":")
 		p, err := strconv.ParseInt(partition, 10, 32)
 		o, err2 := strconv.ParseInt(offset, 10, 64)
-		if !found || err != nil || err2 != nil || p < 0 || o < 0 {
+		if !found || err != nil || err2 != nil || p < 0 || o < 0 || o == math.MaxInt64 {
 			a.problem(w, http.StatusBadRequest, "after_position=%s: want partition and offset of the event, as 3:1234", text)
 			return f, false
 		}
-		f.partition, f.offset = int32(p), o
+		f.event.Partition, f.event.Next = int32(p), o+1
 	}
 	switch {
-	case f.offset >= 0 && f.event == "":
+	case f.event.Next > 0 && f.event.ID == "":
 		a.problem(w, http.StatusBadRequest, "after_position says where the event of after_event stands: give both")
 		return f, false
 	case f.wait > 0 && !f.asked():
@@ -75,16 +74,19 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 	}
 	id := r.PathValue("id")
 	done := a.until(w, r, p, f.wait, func() (bool, *problemAnswer) {
-		if f.event != "" {
-			known, problem := a.outcome(r, p, f)
-			if problem != nil && problem.Outcome == Pending {
-				if g, err := p.Get(r.Context(), id); err == nil && g.Status == statusBlocked {
-					return true, &problemAnswer{Status: http.StatusConflict, Outcome: Blocked, Detail: "an event of " + strconv.Quote(id) +
-						" cannot be folded, and those after it wait until it is released: 'projector blocked' shows why"}
-				}
+		if f.event.ID != "" {
+			// It is waited for where the aggregate is: whoever has that also knows whether
+			// it is blocked.
+			if g, err = p.Get(r.Context(), id); errors.Is(err, ErrElsewhere) {
+				return true, nil
 			}
-			if problem != nil || !known {
-				return known, problem
+			out, err := p.Outcome(r.Context(), f.event)
+			if err == nil && out.State == Pending && g.Status == statusBlocked {
+				return true, &problemAnswer{Status: http.StatusConflict, Outcome: Blocked, Detail: "an event of " + strconv.Quote(id) +
+					" cannot be folded, and those after it wait until it is released: 'projector blocked' shows why"}
+			}
+			if problem := notApplied(out, err); problem != nil {
+				return err != nil || out.Final(), problem
 			}
 		}
 		if g, err = p.Get(r.Context(), id); err != nil && !errors.Is(err, ErrNotFound) {
@@ -99,33 +101,62 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 	return g, done, err
 }
 
-// outcome reports whether the event was applied. If that is not so, the problem
-// says what is known; it is final if known is set.
-func (a *api) outcome(r *http.Request, p Projection, f freshness) (known bool, problem *problemAnswer) {
-	// The position first: what happens in between is seen.
-	passed := false
-	if f.offset >= 0 {
-		for _, at := range p.Partitions() {
-			passed = passed || at.Partition == f.partition && at.Offset > f.offset
+// arrived waits until an event was applied, wherever it belongs. If it is not in time,
+// or never will be, it answers with that as await does, and returns false.
+func (a *api) arrived(w http.ResponseWriter, r *http.Request, p Projection, f freshness) bool {
+	out, err := p.Await(r.Context(), f.event, 0)
+	if err == nil && !out.Final() && f.wait > 0 {
+		if !a.mayWait(w) {
+			return false
 		}
+		defer func() { <-a.waiting }()
+		out, err = p.Await(r.Context(), f.event, f.wait)
 	}
-	out, err := p.Outcome(r.Context(), f.event)
+	if r.Context().Err() != nil {
+		a.fail(w, r, r.Context().Err())
+		return false
+	}
+	problem := notApplied(out, err)
+	if problem != nil {
+		a.late(w, problem)
+	}
+	return problem == nil
+}
+
+// notApplied says what is known of an event if that is not that it was applied.
+func notApplied(out Outcome, err error) *problemAnswer {
+	status := http.StatusConflict
 	switch {
+	case errors.Is(err, ErrNoHistory):
+		return &problemAnswer{Status: http.StatusNotFound, Detail: err.Error()}
 	case err != nil:
-		status := http.StatusInternalServerError
-		if errors.Is(err, ErrNoHistory) {
-			status = http.StatusNotFound
-		}
-		return true, &problemAnswer{Status: status, Detail: err.Error()}
+		return &problemAnswer{Status: http.StatusInternalServerError, Detail: err.Error()}
 	case out.State == Applied:
-		return true, nil
-	case out.State != Pending:
-		return !out.Open, &problemAnswer{Status: http.StatusConflict, Outcome: out.State, Detail: out.Detail, Pipeline: out.Pipeline, Stage: out.Stage, Reason: out.Reason}
-	case passed:
-		return true, &problemAnswer{Status: http.StatusConflict, Outcome: Passed, Detail: "the projection is past " + strconv.FormatInt(f.offset, 10) +
-			" of partition " + strconv.Itoa(int(f.partition)) + " and did not apply the event: it is of a type that the projection does nothing with, or was refused before this worker kept count, or stands elsewhere"}
+		return nil
+	case out.State == Pending:
+		status = http.StatusGatewayTimeout
 	}
-	return false, &problemAnswer{Status: http.StatusGatewayTimeout, Outcome: Pending, Detail: out.Detail}
+	return &problemAnswer{Status: status, Outcome: out.State, Detail: out.Detail, Pipeline: out.Pipeline, Stage: out.Stage, Reason: out.Reason}
+}
+
+// late answers with why something is not there, or not yet.
+func (a *api) late(w http.ResponseWriter, problem *problemAnswer) {
+	if problem.Status == http.StatusGatewayTimeout {
+		w.Header().Set("Retry-After", "1")
+	}
+	a.writeProblem(w, *problem)
+}
+
+// mayWait takes a token of waiting, or says that there is none.
+func (a *api) mayWait(w http.ResponseWriter) bool {
+	select {
+	case a.waiting <- struct{}{}:
+		return true
+	default:
+	}
+	w.Header().Set("Retry-After", "1")
+	a.problem(w, http.StatusServiceUnavailable, "%d requests are waiting already, and no more may", maxWaiting)
+	return false
 }
 
 // until asks again whenever something has changed, until it is done or the wait
@@ -144,22 +175,15 @@ func (a *api) until(w http.ResponseWriter, r *http.Request, p Projection, wait t
 			return true
 		}
 		if done || last {
-			if problem.Status == http.StatusGatewayTimeout {
-				w.Header().Set("Retry-After", "1")
-			}
-			a.writeProblem(w, *problem)
+			a.late(w, problem)
 			return false
 		}
 		if !waits {
-			select {
-			case a.waiting <- struct{}{}:
-				defer func() { <-a.waiting }()
-				waits = true
-			default:
-				w.Header().Set("Retry-After", "1")
-				a.problem(w, http.StatusServiceUnavailable, "%d requests are waiting already, and no more may", maxWaiting)
+			if !a.mayWait(w) {
 				return false
 			}
+			defer func() { <-a.waiting }()
+			waits = true
 		}
 		soon := time.NewTimer(again)
 		select {

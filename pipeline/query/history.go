@@ -308,7 +308,7 @@ func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(failed, ErrNotFound):
 		answer := problemAnswer{Status: http.StatusNotFound, Detail: fmt.Sprintf("no event %q was applied to an aggregate that this worker has", r.PathValue("id"))}
 		for _, p := range a.projections {
-			if o, err := p.Outcome(r.Context(), r.PathValue("id")); err == nil && o.State != Pending {
+			if o, err := p.Outcome(r.Context(), Sought{ID: r.PathValue("id")}); err == nil && o.State != Pending {
 				answer.Outcome, answer.Pipeline, answer.Stage, answer.Reason = o.State, o.Pipeline, o.Stage, o.Reason
 				said := o.Detail
 				if o.Pipeline == "" {

@@ -89,7 +89,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	if fresh.event != "" && !a.until(w, r, p, fresh.wait, func() (bool, *problemAnswer) { return a.outcome(r, p, fresh) }) {
+	if fresh.event.ID != "" && !a.arrived(w, r, p, fresh) {
 		return
 	}
 
@@ -111,7 +111,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 		a.fail(w, r, err)
 		return
 	}
-	if fresh.event != "" {
+	if fresh.event.ID != "" {
 		out.AfterEvent = Applied
 	}
 	a.answer(w, r, out)

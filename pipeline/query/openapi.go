@@ -59,7 +59,7 @@ func OpenAPI() []byte {
 		"openapi": "3.1.0",
 		"info": object{
 			"title": "Millrace projector", "version": "1",
-			"description": "Questions about projections. Any worker of a group answers for all of them, or says that it cannot: never with a part, but for how far partitions are, in listProjections. HEAD works wherever GET does. A parameter that is not known is an error.",
+			"description": "Questions about projections. Any worker of a group answers for all of them, or says that it cannot: never with a part. HEAD works wherever GET does. A parameter that is not known is an error.",
 		},
 		"paths":      paths,
 		"components": object{"schemas": schemas},

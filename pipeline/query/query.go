@@ -52,6 +52,9 @@ type Projection interface {
 	Describe() Description
 	// Partitions returns how far each of those is that this worker has.
 	Partitions() []Position
+	// AllPartitions returns how far each partition is, whichever worker has it, and of
+	// which nobody can tell, with why.
+	AllPartitions(ctx context.Context) (at []Position, absent map[int32]string, err error)
 	// Get returns an aggregate. An error is ErrNotFound or ErrElsewhere, or
 	// else a failure.
 	Get(ctx context.Context, id string) (Aggregate, error)
@@ -90,10 +93,13 @@ type Projection interface {
 	// ErrBusy or ErrUnanswered.
 	Release(ctx context.Context, id string, skip bool) (Released, error)
 
-	// Outcome returns what is known to have become of an event.
-	Outcome(ctx context.Context, eventID string) (Outcome, error)
-	// Changed returns a channel that is closed when there may be something new.
+	// Outcome returns what this worker knows to have become of an event.
+	Outcome(ctx context.Context, e Sought) (Outcome, error)
+	// Changed returns a channel that is closed when that may be something else.
 	Changed() <-chan struct{}
+	// Await returns what is known to have become of an event, wherever that is known. It
+	// waits for so long while that may change yet.
+	Await(ctx context.Context, e Sought, wait time.Duration) (Outcome, error)
 	// Follow calls f with changes until the context ends, f returns an error or
 	// nothing more can follow (ErrMoved, ErrSlow, ErrAhead). First it tells from
 	// where on each partition is followed. Of a partition, changes come in the
@@ -136,6 +142,15 @@ type Event struct {
 	Body      []byte
 }
 
+// A Sought is an event of which somebody wants to know what became of it.
+type Sought struct {
+	ID string
+	// Next is the offset behind it, in that partition; 0 if it is not known where it
+	// stands.
+	Partition int32
+	Next      int64
+}
+
 // An Outcome is what became of an event in a projection, as far as is known.
 type Outcome struct {
 	State     OutcomeState
@@ -148,6 +163,9 @@ type Outcome struct {
 	// Open says that this may yet change for the better, soon.
 	Open bool
 }
+
+// Final reports whether there is nothing left to wait for.
+func (o *Outcome) Final() bool { return o.State != Pending && !o.Open }
 
 // OutcomeState is a constant word of the API.
 type OutcomeState string
@@ -421,7 +439,13 @@ func Unready(why string) http.Handler {
 // described is a projection in the list of them.
 type described struct {
 	Description
-	Partitions []Position `json:"partitions" doc:"Those that this worker has."`
+	Partitions []Position        `json:"partitions" doc:"How far each partition is, whichever worker has it."`
+	Absent     []absentPartition `json:"absent,omitempty" doc:"Partitions of which nobody can tell that. Left out if there is none."`
+}
+
+type absentPartition struct {
+	Partition int32  `json:"partition"`
+	Detail    string `json:"detail" doc:"Why: no worker has it, or the one that does has yet to catch up."`
 }
 
 type indexAnswer struct {
@@ -431,7 +455,16 @@ type indexAnswer struct {
 func (a *api) index(w http.ResponseWriter, r *http.Request) {
 	all := indexAnswer{[]described{}}
 	for _, p := range a.projections {
-		all.Projections = append(all.Projections, described{p.Describe(), p.Partitions()})
+		at, absent, err := p.AllPartitions(r.Context())
+		if err != nil {
+			a.fail(w, r, err)
+			return
+		}
+		d := described{Description: p.Describe(), Partitions: at}
+		for _, n := range slices.Sorted(maps.Keys(absent)) {
+			d.Absent = append(d.Absent, absentPartition{n, absent[n]})
+		}
+		all.Projections = append(all.Projections, d)
 	}
 	a.answer(w, r, all)
 }
@@ -515,7 +548,7 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := getAnswer{made: made{d.Name, d.Version}, Position: g.At, item: it}
-	if fresh.event != "" {
+	if fresh.event.ID != "" {
 		out.AfterEvent = Applied
 	}
 	a.answer(w, r, out)

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"millrace/pipeline/codec"
 )
@@ -24,13 +25,19 @@ func (b broken) Describe() Description { return Description{Name: "p", Version: 
 func (b broken) Partitions() []Position {
 	return []Position{{Partition: 3, Offset: 7, Lag: 1}}
 }
+func (b broken) AllPartitions(context.Context) ([]Position, map[int32]string, error) {
+	return nil, nil, b.err
+}
 func (b broken) Types() []*codec.Schema                               { return nil }
 func (b broken) Get(context.Context, string) (Aggregate, error)       { return Aggregate{}, b.err }
 func (b broken) GetAt(context.Context, string, At) (Aggregate, error) { return Aggregate{}, b.err }
 func (b broken) Event(context.Context, string) (Event, error)         { return Event{}, b.err }
 func (b broken) Why(context.Context, string) (Why, error)             { return Why{}, b.err }
-func (b broken) Outcome(context.Context, string) (Outcome, error)     { return Outcome{}, b.err }
-func (b broken) Changed() <-chan struct{}                             { return nil }
+func (b broken) Outcome(context.Context, Sought) (Outcome, error)     { return Outcome{}, b.err }
+func (b broken) Await(context.Context, Sought, time.Duration) (Outcome, error) {
+	return Outcome{}, b.err
+}
+func (b broken) Changed() <-chan struct{} { return nil }
 func (b broken) Scan(context.Context, string, func(Aggregate) bool) ([]Position, error) {
 	return nil, b.err
 }
@@ -60,7 +67,7 @@ func TestEveryErrorIsAProblem(t *testing.T) {
 		{errors.New("disk on fire"), http.StatusInternalServerError},
 	} {
 		h := Handler(slog.New(slog.DiscardHandler), broken{c.err})
-		for _, path := range []string{"/v1/projections/p", "/v1/projections/p/x", "/v1/projections/p/x?at_version=1", "/v1/projections/p/x/history", "/v1/projections/p/x/why", "/v1/projections/p/x/diff", "/v1/projections/p/feed", "/v1/blocked/p", "/v1/events/x"} {
+		for _, path := range []string{"/v1/projections", "/v1/projections/p", "/v1/projections/p/x", "/v1/projections/p/x?at_version=1", "/v1/projections/p/x/history", "/v1/projections/p/x/why", "/v1/projections/p/x/diff", "/v1/projections/p/feed", "/v1/blocked/p", "/v1/events/x"} {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
 			var problem struct {
