@@ -73,6 +73,9 @@ func (p *processor) addFlags(flags *pflag.FlagSet) {
 }
 
 func (p *processor) run(ctx context.Context) error {
+	if len(p.tapMask) > 0 && !p.tap {
+		return Usagef("--tap-mask needs --tap")
+	}
 	w, err := p.worker.start()
 	if err != nil {
 		return err
@@ -81,9 +84,6 @@ func (p *processor) run(ctx context.Context) error {
 	pipelines, err := p.pipelines(w.topology)
 	if err != nil {
 		return err
-	}
-	if len(p.tapMask) > 0 && !p.tap {
-		return Usagef("--tap-mask needs --tap")
 	}
 	if p.tap {
 		p.taps = newTaps(w.metrics, pipelines, p.tapMask, p.env.Now)
