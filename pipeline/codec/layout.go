@@ -303,13 +303,14 @@ func (w *walker) text(pos int) int {
 
 // validUTF8 is utf8.Valid with the short ASCII strings first that events are
 // made of.
-func validUTF8(b []byte) bool {
-	const high = 0x8080808080808080
+func validUTF8(b []byte) bool { return isASCII(b) || utf8.Valid(b) }
+
+func isASCII(b []byte) bool {
 	n := len(b)
 	if n < 8 {
 		for _, c := range b {
 			if c >= utf8.RuneSelf {
-				return utf8.Valid(b)
+				return false
 			}
 		}
 		return true
@@ -318,7 +319,7 @@ func validUTF8(b []byte) bool {
 	for i := 0; i+8 <= n; i += 8 {
 		all |= binary.LittleEndian.Uint64(b[i:])
 	}
-	return all&high == 0 || utf8.Valid(b)
+	return all&0x8080808080808080 == 0
 }
 
 // value walks over a value of any type.

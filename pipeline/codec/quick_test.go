@@ -34,3 +34,37 @@ func TestOrdinaryEventsNeedNoWalker(t *testing.T) {
 		}
 	}
 }
+
+// The texts of a map are looked at all at once, and one by one only if they are
+// not ASCII: then each has to be whole by itself.
+func TestTextsOfAMapAreUTF8EachByItself(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		texts []string // keys and values in turn
+		sure  bool
+	}{
+		{"ASCII", []string{"channel", "web", "region", "eu"}, true},
+		{"none", nil, true},
+		{"empty texts", []string{"", ""}, true},
+		{"a value of two bytes a letter", []string{"channel", "web", "city", "Åäö"}, true},
+		{"a key of three", []string{"都市", "京都", "a", "b"}, true},
+		{"half a letter at the end of a key", []string{"a\xc3", "b"}, false},
+		{"a letter cut in two by a length", []string{"a\xc3", "\xa4b"}, false},
+		{"one bad text after good ones", []string{"Å", "ä", "ö", "\xff"}, false},
+	} {
+		body := AppendLong(nil, int64(len(test.texts)/2))
+		for _, text := range test.texts {
+			body = AppendBytes(body, []byte(text))
+		}
+		if len(test.texts) > 0 {
+			body = append(body, 0)
+		}
+		want := -1
+		if test.sure {
+			want = len(body)
+		}
+		if got := texts(body, 0); got != want {
+			t.Errorf("%s: walked to %d, want %d", test.name, got, want)
+		}
+	}
+}
