@@ -303,14 +303,13 @@ func (w *walker) text(pos int) int {
 
 // validUTF8 is utf8.Valid with the short ASCII strings first that events are
 // made of.
-func validUTF8(b []byte) bool { return isASCII(b) || utf8.Valid(b) }
-
-func isASCII(b []byte) bool {
+func validUTF8(b []byte) bool {
+	const high = 0x8080808080808080
 	n := len(b)
 	if n < 8 {
 		for _, c := range b {
 			if c >= utf8.RuneSelf {
-				return false
+				return utf8.Valid(b)
 			}
 		}
 		return true
@@ -319,7 +318,7 @@ func isASCII(b []byte) bool {
 	for i := 0; i+8 <= n; i += 8 {
 		all |= binary.LittleEndian.Uint64(b[i:])
 	}
-	return all&0x8080808080808080 == 0
+	return all&high == 0 || utf8.Valid(b)
 }
 
 // value walks over a value of any type.

@@ -180,26 +180,14 @@ func texts(b []byte, pos int) int {
 		}
 		pos += 1 + int(b[pos]>>1)
 	}
-	// All at once: lengths of one byte are ASCII, too.
-	if pos > len(b) || !isASCII(b[first:pos]) && !validTexts(b[first:pos]) {
+	// All at once: a length of one byte is ASCII, too, and never part of a letter.
+	if pos > len(b) || !validUTF8(b[first:pos]) {
 		return -1
 	}
 	if pos < len(b) && b[pos] == 0 {
 		return pos + 1
 	}
 	return -1
-}
-
-// validTexts reports whether texts are UTF-8, that stand behind lengths of one byte.
-func validTexts(b []byte) bool {
-	for len(b) > 0 {
-		end := 1 + int(b[0]>>1)
-		if !validUTF8(b[1:end]) {
-			return false
-		}
-		b = b[end:]
-	}
-	return true
 }
 
 // items walks over the blocks of an array or a map.

@@ -35,8 +35,8 @@ func TestOrdinaryEventsNeedNoWalker(t *testing.T) {
 	}
 }
 
-// The texts of a map are looked at all at once, and one by one only if they are
-// not ASCII: then each has to be whole by itself.
+// The texts of a map are looked at all at once, with their lengths between them,
+// and yet each has to be whole by itself.
 func TestTextsOfAMapAreUTF8EachByItself(t *testing.T) {
 	for _, test := range []struct {
 		name  string
