@@ -26,8 +26,9 @@ const (
 // A leaf is a field that is not a plain record: paths descend through records,
 // and an array, a map or a union is a leaf as a whole. So leaves never overlap.
 type Layout struct {
-	steps []step
-	leafs []leaf
+	steps   []step
+	program program // of the steps
+	leafs   []leaf
 }
 
 type leaf struct {
@@ -38,10 +39,9 @@ type leaf struct {
 // A step walks over one leaf of the record, wanted or not. Plain records have
 // no steps of their own: their fields stand in line.
 type step struct {
-	quick quick
-	slot  int // -1 if nobody wants it
-	node  *Node
-	path  string
+	slot int // -1 if nobody wants it
+	node *Node
+	path string
 
 	// added: there is nothing in the body, but a leaf that is to be spliced in.
 	added  bool
@@ -76,6 +76,9 @@ func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
 	l := &Layout{}
 	if err := l.compile(base.Root(), s.Root(), "", wanted, 0); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name(), err)
+	}
+	for i := range l.steps {
+		l.program.leaf(&l.steps[i], i)
 	}
 	return l, nil
 }
@@ -114,7 +117,7 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 			}
 			continue
 		}
-		st := step{quick: newQuick(f.Type, 0), slot: -1, node: f.Type, path: path}
+		st := step{slot: -1, node: f.Type, path: path}
 		if wanted[path] {
 			st.slot = len(l.leafs)
 			l.leafs = append(l.leafs, leaf{path, f.Type})
@@ -164,45 +167,38 @@ func (e *WalkError) Error() string {
 // reader takes the last.
 func (l *Layout) Walk(body []byte, v *pipeline.View) error {
 	v.Reset(body, len(l.leafs))
-	pos, empty := 0, 0
+	if l.program.walk(body, v, l.steps) {
+		return nil
+	}
+	return l.carefully(body, v)
+}
+
+// add gives the view a leaf that is not in the body, at its place there.
+func (s *step) add(v *pipeline.View, pos int) {
+	v.SetSpan(s.slot, pipeline.Span{Start: pos, End: pos})
+	v.Set(s.slot, s.preset)
+}
+
+// carefully walks over a body value by value, so as to say what is wrong with it.
+func (l *Layout) carefully(body []byte, v *pipeline.View) error {
+	w := walker{buf: body}
+	pos := 0
 	for i := range l.steps {
 		s := &l.steps[i]
 		if s.added {
-			v.SetSpan(s.slot, pipeline.Span{Start: pos, End: pos})
-			v.Set(s.slot, s.preset)
+			s.add(v, pos)
 			continue
 		}
-		// The commonest first, in line.
-		end := -1
-		switch at := uint(pos); {
-		case at >= uint(len(body)):
-			end = s.quick.walk(body, pos)
-		case s.quick.op == quickText && body[at]&0x81 == 0:
-			if n := at + 1 + uint(body[at]>>1); n <= uint(len(body)) && validUTF8(body[at+1:n]) {
-				end = int(n)
-			}
-		case s.quick.op == quickLong && body[at] < 0x80:
-			end = pos + 1
-		default:
-			end = s.quick.walk(body, pos)
-		}
-		if end < 0 {
-			w := walker{buf: body, empty: empty}
-			if end = w.value(s.node, pos, 0); w.msg != "" {
-				return w.err(s.path)
-			}
-			empty = w.empty
+		end := w.value(s.node, pos, 0)
+		if w.msg != "" {
+			return w.err(s.path)
 		}
 		if s.slot >= 0 {
 			v.SetSpan(s.slot, pipeline.Span{Start: pos, End: end})
 		}
 		pos = end
 	}
-	if pos != len(body) {
-		return &pipeline.RejectError{Reason: pipeline.ReasonTrailingBytes,
-			Err: &WalkError{Offset: pos, Msg: fmt.Sprintf("%d bytes follow the end of the record", len(body)-pos)}}
-	}
-	return nil
+	return w.ended(pos, "record")
 }
 
 // Validate checks that enc is one value of the type and nothing else, by the
@@ -213,11 +209,16 @@ func Validate(n *Node, enc []byte) error {
 	if w.msg != "" {
 		return w.err("")
 	}
-	if pos != len(enc) {
-		return &pipeline.RejectError{Reason: pipeline.ReasonTrailingBytes,
-			Err: &WalkError{Offset: pos, Msg: fmt.Sprintf("%d bytes follow the end of the value", len(enc)-pos)}}
+	return w.ended(pos, "value")
+}
+
+// ended returns an error if something follows the position at which all ends.
+func (w *walker) ended(pos int, what string) error {
+	if pos == len(w.buf) {
+		return nil
 	}
-	return nil
+	return &pipeline.RejectError{Reason: pipeline.ReasonTrailingBytes,
+		Err: &WalkError{Offset: pos, Msg: fmt.Sprintf("%d bytes follow the end of the %s", len(w.buf)-pos, what)}}
 }
 
 // walker walks over encoded values. Its methods take the position of a value and
@@ -301,10 +302,8 @@ func (w *walker) text(pos int) int {
 	return next
 }
 
-// validUTF8 is utf8.Valid with the short ASCII strings first that events are
-// made of.
+// validUTF8 is utf8.Valid with the ASCII first that events are made of.
 func validUTF8(b []byte) bool {
-	const high = 0x8080808080808080
 	n := len(b)
 	if n < 8 {
 		for _, c := range b {
@@ -315,10 +314,16 @@ func validUTF8(b []byte) bool {
 		return true
 	}
 	all := binary.LittleEndian.Uint64(b[n-8:]) // the last ones, some of them maybe again
-	for i := 0; i+8 <= n; i += 8 {
+	i := 0
+	for ; i+32 <= n; i += 32 {
+		p := (*[32]byte)(b[i:])
+		all |= binary.LittleEndian.Uint64(p[:8]) | binary.LittleEndian.Uint64(p[8:16]) |
+			binary.LittleEndian.Uint64(p[16:24]) | binary.LittleEndian.Uint64(p[24:])
+	}
+	for ; i+8 <= n; i += 8 {
 		all |= binary.LittleEndian.Uint64(b[i:])
 	}
-	return all&high == 0 || utf8.Valid(b)
+	return all&highBits == 0 || utf8.Valid(b)
 }
 
 // value walks over a value of any type.

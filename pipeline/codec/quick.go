@@ -3,223 +3,318 @@ package codec
 import (
 	"encoding/binary"
 	"math/bits"
+
+	"millrace/pipeline"
 )
 
-// A quick program walks over a value as [walker.value] does, compiled for its
-// type, as long as all is as it nearly always is. Where it is not sure it gives
-// up, and the walker has its say: so there is one place that says what is wrong,
-// and this one may be short.
-type quick struct {
-	op    quickOp
-	size  int     // of a fixed size; symbols of an enum
-	parts []quick // fields of a record, branches of a union, the one item of an array or a map
+// A program walks over a body as [walker] does, compiled for its layout, as long as
+// all is as it nearly always is. What it is not sure of it leaves to the walker: so
+// there is one place that says what is wrong, and this one may be short. It is one
+// loop, for what an instruction does takes less than a call.
+//
+// It does not look at each text by itself. What stands between two values that are
+// no text, the run, is looked at all at once when it ends: texts, their lengths of
+// one byte, and whatever else has one byte below 0x80. Such a byte is ASCII, and never
+// part of a letter, so the run is UTF-8 exactly when each text in it is.
+type program []instruction
+
+// An instruction walks over a value, or says what is next.
+type instruction struct {
+	op   opcode
+	size int32 // of a fixed size, or how many symbols or branches; or a slot, or a depth
+	to   int32 // the instruction to go on with; of an opAdded, its step
+	node *Node // of the value
 }
 
-type quickOp uint8
+type opcode uint8
 
 const (
-	quickNever quickOp = iota // left to the walker
-	quickSize                 // size bytes
-	quickBool
-	quickInt
-	quickLong
-	quickText
-	quickBytes
-	quickEnum
-	quickRecord
-	quickUnion
-	quickArray
-	quickMap
-	quickTexts // a map of texts
+	opText opcode = iota
+	opInt         // with opLong behind it
+	opLong
+	opSize // size bytes
+	opBool
+	opBytes
+	opEnum
+	opTexts  // a map of texts
+	opBlock  // the number of items in a block, at a depth; if there are none, goes to
+	opItem   // goes to the next item, or to its opBlock, the instruction before
+	opUnion  // goes to one of size instructions that follow: the opGoto of the branch
+	opGoto   // goes to
+	opWalker // never sure
+	opStart  // here begins a leaf that is wanted
+	opEnd    // and here ends that of the slot
+	opAdded  // here would be the leaf of the slot
 )
 
-// maxQuickDepth is how deep the types are compiled.
-const maxQuickDepth = 4
+// What a program is compiled for; what is beyond is left to the walker.
+const (
+	maxLoops = 4 // arrays and maps within each other; a power of two
+	maxNest  = 8 // values within each other
+	maxCode  = 1 << 12
+)
 
-func newQuick(n *Node, depth int) quick {
-	if depth > maxQuickDepth {
-		return quick{}
-	}
-	parts := func(types ...*Node) []quick {
-		qs := make([]quick, len(types))
-		for i, t := range types {
-			qs[i] = newQuick(t, depth+1)
-		}
-		return qs
-	}
-	switch n.Kind {
-	case Null:
-		return quick{op: quickSize}
-	case Boolean:
-		return quick{op: quickBool}
-	case Int:
-		return quick{op: quickInt}
-	case Long:
-		return quick{op: quickLong}
-	case Float:
-		return quick{op: quickSize, size: 4}
-	case Double:
-		return quick{op: quickSize, size: 8}
-	case Fixed:
-		return quick{op: quickSize, size: n.Size}
-	case String:
-		return quick{op: quickText}
-	case Bytes:
-		return quick{op: quickBytes} // a decimal, too: no short one is too long
-	case Enum:
-		return quick{op: quickEnum, size: len(n.Symbols)}
-	case Record:
-		q := quick{op: quickRecord}
-		for i := range n.Fields {
-			q.parts = append(q.parts, newQuick(n.Fields[i].Type, depth+1))
-		}
-		return q
-	case Union:
-		return quick{op: quickUnion, parts: parts(n.Branches...)}
-	case Map:
-		if n.Elem.Kind == String {
-			return quick{op: quickTexts}
-		}
-		return quick{op: quickMap, parts: parts(n.Elem)}
-	case Array:
-		q := quick{op: quickArray, parts: parts(n.Elem)}
-		if !q.parts[0].takesBytes() {
-			return quick{} // the walker counts items without bytes
-		}
-		return q
-	}
-	return quick{}
+// keyNode is the type of a map's keys.
+var keyNode = &Node{Kind: String}
+
+func (p *program) add(in instruction) (at int) {
+	*p = append(*p, in)
+	return len(*p) - 1
 }
 
-// takesBytes reports whether no value is without bytes.
-func (q *quick) takesBytes() bool {
-	switch q.op {
-	case quickSize:
-		return q.size > 0
-	case quickRecord:
-		for i := range q.parts {
-			if q.parts[i].takesBytes() {
+// leaf compiles the step of a layout.
+func (p *program) leaf(s *step, number int) {
+	switch {
+	case s.added:
+		p.add(instruction{op: opAdded, size: int32(s.slot), to: int32(number)})
+	case s.slot >= 0:
+		p.add(instruction{op: opStart})
+		p.value(s.node, 0, 0)
+		p.add(instruction{op: opEnd, size: int32(s.slot)})
+	default:
+		p.value(s.node, 0, 0)
+	}
+}
+
+// value compiles a type within so many others, some of them loops.
+func (p *program) value(n *Node, nest, loops int) {
+	in := instruction{op: opWalker, node: n}
+	switch {
+	case nest > maxNest || len(*p) > maxCode:
+	case n.Kind == Null:
+		return
+	case n.Kind == Record:
+		for i := range n.Fields {
+			p.value(n.Fields[i].Type, nest+1, loops)
+		}
+		return
+	case n.Kind == Union:
+		p.union(n, nest, loops)
+		return
+	case n.Kind == Map && n.Elem.Kind == String:
+		in.op = opTexts
+	case n.Kind == Map || n.Kind == Array:
+		if loops == maxLoops || n.Kind == Array && !takesBytes(n.Elem, nest) {
+			break // the walker counts items without bytes
+		}
+		p.items(n, nest, loops)
+		return
+	case n.Kind == Boolean:
+		in.op = opBool
+	case n.Kind == Int:
+		in.op = opInt
+	case n.Kind == Long:
+		in.op = opLong
+	case n.Kind == Float:
+		in.op, in.size = opSize, 4
+	case n.Kind == Double:
+		in.op, in.size = opSize, 8
+	case n.Kind == Fixed:
+		in.op, in.size = opSize, int32(n.Size)
+	case n.Kind == String:
+		in.op = opText
+	case n.Kind == Enum:
+		in.op, in.size = opEnum, int32(len(n.Symbols))
+	case n.Kind == Bytes:
+		in.op = opBytes // a decimal, too: no short one is too long
+	}
+	p.add(in)
+}
+
+func (p *program) union(n *Node, nest, loops int) {
+	union := p.add(instruction{op: opUnion, size: int32(len(n.Branches)), node: n})
+	for range n.Branches {
+		p.add(instruction{op: opGoto})
+	}
+	var ends []int
+	for i, branch := range n.Branches {
+		(*p)[union+1+i].to = int32(len(*p))
+		p.value(branch, nest+1, loops)
+		ends = append(ends, p.add(instruction{op: opGoto}))
+	}
+	for _, at := range append(ends, union) {
+		(*p)[at].to = int32(len(*p))
+	}
+}
+
+func (p *program) items(n *Node, nest, loops int) {
+	block := p.add(instruction{op: opBlock, size: int32(loops), node: n})
+	if n.Kind == Map {
+		p.add(instruction{op: opText, node: keyNode})
+	}
+	p.value(n.Elem, nest+1, loops+1)
+	p.add(instruction{op: opItem, size: int32(loops), to: int32(block + 1)})
+	(*p)[block].to = int32(len(*p))
+}
+
+// takesBytes reports whether no value of the type is without bytes.
+func takesBytes(n *Node, nest int) bool {
+	switch n.Kind {
+	case Null:
+		return false
+	case Fixed:
+		return n.Size > 0
+	case Record:
+		for i := range n.Fields {
+			if nest <= maxNest && takesBytes(n.Fields[i].Type, nest+1) {
 				return true
 			}
 		}
 		return false
 	}
-	return q.op != quickNever
+	return true
 }
 
-// walk returns the position after the value at pos, or -1 if it is not sure.
-func (q *quick) walk(b []byte, pos int) int {
-	switch q.op {
-	case quickSize:
-		if q.size <= len(b)-pos {
-			return pos + q.size
+// walk walks over a body and fills the view's slots; steps are those of the layout.
+// It returns false if something is wrong with the body.
+func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
+	var (
+		left  [maxLoops]int // of the blocks at hand, items
+		pos   int           // behind the end of the body after a text that is cut off
+		run   int           // where it begins
+		start int           // of a leaf
+		empty int           // items without bytes so far
+	)
+	for pc := 0; pc < len(p); {
+		in := &p[pc]
+		pc++
+		c := byte(0x81) // nobody is sure of it
+		if uint(pos) < uint(len(body)) {
+			c = body[pos]
 		}
-	case quickBool:
-		if pos < len(b) && b[pos] <= 1 {
-			return pos + 1
+		// The commonest first.
+		if in.op == opText && c&0x81 == 0 {
+			pos += 1 + int(c>>1)
+			continue
 		}
-	case quickInt, quickLong:
-		if pos < len(b) && b[pos] < 0x80 {
-			return pos + 1
+		if in.op-opInt <= opLong-opInt && c < 0x80 {
+			pos++
+			continue
 		}
-		if pos+8 > len(b) {
-			return -1
-		}
-		last := ^binary.LittleEndian.Uint64(b[pos:]) & 0x8080808080808080
-		n := bits.TrailingZeros64(last)/8 + 1 // 9 if there is none
-		if n <= 4 || n <= 8 && q.op == quickLong {
-			return pos + n
-		}
-	case quickText:
-		n, at := shortLength(b, pos)
-		if n <= len(b)-at && validUTF8(b[at:at+n]) {
-			return at + n
-		}
-	case quickBytes:
-		n, at := shortLength(b, pos)
-		if n <= len(b)-at {
-			return at + n
-		}
-	case quickEnum:
-		if pos < len(b) && b[pos]&0x81 == 0 && int(b[pos]>>1) < q.size {
-			return pos + 1
-		}
-	case quickUnion:
-		if pos < len(b) && b[pos]&0x81 == 0 && int(b[pos]>>1) < len(q.parts) {
-			return q.parts[b[pos]>>1].walk(b, pos+1)
-		}
-	case quickRecord:
-		for i := range q.parts {
-			if pos = q.parts[i].walk(b, pos); pos < 0 {
-				return -1
-			}
-		}
-		return pos
-	case quickTexts:
-		return texts(b, pos)
-	case quickArray, quickMap:
-		return q.items(b, pos)
-	}
-	return -1
-}
-
-// texts walks over a map of texts that is one block: by far the most common.
-func texts(b []byte, pos int) int {
-	if pos >= len(b) || b[pos]&0x81 != 0 {
-		return -1
-	}
-	n := 2 * int(b[pos]>>1) // keys and values
-	pos++
-	if n == 0 {
-		return pos
-	}
-	first := pos
-	for range n {
-		if uint(pos) >= uint(len(b)) || b[pos]&0x81 != 0 {
-			return -1
-		}
-		pos += 1 + int(b[pos]>>1)
-	}
-	// All at once: a length of one byte is ASCII, too, and never part of a letter.
-	if pos > len(b) || !validUTF8(b[first:pos]) {
-		return -1
-	}
-	if pos < len(b) && b[pos] == 0 {
-		return pos + 1
-	}
-	return -1
-}
-
-// items walks over the blocks of an array or a map.
-func (q *quick) items(b []byte, pos int) int {
-	item := &q.parts[0]
-	for pos < len(b) && b[pos]&0x81 == 0 { // few items, and the block's size is not given
-		count := b[pos] >> 1
-		pos++
-		if count == 0 {
-			return pos
-		}
-		for range count {
-			if q.op == quickMap {
-				n, at := shortLength(b, pos)
-				if n > len(b)-at || !validUTF8(b[at:at+n]) {
-					return -1
+		end := -1 // of a value that ends the run before it
+		switch in.op {
+		case opInt, opLong:
+			if pos+8 <= len(body) {
+				n := bits.TrailingZeros64(^binary.LittleEndian.Uint64(body[pos:])&highBits)/8 + 1 // 9 if they all go on
+				if n <= 4 || n <= 8 && in.op == opLong {
+					end = pos + n
 				}
-				pos = at + n
 			}
-			if pos = item.walk(b, pos); pos < 0 {
-				return -1
+		case opSize:
+			end = pos + int(in.size)
+		case opBytes:
+			if c&0x81 == 0 {
+				end = pos + 1 + int(c>>1)
+			}
+		case opBool:
+			if c <= 1 {
+				pos++
+				continue
+			}
+		case opEnum:
+			if c&0x81 == 0 && int32(c>>1) < in.size {
+				pos++
+				continue
+			}
+		case opTexts:
+			if at := textsEnd(body, pos, c); at > 0 {
+				pos = at
+				continue
+			}
+		case opBlock:
+			if c&0x81 == 0 {
+				pos++
+				if left[in.size&(maxLoops-1)] = int(c >> 1); c == 0 {
+					pc = int(in.to)
+				}
+				continue
+			}
+		case opItem:
+			pc = int(in.to)
+			if left[in.size&(maxLoops-1)]--; left[in.size&(maxLoops-1)] == 0 {
+				pc--
+			}
+			continue
+		case opUnion:
+			if c&0x81 == 0 && int32(c>>1) < in.size {
+				pos++
+				pc += int(c >> 1)
+				continue
+			}
+		case opGoto:
+			pc = int(in.to)
+			continue
+		case opStart:
+			start = pos
+			continue
+		case opEnd:
+			v.SetSpan(int(in.size), pipeline.Span{Start: start, End: pos})
+			continue
+		case opAdded:
+			steps[in.to].add(v, pos)
+			continue
+		}
+		if end < 0 {
+			if end, empty = walkerEnd(in.node, body, pos, empty); end < 0 {
+				return false
+			}
+			if in.to > 0 { // a union or a block, now as a whole
+				pc = int(in.to)
 			}
 		}
+		if end > len(body) {
+			return false
+		}
+		if n := uint(pos - run); n >= 8 || run+8 > len(body) {
+			if !validUTF8(body[run:pos]) {
+				return false
+			}
+		} else if binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits != 0 && !validUTF8(body[run:pos]) {
+			return false // a short one, looked at with what follows it, which is shifted out
+		}
+		pos, run = end, end
 	}
-	return -1
+	return pos == len(body) && validUTF8(body[run:])
 }
 
-// shortLength returns the length that stands at pos, if it has one byte, and the
-// position after it; else a length that is too large for b.
-func shortLength(b []byte, pos int) (n, at int) {
-	if pos < len(b) && b[pos]&0x81 == 0 {
-		return int(b[pos] >> 1), pos + 1
+// highBits are set in bytes that are no ASCII, and in those of a number that more follow.
+const highBits = 0x8080808080808080
+
+// textsEnd returns the position after a map of texts that is one block of few and short
+// ones, with the first byte c; else 0.
+func textsEnd(b []byte, pos int, c byte) int {
+	if c&0x81 != 0 {
+		return 0
 	}
-	return len(b) + 1, 0
+	pos++
+	if c == 0 {
+		return pos
+	}
+	for n := c; n > 0; n-- { // twice the number of entries: keys and values
+		if uint(pos) >= uint(len(b)) {
+			return 0
+		}
+		length := b[pos]
+		if length&0x81 != 0 {
+			return 0
+		}
+		pos += 1 + int(length>>1)
+	}
+	if uint(pos) >= uint(len(b)) || b[pos] != 0 {
+		return 0
+	}
+	return pos + 1
+}
+
+// walkerEnd leaves a value to the walker, that has met so many items without bytes
+// before. It returns the position after it, -1 if something is wrong.
+func walkerEnd(n *Node, body []byte, pos, empty int) (end, met int) {
+	if pos > len(body) {
+		return -1, 0
+	}
+	w := walker{buf: body, empty: empty}
+	if end = w.value(n, pos, 0); w.msg != "" {
+		return -1, 0
+	}
+	return end, w.empty
 }

@@ -1,6 +1,12 @@
 package codec
 
-import "testing"
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"millrace/pipeline"
+)
 
 // That the quick walk agrees with the walker is among the laws of TestWalkLaws,
 // for Validate has no quick one. This is that it is worth having.
@@ -14,57 +20,75 @@ func TestOrdinaryEventsNeedNoWalker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pos := 0
-	for i := range layout.steps {
-		st := &layout.steps[i]
-		if pos = st.quick.walk(body, pos); pos < 0 {
-			t.Fatalf("%s is left to the walker", st.path)
-		}
+	for i := range layout.program {
+		layout.program[i].node = &Node{Kind: Fixed, Size: 1 << 40} // of which the walker takes nothing
 	}
-	if pos != len(body) {
-		t.Errorf("%d of %d bytes", pos, len(body))
+	if !layout.program.walk(body, new(pipeline.View), layout.steps) {
+		t.Error("left to the walker")
 	}
 	for cut := range body {
-		pos := 0
-		for i := 0; i < len(layout.steps) && pos >= 0; i++ {
-			pos = layout.steps[i].quick.walk(body[:cut], pos)
-		}
-		if pos >= 0 {
+		if layout.program.walk(body[:cut], new(pipeline.View), layout.steps) {
 			t.Errorf("it is sure of the first %d bytes", cut)
 		}
 	}
 }
 
-// The texts of a map are looked at all at once, with their lengths between them,
-// and yet each has to be whole by itself.
-func TestTextsOfAMapAreUTF8EachByItself(t *testing.T) {
+// Texts are looked at all at once, with their lengths between them and whatever else
+// is of one byte, and yet each has to be whole by itself.
+func TestTextsAreUTF8EachByItself(t *testing.T) {
+	s := mustParse(t, `{"type": "record", "name": "R", "fields": [
+		{"name": "a", "type": "string"},
+		{"name": "n", "type": "long"},
+		{"name": "b", "type": ["null", "string"]},
+		{"name": "m", "type": {"type": "map", "values": "string"}},
+		{"name": "x", "type": {"type": "array", "items": {"type": "record", "name": "I", "fields": [{"name": "s", "type": "string"}, {"name": "d", "type": "double"}]}}},
+		{"name": "y", "type": "bytes"},
+		{"name": "z", "type": "string"}]}`)
+	layout, err := NewLayout(s, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	long := strings.Repeat("x", 100) // its length takes two bytes
 	for _, test := range []struct {
-		name  string
-		texts []string // keys and values in turn
-		sure  bool
+		name        string
+		a, b, k, v  string
+		item, bytes string
+		z           string
+		n           int64
+		bad         string // the field that is not UTF-8
 	}{
-		{"ASCII", []string{"channel", "web", "region", "eu"}, true},
-		{"none", nil, true},
-		{"empty texts", []string{"", ""}, true},
-		{"a value of two bytes a letter", []string{"channel", "web", "city", "Åäö"}, true},
-		{"a key of three", []string{"都市", "京都", "a", "b"}, true},
-		{"half a letter at the end of a key", []string{"a\xc3", "b"}, false},
-		{"a letter cut in two by a length", []string{"a\xc3", "\xa4b"}, false},
-		{"one bad text after good ones", []string{"Å", "ä", "ö", "\xff"}, false},
+		{name: "ASCII", a: "a", b: "b", k: "channel", v: "web", item: "i", bytes: "y", z: "z"},
+		{name: "empty texts"},
+		{name: "letters of two and three bytes", a: "Åäö", b: "都市", k: "ключ", v: "京都", item: "é", bytes: "\xff", z: "ñ"},
+		{name: "a number of some bytes between texts", a: "Åäö", n: 1 << 40, b: "ñ"},
+		{name: "long texts", a: long + "Å", n: 1 << 40, b: long + "都", v: long, item: long, z: long + "ñ"},
+		{name: "half a letter at the end", a: "a\xc3", b: "b", bad: "a"},
+		{name: "a letter cut in two by what is between", a: "a\xc3", b: "\xa4b", bad: "a"},
+		{name: "the other half alone", b: "\xa4b", bad: "b"},
+		{name: "a key", k: "\xff", bad: "m[0]"},
+		{name: "a letter cut in two by a length in a map", k: "a\xc3", v: "\xa4b", bad: "m[0]"},
+		{name: "a text in an item", item: "\xff", bad: "x[0].s"},
+		{name: "a text after bytes", bytes: "\xff", z: "a\xff", bad: "z"},
+		{name: "a bad text before a long one", a: "\xff", b: long, bad: "a"},
+		{name: "a long text", a: "Å", b: long + "\xff", bad: "b"},
 	} {
-		body := AppendLong(nil, int64(len(test.texts)/2))
-		for _, text := range test.texts {
-			body = AppendBytes(body, []byte(text))
-		}
-		if len(test.texts) > 0 {
-			body = append(body, 0)
-		}
-		want := -1
-		if test.sure {
-			want = len(body)
-		}
-		if got := texts(body, 0); got != want {
-			t.Errorf("%s: walked to %d, want %d", test.name, got, want)
+		body := AppendBytes(nil, []byte(test.a))
+		body = AppendLong(body, test.n)
+		body = AppendBytes(AppendLong(body, 1), []byte(test.b))
+		body = AppendBytes(AppendBytes(AppendLong(body, 1), []byte(test.k)), []byte(test.v))
+		body = AppendBytes(append(body, 0, 2), []byte(test.item))
+		body = append(body, 1, 2, 3, 4, 5, 6, 0xf8, 0xff, 0)
+		body = AppendBytes(AppendBytes(body, []byte(test.bytes)), []byte(test.z))
+
+		err := layout.Walk(body, new(pipeline.View))
+		var walk *WalkError
+		switch {
+		case test.bad == "" && err != nil:
+			t.Errorf("%s: %v", test.name, err)
+		case test.bad == "" && !layout.program.walk(body, new(pipeline.View), layout.steps):
+			t.Errorf("%s: left to the walker", test.name)
+		case test.bad != "" && (!errors.As(err, &walk) || walk.Path != test.bad || walk.Msg != "a string that is not UTF-8"):
+			t.Errorf("%s: %v, want that %s is not UTF-8", test.name, err, test.bad)
 		}
 	}
 }
