@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 )
 
@@ -79,4 +80,106 @@ func TestEntriesAreReplacedOrAdded(t *testing.T) {
 			t.Fatalf("got  %q, %v\nwant %q", got, err, want)
 		}
 	})
+}
+
+// What is kept from one event to the next is what would be made anew: an update
+// of many maps, at times that change, is AppendMap of what its programs make.
+func TestAMapUpdateKeepsOnlyWhatStays(t *testing.T) {
+	schema := schemaNamed(t, "OrderCreated")
+	node := schema.Root().Field("metadata").Type
+	env := newEnv(t, Root{Schema: schema})
+	// With a last one or without: all but that come out the same for every event.
+	exprs := []string{"'bench'", "string(now())", "metadata.region"}
+	layout, err := codec.NewLayout(schema, [][]string{{"metadata"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := encodeJSON(t, schema, orderBody)
+	var view pipeline.View
+	if err := layout.Walk(body, &view); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= len(exprs); n++ {
+		var programs []*Program
+		keys := [][]byte{[]byte("pipeline"), []byte("k7"), []byte("k8")}[:n]
+		for _, src := range exprs[:n] {
+			p, err := env.Compile(src, Value(node.Elem, "metadata", "OrderCreated"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := p.Bind(layout); err != nil {
+				t.Fatal(err)
+			}
+			programs = append(programs, p)
+		}
+		update := NewMapUpdate(node, keys, programs)
+		if update.steady != (n < 3) {
+			t.Errorf("%q: steady is %t", exprs[:n], update.steady)
+		}
+		var s, fresh Scope
+		rapid.Check(t, func(t *rapid.T) {
+			enc := codec.AppendLong(nil, 2)
+			for range 2 {
+				enc = codec.AppendString(codec.AppendString(enc, fmt.Sprint("k", rapid.IntRange(0, 9).Draw(t, "key"))), "old")
+			}
+			enc = append(enc, 0)
+			region := rapid.SampledFrom([]string{"eu", "us"}).Draw(t, "region")
+			view.Set(0, append(codec.AppendString(codec.AppendString([]byte{2}, "region"), region), 0))
+			taken := at.Add(time.Duration(rapid.IntRange(0, 2).Draw(t, "seconds")) * time.Second)
+			s.Reset(taken, &view)
+			fresh = Scope{}
+			fresh.Reset(taken, &view)
+			var set []Entry
+			for i, p := range programs {
+				value, err := p.AppendIn(&fresh, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				set = append(set, Entry{keys[i], value})
+			}
+			want, err := AppendMap([]byte("before"), node, enc, set)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := update.Append([]byte("before"), &s, enc)
+			if err != nil || !bytes.Equal(got, want) {
+				t.Fatalf("got  %q, %v\nwant %q", got, err, want)
+			}
+		})
+	}
+}
+
+// An entry that cannot be made is no entry, and what was kept before stays right.
+func TestAMapUpdateThatFailsLeavesNothing(t *testing.T) {
+	schema := schemaNamed(t, "OrderCreated")
+	node := schema.Root().Field("metadata").Type
+	p, err := newEnv(t, Root{Schema: schema}).Compile("metadata.region", Value(node.Elem, "metadata", "OrderCreated"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	layout, err := codec.NewLayout(schema, [][]string{{"metadata"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Bind(layout); err != nil {
+		t.Fatal(err)
+	}
+	var view pipeline.View
+	if err := layout.Walk(encodeJSON(t, schema, orderBody), &view); err != nil {
+		t.Fatal(err)
+	}
+	update := NewMapUpdate(node, [][]byte{[]byte("to")}, []*Program{p})
+	var s Scope
+	for _, test := range []struct{ metadata, want string }{
+		{"\x02\x0cregion\x04eu\x00", "\x02\x04to\x04eu\x00"},
+		{"\x00", ""},
+		{"\x02\x0cregion\x04us\x00", "\x02\x04to\x04us\x00"},
+	} {
+		view.Set(0, []byte(test.metadata))
+		s.Reset(at, &view)
+		got, err := update.Append(nil, &s, []byte{0})
+		if string(got) != test.want || (err == nil) != (test.want != "") {
+			t.Errorf("%q: got %q, %v, want %q", test.metadata, got, err, test.want)
+		}
+	}
 }

@@ -90,7 +90,7 @@ type assignment struct {
 	slot    int
 	value   *expr.Program // nil for a map whose entries are set
 	entries []entry
-	set     []expr.Entry // these, with their values: of a clone
+	update  *expr.MapUpdate // of these: of a clone
 }
 
 type entry struct {
@@ -246,11 +246,13 @@ func (s *enrich) clone() *enrich {
 	for typ, sets := range s.sets {
 		c.sets[typ] = slices.Clone(sets)
 		for i := range sets {
-			set := make([]expr.Entry, len(sets[i].entries))
-			for k, e := range sets[i].entries {
-				set[k] = expr.Entry{Key: e.key, Value: e.value.Fixed()}
+			if a := &c.sets[typ][i]; a.value == nil {
+				var keys [][]byte
+				for _, e := range a.entries {
+					keys = append(keys, e.key)
+				}
+				a.update = expr.NewMapUpdate(a.node, keys, a.programs())
 			}
-			c.sets[typ][i].set = set
 		}
 	}
 	return c
@@ -272,7 +274,9 @@ func (s *enrich) apply(e *pipeline.Event) error {
 		if a.value != nil {
 			enc, err = appendIn(&s.scope, e, a.value)
 		} else {
-			enc, err = s.mapWith(e, a)
+			n := len(e.Arena)
+			e.Arena, err = a.update.Append(e.Arena, &s.scope, e.Get(a.slot))
+			enc = e.Arena[n:len(e.Arena):len(e.Arena)]
 		}
 		if err != nil {
 			return err
@@ -283,18 +287,4 @@ func (s *enrich) apply(e *pipeline.Event) error {
 		e.Set(sets[i].slot, s.values[i])
 	}
 	return nil
-}
-
-func (s *enrich) mapWith(e *pipeline.Event, a *assignment) ([]byte, error) {
-	var err error
-	for i := range a.entries {
-		if p := a.entries[i].value; p.Fixed() == nil { // else it is there
-			if a.set[i].Value, err = appendIn(&s.scope, e, p); err != nil {
-				return nil, err
-			}
-		}
-	}
-	n := len(e.Arena)
-	e.Arena, err = expr.AppendMap(e.Arena, a.node, e.Get(a.slot), a.set)
-	return e.Arena[n:len(e.Arena):len(e.Arena)], err
 }
