@@ -31,14 +31,18 @@ func textsIn(n *codec.Node, enc []byte) (m texts, ok bool) {
 	return texts{int(enc[0] >> 1), enc[1:last]}, true
 }
 
-// entry returns where the value of the entry at pos begins and where it ends; pos
-// itself if it is not a short one.
-func (m *texts) entry(pos int) (value, end int) {
-	if b := m.entries; uint(pos) < uint(len(b)) && b[pos]&0x81 == 0 {
-		value = pos + 1 + int(b[pos]>>1)
-		if uint(value) < uint(len(b)) && b[value]&0x81 == 0 {
-			if end = value + 1 + int(b[value]>>1); end <= len(b) {
-				return value, end
+// entryAt returns, for the entry at pos of a block, where its value begins and where
+// that ends; pos itself if it is not a short one.
+func entryAt(b []byte, pos int) (value, end int) {
+	if uint(pos) < uint(len(b)) {
+		if size := b[pos]; size&0x81 == 0 {
+			value = pos + 1 + int(size>>1)
+			if uint(value) < uint(len(b)) {
+				if size := b[value]; size&0x81 == 0 {
+					if end = value + 1 + int(size>>1); end <= len(b) {
+						return value, end
+					}
+				}
 			}
 		}
 	}
@@ -62,42 +66,43 @@ func lookup(n *codec.Node, enc, key []byte) (value []byte, found bool, err error
 	return value, found, it.err
 }
 
-func (m *texts) lookup(key []byte) (value []byte, found, ok bool) {
-	pos := 0
+func (m texts) lookup(key []byte) (value []byte, found, ok bool) {
+	b, pos := m.entries, 0
 	for range m.count {
-		mid, end := m.entry(pos)
+		mid, end := entryAt(b, pos)
 		if end == pos {
 			return nil, false, false
 		}
-		if mid-pos == 1+len(key) && string(m.entries[pos+1:mid]) == string(key) {
-			value, found = m.entries[mid:end:end], true
+		if int(b[pos]) == 2*len(key) && string(b[pos+1:mid]) == string(key) {
+			value, found = b[mid:end:end], true
 		}
 		pos = end
 	}
-	return value, found, pos == len(m.entries)
+	return value, found, pos == len(b)
 }
 
 // lacks reports whether it has none of the keys; false if an entry is no short one.
-func (m *texts) lacks(set []Entry) bool {
-	pos := 0
+func (m texts) lacks(set []Entry) bool {
+	b, pos := m.entries, 0
 	for range m.count {
-		mid, end := m.entry(pos)
+		mid, end := entryAt(b, pos)
 		if end == pos {
 			return false
 		}
+		size := int(b[pos]) / 2
 		for i := range set {
-			if key := set[i].Key; mid-pos == 1+len(key) && string(m.entries[pos+1:mid]) == string(key) {
+			if key := set[i].Key; size == len(key) && string(b[pos+1:mid]) == string(key) {
 				return false
 			}
 		}
 		pos = end
 	}
-	return pos == len(m.entries)
+	return pos == len(b)
 }
 
 // begin appends the map with so many more entries than it has, but for these and the
 // zero behind them.
-func (m *texts) begin(dst []byte, more int) []byte {
+func (m texts) begin(dst []byte, more int) []byte {
 	if m.count+more == 0 {
 		return dst
 	}

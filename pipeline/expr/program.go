@@ -62,9 +62,12 @@ type Scope struct {
 // taken up, or, if this is the zero time, what the clock says when it is first
 // asked.
 func (s *Scope) Reset(taken time.Time, views ...*pipeline.View) {
-	s.views = append(s.views[:0], views...)
-	s.hasNow = s.hasNow && taken == s.taken && !taken.IsZero()
-	s.taken = taken
+	if !slices.Equal(s.views, views) { // mostly they are where those of the event before were
+		s.views = append(s.views[:0], views...)
+	}
+	if taken != s.taken || taken.IsZero() {
+		s.taken, s.hasNow = taken, false
+	}
 }
 
 func (s *Scope) time(clock func() time.Time) instant {

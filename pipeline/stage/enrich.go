@@ -76,10 +76,9 @@ func newField(path, word, doc string) codec.NewField {
 }
 
 type enrich struct {
-	sets   [][]assignment // by type: the fields that it sets, in the order of the file
-	grown  []*codec.Schema
-	scope  expr.Scope // these are written by Process
-	values [][]byte   // by assignment of the event's type
+	sets  [][]assignment // by type: the fields that it sets, in the order of the file
+	grown []*codec.Schema
+	scope expr.Scope // written by Process
 }
 
 // An assignment gives a leaf its new value: computed as a whole, or, if it is a
@@ -91,6 +90,7 @@ type assignment struct {
 	value   *expr.Program // nil for a map whose entries are set
 	entries []entry
 	update  *expr.MapUpdate // of these: of a clone
+	result  []byte          // of the event at hand
 }
 
 type entry struct {
@@ -264,27 +264,23 @@ func (s *enrich) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 }
 
 // apply sets the fields of an event, for which the scope has been reset.
-func (s *enrich) apply(e *pipeline.Event) error {
+func (s *enrich) apply(e *pipeline.Event) (err error) {
 	sets := s.sets[e.Type]
-	s.values = s.values[:0]
-	var err error
 	for i := range sets {
 		a := &sets[i]
-		var enc []byte
 		if a.value != nil {
-			enc, err = appendIn(&s.scope, e, a.value)
+			a.result, err = appendIn(&s.scope, e, a.value)
 		} else {
 			n := len(e.Arena)
 			e.Arena, err = a.update.Append(e.Arena, &s.scope, e.Get(a.slot))
-			enc = e.Arena[n:len(e.Arena):len(e.Arena)]
+			a.result = e.Arena[n:len(e.Arena):len(e.Arena)]
 		}
 		if err != nil {
 			return err
 		}
-		s.values = append(s.values, enc)
 	}
 	for i := range sets {
-		e.Set(sets[i].slot, s.values[i])
+		e.Set(sets[i].slot, sets[i].result)
 	}
 	return nil
 }
