@@ -28,6 +28,8 @@ type batch struct {
 
 	handled, size int // of all batches: records, and their bytes
 
+	pending []*kgo.Record // emitted, but not yet the client's
+
 	part   *part   // at hand
 	sealed []*part // before it, oldest first
 	spare  []*part // to be used again
@@ -43,7 +45,7 @@ type batch struct {
 // then what the brokers have yet to acknowledge, and not all of a batch.
 type part struct {
 	fetched []kgo.Fetches // to be given back
-	emitted int
+	emitted int           // and handed to the client
 	out     slab[kgo.Record]
 	headers slab[kgo.RecordHeader]
 	promise func(*kgo.Record, error)
@@ -92,7 +94,8 @@ func (b *batch) begin() {
 	b.records, b.bytes = 0, 0
 	clear(b.read)
 	b.written = b.written[:0]
-	b.err = nil // no promise is out
+	b.pending = b.pending[:0] // of a batch that was given up
+	b.err = nil               // no promise is out
 }
 
 // room returns how many records, of the size of those before, go into so many
@@ -181,6 +184,7 @@ func (b *batch) handle(ctx context.Context, h pipeline.Handler, fetches kgo.Fetc
 			}
 		}
 	}
+	b.produce()
 	b.seal(h)
 	return nil
 }
@@ -231,7 +235,7 @@ func setRecord(in *pipeline.Record, topic string, partition int32, r *kgo.Record
 	}
 }
 
-// Emit hands a record to the client. Its fate is known at acknowledged.
+// Emit takes a record for the client. Its fate is known at acknowledged.
 func (b *batch) Emit(r *pipeline.Record) {
 	p := b.part
 	out := &p.out.take(1)[0]
@@ -243,10 +247,26 @@ func (b *batch) Emit(r *pipeline.Record) {
 			out.Headers[i] = kgo.RecordHeader(h)
 		}
 	}
-	p.emitted++
 	b.count(r.Topic)
-	// Not the loop's context: a record that was begun is seen to its end.
-	b.cl.produce(context.Background(), out, p.promise)
+	if b.pending = append(b.pending, out); len(b.pending) == produceAtOnce {
+		b.produce()
+	}
+}
+
+// produceAtOnce is how many records are handed to the client one after the other. What
+// the handler does for an event, and the client for a record, are both so much code
+// that going to and fro between them for each costs more than either.
+const produceAtOnce = 512
+
+// produce hands the client what was emitted.
+func (b *batch) produce() {
+	p := b.part
+	p.emitted += len(b.pending)
+	for _, r := range b.pending {
+		// Not the loop's context: a record that was begun is seen to its end.
+		b.cl.produce(context.Background(), r, p.promise)
+	}
+	b.pending = b.pending[:0]
 }
 
 // count counts a record by its topic. A pipeline writes to few.
@@ -278,6 +298,7 @@ func (b *batch) failed() error {
 // acknowledged waits until the fate of every emitted record is known and
 // returns nil only if all are acknowledged.
 func (b *batch) acknowledged(ctx context.Context) error {
+	b.produce()
 	if !b.settled() {
 		if err := b.cl.flush(ctx); err != nil {
 			return fmt.Errorf("waiting for the written records to be acknowledged: %w", err)
