@@ -405,8 +405,8 @@ func (h *chainHandler) Reuse() {
 // arena hands out memory for the values of a batch, and takes it back whole.
 type arena struct {
 	blocks [][]byte
-	block  int // in use
-	used   int // of it
+	used   int    // of the blocks
+	free   []byte // of the last one that is used
 }
 
 const (
@@ -418,31 +418,36 @@ const (
 // grow returns an empty slice with room for n bytes or more. Append to it, then
 // keep it.
 func (a *arena) grow(n int) []byte {
-	if a.block < len(a.blocks) && len(a.blocks[a.block])-a.used < n {
-		a.block, a.used = a.block+1, 0
+	if n > len(a.free) {
+		a.next(n)
 	}
+	return a.free[:0]
+}
+
+// next goes on to a block of n bytes or more.
+func (a *arena) next(n int) {
 	switch {
-	case a.block == len(a.blocks):
+	case a.used == len(a.blocks):
 		a.blocks = append(a.blocks, make([]byte, max(n, arenaBlock)))
-	case len(a.blocks[a.block]) < n: // too small, or was too large to keep
-		a.blocks[a.block] = make([]byte, max(n, arenaBlock))
+	case len(a.blocks[a.used]) < n: // too small, or was too large to keep
+		a.blocks[a.used] = make([]byte, max(n, arenaBlock))
 	}
-	return a.blocks[a.block][a.used:a.used]
+	a.free = a.blocks[a.used]
+	a.used++
 }
 
 // keep makes what was appended to the slice of the last grow permanent until
 // reset. If it outgrew its room, it is memory of its own anyway.
 func (a *arena) keep(b []byte) []byte {
-	block := a.blocks[a.block]
-	if len(b) > 0 && a.used+len(b) <= len(block) && &b[0] == &block[a.used] {
-		a.used += len(b)
+	if n := len(b); n > 0 && n <= len(a.free) && &b[0] == &a.free[0] {
+		a.free = a.free[n:]
 	}
 	return b[:len(b):len(b)]
 }
 
 // reset takes everything back. So many blocks at most stay for the next time.
 func (a *arena) reset(keep int) {
-	a.block, a.used = 0, 0
+	a.used, a.free = 0, nil
 	if len(a.blocks) > keep {
 		clear(a.blocks[keep:])
 		a.blocks = a.blocks[:keep]

@@ -15,6 +15,7 @@ import (
 // length.
 const (
 	maxWalkDepth = 64      // nesting of values
+	maxLeaves    = 1 << 14 // of a record: a few types, each twice in the next, make any number
 	maxEmpty     = 4096    // items of no bytes at all, in one body
 	maxDecimal   = 1 << 10 // bytes of a decimal
 )
@@ -116,6 +117,9 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 				return err
 			}
 			continue
+		}
+		if len(l.steps) == maxLeaves {
+			return fmt.Errorf("more than %d fields, with those of the records in it", maxLeaves)
 		}
 		st := step{slot: -1, node: f.Type, path: path}
 		if wanted[path] {
@@ -302,28 +306,34 @@ func (w *walker) text(pos int) int {
 	return next
 }
 
-// validUTF8 is utf8.Valid with the ASCII first that events are made of.
+// validUTF8 is utf8.Valid with the ASCII first that events are made of. What is no
+// multiple of the bytes that are looked at together has its last ones looked at from
+// the end, some of them again.
 func validUTF8(b []byte) bool {
 	n := len(b)
-	if n < 8 {
-		for _, c := range b {
-			if c >= utf8.RuneSelf {
-				return utf8.Valid(b)
-			}
+	var all uint64
+	switch {
+	case n >= 32:
+		for i := 0; i < n-32; i += 32 {
+			all |= or32((*[32]byte)(b[i:]))
 		}
-		return true
-	}
-	all := binary.LittleEndian.Uint64(b[n-8:]) // the last ones, some of them maybe again
-	i := 0
-	for ; i+32 <= n; i += 32 {
-		p := (*[32]byte)(b[i:])
-		all |= binary.LittleEndian.Uint64(p[:8]) | binary.LittleEndian.Uint64(p[8:16]) |
-			binary.LittleEndian.Uint64(p[16:24]) | binary.LittleEndian.Uint64(p[24:])
-	}
-	for ; i+8 <= n; i += 8 {
-		all |= binary.LittleEndian.Uint64(b[i:])
+		all |= or32((*[32]byte)(b[n-32:]))
+	case n >= 8:
+		all = binary.LittleEndian.Uint64(b) | binary.LittleEndian.Uint64(b[n-8:])
+		if n > 16 {
+			all |= binary.LittleEndian.Uint64(b[8:]) | binary.LittleEndian.Uint64(b[n-16:])
+		}
+	default:
+		for _, c := range b {
+			all |= uint64(c)
+		}
 	}
 	return all&highBits == 0 || utf8.Valid(b)
+}
+
+func or32(p *[32]byte) uint64 {
+	return binary.LittleEndian.Uint64(p[:8]) | binary.LittleEndian.Uint64(p[8:16]) |
+		binary.LittleEndian.Uint64(p[16:24]) | binary.LittleEndian.Uint64(p[24:])
 }
 
 // value walks over a value of any type.

@@ -287,7 +287,12 @@ func TestHostileSchemasAreRefused(t *testing.T) {
 	nested := func(n int) string {
 		return strings.Repeat(`{"type":"array","items":`, n) + `"long"` + strings.Repeat("}", n)
 	}
+	doubled := `{"type":"record","name":"R0","fields":[{"name":"a","type":"long"}]}`
+	for i := range 60 {
+		doubled = fmt.Sprintf(`{"type":"record","name":"R%d","fields":[{"name":"a","type":%s},{"name":"b","type":"R%d"}]}`, i+1, doubled, i)
+	}
 	for name, text := range map[string]string{
+		"2^60 fields":               doubled,
 		"10 MB":                     `{"type":"record","name":"R","doc":"` + strings.Repeat("x", 10<<20) + `","fields":[]}`,
 		"5,000 levels":              nested(5000),
 		"200,000 brackets":          strings.Repeat("[", 200_000),

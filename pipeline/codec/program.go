@@ -3,6 +3,7 @@ package codec
 import (
 	"encoding/binary"
 	"math/bits"
+	"slices"
 
 	"millrace/pipeline"
 )
@@ -21,8 +22,9 @@ type program []instruction
 // An instruction walks over a value, or says what is next.
 type instruction struct {
 	op   opcode
-	size int32 // of a fixed size, or how many symbols or branches; or a slot, or a depth
+	size int32 // of a fixed size, or how many symbols or branches; or a depth
 	to   int32 // the instruction to go on with; of an opAdded, its step
+	slot int32 // of a value that is wanted
 	node *Node // of the value
 }
 
@@ -37,14 +39,16 @@ const (
 	opBytes
 	opEnum
 	opTexts  // a map of texts
+	opWalker // never sure
 	opBlock  // the number of items in a block, at a depth; if there are none, goes to
 	opItem   // goes to the next item, or to its opBlock, the instruction before
 	opUnion  // goes to one of size instructions that follow: the opGoto of the branch
 	opGoto   // goes to
-	opWalker // never sure
-	opStart  // here begins a leaf that is wanted
-	opEnd    // and here ends that of the slot
-	opAdded  // here would be the leaf of the slot
+	opStart  // here begins a leaf of several instructions that is wanted
+	opEnd    // and here it ends
+	opAdded  // here would be a leaf
+
+	wanted opcode = 0x80 // with one of those before opBlock: this is a leaf
 )
 
 // What a program is compiled for; what is beyond is left to the walker.
@@ -64,16 +68,25 @@ func (p *program) add(in instruction) (at int) {
 
 // leaf compiles the step of a layout.
 func (p *program) leaf(s *step, number int) {
-	switch {
-	case s.added:
-		p.add(instruction{op: opAdded, size: int32(s.slot), to: int32(number)})
-	case s.slot >= 0:
-		p.add(instruction{op: opStart})
-		p.value(s.node, 0, 0)
-		p.add(instruction{op: opEnd, size: int32(s.slot)})
-	default:
-		p.value(s.node, 0, 0)
+	slot := int32(s.slot)
+	if s.added {
+		p.add(instruction{op: opAdded, slot: slot, to: int32(number)})
+		return
 	}
+	start := len(*p)
+	p.value(s.node, 0, 0)
+	if slot < 0 {
+		return
+	}
+	if len(*p) == start+1 {
+		(*p)[start].op |= wanted
+		(*p)[start].slot = slot
+		return
+	}
+	*p = (*p)[:start]
+	p.add(instruction{op: opStart})
+	p.value(s.node, 0, 0)
+	p.add(instruction{op: opEnd, slot: slot})
 }
 
 // value compiles a type within so many others, some of them loops.
@@ -94,7 +107,7 @@ func (p *program) value(n *Node, nest, loops int) {
 	case n.Kind == Map && n.Elem.Kind == String:
 		in.op = opTexts
 	case n.Kind == Map || n.Kind == Array:
-		if loops == maxLoops || n.Kind == Array && !takesBytes(n.Elem, nest) {
+		if left := maxCode; loops == maxLoops || n.Kind == Array && !takesBytes(n.Elem, &left) {
 			break // the walker counts items without bytes
 		}
 		p.items(n, nest, loops)
@@ -147,20 +160,17 @@ func (p *program) items(n *Node, nest, loops int) {
 	(*p)[block].to = int32(len(*p))
 }
 
-// takesBytes reports whether no value of the type is without bytes.
-func takesBytes(n *Node, nest int) bool {
-	switch n.Kind {
-	case Null:
+// takesBytes reports whether it is sure, after a look at so many types, that no value of
+// the type is without bytes.
+func takesBytes(n *Node, left *int) bool {
+	*left--
+	switch {
+	case *left < 0 || n.Kind == Null:
 		return false
-	case Fixed:
+	case n.Kind == Fixed:
 		return n.Size > 0
-	case Record:
-		for i := range n.Fields {
-			if nest <= maxNest && takesBytes(n.Fields[i].Type, nest+1) {
-				return true
-			}
-		}
-		return false
+	case n.Kind == Record:
+		return slices.ContainsFunc(n.Fields, func(f Field) bool { return takesBytes(f.Type, left) })
 	}
 	return true
 }
@@ -191,36 +201,37 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			pos++
 			continue
 		}
-		end := -1 // of a value that ends the run before it
-		switch in.op {
-		case opInt, opLong:
-			if pos+8 <= len(body) {
-				n := bits.TrailingZeros64(^binary.LittleEndian.Uint64(body[pos:])&highBits)/8 + 1 // 9 if they all go on
-				if n <= 4 || n <= 8 && in.op == opLong {
-					end = pos + n
-				}
-			}
-		case opSize:
-			end = pos + int(in.size)
-		case opBytes:
+		end, goesOn := -1, true // the run
+		switch in.op &^ wanted {
+		case opText:
 			if c&0x81 == 0 {
 				end = pos + 1 + int(c>>1)
 			}
+		case opInt, opLong:
+			if c < 0x80 {
+				end = pos + 1
+			} else if pos+8 <= len(body) {
+				n := bits.TrailingZeros64(^binary.LittleEndian.Uint64(body[pos:])&highBits)/8 + 1 // 9 if they all go on
+				if n <= 4 || n <= 8 && in.op&^wanted == opLong {
+					end, goesOn = pos+n, false
+				}
+			}
+		case opSize:
+			end, goesOn = pos+int(in.size), false
+		case opBytes:
+			if c&0x81 == 0 {
+				end, goesOn = pos+1+int(c>>1), false
+			}
 		case opBool:
 			if c <= 1 {
-				pos++
-				continue
+				end = pos + 1
 			}
 		case opEnum:
 			if c&0x81 == 0 && int32(c>>1) < in.size {
-				pos++
-				continue
+				end = pos + 1
 			}
 		case opTexts:
-			if at := textsEnd(body, pos, c); at > 0 {
-				pos = at
-				continue
-			}
+			end = textsEnd(body, pos, c)
 		case opBlock:
 			if c&0x81 == 0 {
 				pos++
@@ -248,13 +259,14 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			start = pos
 			continue
 		case opEnd:
-			v.SetSpan(int(in.size), pipeline.Span{Start: start, End: pos})
+			v.SetSpan(int(in.slot), pipeline.Span{Start: start, End: pos})
 			continue
 		case opAdded:
 			steps[in.to].add(v, pos)
 			continue
 		}
 		if end < 0 {
+			goesOn = false
 			if end, empty = walkerEnd(in.node, body, pos, empty); end < 0 {
 				return false
 			}
@@ -265,14 +277,20 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 		if end > len(body) {
 			return false
 		}
-		if n := uint(pos - run); n >= 8 || run+8 > len(body) {
-			if !validUTF8(body[run:pos]) {
-				return false
-			}
-		} else if binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits != 0 && !validUTF8(body[run:pos]) {
-			return false // a short one, looked at with what follows it, which is shifted out
+		if in.op >= wanted {
+			v.SetSpan(int(in.slot), pipeline.Span{Start: pos, End: end})
 		}
-		pos, run = end, end
+		if !goesOn {
+			if n := uint(pos - run); n >= 8 || run+8 > len(body) {
+				if !validUTF8(body[run:pos]) {
+					return false
+				}
+			} else if binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits != 0 && !validUTF8(body[run:pos]) {
+				return false // a short one, looked at with what follows it, which is shifted out
+			}
+			run = end
+		}
+		pos = end
 	}
 	return pos == len(body) && validUTF8(body[run:])
 }
@@ -281,10 +299,10 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 const highBits = 0x8080808080808080
 
 // textsEnd returns the position after a map of texts that is one block of few and short
-// ones, with the first byte c; else 0.
+// ones, with the first byte c; else -1.
 func textsEnd(b []byte, pos int, c byte) int {
 	if c&0x81 != 0 {
-		return 0
+		return -1
 	}
 	pos++
 	if c == 0 {
@@ -292,16 +310,16 @@ func textsEnd(b []byte, pos int, c byte) int {
 	}
 	for n := c; n > 0; n-- { // twice the number of entries: keys and values
 		if uint(pos) >= uint(len(b)) {
-			return 0
+			return -1
 		}
 		length := b[pos]
 		if length&0x81 != 0 {
-			return 0
+			return -1
 		}
 		pos += 1 + int(length>>1)
 	}
 	if uint(pos) >= uint(len(b)) || b[pos] != 0 {
-		return 0
+		return -1
 	}
 	return pos + 1
 }

@@ -92,3 +92,26 @@ func TestTextsAreUTF8EachByItself(t *testing.T) {
 		}
 	}
 }
+
+func TestValidUTF8IsThatOfTheStandardLibrary(t *testing.T) {
+	for n := range 140 {
+		b := []byte(strings.Repeat("x", n))
+		if !validUTF8(b) {
+			t.Errorf("%d bytes of ASCII are refused", n)
+		}
+		for at := range b {
+			b[at] = 0xff
+			if validUTF8(b) {
+				t.Errorf("of %d bytes, the one at %d is not seen", n, at)
+			}
+			b[at] = 'x'
+			if at > 0 {
+				copy(b[at-1:], "é")
+				if !validUTF8(b) {
+					t.Errorf("of %d bytes, a letter at %d is refused", n, at-1)
+				}
+				copy(b[at-1:], "xx")
+			}
+		}
+	}
+}
