@@ -138,7 +138,7 @@ const shopTopology = "../../topology.yaml"
 func TestDemoAgrees(t *testing.T) {
 	for name, extra := range map[string][]string{
 		"made up": {"--count", "2000"},
-		"killed":  {"--count", "30000", "--kill"},
+		"killed":  {"--count", "60000", "--kill"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "build", "demo.json")
