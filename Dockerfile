@@ -16,7 +16,7 @@ ARG VERSION=devel
 ARG TARGETOS
 ARG TARGETARCH
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
-    GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false \
+    GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -pgo=cmd/processor/processor.pgo \
       -ldflags "-s -w -X millrace/pipeline/app.version=$VERSION" \
       -o /out/ ./cmd/producer ./cmd/processor ./cmd/projector \
  && mkdir /out/data
