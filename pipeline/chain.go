@@ -199,7 +199,7 @@ func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) err
 		}
 		if p := recover(); p != nil {
 			var on bool
-			if on, err = c.said(at, e, Drop, panicked(p)); on {
+			if on, err = c.stopped(at, e, panicked(p)); on {
 				err = c.from(ctx, at+1, e, out)
 			}
 		}
@@ -214,37 +214,35 @@ func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) err
 		inStage = true
 		v, failure := l.stage.Process(ctx, e)
 		inStage = false
-		if failure == nil && v == Pass && c.watch == nil { // as for nearly all
+		if failure == nil && v != Drop { // as for nearly all
 			l.counts.Passed++
+			c.saw(Passed, at, e, nil)
 			continue
 		}
-		if on, err := c.said(at, e, v, failure); !on {
+		if on, err := c.stopped(at, e, failure); !on {
 			return err
 		}
 	}
 	return out(e)
 }
 
-// said counts what a stage said of an event. The event goes on if on.
-func (c *Chain) said(at int, e *Event, v Verdict, err error) (on bool, _ error) {
+// stopped counts an event that a stage dropped, or failed on if there is an error. It
+// goes on all the same if on.
+func (c *Chain) stopped(at int, e *Event, err error) (on bool, _ error) {
 	l := &c.links[at]
-	switch {
-	case err != nil:
-		skipped, err := l.failed(err, l.onError)
-		if !skipped {
-			c.saw(Failed, at, e, err)
-			return false, err
-		}
-		c.saw(Skipped, at, e, nil)
-	case v == Drop:
+	if err == nil {
 		l.counts.Filtered++
 		c.dropped = at
 		c.saw(Filtered, at, e, nil)
 		return false, nil
-	default:
-		c.saw(Passed, at, e, nil)
+	}
+	skipped, err := l.failed(err, l.onError)
+	if !skipped {
+		c.saw(Failed, at, e, err)
+		return false, err
 	}
 	l.counts.Passed++
+	c.saw(Skipped, at, e, nil)
 	return true, nil
 }
 

@@ -183,7 +183,8 @@ func (s *step) add(v *pipeline.View, pos int) {
 	v.Set(s.slot, s.preset)
 }
 
-// carefully walks over a body value by value, so as to say what is wrong with it.
+// carefully walks over a body value by value, so as to say what is wrong with it. It
+// fills the view, too: whatever the program thinks, what is accepted here has its slots.
 func (l *Layout) carefully(body []byte, v *pipeline.View) error {
 	w := walker{buf: body}
 	pos := 0

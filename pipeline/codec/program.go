@@ -73,19 +73,18 @@ func (p *program) leaf(s *step, number int) {
 		p.add(instruction{op: opAdded, slot: slot, to: int32(number)})
 		return
 	}
-	start := len(*p)
-	p.value(s.node, 0, 0)
 	if slot < 0 {
+		p.value(s.node, 0, 0)
 		return
 	}
-	if len(*p) == start+1 {
-		(*p)[start].op |= wanted
-		(*p)[start].slot = slot
-		return
-	}
-	*p = (*p)[:start]
-	p.add(instruction{op: opStart})
+	start := p.add(instruction{op: opStart})
 	p.value(s.node, 0, 0)
+	if value := (*p)[start+1:]; len(value) == 1 { // which then needs no others around it
+		value[0].op |= wanted
+		value[0].slot = slot
+		*p = append((*p)[:start], value[0])
+		return
+	}
 	p.add(instruction{op: opEnd, slot: slot})
 }
 
@@ -281,12 +280,11 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			v.SetSpan(int(in.slot), pipeline.Span{Start: pos, End: end})
 		}
 		if !goesOn {
-			if n := uint(pos - run); n >= 8 || run+8 > len(body) {
-				if !validUTF8(body[run:pos]) {
-					return false
-				}
-			} else if binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits != 0 && !validUTF8(body[run:pos]) {
-				return false // a short one, looked at with what follows it, which is shifted out
+			// A short one is looked at with what follows it, which is shifted out.
+			n := uint(pos - run)
+			ascii := n < 8 && run+8 <= len(body) && binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits == 0
+			if !ascii && !validUTF8(body[run:pos]) {
+				return false
 			}
 			run = end
 		}

@@ -32,7 +32,8 @@ func textsIn(n *codec.Node, enc []byte) (m texts, ok bool) {
 }
 
 // entryAt returns, for the entry at pos of a block, where its value begins and where
-// that ends; pos itself if it is not a short one.
+// that ends; pos itself if it is not a short one. It is shortText twice, written so that
+// the compiler puts it in line.
 func entryAt(b []byte, pos int) (value, end int) {
 	if uint(pos) < uint(len(b)) {
 		if size := b[pos]; size&0x81 == 0 {
@@ -73,7 +74,7 @@ func (m texts) lookup(key []byte) (value []byte, found, ok bool) {
 		if end == pos {
 			return nil, false, false
 		}
-		if int(b[pos]) == 2*len(key) && string(b[pos+1:mid]) == string(key) {
+		if string(b[pos+1:mid]) == string(key) {
 			value, found = b[mid:end:end], true
 		}
 		pos = end
@@ -86,14 +87,8 @@ func (m texts) lacks(set []Entry) bool {
 	b, pos := m.entries, 0
 	for range m.count {
 		mid, end := entryAt(b, pos)
-		if end == pos {
+		if end == pos || entryOf(set, b[pos+1:mid]) >= 0 {
 			return false
-		}
-		size := int(b[pos]) / 2
-		for i := range set {
-			if key := set[i].Key; size == len(key) && string(b[pos+1:mid]) == string(key) {
-				return false
-			}
 		}
 		pos = end
 	}
@@ -126,6 +121,11 @@ func AppendMap(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, erro
 		}
 		return append(dst, 0), nil
 	}
+	return replaceEntries(dst, n, enc, set)
+}
+
+// replaceEntries is AppendMap for any map, and entries that may be in it.
+func replaceEntries(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, error) {
 	mark := len(dst)
 	dst = append(dst, 0) // for the count, which is known at the end
 	count := int64(0)
@@ -202,7 +202,7 @@ func (u *MapUpdate) Append(dst []byte, s *Scope, enc []byte) ([]byte, error) {
 	if m, ok := textsIn(u.node, enc); ok && m.lacks(u.set) {
 		return append(append(m.begin(dst, len(u.set)), u.written...), 0), nil
 	}
-	return AppendMap(dst, u.node, enc, u.set)
+	return replaceEntries(dst, u.node, enc, u.set)
 }
 
 // write makes the entries.

@@ -84,18 +84,13 @@ type enrich struct {
 // An assignment gives a leaf its new value: computed as a whole, or, if it is a
 // map, some of its entries.
 type assignment struct {
-	path    []string
-	node    *codec.Node
-	slot    int
-	value   *expr.Program // nil for a map whose entries are set
-	entries []entry
-	update  *expr.MapUpdate // of these: of a clone
-	result  []byte          // of the event at hand
-}
-
-type entry struct {
-	key   []byte
-	value *expr.Program
+	path     []string
+	node     *codec.Node
+	slot     int
+	programs []*expr.Program // the one of the whole, or one for each key
+	keys     [][]byte        // of the entries that are set
+	update   *expr.MapUpdate // of these: of a clone
+	result   []byte          // of the event at hand
 }
 
 func newEnrich(in Input) (Built, []expr.Fault) {
@@ -136,17 +131,15 @@ func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 		if strings.Join(a.path, ".") != path {
 			continue
 		}
-		if a.value != nil || !target.Entry {
+		if a.keys == nil || !target.Entry {
 			return []expr.Fault{fault(given.Key, "", "%s is set twice", path)}
 		}
-		a.entries = append(a.entries, entry{[]byte(target.Key), p}) // another key: a mapping has each path once
+		a.keys, a.programs = append(a.keys, []byte(target.Key)), append(a.programs, p) // another key: a mapping has each path once
 		return nil
 	}
-	a := assignment{path: target.Path, node: target.Node, slot: -1}
+	a := assignment{path: target.Path, node: target.Node, slot: -1, programs: []*expr.Program{p}}
 	if target.Entry {
-		a.entries = []entry{{[]byte(target.Key), p}}
-	} else {
-		a.value = p
+		a.keys = [][]byte{[]byte(target.Key)}
 	}
 	s.sets[typ] = append(s.sets[typ], a)
 	return nil
@@ -179,7 +172,7 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	if err != nil {
 		return expr.Faults(value.Value, t.Name, err)
 	}
-	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, value: p})
+	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, programs: []*expr.Program{p}})
 	return nil
 }
 
@@ -191,7 +184,7 @@ func (s *enrich) Reads(typ int) [][]string { return s.paths(typ, 0) }
 // paths returns what the expressions for a type read in a view.
 func (s *enrich) paths(typ, view int) (paths [][]string) {
 	for i := range s.sets[typ] {
-		for _, p := range s.sets[typ][i].programs() {
+		for _, p := range s.sets[typ][i].programs {
 			paths = append(paths, p.Paths(view)...)
 		}
 	}
@@ -203,17 +196,6 @@ func (s *enrich) Writes(typ int) (paths [][]string) {
 		paths = append(paths, a.path)
 	}
 	return paths
-}
-
-func (a *assignment) programs() []*expr.Program {
-	if a.value != nil {
-		return []*expr.Program{a.value}
-	}
-	programs := make([]*expr.Program, len(a.entries))
-	for i := range a.entries {
-		programs[i] = a.entries[i].value
-	}
-	return programs
 }
 
 func (s *enrich) Bind(layouts []*codec.Layout) error {
@@ -230,7 +212,7 @@ func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
 	for i := range s.sets[typ] {
 		a := &s.sets[typ][i]
 		a.slot = layouts[0].Slot(a.path...)
-		for _, p := range a.programs() {
+		for _, p := range a.programs {
 			if err := p.Bind(layouts...); err != nil {
 				return err
 			}
@@ -246,12 +228,8 @@ func (s *enrich) clone() *enrich {
 	for typ, sets := range s.sets {
 		c.sets[typ] = slices.Clone(sets)
 		for i := range sets {
-			if a := &c.sets[typ][i]; a.value == nil {
-				var keys [][]byte
-				for _, e := range a.entries {
-					keys = append(keys, e.key)
-				}
-				a.update = expr.NewMapUpdate(a.node, keys, a.programs())
+			if a := &c.sets[typ][i]; a.keys != nil {
+				a.update = expr.NewMapUpdate(a.node, a.keys, a.programs)
 			}
 		}
 	}
@@ -268,8 +246,8 @@ func (s *enrich) apply(e *pipeline.Event) (err error) {
 	sets := s.sets[e.Type]
 	for i := range sets {
 		a := &sets[i]
-		if a.value != nil {
-			a.result, err = appendIn(&s.scope, e, a.value)
+		if a.keys == nil {
+			a.result, err = appendIn(&s.scope, e, a.programs[0])
 		} else {
 			n := len(e.Arena)
 			e.Arena, err = a.update.Append(e.Arena, &s.scope, e.Get(a.slot))

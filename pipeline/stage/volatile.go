@@ -42,12 +42,13 @@ func clocked(p *expr.Program) bool { return p != nil && p.Clocked() }
 func (s *enrich) volatile(typ int) (fields [][]string) {
 	for i := range s.sets[typ] {
 		a := &s.sets[typ][i]
-		if clocked(a.value) {
-			fields = append(fields, a.path)
-		}
-		for _, e := range a.entries {
-			if clocked(e.value) {
-				fields = append(fields, append(slices.Clone(a.path), string(e.key)))
+		for k, p := range a.programs {
+			switch {
+			case !clocked(p):
+			case a.keys == nil:
+				fields = append(fields, a.path)
+			default:
+				fields = append(fields, append(slices.Clone(a.path), string(a.keys[k])))
 			}
 		}
 	}
