@@ -28,7 +28,7 @@ func TestAssert(t *testing.T) {
 		{
 			name:   "or the worker stops",
 			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, on_error: stop}`,
-			in:     []string{none}, want: []string{"fatal stage assert is told to stop at a bad event: assert: not true: size(data.items) > 0"},
+			in:     []string{none}, want: []string{"fatal stage assert rejected an event, and its on_error is stop: assert: not true: size(data.items) > 0"},
 		},
 		{
 			name:   "a condition on the type alone",
