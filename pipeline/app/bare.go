@@ -90,8 +90,8 @@ func (h *chainHandler) keyOf(ctx context.Context, in *pipeline.Record) []byte {
 	return e.NewKey
 }
 
-// appendTo appends to a dead letter what cannot be seen in its record.
-func (t told) appendTo(letter *pipeline.Record) {
+// addDerived appends to a dead letter what cannot be seen in its record.
+func addDerived(t told, letter *pipeline.Record) {
 	add := func(name, value string) {
 		if value != "" {
 			letter.Headers = append(letter.Headers, pipeline.Header{Key: name, Value: []byte(value)})

@@ -68,11 +68,10 @@ type chainSetup struct {
 // handler returns the handler of one session.
 func (s chainSetup) handler(pl *topology.Pipeline) *chainHandler {
 	chain := pl.Chain()
-	return &chainHandler{
+	h := &chainHandler{
 		pipeline:   pl.Name,
 		to:         pl.To.Name,
 		deadLetter: pl.DeadLetter.Name,
-		receipts:   s.receiptWriter(pl),
 		decoder:    newDecoder(s.schemas, pl.Types, pl.Old),
 		layouts:    pl.Layouts,
 		old:        pl.Old,
@@ -92,6 +91,10 @@ func (s chainSetup) handler(pl *topology.Pipeline) *chainHandler {
 		arena:      &arena{},
 		batch:      chainCounts{dead: map[pipeline.Reason]int{}},
 	}
+	if s.receipts {
+		h.receipts = newReceiptWriter(pl, s.schemas, s.now)
+	}
+	return h
 }
 
 // chainCounts is what became of the input of a batch:
@@ -196,7 +199,7 @@ func (h *chainHandler) append(e *pipeline.Event) error {
 
 // write adds a record to outs, of so many bytes at most.
 func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, most int, key []byte) error {
-	value := h.arena.grow(frameSize + len(e.Body) + len(e.Arena))
+	value := h.arena.grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = h.arena.keep(e.Append(codec.AppendFrame(value, ids[e.Type])))
 	headers := e.Headers
 	if h.headers != nil {
@@ -205,7 +208,7 @@ func (h *chainHandler) write(e *pipeline.Event, topic string, ids []int, most in
 			return err
 		}
 	}
-	if n := len(key) + len(value) + headerBytes(headers); n > most {
+	if n := len(key) + len(value) + pipeline.HeadersSize(headers); n > most {
 		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, topic, most)
 	}
 	n := len(h.outs)
@@ -220,9 +223,6 @@ const (
 	stageDecode = "decode"
 	stageEncode = "encode"
 )
-
-// frameSize is what [codec.AppendFrame] appends.
-const frameSize = 5
 
 // Headers of a dead letter. Key, value and the headers it came with stay as
 // they are, but for a value that is too large for the topic.
@@ -258,7 +258,7 @@ func (h *chainHandler) reject(in *pipeline.Record, out pipeline.Emitter, stage s
 	}
 	letter := deadLetterOf(in, h.deadLetter, h.pipeline, stage, err, h.now())
 	if h.envelope != nil && stage != stageDecode {
-		h.envelope.told.appendTo(&letter)
+		addDerived(h.envelope.told, &letter)
 	}
 	truncate(&letter, h.limits.Record(h.deadLetter))
 	out.Emit(&letter)
@@ -266,7 +266,7 @@ func (h *chainHandler) reject(in *pipeline.Record, out pipeline.Emitter, stage s
 
 // truncate cuts off the value of a dead letter of more than so many bytes.
 func truncate(letter *pipeline.Record, most int) {
-	if room := most - len(letter.Key) - headerBytes(letter.Headers); len(letter.Value) > room {
+	if room := most - len(letter.Key) - pipeline.HeadersSize(letter.Headers); len(letter.Value) > room {
 		letter.Headers = append(letter.Headers, pipeline.Header{Key: headerTruncated, Value: []byte(strconv.Itoa(len(letter.Value)))})
 		letter.Value = letter.Value[:max(0, room-64)]
 	}
@@ -314,16 +314,6 @@ func isOwnHeader(key string) bool {
 		return true
 	}
 	return false
-}
-
-// recordBytes is what [kafka.Limits] bound.
-func recordBytes(r *pipeline.Record) int { return len(r.Key) + len(r.Value) + headerBytes(r.Headers) }
-
-func headerBytes(headers []pipeline.Header) (n int) {
-	for _, h := range headers {
-		n += len(h.Key) + len(h.Value) + 10
-	}
-	return n
 }
 
 // misser is a stage of a session's chain that may find nothing for an event.

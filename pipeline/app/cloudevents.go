@@ -28,6 +28,9 @@ const (
 	mediaAvro = "application/avro"
 )
 
+// specVersion is the version of CloudEvents that is read and written.
+const specVersion = "1.0"
+
 // ceWriter makes the headers of events.
 type ceWriter struct{ types []ceFields }
 
@@ -42,7 +45,7 @@ type ceFields struct {
 func newCEWriter(types []*codec.Schema, layouts []*codec.Layout, bare bool) *ceWriter {
 	w := &ceWriter{}
 	for i, s := range types {
-		f := ceFields{name: shortName(s), id: -1, time: -1}
+		f := ceFields{name: s.ShortName(), id: -1, time: -1}
 		if !bare {
 			f.id, f.time = layouts[i].Slot("id"), layouts[i].Slot("timestamp")
 			f.unit = layouts[i].Node(f.time)
@@ -211,7 +214,7 @@ func (h *topicHeaders) clone() *topicHeaders {
 func (h *topicHeaders) of(s *codec.Schema, r *pipeline.Record, had []pipeline.Header) ([]pipeline.Header, error) {
 	e := &h.event
 	e.Record, e.Type = r, slices.Index(h.types, s)
-	if err := h.layouts[e.Type].Walk(r.Value[frameSize:], &e.View); err != nil {
+	if err := h.layouts[e.Type].Walk(r.Value[codec.FrameSize:], &e.View); err != nil {
 		return nil, err
 	}
 	said := told{time: r.Time}

@@ -261,8 +261,8 @@ type ServerFlags struct {
 	pprof      bool
 }
 
-// ServerFlags adds --listen, --listen-file and --pprof.
-func (e *Env) ServerFlags(flags *pflag.FlagSet, listen string) *ServerFlags {
+// addServerFlags adds --listen, --listen-file and --pprof.
+func addServerFlags(e *Env, flags *pflag.FlagSet, listen string) *ServerFlags {
 	f := &ServerFlags{env: e}
 	flags.StringVar(&f.listen, "listen", listen, "`host:port` of the HTTP server for health, metrics and questions; port 0 takes a free one")
 	flags.StringVar(&f.listenFile, "listen-file", "", "write the address that the HTTP server got to a `file`")

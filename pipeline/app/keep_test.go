@@ -192,7 +192,7 @@ func (b *bench) firsts() map[string]int64 {
 	again := b.plan.Pipelines[0].Guarantee == topology.AtLeastOnce
 	got := map[string]int64{}
 	b.read("out", func(r *pipeline.Record) {
-		body := r.Value[frameSize:]
+		body := r.Value[codec.FrameSize:]
 		id, rest, err := codec.ReadText(body)
 		if err != nil {
 			b.Fatal(err)

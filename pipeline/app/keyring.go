@@ -29,8 +29,8 @@ type KEKFlags struct {
 // envKEK holds the keys themselves, where a file is not wanted.
 const envKEK = "MILLRACE_KEK"
 
-// KEKFlags adds --kek-file.
-func (e *Env) KEKFlags(flags *pflag.FlagSet) *KEKFlags {
+// addKEKFlags adds --kek-file.
+func addKEKFlags(e *Env, flags *pflag.FlagSet) *KEKFlags {
 	f := &KEKFlags{env: e}
 	flags.StringVar(&f.file, "kek-file", "", "`file` of the key-encryption keys of a topology with encryption: an id and 32 bytes in base64 on a line, the newest last; or all of that in env "+envKEK)
 	e.BindEnv(flags, "kek-file")

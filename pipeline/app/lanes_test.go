@@ -71,7 +71,7 @@ pipelines:
 	b.caughtUp()
 	i := 0
 	b.read("titled", func(r *pipeline.Record) {
-		body := r.Value[frameSize:]
+		body := r.Value[codec.FrameSize:]
 		id, rest, _ := codec.ReadText(body)
 		n, rest, _ := codec.ReadLong(rest)
 		title, _, err := codec.ReadText(rest)

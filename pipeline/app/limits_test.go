@@ -122,10 +122,10 @@ func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *t
 				}
 				letter := letters[key]
 				header := func(name string) string { v, _ := letter.Header(name); return string(v) }
-				if header(headerReason) != "too_large" || header(headerError) != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", recordBytes(r)) {
+				if header(headerReason) != "too_large" || header(headerError) != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", r.Size()) {
 					t.Errorf("the letter says %s: %s", header(headerReason), header(headerError))
 				}
-				if size := recordBytes(&letter); header(headerTruncated) != strconv.Itoa(len(r.Value)) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
+				if size := letter.Size(); header(headerTruncated) != strconv.Itoa(len(r.Value)) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
 					t.Errorf("the letter has %d bytes, of %s", size, header(headerTruncated))
 				}
 			}
@@ -214,8 +214,8 @@ func TestALateEventThatIsTooLargeForTheDeadLettersIsCutOff(t *testing.T) {
 	if len(w.letters) != 1 {
 		t.Fatalf("%d dead letters", len(w.letters))
 	}
-	if v, ok := w.letters[0].Header(headerTruncated); !ok || string(v) != strconv.Itoa(len(w.log[2].Value)) || recordBytes(&w.letters[0]) > 2000 {
-		t.Errorf("it has %d bytes, of %s", recordBytes(&w.letters[0]), v)
+	if v, ok := w.letters[0].Header(headerTruncated); !ok || string(v) != strconv.Itoa(len(w.log[2].Value)) || w.letters[0].Size() > 2000 {
+		t.Errorf("it has %d bytes, of %s", w.letters[0].Size(), v)
 	}
 	fw.stop()
 }
@@ -239,7 +239,7 @@ func TestEveryLaneKnowsTheLimits(t *testing.T) {
 	}
 	for _, r := range out {
 		if r.Topic != "dead" {
-			t.Errorf("%d bytes on %s", recordBytes(&r), r.Topic)
+			t.Errorf("%d bytes on %s", r.Size(), r.Topic)
 		}
 	}
 	if len(out) != 20 {

@@ -26,7 +26,7 @@ func Processor(e *Env) *cobra.Command {
 		Example: `  processor run
   processor run -t topology.yaml -b kafka:9092 -r http://registry:8085`,
 	}
-	cmd.AddCommand(processCommand(e), e.HealthcheckCommand(processorListen))
+	cmd.AddCommand(processCommand(e), healthcheckCommand(e, processorListen))
 	cmd.AddCommand(lintCommand(e), explainCommand(e), graphCommand(e), testCommand(e), stagesCommand(e), functionsCommand(e))
 	cmd.AddCommand(dryRunCommand(e), planCommand(e), applyCommand(e), verifyCommand(e), tapCommand(e))
 	return cmd
@@ -64,7 +64,7 @@ type processor struct {
 }
 
 func (p *processor) addFlags(flags *pflag.FlagSet) {
-	p.worker = p.env.WorkerFlags(flags, "processor", processorListen)
+	p.worker = addWorkerFlags(p.env, flags, "processor", processorListen)
 	flags.StringSliceVar(&p.only, "pipeline", nil, "run only the `pipelines` of these names")
 	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "`MiB` that records at work in a pipeline may take, about; tables and what stages remember come on top. No record is written that is larger than a quarter of a session's part")
 	flags.BoolVar(&p.tap, "tap", false, "show events to whoever asks at /v1/tap, see the command tap: they may hold what is not everybody's to see")
@@ -81,7 +81,7 @@ func (p *processor) run(ctx context.Context) error {
 		return err
 	}
 	defer w.close()
-	pipelines, err := p.pipelines(w.topology)
+	pipelines, err := selectPipelines(w.topology, p.worker.topology.File, p.only)
 	if err != nil {
 		return err
 	}
@@ -118,12 +118,13 @@ func (p *processor) loops(ctx context.Context, w *worker, pipelines []*topology.
 	return out, nil
 }
 
-// pipelines returns those that this worker is to run.
-func (p *processor) pipelines(t *topology.Topology) ([]*topology.Pipeline, error) {
+// selectPipelines returns the pipelines with these names, all of them if there
+// are no names. file is the topology's file, for errors.
+func selectPipelines(t *topology.Topology, file string, only []string) ([]*topology.Pipeline, error) {
 	if len(t.Pipelines) == 0 {
-		return nil, &ExitError{ExitUsage, fmt.Errorf("%s has no pipelines: there is nothing to run", p.worker.topology.File)}
+		return nil, &ExitError{ExitUsage, fmt.Errorf("%s has no pipelines: there is nothing to run", file)}
 	}
-	if len(p.only) == 0 {
+	if len(only) == 0 {
 		return t.Pipelines, nil
 	}
 	var names []string
@@ -131,10 +132,10 @@ func (p *processor) pipelines(t *topology.Topology) ([]*topology.Pipeline, error
 		names = append(names, pl.Name)
 	}
 	var out []*topology.Pipeline
-	for _, name := range p.only {
+	for _, name := range only {
 		i := slices.Index(names, name)
 		if i < 0 {
-			return nil, Usagef("--pipeline: there is no pipeline %q in %s; it has %v", name, p.worker.topology.File, names)
+			return nil, Usagef("--pipeline: there is no pipeline %q in %s; it has %v", name, file, names)
 		}
 		out = append(out, t.Pipelines[i])
 	}
@@ -147,7 +148,7 @@ func (p *processor) loop(ctx context.Context, w *worker, pl *topology.Pipeline, 
 	if hold := holds(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.flags.txnTimeout/2 {
 		return nil, Usagef("its stages may hold up a transaction for %v, which leaves too little of --transaction-timeout %v: give it at least twice as much", hold, w.flags.txnTimeout)
 	}
-	topics := append(append([]*topology.Topic{pl.From}, besides(pl)...), pl.Writes()...)
+	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
 	cluster, err := w.ensureTopics(ctx, topics)
 	if err != nil {
 		return nil, err
@@ -163,7 +164,7 @@ func (p *processor) loop(ctx context.Context, w *worker, pl *topology.Pipeline, 
 	}
 	cfg := w.loopConfig(pl.Name, loops)
 	cfg.Topics = []string{pl.From.Name}
-	for _, t := range append(pl.Writes(), besides(pl)...) {
+	for _, t := range append(pl.Writes(), pl.SideTopics()...) {
 		cfg.Writes = append(cfg.Writes, t.Name)
 	}
 	cfg.Memory = p.memory << 20

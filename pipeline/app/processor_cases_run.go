@@ -457,7 +457,7 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenS
 	if err != nil {
 		return nil, nil, at, err
 	}
-	t := &producedType{name: shortName(s), schema: s, time: -1}
+	t := &producedType{name: s.ShortName(), schema: s, time: -1}
 	if f := s.Root().Field("timestamp"); f != nil && timestampUnit(f.Type) != 0 {
 		t.time = 0
 	}
@@ -487,8 +487,6 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenS
 	return rec, s, nil, nil
 }
 
-func shortName(s *codec.Schema) string { return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:] }
-
 // schemaOf returns the schema that an event was written with.
 func (r *caseRunner) schemaOf(e *caseEvent, event map[string]any, topic *topology.Topic) (*codec.Schema, *yaml.Node, error) {
 	if e.writer != nil {
@@ -511,10 +509,10 @@ func (r *caseRunner) schemaOf(e *caseEvent, event map[string]any, topic *topolog
 	}
 	var names []string
 	for _, s := range topic.Types {
-		if name == s.Name() || name == shortName(s) || len(topic.Types) == 1 && e.typ == nil {
+		if name == s.Name() || name == s.ShortName() || len(topic.Types) == 1 && e.typ == nil {
 			return s, nil, nil
 		}
-		names = append(names, shortName(s))
+		names = append(names, s.ShortName())
 	}
 	if name == "" {
 		return nil, at, fmt.Errorf("the event has no type; %s has %s", topic.Name, strings.Join(names, ", "))

@@ -132,7 +132,7 @@ func printStage(w io.Writer, k stage.Kind) error {
 	p := printer{w: w}
 	p.prose("", k.Name+": "+lowerFirst(k.Doc))
 	p.line("")
-	p.params("  ", k.Params)
+	printParams(&p, "  ", k.Params)
 	p.line("")
 	p.line("Every stage also takes name, on: [TYPE, ...] and on_error: dead_letter | skip | stop.")
 	p.line("")
@@ -145,7 +145,7 @@ func printStage(w io.Writer, k stage.Kind) error {
 	return p.err
 }
 
-func (p *printer) params(indent string, params []stage.Param) {
+func printParams(p *printer, indent string, params []stage.Param) {
 	for _, param := range params {
 		head := param.Name + ": " + formText(param)
 		switch {
@@ -160,7 +160,7 @@ func (p *printer) params(indent string, params []stage.Param) {
 			doc += " It is one of " + strings.Join(param.Values, ", ") + "."
 		}
 		p.prose(indent+"    ", doc)
-		p.params(indent+"    ", param.Params)
+		printParams(p, indent+"    ", param.Params)
 	}
 }
 

@@ -42,7 +42,7 @@ the topology is wrong. Dead letters are no fault.`,
 		RunE: func(cmd *cobra.Command, names []string) error { return d.run(cmd.Context(), names) },
 	}
 	flags := cmd.Flags()
-	d.remote = e.remoteFlags(flags)
+	d.remote = addRemoteFlags(e, flags)
 	flags.IntVarP(&d.num, "num", "n", 100, "how many events to read of each source, at most; 0 reads none")
 	flags.StringVar(&d.offset, "offset", "start", "where to read from: `start`, -N for the last N events, or end for new ones")
 	flags.DurationVar(&d.wait, "wait", 10*time.Second, "with --offset end, how long to wait for events")
@@ -99,7 +99,7 @@ func (d *dryRun) run(ctx context.Context, names []string) error {
 		d.print(f)
 	}
 	if in.usable && d.num > 0 {
-		err := w.withTables(ctx, in.cluster, pipelines, func(ctx context.Context) error {
+		err := withTables(w, ctx, in.cluster, pipelines, func(ctx context.Context) error {
 			for _, pl := range pipelines {
 				if err := d.sample(ctx, w, in.cluster, pl); err != nil {
 					return fmt.Errorf("pipeline %s: %w", pl.Name, err)
@@ -187,7 +187,7 @@ func (in *inspection) uses(pipelines []*topology.Pipeline) (all []*use) {
 	}
 	for _, pl := range pipelines {
 		add(topicSpecs(pl.From)[0], "READ", "DESCRIBE")
-		for _, t := range append(pl.Writes(), besides(pl)...) {
+		for _, t := range append(pl.Writes(), pl.SideTopics()...) {
 			add(topicSpecs(t)[0], "WRITE", "DESCRIBE")
 		}
 	}
@@ -218,9 +218,9 @@ func (in *inspection) look(ctx context.Context, pipelines []*topology.Pipeline) 
 		for _, s := range stateTopics(in.topology, pl, 0) {
 			topics = append(topics, s.Name)
 		}
-		groups = append(groups, groupOf(in.topology, pl))
+		groups = append(groups, in.topology.Group(pl))
 		if pl.Guarantee == topology.ExactlyOnce {
-			txns = append(txns, groupOf(in.topology, pl)+"-"+in.instance+"-0")
+			txns = append(txns, in.topology.Group(pl)+"-"+in.instance+"-0")
 		}
 	}
 	var err error
@@ -390,7 +390,7 @@ func (d *dryRun) sample(ctx context.Context, w *worker, cluster kafka.Descriptio
 		d.print(checked{"events of " + pl.From.Name, stateNote, "there are none, for the topic does not exist"})
 		return nil
 	}
-	r := w.rehearse(pl, cluster.Limits())
+	r := newRehearsal(w, pl, cluster.Limits())
 	counts := chainCounts{dead: map[pipeline.Reason]int{}}
 	var written, letters []sampleRecord
 	err := d.read(ctx, w, pl, func(partition int32, next int64) error {
@@ -467,7 +467,7 @@ func (r *rehearsal) sample(in, out *pipeline.Record) sampleRecord {
 		return s
 	}
 	typ, body := r.typeOf(out)
-	s.Type, s.Event = shortName(r.of.Output[typ]), eventJSON(r.of.Output[typ], body)
+	s.Type, s.Event = r.of.Output[typ].ShortName(), eventJSON(r.of.Output[typ], body)
 	return s
 }
 

@@ -37,7 +37,7 @@ that one, it does not know how large the records of a topic may be.`,
 		RunE: func(_ *cobra.Command, args []string) error { return x.run(args) },
 	}
 	flags := cmd.Flags()
-	x.worker = e.WorkerFlags(flags, "processor", processorListen)
+	x.worker = addWorkerFlags(e, flags, "processor", processorListen)
 	for _, name := range []string{"log-level", "log-format", "listen", "listen-file", "pprof", "registry", "registry-ca", "property", "command-config"} {
 		flags.Lookup(name).Hidden = true // taken, so that the flags of run can be given as they are
 	}
@@ -139,8 +139,7 @@ func (x *explainer) run(names []string) error {
 	if err != nil {
 		return err
 	}
-	p := processor{env: x.env, worker: x.worker, only: names}
-	pipelines, err := p.pipelines(t)
+	pipelines, err := selectPipelines(t, x.worker.topology.File, names)
 	if err != nil {
 		return err
 	}
@@ -152,7 +151,7 @@ func (x *explainer) run(names []string) error {
 	w := &worker{flags: x.worker, topology: t}
 	out := explanation{Topology: t.Name, Hash: t.Hash(), Pipelines: []pipelinePlan{}}
 	for _, pl := range pipelines {
-		out.Pipelines = append(out.Pipelines, w.explain(pl))
+		out.Pipelines = append(out.Pipelines, explainPipeline(w, pl))
 	}
 	switch {
 	case x.acls:
@@ -165,13 +164,13 @@ func (x *explainer) run(names []string) error {
 		if i > 0 {
 			pr.line("")
 		}
-		pr.pipeline(&out.Pipelines[i])
+		printPipeline(&pr, &out.Pipelines[i])
 	}
 	return pr.err
 }
 
-// explain returns how this worker would run a pipeline.
-func (w *worker) explain(pl *topology.Pipeline) pipelinePlan {
+// explainPipeline returns how this worker would run a pipeline.
+func explainPipeline(w *worker, pl *topology.Pipeline) pipelinePlan {
 	loop := w.loopConfig(pl.Name, nil)
 	create := !w.flags.noCreate
 	plan := pipelinePlan{
@@ -190,7 +189,7 @@ func (w *worker) explain(pl *topology.Pipeline) pipelinePlan {
 		plan.Receipts = &receipts
 	}
 	for _, s := range pl.Types {
-		plan.Reads.Types = append(plan.Reads.Types, shortName(s))
+		plan.Reads.Types = append(plan.Reads.Types, s.ShortName())
 	}
 	if hold := holds(pl); hold > 0 {
 		plan.Limits.HoldsUp = hold.String()
@@ -204,7 +203,7 @@ func (w *worker) explain(pl *topology.Pipeline) pipelinePlan {
 		written := newTopicPlan(topic)
 		for i, targets := range pl.Targets {
 			if slices.Contains(targets, topic) {
-				written.Types = append(written.Types, shortName(pl.Types[i]))
+				written.Types = append(written.Types, pl.Types[i].ShortName())
 			}
 		}
 		plan.Writes = append(plan.Writes, written)
@@ -221,7 +220,7 @@ func (w *worker) explain(pl *topology.Pipeline) pipelinePlan {
 	}
 	come := map[string]bool{} // types of which events come to a stage
 	for _, s := range pl.Types {
-		come[shortName(s)] = true
+		come[s.ShortName()] = true
 	}
 	for _, s := range pl.Stages {
 		one := newStagePlan(w.topology, pl, s)
@@ -248,7 +247,7 @@ func newStagePlan(t *topology.Topology, pl *topology.Pipeline, s topology.Stage)
 		if !on {
 			continue
 		}
-		name := shortName(pl.Types[i])
+		name := pl.Types[i].ShortName()
 		plan.On = append(plan.On, name)
 		reads.add(name, s.Built.Reads(i))
 		writes.add(name, s.Built.Writes(i))
@@ -308,7 +307,7 @@ func (u fieldUses) plans(all int) []fieldPlan {
 
 func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	in, out := pl.Types[typ], pl.Output[typ]
-	plan := schemaPlan{Type: shortName(in), Reads: codec.Subject(pl.From.Name, in)}
+	plan := schemaPlan{Type: in.ShortName(), Reads: codec.Subject(pl.From.Name, in)}
 	for _, t := range pl.Targets[typ] {
 		plan.Writes = append(plan.Writes, codec.Subject(t.Name, out))
 	}
@@ -356,7 +355,7 @@ func pipelineACLs(t *topology.Topology, pl *topology.Pipeline, create bool) (acl
 		add("Write", "topic", topic, what)
 		add("DescribeConfigs", "topic", topic, "optional: how large its records may be")
 	}
-	topics := append(append([]*topology.Topic{pl.From}, besides(pl)...), pl.Writes()...)
+	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
 	add("Read", "topic", pl.From.Name, "events")
 	for _, to := range pl.Writes() {
 		write(to.Name, "what passes")
@@ -438,8 +437,8 @@ func shellWord(text string) string {
 	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
 }
 
-// pipeline prints a plan for people.
-func (p *printer) pipeline(pl *pipelinePlan) {
+// printPipeline prints a plan for people.
+func printPipeline(p *printer, pl *pipelinePlan) {
 	const column = 16
 	item := func(name, format string, args ...any) { p.item("  "+name, column, fmt.Sprintf(format, args...)) }
 	p.line("Pipeline %s", pl.Name)
@@ -467,7 +466,7 @@ func (p *printer) pipeline(pl *pipelinePlan) {
 		item("state", "%s", t.text())
 	}
 	p.line("")
-	p.stages(pl.Stages)
+	printStages(p, pl.Stages)
 	p.line("Schemas")
 	for _, s := range pl.Schemas {
 		p.line("  %s", s.Type)
@@ -514,7 +513,7 @@ func (p *printer) pipeline(pl *pipelinePlan) {
 	}
 }
 
-func (p *printer) stages(stages []stagePlan) {
+func printStages(p *printer, stages []stagePlan) {
 	p.line("Stages")
 	if len(stages) == 0 {
 		p.line("  none: events are copied")

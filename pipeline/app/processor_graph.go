@@ -123,7 +123,7 @@ func newGraph(t *topology.Topology) *graph {
 		g.pipeline(fmt.Sprint("p", i), pl, topics, tables)
 	}
 	for i, p := range t.Projections {
-		b := &box{id: fmt.Sprint("f", i), kind: projectionBox, name: p.Name, notes: []string{"state " + shortName(p.Fold.State())}}
+		b := &box{id: fmt.Sprint("f", i), kind: projectionBox, name: p.Name, notes: []string{"state " + p.Fold.State().ShortName()}}
 		g.boxes = append(g.boxes, b)
 		g.edge(topics[p.From], wholeBox, b, wholeBox, flow)
 		g.edge(b, wholeBox, topics[p.Snapshots], wholeBox, flow)

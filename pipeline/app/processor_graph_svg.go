@@ -473,7 +473,7 @@ func writeSVG(w io.Writer, g *graph) error {
 		p.line(`  <path class="arrow%s" marker-end="url(#head)" d="%s"/>`, e.class(), d.backPath(e, i))
 	}
 	for _, b := range g.boxes {
-		p.svgBox(d.places[b])
+		svgBox(&p, d.places[b])
 	}
 	p.line("</svg>")
 	return p.err
@@ -510,7 +510,7 @@ func (d *drawing) backPath(e edge, i int) string {
 		from.x+from.width, from.y+e.leaves(), from.x+from.width+aside, lane, to.x-aside-8, to.y+e.arrives(), to.x)
 }
 
-func (p *printer) svgBox(b *placed) {
+func svgBox(p *printer, b *placed) {
 	p.line("  <g>")
 	shape := fmt.Sprintf(`class="box %s" x="%.1f" y="%.1f" width="%.1f" height="%.1f"`, b.kind, b.x, b.y, b.width, b.height)
 	switch b.kind {

@@ -101,7 +101,7 @@ type planner struct {
 }
 
 func (c *planner) addFlags(cmd *cobra.Command) {
-	c.remote = c.env.remoteFlags(cmd.Flags())
+	c.remote = addRemoteFlags(c.env, cmd.Flags())
 	cmd.Flags().StringSliceVar(&c.allow, "allow", nil, "do not refuse the edit of this `name`; again for each")
 	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
 }
@@ -229,7 +229,7 @@ func describeDeployed(ctx context.Context, w *worker, applied *deployment) (kafk
 		names[spec.Name] = true
 	}
 	for _, pl := range w.topology.Pipelines {
-		groups[groupOf(w.topology, pl)] = true
+		groups[w.topology.Group(pl)] = true
 	}
 	if applied != nil {
 		for name := range applied.Topics {

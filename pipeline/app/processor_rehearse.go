@@ -30,7 +30,7 @@ type remoteFlags struct {
 	log      *LogFlags
 }
 
-func (e *Env) remoteFlags(flags *pflag.FlagSet) *remoteFlags {
+func addRemoteFlags(e *Env, flags *pflag.FlagSet) *remoteFlags {
 	f := &remoteFlags{env: e}
 	f.kafka = e.KafkaFlags(flags, "processor")
 	f.registry = e.RegistryFlags(flags)
@@ -67,12 +67,8 @@ func (f *remoteFlags) open() (*worker, error) {
 
 // chosen returns the pipelines of these names, all if there are no names.
 func (f *remoteFlags) chosen(w *worker, names []string) ([]*topology.Pipeline, error) {
-	p := &processor{env: f.env, worker: &WorkerFlags{topology: f.topology}, only: names}
-	return p.pipelines(w.topology)
+	return selectPipelines(w.topology, f.topology.File, names)
 }
-
-// groupOf returns the consumer group of a pipeline.
-func groupOf(t *topology.Topology, pl *topology.Pipeline) string { return t.Name + "-" + pl.Name }
 
 // hostname returns what transactional ids are made of if nothing is said.
 func hostname() string {
@@ -96,7 +92,7 @@ type rehearsal struct {
 // endEvery is how many records are a batch of a rehearsal.
 const endEvery = 1000
 
-func (w *worker) rehearse(pl *topology.Pipeline, limits kafka.Limits) *rehearsal {
+func newRehearsal(w *worker, pl *topology.Pipeline, limits kafka.Limits) *rehearsal {
 	ids := map[string][]int{}
 	for _, topic := range pl.Writes() {
 		ids[topic.Name] = make([]int, len(pl.Output))
@@ -115,7 +111,7 @@ func (w *worker) rehearse(pl *topology.Pipeline, limits kafka.Limits) *rehearsal
 
 // typeOf returns the type of what was written, and its body.
 func (r *rehearsal) typeOf(rec *pipeline.Record) (typ int, body []byte) {
-	return int(binary.BigEndian.Uint32(rec.Value[1:frameSize])), rec.Value[frameSize:]
+	return int(binary.BigEndian.Uint32(rec.Value[1:codec.FrameSize])), rec.Value[codec.FrameSize:]
 }
 
 // assign gives the stages what they remembered when they came to an offset. On a
@@ -168,7 +164,7 @@ func (r *rehearsal) next() {
 
 // withTables gives the tables of pipelines their rows, and runs f. Those whose topics do not
 // exist are empty.
-func (w *worker) withTables(ctx context.Context, d kafka.Description, pipelines []*topology.Pipeline, f func(context.Context) error) error {
+func withTables(w *worker, ctx context.Context, d kafka.Description, pipelines []*topology.Pipeline, f func(context.Context) error) error {
 	all, err := openTables(w, tablesOf(w.topology, pipelines...), func(string, func(context.Context) error) {})
 	if err != nil {
 		return err
@@ -210,7 +206,7 @@ func newTraceLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.
 	l := traceLine{
 		Pipeline: pl.Name, Stage: pl.Stages[at].Name, At: momentNames[m],
 		Topic: e.Topic, Partition: e.Partition, Offset: e.Offset, Time: e.Time.UTC(), Key: string(e.Key),
-		Type: shortName(pl.Output[e.Type]), To: slices.Clone(e.To),
+		Type: pl.Output[e.Type].ShortName(), To: slices.Clone(e.To),
 	}
 	if e.NewKey != nil {
 		key := string(e.NewKey)

@@ -195,7 +195,7 @@ func (s *sessionTap) show(stage, typ string, line func() traceLine) {
 // watch is the session's [pipeline.Watch].
 func (s *sessionTap) watch(m pipeline.Moment, stage int, e *pipeline.Event, err error) {
 	if len(s.asked) > 0 {
-		s.show(s.pl.Stages[stage].Name, shortName(s.pl.Output[e.Type]), func() traceLine { return newTraceLine(s.pl, m, stage, e, err) })
+		s.show(s.pl.Stages[stage].Name, s.pl.Output[e.Type].ShortName(), func() traceLine { return newTraceLine(s.pl, m, stage, e, err) })
 	}
 }
 
@@ -289,7 +289,7 @@ func (t *taps) client(q url.Values) (*tapClient, error) {
 			stages = append(stages, s.Name)
 		}
 		for _, s := range pl.Output {
-			types = append(types, shortName(s))
+			types = append(types, s.ShortName())
 		}
 	}
 	var faults []error

@@ -297,14 +297,14 @@ func (t *tester) print(r testReport) error {
 		}
 	}
 	if len(r.Coverage) > 0 {
-		p.coverage(r.Coverage)
+		printCoverage(&p, r.Coverage)
 	}
 	p.line("%s, %s: %s", plural(r.Cases, "case"), plural(r.Events, "event"), result)
 	return p.err
 }
 
-// coverage prints what the stages did, and what no case shows.
-func (p *printer) coverage(all []coverageOf) {
+// printCoverage prints what the stages did, and what no case shows.
+func printCoverage(p *printer, all []coverageOf) {
 	for _, c := range all {
 		width := len("stage")
 		for _, s := range c.Stages {
@@ -352,7 +352,7 @@ func (r *caseRunner) covered() (all []coverageOf) {
 		}
 		for _, s := range pl.Types {
 			if !have.types[s.Name()] {
-				c.NoTypes = append(c.NoTypes, shortName(s))
+				c.NoTypes = append(c.NoTypes, s.ShortName())
 			}
 		}
 		slices.Sort(c.NoTypes)

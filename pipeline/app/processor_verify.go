@@ -42,7 +42,7 @@ or the topology is wrong.`,
 		RunE: func(cmd *cobra.Command, names []string) error { return v.run(cmd.Context(), names) },
 	}
 	flags := cmd.Flags()
-	v.remote = e.remoteFlags(flags)
+	v.remote = addRemoteFlags(e, flags)
 	flags.DurationVar(&v.since, "since", 0, "compare only events that are not older than this `duration`, by their timestamps (default: all)")
 	flags.IntVar(&v.memory, "memory", 256, "`MiB` for records that are expected")
 	flags.IntVar(&v.samples, "samples", 10, "how many disagreements to show of each pipeline")
@@ -76,7 +76,7 @@ func (v *verify) run(ctx context.Context, names []string) error {
 		topics = append(topics, t.Name)
 	}
 	for _, pl := range w.topology.Pipelines {
-		groups = append(groups, groupOf(w.topology, pl))
+		groups = append(groups, w.topology.Group(pl))
 		for _, s := range stateTopics(w.topology, pl, 0) {
 			topics = append(topics, s.Name)
 		}
@@ -91,7 +91,7 @@ func (v *verify) run(ctx context.Context, names []string) error {
 	}
 	agreed := true
 	out := printer{w: v.env.Stdout}
-	err = w.withTables(ctx, cluster, pipelines, func(ctx context.Context) error {
+	err = withTables(w, ctx, cluster, pipelines, func(ctx context.Context) error {
 		for _, pl := range pipelines {
 			c := &comparison{worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
 			if err := c.run(ctx); err != nil {

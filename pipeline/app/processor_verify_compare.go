@@ -129,9 +129,9 @@ func (c *comparison) prepare(ctx context.Context) error {
 			c.note("pipeline %s writes to a topic of this one: its records may be there", other.Name)
 		}
 	}
-	group := c.cluster.Groups[groupOf(c.topology, c.pl)]
+	group := c.cluster.Groups[c.topology.Group(c.pl)]
 	if len(group.Committed[c.pl.From.Name]) == 0 {
-		return fmt.Errorf("group %s has committed nothing of %s yet: there is nothing to compare", groupOf(c.topology, c.pl), c.pl.From.Name)
+		return fmt.Errorf("group %s has committed nothing of %s yet: there is nothing to compare", c.topology.Group(c.pl), c.pl.From.Name)
 	}
 	c.outputs = map[string]map[int32]kafka.Bounds{}
 	for _, t := range topics {
@@ -248,7 +248,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 
 // reference runs a pipeline, and expects what comes out.
 func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, source uint8, part, of uint64, counts *chainCounts) error {
-	r := c.rehearse(pl, c.cluster.Limits())
+	r := newRehearsal(c.worker, pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
 		if err := r.assign(ctx, c.cluster, p, span.Start); err != nil {

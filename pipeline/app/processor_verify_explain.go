@@ -32,7 +32,7 @@ func (c *comparison) explain(ctx context.Context) error {
 		wanted[wantedOf{d.In.Partition, d.In.Offset}] = append(wanted[wantedOf{d.In.Partition, d.In.Offset}], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := c.rehearse(c.pl, c.cluster.Limits())
+	r := newRehearsal(c.worker, c.pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].Bounds
 		span.End = until[p]
@@ -117,7 +117,9 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, r *rehearsal, 
 }
 
 // typeNumber returns the number of the type of what a rehearsal wrote.
-func typeNumber(r *pipeline.Record) int { return int(binary.BigEndian.Uint32(r.Value[1:frameSize])) }
+func typeNumber(r *pipeline.Record) int {
+	return int(binary.BigEndian.Uint32(r.Value[1:codec.FrameSize]))
+}
 
 // ignores reports whether a change is of a field that is not compared.
 func (c *comparison) ignores(typ, line string) bool {
@@ -142,7 +144,7 @@ func (c *comparison) fetch(ctx context.Context, at place) (rec pipeline.Record, 
 	if err != nil {
 		return rec, nil, err
 	}
-	if ref, _, err := codec.Unframe(&rec); err == nil && len(rec.Value) >= frameSize {
+	if ref, _, err := codec.Unframe(&rec); err == nil && len(rec.Value) >= codec.FrameSize {
 		if s, err = c.registry.Schema(ctx, ref); err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
 			return rec, nil, err
 		}
@@ -162,5 +164,5 @@ func recordText(r pipeline.Record, s *codec.Schema) string {
 	if _, body, err := codec.Unframe(&r); err == nil {
 		text = eventJSON(s, body)
 	}
-	return clip(shortName(s)+" "+string(text), 300)
+	return clip(s.ShortName()+" "+string(text), 300)
 }

@@ -26,7 +26,7 @@ func (c *comparison) normalize() error {
 			volatile, deciding := volatileFields(pl, typ)
 			fields[s.Name()] = append(fields[s.Name()], volatile...)
 			for _, path := range volatile {
-				ignored[shortName(s)+"."+strings.Join(path, ".")] = true
+				ignored[s.ShortName()+"."+strings.Join(path, ".")] = true
 			}
 			for _, name := range deciding {
 				if pl == c.pl {

@@ -59,7 +59,7 @@ func (b *bench) rewrite(topic string, f func([]pipeline.Record) []pipeline.Recor
 // number returns the n of a click that was enriched, and sets it.
 func number(t *testing.T, r *pipeline.Record) int64 {
 	t.Helper()
-	_, rest, err := codec.ReadText(r.Value[frameSize:])
+	_, rest, err := codec.ReadText(r.Value[codec.FrameSize:])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +123,7 @@ func TestVerifyFindsEachDisagreement(t *testing.T) {
 				if n := number(t, r); n != 80 {
 					t.Fatalf("it is %d", n)
 				}
-				head := frameSize + len(codec.AppendString(nil, "user-1"))
+				head := codec.FrameSize + len(codec.AppendString(nil, "user-1"))
 				tail := r.Value[head+len(codec.AppendLong(nil, 80)):]
 				r.Value = append(codec.AppendLong(slices.Clone(r.Value[:head]), 81), tail...)
 				return all

@@ -25,7 +25,6 @@ const (
 	mediaCloudEvent  = "application/cloudevents+json"
 	mediaCloudEvents = "application/cloudevents-batch+json"
 	mediaJSON        = "application/json"
-	specVersion      = "1.0"
 )
 
 // intakeEvent is one event of a request.

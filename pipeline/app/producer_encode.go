@@ -186,7 +186,7 @@ func (e *eventEncoder) encode(line []byte, r *pipeline.Record, buf []byte) (*pro
 
 // fits returns an error for a record that is larger than the topic takes.
 func (e *eventEncoder) fits(r *pipeline.Record, how string) error {
-	if n, most := recordBytes(r), e.limits.Record(r.Topic); n > most {
+	if n, most := r.Size(), e.limits.Record(r.Topic); n > most {
 		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", n, how, r.Topic, most)}
 	}
 	return nil

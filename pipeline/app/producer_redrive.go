@@ -351,7 +351,7 @@ func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pi
 		}
 	}
 	back := sentBack(in)
-	if why == "" && recordBytes(&back) > h.limits.Record(back.Topic) {
+	if why == "" && back.Size() > h.limits.Record(back.Topic) {
 		why = staysTooLarge
 	}
 	if why != "" {

@@ -18,10 +18,12 @@ import (
 	"millrace/pipeline/codec"
 )
 
+// producerListen is the address that producer serve listens on by default.
+const producerListen = "127.0.0.1:9103"
+
 const (
-	producerListen = "127.0.0.1:9103"
-	bodyTimeout    = 30 * time.Second // for a request's body to come
-	retryAfter     = "1"              // seconds
+	bodyTimeout = 30 * time.Second // for a request's body to come
+	retryAfter  = "1"              // seconds
 )
 
 func serveCommand(e *Env) *cobra.Command {

@@ -65,12 +65,11 @@ func (q *blocked) upTo(next int64) bool {
 	return true
 }
 
-// Keys of a projector's own records among the snapshots begin with a zero byte,
-// which no aggregate's id does.
-const (
-	reservedKeys = "\x00"
-	blockedKeys  = "\x00blocked\x00"
-)
+// reservedKeys starts the keys of a projector's own records among the snapshots.
+// It is a zero byte, with which no aggregate's id starts.
+const reservedKeys = "\x00"
+
+const blockedKeys = reservedKeys + "blocked\x00"
 
 // skippedKey is the key of the record that says which offsets were skipped, in
 // JSON.

@@ -281,7 +281,7 @@ func (l *lane) post(in *pipeline.Record, key []byte, missed []int64) {
 	err := pipeline.Reject(reasonLate, "it came after the end of its window from %s", strings.Join(windows, ", "))
 	letter := deadLetterOf(in, l.late, l.label(), stageFold, err, l.now())
 	if l.fold.Bare() {
-		told{l.folder.EventID(), key, time.UnixMicro(l.folder.Time())}.appendTo(&letter)
+		addDerived(told{l.folder.EventID(), key, time.UnixMicro(l.folder.Time())}, &letter)
 	}
 	l.outbox = append(l.outbox, letter)
 }

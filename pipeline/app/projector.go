@@ -28,7 +28,7 @@ func Projector(e *Env) *cobra.Command {
   projector list order --limit 3
   projector why order o-000001`,
 	}
-	cmd.AddCommand(projectCommand(e), rebuildCommand(e), statusCommand(e), diffCommand(e), promoteCommand(e), rollbackCommand(e), retireCommand(e), forgetCommand(e), e.HealthcheckCommand(projectorListen))
+	cmd.AddCommand(projectCommand(e), rebuildCommand(e), statusCommand(e), diffCommand(e), promoteCommand(e), rollbackCommand(e), retireCommand(e), forgetCommand(e), healthcheckCommand(e, projectorListen))
 	cmd.AddCommand(askCommands(e)...)
 	cmd.AddCommand(blockedCommand(e), releaseCommand(e))
 	return cmd
@@ -78,8 +78,8 @@ type projector struct {
 }
 
 func (p *projector) addFlags(flags *pflag.FlagSet) {
-	p.worker = p.env.WorkerFlags(flags, "projector", projectorListen)
-	p.kek = p.env.KEKFlags(flags)
+	p.worker = addWorkerFlags(p.env, flags, "projector", projectorListen)
+	p.kek = addKEKFlags(p.env, flags)
 	flags.BoolVar(&p.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null, and said to be hidden")
 	flags.StringVar(&p.dataDir, "data-dir", "data/projector", "`directory` of the states; another for each worker")
 	flags.StringVar(&p.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: that of --listen, by the host's name if it listens on all addresses)")

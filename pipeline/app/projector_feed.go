@@ -26,9 +26,11 @@ const (
 	feedBegin   = time.Second            // for all sources to say from where on they follow
 	feedGrace   = 2 * time.Second        // without a word from a partition, until that is told
 	feedSilence = 5 * time.Second        // without a word from a worker, until it is given up
-	feedWrite   = 10 * time.Second       // for a write to another worker
 	feedAgain   = 500 * time.Millisecond // until a worker that could not be reached is tried again
 )
+
+// feedWrite is the deadline of a write to another worker.
+const feedWrite = 10 * time.Second
 
 // feedLine is a line of what a worker tells another one that follows partitions.
 // The last one has End.
@@ -126,11 +128,10 @@ type feedMessage struct {
 	err     error
 }
 
-// Errors of a source that is another worker.
-var (
-	errPeerFailed = errors.New("it failed there")
-	errPeerSilent = fmt.Errorf("nothing came from it for %s", feedSilence)
-)
+// errPeerFailed is the error of a source that is another worker.
+var errPeerFailed = errors.New("it failed there")
+
+var errPeerSilent = fmt.Errorf("nothing came from it for %s", feedSilence)
 
 // Follow implements [query.Projection]: it merges the workers.
 func (c *clusterReader) Follow(ctx context.Context, start query.Start, f func(query.Changes) error) error {

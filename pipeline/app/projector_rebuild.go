@@ -24,7 +24,7 @@ type operator struct {
 }
 
 func newOperator(e *Env, flags *pflag.FlagSet) *operator {
-	o := &operator{env: e, remote: e.remoteFlags(flags)}
+	o := &operator{env: e, remote: addRemoteFlags(e, flags)}
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	return o
 }

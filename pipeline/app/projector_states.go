@@ -35,7 +35,7 @@ type runningVersion struct {
 	Projection string          `json:"projection"`
 	Version    int             `json:"version"`
 	Offsets    map[int32]int64 `json:"offsets"` // next to be folded, by partition
-	at         string          // of which worker
+	at         string          `json:"-"`       // address of the worker
 }
 
 // stateLine is an aggregate as of an offset. The last line of an answer has End.

@@ -65,15 +65,14 @@ type idReader struct {
 	bare   expr.BareType // of events without an envelope
 }
 
-// receiptWriter returns nil if the pipeline has no topic for receipts, or none are
-// to be written.
-func (s chainSetup) receiptWriter(pl *topology.Pipeline) *receiptWriter {
-	if pl.Receipts == nil || !s.receipts {
+// newReceiptWriter returns nil if the pipeline has no topic for receipts.
+func newReceiptWriter(pl *topology.Pipeline, schemas schemaSource, now func() time.Time) *receiptWriter {
+	if pl.Receipts == nil {
 		return nil
 	}
 	w := &receiptWriter{
-		topic: pl.Receipts.Name, pipeline: pl.Name, schemas: s.schemas, types: pl.Types,
-		duplicates: map[string]bool{}, bare: pl.From.Bare, readers: map[*codec.Schema]idReader{}, now: s.now,
+		topic: pl.Receipts.Name, pipeline: pl.Name, schemas: schemas, types: pl.Types,
+		duplicates: map[string]bool{}, bare: pl.From.Bare, readers: map[*codec.Schema]idReader{}, now: now,
 	}
 	for _, s := range pl.Stages {
 		if _, ok := s.Built.(stage.Keeper); ok {
@@ -175,15 +174,6 @@ func (w *receiptWriter) emit(id []byte, in *pipeline.Record, r receipt, out pipe
 	// By the clock and not the event's time: a replay's receipts would be deleted
 	// by their age at once.
 	out.Emit(&pipeline.Record{Topic: w.topic, Partition: pipeline.KeyPartition, Key: append([]byte(nil), id...), Value: value, Time: w.now()})
-}
-
-// besides returns the topics that a pipeline writes beside what passes.
-func besides(pl *topology.Pipeline) []*topology.Topic {
-	topics := []*topology.Topic{pl.DeadLetter}
-	if pl.Receipts != nil {
-		topics = append(topics, pl.Receipts)
-	}
-	return topics
 }
 
 // text says it in words.

@@ -326,10 +326,10 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(append(data, '\n')) // whoever asked has gone
 }
 
-// HealthcheckCommand returns a command that asks the program's own /readyz, for
+// healthcheckCommand returns a command that asks the program's own /readyz, for
 // containers that have no shell and no curl. listen is the program's default
 // for --listen.
-func (e *Env) HealthcheckCommand(listen string) *cobra.Command {
+func healthcheckCommand(e *Env, listen string) *cobra.Command {
 	var timeout time.Duration
 	var path string
 	var flags *ServerFlags

@@ -252,7 +252,7 @@ func TestEventsWaitForRows(t *testing.T) {
 	stop()
 	got := map[string]int{}
 	b.read("out", func(r *pipeline.Record) {
-		text, err := codec.AppendJSON(nil, b.plan.Pipelines[0].Output[0].Root(), r.Value[frameSize:])
+		text, err := codec.AppendJSON(nil, b.plan.Pipelines[0].Output[0].Root(), r.Value[codec.FrameSize:])
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -41,14 +41,14 @@ type WorkerFlags struct {
 	noRegister     bool
 }
 
-// WorkerFlags adds them. listen is the default of --listen.
-func (e *Env) WorkerFlags(flags *pflag.FlagSet, program, listen string) *WorkerFlags {
+// addWorkerFlags adds them. listen is the default of --listen.
+func addWorkerFlags(e *Env, flags *pflag.FlagSet, program, listen string) *WorkerFlags {
 	f := &WorkerFlags{env: e, program: program}
 	f.kafka = e.KafkaFlags(flags, program)
 	f.registry = e.RegistryFlags(flags)
 	f.topology = e.TopologyFlags(flags)
 	f.log = e.LogFlags(flags)
-	f.server = e.ServerFlags(flags, listen)
+	f.server = addServerFlags(e, flags, listen)
 	flags.StringVar(&f.instance, "instance", "", "`name` of this worker, another for each in the group and the same after a restart: its transactional ids are made of it (default: the host's name)")
 	// A projector comes back to the states it has on its disk, so it wants the
 	// partitions it had.
