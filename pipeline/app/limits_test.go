@@ -21,8 +21,6 @@ import (
 )
 
 // All that look at the size of what they emit are told how large that may be.
-var _ = []kafka.Limited{(*chainHandler)(nil), (*lanesHandler)(nil), (*versionHandler)(nil), (*redriveHandler)(nil)}
-
 const limitedTopology = `
 name: t
 topics:

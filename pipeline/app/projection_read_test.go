@@ -35,25 +35,7 @@ func (fw *foldWorker) reader() *projectionReader {
 }
 
 // registry knows the tests' schemas.
-func (fw *foldWorker) registry() *codec.Registry {
-	fw.t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var id int
-		if _, err := fmt.Sscanf(r.URL.Path, "/schemas/ids/%d", &id); err != nil || id >= len(fw.types) {
-			http.NotFound(w, r)
-			return
-		}
-		if err := json.NewEncoder(w).Encode(map[string]string{"schema": fw.types[id].String()}); err != nil {
-			fw.t.Error(err)
-		}
-	}))
-	fw.t.(interface{ Cleanup(func()) }).Cleanup(srv.Close)
-	registry, err := codec.NewRegistry(codec.RegistryConfig{URLs: []string{srv.URL}})
-	if err != nil {
-		fw.t.Fatal(err)
-	}
-	return registry
-}
+func (fw *foldWorker) registry() *codec.Registry { return typeRegistry(fw.t, fw.types) }
 
 func ask(t testing.TB, h http.Handler, path string, headers ...string) asked {
 	t.Helper()

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -98,6 +100,27 @@ func userEvent(t testing.TB, types []*codec.Schema, typ, n int, id string) []byt
 		t.Fatal(err)
 	}
 	return append(codec.AppendFrame(nil, typ), body...)
+}
+
+// typeRegistry returns a registry of the types, each with its index as id.
+func typeRegistry(t testing.TB, types []*codec.Schema) *codec.Registry {
+	t.Helper()
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var id int
+		if _, err := fmt.Sscanf(r.URL.Path, "/schemas/ids/%d", &id); err != nil || id >= len(types) {
+			http.NotFound(w, r)
+			return
+		}
+		if err := json.NewEncoder(w).Encode(map[string]string{"schema": types[id].String()}); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(srv.Close)
+	registry, err := codec.NewRegistry(codec.RegistryConfig{URLs: []string{srv.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return registry
 }
 
 const testTopic, testSnapshots, testLate = "shop.events", "shop.user.snapshots", "shop.late"

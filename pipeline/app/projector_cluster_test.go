@@ -91,11 +91,8 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	one := &projection{fold: p.fold, partitions: p.partitions, identity: identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold), snapshots: testSnapshots, snapshotID: 100}
 	newProjectionMetrics(prometheus.NewRegistry()).of(one)
 	ps.add(events, p.types, one)
-	w.handler = ps.newHandler(nil)
-	for i := range p.types {
-		w.handler.decoders[testTopic].known[codec.SchemaRef{ID: i}] = binding{typ: i}
-	}
-	reader := &projectionReader{projections: ps, p: one, registry: (&foldWorker{world: p.world}).registry(), types: p.types, topic: testTopic, partitions: p.partitions, group: partyGroup}
+	w.handler = ps.newHandler(typeRegistry(p.t, p.types))
+	reader := &projectionReader{projections: ps, p: one, registry: typeRegistry(p.t, p.types), types: p.types, topic: testTopic, partitions: p.partitions, group: partyGroup}
 	wanted := wantedVersion{versionRecord: versionRecord{Version: 1}, name: one.name()}
 	loop := &versionLoop{group: partyGroup, wanted: []wantedVersion{wanted}, ps: ps, readers: []*projectionReader{reader}}
 	w.v = &versions{
