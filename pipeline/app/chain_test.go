@@ -44,12 +44,12 @@ func benchChain(t testing.TB) (*chainHandler, []*pipeline.Record) {
 		"shop.UserCreated": `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e8","timestamp":"1997-01-01T00:00:00.050Z","version":1,"metadata":{"channel":"web","region":"eu"},` +
 			`"data":{"id":"u-000001","email":"user-00001@example.com","name":"User Example"}}`,
 	}
-	d := newDecoder(nil, pl.Types, pl.Old)
+	known := knownSchemas{}
 	var records []*pipeline.Record
 	ids := make([]int, len(pl.Types))
 	for i, s := range pl.Types {
 		ids[i] = 100 + i
-		d.known[codec.SchemaRef{ID: ids[i]}] = binding{typ: i, old: -1}
+		known[ids[i]] = s
 		var event any
 		if err := json.Unmarshal([]byte(events[s.Name()]), &event); err != nil {
 			t.Fatal(err)
@@ -62,7 +62,7 @@ func benchChain(t testing.TB) (*chainHandler, []*pipeline.Record) {
 	}
 	h := &chainHandler{
 		pipeline: pl.Name, to: pl.To.Name, deadLetter: pl.DeadLetter.Name,
-		decoder: d, layouts: pl.Layouts, toIDs: ids, chain: pl.Chain(), keepers: &keepers{now: time.Now},
+		decoder: newDecoder(known, pl.Types, pl.Old), layouts: pl.Layouts, toIDs: ids, chain: pl.Chain(), keepers: &keepers{now: time.Now},
 		now: time.Now, log: slog.New(slog.DiscardHandler), metrics: newChainMetrics(prometheus.NewRegistry()),
 		arena: &arena{}, batch: chainCounts{dead: map[pipeline.Reason]int{}},
 	}

@@ -94,9 +94,8 @@ func (b *bench) worker(instance string) *worker {
 func (b *bench) start(instance string) (stop func()) {
 	b.Helper()
 	w := b.worker(instance)
-	p := &processor{env: w.flags.env, worker: w.flags}
 	ctx, cancel := context.WithCancel(b.Context())
-	l, err := p.loop(ctx, w, b.plan.Pipelines[0], newChainMetrics(w.metrics), newKeepMetrics(w.metrics), kafka.NewMetrics(w.metrics))
+	l, err := newPipelineLoop(ctx, w, b.plan.Pipelines[0], loopOptions{chains: newChainMetrics(w.metrics), kept: newKeepMetrics(w.metrics), loops: kafka.NewMetrics(w.metrics), now: w.flags.env.Now})
 	if err != nil {
 		cancel()
 		b.Fatal(err)

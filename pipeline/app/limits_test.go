@@ -40,14 +40,14 @@ func noise(n int) string {
 }
 
 // sized is the event n, whose id has so many bytes.
-func (b *bench) sized(n int64, size int) *pipeline.Record {
+func sized(b *bench, n int64, size int) *pipeline.Record {
 	r := b.click(noise(size), n, time.UnixMilli(1_800_000_000_000))
 	r.Key = fmt.Append(nil, n)
 	return r
 }
 
-// send writes to "in" what that takes.
-func (b *bench) send(records ...*pipeline.Record) {
+// sendClicks writes to "in" what that takes.
+func sendClicks(b *bench, records ...*pipeline.Record) {
 	b.Helper()
 	w, err := kafka.NewWriter(b.config())
 	if err != nil {
@@ -67,8 +67,8 @@ func (b *bench) send(records ...*pipeline.Record) {
 	}
 }
 
-// keys returns how often each key stands on a topic, and the last of its records.
-func (b *bench) keys(topic string) (counts map[string]int, last map[string]pipeline.Record) {
+// keysOf returns how often each key stands on a topic, and the last of its records.
+func keysOf(b *bench, topic string) (counts map[string]int, last map[string]pipeline.Record) {
 	b.Helper()
 	counts, last = map[string]int{}, map[string]pipeline.Record{}
 	b.read(topic, func(r *pipeline.Record) {
@@ -104,12 +104,12 @@ func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *t
 			large := func(i int) bool { return i%100 == 50 }
 			var sent []*pipeline.Record
 			for i := range n {
-				sent = append(sent, b.sized(int64(i), map[bool]int{false: 300, true: 30_000}[large(i)]))
+				sent = append(sent, sized(b, int64(i), map[bool]int{false: 300, true: 30_000}[large(i)]))
 			}
-			b.send(sent...)
+			sendClicks(b, sent...)
 			b.caughtUp()
-			out, _ := b.keys("out")
-			dead, letters := b.keys("dead")
+			out, _ := keysOf(b, "out")
+			dead, letters := keysOf(b, "dead")
 			for i, r := range sent {
 				key := fmt.Sprint(i)
 				if out[key] != map[bool]int{false: 1}[large(i)] || dead[key] != map[bool]int{true: 1}[large(i)] {
@@ -134,9 +134,9 @@ func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *t
 func TestALargeEventPassesWhereTheTopicsTakeIt(t *testing.T) {
 	b := newBench(t, fmt.Sprintf(limitedTopology, 5_000_000, 1_000_000))
 	b.start("0")
-	b.send(b.sized(1, 4_000_000), b.sized(2, 10))
+	sendClicks(b, sized(b, 1, 4_000_000), sized(b, 2, 10))
 	b.caughtUp()
-	if out, last := b.keys("out"); len(out) != 2 || len(last["1"].Value) < 4_000_000 {
+	if out, last := keysOf(b, "out"); len(out) != 2 || len(last["1"].Value) < 4_000_000 {
 		t.Errorf("%v came out, the large one with %d bytes", out, len(last["1"].Value))
 	}
 }
@@ -145,15 +145,15 @@ func TestALargeEventPassesWhereTheTopicsTakeIt(t *testing.T) {
 func TestALoweredLimitMakesDeadLettersFromThenOn(t *testing.T) {
 	b := newBench(t, fmt.Sprintf(limitedTopology, 1_000_000, 1_000_000))
 	b.start("0")
-	b.send(b.sized(1, 300_000), b.sized(2, 10))
+	sendClicks(b, sized(b, 1, 300_000), sized(b, 2, 10))
 	b.caughtUp()
 	if err := kafka.SetTopicConfig(t.Context(), b.config(), "out", map[string]string{"max.message.bytes": "20000"}); err != nil {
 		t.Fatal(err)
 	}
-	b.send(b.sized(3, 300_000), b.sized(4, 10))
+	sendClicks(b, sized(b, 3, 300_000), sized(b, 4, 10))
 	b.caughtUp()
-	out, _ := b.keys("out")
-	dead, _ := b.keys("dead")
+	out, _ := keysOf(b, "out")
+	dead, _ := keysOf(b, "dead")
 	if fmt.Sprint(out) != "map[1:1 2:1 4:1]" || fmt.Sprint(dead) != "map[3:1]" {
 		t.Errorf("out %v, dead %v", out, dead)
 	}
@@ -226,7 +226,7 @@ func TestEveryLaneKnowsTheLimits(t *testing.T) {
 	l.Limit(kafka.Limits{"out": 1000})
 	var out emitted
 	for i := range 20 {
-		r := b.sized(int64(i), 600)
+		r := sized(b, int64(i), 600)
 		r.Offset = int64(i)
 		if err := l.Handle(context.Background(), r, &out); err != nil {
 			t.Fatal(err)

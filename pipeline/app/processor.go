@@ -4,14 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"millrace/pipeline"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
 
@@ -89,8 +86,7 @@ func (p *processor) run(ctx context.Context) error {
 		p.taps = newTaps(w.metrics, pipelines, p.tapMask, p.env.Now)
 		w.server.Handle("GET "+tapPath, p.taps)
 	}
-	chains, kept := newChainMetrics(w.metrics), newKeepMetrics(w.metrics)
-	loops := kafka.NewMetrics(w.metrics)
+	o := loopOptions{chains: newChainMetrics(w.metrics), kept: newKeepMetrics(w.metrics), loops: kafka.NewMetrics(w.metrics), taps: p.taps, memory: p.memory << 20, now: p.env.Now}
 	tables, err := openTables(w, tablesOf(w.topology, pipelines...), w.server.Ready)
 	if err != nil {
 		return err
@@ -100,16 +96,16 @@ func (p *processor) run(ctx context.Context) error {
 			if err := tables.load(ctx, w); err != nil {
 				return nil, err
 			}
-			return p.loops(ctx, w, pipelines, chains, kept, loops)
+			return pipelineLoops(ctx, w, pipelines, o)
 		})
 	})
 }
 
-// loops returns the loops that run the pipelines.
-func (p *processor) loops(ctx context.Context, w *worker, pipelines []*topology.Pipeline, chains *chainMetrics, kept *keepMetrics, loops *kafka.Metrics) ([]*kafka.Loop, error) {
+// pipelineLoops returns the loops that run the pipelines.
+func pipelineLoops(ctx context.Context, w *worker, pipelines []*topology.Pipeline, o loopOptions) ([]*kafka.Loop, error) {
 	var out []*kafka.Loop
 	for _, pl := range pipelines {
-		l, err := p.loop(ctx, w, pl, chains, kept, loops)
+		l, err := newPipelineLoop(ctx, w, pl, o)
 		if err != nil {
 			return nil, fmt.Errorf("pipeline %s: %w", pl.Name, err)
 		}
@@ -140,77 +136,4 @@ func selectPipelines(t *topology.Topology, file string, only []string) ([]*topol
 		out = append(out, t.Pipelines[i])
 	}
 	return out, nil
-}
-
-// loop makes sure that a pipeline's topics and schemas are there, and returns
-// the loop that runs it.
-func (p *processor) loop(ctx context.Context, w *worker, pl *topology.Pipeline, chains *chainMetrics, kept *keepMetrics, loops *kafka.Metrics) (*kafka.Loop, error) {
-	if hold := holds(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.flags.txnTimeout/2 {
-		return nil, Usagef("its stages may hold up a transaction for %v, which leaves too little of --transaction-timeout %v: give it at least twice as much", hold, w.flags.txnTimeout)
-	}
-	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
-	cluster, err := w.ensureTopics(ctx, topics)
-	if err != nil {
-		return nil, err
-	}
-	if states := stateTopics(w.topology, pl, cluster.Topics[pl.From.Name].Partitions); len(states) > 0 {
-		if _, err := kafka.EnsureTopics(ctx, w.kafka, states, !w.flags.noCreate); err != nil {
-			return nil, err
-		}
-	}
-	ids, err := outputIDs(ctx, w.registry, pl, !w.flags.noRegister)
-	if err != nil {
-		return nil, err
-	}
-	cfg := w.loopConfig(pl.Name, loops)
-	cfg.Topics = []string{pl.From.Name}
-	for _, t := range append(pl.Writes(), pl.SideTopics()...) {
-		cfg.Writes = append(cfg.Writes, t.Name)
-	}
-	cfg.Memory = p.memory << 20
-	cfg.Guarantee = kafka.Guarantee(pl.Guarantee)
-	lanes := concurrency(pl)
-	if lanes > 1 {
-		cfg.MaxPoll = lanes * queuePerLane
-	}
-	setup := chainSetup{
-		topology: w.topology, schemas: w.registry, ids: ids, client: w.kafka, chains: chains, kept: kept, taps: p.taps, receipts: true,
-		now: p.env.Now, log: w.log.With("pipeline", pl.Name),
-	}
-	cfg.NewHandler = func(int) (pipeline.Handler, error) {
-		if lanes > 1 {
-			return newLanes(setup, pl, lanes), nil
-		}
-		return setup.handler(pl), nil
-	}
-	return kafka.NewLoop(cfg)
-}
-
-// holds returns for how long the stages of a pipeline may hold up a batch.
-func holds(pl *topology.Pipeline) (sum time.Duration) {
-	for _, s := range pl.Stages {
-		if h, ok := s.Built.(stage.Holder); ok {
-			sum += h.Holds()
-		}
-	}
-	return sum
-}
-
-// outputIDs returns the schema ids of what a pipeline writes, by topic and type.
-// Schemas that are not in the registry are put there if register is set.
-func outputIDs(ctx context.Context, registry schemaRegistry, pl *topology.Pipeline, register bool) (map[string][]int, error) {
-	ids := map[string][]int{}
-	for _, topic := range pl.Writes() {
-		ids[topic.Name] = make([]int, len(pl.Output))
-	}
-	for i, s := range pl.Output {
-		for _, topic := range pl.Targets[i] {
-			id, err := schemaID(ctx, registry, topic.Name, s, register)
-			if err != nil {
-				return nil, err
-			}
-			ids[topic.Name][i] = id
-		}
-	}
-	return ids, nil
 }

@@ -20,9 +20,9 @@ import (
 	"millrace/pipeline"
 )
 
-// run runs a worker by its command until the test ends, and returns where it
+// runTapped runs a worker by its command until the test ends, and returns where it
 // listens.
-func (b *bench) run(file string, args ...string) (addr string) {
+func runTapped(b *bench, file string, args ...string) (addr string) {
 	b.Helper()
 	addrFile := filepath.Join(b.TempDir(), "address")
 	signals := make(chan os.Signal, 1)
@@ -54,8 +54,8 @@ func (b *bench) run(file string, args ...string) (addr string) {
 	}
 }
 
-// tap runs `processor tap` while clicks come in, until it ends.
-func (b *bench) tap(addr string, args ...string) (out string) {
+// tapped runs `processor tap` while clicks come in, until it ends.
+func tapped(b *bench, addr string, args ...string) (out string) {
 	b.Helper()
 	var stdout, stderr bytes.Buffer
 	env := &Env{Stdout: &stdout, Stderr: &stderr, Now: time.Now}
@@ -78,8 +78,8 @@ func (b *bench) tap(addr string, args ...string) (out string) {
 
 func TestTapShowsWhatStagesDo(t *testing.T) {
 	b := newBench(t, plainTopology)
-	addr := b.run(b.file(plainTopology), "--tap", "--tap-mask", "nothing.of.this")
-	out := b.tap(addr, "--json", "--key", "user-1", "--limit", "3") // 1, 8 and 15, if it does not begin within
+	addr := runTapped(b, b.file(plainTopology), "--tap", "--tap-mask", "nothing.of.this")
+	out := tapped(b, addr, "--json", "--key", "user-1", "--limit", "3") // 1, 8 and 15, if it does not begin within
 	events := map[int64]string{}
 	for line := range strings.Lines(out) {
 		var l traceLine
@@ -105,7 +105,7 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 		}
 	}
 
-	out = b.tap(addr, "--type", "Click", "--stage", "assert", "--key", "user-6", "--limit", "2", "--mask", "id,key")
+	out = tapped(b, addr, "--type", "Click", "--stage", "assert", "--key", "user-6", "--limit", "2", "--mask", "id,key")
 	wantLines(t, out, `key "***" Click p`, `{"id":"***","n":13}`, "assert               failed  ***")
 
 	resp, err := http.Get("http://" + addr + tapPath + "?stage=asert&rate=0&colour=red")
@@ -122,7 +122,7 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 
 func TestTapIsOffUnlessAskedFor(t *testing.T) {
 	b := newBench(t, plainTopology)
-	addr := b.run(b.file(plainTopology))
+	addr := runTapped(b, b.file(plainTopology))
 	var stderr bytes.Buffer
 	env := &Env{Stdout: &stderr, Stderr: &stderr, Now: time.Now}
 	if code := env.Main([]string{"tap", "--listen", addr}, Processor); code != ExitFailure {

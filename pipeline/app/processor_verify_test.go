@@ -30,8 +30,8 @@ pipelines:
       - dedupe: {by: "id + string(n)", within: 1h}
 `
 
-// all returns the committed records of a topic, in their order by partition.
-func (b *bench) all(topic string) (out []pipeline.Record) {
+// allRecords returns the committed records of a topic, in their order by partition.
+func allRecords(b *bench, topic string) (out []pipeline.Record) {
 	b.Helper()
 	b.read(topic, func(r *pipeline.Record) {
 		c := *r
@@ -46,9 +46,9 @@ func (b *bench) all(topic string) (out []pipeline.Record) {
 }
 
 // rewrite makes a topic hold what f makes of its records.
-func (b *bench) rewrite(topic string, f func([]pipeline.Record) []pipeline.Record) {
+func rewrite(b *bench, topic string, f func([]pipeline.Record) []pipeline.Record) {
 	b.Helper()
-	was := b.all(topic)
+	was := allRecords(b, topic)
 	n := len(b.broker.PartitionInfos(topic))
 	b.remove(topic)
 	b.topics(kafka.TopicSpec{Name: topic, Partitions: n})
@@ -175,19 +175,19 @@ func TestVerifyFindsEachDisagreement(t *testing.T) {
 	b.caughtUp()
 	stop()
 	file := b.file(verifyTopology)
-	good := map[string][]pipeline.Record{"out": b.all("out"), "dead": b.all("dead")}
+	good := map[string][]pipeline.Record{"out": allRecords(b, "out"), "dead": allRecords(b, "dead")}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			b := *b
 			b.T = t
-			b.rewrite(test.topic, func([]pipeline.Record) []pipeline.Record { return test.spoil(t, slices.Clone(good[test.topic])) })
+			rewrite(&b, test.topic, func([]pipeline.Record) []pipeline.Record { return test.spoil(t, slices.Clone(good[test.topic])) })
 			code, out := b.processor(file, "verify")
 			if code != test.code {
 				t.Errorf("exit code %d", code)
 			}
 			wantLines(t, out, test.want...)
 			t.Log(out)
-			b.rewrite(test.topic, func([]pipeline.Record) []pipeline.Record { return good[test.topic] })
+			rewrite(&b, test.topic, func([]pipeline.Record) []pipeline.Record { return good[test.topic] })
 		})
 	}
 }
@@ -277,13 +277,13 @@ func TestVerifyAllowsWhatTheGuaranteeAllows(t *testing.T) {
 	b.caughtUp()
 	stop()
 	file := b.file(text)
-	b.rewrite("out", func(all []pipeline.Record) []pipeline.Record { return append(all, all[3]) })
+	rewrite(b, "out", func(all []pipeline.Record) []pipeline.Record { return append(all, all[3]) })
 	code, out := b.processor(file, "verify")
 	if code != ExitOK {
 		t.Errorf("exit code %d", code)
 	}
 	wantLines(t, out, "1 there twice", "records that are there twice", "all agrees")
-	b.rewrite("out", func(all []pipeline.Record) []pipeline.Record { return all[1:] })
+	rewrite(b, "out", func(all []pipeline.Record) []pipeline.Record { return all[1:] })
 	if code, out = b.processor(file, "verify"); code != ExitFailure {
 		t.Errorf("exit code %d with a record that is missing: %s", code, out)
 	}
@@ -302,7 +302,7 @@ func TestVerifyTellsPipelinesOfOneTopicApart(t *testing.T) {
 	file := b.file(text)
 	b.topics(kafka.TopicSpec{Name: "in", Partitions: 4})
 	b.clicks(60)
-	b.run(file)
+	runTapped(b, file)
 	for _, name := range []string{"p", "q"} {
 		lag := int64(1)
 		for lag > 0 {

@@ -185,7 +185,7 @@ type foldHandler struct {
 	rung   []*unit // that are to be flushed, though no record may come; under rungMu
 }
 
-func (ps *projections) newHandler(registry *codec.Registry) *foldHandler {
+func (ps *projections) newHandler(registry schemaSource) *foldHandler {
 	h := &foldHandler{projections: ps, decoders: map[string]*decoder{}, epoch: 1, wake: func() {}}
 	for _, t := range ps.topics {
 		h.decoders[t.name] = newDecoder(registry, t.types, nil)

@@ -43,10 +43,7 @@ func newAsking(b *testing.B) *asking {
 	p := &projection{fold: userFold(b, "user", "active"), identity: "bench", snapshots: testSnapshots, snapshotID: 100}
 	newProjectionMetrics(prometheus.NewRegistry()).of(p)
 	ps.add(kafka.TopicInfo{Name: testTopic, ID: "t-1", Partitions: 1}, types, p)
-	a := &asking{handler: ps.newHandler(nil), types: types}
-	for i := range types {
-		a.handler.decoders[testTopic].known[codec.SchemaRef{ID: i}] = binding{typ: i}
-	}
+	a := &asking{handler: ps.newHandler(schemaList(types)), types: types}
 	if _, err := a.handler.Assign(b.Context(), []kafka.Partition{{Topic: testTopic, Committed: -1, End: 1 << 40}}); err != nil {
 		b.Fatal(err)
 	}

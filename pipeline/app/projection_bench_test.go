@@ -72,10 +72,7 @@ func openBenched(b *testing.B, dir string, history bool, restore restoreFunc) *b
 	p := &projection{fold: w.fold, identity: "bench", snapshots: testSnapshots, snapshotID: 100}
 	newProjectionMetrics(prometheus.NewRegistry()).of(p)
 	w.ps.add(kafka.TopicInfo{Name: testTopic, ID: "t-1", Partitions: 1}, w.types, p)
-	w.handler = w.ps.newHandler(nil)
-	for i := range w.types {
-		w.handler.decoders[testTopic].known[codec.SchemaRef{ID: i}] = binding{typ: i}
-	}
+	w.handler = w.ps.newHandler(schemaList(w.types))
 	if _, err := w.handler.Assign(b.Context(), []kafka.Partition{{Topic: testTopic, Committed: -1, End: 1 << 40}}); err != nil {
 		b.Fatal(err)
 	}

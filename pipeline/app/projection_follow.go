@@ -81,7 +81,7 @@ type followHandler struct {
 
 var _ kafka.FollowHandler = (*followHandler)(nil)
 
-func (ps *projections) newFollowHandler(registry *codec.Registry) *followHandler {
+func (ps *projections) newFollowHandler(registry schemaSource) *followHandler {
 	h := &followHandler{foldHandler: ps.newHandler(registry), snapshots: map[string]*projection{}}
 	for _, t := range ps.topics {
 		for _, p := range t.projections {

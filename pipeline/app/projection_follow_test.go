@@ -29,10 +29,8 @@ func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	fw := &followWorker{foldWorker: w.open(disk), own: disk}
 	fw.ps.follows = true
 	fw.ps.ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
-	opening := fw.ps.newHandler(nil)
-	fw.h = fw.ps.newFollowHandler(nil)
-	fw.know(opening)
-	fw.know(fw.h.foldHandler)
+	opening := fw.ps.newHandler(schemaList(fw.types))
+	fw.h = fw.ps.newFollowHandler(schemaList(fw.types))
 	fw.handler = fw.h.foldHandler
 	u, err := opening.open(w.t.Context(), kafka.Partition{Topic: testTopic, Committed: -1, End: int64(len(w.log))})
 	if err != nil {

@@ -12,7 +12,6 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"millrace/pipeline"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/store"
@@ -110,10 +109,7 @@ func (c *cluster) work(instance string, disk *world) *loopWorker {
 	lw.loop, err = kafka.NewLoop(kafka.LoopConfig{
 		Client: c.cfg, Group: "shop-projector", Topics: []string{testTopic}, Instance: instance, Sessions: c.sessions, CommitInterval: 10 * time.Millisecond,
 		NewHandler: func(int) (pipeline.Handler, error) {
-			h := lw.ps.newHandler(nil)
-			for i := range c.types {
-				h.decoders[testTopic].known[codec.SchemaRef{ID: i}] = binding{typ: i}
-			}
+			h := lw.ps.newHandler(schemaList(c.types))
 			return h, nil
 		},
 	})

@@ -20,7 +20,7 @@ import (
 type projectionReader struct {
 	*projections
 	p          *projection
-	registry   *codec.Registry
+	registry   schemaSource
 	types      []*codec.Schema
 	topic      string
 	partitions int    // of the topic

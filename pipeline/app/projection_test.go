@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
@@ -102,6 +102,26 @@ func userEvent(t testing.TB, types []*codec.Schema, typ, n int, id string) []byt
 	return append(codec.AppendFrame(nil, typ), body...)
 }
 
+// knownSchemas are the schemas of a test by id, as a registry has them.
+type knownSchemas map[int]*codec.Schema
+
+// schemaList returns the schemas with their indexes as ids.
+func schemaList(types []*codec.Schema) knownSchemas {
+	out := knownSchemas{}
+	for i, s := range types {
+		out[i] = s
+	}
+	return out
+}
+
+func (k knownSchemas) Schema(_ context.Context, ref codec.SchemaRef) (*codec.Schema, error) {
+	s, ok := k[ref.ID]
+	if !ok {
+		return nil, fmt.Errorf("no schema has id %d", ref.ID)
+	}
+	return s, nil
+}
+
 // typeRegistry returns a registry of the types, each with its index as id.
 func typeRegistry(t testing.TB, types []*codec.Schema) *codec.Registry {
 	t.Helper()
@@ -185,21 +205,13 @@ func (e *emitted) Emit(r *pipeline.Record) {
 func (w *world) start() *foldWorker {
 	w.t.Helper()
 	fw := w.open(w.disk)
-	fw.handler = fw.ps.newHandler(nil)
-	fw.know(fw.handler)
+	fw.handler = fw.ps.newHandler(schemaList(fw.types))
 	from, err := fw.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: testTopic, Committed: w.committed, End: int64(len(w.log))}})
 	if err != nil {
 		w.t.Fatal(err)
 	}
 	fw.at = from[0]
 	return fw
-}
-
-// know tells a handler the schemas, as a registry does.
-func (fw *foldWorker) know(h *foldHandler) {
-	for i := range fw.types {
-		h.decoders[testTopic].known[codec.SchemaRef{ID: i}] = binding{typ: i}
-	}
 }
 
 // open opens the store on a disk, for a worker that has no partition yet.

@@ -423,11 +423,7 @@ func TestABlockedAggregateLeavesTheOthersAlone(t *testing.T) {
 
 // decoder returns one that knows the events.
 func (fw *foldWorker) decoder() *decoder {
-	d := newDecoder(nil, fw.types, nil)
-	for i := range fw.types {
-		d.known[codec.SchemaRef{ID: i}] = binding{typ: i}
-	}
-	return d
+	return newDecoder(schemaList(fw.types), fw.types, nil)
 }
 
 // release releases an aggregate and publishes.

@@ -34,7 +34,7 @@ pipelines:
 `
 
 // receiptsOf returns the receipts on a topic, by event id, as their JSON.
-func (b *bench) receiptsOf(topic string) map[string][]string {
+func receiptsOf(b *bench, topic string) map[string][]string {
 	b.Helper()
 	got := map[string][]string{}
 	b.read(topic, func(r *pipeline.Record) {
@@ -115,7 +115,7 @@ func TestReceiptsAreWrittenOnceAndForWhatDidNotComeOut(t *testing.T) {
 			b.caughtUp()
 			stop()
 
-			got := b.receiptsOf("receipts")
+			got := receiptsOf(b, "receipts")
 			for id, said := range want {
 				if fmt.Sprint(got[id]) != fmt.Sprint(said) {
 					t.Errorf("of %q the receipts are %v, want %v", id, got[id], said)

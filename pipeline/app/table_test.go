@@ -61,8 +61,8 @@ func awaited(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-// tables opens the tables of the bench and follows them until the test ends.
-func (b *bench) tables() (all map[string]*table, ready map[string]func(context.Context) error, w *worker) {
+// openedTables opens the tables of the bench and follows them until the test ends.
+func openedTables(b *bench) (all map[string]*table, ready map[string]func(context.Context) error, w *worker) {
 	b.Helper()
 	w = b.worker("0")
 	ready = map[string]func(context.Context) error{}
@@ -95,17 +95,17 @@ func (b *bench) tables() (all map[string]*table, ready map[string]func(context.C
 	return all, ready, w
 }
 
-// page is a record of the topic of pages; without a title, a tombstone.
-func (b *bench) page(id, title string) *pipeline.Record {
+// pageRecord is a record of the topic of pages; without a title, a tombstone.
+func pageRecord(b *bench, id, title string) *pipeline.Record {
 	r := &pipeline.Record{Topic: "pages", Partition: pipeline.KeyPartition, Key: []byte(id)}
 	if title != "" {
 		r.Value = encodeJSON(b.T, b.plan.Topic("pages").Types[0], fmt.Sprintf(`{"id": %q, "title": %q}`, id, title))
-		r.Value = append(codec.AppendFrame(nil, b.register("pages", b.plan.Topic("pages").Types[0])), r.Value...)
+		r.Value = append(codec.AppendFrame(nil, registerPage(b, "pages", b.plan.Topic("pages").Types[0])), r.Value...)
 	}
 	return r
 }
 
-func (b *bench) register(topic string, s *codec.Schema) int {
+func registerPage(b *bench, topic string, s *codec.Schema) int {
 	b.Helper()
 	id, err := b.registry.Register(b.Context(), codec.Subject(topic, s), s)
 	if err != nil {
@@ -114,7 +114,7 @@ func (b *bench) register(topic string, s *codec.Schema) int {
 	return id
 }
 
-func (b *bench) put(records ...*pipeline.Record) {
+func putPages(b *bench, records ...*pipeline.Record) {
 	b.Helper()
 	b.write(len(records), func(i int) *pipeline.Record { return records[i] })
 }
@@ -134,7 +134,7 @@ func encodeJSON(t *testing.T, s *codec.Schema, text string) []byte {
 	return body
 }
 
-func (b *bench) title(t *table, id string) string {
+func titleOf(b *bench, t *table, id string) string {
 	b.Helper()
 	row, ok := t.Get([]byte(id))
 	if !ok {
@@ -158,14 +158,14 @@ func TestTableIsReadWhollyThenFollowed(t *testing.T) {
 	}
 	var before []*pipeline.Record
 	for i := range 1000 {
-		before = append(before, b.page(fmt.Sprint(i), fmt.Sprint("title ", i)))
+		before = append(before, pageRecord(b, fmt.Sprint(i), fmt.Sprint("title ", i)))
 	}
-	before = append(before, b.page("1", "newer"), b.page("2", ""), &pipeline.Record{Topic: "pages", Partition: pipeline.KeyPartition, Key: []byte("3"), Value: []byte("garbage")})
-	b.put(before...)
-	all, ready, w := b.tables()
+	before = append(before, pageRecord(b, "1", "newer"), pageRecord(b, "2", ""), &pipeline.Record{Topic: "pages", Partition: pipeline.KeyPartition, Key: []byte("3"), Value: []byte("garbage")})
+	putPages(b, before...)
+	all, ready, w := openedTables(b)
 	pages := all["pages"]
 	for id, want := range map[string]string{"0": "title 0", "1": "newer", "2": "", "3": "", "999": "title 999", "1000": ""} {
-		if got := b.title(pages, id); got != want {
+		if got := titleOf(b, pages, id); got != want {
 			t.Errorf("page %s is %q, want %q", id, got, want)
 		}
 	}
@@ -176,13 +176,13 @@ func TestTableIsReadWhollyThenFollowed(t *testing.T) {
 		t.Errorf("not ready: %v", err)
 	}
 	changed := pages.Changed()
-	b.put(b.page("1000", "late"), b.page("0", ""))
+	putPages(b, pageRecord(b, "1000", "late"), pageRecord(b, "0", ""))
 	select {
 	case <-changed:
 	case <-time.After(30 * time.Second):
 		t.Fatal("no change was told")
 	}
-	awaited(t, "two changes", func() bool { return b.title(pages, "1000") == "late" && b.title(pages, "0") == "" })
+	awaited(t, "two changes", func() bool { return titleOf(b, pages, "1000") == "late" && titleOf(b, pages, "0") == "" })
 
 	families, err := w.metrics.Gather()
 	if err != nil {
@@ -210,17 +210,17 @@ func TestTableOfSnapshotsHoldsStates(t *testing.T) {
 		t.Fatal(err)
 	}
 	home := b.plan.Projections[0].Fold
-	id := b.register("homes", home.Snapshot())
+	id := registerPage(b, "homes", home.Snapshot())
 	snapshot := func(key, title string, deleted bool) *pipeline.Record {
 		a := &fold.Aggregate{Version: 3, Deleted: deleted, EventID: []byte("e"), Source: fold.Source{Topic: "in", TopicID: "x"}}
 		a.State = encodeJSON(t, b.plan.Tables[1].Schema, fmt.Sprintf(`{"id": %q, "title": %q, "views": 5}`, key, title))
 		return &pipeline.Record{Topic: "homes", Partition: pipeline.KeyPartition, Key: []byte(key),
 			Value: home.AppendSnapshot(codec.AppendFrame(nil, id), []byte(key), a)}
 	}
-	b.put(snapshot("a", "one", false), snapshot("b", "two", false), snapshot("b", "two", true))
-	all, _, _ := b.tables()
+	putPages(b, snapshot("a", "one", false), snapshot("b", "two", false), snapshot("b", "two", true))
+	all, _, _ := openedTables(b)
 	homes := all["homes"]
-	if got := b.title(homes, "a"); got != "one" {
+	if got := titleOf(b, homes, "a"); got != "one" {
 		t.Errorf("a is %q", got)
 	}
 	if row, ok := homes.Get([]byte("b")); ok {
@@ -239,15 +239,15 @@ func TestEventsWaitForRows(t *testing.T) {
 	if _, err := b.worker("0").ensureTopics(t.Context(), b.plan.Topics); err != nil {
 		t.Fatal(err)
 	}
-	b.put(b.page("here", "Here"))
-	b.tables()
+	putPages(b, pageRecord(b, "here", "Here"))
+	openedTables(b)
 	stop := b.start("0")
 	at := time.UnixMilli(1_800_000_000_000)
 	var events []*pipeline.Record
 	for i, id := range []string{"here", "later", "never", "never", "here"} {
 		events = append(events, b.click(id, int64(i), at))
 	}
-	b.put(append(events, b.page("later", "Later"))...)
+	putPages(b, append(events, pageRecord(b, "later", "Later"))...)
 	b.caughtUp()
 	stop()
 	got := map[string]int{}
@@ -329,7 +329,7 @@ func TestTailGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 50 {
-		b.put(b.page(fmt.Sprint(i), "x"))
+		putPages(b, pageRecord(b, fmt.Sprint(i), "x"))
 	}
 	tail := kafka.NewTail(b.config(), "pages")
 	ctx, cancel := context.WithCancel(t.Context())
