@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -18,6 +19,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/topology"
 )
 
 // runTapped runs a worker by its command until the test ends, and returns where it
@@ -133,15 +136,19 @@ func TestTapIsOffUnlessAskedFor(t *testing.T) {
 
 // tapBench is a session without Kafka.
 func tapBench(t *testing.T) (*taps, *chainHandler, *pipeline.Record) {
-	b := newBench(t, plainTopology)
-	pl := b.plan.Pipelines[0]
+	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: []byte(plainTopology)}, topology.Options{Schemas: clicks})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pl := plan.Pipelines[0]
 	reg := prometheus.NewRegistry()
-	watched := newTaps(reg, b.plan.Pipelines, nil, time.Now)
+	watched := newTaps(reg, plan.Pipelines, nil, time.Now)
 	h := chainSetup{
-		topology: b.plan, schemas: b.registry, ids: map[string][]int{"out": {1}}, client: b.config(),
-		chains: newChainMetrics(reg), kept: newKeepMetrics(reg), taps: watched, now: time.Now, log: b.worker("0").log,
+		topology: plan, schemas: schemaList(pl.Types), ids: map[string][]int{"out": {1}},
+		chains: newChainMetrics(reg), kept: newKeepMetrics(reg), taps: watched, now: time.Now, log: slog.New(slog.DiscardHandler),
 	}.handler(pl)
-	return watched, h, b.click("a", 1, time.UnixMilli(0))
+	value := codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, 0), "a"), 1)
+	return watched, h, &pipeline.Record{Topic: "in", Partition: pipeline.KeyPartition, Key: []byte("a"), Value: value, Time: time.UnixMilli(0)}
 }
 
 // One who does not read is not waited for: what does not fit is counted.

@@ -696,3 +696,35 @@ func TestWhySaysHowFarItLooked(t *testing.T) {
 	}
 	fw.stop()
 }
+
+// A batch that is rolled back is read again, in other pieces.
+func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
+	w := newWorld(t)
+	fw := w.start()
+	add := fw.addWhileAsked()
+	srv := httptest.NewServer(fw.api())
+	defer srv.Close()
+	all := follow(t, srv.URL+"/v1/projections/user/feed", "")
+	all.next("frontier")
+	for i := range 6 {
+		add(userCreated, fmt.Sprint("u-", i))
+	}
+	fw.batch(6)
+	fw.abort(0)
+	for range 3 {
+		fw.batch(2)
+		fw.commit()
+		fw.handler.EndBatch(true)
+	}
+	add(userCreated, "last")
+	fw.run()
+	var got []string
+	for len(got) == 0 || got[len(got)-1] != "last@1" {
+		got = append(got, all.next("snapshot").aggregate(t))
+	}
+	if fmt.Sprint(got) != "[u-0@1 u-1@1 u-2@1 u-3@1 u-4@1 u-5@1 last@1]" {
+		t.Errorf("it tells %v", got)
+	}
+	all.done()
+	fw.stop()
+}

@@ -24,6 +24,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/query"
 	"millrace/pipeline/store"
@@ -32,7 +33,9 @@ import (
 // party is workers of a group, by hand: each has a store and an HTTP server, and
 // the partitions that the test gives it.
 type party struct {
-	*world
+	t          *testing.T
+	types      []*codec.Schema
+	fold       *fold.Fold
 	partitions int
 	logs       [][]pipeline.Record
 	sent       int
@@ -60,7 +63,7 @@ const partyGroup = "party-projector"
 
 func newParty(t *testing.T, partitions int, names ...string) *party {
 	t.Helper()
-	p := &party{world: newWorld(t), partitions: partitions, logs: make([][]pipeline.Record, partitions), control: &control{state: newControlState(), changed: make(chan struct{})}, peers: map[string]*peer{}}
+	p := &party{t: t, types: userTypes(t), fold: userFold(t, "user", "active"), partitions: partitions, logs: make([][]pipeline.Record, partitions), control: &control{state: newControlState(), changed: make(chan struct{})}, peers: map[string]*peer{}}
 	for _, name := range names {
 		p.start(name, vfs.NewMem())
 	}
@@ -683,36 +686,4 @@ func TestAFeedEndsWhereItCannotGoOn(t *testing.T) {
 		t.Errorf("%+v", m)
 	}
 	all.done()
-}
-
-// A batch that is rolled back is read again, in other pieces.
-func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
-	w := newWorld(t)
-	fw := w.start()
-	add := fw.addWhileAsked()
-	srv := httptest.NewServer(fw.api())
-	defer srv.Close()
-	all := follow(t, srv.URL+"/v1/projections/user/feed", "")
-	all.next("frontier")
-	for i := range 6 {
-		add(userCreated, fmt.Sprint("u-", i))
-	}
-	fw.batch(6)
-	fw.abort(0)
-	for range 3 {
-		fw.batch(2)
-		fw.commit()
-		fw.handler.EndBatch(true)
-	}
-	add(userCreated, "last")
-	fw.run()
-	var got []string
-	for len(got) == 0 || got[len(got)-1] != "last@1" {
-		got = append(got, all.next("snapshot").aggregate(t))
-	}
-	if fmt.Sprint(got) != "[u-0@1 u-1@1 u-2@1 u-3@1 u-4@1 u-5@1 last@1]" {
-		t.Errorf("it tells %v", got)
-	}
-	all.done()
-	fw.stop()
 }
