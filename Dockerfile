@@ -17,7 +17,7 @@ ARG TARGETOS
 ARG TARGETARCH
 RUN --mount=type=cache,target=/go/pkg/mod --mount=type=cache,target=/root/.cache/go-build \
     GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false -pgo=cmd/processor/processor.pgo \
-      -ldflags "-s -w -X millrace/pipeline/app.version=$VERSION" \
+      -ldflags "-s -w -X millrace/pipeline/cli.version=$VERSION" \
       -o /out/ ./cmd/producer ./cmd/processor ./cmd/projector \
  && mkdir /out/data
 

@@ -18,7 +18,7 @@ help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 build: ## static binaries of the four programs in build/bin
-	$(PLAIN) go build -pgo=$(PROFILE) -ldflags '-s -w -X millrace/pipeline/app.version=$(VERSION)' -o $(BIN)/ ./cmd/...
+	$(PLAIN) go build -pgo=$(PROFILE) -ldflags '-s -w -X millrace/pipeline/cli.version=$(VERSION)' -o $(BIN)/ ./cmd/...
 
 demo: build ## one checked run from events to states, 10,000 of them or EVENTS=FILE; report in build/demo.json
 	$(BIN)/sandbox demo --bin $(BIN) --out build/demo.json $(if $(EVENTS),--events '$(EVENTS)')
@@ -67,8 +67,8 @@ bench: build ## what an event costs, beside loops on the client alone; results i
 # SIZE=n lets fewer events or aggregates be behind than the goals say, for a machine with little time.
 bench-projector: ## what folding, restarting, restoring and asking cost; results in docs/benchmarks.md, too
 	go build -o build/bench ./pipeline/e2e/bench
-	go test -c -o build/app.bench ./pipeline/app
-	build/bench projector -test build/app.bench -size $(or $(SIZE),0) -out $(or $(OUT),docs/benchmarks.md)
+	go test -c -o build/projection.bench ./pipeline/projector/projection
+	build/bench projector -test build/projection.bench -size $(or $(SIZE),0) -out $(or $(OUT),docs/benchmarks.md)
 
 docker: ## images of the services; `docker compose up` runs them
 	@docker info >/dev/null 2>&1 || { echo 'make docker: no container engine answers (docker info); make run needs none'; exit 1; }

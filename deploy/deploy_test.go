@@ -21,8 +21,10 @@ import (
 	"github.com/spf13/pflag"
 	"go.yaml.in/yaml/v4"
 
-	"millrace/pipeline/app"
+	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/producer"
+	"millrace/pipeline/programs"
 )
 
 func readFile(t *testing.T, path string) string {
@@ -42,16 +44,16 @@ func readYAML(t *testing.T, path string, into any) {
 }
 
 // programs are the services, each as it is started.
-var programs = map[string]func(*app.Env) *cobra.Command{
-	"producer":  app.Producer,
-	"processor": app.Processor,
-	"projector": app.Projector,
+var binaries = map[string]func(*cli.Env) *cobra.Command{
+	"producer":  producer.Command,
+	"processor": programs.Processor,
+	"projector": programs.Projector,
 }
 
 // port is where a service answers: that of the default of its --listen.
 func port(t *testing.T, program string) string {
 	t.Helper()
-	run, _, err := programs[program](&app.Env{}).Find([]string{"run"})
+	run, _, err := binaries[program](&cli.Env{}).Find([]string{"run"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ func properties(t *testing.T) (names []string) {
 // the Kafka client, prints those and ends.
 func tryCommand(t *testing.T, program string, args []string, env map[string]string) {
 	t.Helper()
-	cmd, _, err := programs[program](&app.Env{}).Find(args)
+	cmd, _, err := binaries[program](&cli.Env{}).Find(args)
 	if err != nil {
 		t.Errorf("%s %v: %v", program, args, err)
 		return
@@ -122,12 +124,12 @@ func tryCommand(t *testing.T, program string, args []string, env map[string]stri
 		}
 	}
 	var stderr, stdout bytes.Buffer
-	e := &app.Env{
+	e := &cli.Env{
 		Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr, Now: time.Now,
 		LookupEnv: func(name string) (string, bool) { v, ok := env[name]; return v, ok },
 	}
-	code := e.Main(append(slices.Clone(args), "-X", "dump"), programs[program])
-	if code != app.ExitOK || !strings.Contains(stdout.String(), env["MILLRACE_BROKERS"]) {
+	code := e.Main(append(slices.Clone(args), "-X", "dump"), binaries[program])
+	if code != cli.ExitOK || !strings.Contains(stdout.String(), env["MILLRACE_BROKERS"]) {
 		t.Errorf("%s %v with %v: exit code %d\n%s%s", program, args, env, code, stdout.String(), stderr.String())
 	}
 }
@@ -139,7 +141,7 @@ func isHealthcheck(t *testing.T, program string, test []string) bool {
 	if len(test) < 3 || test[0] != "CMD" || test[1] != "/"+program {
 		return false
 	}
-	cmd, flags, err := programs[program](&app.Env{}).Find(test[2:])
+	cmd, flags, err := binaries[program](&cli.Env{}).Find(test[2:])
 	return err == nil && cmd.Name() == "healthcheck" && cmd.ParseFlags(flags) == nil
 }
 
@@ -187,7 +189,7 @@ func readCompose(t *testing.T) (c compose) {
 
 func TestComposeStartsProgramsAsTheyAre(t *testing.T) {
 	c := readCompose(t)
-	for name := range programs {
+	for name := range binaries {
 		s, ok := c.Services[name]
 		if !ok {
 			t.Errorf("docker-compose.yml does not start the %s", name)
@@ -267,8 +269,8 @@ func TestComposeAnswersWhereItIsAsked(t *testing.T) {
 	if got := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "LOCAL://"); got != "localhost:"+brokerPort {
 		t.Errorf("Kafka sends clients of this machine to %q; the programs' default is %s", got, kafka.DefaultBroker)
 	}
-	if got, want := c.Services["registry"].Ports, app.DefaultRegistry[strings.LastIndex(app.DefaultRegistry, ":")+1:]; len(got) != 1 || !strings.HasPrefix(got[0], "127.0.0.1:"+want+":") {
-		t.Errorf("the registry is at %v on this machine; the programs' default is %s", got, app.DefaultRegistry)
+	if got, want := c.Services["registry"].Ports, cli.DefaultRegistry[strings.LastIndex(cli.DefaultRegistry, ":")+1:]; len(got) != 1 || !strings.HasPrefix(got[0], "127.0.0.1:"+want+":") {
+		t.Errorf("the registry is at %v on this machine; the programs' default is %s", got, cli.DefaultRegistry)
 	}
 }
 
@@ -282,7 +284,7 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 	c := readCompose(t)
 	total := 0
 	for name, s := range c.Services {
-		own := programs[name] != nil
+		own := binaries[name] != nil
 		if !own && !pinned.MatchString(s.Image) {
 			t.Errorf("%s: the image %s is not pinned to a version", name, s.Image)
 		}
@@ -351,7 +353,7 @@ const drain = 10 * time.Second
 // transactionTimeout is the default of --transaction-timeout.
 func transactionTimeout(t *testing.T) time.Duration {
 	t.Helper()
-	run, _, err := app.Processor(&app.Env{}).Find([]string{"run"})
+	run, _, err := programs.Processor(&cli.Env{}).Find([]string{"run"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -381,7 +383,7 @@ func TestImagesHaveNoRootAndNoShell(t *testing.T) {
 	for _, s := range stages {
 		from[s[2]] = s[1]
 	}
-	for name := range programs {
+	for name := range binaries {
 		if from[name] != "base" {
 			t.Errorf("the image of the %s is made from %q, want base", name, from[name])
 		}

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"millrace/pipeline/app"
+	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
 )
 
@@ -54,8 +54,8 @@ func TestDocumentsNameWhatThereIs(t *testing.T) {
 			collect(sub)
 		}
 	}
-	for _, program := range programs {
-		collect(program(&app.Env{}))
+	for _, program := range binaries {
+		collect(program(&cli.Env{}))
 	}
 	env["MILLRACE_TEST_KAFKA"] = true // of the tests
 	millrace := regexp.MustCompile("(?:producer|processor|projector) [a-z]+ [^`\n]*")
@@ -100,7 +100,7 @@ func anchors(page string) (out []string) {
 func TestOperationsListsTheFlags(t *testing.T) {
 	rows := map[string]string{}
 	for _, name := range []string{"processor", "projector"} {
-		run, _, err := programs[name](&app.Env{}).Find([]string{"run"})
+		run, _, err := binaries[name](&cli.Env{}).Find([]string{"run"})
 		if err != nil {
 			t.Fatal(err)
 		}

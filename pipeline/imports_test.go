@@ -15,43 +15,137 @@ import (
 
 const module = "millrace"
 
-// imports is the table of allowed imports: package -> what it may import beside
-// the standard library. An entry with a dot is a module and covers all of its
-// packages; one without is a package of Millrace. A package that is not in the
-// table is a fault: adding it is a decision about the design.
+// imports is the table of allowed imports: package -> what it may import in
+// addition to the standard library. An entry with a dot is a module and covers all
+// of its packages; one without is a package of Millrace. A package that is not in
+// the table is a fault: adding it is a decision about the design.
 //
-// Tests may import more, for they look at several parts together.
+// Tests may import more, because they look at several parts together.
 var imports = map[string][]string{
-	"pipeline": {}, // the vocabulary: everybody may import it, so it imports nobody
-	"schemas":  {},
+	// The vocabulary. Every package may import it, so it imports none.
+	"pipeline": {},
+	"schemas":  {}, // the embedded .avsc files
 
+	// The language: bytes, expressions, stages, folds, the checked plan. None of
+	// these packages performs I/O, but for codec's client of the registry.
 	"pipeline/codec":    {"pipeline", avro, goavro, registry},
 	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
 	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
-	"pipeline/kafka":    {"pipeline", franz, prometheus, sync},           // never Avro
-	"pipeline/store":    {"pipeline", pebble, prometheus},                // never what it stores
-	"pipeline/query":    {"pipeline", "pipeline/codec", "pipeline/expr"}, // filters
-	"pipeline/shop":     {},                                              // made-up events, as JSON
-	"pipeline/rows":     {},                                              // memory for tables and states, never what a row is
-	"pipeline/seal":     {"pipeline/rows"},                               // never Avro nor Kafka: the standard library's crypto
-	"pipeline/sandbox":  {"pipeline", franz, avro, registry, sync},
-	"pipeline/app": {
-		"schemas", "pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology",
-		"pipeline/kafka", "pipeline/store", "pipeline/query", "pipeline/rows", "pipeline/seal", "pipeline/shop", "pipeline/sandbox",
-		cobra, pflag, prometheus, sync, uuid,
-		yaml, // files of cases for `processor test`, which it rewrites in place
+
+	// The ground: the client loop, the disk, compact memory, encryption.
+	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/store": {"pipeline", pebble, prometheus},      // never what it stores
+	"pipeline/rows":  {},                                    // memory for tables and states, never what a row is
+	"pipeline/seal":  {"pipeline/rows"},                     // never Avro nor Kafka: the standard library's crypto
+
+	// What both programs know of a record.
+	"pipeline/event": { // a record as an event, and back
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/topology",
+		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
+	},
+	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters
+	"pipeline/receipt": { // what became of events that were not written
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
+		"pipeline/event", "pipeline/deadletter",
+		"pipeline/projector/query", // an outcome as the projector's API says it
+		prometheus, sync,
+	},
+	"pipeline/keyring": { // data keys of subjects on their topic
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal",
+		"pipeline/cli",             // its flags
+		"pipeline/projector/query", // how an encrypted field is shown
+		pflag, prometheus,
 	},
 
-	"cmd/producer":  {"pipeline/app"},
-	"cmd/processor": {"pipeline/app"},
-	"cmd/projector": {"pipeline/app"},
-	"cmd/sandbox":   {"pipeline/app"},
+	// What the commands of all programs share.
+	"pipeline/cli": {
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", // flags become their configurations
+		cobra, pflag, prometheus, term,
+	},
+	"pipeline/worker": { // the life of a long-running program
+		"pipeline", "pipeline/cli", "pipeline/codec", "pipeline/kafka", "pipeline/topology", cobra, pflag, prometheus, sync,
+	},
 
-	"pipeline/e2e":           {"pipeline", "pipeline/app", "pipeline/codec", "pipeline/sandbox", "pipeline/e2e/kafkatest", franz},
-	"pipeline/e2e/kafkatest": {franz},
-	"pipeline/e2e/bench":     {"schemas", "pipeline/sandbox", franz, goavro}, // the loops that Millrace is compared with
+	// The processor. Its tools are siblings that do not know each other.
+	"pipeline/processor/chain": { // one pipeline
+		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
+		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", prometheus, sync,
+	},
+	"pipeline/processor": { // run, lint, explain, tap, the catalogue
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra, pflag,
+	},
+	"pipeline/processor/cases": { // test
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/rows",
+		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra, prometheus,
+		yaml, // case files, which --update rewrites in place
+	},
+	"pipeline/processor/deploy": { // plan, apply, dry-run
+		"pipeline", "pipeline/codec", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline/event", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
+		"pipeline/projector/control", // the record of what was applied is on the control topic
+	},
+	"pipeline/processor/graph": {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
+	"pipeline/processor/verify": { // verify
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
+	},
+
+	// The projector.
+	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // HTTP; expr for filters
+	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
+	"pipeline/projector/projection": { // folding partitions
+		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
+		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/projector/query", "pipeline/projector/control", prometheus,
+	},
+	"pipeline/projector": { // run, and what all workers answer together
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/store",
+		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", cobra, pflag, prometheus, sync,
+	},
+	"pipeline/projector/client": {"pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
+	"pipeline/projector/rebuild": { // versions of projections
+		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
+		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/projection", cobra, pflag,
+	},
+
+	// The producer.
+	"pipeline/producer/shop": {}, // made-up events, as JSON
+	"pipeline/producer": {
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid,
+	},
+
+	// The sandbox.
+	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
+
+	// The programs, put together.
+	"pipeline/programs": {
+		"pipeline/cli", "pipeline/stage", "pipeline/worker",
+		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph", "pipeline/processor/verify",
+		"pipeline/projector", "pipeline/projector/client", "pipeline/projector/rebuild",
+		"pipeline/producer", "pipeline/sandbox/demo", cobra,
+	},
+	"cmd/producer":  {"pipeline/programs"},
+	"cmd/processor": {"pipeline/programs"},
+	"cmd/projector": {"pipeline/programs"},
+	"cmd/sandbox":   {"pipeline/programs"},
+
+	// What tests of several packages share.
+	"pipeline/harness":             {"pipeline", "pipeline/cli", "pipeline/sandbox", cobra},
+	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/event", "pipeline/harness"},
+	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/keyring", "pipeline/harness", prometheus},
+	"pipeline/processor/processortest": {
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain",
+		"pipeline/programs", "pipeline/sandbox", "pipeline/harness", franz, prometheus,
+	},
+	"pipeline/projector/projectiontest": {"schemas", "pipeline/codec", "pipeline/expr", "pipeline/fold"},
+	"pipeline/e2e":                      {"pipeline", "pipeline/codec", "pipeline/sandbox", "pipeline/e2e/kafkatest", franz},
+	"pipeline/e2e/kafkatest":            {franz},
+	"pipeline/e2e/bench":                {"schemas", "pipeline/sandbox", franz, goavro}, // the loops that Millrace is compared with
 }
 
 const (
@@ -65,6 +159,7 @@ const (
 	prometheus = "github.com/prometheus"
 	registry   = "github.com/twmb/franz-go/pkg/sr"
 	sync       = "golang.org/x/sync"
+	term       = "golang.org/x/term"
 	uuid       = "github.com/google/uuid"
 	xxhash     = "github.com/cespare/xxhash/v2"
 	yaml       = "go.yaml.in/yaml/v4"
@@ -156,15 +251,15 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The table is itself to say what the design says.
 func TestTableOfImportsKeepsTheDesign(t *testing.T) {
-	clients := []string{"pipeline/kafka", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench"}
+	clients := []string{"pipeline/kafka", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
 	for pkg := range imports {
 		for _, client := range franzKafka {
 			if allowed(pkg, client) && !slices.Contains(clients, pkg) {
 				t.Errorf("the table lets %s import the Kafka client", pkg)
 			}
 		}
-		if allowed(pkg, "pipeline/app") && !strings.HasPrefix(pkg, "cmd/") && pkg != "pipeline/e2e" {
-			t.Errorf("the table lets %s import pipeline/app, which is above it", pkg)
+		if allowed(pkg, "pipeline/programs") && !strings.HasPrefix(pkg, "cmd/") && pkg != "pipeline/processor/processortest" {
+			t.Errorf("the table lets %s import pipeline/programs, which is above it", pkg)
 		}
 	}
 	for _, pkg := range slices.Sorted(maps.Keys(imports)) {

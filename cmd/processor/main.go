@@ -4,9 +4,7 @@ package main
 import (
 	"os"
 
-	"millrace/pipeline/app"
+	"millrace/pipeline/programs"
 )
 
-func main() {
-	os.Exit(app.NewEnv().Main(os.Args[1:], app.Processor))
-}
+func main() { os.Exit(programs.Main("processor", nil)) }

@@ -26,8 +26,8 @@ import (
 
 	"millrace/pipeline/e2e/kafkatest"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/producer/shop"
 	"millrace/pipeline/sandbox"
-	"millrace/pipeline/shop"
 )
 
 // stagesFile is the topology of a dozen stages that these tests run.

@@ -283,7 +283,7 @@ var chainLine = regexp.MustCompile(`BenchmarkChain\S*\s+\d+\s+([0-9.]+) ns/op.*?
 
 // chainAlone runs the Go benchmark of the chain.
 func chainAlone(ctx context.Context) (c chain, err error) {
-	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkChain$", "-benchmem", "millrace/pipeline/app").CombinedOutput()
+	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkChain$", "-benchmem", "millrace/pipeline/processor/chain").CombinedOutput()
 	if err != nil {
 		return c, fmt.Errorf("the benchmark of the chain: %w\n%s", err, out)
 	}

@@ -1,8 +1,0 @@
-//go:build !linux
-
-package app
-
-import "syscall"
-
-// ownGroup has no way here that all systems share.
-func ownGroup() *syscall.SysProcAttr { return nil }

@@ -1,0 +1,29 @@
+package harness
+
+import (
+	"testing/fstest"
+)
+
+var ClickSchemas = fstest.MapFS{
+	"Click.avsc": {Data: []byte(`{"type": "record", "name": "Click", "fields": [
+		{"name": "id", "type": "string"},
+		{"name": "n", "type": "long"}]}`)},
+	"Page.avsc": {Data: []byte(`{"type": "record", "name": "Page", "fields": [
+		{"name": "id", "type": "string", "default": ""},
+		{"name": "title", "type": "string", "default": ""},
+		{"name": "views", "type": ["null", "long"], "default": null}]}`)},
+}
+
+const PlainTopology = `
+name: t
+topics: {in: {partitions: 4, types: [Click], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    stages:
+      - filter: {keep: "n % 3 != 0"}
+      - assert: {that: "n != 13", message: "'thirteen'"}
+      - enrich: {set: {n: "n * 10"}}
+`

@@ -1,0 +1,80 @@
+package cases
+
+import (
+	"bytes"
+	"errors"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/topology"
+)
+
+// The cases that are shipped, and larger ones, are as the topologies beside them
+// say; and rewriting files that are right leaves them as they are.
+func TestShippedCases(t *testing.T) {
+	topologies := []string{harness.RepoFile("topology.yaml"), "testdata/cases/topology.yaml"}
+	examples, err := filepath.Glob(harness.RepoFile("examples", "*", "*.test.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range examples {
+		topologies = append(topologies, filepath.Join(filepath.Dir(file), "topology.yaml"))
+	}
+	for _, file := range slices.Compact(topologies) {
+		var out, errs bytes.Buffer
+		env := &cli.Env{Stdout: &out, Stderr: &errs}
+		if code := env.Main([]string{"test", "-v", "--topology", file}, harness.Program("processor", Command)); code != cli.ExitOK {
+			t.Errorf("%s: exit code %d\n%s%s", file, code, &out, &errs)
+		}
+	}
+	files, err := filepath.Glob("testdata/cases/*.test.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no files of cases: %v", err)
+	}
+	for _, file := range files {
+		f, err := (&tester{}).files([]string{file})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := f[0].rewritten()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(again, f[0].text) {
+			t.Errorf("%s, rewritten, becomes\n%s", file, again)
+		}
+	}
+}
+
+// Whatever a file of cases holds, it is taken or its faults are told, with lines
+// of the file.
+func FuzzCases(f *testing.F) {
+	f.Add([]byte("cases: [{name: a, events: [{in: {}, out: []}]}]"))
+	f.Add([]byte("cases:\n  - name: a\n    events:\n      - raw: {hex: 00, text: x}\n        filtered: [1]\n"))
+	f.Add([]byte("cases: &a [*a]\n"))
+	f.Add([]byte("cases: [{name: a, projection: p, tables: {t: {k: &r {a: .nan, b: 0x10}, l: *r}}, events: [{in: *r, snapshot: {state: *r}}]}]"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		file, err := parseCases("f", text)
+		var faults topology.Faults
+		switch {
+		case err == nil:
+			for _, c := range file.cases {
+				for _, e := range c.events {
+					if e.in != nil {
+						_ = cli.CompactJSON(yamlValue(e.in))
+					}
+				}
+			}
+			if _, err := file.rewritten(); err != nil {
+				t.Errorf("it cannot be rewritten: %v", err)
+			}
+		case !errors.As(err, &faults) || len(faults) == 0:
+			t.Errorf("%T is not faults", err)
+		default:
+			_ = faults.Error()
+		}
+	})
+}

@@ -1,0 +1,130 @@
+package chain
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/event/eventtest"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/rows"
+	"millrace/pipeline/stage"
+	"millrace/pipeline/topology"
+	"millrace/schemas"
+)
+
+// benchChain returns the handler of the pipeline that make bench measures, and
+// records for it, of both of its types.
+func benchChain(t testing.TB) (*Handler, []*pipeline.Record) {
+	t.Helper()
+	text, err := os.ReadFile(harness.RepoFile("pipeline", "e2e", "bench", "topology.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	variables := map[string]string{"GROUP": "bench", "INPUT": "events", "OUTPUT": "out", "GUARANTEE": "exactly_once"}
+	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: text}, topology.Options{
+		Schemas: schemas.FS, SchemasName: "schemas", Stages: stage.Builtin(), Clock: time.Now,
+		LookupEnv: func(name string) (string, bool) { v, ok := variables[name]; return v, ok },
+		File:      func(string) ([]byte, error) { return []byte("id,email,name,status\n"), nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pl := plan.Pipelines[0]
+	if pl.Name != "enrich" {
+		t.Fatalf("the pipeline is %s", pl.Name)
+	}
+	events := map[string]string{
+		"shop.OrderCreated": `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","timestamp":"1997-01-01T00:00:00.050Z","version":1,"metadata":{"channel":"web","region":"eu"},` +
+			`"data":{"id":"o-000001","user_id":"u-00001","items":[{"product_id":"cd-17","quantity":1,"price":11.5},{"product_id":"lp-3","quantity":2,"price":8.5}],"total_amount":28.5}}`,
+		"shop.UserCreated": `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e8","timestamp":"1997-01-01T00:00:00.050Z","version":1,"metadata":{"channel":"web","region":"eu"},` +
+			`"data":{"id":"u-000001","email":"user-00001@example.com","name":"User Example"}}`,
+	}
+	known := eventtest.Schemas{}
+	var records []*pipeline.Record
+	ids := make([]int, len(pl.Types))
+	for i, s := range pl.Types {
+		ids[i] = 100 + i
+		known[ids[i]] = s
+		var event any
+		if err := json.Unmarshal([]byte(events[s.Name()]), &event); err != nil {
+			t.Fatal(err)
+		}
+		value, err := codec.AppendAvro(codec.AppendFrame(nil, ids[i]), s, event)
+		if err != nil {
+			t.Fatal(err)
+		}
+		records = append(records, &pipeline.Record{Topic: "events", Key: []byte("key-1"), Value: value, Time: time.UnixMilli(1), Taken: time.UnixMilli(2)})
+	}
+	h := &Handler{
+		Pipeline: pl.Name, to: pl.To.Name, DeadLetter: pl.DeadLetter.Name,
+		decoder: event.NewDecoder(known, pl.Types, pl.Old), layouts: pl.Layouts, toIDs: ids, Stages: pl.Chain(), keepers: &keepers{now: time.Now},
+		now: time.Now, log: slog.New(slog.DiscardHandler), metrics: NewMetrics(prometheus.NewRegistry()),
+		arena: &rows.Arena{}, batch: Counts{Dead: map[pipeline.Reason]int{}},
+	}
+	h.Limit(nil)
+	return h, records
+}
+
+// lastRecord keeps what is emitted last.
+type lastRecord struct {
+	n    int
+	last pipeline.Record
+}
+
+func (l *lastRecord) Emit(r *pipeline.Record) { l.n, l.last = l.n+1, *r }
+
+// batchOfBench is how many events a batch has in the benchmark.
+const batchOfBench = 4096
+
+// TestChainAllocatesNothingPerEvent is the promise of the steady path: decode,
+// filter, enrich, encode and emit.
+func TestChainAllocatesNothingPerEvent(t *testing.T) {
+	h, records := benchChain(t)
+	var out lastRecord
+	batch := func() {
+		for i := range batchOfBench {
+			if err := h.Handle(t.Context(), records[i%len(records)], &out); err != nil {
+				t.Fatal(err)
+			}
+		}
+		h.batch = Counts{Dead: h.batch.Dead} // what EndBatch does for each batch is not of the path
+		h.arena.Reset(rows.ArenaKeep)
+	}
+	if n := testing.AllocsPerRun(20, batch); n != 0 {
+		t.Errorf("%v allocations in %d events", n, batchOfBench)
+	}
+	if want := 21 * batchOfBench; out.n != want {
+		t.Errorf("%d of %d events came out", out.n, want)
+	}
+	if got, in := out.last.Value, records[1].Value; len(got) <= len(in) || binary.BigEndian.Uint32(got[1:]) != 101 {
+		t.Errorf("%q became %q", in, got)
+	}
+}
+
+func BenchmarkChain(b *testing.B) {
+	h, records := benchChain(b)
+	var out lastRecord
+	ctx := b.Context()
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		if err := h.Handle(ctx, records[n%len(records)], &out); err != nil {
+			b.Fatal(err)
+		}
+		if n++; n%batchOfBench == 0 {
+			h.EndBatch(true)
+		}
+	}
+	if out.n != n {
+		b.Fatalf("%d of %d events came out", out.n, n)
+	}
+}

@@ -1,0 +1,106 @@
+package chain_test
+
+import (
+	"fmt"
+	"slices"
+	"testing"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/deadletter"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/processortest"
+)
+
+// A topic's expressions say what stages take for an event's id, time and key, what
+// it is written under, and what its dead letter says. The record stays as it came.
+func TestExpressionsStandForTheEnvelopeInPipelines(t *testing.T) {
+	b := processortest.NewBench(t, `
+name: t
+topics:
+  in: {partitions: 1, types: [Click], envelope: none, id: id, time: timestamp(n), key: "'key of ' + id"}
+  out: {partitions: 1}
+  dead: {partitions: 1}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    stages:
+      - dedupe: {within: 1h}
+      - assert: {that: "n != 13", message: "'thirteen'"}
+`)
+	stop := b.Start("0")
+	at := time.UnixMilli(1_800_000_000_000)
+	events := []struct {
+		id string
+		n  int64 // the event's time, in seconds
+	}{{"a", 3600}, {"a", 3601}, {"a", 7200}, {"b", 13}, {"", 1}}
+	b.Write(len(events), func(i int) *pipeline.Record {
+		r := b.Click(events[i].id, events[i].n, at)
+		r.Key = []byte(fmt.Sprint("record ", i))
+		return r
+	})
+	b.CaughtUp()
+	stop()
+	var out []string
+	b.Read("out", func(r *pipeline.Record) {
+		out = append(out, string(r.Key))
+		if !r.Time.Equal(at) {
+			t.Errorf("%s was written with the time %v, not that of the record", r.Key, r.Time)
+		}
+	})
+	// By the records' time, the third would have come with the first. The last has
+	// an id, which is empty, as every dedupe takes it.
+	if want := []string{"key of a", "key of a", "key of "}; !slices.Equal(out, want) {
+		t.Errorf("written under %q, want %q", out, want)
+	}
+	letters := 0
+	b.Read("dead", func(r *pipeline.Record) {
+		letters++
+		if string(r.Key) != "record 3" || !r.Time.Equal(at) {
+			t.Errorf("the dead letter has key %q and time %v", r.Key, r.Time)
+		}
+		for name, want := range map[string]string{deadletter.HeaderEventID: "b", deadletter.HeaderEventKey: "key of b", deadletter.HeaderEventTime: "1970-01-01T00:00:13Z"} {
+			if got, _ := r.Header(name); string(got) != want {
+				t.Errorf("%s is %q, want %q", name, got, want)
+			}
+		}
+	})
+	if letters != 1 {
+		t.Errorf("%d dead letters", letters)
+	}
+}
+
+// Lanes go by the event's key, not by that of its record.
+func TestLanesGoByTheKeyOfTheEvent(t *testing.T) {
+	b := processortest.NewBench(t, `
+name: t
+topics: {in: {partitions: 1, types: [Click], envelope: none, key: id}, out: {partitions: 1}, dead: {partitions: 1}}
+pipelines: {p: {from: in, to: out, dead_letter: dead}}
+`)
+	w := b.Worker("0")
+	h := chain.NewLanes(chain.Config{Topology: b.Plan, Schemas: b.Registry, IDs: map[string][]int{"out": b.IDs}, Now: time.Now, Log: w.Log,
+		Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics)}, b.Plan.Pipelines[0], 8)
+	lanes := map[int]bool{}
+	var out harness.Emitted
+	for i := range 16 {
+		r := b.Click("one", 1, time.Now())
+		r.Key, r.Offset = []byte(fmt.Sprint(i)), int64(i)
+		if err := h.Handle(t.Context(), r, &out); err != nil {
+			t.Fatal(err)
+		}
+		lanes[h.LastLane()] = true
+	}
+	bad := pipeline.Record{Topic: "in", Offset: 16, Key: []byte("k"), Value: []byte{1}}
+	if err := h.Handle(t.Context(), &bad, &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Flush(t.Context(), &out); err != nil {
+		t.Fatal(err)
+	}
+	if len(lanes) != 1 || len(out) != 17 {
+		t.Errorf("events of one key were in the lanes %v, and %d records came out", lanes, len(out))
+	}
+}

@@ -1,0 +1,87 @@
+package chain_test
+
+import (
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/processor/processortest"
+)
+
+// Events of several keys ask the service at the same time; those of one key
+// never do, and all come out in order.
+func TestKeysAskAtTheSameTimeAndKeepTheirOrder(t *testing.T) {
+	const keys, each, lanes = 16, 5, 8
+	var mu sync.Mutex
+	asking, most := map[string]bool{}, 0
+	together := make(chan struct{}) // closed when enough ask at the same time
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		key := strings.Trim(r.URL.Path, "/")
+		mu.Lock()
+		if asking[key] {
+			t.Errorf("two events of %s ask at the same time", key)
+		}
+		asking[key] = true
+		if most = max(most, len(asking)); most == 3 {
+			close(together)
+			most++ // once
+		}
+		mu.Unlock()
+		select {
+		case <-together:
+		case <-time.After(10 * time.Second):
+			t.Error("nobody else asks")
+		}
+		mu.Lock()
+		delete(asking, key)
+		mu.Unlock()
+		fmt.Fprintf(w, `{"id": %q, "title": "title of %s"}`, key, key)
+	}))
+	defer service.Close()
+	b := processortest.NewBench(t, fmt.Sprintf(`
+name: web
+topics:
+  clicks: {partitions: 1, types: [Click], envelope: none}
+  titled: {partitions: 1}
+  dead: {partitions: 1}
+pipelines:
+  title:
+    from: clicks
+    stages:
+      - http:
+          url: "'%s/' + id"
+          response: Page
+          add: {title: {type: string, value: response.body.title}}
+          concurrency: %d
+          cache: {entries: 0}
+    to: titled
+    dead_letter: dead
+`, service.URL, lanes))
+	b.Start("one")
+	b.Write(keys*each, func(i int) *pipeline.Record {
+		r := b.Click(fmt.Sprint("page", i%keys), int64(i), time.Now())
+		r.Topic = "clicks"
+		return r
+	})
+	b.CaughtUp()
+	i := 0
+	b.Read("titled", func(r *pipeline.Record) {
+		body := r.Value[codec.FrameSize:]
+		id, rest, _ := codec.ReadText(body)
+		n, rest, _ := codec.ReadLong(rest)
+		title, _, err := codec.ReadText(rest)
+		if err != nil || int(n) != i || string(title) != "title of "+string(id) {
+			t.Errorf("record %d is number %d of %s with title %q (%v)", i, n, id, title, err)
+		}
+		i++
+	})
+	if i != keys*each {
+		t.Errorf("%d records came out of %d", i, keys*each)
+	}
+}

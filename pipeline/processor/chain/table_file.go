@@ -1,0 +1,222 @@
+package chain
+
+import (
+	"bytes"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+
+	"millrace/pipeline/codec"
+	"millrace/pipeline/rows"
+	"millrace/pipeline/topology"
+)
+
+// maxFileFaults bounds how many faults of a file are told.
+const maxFileFaults = 10
+
+// fileReader makes rows of a file.
+type fileReader struct {
+	table  *topology.Table
+	rows   *rows.Map
+	lines  map[string]int // by key
+	row    []byte
+	faults []error
+}
+
+// FileRows returns the rows of a table that is a file: a JSON array of objects,
+// an object on each line, or CSV with a header. All faults are told, each with
+// its line.
+func FileRows(t *topology.Table) (*rows.Map, error) {
+	f := &fileReader{table: t, rows: rows.New(), lines: map[string]int{}}
+	switch text := bytes.TrimPrefix(t.Text, []byte("\ufeff")); {
+	case strings.HasSuffix(t.File, ".csv"):
+		f.csv(text)
+	case strings.HasSuffix(t.File, ".jsonl"):
+		f.jsonLines(text)
+	default:
+		f.json(text)
+	}
+	if n := len(f.faults); n > maxFileFaults {
+		f.faults = append(f.faults[:maxFileFaults], fmt.Errorf("%s: and %d faults more", t.File, n-maxFileFaults))
+	}
+	return f.rows, errors.Join(f.faults...)
+}
+
+func (f *fileReader) fail(line int, format string, args ...any) {
+	f.faults = append(f.faults, fmt.Errorf("%s:%d: %w", f.table.File, line, fmt.Errorf(format, args...)))
+}
+
+// add takes in a row.
+func (f *fileReader) add(line int, v any) {
+	var err error
+	if f.row, err = codec.AppendAvro(f.row[:0], f.table.Schema, v); err != nil {
+		f.fail(line, "%w", err)
+		return
+	}
+	key, ok := v.(map[string]any)[f.table.Key].(string)
+	if !ok { // it has its default
+		f.fail(line, "the row has no %s, which is its key", f.table.Key)
+		return
+	}
+	if first, twice := f.lines[key]; twice {
+		f.fail(line, "the key %q is there already, in line %d", key, first)
+		return
+	}
+	f.lines[key] = line
+	f.rows.Set([]byte(key), f.row)
+}
+
+func (f *fileReader) jsonLines(text []byte) {
+	for line := 1; len(text) > 0; line++ {
+		var one []byte
+		one, text, _ = bytes.Cut(text, []byte("\n"))
+		if one = bytes.TrimSpace(one); len(one) == 0 {
+			continue
+		}
+		var v any
+		d := json.NewDecoder(bytes.NewReader(one))
+		d.UseNumber()
+		err := d.Decode(&v)
+		if err == nil && d.More() {
+			err = errors.New("more than one value")
+		}
+		if err != nil {
+			f.fail(line, "%w", err)
+			continue
+		}
+		f.add(line, v)
+	}
+}
+
+func (f *fileReader) json(text []byte) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	line := func() int {
+		at := int(d.InputOffset())
+		at += len(text[at:]) - len(bytes.TrimLeft(text[at:], " \t\r\n,[")) // to where the next value begins
+		return 1 + bytes.Count(text[:at], []byte("\n"))
+	}
+	if first, err := d.Token(); err != nil || first != json.Delim('[') {
+		f.fail(line(), "expected an array of objects")
+		return
+	}
+	for d.More() {
+		at := line()
+		var v any
+		if err := d.Decode(&v); err != nil {
+			f.fail(line(), "%w", err)
+			return
+		}
+		f.add(at, v)
+	}
+	if _, err := d.Token(); err != nil {
+		f.fail(line(), "%w", err)
+		return
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		f.fail(line(), "something follows the array")
+	}
+}
+
+// csv reads a table whose columns are fields; address.city is a field of a record.
+func (f *fileReader) csv(text []byte) {
+	r := csv.NewReader(bytes.NewReader(text))
+	header, err := r.Read()
+	if err != nil {
+		f.fail(1, "the header: %w", err)
+		return
+	}
+	columns := make([]column, len(header))
+	for i, name := range header {
+		if columns[i], err = f.column(name); err != nil {
+			f.fail(1, "%w", err)
+		}
+	}
+	if len(f.faults) > 0 {
+		return
+	}
+	for {
+		cells, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		var bad *csv.ParseError
+		if errors.As(err, &bad) {
+			f.fail(bad.Line, "%w", bad.Err)
+			if !errors.Is(err, csv.ErrFieldCount) {
+				return
+			}
+			continue
+		}
+		line, _ := r.FieldPos(0)
+		row := map[string]any{}
+		for i, c := range columns {
+			if err = c.put(row, cells[i]); err != nil {
+				f.fail(line, "%s: %w", header[i], err)
+				break
+			}
+		}
+		if err == nil {
+			f.add(line, row)
+		}
+	}
+}
+
+// column is a field that a column of CSV holds.
+type column struct {
+	path  []string
+	field *codec.Field
+}
+
+func (f *fileReader) column(name string) (column, error) {
+	c := column{path: strings.Split(strings.TrimSpace(name), ".")}
+	n := f.table.Schema.Root()
+	for _, step := range c.path {
+		if n.Kind == codec.Record {
+			c.field = n.Field(step)
+		} else {
+			c.field = nil
+		}
+		if c.field == nil {
+			return c, fmt.Errorf("%s has no field %s", f.table.Schema.Name(), name)
+		}
+		n = c.field.Type
+	}
+	return c, nil
+}
+
+// put puts a cell into a row. An empty one is the field's default, else null or
+// an empty text.
+func (c *column) put(row map[string]any, cell string) error {
+	node := c.field.Type
+	if other, _, _, ok := node.Nullable(); ok {
+		node = other
+	}
+	var v any
+	switch {
+	case cell == "" && c.field.HasDefault:
+		return nil
+	case cell == "" && node != c.field.Type:
+	case node.Kind == codec.String, node.Kind == codec.Enum, node.Kind == codec.Bytes, node.Kind == codec.Fixed:
+		v = cell
+	default: // numbers, booleans, and what is JSON in a cell
+		d := json.NewDecoder(strings.NewReader(cell))
+		d.UseNumber()
+		if err := d.Decode(&v); err != nil || d.More() {
+			v = cell // a time, or what is refused later
+		}
+	}
+	for _, step := range c.path[:len(c.path)-1] {
+		inner, ok := row[step].(map[string]any)
+		if !ok {
+			inner = map[string]any{}
+			row[step] = inner
+		}
+		row = inner
+	}
+	row[c.path[len(c.path)-1]] = v
+	return nil
+}

@@ -1,0 +1,193 @@
+package deploy
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/projector/control"
+	"millrace/pipeline/stage"
+	"millrace/pipeline/topology"
+	"millrace/pipeline/worker"
+)
+
+// deployment is a topology as it was applied: the value of the record under
+// deploymentKey on the control topic.
+type deployment struct {
+	Format    int                           `json:"format"` // deploymentFormat
+	Name      string                        `json:"name"`
+	Hash      string                        `json:"hash"`
+	Time      time.Time                     `json:"time"`
+	By        string                        `json:"by"` // version of the program
+	Topics    map[string]deployedTopic      `json:"topics"`
+	Schemas   map[string]int                `json:"schemas"` // ids by subject
+	Pipelines map[string]deployedPipeline   `json:"pipelines"`
+	Folds     map[string]deployedProjection `json:"projections"`
+}
+
+const (
+	deploymentFormat = 1
+	DeploymentKey    = "topology"
+)
+
+type deployedTopic struct {
+	ID         string            `json:"id"`
+	Partitions int               `json:"partitions"`
+	Config     map[string]string `json:"config,omitempty"` // as declared
+}
+
+type deployedPipeline struct {
+	From       string          `json:"from"`
+	To         []string        `json:"to"`
+	DeadLetter string          `json:"dead_letter"`
+	Receipts   string          `json:"receipts,omitempty"`
+	Guarantee  string          `json:"guarantee"`
+	Stages     []deployedStage `json:"stages"`
+}
+
+type deployedStage struct {
+	Name      string `json:"name"`
+	Kind      string `json:"kind"`
+	State     string `json:"state,omitempty"` // its topic
+	Remembers string `json:"remembers,omitempty"`
+}
+
+type deployedProjection struct {
+	From      string `json:"from"`
+	Snapshots string `json:"snapshots"`
+	Fold      string `json:"fold"`
+}
+
+// deploy returns what would be written down if all were as the cluster is.
+func deploy(t *topology.Topology, cluster kafka.Description, ids map[string]int) *deployment {
+	d := &deployment{
+		Format: deploymentFormat, Name: t.Name, Hash: t.Hash(), Schemas: ids,
+		Topics: map[string]deployedTopic{}, Pipelines: map[string]deployedPipeline{}, Folds: map[string]deployedProjection{},
+	}
+	for _, spec := range declaredTopics(t, cluster) {
+		have := cluster.Topics[spec.Name]
+		d.Topics[spec.Name] = deployedTopic{have.ID, have.Partitions, spec.Config}
+	}
+	for _, pl := range t.Pipelines {
+		p := deployedPipeline{From: pl.From.Name, DeadLetter: pl.DeadLetter.Name, Guarantee: pl.Guarantee, Stages: []deployedStage{}}
+		if pl.Receipts != nil {
+			p.Receipts = pl.Receipts.Name
+		}
+		for _, to := range pl.Writes() {
+			p.To = append(p.To, to.Name)
+		}
+		for _, s := range pl.Stages {
+			ds := deployedStage{Name: s.Name, Kind: s.Kind.Name}
+			if _, ok := s.Built.(stage.Keeper); ok {
+				ds.State = chain.StateTopic(t, pl, s.Name)
+				ds.Remembers = stage.Remembers(s.Built).String()
+			}
+			p.Stages = append(p.Stages, ds)
+		}
+		d.Pipelines[pl.Name] = p
+	}
+	for _, p := range t.Projections {
+		d.Folds[p.Name] = deployedProjection{p.From.Name, p.Snapshots.Name, p.Fold.Hash()}
+	}
+	return d
+}
+
+// same reports whether two say the same, whenever they were written.
+func (d *deployment) same(other *deployment) bool {
+	if d == nil || other == nil {
+		return false
+	}
+	a, b := *d, *other
+	a.Time, a.By, b.Time, b.By = time.Time{}, "", time.Time{}, ""
+	return cli.CompactJSON(a) == cli.CompactJSON(b)
+}
+
+// declaredTopics returns the topics that are the processor's to make: those of
+// snapshots are the projector's.
+func declaredTopics(t *topology.Topology, cluster kafka.Description) (specs []kafka.TopicSpec) {
+	for _, topic := range t.Topics {
+		if topic.Snapshots == nil {
+			specs = append(specs, worker.TopicSpecs(topic)...)
+		}
+	}
+	for _, pl := range t.Pipelines {
+		partitions := cluster.Topics[pl.From.Name].Partitions
+		if partitions == 0 {
+			partitions = pl.From.Partitions
+		}
+		specs = append(specs, chain.StateTopics(t, pl, partitions)...)
+	}
+	return specs
+}
+
+// readDeployment returns what was applied last, nil if nothing was.
+func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) {
+	name := control.Topic(w.Topology)
+	cluster, err := kafka.Describe(ctx, w.Kafka, []string{name}, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := cluster.Hidden[name]; err != nil {
+		return nil, fmt.Errorf("topic %s, where it is written down what was applied: %w", name, err)
+	}
+	if _, ok := cluster.Topics[name]; !ok {
+		return nil, nil
+	}
+	var text []byte
+	if _, err := kafka.ReadSettled(ctx, w.Kafka, name, 0, func(r *pipeline.Record) error {
+		if string(r.Key) == DeploymentKey {
+			text = slices.Clone(r.Value)
+		}
+		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if text == nil {
+		return nil, nil
+	}
+	d := &deployment{}
+	if err := json.Unmarshal(text, d); err != nil {
+		return nil, fmt.Errorf("topic %s: what was applied cannot be read: %w", name, err)
+	}
+	if d.Format != deploymentFormat {
+		return nil, fmt.Errorf("topic %s: what was applied is in format %d, this program knows %d: use the newer program", name, d.Format, deploymentFormat)
+	}
+	return d, nil
+}
+
+// writeDeployment writes down what is there now.
+func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
+	name := control.Topic(w.Topology)
+	if _, err := kafka.EnsureTopics(ctx, w.Kafka, []kafka.TopicSpec{control.Spec(name)}, true); err != nil {
+		return err
+	}
+	cluster, err := describeDeployed(ctx, w, nil)
+	if err != nil {
+		return err
+	}
+	ids := map[string]int{}
+	for _, pl := range w.Topology.Pipelines {
+		for i, s := range pl.Output {
+			for _, topic := range pl.Targets[i] {
+				if ids[codec.Subject(topic.Name, s)], err = event.SchemaID(ctx, w.Registry, topic.Name, s, false); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	d := deploy(w.Topology, cluster, ids)
+	d.Time, d.By = e.Now().UTC(), e.Build.Version
+	text, err := json.Marshal(d)
+	if err != nil {
+		return err
+	}
+	return kafka.WriteOnce(ctx, w.Kafka, &pipeline.Record{Topic: name, Partition: 0, Key: []byte(DeploymentKey), Value: text, Time: d.Time})
+}

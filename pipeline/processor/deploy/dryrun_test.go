@@ -1,0 +1,91 @@
+package deploy_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/processor/processortest"
+)
+
+func TestADryRunShowsWhatWouldHappenAndLeavesNoTrace(t *testing.T) {
+	b := processortest.NewBench(t, harness.PlainTopology)
+	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 4})
+	b.Clicks(60)
+	before := b.Traces()
+	code, out := b.Processor(b.File(harness.PlainTopology), "dry-run", "--num", "1000")
+	t.Log(out)
+	if code != cli.ExitOK {
+		t.Errorf("exit code %d", code)
+	}
+	harness.WantLines(t, out,
+		"ok     topic in: 4 partitions",
+		"new    topic out: it does not exist; a worker would create it with 4 partitions",
+		"new    schema out-Click: not registered yet",
+		"new    group t-p: nobody has worked yet",
+		"ok     transactional id t-p-",
+		"60 events of in: 39 would be written, 20 filtered, 1 dead letter",
+		"1 assert",
+		`"id":"user-1"`,
+		"assert: ",
+	)
+	if after := b.Traces(); after != before {
+		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+	}
+	_, out = b.Processor(b.File(harness.PlainTopology), "dry-run", "--num", "10", "--offset", "-10", "--json")
+	harness.WantLines(t, out, `{"pipeline":"p","in":10,`, `"stage":"filter","in":10,`, `{"check":"topic in","state":"ok"`)
+}
+
+func TestADryRunFindsAllFaults(t *testing.T) {
+	b := processortest.NewBench(t, harness.PlainTopology)
+	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 3}, kafka.TopicSpec{Name: "dead", Partitions: 2})
+	before := b.Traces()
+	code, out := b.Processor(b.File(harness.PlainTopology), "dry-run")
+	if code != cli.ExitFailure {
+		t.Errorf("exit code %d", code)
+	}
+	harness.WantLines(t, out,
+		"fault  topic in: it has 3 partitions, but is declared with 4",
+		"fault  topic dead: it has 2 partitions, but is declared with 1",
+		"2 faults: it would not work")
+	if after := b.Traces(); after != before {
+		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+	}
+
+	if code, out = b.Processor(b.File(strings.Replace(harness.PlainTopology, "n % 3", "m % 3", 1)), "dry-run"); code != cli.ExitUsage {
+		t.Errorf("exit code %d of a topology that is not right: %s", code, out)
+	}
+	where := b.Where
+	b.Where = "http://127.0.0.1:1"
+	code, out = b.Processor(b.File(harness.PlainTopology), "dry-run")
+	b.Where = where
+	if code != cli.ExitFailure {
+		t.Errorf("exit code %d without a registry", code)
+	}
+	harness.WantLines(t, out, "fault  registry: ", "1 fault: it would not work")
+}
+
+// What a stage remembers, it remembers in a dry run as well: an event that was
+// there before the first that is read.
+func TestADryRunRemembersWhatWorkersRemembered(t *testing.T) {
+	text := fmt.Sprintf(processortest.DedupeTopology, "exactly_once")
+	b := processortest.NewBench(t, text)
+	stop := b.Start("0")
+	at := time.UnixMilli(1_800_000_000_000)
+	b.Write(4, func(i int) *pipeline.Record { return b.Click("a", int64(i), at) })
+	b.CaughtUp()
+	stop()
+	before := b.Traces()
+	_, out := b.Processor(b.File(text), "dry-run", "--offset", "-2", "--num", "2")
+	harness.WantLines(t, out, "2 events of in: 0 would be written, 2 filtered, no dead letters")
+	_, out = b.Processor(b.File(text), "dry-run")
+	harness.WantLines(t, out, "4 events of in: 1 would be written, 3 filtered, no dead letters")
+	if after := b.Traces(); after != before {
+		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+	}
+}

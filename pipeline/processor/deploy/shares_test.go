@@ -1,0 +1,26 @@
+package deploy
+
+import (
+	"testing"
+
+	"millrace/pipeline/kafka"
+)
+
+func TestSharesAreEvenAndAllThatIsThere(t *testing.T) {
+	bounds := map[int32]kafka.Bounds{0: {Start: 10, End: 12}, 1: {Start: 0, End: 100}, 2: {Start: 5, End: 105}, 3: {}}
+	for _, test := range []struct {
+		want int
+		each [4]int64
+	}{
+		{0, [4]int64{}},
+		{12, [4]int64{2, 5, 5, 0}},
+		{1000, [4]int64{2, 100, 100, 0}},
+	} {
+		got := shares(bounds, test.want)
+		for p, n := range test.each {
+			if got[int32(p)] != n {
+				t.Errorf("of %d records partition %d gives %d, want %d", test.want, p, got[int32(p)], n)
+			}
+		}
+	}
+}

@@ -1,0 +1,7 @@
+package processor
+
+// Exported for tests in package processor_test.
+type (
+	ACL         = acl
+	Explanation = explanation
+)

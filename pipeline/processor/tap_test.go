@@ -1,0 +1,94 @@
+package processor_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/processortest"
+	"millrace/pipeline/programs"
+)
+
+// tapped runs `processor tap` while clicks come in, until it ends.
+func tapped(b *processortest.Bench, addr string, args ...string) (out string) {
+	b.Helper()
+	var stdout, stderr bytes.Buffer
+	env := &cli.Env{Stdout: &stdout, Stderr: &stderr, Now: time.Now}
+	done := make(chan int, 1)
+	go func() {
+		done <- env.Main(append([]string{"tap", "--listen", addr, "--rate", "1000"}, args...), programs.Processor)
+	}()
+	for {
+		select {
+		case code := <-done:
+			if code != cli.ExitOK {
+				b.Errorf("exit code %d: %s", code, stderr.String())
+			}
+			return stdout.String()
+		default:
+			b.Clicks(21)
+		}
+	}
+}
+
+func TestTapShowsWhatStagesDo(t *testing.T) {
+	b := processortest.NewBench(t, harness.PlainTopology)
+	addr := processortest.RunTapped(b, b.File(harness.PlainTopology), "--tap", "--tap-mask", "nothing.of.this")
+	out := tapped(b, addr, "--json", "--key", "user-1", "--limit", "3") // 1, 8 and 15, if it does not begin within
+	events := map[int64]string{}
+	for line := range strings.Lines(out) {
+		var l chain.TraceLine
+		if err := json.Unmarshal([]byte(line), &l); err != nil {
+			t.Fatal(err)
+		}
+		if l.Key != "user-1" || l.Type != "Click" || l.Pipeline != "p" || l.Topic != "in" || l.Dropped != 0 {
+			t.Errorf("it shows %s", line)
+		}
+		events[l.Offset] += fmt.Sprintf("%s %s %s; ", l.Stage, l.At, l.Event)
+	}
+	if len(events) != 3 {
+		t.Errorf("%d events, want 3: %s", len(events), out)
+	}
+	one := func(n int) string {
+		before, after := fmt.Sprintf(`{"id":"user-1","n":%d}`, n), fmt.Sprintf(`{"id":"user-1","n":%d}`, n*10)
+		return fmt.Sprintf("filter entering %[1]s; filter passed %[1]s; assert entering %[1]s; assert passed %[1]s; enrich entering %[1]s; enrich passed %[2]s; ", before, after)
+	}
+	filtered := `filter entering {"id":"user-1","n":15}; filter filtered ; `
+	for offset, got := range events {
+		if got != one(1) && got != one(8) && got != filtered {
+			t.Errorf("of the event at %d it shows %s", offset, got)
+		}
+	}
+
+	out = tapped(b, addr, "--type", "Click", "--stage", "assert", "--key", "user-6", "--limit", "2", "--mask", "id,key")
+	harness.WantLines(t, out, `key "***" Click p`, `{"id":"***","n":13}`, "assert               failed  ***")
+
+	resp, err := http.Get("http://" + addr + chain.TapPath + "?stage=asert&rate=0&colour=red")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var text bytes.Buffer
+	if _, err := text.ReadFrom(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest {
+		t.Errorf("%s, %v", resp.Status, err)
+	}
+	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is no number", `there is no parameter "colour"`)
+}
+
+func TestTapIsOffUnlessAskedFor(t *testing.T) {
+	b := processortest.NewBench(t, harness.PlainTopology)
+	addr := processortest.RunTapped(b, b.File(harness.PlainTopology))
+	var stderr bytes.Buffer
+	env := &cli.Env{Stdout: &stderr, Stderr: &stderr, Now: time.Now}
+	if code := env.Main([]string{"tap", "--listen", addr}, programs.Processor); code != cli.ExitFailure {
+		t.Errorf("exit code %d", code)
+	}
+	harness.WantLines(t, stderr.String(), "shows no events: run it with --tap")
+}

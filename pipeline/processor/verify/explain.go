@@ -1,0 +1,165 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/deadletter"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/processor/chain"
+)
+
+// explain shows what is wrong with the samples: it runs the pipelines again, up
+// to the events that they came of.
+func (c *comparison) explain(ctx context.Context) error {
+	type wantedOf struct {
+		partition int32
+		offset    int64
+	}
+	wanted := map[wantedOf][]int{}
+	until := map[int32]int64{}
+	for i := range c.report.Samples {
+		d := &c.report.Samples[i]
+		if d.wanted == nil || d.wanted.source > 0 {
+			continue
+		}
+		wanted[wantedOf{d.In.Partition, d.In.Offset}] = append(wanted[wantedOf{d.In.Partition, d.In.Offset}], i)
+		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
+	}
+	r := chain.NewRehearsal(c.Worker, c.pl, c.cluster.Limits())
+	for _, p := range slices.Sorted(maps.Keys(until)) {
+		span := c.inputs[c.pl.From.Name][p].Bounds
+		span.End = until[p]
+		if err := r.Assign(ctx, c.cluster, p, span.Start); err != nil {
+			return err
+		}
+		err := kafka.ReadRange(ctx, c.Kafka, c.pl.From.Name, p, span, func(in *pipeline.Record) error {
+			out, err := r.Feed(ctx, in, &chain.Counts{Dead: map[pipeline.Reason]int{}})
+			if err != nil {
+				return err
+			}
+			for _, i := range wanted[wantedOf{in.Partition, in.Offset}] {
+				if err := c.detail(ctx, &c.report.Samples[i], r, in, out); err != nil {
+					return err
+				}
+			}
+			r.Next()
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	for i := range c.report.Samples {
+		d := &c.report.Samples[i]
+		if d.wanted != nil || d.Found == nil {
+			continue
+		}
+		rec, s, err := c.fetch(ctx, *d.Found)
+		if err != nil {
+			return err
+		}
+		d.Text = append(d.Text, "found    "+recordText(rec, s))
+	}
+	return nil
+}
+
+// detail completes a disagreement, whose event has just been run.
+func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehearsal, in *pipeline.Record, out []pipeline.Record) error {
+	for i := range out {
+		var group, body uint64
+		s := r.Sample(in, &out[i])
+		if s.Stage != "" {
+			group, body = c.letter(&out[i])
+		} else {
+			typ, content := r.TypeOf(&out[i])
+			group, body = c.event(out[i].Topic, out[i].Key, c.pl.Output[typ].Name(), content)
+		}
+		if group != d.wanted.group || body != d.wanted.body {
+			continue
+		}
+		d.Topic, d.Key = out[i].Topic, string(out[i].Key)
+		if d.Found != nil {
+			d.Found.Topic = d.Topic
+		}
+		if d.Kind != "different" {
+			d.Text = append(d.Text, "expected "+cli.Clip(sampleText(s), 300))
+			return nil
+		}
+		rec, schema, err := c.fetch(ctx, *d.Found)
+		if err != nil {
+			return err
+		}
+		found := recordText(rec, schema)
+		var differing []string
+		if s.Stage == "" && schema != nil && schema.Name() == c.pl.Output[chain.TypeOf(&out[i])].Name() {
+			_, content, err := codec.Unframe(&rec)
+			if err != nil {
+				return err
+			}
+			differing = chain.Changes(s.Event, chain.EventJSON(schema, content))
+			differing = slices.DeleteFunc(differing, func(line string) bool { return c.ignores(s.Type, line) })
+		}
+		if len(differing) > 0 {
+			d.Text = append(d.Text, differing...)
+		} else {
+			d.Text = append(d.Text, "expected "+cli.Clip(sampleText(s), 300), "found    "+found)
+		}
+		return nil
+	}
+	return nil
+}
+
+// ignores reports whether a change is of a field that is not compared.
+func (c *comparison) ignores(typ, line string) bool {
+	path, _, _ := strings.Cut(line, ": ")
+	return slices.ContainsFunc(c.report.Ignored, func(f string) bool { return f == typ+"."+path })
+}
+
+func sampleText(s chain.SampleRecord) string {
+	if s.Stage != "" {
+		return fmt.Sprintf("a dead letter of %s: %s", s.Stage, s.Error)
+	}
+	return s.Type + " " + string(s.Event)
+}
+
+// fetch reads a record again.
+func (c *comparison) fetch(ctx context.Context, at chain.Place) (rec pipeline.Record, s *codec.Schema, err error) {
+	err = kafka.ReadRange(ctx, c.Kafka, at.Topic, at.Partition, kafka.Bounds{Start: at.Offset, End: at.Offset + 1}, func(r *pipeline.Record) error {
+		rec = *r
+		rec.Key, rec.Value, rec.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), slices.Clone(r.Headers)
+		return nil
+	})
+	if err != nil {
+		return rec, nil, err
+	}
+	if ref, _, err := codec.Unframe(&rec); err == nil && len(rec.Value) >= codec.FrameSize {
+		if s, err = c.Registry.Schema(ctx, ref); err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
+			return rec, nil, err
+		}
+	}
+	return rec, s, nil
+}
+
+func recordText(r pipeline.Record, s *codec.Schema) string {
+	if reason, ok := r.Header(deadletter.HeaderError); ok {
+		at, _ := r.Header(deadletter.HeaderStage)
+		return fmt.Sprintf("a dead letter of %s: %s", at, cli.Clip(string(reason), 300))
+	}
+	if s == nil {
+		return fmt.Sprintf("%d bytes that are no event: %x", len(r.Value), r.Value[:min(len(r.Value), 40)])
+	}
+	text := json.RawMessage("null")
+	if _, body, err := codec.Unframe(&r); err == nil {
+		text = chain.EventJSON(s, body)
+	}
+	return cli.Clip(s.ShortName()+" "+string(text), 300)
+}

@@ -1,0 +1,4 @@
+package verify
+
+// Exported for tests in package verify_test.
+var VolatileFields = volatileFields

@@ -1,0 +1,275 @@
+package producer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/twmb/franz-go/pkg/kfake"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/deadletter"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
+)
+
+// graveyard is a broker with the shop's topics, for dead letters.
+type graveyard struct {
+	t   *testing.T
+	cfg kafka.Config
+}
+
+const (
+	graveSource = "shop.events"
+	graveDead   = "shop.dead_letters"
+)
+
+func newGraveyard(t *testing.T) *graveyard {
+	t.Helper()
+	fake, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(fake.Close)
+	g := &graveyard{t, kafka.Config{Brokers: fake.ListenAddrs()}}
+	specs := []kafka.TopicSpec{{Name: graveSource, Partitions: 3}, {Name: graveDead, Partitions: 2}}
+	if _, err := kafka.EnsureTopics(t.Context(), g.cfg, specs, true); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// letter returns a dead letter of shop.events.
+func letter(key, reason string, attempt int, more ...pipeline.Header) pipeline.Record {
+	r := pipeline.Record{Topic: graveDead, Partition: pipeline.KeyPartition, Key: []byte(key), Value: []byte("\x00value of " + key), Time: time.UnixMilli(1000)}
+	add := func(key, value string) {
+		r.Headers = append(r.Headers, pipeline.Header{Key: key, Value: []byte(value)})
+	}
+	add("traceparent", "00-1-2-01")
+	add(deadletter.HeaderSourceTopic, graveSource)
+	add(deadletter.HeaderSourcePartition, "1")
+	add(deadletter.HeaderSourceOffset, "7")
+	add(deadletter.HeaderPipeline, "enrich")
+	add(deadletter.HeaderStage, "stamp")
+	add(deadletter.HeaderReason, reason)
+	add(deadletter.HeaderError, "it is \x1b[31mbad")
+	add(deadletter.HeaderAttempt, strconv.Itoa(attempt))
+	add(deadletter.HeaderTime, "2026-03-04T00:00:00Z")
+	r.Headers = append(r.Headers, more...)
+	return r
+}
+
+func (g *graveyard) write(records ...pipeline.Record) {
+	g.t.Helper()
+	w, err := kafka.NewWriter(g.cfg)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	defer w.Close()
+	for i := range records {
+		w.Write(g.t.Context(), &records[i], func(err error) {
+			if err != nil {
+				g.t.Error(err)
+			}
+		})
+	}
+	if err := w.Flush(g.t.Context()); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// read returns every committed record of a topic, by key.
+func (g *graveyard) read(topic string, partitions int) map[string][]pipeline.Record {
+	g.t.Helper()
+	all := map[string][]pipeline.Record{}
+	for p := range partitions {
+		if _, err := kafka.ReadPartition(g.t.Context(), g.cfg, topic, int32(p), 0, func(r *pipeline.Record) error {
+			kept := *r
+			kept.Key, kept.Value = bytes.Clone(r.Key), bytes.Clone(r.Value)
+			kept.Headers = nil
+			for _, h := range r.Headers {
+				kept.Headers = append(kept.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
+			}
+			all[string(kept.Key)] = append(all[string(kept.Key)], kept)
+			return nil
+		}); err != nil {
+			g.t.Fatal(err)
+		}
+	}
+	return all
+}
+
+func (g *graveyard) redrive(args ...string) (code int, stdout, stderr string) {
+	g.t.Helper()
+	var out, told harness.Buffer
+	env := &cli.Env{Stdout: &out, Stderr: &told, Now: func() time.Time { return harness.Now }}
+	code = env.Main(append([]string{"redrive", "-t", harness.ShopTopology(), "-b", g.cfg.Brokers[0], "--log-level", "error"}, args...), Command)
+	return code, out.String(), told.String()
+}
+
+// sentBack runs redrive and returns what its summary says.
+func (g *graveyard) sentBack(args ...string) redriveCounts {
+	g.t.Helper()
+	code, out, told := g.redrive(append(args, "--json")...)
+	var got redriveCounts
+	if err := json.Unmarshal([]byte(out), &got); code != cli.ExitOK || err != nil {
+		g.t.Fatalf("exit code %d, %v: %s%s", code, err, out, told)
+	}
+	return got
+}
+
+func TestLettersGoBackOnceAndByteForByte(t *testing.T) {
+	g := newGraveyard(t)
+	var letters []pipeline.Record
+	for i := range 40 {
+		letters = append(letters, letter(fmt.Sprint("k", i%10), "expression", 2))
+		letters[i].Value = fmt.Appendf(nil, "\x00\xff%d", i)
+	}
+	g.write(letters...)
+	if got := g.sentBack(); got.Sent != 40 || got.To[graveSource] != 40 || len(got.Stayed) > 0 {
+		t.Errorf("%+v", got)
+	}
+	if got := g.sentBack(); got.Sent != 0 || len(got.Stayed) > 0 {
+		t.Errorf("once more: %+v", got)
+	}
+	back := g.read(graveSource, 3)
+	for i, want := range letters {
+		key := string(want.Key)
+		if len(back[key]) != 4 {
+			t.Fatalf("%d of %s came back", len(back[key]), key)
+		}
+		got := back[key][i/10] // in order
+		if !bytes.Equal(got.Value, want.Value) || !got.Time.Equal(want.Time) {
+			t.Errorf("%s: %q at %v", key, got.Value, got.Time)
+		}
+		if len(got.Headers) != 2 || got.Headers[0].Key != "traceparent" || string(got.Headers[0].Value) != "00-1-2-01" ||
+			got.Headers[1].Key != deadletter.HeaderAttempt || string(got.Headers[1].Value) != "2" {
+			t.Errorf("%s: headers %v", key, got.Headers)
+		}
+		if got.Partition != kafka.PartitionOf(want.Key, 3) {
+			t.Errorf("%s is in partition %d", key, got.Partition)
+		}
+	}
+}
+
+// What a run leaves out, for whatever reason, the next one finds.
+func TestLettersThatStayArePendingAgain(t *testing.T) {
+	g := newGraveyard(t)
+	forged := letter("forged", "expression", 1)
+	forged.Headers[1].Value = []byte("__consumer_offsets")
+	old := letter("old", "expression", 1)
+	old.Headers[9].Value = []byte("2026-03-02T00:00:00Z")
+	bare := pipeline.Record{Topic: graveDead, Partition: pipeline.KeyPartition, Key: []byte("bare"), Value: []byte("x"), Time: time.UnixMilli(1)}
+	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1), letter("worn", "expression", 5), forged, old, bare,
+		letter("cut", "expression", 1, pipeline.Header{Key: deadletter.HeaderTruncated, Value: []byte("9")}))
+
+	got := g.sentBack("--reason", "expression", "--since", "48h")
+	if got.Sent != 1 || got.Stayed[staysFiltered] != 3 || got.Stayed[staysAttempts] != 1 || got.Stayed[staysNoSource] != 1 || got.Stayed[staysTruncated] != 1 {
+		t.Errorf("first %+v", got)
+	}
+	if got := g.sentBack("--max-attempts", "0", "--max", "2"); got.Sent != 2 {
+		t.Errorf("two more: %+v", got)
+	}
+	if got := g.sentBack("--max-attempts", "0"); got.Sent != 1 || got.Stayed[staysNoSource] != 2 || got.Stayed[staysTruncated] != 1 {
+		t.Errorf("the rest: %+v", got)
+	}
+	back := g.read(graveSource, 3)
+	if len(back) != 4 || len(back["a"]) != 1 || len(back["b"]) != 1 || len(back["worn"]) != 1 || len(back["old"]) != 1 {
+		t.Errorf("there are %v", back)
+	}
+	// A letter that stayed is as it was.
+	dead := g.read(graveDead, 2)["cut"]
+	if last := dead[len(dead)-1]; len(last.Headers) != 11 || string(last.Value) != "\x00value of cut" || !last.Time.Equal(time.UnixMilli(1000)) {
+		t.Errorf("it is %+v", last)
+	}
+}
+
+func TestDryRunListsAndChangesNothing(t *testing.T) {
+	g := newGraveyard(t)
+	if code, out, told := g.redrive("--dry-run"); code != cli.ExitOK || out != "" || !strings.HasPrefix(told, "0 dead letters are pending for group shop-redrive") {
+		t.Errorf("exit code %d: %s%s", code, out, told)
+	}
+	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1))
+	for range 2 {
+		code, out, told := g.redrive("--dry-run", "--reason", "bad_body")
+		if code != cli.ExitOK || told != "2 dead letters are pending for group shop-redrive: 1 would be sent back, 1 would stay\n" {
+			t.Errorf("exit code %d: %s", code, told)
+		}
+		for _, want := range []string{"LETTER", "stays: not chosen", "enrich/stamp", "bad_body", `it is \x1b[31mbad`} {
+			if !strings.Contains(out, want) {
+				t.Errorf("it does not say %q:\n%s", want, out)
+			}
+		}
+	}
+	_, out, _ := g.redrive("--dry-run", "--json")
+	for line := range strings.Lines(out) {
+		var l listedLetter
+		if err := json.Unmarshal([]byte(line), &l); err != nil || l.To != graveSource || l.Attempt != 1 || l.Stays != "" || l.Error != "it is \x1b[31mbad" {
+			t.Errorf("%s: %v", line, err)
+		}
+	}
+	if len(g.read(graveSource, 3)) != 0 {
+		t.Error("something was sent")
+	}
+}
+
+func TestRedriveCommandLine(t *testing.T) {
+	for args, want := range map[string]string{
+		"--max -1":          "--max: -1 is less than nothing",
+		"--max-attempts -1": "--max-attempts: -1 is less than nothing",
+		"--rate -1":         "--rate: -1 is not a number of letters per second",
+		"--since never":     `--since: "never" is neither a time`,
+	} {
+		var told harness.Buffer
+		env := &cli.Env{Stdout: &told, Stderr: &told, Now: func() time.Time { return harness.Now }}
+		if code := env.Main(append([]string{"redrive"}, strings.Fields(args)...), Command); code != cli.ExitUsage || !strings.Contains(told.String(), want) {
+			t.Errorf("%s: exit code %d: %s", args, code, told.String())
+		}
+	}
+}
+
+// A batch that is rolled back counts for nothing, and is done again.
+func TestRolledBackLettersAreNotCounted(t *testing.T) {
+	stopped := 0
+	h := &redriveHandler{
+		filter: &letterFilter{sources: map[string]bool{graveSource: true}}, pace: newPace(0), limit: 2,
+		pending: map[letterPlace]kafka.Bounds{{graveDead, 0}: {Start: 0, End: 2}},
+		stop:    func() { stopped++ },
+	}
+	in := []pipeline.Record{letter("a", "x", 1), letter("b", "x", 1), letter("late", "x", 1)}
+	for _, committed := range []bool{false, true} {
+		var out harness.Emitted
+		for i := range in {
+			in[i].Partition, in[i].Offset = 0, int64(i)
+			if err := h.Handle(t.Context(), &in[i], &out); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(out) != 3 || out[0].Topic != graveSource || out[1].Topic != graveSource || out[2].Topic != graveDead || len(out[2].Headers) != len(in[2].Headers) {
+			t.Errorf("emitted %v", out)
+		}
+		h.EndBatch(committed)
+		if want := map[bool]int{true: 2}[committed]; h.total.Sent != want || (stopped == 1) != committed || h.finished() != committed {
+			t.Errorf("committed %v: %+v, stopped %d times", committed, h.total, stopped)
+		}
+	}
+}
+
+func TestPaceIsInterrupted(t *testing.T) {
+	p := newPace(1e-3)
+	if err := p.wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.wait(ctx); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+}

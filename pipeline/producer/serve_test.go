@@ -1,0 +1,410 @@
+package producer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"millrace/pipeline"
+	"millrace/pipeline/event"
+	"millrace/pipeline/event/eventtest"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/keyring"
+)
+
+// intakeWriter is a Kafka that acknowledges as a test says, and keeps the
+// records.
+type intakeWriter struct {
+	records []pipeline.Record
+	fate    func(n int, done func(error)) // of record n, from 1; nil: it is there
+}
+
+func (w *intakeWriter) Write(_ context.Context, r *pipeline.Record, done func(error)) {
+	w.records = append(w.records, *r)
+	if w.fate != nil {
+		w.fate(len(w.records), done)
+		return
+	}
+	r.Partition, r.Offset = 3, int64(100+len(w.records))
+	done(nil)
+}
+
+func (*intakeWriter) Flush(context.Context) error { return nil }
+
+func newIntake(t *testing.T, w keyring.RecordWriter) *intake {
+	t.Helper()
+	in := &intake{topic: "shop.events", writer: w, slots: make(chan *event.Encoder, 2), maxBody: 10_000, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
+	in.observe(prometheus.NewRegistry(), eventtest.ShopEncoder(t))
+	return in
+}
+
+// post sends a body with headers given as "Name: value".
+func post(t *testing.T, in http.Handler, body string, headers ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", strings.NewReader(body))
+	for _, h := range headers {
+		key, value, _ := strings.Cut(h, ": ")
+		r.Header.Add(key, value)
+	}
+	w := httptest.NewRecorder()
+	in.ServeHTTP(w, r)
+	return w
+}
+
+const (
+	eventID   = "4707dafd-3ce1-5973-9f7b-1c9c452822e7"
+	paidEvent = `{"id":"` + eventID + `","type":"OrderPaid","data":{"id":"o-1"}}`
+	cloudPaid = `{"specversion":"1.0","id":"` + eventID + `","source":"/shop","type":"shop.OrderPaid","time":"2026-01-02T03:04:05Z","datacontenttype":"application/json","subject":"o-1","n":7,"data":{"id":"o-1"}}`
+
+	asJSON   = "Content-Type: application/json"
+	asCloud  = "Content-Type: application/cloudevents+json; charset=UTF-8"
+	asClouds = "Content-Type: application/cloudevents-batch+json"
+	trace    = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+)
+
+// binaryHeaders are the headers of a CloudEvent in binary mode.
+var binaryHeaders = []string{asJSON, "ce-specversion: 1.0", "ce-id: " + eventID, "ce-source: /shop", "ce-type: shop.OrderPaid", "ce-time: 2026-01-02T03:04:05Z", "ce-subject: o-1", "ce-n: 7"}
+
+func TestEventsAreAnsweredWithWhereTheyAre(t *testing.T) {
+	const one = `{"id":"` + eventID + `","topic":"shop.events","partition":3,"offset":101}`
+	two := `{"id":"` + harness.ID + `","topic":"shop.events","partition":3,"offset":102}`
+	for _, test := range []struct {
+		name, body string
+		headers    []string
+		want       string
+	}{
+		{"an event", paidEvent, []string{asJSON}, one},
+		{"an array", ` [` + paidEvent + `,{"type":"user_deleted","data":{"id":"u"}}]`, []string{asJSON}, one + "," + two},
+		{"an empty array", `[]`, []string{asJSON}, ""},
+		{"a CloudEvent", cloudPaid, []string{asCloud}, one},
+		{"a batch of CloudEvents", `[` + cloudPaid + `]`, []string{asClouds}, one},
+		{"an empty batch", `[]`, []string{asClouds}, ""},
+		{"a CloudEvent in binary mode", `{"id":"o-1"}`, binaryHeaders, one},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			in := newIntake(t, &intakeWriter{})
+			got := post(t, in, test.body, test.headers...)
+			var answer struct{ Events []json.RawMessage }
+			if err := json.Unmarshal(got.Body.Bytes(), &answer); err != nil || got.Code != http.StatusOK {
+				t.Fatalf("%d %s", got.Code, got.Body)
+			}
+			var compact []string
+			for _, e := range answer.Events {
+				compact = append(compact, strings.Join(strings.Fields(strings.ReplaceAll(string(e), `": `, `":`)), ""))
+			}
+			if strings.Join(compact, ",") != test.want {
+				t.Errorf("%s\nwant %s", compact, test.want)
+			}
+		})
+	}
+}
+
+// All three forms of one CloudEvent give the same record.
+func TestFormsOfACloudEventGiveOneRecord(t *testing.T) {
+	const want = "id=" + eventID + " type=OrderPaid n=7 source=/shop subject=o-1"
+	for name, send := range map[string]func(*intake) *httptest.ResponseRecorder{
+		"structured": func(in *intake) *httptest.ResponseRecorder {
+			return post(t, in, cloudPaid, asCloud, "traceparent: "+trace)
+		},
+		"batch": func(in *intake) *httptest.ResponseRecorder {
+			return post(t, in, "["+cloudPaid+"]", asClouds, "traceparent: "+trace)
+		},
+		"binary": func(in *intake) *httptest.ResponseRecorder {
+			return post(t, in, `{"id":"o-1"}`, append(slices.Clone(binaryHeaders), "traceparent: "+trace)...)
+		},
+		"base64": func(in *intake) *httptest.ResponseRecorder {
+			return post(t, in, strings.Replace(cloudPaid, `"data":{"id":"o-1"}`, `"data_base64":"eyJpZCI6Im8tMSJ9","data":null`, 1), asCloud, "traceparent: "+trace)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := &intakeWriter{}
+			in := newIntake(t, w)
+			in.cloudHeaders = true
+			if name == "base64" {
+				// Data that is null is data: only one of the two may be there.
+				if got := send(in); got.Code != http.StatusBadRequest || !strings.Contains(got.Body.String(), "there is data, too") {
+					t.Errorf("%d %s", got.Code, got.Body)
+				}
+				got := post(t, in, strings.Replace(cloudPaid, `"data":{"id":"o-1"}`, `"data_base64":"eyJpZCI6Im8tMSJ9"`, 1), asCloud, "traceparent: "+trace)
+				if got.Code != http.StatusOK {
+					t.Fatalf("%d %s", got.Code, got.Body)
+				}
+			} else if got := send(in); got.Code != http.StatusOK {
+				t.Fatalf("%d %s", got.Code, got.Body)
+			}
+			r := w.records[0]
+			if string(r.Key) != "o-1" || !r.Time.Equal(time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)) {
+				t.Errorf("key %s at %v", r.Key, r.Time)
+			}
+			var headers []string
+			for _, h := range r.Headers {
+				headers = append(headers, h.Key+"="+string(h.Value))
+			}
+			wantHeaders := []string{
+				"traceparent=" + trace, "ce_id=" + eventID, "ce_n=7", "ce_source=/shop", "ce_specversion=1.0",
+				"ce_subject=o-1", "ce_time=2026-01-02T03:04:05Z", "ce_type=shop.OrderPaid", "content-type=application/avro",
+			}
+			if !slices.Equal(headers, wantHeaders) {
+				t.Errorf("headers %q\nwant %q", headers, wantHeaders)
+			}
+			for _, part := range strings.Fields(want) {
+				_, value, _ := strings.Cut(part, "=")
+				if !strings.Contains(string(r.Value), value) {
+					t.Errorf("%s is not in the value %q", part, r.Value)
+				}
+			}
+		})
+	}
+}
+
+func TestBadRequestsAreToldByTheirField(t *testing.T) {
+	cloud := func(old, new string) string { return strings.Replace(cloudPaid, old, new, 1) }
+	with := func(headers []string, more ...string) []string {
+		var out []string
+		for _, h := range headers {
+			if !slices.ContainsFunc(more, func(m string) bool {
+				a, _, _ := strings.Cut(m, ":")
+				b, _, _ := strings.Cut(h, ":")
+				return strings.EqualFold(a, b)
+			}) {
+				out = append(out, h)
+			}
+		}
+		return append(out, more...)
+	}
+	for _, test := range []struct {
+		name, body string
+		headers    []string
+		status     int
+		want       string // part of the answer
+	}{
+		{"no JSON", `{`, []string{asJSON}, 400, `{"event":0,"detail":"the JSON ends too early"}`},
+		{"no body", ``, []string{asJSON}, 400, `the JSON ends too early`},
+		{"no object", `7`, []string{asJSON}, 400, `expected an event, a JSON object`},
+		{"a field deep within", `[` + paidEvent + `,{"type":"OrderCreated","data":{"id":"o","user_id":"u","total_amount":1,"items":[{"product_id":"p","quantity":"x","price":1}]}},{}]`, []string{asJSON}, 400,
+			`"errors":[{"event":1,"field":"data.items[0].quantity","detail":"expected int, found string \"x\""},{"event":2,"field":"type","detail":"missing;`},
+		{"not UTF-8", "{\"type\":\"\xff\"}", []string{asJSON}, 400, `not UTF-8`},
+
+		{"specversion missing", cloud(`"specversion":"1.0",`, ``), []string{asCloud}, 400, `"field":"specversion","detail":"missing;`},
+		{"specversion unknown", cloud(`"1.0"`, `"0.3"`), []string{asCloud}, 400, `"field":"specversion","detail":"expected \"1.0\", found \"0.3\""`},
+		{"id missing", cloud(`"id":"`+eventID+`",`, ``), []string{asCloud}, 400, `"field":"id","detail":"missing;`},
+		{"id empty", cloud(eventID, ``), []string{asCloud}, 400, `"field":"id","detail":"missing;`},
+		{"id null", cloud(`"`+eventID+`"`, `null`), []string{asCloud}, 400, `"field":"id","detail":"missing;`},
+		{"id a number", cloud(`"`+eventID+`"`, `7`), []string{asCloud}, 400, `"field":"id","detail":"expected a string, found 7"`},
+		{"id no UUID, as the schema has it", cloud(eventID, `A234-1234-1234`), []string{asCloud}, 400, `"field":"id","detail":"expected string (uuid), found string \"A234-1234-1234\""`},
+		{"source missing", cloud(`"source":"/shop",`, ``), []string{asCloud}, 400, `"field":"source","detail":"missing;`},
+		{"type missing", cloud(`"type":"shop.OrderPaid",`, ``), []string{asCloud}, 400, `"field":"type","detail":"missing;`},
+		{"type unknown", cloud(`shop.OrderPaid`, `com.example.someevent`), []string{asCloud}, 400, `"field":"type","detail":"unknown event type \"com.example.someevent\"`},
+		{"time wrong", cloud(`2026-01-02T03:04:05Z`, `today`), []string{asCloud}, 400, `"field":"time","detail":"expected long (timestamp-micros), found string \"today\"`},
+		{"attribute in upper case", cloud(`"n":7`, `"myExt":7`), []string{asCloud}, 400, `"field":"myExt","detail":"the name of an attribute`},
+		{"attribute an object", cloud(`"n":7`, `"n":{}`), []string{asCloud}, 400, `"field":"n","detail":"expected a string, a number or a boolean"`},
+		{"attribute twice", cloud(`"n":7`, `"n":7,"n":8`), []string{asCloud}, 400, `"field":"n","detail":"the key stands twice"`},
+		{"data missing", cloud(`,"data":{"id":"o-1"}`, ``), []string{asCloud}, 400, `"field":"data","detail":"missing"`},
+		{"data of another form", cloud(`application/json`, `text/xml`), []string{asCloud}, 400, `"field":"datacontenttype","detail":"expected application/json, found \"text/xml\""`},
+		{"data no base64", cloud(`"data":{"id":"o-1"}`, `"data_base64":"?"`), []string{asCloud}, 400, `"field":"data_base64","detail":"expected a string in base64"`},
+		{"data's field", cloud(`{"id":"o-1"}`, `{}`), []string{asCloud}, 400, `"field":"data.id","detail":"missing; expected string"`},
+		{"no array", cloudPaid, []string{asClouds}, 400, `expected an array of events`},
+		{"second of a batch", `[` + cloudPaid + `,7]`, []string{asClouds}, 400, `{"event":1,"detail":"expected a CloudEvent, a JSON object"}`},
+
+		{"binary: no id", `{"id":"o"}`, with(binaryHeaders, "ce-id: "), 400, `"field":"id","detail":"missing;`},
+		{"binary: no data", ``, binaryHeaders, 400, `"field":"data","detail":"the JSON ends too early"`},
+		{"binary: a bad escape", `{"id":"o"}`, with(binaryHeaders, "ce-subject: %zz"), 400, `"field":"subject"`},
+		{"binary: data of another form", `<o/>`, with(binaryHeaders, "Content-Type: text/xml"), 415, `the data of a CloudEvent is taken as JSON`},
+
+		{"no Content-Type", paidEvent, nil, 415, `application/json, application/cloudevents+json`},
+		{"a form", "a=b", []string{"Content-Type: application/x-www-form-urlencoded"}, 415, `are taken`},
+		{"CloudEvents in Avro", "", []string{"Content-Type: application/cloudevents+avro"}, 415, `of CloudEvents, `},
+		{"another charset", paidEvent, []string{"Content-Type: application/json; charset=latin1"}, 415, `only UTF-8`},
+		{"packed", paidEvent, []string{asJSON, "Content-Encoding: gzip"}, 415, `Content-Encoding`},
+		{"too large", paidEvent + strings.Repeat(" ", 10_000), []string{asJSON}, 413, `10000 bytes at most`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := &intakeWriter{}
+			got := post(t, newIntake(t, w), test.body, test.headers...)
+			if got.Code != test.status || !strings.Contains(got.Body.String(), test.want) {
+				t.Errorf("%d %s\nwant %d %s", got.Code, got.Body, test.status, test.want)
+			}
+			var p problem
+			if err := json.Unmarshal(got.Body.Bytes(), &p); err != nil || p.Status != test.status || p.Title == "" || got.Header().Get("Content-Type") != "application/problem+json" {
+				t.Errorf("it is no problem of RFC 9457: %s", got.Body)
+			}
+			if len(w.records) > 0 {
+				t.Error("something was sent")
+			}
+		})
+	}
+}
+
+func TestHeaderOfACloudEventIsUnescaped(t *testing.T) {
+	w := &intakeWriter{}
+	in := newIntake(t, w)
+	in.cloudHeaders = true
+	if got := post(t, in, `{"id":"o-1"}`, append(slices.Clone(binaryHeaders), "ce-comment: Euro%20%E2%82%AC")...); got.Code != http.StatusOK {
+		t.Fatalf("%d %s", got.Code, got.Body)
+	}
+	if v, _ := w.records[0].Header("ce_comment"); string(v) != "Euro €" {
+		t.Errorf("%q", v)
+	}
+}
+
+func TestTraceContextIsCarriedOnIfItIsValid(t *testing.T) {
+	const other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
+	for _, test := range []struct {
+		name, body string
+		headers    []string
+		want       string
+	}{
+		{"of the request", paidEvent, []string{asJSON, "traceparent: " + trace, "tracestate: a=1", "tracestate: b=2"}, trace + " a=1,b=2"},
+		{"of the event before the request's", strings.Replace(cloudPaid, `"n":7`, `"traceparent":"`+other+`","tracestate":"x=y"`, 1), []string{asCloud, "traceparent: " + trace}, other + " x=y"},
+		{"none", paidEvent, []string{asJSON}, ""},
+		{"nonsense", paidEvent, []string{asJSON, "traceparent: x"}, ""},
+		{"of zeros", paidEvent, []string{asJSON, "traceparent: 00-00000000000000000000000000000000-00f067aa0ba902b7-01"}, ""},
+		{"in upper case", paidEvent, []string{asJSON, "traceparent: " + strings.ToUpper(trace)}, ""},
+		{"with a state that is too long", paidEvent, []string{asJSON, "traceparent: " + trace, "tracestate: a=" + strings.Repeat("x", 512)}, trace},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := &intakeWriter{}
+			if got := post(t, newIntake(t, w), test.body, test.headers...); got.Code != http.StatusOK {
+				t.Fatalf("%d %s", got.Code, got.Body)
+			}
+			var values []string
+			for _, h := range w.records[0].Headers {
+				values = append(values, string(h.Value))
+			}
+			if got := strings.Join(values, " "); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// A record that failed may be there or not: the answer is the same.
+func TestUnacknowledgedEventsAreNotAnsweredAsSent(t *testing.T) {
+	for name, fate := range map[string]func(int, func(error)){
+		"one failed": func(n int, done func(error)) {
+			if n == 2 {
+				done(errors.New("away"))
+			} else {
+				done(nil)
+			}
+		},
+		"all failed": func(_ int, done func(error)) { done(errors.New("away")) },
+		"silence":    func(int, func(error)) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := newIntake(t, &intakeWriter{fate: fate})
+			if name == "silence" {
+				in.patience = time.Millisecond
+			}
+			got := post(t, in, "["+paidEvent+","+paidEvent+"]", asJSON)
+			if got.Code != http.StatusServiceUnavailable || got.Header().Get("Retry-After") != "1" || !strings.Contains(got.Body.String(), "send them again with the same ids") {
+				t.Errorf("%d %v %s", got.Code, got.Header(), got.Body)
+			}
+			if n := testutil.ToFloat64(in.answers.WithLabelValues("503")); n != 1 {
+				t.Errorf("%v are counted", n)
+			}
+		})
+	}
+}
+
+func TestTooManyRequestsAreToldToComeAgain(t *testing.T) {
+	var held []func(error)
+	begun := make(chan struct{}, 2)
+	in := newIntake(t, recordWriterFunc(func(_ *pipeline.Record, done func(error)) {
+		held = append(held, done)
+		begun <- struct{}{}
+	}))
+	answers := make(chan int, 2)
+	for i := range cap(in.slots) {
+		go func() { answers <- post(t, in, paidEvent, asJSON).Code }()
+		<-begun
+		if len(held) != i+1 {
+			t.Fatal("not begun")
+		}
+	}
+	got := post(t, in, paidEvent, asJSON)
+	if got.Code != http.StatusTooManyRequests || got.Header().Get("Retry-After") != "1" {
+		t.Errorf("%d %v %s", got.Code, got.Header(), got.Body)
+	}
+	for _, done := range held {
+		done(nil)
+		if code := <-answers; code != http.StatusOK {
+			t.Errorf("answered %d", code)
+		}
+	}
+	go func() { answers <- post(t, in, paidEvent, asJSON).Code }()
+	<-begun
+	held[2](nil)
+	if code := <-answers; code != http.StatusOK {
+		t.Errorf("and then %d", code)
+	}
+}
+
+// recordWriterFunc is a function as a recordWriter.
+type recordWriterFunc func(r *pipeline.Record, done func(error))
+
+func (f recordWriterFunc) Write(_ context.Context, r *pipeline.Record, done func(error)) { f(r, done) }
+func (recordWriterFunc) Flush(context.Context) error                                     { return nil }
+
+func TestOtherMethodsAreRefused(t *testing.T) {
+	w := httptest.NewRecorder()
+	newIntake(t, &intakeWriter{}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/events", http.NoBody))
+	if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" {
+		t.Errorf("%d %v", w.Code, w.Header())
+	}
+}
+
+func TestBodyThatBreaksOffIsNotSent(t *testing.T) {
+	w := &intakeWriter{}
+	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", io.MultiReader(strings.NewReader(paidEvent), errReader{}))
+	r.Header.Set("Content-Type", "application/json")
+	answer := httptest.NewRecorder()
+	newIntake(t, w).ServeHTTP(answer, r)
+	if answer.Code != http.StatusBadRequest || len(w.records) > 0 {
+		t.Errorf("%d %s", answer.Code, answer.Body)
+	}
+}
+
+type errReader struct{}
+
+func (errReader) Read([]byte) (int, error) { return 0, errors.New("reset") }
+
+// FuzzIntake: whatever comes, an answer goes, and nothing is sent of what is
+// refused.
+func FuzzIntake(f *testing.F) {
+	f.Add("application/json", "", "["+paidEvent+"]")
+	f.Add("application/cloudevents+json", "", cloudPaid)
+	f.Add("application/cloudevents-batch+json", "", "["+cloudPaid+"]")
+	f.Add("application/json", "1.0", `{"id":"o"}`)
+	f.Fuzz(func(t *testing.T, kind, version, body string) {
+		w := &intakeWriter{}
+		header := http.Header{"Content-Type": {kind}}
+		if version != "" {
+			header["Ce-Specversion"], header["Ce-Id"], header["Ce-Source"], header["Ce-Type"] = []string{version}, []string{eventID}, []string{version}, []string{"OrderPaid"}
+		}
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", strings.NewReader(body))
+		r.Header = header
+		answer := httptest.NewRecorder()
+		newIntake(t, w).ServeHTTP(answer, r)
+		switch answer.Code {
+		case 200:
+		case 400, 413, 415:
+			if len(w.records) > 0 {
+				t.Fatalf("%d records were sent, and the answer is %d", len(w.records), answer.Code)
+			}
+		default:
+			t.Fatalf("answer %d", answer.Code)
+		}
+	})
+}

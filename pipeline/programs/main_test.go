@@ -1,0 +1,56 @@
+package programs_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/producer"
+	"millrace/pipeline/programs"
+)
+
+// binaries are what the test's binary is when it is called by their names: a
+// directory of links to it stands for one of built programs.
+var binaries = map[string]func(*cli.Env) *cobra.Command{
+	"producer":  producer.Command,
+	"processor": programs.Processor,
+	"projector": programs.Projector,
+}
+
+func TestMain(m *testing.M) {
+	commands := map[string]func(){}
+	for name, program := range binaries {
+		commands[name] = func() { os.Exit(cli.NewEnv().Main(os.Args[1:], program)) }
+	}
+	testscript.Main(m, commands)
+}
+
+// TestScripts runs the programs as a person would, in a directory with the files
+// of the script: testdata/script/*.txtar.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir:                 filepath.Join("testdata", "script"),
+		RequireExplicitExec: true,
+		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+	})
+}
+
+// programDir returns a directory with the programs.
+func programDir(t *testing.T) string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name := range binaries {
+		if err := os.Symlink(self, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}

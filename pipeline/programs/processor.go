@@ -1,0 +1,27 @@
+package programs
+
+import (
+	"github.com/spf13/cobra"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/processor"
+	"millrace/pipeline/processor/cases"
+	"millrace/pipeline/processor/deploy"
+	"millrace/pipeline/processor/graph"
+	"millrace/pipeline/processor/verify"
+	"millrace/pipeline/worker"
+)
+
+// Processor returns the command of the program that runs pipelines.
+func Processor(e *cli.Env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "processor",
+		Short: "Run the pipelines of a topology: filter, enrich and route events, exactly once",
+		Example: `  processor run
+  processor run -t topology.yaml -b kafka:9092 -r http://registry:8085`,
+	}
+	cmd.AddCommand(processor.RunCommand(e), worker.HealthcheckCommand(e, worker.ProcessorListen))
+	cmd.AddCommand(processor.LintCommand(e), processor.ExplainCommand(e), graph.Command(e), cases.Command(e), processor.StagesCommand(e), processor.FunctionsCommand(e))
+	cmd.AddCommand(deploy.DryRunCommand(e), deploy.PlanCommand(e), deploy.ApplyCommand(e), verify.Command(e), processor.TapCommand(e))
+	return cmd
+}

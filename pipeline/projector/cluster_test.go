@@ -1,0 +1,690 @@
+package projector
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/projector/query"
+	"millrace/pipeline/store"
+	"millrace/pipeline/worker"
+)
+
+// party is workers of a group, by hand: each has a store and an HTTP server, and
+// the partitions that the test gives it.
+type party struct {
+	t          *testing.T
+	types      []*codec.Schema
+	fold       *fold.Fold
+	partitions int
+	logs       [][]pipeline.Record
+	sent       int
+	control    *control.Follower // what all of them read
+	offset     int64             // of its topic
+	peers      map[string]*peer
+}
+
+// peer is one of them.
+type peer struct {
+	*party
+	name    string
+	disk    vfs.FS
+	store   *store.Store
+	handler *projection.Handler
+	v       *versions
+	reader  *clusterReader
+	server  *httptest.Server
+	front   *httptest.Server // before it, if somebody overhears what it is asked
+	at      map[int32]int64  // next offset to be read
+	behind  atomic.Bool      // it has yet to catch up
+}
+
+const partyGroup = "party-projector"
+
+func newParty(t *testing.T, partitions int, names ...string) *party {
+	t.Helper()
+	p := &party{t: t, types: projectiontest.UserTypes(t), fold: projectiontest.UserFold(t, "user", "active"), partitions: partitions, logs: make([][]pipeline.Record, partitions), control: control.NewFollower(kafka.Config{}, "shop-control"), peers: map[string]*peer{}}
+	for _, name := range names {
+		p.start(name, vfs.NewMem())
+	}
+	return p
+}
+
+// start brings a worker up.
+func (p *party) start(name string, disk vfs.FS) *peer {
+	p.t.Helper()
+	w := &peer{party: p, name: name, disk: disk, at: map[int32]int64{}}
+	var err error
+	if w.store, err = store.Open("data", store.Options{FS: disk}); err != nil {
+		p.t.Fatal(err)
+	}
+	log := slog.New(slog.DiscardHandler)
+	ps := projection.New(w.store, log, func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil })
+	ps.Tail = func(_ context.Context, _ string, partition int32, from int64, f func(*pipeline.Record) error) error {
+		for i := from; i < int64(len(p.logs[partition])); i++ {
+			if err := f(&p.logs[partition][i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	ps.Hidden = func(_ projection.Key, left bool) bool { return left && w.v.others() || w.behind.Load() }
+	ps.End = func(string, int32) int64 { return 1 << 30 } // what is read is asked for while events are added
+	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: p.partitions}
+	one := &projection.Projection{Fold: p.fold, Partitions: p.partitions, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold), Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100}
+	projection.NewMetrics(prometheus.NewRegistry()).Of(one)
+	ps.Add(events, p.types, one)
+	w.handler = ps.NewHandler(projectiontest.Registry(p.t, p.types))
+	reader := &projection.Reader{Set: ps, Projection: one, Registry: projectiontest.Registry(p.t, p.types), EventTypes: p.types, Topic: projectiontest.EventsTopic, NumPartitions: p.partitions, Group: partyGroup}
+	wanted := wantedVersion{VersionRecord: control.VersionRecord{Version: 1}, name: one.Name()}
+	loop := &versionLoop{group: partyGroup, wanted: []wantedVersion{wanted}, ps: ps, readers: []*projection.Reader{reader}}
+	w.v = &versions{
+		projector: &projector{}, w: &worker.Worker{Log: log, Flags: &worker.Flags{Instance: name}}, control: p.control, peers: &http.Transport{},
+		running: map[string]*versionLoop{partyGroup: loop}, live: map[string]*projection.Reader{one.Name(): reader},
+	}
+	w.reader = &clusterReader{reader, w.v, &loop.wanted[0]}
+	mux := http.NewServeMux()
+	mux.Handle("/v1/", query.Handler(log, w.reader))
+	w.v.serveInternal(mux)
+	w.server = httptest.NewServer(mux)
+	w.v.advertise = strings.TrimPrefix(w.server.URL, "http://")
+	p.peers[name] = w
+	p.t.Cleanup(func() { w.stop() })
+	return w
+}
+
+// announce says what a worker has; with gone, that it stops.
+func (w *peer) announce(gone bool) {
+	w.t.Helper()
+	r := &pipeline.Record{Key: []byte(control.WorkerPrefix + w.name), Offset: w.offset}
+	w.offset++
+	if !gone {
+		var err error
+		if r.Value, err = json.Marshal(w.v.has()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if err := w.control.Apply(r); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// assign gives a worker partitions.
+func (w *peer) assign(partitions ...int32) {
+	w.t.Helper()
+	for _, n := range partitions {
+		from, err := w.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Partition: n, Committed: -1, End: int64(len(w.logs[n]))}})
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		w.at[n] = from[0]
+	}
+	w.work()
+	w.announce(false)
+}
+
+// revoke takes partitions away.
+func (w *peer) revoke(partitions ...int32) {
+	for _, n := range partitions {
+		w.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic, Partition: n}})
+		delete(w.at, n)
+	}
+	w.announce(false)
+}
+
+// work reads to the end of each partition.
+func (w *peer) work() {
+	w.t.Helper()
+	var out harness.Emitted
+	for n := range w.at {
+		for ; w.at[n] < int64(len(w.logs[n])); w.at[n]++ {
+			if err := w.handler.Handle(w.t.Context(), &w.logs[n][w.at[n]], &out); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	if err := w.handler.Flush(w.t.Context(), &out); err != nil {
+		w.t.Fatal(err)
+	}
+	w.handler.EndBatch(true)
+}
+
+// kill ends a worker that says nothing of it; its disk is left.
+func (w *peer) kill() {
+	w.t.Helper()
+	if w.peers[w.name] != w {
+		return
+	}
+	delete(w.peers, w.name)
+	w.server.CloseClientConnections()
+	if w.front != nil {
+		w.front.CloseClientConnections()
+		w.front.Close()
+	}
+	w.handler.Close()
+	w.server.CloseClientConnections()
+	w.server.Close()
+	if err := w.store.Close(); err != nil {
+		w.t.Error(err)
+	}
+	w.v.peers.CloseIdleConnections()
+}
+
+func (w *peer) stop() {
+	if w.peers[w.name] == w {
+		w.announce(true)
+		w.kill()
+	}
+}
+
+// add adds an event; a poisoned one cannot be folded.
+func (p *party) add(typ int, id string, poisoned bool) int32 {
+	n := kafka.PartitionOf([]byte(id), p.partitions)
+	r := pipeline.Record{Topic: projectiontest.EventsTopic, Partition: n, Offset: int64(len(p.logs[n])), Key: []byte(id), Value: projectiontest.UserEvent(p.t, p.types, typ, p.sent, id), Time: time.UnixMilli(int64(p.sent))}
+	if poisoned {
+		r.Value = append(codec.AppendFrame(nil, typ), 0xff)
+	}
+	p.logs[n] = append(p.logs[n], r)
+	p.sent++
+	return n
+}
+
+func (p *party) workAll() {
+	for _, w := range p.peers {
+		w.work()
+	}
+}
+
+// get asks a worker over HTTP.
+func (w *peer) ask(method, path string) projectiontest.Answer {
+	w.t.Helper()
+	r, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+path, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var body bytes.Buffer
+	if _, err := body.ReadFrom(resp.Body); err != nil {
+		w.t.Fatal(err)
+	}
+	a := projectiontest.Answer{T: w.t, Status: resp.StatusCode, Header: resp.Header, Body: body.String()}
+	if err := json.Unmarshal(body.Bytes(), &a.JSON); err != nil {
+		w.t.Fatalf("%s: %v: %s", path, err, a.Body)
+	}
+	return a
+}
+
+// id returns an aggregate's id that belongs in a partition.
+func (p *party) id(partition int32, n int) string {
+	for i := 0; ; i++ {
+		if id := fmt.Sprintf("u-%d-%d", n, i); kafka.PartitionOf([]byte(id), p.partitions) == partition {
+			return id
+		}
+	}
+}
+
+// split is a party of two, with two partitions each.
+func split(t *testing.T) (p *party, a, b *peer) {
+	p = newParty(t, 4, "a", "b")
+	a, b = p.peers["a"], p.peers["b"]
+	a.assign(0, 1)
+	b.assign(2, 3)
+	return p, a, b
+}
+
+func TestAnyWorkerListsTheEventsOfAll(t *testing.T) {
+	p, a, b := split(t)
+	const n = 20
+	var want []string // the latest first
+	for i := range n {
+		p.add(projectiontest.UserCreated, p.id(int32(i%4), i), false)
+		want = append([]string{projectiontest.FoldedID(i)}, want...)
+	}
+	p.workAll()
+	for _, w := range []*peer{a, b} {
+		for _, limit := range []int{1, 7, n, n + 1} {
+			var got []string
+			for cursor := ""; ; {
+				page := w.ask(http.MethodGet, fmt.Sprint("/v1/events?type=UserCreated&limit=", limit, "&cursor=", url.QueryEscape(cursor)))
+				page.Is(200)
+				if at := page.JSON["partitions"].([]any); len(at) != 4 {
+					t.Errorf("a page of %d partitions", len(at))
+				}
+				got = append(got, page.Items("id")...)
+				var more bool
+				if cursor, more = page.JSON["next_cursor"].(string); !more {
+					break
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Errorf("%s, by pages of %d: %v, want %v", w.name, limit, got, want)
+			}
+		}
+		if got := w.ask(http.MethodGet, "/v1/projections/user").Items("id"); len(got) != n || !slices.IsSorted(got) {
+			t.Errorf("%s lists %v", w.name, got)
+		}
+	}
+	// A part is no answer, nor is one without those that nobody has.
+	b.kill()
+	for _, path := range []string{"/v1/events?type=UserCreated", "/v1/projections/user", "/v1/blocked/user", "/v1/projections/user/feed"} {
+		got := a.ask(http.MethodGet, path)
+		got.Is(421, "worker b at "+b.v.advertise)
+		if got.Header.Get("Retry-After") == "" {
+			t.Errorf("%s does not say when to try again", path)
+		}
+	}
+	b.announce(true)
+	for _, path := range []string{"/v1/events?type=UserCreated", "/v1/projections/user", "/v1/blocked/user"} {
+		a.ask(http.MethodGet, path).Is(421, "no worker that is ready has 2, 3")
+	}
+	// Whoever is gone for good is not missed by those who have what it had.
+	a.assign(2, 3)
+	if got := a.ask(http.MethodGet, "/v1/events?type=UserCreated&limit=100").Items("id"); !slices.Equal(got, want) {
+		t.Errorf("alone: %v, want %v", got, want)
+	}
+}
+
+func TestAnyWorkerListsAndReleasesWhatIsBlockedAtAll(t *testing.T) {
+	p, a, b := split(t)
+	here, there := p.id(0, 1), p.id(3, 2)
+	for _, id := range []string{here, there} {
+		p.add(projectiontest.UserCreated, id, false)
+		p.add(projectiontest.UserUpdated, id, true)
+		p.add(projectiontest.UserUpdated, id, false)
+	}
+	well := p.id(2, 3)
+	p.add(projectiontest.UserCreated, well, false)
+	p.workAll()
+	first := a.ask(http.MethodGet, "/v1/blocked/user?limit=1")
+	first.Is(200, `"id":"`+here+`","partition":0,"offset":1,`)
+	a.ask(http.MethodGet, "/v1/blocked/user?limit=1&cursor="+first.JSON["next_cursor"].(string)).Is(200, `"id":"`+there+`","partition":3,"offset":1,`)
+	if got := b.ask(http.MethodGet, "/v1/blocked/user").Items("id"); !slices.Equal(got, []string{here, there}) {
+		t.Errorf("b lists %v", got)
+	}
+
+	release := func(w *peer, id, query string) projectiontest.Answer {
+		t.Helper()
+		return w.ask(http.MethodPost, "/v1/blocked/user/"+id+"/release"+query)
+	}
+	release(a, there, "").Is(200, `"events":2,"blocked":{"id":"`+there+`"`)
+	release(a, there, "?skip=true").Is(200, `"id":"`+there+`","events":2}`)
+	release(b, here, "?skip=true").Is(200, `"events":2}`)
+	p.workAll()
+	for _, id := range []string{here, there, well} {
+		release(a, id, "").Is(409, "is not blocked", "projector blocked user")
+	}
+	release(b, "nobody", "").Is(404, "projector blocked user")
+	b.ask(http.MethodGet, "/v1/blocked/user").Is(200, `"items":[]`)
+
+	// What cannot be told is not told.
+	b.kill()
+	started := time.Now()
+	release(a, there, "").Is(421, "worker b at")
+	if took := time.Since(started); took < forwardWait {
+		t.Errorf("it gave up after %v: b may have been on its way back", took)
+	}
+}
+
+// A worker that was asked to release something, and went away, may have done it.
+func TestAReleaseThatIsNotAnsweredIsNotTriedAgain(t *testing.T) {
+	p, a, b := split(t)
+	b.revoke(2, 3)
+	var asked int
+	var mu sync.Mutex
+	gone := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method == http.MethodPost {
+			asked++
+		}
+		panic(http.ErrAbortHandler)
+	}))
+	defer gone.Close()
+	b.v.advertise = strings.TrimPrefix(gone.URL, "http://")
+	b.at = map[int32]int64{}
+	b.assign(2, 3)
+	a.ask(http.MethodPost, "/v1/blocked/user/"+p.id(2, 1)+"/release").Is(504, "whether it was done is not known", "projector blocked user")
+	mu.Lock()
+	if asked != 1 {
+		t.Errorf("it was asked %d times", asked)
+	}
+	mu.Unlock()
+	a.ask(http.MethodGet, "/v1/blocked/user").Is(421, "worker b at")
+}
+
+// watching follows a feed in the background, wherever it is told to.
+type watching struct {
+	t      *testing.T
+	mu     sync.Mutex
+	more   chan struct{}
+	order  map[int]int64    // by partition, the last event's offset
+	have   map[string]int64 // versions
+	states int
+	last   string
+	kinds  map[string]int
+	data   map[string]string // the last of each kind
+}
+
+func newWatching(t *testing.T) *watching {
+	return &watching{t: t, more: make(chan struct{}, 1), order: map[int]int64{}, have: map[string]int64{}, kinds: map[string]int{}, data: map[string]string{}}
+}
+
+// take takes a message. Nothing may come twice, or out of the order of its
+// partition.
+func (w *watching) take(m projectiontest.Message) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.kinds[m.Event]++
+	w.data[m.Event] = m.Data
+	if m.ID != "" {
+		w.last = m.ID
+	}
+	if m.Event == "snapshot" {
+		var s struct {
+			ID        string `json:"id"`
+			Partition int    `json:"partition"`
+			Version   int64  `json:"version"`
+			Offset    int64  `json:"event_offset"`
+		}
+		if err := json.Unmarshal([]byte(m.Data), &s); err != nil {
+			w.t.Error(err)
+		}
+		if before := w.have[s.ID]; s.Version <= before {
+			w.t.Errorf("%s comes at version %d after %d", s.ID, s.Version, before)
+		}
+		if before, ok := w.order[s.Partition]; ok && s.Offset <= before {
+			w.t.Errorf("in partition %d offset %d comes after %d", s.Partition, s.Offset, before)
+		}
+		w.have[s.ID], w.order[s.Partition] = s.Version, s.Offset
+		w.states++
+	}
+	select {
+	case w.more <- struct{}{}:
+	default:
+	}
+}
+
+// follow follows a feed until it is stopped, and connects again when it ends.
+func (w *watching) follow(at string) (stop func()) {
+	ctx, cancel := context.WithCancel(w.t.Context())
+	var work sync.WaitGroup
+	work.Go(func() {
+		for ctx.Err() == nil {
+			if err := w.connect(ctx, at); err != nil && ctx.Err() == nil {
+				w.t.Error(err)
+				return
+			}
+		}
+	})
+	return func() { cancel(); work.Wait() }
+}
+
+func (w *watching) connect(ctx context.Context, at string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
+	if err != nil {
+		return err
+	}
+	w.mu.Lock()
+	if w.last != "" {
+		r.Header.Set("Last-Event-ID", w.last)
+	}
+	w.mu.Unlock()
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return errors.New(resp.Status)
+	}
+	f := &projectiontest.Feed{T: w.t, In: bufio.NewScanner(resp.Body)}
+	for {
+		m, ok := f.Read()
+		if !ok {
+			return nil
+		}
+		w.take(m)
+	}
+}
+
+// await waits until something is so.
+func (w *watching) await(what string, so func() bool) {
+	w.t.Helper()
+	deadline := time.NewTimer(30 * time.Second)
+	defer deadline.Stop()
+	for {
+		w.mu.Lock()
+		done := so()
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		select {
+		case <-w.more:
+		case <-deadline.C:
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.t.Fatalf("waited in vain for %s: %d states, %v, %v", what, w.states, w.kinds, w.data)
+		}
+	}
+}
+
+func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 7))
+	p, a, b := split(t)
+	want := map[string]bool{}
+	add := func(n int) {
+		for range n {
+			id := fmt.Sprint("u-", rng.IntN(2*p.sent+10))
+			p.add(projectiontest.UserCreated, id, false)
+			want[id] = true
+		}
+		p.workAll()
+	}
+	add(50)
+	clear(want) // whoever follows from now is not told of these
+	w := newWatching(t)
+	path := "/v1/projections/user/feed"
+	stop := w.follow(a.server.URL + path)
+	w.await("the first frontier", func() bool { return w.kinds["frontier"] > 0 })
+	if got := w.data["frontier"]; strings.Count(got, `"partition":`) != 4 {
+		t.Errorf("the first frontier is %s", got)
+	}
+	next := func() string {
+		at := map[int]int{}
+		for n, log := range p.logs {
+			at[n] = len(log)
+		}
+		return fmt.Sprintf("0-%d,1-%d,2-%d,3-%d", at[0], at[1], at[2], at[3])
+	}
+	caughtUp := func() {
+		t.Helper()
+		w.await("all that changed", func() bool { return w.last == next() })
+	}
+	add(40)
+	caughtUp()
+	// A partition goes from one to the other, and back, with events before, in
+	// between and after.
+	for range 3 {
+		add(10)
+		b.revoke(3)
+		add(5)
+		a.assign(3)
+		add(10)
+		caughtUp()
+		a.revoke(3, 0)
+		add(5)
+		b.assign(3, 0)
+		add(10)
+		caughtUp()
+		b.revoke(0)
+		a.assign(0)
+	}
+	// Whoever follows goes on at the other worker.
+	for range 3 {
+		stop()
+		add(20)
+		stop = w.follow(b.server.URL + path)
+		add(20)
+		caughtUp()
+		stop()
+		add(20)
+		stop = w.follow(a.server.URL + path)
+		add(20)
+		caughtUp()
+	}
+	stop()
+	if w.kinds["end"] > 0 || w.kinds["stalled"] > 0 {
+		t.Errorf("%v: %s %s", w.kinds, w.data["end"], w.data["stalled"])
+	}
+	// The last state of each that changed is what the store has.
+	for id, version := range w.have {
+		got := a.ask(http.MethodGet, fmt.Sprint("/v1/projections/user?filter=", url.QueryEscape(fmt.Sprintf("id == '%s'", id))))
+		if at := got.Items("version"); len(at) != 1 || at[0] != fmt.Sprint(version) {
+			t.Errorf("%s was told at version %d, and is at %v", id, version, at)
+		}
+	}
+	for id := range want {
+		if w.have[id] == 0 {
+			t.Errorf("%s changed, and was never told", id)
+		}
+	}
+}
+
+func TestAFeedSaysOfWhichPartitionsNothingComesAndWhy(t *testing.T) {
+	p, a, b := split(t)
+	for n := range int32(4) {
+		p.add(projectiontest.UserCreated, p.id(n, 0), false)
+	}
+	p.workAll()
+	w := newWatching(t)
+	stop := w.follow(a.server.URL + "/v1/projections/user/feed?from=beginning")
+	w.await("all there was", func() bool { return w.states == 4 && w.last == "0-1,1-1,2-1,3-1" })
+	b.kill()
+	w.await("a word about it", func() bool { return w.kinds["stalled"] == 1 })
+	for _, has := range []string{`{"partition":2,"offset":1,"detail":"worker b at ` + b.v.advertise, `{"partition":3,`} {
+		if got := w.data["stalled"]; !strings.Contains(got, has) || strings.Contains(got, `"partition":0`) {
+			t.Errorf("no %s in %s", has, got)
+		}
+	}
+	// The others go on, and frontiers are of them alone.
+	p.add(projectiontest.UserCreated, p.id(1, 1), false)
+	a.work()
+	w.await("what the other has", func() bool { return w.states == 5 && w.last == "0-1,1-2,2-1,3-1" })
+	was := w.frontiers()
+	w.await("a frontier", func() bool { return w.kinds["frontier"] > was })
+	if got := w.data["frontier"]; strings.Count(got, `"partition":`) != 2 {
+		t.Errorf("the frontier is %s", got)
+	}
+	w.await("another word", func() bool { return w.kinds["stalled"] > 1 })
+	stop()
+
+	// Whoever comes back meanwhile is told, too.
+	late := newWatching(t)
+	late.last = w.last
+	stop = late.follow(a.server.URL + "/v1/projections/user/feed")
+	late.await("a word about it", func() bool { return late.kinds["stalled"] == 1 })
+
+	p.add(projectiontest.UserCreated, p.id(2, 1), false)
+	p.add(projectiontest.UserCreated, p.id(3, 1), false)
+	was = late.frontiers()
+	p.start("b", b.disk).assign(2, 3)
+	late.await("the rest", func() bool { return late.states == 2 && late.last == "0-1,1-2,2-2,3-2" })
+	late.await("a frontier", func() bool {
+		return late.kinds["frontier"] > was && strings.Count(late.data["frontier"], `"partition":`) == 4
+	})
+	stop()
+	if late.kinds["end"] > 0 {
+		t.Errorf("it ended: %s", late.data["end"])
+	}
+}
+
+func (w *watching) frontiers() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.kinds["frontier"]
+}
+
+// hang makes a worker accept connections and say nothing.
+func (w *peer) hang() {
+	w.t.Helper()
+	until := make(chan struct{})
+	silent := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-until }))
+	w.t.Cleanup(func() { close(until); silent.Close() })
+	w.v.advertise = strings.TrimPrefix(silent.URL, "http://")
+	w.announce(false)
+}
+
+func TestAWorkerThatHangsIsNoSilence(t *testing.T) {
+	p, a, b := split(t)
+	p.add(projectiontest.UserCreated, p.id(0, 0), false)
+	p.workAll()
+	w := newWatching(t)
+	stop := w.follow(a.server.URL + "/v1/projections/user/feed")
+	w.await("the first frontier", func() bool { return w.kinds["frontier"] > 0 })
+	b.hang()
+	w.await("a word about it", func() bool { return w.kinds["stalled"] > 0 })
+	if got := w.data["stalled"]; !strings.Contains(got, "worker b at "+b.v.advertise) {
+		t.Error(got)
+	}
+	stop()
+	a.ask(http.MethodGet, "/v1/events?type=UserCreated").Is(421, "no answer within 5s")
+}
+
+func TestAFeedEndsWhereItCannotGoOn(t *testing.T) {
+	p, a, b := split(t)
+	p.add(projectiontest.UserCreated, p.id(2, 0), false)
+	p.workAll()
+	for _, c := range []struct{ last, has string }{
+		{"0-0,1-0,2-9999999999,3-0", "ends at"}, // at the other worker
+		{"0-9999999999,1-0,2-0,3-0", "ends at"},
+		{"0-0,4-0", "has 4"},
+	} {
+		r := httptest.NewRequest(http.MethodGet, "/v1/projections/user/feed", nil)
+		r.Header.Set("Last-Event-ID", c.last)
+		out := httptest.NewRecorder()
+		query.Handler(slog.New(slog.DiscardHandler), a.reader).ServeHTTP(out, r)
+		if out.Code != 400 || !strings.Contains(out.Body.String(), c.has) {
+			t.Errorf("%s: %d %s", c.last, out.Code, out.Body)
+		}
+	}
+	// Another version is promoted.
+	all := projectiontest.Follow(t, b.server.URL+"/v1/projections/user/feed", "")
+	all.Next("frontier")
+	b.v.mu.Lock()
+	b.v.live["user"] = nil
+	b.v.mu.Unlock()
+	if m := all.Next("end"); !strings.Contains(m.Data, `"reason":"moved"`) || !strings.Contains(m.Data, "another version") {
+		t.Errorf("%+v", m)
+	}
+	all.Done()
+}

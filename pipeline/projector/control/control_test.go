@@ -1,0 +1,107 @@
+package control
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"millrace/pipeline"
+)
+
+func controlRecord(t testing.TB, offset int64, key string, value any) *pipeline.Record {
+	t.Helper()
+	r := &pipeline.Record{Topic: "shop-control", Key: []byte(key), Offset: offset}
+	if value != nil {
+		var err error
+		if r.Value, err = json.Marshal(value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+func TestTheControlTopicSaysWhatTheLastRecordOfEachKeySays(t *testing.T) {
+	s := NewState()
+	for i, r := range []struct {
+		key   string
+		value any
+	}{
+		{VersionKey("user", 1), VersionRecord{Format: 1, Version: 1, Fold: "a"}},
+		{VersionKey("user", 2), VersionRecord{Format: 1, Version: 2, Fold: "b"}},
+		{VersionKey("user", 10), VersionRecord{Format: 1, Version: 10, Fold: "c"}},
+		{LiveKey("user"), LiveRecord{Format: 1, Version: 1}},
+		{LiveKey("user"), LiveRecord{Format: 1, Version: 10, Previous: 1}},
+		{VersionKey("user", 2), nil},
+		{ForgottenKey("user", "a/b live"), ForgottenRecord{Format: 1}},
+		{ForgottenKey("order", "o-1"), ForgottenRecord{Format: 1}},
+		{ForgottenKey("order", "o-1"), nil},
+		{"topology", map[string]int{"format": 77}}, // the processor's
+	} {
+		if err := s.Take(controlRecord(t, int64(i), r.key, r.value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := s.Numbers("user"); len(n) != 2 || n[0] != 1 || n[1] != 10 {
+		t.Errorf("versions %v", n)
+	}
+	if live := s.Live["user"]; live.Version != 10 || live.Previous != 1 {
+		t.Errorf("live %+v", live)
+	}
+	if _, ok := s.Forgotten["user"]["a/b live"]; !ok || len(s.Forgotten["order"]) != 0 {
+		t.Errorf("forgotten %v", s.Forgotten)
+	}
+}
+
+func TestOfTwoWorkersThatClaimAPartitionTheLaterHasIt(t *testing.T) {
+	s := NewState()
+	has := func(ps ...int32) map[string]map[string][]int32 {
+		return map[string]map[string][]int32{"g": {"events": ps}}
+	}
+	for i, r := range []struct {
+		worker string
+		value  any
+		owner  string // of partition 3, after it
+	}{
+		{"a", WorkerRecord{Format: 1, Address: "a:1", Has: has(0, 3)}, "a"},
+		{"b", WorkerRecord{Format: 1, Address: "b:1", Has: has(1)}, "a"},
+		{"b", WorkerRecord{Format: 1, Address: "b:1", Has: has(1, 3)}, "b"},
+		{"a", WorkerRecord{Format: 1, Address: "a:1", Has: has(0)}, "b"},
+		{"b", nil, ""},
+		{"a", WorkerRecord{Format: 1, Address: "a:2", Has: has(0, 3)}, "a"},
+	} {
+		if err := s.Take(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
+			t.Fatal(err)
+		}
+		owner, _, _ := s.Owner("g", "events", 3)
+		if owner != r.owner {
+			t.Errorf("after record %d partition 3 is with %q, want %q", i, owner, r.owner)
+		}
+	}
+}
+
+func TestWhatANewerProgramSaidIsRefusedAndNotGuessed(t *testing.T) {
+	for _, key := range []string{LiveKey("user"), VersionKey("user", 2), DiffKey("user"), ForgottenKey("user", "u"), WorkerPrefix + "w"} {
+		err := NewState().Take(controlRecord(t, 5, key, map[string]int{"format": 2}))
+		if err == nil || !strings.Contains(err.Error(), "use the newer program") || pipeline.ClassOf(err) != pipeline.ClassFatal {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
+}
+
+func FuzzControl(f *testing.F) {
+	f.Add(LiveKey("user"), []byte(`{"format":1,"version":2}`))
+	f.Add(VersionKey("user", 3), []byte(`{"format":1,"version":3,"definition":{"topology":"name: x"}}`))
+	f.Add("projection/", []byte(`{}`))
+	f.Add(WorkerPrefix, []byte(`{"format":1,"has":{"g":{"t":[1]}}}`))
+	f.Fuzz(func(_ *testing.T, key string, value []byte) {
+		s := NewState()
+		if s.Take(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
+			s.clone()
+			for _, versions := range s.Versions {
+				for _, v := range versions {
+					_, _, _ = v.Definition.Compile(nil) // it may fail, and must not panic
+				}
+			}
+		}
+	})
+}

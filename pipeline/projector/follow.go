@@ -1,0 +1,395 @@
+package projector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/pipeline"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projection"
+)
+
+// groupFollower folds partitions of a group's topics without being its member, into this
+// worker's store. A replica follows all of them, and answers from that. A standby
+// follows those that the group gave to others, so that one that is given to it is
+// nearly at its end: then the follower lets go of it, and the group's loop goes on in
+// the same store. Of a partition, one of the two has the store at a time: whoever has
+// it in held or phases.
+type groupFollower struct {
+	group    string
+	standby  bool
+	ps       *projection.Set
+	readers  []*projection.Reader
+	sessions []*kafka.Follower // partitions by their number, as sessions of a group
+	opening  *projection.Handler
+	bounds   func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error)
+	opened   func(ctx context.Context) error // when a partition came
+	restore  *restoring
+	settle   time.Duration // how long a partition is left alone that the group gave up
+	log      *slog.Logger
+	all      []projection.Key
+
+	mu      sync.Mutex // guards what follows
+	held    map[projection.Key]bool
+	phases  map[projection.Key]followPhase // of those that are followed
+	after   map[projection.Key]time.Time   // not to be opened earlier
+	tries   map[projection.Key]int
+	why     map[projection.Key]error // it could not be opened
+	changed chan struct{}            // closed with the next change
+}
+
+// followPhase is what becomes of a partition that is followed.
+type followPhase int
+
+const (
+	followOpening followPhase = iota + 1
+	followReading
+	followClosing
+)
+
+// followSettle is how long a partition that nobody has is left alone: most often it
+// comes to the group's loop at once.
+const followSettle = 3 * time.Second
+
+// followRetries is how long after a failure a partition is opened again, at most.
+const followRetries = 30 * time.Second
+
+// newFollow returns what follows a version loop's partitions: with its own
+// projections if it has no group, else beside them.
+func (v *versions) newFollow(l *versionLoop, ps *projection.Set, readers []*projection.Reader) (*groupFollower, error) {
+	f := &groupFollower{
+		group: l.group, standby: v.standby, ps: ps, readers: readers, restore: v.restore, log: v.w.Log.With("group", l.group),
+		held: map[projection.Key]bool{}, phases: map[projection.Key]followPhase{}, after: map[projection.Key]time.Time{}, tries: map[projection.Key]int{}, why: map[projection.Key]error{}, changed: make(chan struct{}),
+	}
+	f.bounds = func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error) {
+		return kafka.TopicBounds(ctx, v.w.Kafka, topic, false)
+	}
+	f.opened = func(ctx context.Context) error {
+		v.change()
+		return l.erase(ctx)
+	}
+	ps.Follows, ps.End, ps.Ends = true, f.end, f.ends
+	f.opening = ps.NewHandler(v.w.Registry)
+	for _, t := range ps.Topics {
+		for p := range int32(t.Projections[0].Partitions) {
+			f.all = append(f.all, projection.Key{Topic: t.Name, Partition: p})
+		}
+	}
+	slices.SortFunc(f.all, func(a, b projection.Key) int {
+		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
+	})
+	if f.standby {
+		f.settle = followSettle
+		for _, key := range f.all {
+			f.after[key] = time.Now().Add(f.settle) // the group gives some of them at once
+		}
+	}
+	for range v.w.Sessions() {
+		one, err := kafka.NewFollower(kafka.FollowerConfig{
+			Client: v.w.Kafka, Group: l.group, Handler: ps.NewFollowHandler(v.w.Registry), Memory: kafka.DefaultMemory / 4 / v.w.Sessions(),
+			Interval: v.w.Flags.CommitInterval, Metrics: v.loops, Logger: v.w.Log,
+		})
+		if err != nil {
+			return nil, err
+		}
+		f.sessions = append(f.sessions, one)
+	}
+	return f, nil
+}
+
+// progressName is what the progress of restores calls it: that of a standby keeps
+// nobody from being ready.
+func (f *groupFollower) progressName() string {
+	if f.standby {
+		return standbyName(f.group)
+	}
+	return f.group
+}
+
+func standbyName(group string) string { return group + " standby" }
+
+// session returns who reads a partition.
+func (f *groupFollower) session(key projection.Key) *kafka.Follower {
+	return f.sessions[int(key.Partition)%len(f.sessions)]
+}
+
+// Progress returns where all sessions stand.
+func (f *groupFollower) Progress() (all []kafka.PartitionProgress) {
+	for _, s := range f.sessions {
+		all = append(all, s.Progress()...)
+	}
+	return all
+}
+
+// end returns where a partition ends, as far as is known.
+func (f *groupFollower) end(topic string, partition int32) int64 {
+	return endIn(f.session(projection.Key{Topic: topic, Partition: partition}).Progress(), topic, partition)
+}
+
+// ends asks where a partition ends now.
+func (f *groupFollower) ends(ctx context.Context, topic string, partition int32) (int64, error) {
+	b, err := f.bounds(ctx, topic)
+	return b[partition].End, err
+}
+
+// ready returns nil if all partitions are followed that are to be.
+func (f *groupFollower) ready() error {
+	f.mu.Lock()
+	var faults []error
+	left := 0
+	for _, key := range f.all {
+		if f.held[key] || f.phases[key] == followReading {
+			continue
+		}
+		left++
+		if err := f.why[key]; err != nil {
+			faults = append(faults, fmt.Errorf("partition %d of %s: %w", key.Partition, key.Topic, err))
+		}
+	}
+	f.mu.Unlock()
+	if left > 0 {
+		faults = append(faults, fmt.Errorf("of %d partitions, %d are not followed yet", len(f.all), left))
+	}
+	for _, s := range f.sessions {
+		faults = append(faults, s.Ready())
+	}
+	return errors.Join(faults...)
+}
+
+// run follows until the context ends, or a replica cannot go on.
+func (f *groupFollower) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, s := range f.sessions {
+		g.Go(func() error { return f.read(ctx, s) })
+	}
+	g.Go(func() error { return f.open(ctx) })
+	err := g.Wait()
+	for _, key := range f.all {
+		f.letGo(key, nil)
+	}
+	f.restore.gone(f.progressName())
+	return err
+}
+
+// read runs one session. What it cannot go on with is opened again.
+func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
+	for {
+		err := s.Run(ctx)
+		if err == nil {
+			return nil
+		}
+		gone := errors.Is(err, kafka.ErrOffsetGone)
+		if !gone && !f.standby {
+			return err
+		}
+		f.log.Error("partitions cannot be followed from where they are; opening them again", "err", err)
+		for _, key := range f.all {
+			if f.session(key) == s {
+				f.letGo(key, err)
+			}
+		}
+	}
+}
+
+// open opens one partition after the other that is to be followed.
+func (f *groupFollower) open(ctx context.Context) error {
+	for {
+		key, ok, wait, changed := f.next()
+		if ok {
+			if err := f.openOne(ctx, key); err != nil {
+				return err
+			}
+			continue
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-changed:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// next claims the next partition to be opened; if there is none, it says when there
+// may be one.
+func (f *groupFollower) next() (key projection.Key, ok bool, wait time.Duration, changed <-chan struct{}) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	wait = time.Hour
+	for _, key := range f.all {
+		if f.held[key] || f.phases[key] != 0 {
+			continue
+		}
+		if left := time.Until(f.after[key]); left > 0 {
+			wait = min(wait, left)
+			continue
+		}
+		f.phases[key] = followOpening
+		return key, true, 0, nil
+	}
+	return projection.Key{}, false, wait, f.changed
+}
+
+// openOne brings up a partition and makes a session read it.
+func (f *groupFollower) openOne(ctx context.Context, key projection.Key) error {
+	at, u, err := f.bringUp(ctx, key)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	defer f.tell()
+	if err != nil || ctx.Err() != nil || f.held[key] {
+		// If the group gave it to this worker meanwhile, its loop waits and goes on
+		// from here.
+		f.ps.Leave(key)
+		delete(f.phases, key)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil
+	case err != nil && !f.standby && pipeline.ClassOf(err) == pipeline.ClassFatal:
+		return err
+	case err != nil:
+		f.failed(key, err)
+		f.log.Warn("a partition cannot be followed; trying again", "topic", key.Topic, "partition", key.Partition, "err", err, "wait", time.Until(f.after[key]).Round(time.Second))
+		return nil
+	case f.held[key]:
+		return nil
+	}
+	from := u.Read
+	f.restore.tail(f.progressName(), f, at, from)
+	f.phases[key] = followReading
+	delete(f.tries, key)
+	delete(f.why, key)
+	s := f.session(key)
+	for _, l := range u.Lanes {
+		s.Add(l.Snapshots, key.Partition, l.Follow.Heard, l.Follow.Heard)
+	}
+	s.Add(key.Topic, key.Partition, from, at.End)
+	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from, "lag", at.End-from)
+	return nil
+}
+
+// bringUp opens the lanes of a partition.
+func (f *groupFollower) bringUp(ctx context.Context, key projection.Key) (kafka.Partition, *projection.Unit, error) {
+	at := kafka.Partition{Topic: key.Topic, Partition: key.Partition, Committed: -1}
+	bounds, err := f.bounds(ctx, key.Topic)
+	if err != nil {
+		return at, nil, err
+	}
+	at.Start, at.End = bounds[key.Partition].Start, bounds[key.Partition].End
+	u, err := f.opening.Open(ctx, at)
+	if err != nil {
+		return at, nil, err
+	}
+	for _, l := range u.Lanes {
+		bounds, err := f.bounds(ctx, l.Snapshots)
+		if err != nil {
+			return at, nil, err
+		}
+		l.Follow.Heard = max(l.Follow.Heard, bounds[key.Partition].Start)
+	}
+	f.ps.Follow(u)
+	return at, u, f.opened(ctx)
+}
+
+// failed notes that a partition could not be followed. The caller has the lock.
+func (f *groupFollower) failed(key projection.Key, err error) {
+	f.tries[key] = min(f.tries[key]+1, 10)
+	f.after[key] = time.Now().Add(min(followRetries, minFollowRetry<<f.tries[key]))
+	f.why[key] = err
+}
+
+// minFollowRetry is half of how long after its first failure a partition is opened
+// again.
+const minFollowRetry = 50 * time.Millisecond
+
+// tell tells those who wait that something has changed. The caller has the lock.
+func (f *groupFollower) tell() {
+	close(f.changed)
+	f.changed = make(chan struct{})
+}
+
+// letGo ends the following of a partition if it is read, because of an error or for
+// good: when it returns, the store has what was folded, and nobody writes to its
+// part.
+func (f *groupFollower) letGo(key projection.Key, why error) {
+	f.mu.Lock()
+	if f.phases[key] != followReading {
+		f.mu.Unlock()
+		return
+	}
+	f.phases[key] = followClosing
+	f.mu.Unlock()
+	s := f.session(key)
+	s.Remove(key.Topic, key.Partition)
+	for _, t := range f.ps.Topics {
+		if t.Name != key.Topic {
+			continue
+		}
+		for _, p := range t.Projections {
+			s.Remove(p.Snapshots, key.Partition)
+		}
+	}
+	f.ps.Leave(key)
+	f.restore.revoked(f.progressName(), key.Topic, key.Partition)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.phases, key)
+	if why != nil {
+		f.failed(key, why)
+	}
+	f.tell()
+}
+
+// yield lets go of partitions that the group gives to this worker. The one that is
+// being opened is waited for: the rest of a restore is less than all of it.
+func (f *groupFollower) yield(ctx context.Context, ps []kafka.Partition) error {
+	f.mu.Lock()
+	for _, p := range ps {
+		f.held[projection.Key{Topic: p.Topic, Partition: p.Partition}] = true
+	}
+	f.mu.Unlock()
+	for _, p := range ps {
+		key := projection.Key{Topic: p.Topic, Partition: p.Partition}
+		began := time.Now()
+		for {
+			f.letGo(key, nil)
+			f.mu.Lock()
+			phase, changed := f.phases[key], f.changed
+			f.mu.Unlock()
+			if phase == 0 {
+				break
+			}
+			select {
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-changed:
+			}
+		}
+		f.log.Info("following no longer: the partition is this worker's", "topic", key.Topic, "partition", key.Partition, "took", time.Since(began))
+	}
+	return nil
+}
+
+// takeBack follows partitions that the group took away from this worker, after a
+// while.
+func (f *groupFollower) takeBack(ps []kafka.Partition) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, p := range ps {
+		key := projection.Key{Topic: p.Topic, Partition: p.Partition}
+		delete(f.held, key)
+		f.after[key] = time.Now().Add(f.settle)
+	}
+	f.tell()
+}

@@ -1,0 +1,90 @@
+package projection
+
+import (
+	"net/http"
+	"testing"
+	"time"
+
+	"millrace/pipeline/deadletter"
+	"millrace/pipeline/expr"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/projectiontest"
+)
+
+// The same event in an envelope and without one: bare says where it is then.
+func bareCounts(bare expr.Bare, change func(*fold.Spec)) func(*fold.Spec) {
+	return func(s *fold.Spec) {
+		s.Bare, s.Key = &bare, expr.Source{}
+		if change != nil {
+			change(s)
+		}
+	}
+}
+
+func text(s string) expr.Source { return expr.Source{Text: s} }
+
+// A topic's expressions say what folds take for an event's id, time and aggregate,
+// and its history as well.
+func TestExpressionsStandForTheEnvelopeInFolds(t *testing.T) {
+	w := newCounts(t, bareCounts(expr.Bare{ID: text("'e/' + data.text"), Time: text("timestamp + duration('24h')"), Key: text("'k/' + data.id")}, nil))
+	w.counted("k", 0, 0, "a")
+	w.counted("k", 7, time.Minute, "b") // the number is one of envelopes
+	w.counted("k", 0, 2*time.Minute, "a")
+	w.counted("j", 0, 3*time.Minute, "c")
+	fw := w.start()
+	fw.run()
+	wants(t, fw, map[string]string{"k/k": "a b", "k/j": "c"})
+	h := fw.api()
+	projectiontest.Ask(t, h, "/v1/events/e%2Fb").Is(http.StatusOK, `"k/k"`, `2026-01-02T10:01:00Z`)
+	projectiontest.Ask(t, h, "/v1/projections/texts/k%2Fk?at_time=2026-01-02T10:00:30Z").Is(http.StatusOK, `"all":["a"]`)
+	projectiontest.Ask(t, h, "/v1/projections/texts/k%2Fk/history").Is(http.StatusOK, `"e/a"`, `"e/b"`)
+	fw.stop()
+}
+
+// What a topic does not say is left to the record: its key and its timestamp. Such
+// events have no id, so none is a duplicate.
+func TestRecordsStandForTheEnvelopeInFolds(t *testing.T) {
+	w := newCounts(t, bareCounts(expr.Bare{}, hours(0, 0)))
+	for i, at := range []time.Duration{0, 30 * time.Minute, 61 * time.Minute, time.Minute} {
+		w.counted("x", 0, 0, "a")
+		w.log[i].Key, w.log[i].Time = []byte("r"), epoch.Add(at)
+	}
+	fw := w.start()
+	fw.run()
+	wants(t, fw, map[string]string{"r@2026-01-01T10:00:00Z": "a a", "r@2026-01-01T11:00:00Z": "a"})
+	if len(w.letters) != 1 {
+		t.Fatalf("%d dead letters of the event that is late", len(w.letters))
+	}
+	if key, _ := w.letters[0].Header(deadletter.HeaderEventKey); string(key) != "r" {
+		t.Errorf("its key is %q", key)
+	}
+	if at, _ := w.letters[0].Header(deadletter.HeaderEventTime); string(at) != "2026-01-01T10:01:00Z" {
+		t.Errorf("its time is %q", at)
+	}
+	fw.stop()
+}
+
+// An event that cannot be read blocks the aggregate of its record's key, unless
+// the topic says that it is not the aggregate's id.
+func TestAKeyThatIsNotTheAggregatesBlocksNobody(t *testing.T) {
+	for bare, want := range map[expr.Bare]string{
+		{}:                     "blocked",
+		{Key: text("data.id")}: "rejected",
+	} {
+		w := newCounts(t, bareCounts(bare, nil))
+		w.counted("k", 0, 0, "a")
+		w.log[0].Key, w.log[0].Value = []byte("k"), w.log[0].Value[:8]
+		fw := w.start()
+		fw.run()
+		got := "rejected"
+		for _, u := range fw.ps.Units {
+			if u.Lanes[0].own.blocked["k"] != nil {
+				got = "blocked"
+			}
+		}
+		if got != want {
+			t.Errorf("with %v the event is %s, want %s", bare, got, want)
+		}
+		fw.stop()
+	}
+}

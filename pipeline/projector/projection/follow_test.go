@@ -1,0 +1,331 @@
+package projection
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"pgregory.net/rapid"
+
+	"millrace/pipeline/event/eventtest"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/topology"
+)
+
+// followWorker follows the world's partition, by hand, on a disk of its own.
+type followWorker struct {
+	*foldWorker
+	own   *vfs.MemFS
+	h     *followHandler
+	heard int64 // next offset of the snapshots topic to be read
+}
+
+// follow starts a follower on a disk.
+func (w *world) follow(disk *vfs.MemFS) *followWorker {
+	w.t.Helper()
+	fw := &followWorker{foldWorker: w.open(disk), own: disk}
+	fw.ps.Follows = true
+	fw.ps.Ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
+	opening := fw.ps.NewHandler(eventtest.SchemaList(fw.types))
+	fw.h = fw.ps.NewFollowHandler(eventtest.SchemaList(fw.types))
+	fw.handler = fw.h.Handler
+	u, err := opening.Open(w.t.Context(), kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, End: int64(len(w.log))})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	fw.at, fw.heard = fw.ps.Follow(u), u.Lanes[0].Follow.Heard
+	return fw
+}
+
+// take reads so many events, and so many records of the owner.
+func (fw *followWorker) take(events, heard int) {
+	fw.t.Helper()
+	for ; heard > 0 && fw.heard < int64(len(fw.said)); heard-- {
+		if err := fw.h.Handle(fw.t.Context(), &fw.said[fw.heard]); err != nil {
+			fw.t.Fatal(err)
+		}
+		fw.heard++
+	}
+	for ; events > 0 && fw.at < int64(len(fw.log)); events-- {
+		if err := fw.h.Handle(fw.t.Context(), &fw.log[fw.at]); err != nil {
+			fw.t.Fatal(err)
+		}
+		fw.at++
+	}
+	if err := fw.h.EndBatch(fw.t.Context()); err != nil {
+		fw.t.Fatal(err)
+	}
+}
+
+// catchUp reads all there is.
+func (fw *followWorker) catchUp() {
+	fw.t.Helper()
+	for fw.at < int64(len(fw.log)) || fw.heard < int64(len(fw.said)) {
+		fw.take(7, 10)
+	}
+}
+
+// leave lets go of the partition and closes the store.
+func (fw *followWorker) leave() {
+	fw.t.Helper()
+	fw.ps.Leave(Key{projectiontest.EventsTopic, 0})
+	fw.close()
+}
+
+// everything is all that a follower has to have as the owner has it.
+func (fw *foldWorker) everything() map[string]string {
+	out := fw.kept()
+	for key, value := range fw.index() {
+		out["index "+key] = value
+	}
+	return out
+}
+
+// shakeBeside lets an owner and a follower work, and everything happen to both that
+// may, hand-overs included. It returns who is there at the end.
+func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followWorker) {
+	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
+	owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
+	for range rapid.IntRange(0, 20).Draw(rt, "steps") {
+		start := owner.at
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "follow", "follow", "follow", "follow", "leave", "kill follower", "lose follower", "hand over", "more", "more"}).Draw(rt, "step") {
+		case "batch":
+			owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			owner.commit()
+			owner.handler.EndBatch(true)
+		case "abort":
+			owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			owner.abort(start)
+		case "kill":
+			owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			if rapid.Bool().Draw(rt, "committed, but nobody was told") {
+				owner.commit()
+			}
+			owner.kill(rng, rapid.SampledFrom([]int{50, 100}).Draw(rt, "left"))
+			owner = w.start()
+		case "follow":
+			beside.take(rapid.IntRange(0, 12).Draw(rt, "events"), rapid.IntRange(0, 30).Draw(rt, "heard"))
+		case "leave":
+			beside.leave()
+			beside = w.follow(beside.own)
+		case "kill follower":
+			left := beside.own.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: rapid.SampledFrom([]int{50, 100}).Draw(rt, "left"), RNG: rng})
+			beside.close()
+			beside = w.follow(left)
+		case "lose follower":
+			beside.close()
+			beside = w.follow(vfs.NewCrashableMem())
+		case "hand over": // and who had it follows from now on
+			if rapid.Bool().Draw(rt, "as the owner was killed") {
+				owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+				if rapid.Bool().Draw(rt, "having committed") {
+					owner.commit()
+				}
+				owner.close()
+			} else {
+				owner.stop()
+			}
+			beside.leave()
+			theirs := w.disk
+			w.disk = beside.own
+			owner, beside = w.start(), w.follow(theirs)
+		case "more":
+			add(rapid.IntRange(1, 10).Draw(rt, "more"))
+		}
+	}
+	return owner, beside
+}
+
+// compareBeside ends what both do, in the same batches, and compares them, and then
+// the owner with one that folds the log straight.
+func compareBeside(rt *rapid.T, w *world, owner *foldWorker, beside *followWorker, at time.Duration) {
+	for _, text := range []string{"a", "b"} {
+		owner.run()
+		beside.catchUp()
+		w.counted("beside", 0, at, text) // what is deleted with the flush after
+	}
+	owner.run()
+	beside.catchUp()
+	same(w.t, "the follower", beside.everything(), owner.everything())
+	beside.leave()
+	compare(rt, w, owner, at)
+}
+
+// TestTheFollowersLaw is what standbys and replicas rest on: whatever happens to
+// both, a follower has the owner's states and history byte for byte, and an owner
+// that goes on in a follower's store publishes what was not published: snapshots
+// and dead letters.
+func TestTheFollowersLaw(t *testing.T) {
+	t.Run("numbers, gaps and poison", func(t *testing.T) {
+		rapid.Check(t, func(rt *rapid.T) {
+			apply := rapid.Bool().Draw(rt, "apply")
+			w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
+			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
+			add := func(n int) {
+				for range n {
+					id := fmt.Sprint("k-", rapid.IntRange(0, 3).Draw(rt, "id"))
+					switch rapid.IntRange(0, 19).Draw(rt, "what") {
+					case 0:
+						w.poison(id)
+					case 1:
+						if len(w.log) > 0 {
+							w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
+						}
+					default:
+						w.counted(id, rapid.IntRange(0, 6).Draw(rt, "number"), 0, fmt.Sprint("t", len(w.log)))
+					}
+				}
+			}
+			add(rapid.IntRange(1, 30).Draw(rt, "events"))
+			owner, beside := w.shakeBeside(rt, add)
+			compareBeside(rt, w, owner, beside, 0)
+		})
+	})
+	t.Run("windows", func(t *testing.T) {
+		rapid.Check(t, func(rt *rapid.T) {
+			every := rapid.SampledFrom([]time.Duration{time.Hour, 20 * time.Minute}).Draw(rt, "every")
+			keep := rapid.SampledFrom([]time.Duration{0, 3 * time.Hour}).Draw(rt, "keep")
+			w := newCounts(t, func(s *fold.Spec) {
+				s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Keep: keep}
+			})
+			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
+			clock, latest := time.Duration(0), time.Duration(0)
+			add := func(n int) {
+				for range n {
+					clock += time.Duration(rapid.IntRange(-100, 120).Draw(rt, "minutes")) * time.Minute
+					latest = max(latest, clock)
+					w.counted(fmt.Sprint("k-", rapid.IntRange(0, 2).Draw(rt, "id")), 0, clock, fmt.Sprint("t", len(w.log)))
+				}
+			}
+			add(rapid.IntRange(1, 30).Draw(rt, "events"))
+			owner, beside := w.shakeBeside(rt, add)
+			compareBeside(rt, w, owner, beside, latest)
+		})
+	})
+}
+
+// What people said about an aggregate is said to the owner alone; the follower hears
+// it, whether it is ahead of the owner or behind.
+func TestAFollowerReleasesWhatItsOwnerReleases(t *testing.T) {
+	for _, when := range []string{"ahead", "behind", "restarted", "made anew"} {
+		for _, skip := range []bool{true, false} {
+			w := newCounts(t, nil)
+			w.counted("k", 0, 0, "a")
+			w.poison("k")
+			w.counted("k", 0, 0, "b")
+			w.counted("j", 0, 0, "c")
+			owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
+			owner.run()
+			if when != "behind" {
+				beside.catchUp()
+				wants(t, beside.foldWorker, map[string]string{"k": "blocked a", "j": "c"})
+			}
+			want := "a b"
+			if !skip {
+				other := newCounts(t, nil)
+				other.counted("k", 0, 0, "mended")
+				w.log[1].Value, want = other.log[0].Value, "a mended b"
+			}
+			if r := owner.release("k", skip); r.Blocked != nil {
+				t.Fatalf("%+v", r)
+			}
+			w.counted("j", 0, 0, "d")
+			owner.run()
+			switch when {
+			case "restarted":
+				beside.leave()
+				beside = w.follow(beside.own)
+			case "made anew":
+				beside.leave()
+				beside = w.follow(vfs.NewCrashableMem())
+			}
+			beside.catchUp()
+			w.counted("k", 0, 0, "e")
+			owner.run()
+			beside.catchUp()
+			wants(t, beside.foldWorker, map[string]string{"k": want + " e", "j": "c d"})
+			same(t, when, beside.everything(), owner.everything())
+			beside.leave()
+			owner.stop()
+		}
+	}
+}
+
+// An owner that takes up a follower's store publishes what the one before it did
+// not, and nothing of what that did.
+func TestWhoGoesOnFromAFollowersStorePublishesTheRest(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
+	owner.batch(20)
+	owner.commit()
+	owner.handler.EndBatch(true)
+	beside.catchUp() // all 40, of which 20 are published
+	before := len(w.writes)
+	owner.close() // as a process ends that is killed
+	beside.leave()
+	w.disk = beside.own
+	owner = w.start()
+	if owner.at != 20 {
+		t.Errorf("it reads from offset %d, want 20: what is below is published", owner.at)
+	}
+	owner.run()
+	same(t, "snapshots", w.published(), w.folded())
+	ids := map[string]bool{}
+	for _, r := range w.log[20:] {
+		if typ := int(r.Value[4]); typ != projectiontest.OrderCreated {
+			ids[string(r.Key)] = true
+		}
+	}
+	for _, key := range w.writes[before:] {
+		if key != string(checkpointKey) && !ids[key] {
+			t.Errorf("%q was published again", key)
+		}
+	}
+	owner.stop()
+}
+
+// owing returns how much a follower's store has as due.
+func (fw *followWorker) owing() int {
+	return len(fw.entries(familyOwed)) + len(fw.entries(familyLetter))
+}
+
+// What the owner published is not due any more in a follower's store, which would
+// grow by it for ever.
+func TestAFollowersStoreForgetsWhatItsOwnerPublished(t *testing.T) {
+	for _, first := range []string{"the owner", "the follower"} {
+		w := newCounts(t, hours(0, 2*time.Hour))
+		owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
+		for hour := range 50 {
+			w.counted("k", 0, time.Duration(hour)*time.Hour, fmt.Sprint(hour))
+			w.counted("late", 0, 0, fmt.Sprint("late ", hour))
+			if first == "the owner" {
+				owner.run()
+				beside.catchUp()
+			} else {
+				beside.catchUp()
+				owner.run()
+			}
+		}
+		for range 2 {
+			w.counted("k", 0, 49*time.Hour, fmt.Sprint(len(w.log)))
+			owner.run()
+			beside.catchUp()
+		}
+		if len(w.letters) < 40 || len(w.published()) > 5 {
+			t.Fatalf("%d dead letters, %d windows left: the test does not test what it is to", len(w.letters), len(w.published()))
+		}
+		if n := beside.owing(); n > 2 {
+			t.Errorf("%s first: %d entries are still due", first, n)
+		}
+		beside.leave()
+		owner.stop()
+	}
+}

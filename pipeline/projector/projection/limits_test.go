@@ -1,0 +1,29 @@
+package projection
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"millrace/pipeline/deadletter"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projectiontest"
+)
+
+func TestALateEventThatIsTooLargeForTheDeadLettersIsCutOff(t *testing.T) {
+	w := newCounts(t, hours(0, 0))
+	w.counted("k", 0, 0, "a")
+	w.counted("k", 0, 2*time.Hour, "b")
+	w.counted("k", 0, 0, strings.Repeat("late", 1000))
+	fw := w.start()
+	fw.handler.Limit(kafka.Limits{projectiontest.LateTopic: 2512})
+	fw.run()
+	if len(w.letters) != 1 {
+		t.Fatalf("%d dead letters", len(w.letters))
+	}
+	if v, ok := w.letters[0].Header(deadletter.HeaderTruncated); !ok || string(v) != strconv.Itoa(len(w.log[2].Value)) || w.letters[0].Size() > 2000 {
+		t.Errorf("it has %d bytes, of %s", w.letters[0].Size(), v)
+	}
+	fw.stop()
+}

@@ -1,0 +1,648 @@
+package projection
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/prometheus/client_golang/prometheus"
+	"pgregory.net/rapid"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event/eventtest"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/store"
+	"millrace/pipeline/topology"
+)
+
+// world is Kafka as one partition of a projection sees it, and the disk.
+type world struct {
+	t         testing.TB
+	types     []*codec.Schema
+	log       []pipeline.Record
+	snapshots map[string]pipeline.Record // compacted, committed
+	writes    []string                   // keys of committed snapshots, in order
+	said      []pipeline.Record          // what was committed on the snapshots topic, by offset
+	offset    int64                      // of the next snapshot
+	committed int64                      // the group's offset
+	topicID   string
+	disk      *vfs.MemFS
+	fold      *fold.Fold
+	history   bool
+	letters   []pipeline.Record // committed dead letters
+	publish   topology.Publish
+	clock     *fakeClock // the real one if nil
+	seldom    bool       // flush as seldom as a worker that is far behind
+}
+
+func newWorld(t testing.TB) *world {
+	return &world{t: t, types: projectiontest.UserTypes(t), snapshots: map[string]pipeline.Record{}, committed: -1, topicID: "t-1",
+		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true}
+}
+
+func (w *world) add(typ int, id string) {
+	n := int64(len(w.log))
+	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: n, Key: []byte(id), Value: projectiontest.UserEvent(w.t, w.types, typ, int(n), id), Time: time.UnixMilli(n)})
+}
+
+// repeat adds an event that is there already.
+func (w *world) repeat(n int) {
+	r := w.log[n]
+	r.Offset = int64(len(w.log))
+	w.log = append(w.log, r)
+}
+
+// foldWorker is a projector at work in the world, by hand.
+type foldWorker struct {
+	*world
+	store   *store.Store
+	ps      *Set
+	handler *Handler
+	at      int64 // next offset to be read
+	out     harness.Emitted
+	logged  bytes.Buffer
+}
+
+// start opens the store and assigns the partition.
+func (w *world) start() *foldWorker {
+	w.t.Helper()
+	fw := w.open(w.disk)
+	fw.handler = fw.ps.NewHandler(eventtest.SchemaList(fw.types))
+	from, err := fw.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: w.committed, End: int64(len(w.log))}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	fw.at = from[0]
+	return fw
+}
+
+// open opens the store on a disk, for a worker that has no partition yet.
+func (w *world) open(disk *vfs.MemFS) *foldWorker {
+	w.t.Helper()
+	fw := &foldWorker{world: w}
+	log := slog.New(slog.NewTextHandler(&fw.logged, nil))
+	var err error
+	if fw.store, err = store.Open("data", store.Options{FS: disk}); err != nil {
+		w.t.Fatal(err)
+	}
+	fw.ps = New(fw.store, log, func(_ context.Context, _ string, _ int32, f func(*pipeline.Record) error) (int64, error) {
+		for _, r := range slices.SortedFunc(maps.Values(w.snapshots), func(a, b pipeline.Record) int { return int(a.Offset - b.Offset) }) {
+			if err := f(&r); err != nil {
+				return 0, err
+			}
+		}
+		return w.offset, nil
+	})
+	fw.ps.KeepHistory = w.history
+	fw.ps.Memory = 8 << 10 // a handful of aggregates: some are in use, some packed, some in the store alone
+	fw.ps.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
+		for i := from; i < int64(len(w.log)); i++ {
+			if err := f(&w.log[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	fw.ps.End = func(string, int32) int64 { return int64(len(w.log)) }
+	if w.clock != nil {
+		fw.ps.now, fw.ps.after = w.clock.now, w.clock.after
+	}
+	if w.seldom {
+		fw.ps.policy = flushPolicy{little: -1, much: 25, bytes: 1 << 20, after: time.Hour}
+	}
+	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}
+	p := &Projection{Fold: w.fold, Identity: Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold), Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish}
+	NewMetrics(prometheus.NewRegistry()).Of(p)
+	fw.ps.Add(events, w.types, p)
+	return fw
+}
+
+// batch reads up to n records and flushes; end ends it.
+func (fw *foldWorker) batch(n int) {
+	fw.t.Helper()
+	for ; n > 0 && fw.at < int64(len(fw.log)); n-- {
+		if err := fw.handler.Handle(fw.t.Context(), &fw.log[fw.at], &fw.out); err != nil {
+			fw.t.Fatal(err)
+		}
+		fw.at++
+	}
+	if err := fw.handler.Flush(fw.t.Context(), &fw.out); err != nil {
+		fw.t.Fatal(err)
+	}
+}
+
+// commit makes the batch's output and offset visible.
+func (fw *foldWorker) commit() {
+	for _, r := range fw.out {
+		if r.Topic != projectiontest.SnapshotsTopic {
+			fw.letters = append(fw.letters, r)
+			continue
+		}
+		r.Offset = fw.offset
+		fw.offset++
+		fw.said = append(fw.said, r)
+		if r.Value == nil { // compaction
+			delete(fw.snapshots, string(r.Key))
+			continue
+		}
+		fw.snapshots[string(r.Key)] = r
+		fw.writes = append(fw.writes, string(r.Key))
+	}
+	fw.committed = max(fw.committed, fw.at) // the loop sees to it
+	fw.out = nil
+}
+
+// abort rolls the batch back. from is where the client reads on.
+func (fw *foldWorker) abort(from int64) {
+	fw.out = nil
+	fw.handler.EndBatch(false)
+	fw.at = from
+}
+
+// stop gives the partition up and closes the store.
+func (fw *foldWorker) stop() {
+	fw.t.Helper()
+	fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+	fw.close()
+}
+
+func (fw *foldWorker) close() {
+	fw.t.Helper()
+	if err := fw.store.Close(); err != nil {
+		fw.t.Fatal(err)
+	}
+}
+
+// run works to the log's end.
+func (fw *foldWorker) run() {
+	fw.t.Helper()
+	for fw.at < int64(len(fw.log)) {
+		fw.batch(7)
+		fw.commit()
+		fw.handler.EndBatch(true)
+	}
+}
+
+// publishNow has everything published that a policy holds back.
+func (fw *foldWorker) publishNow() {
+	fw.t.Helper()
+	for _, u := range fw.ps.Units {
+		for _, l := range u.Lanes {
+			l.policy = topology.Publish{}
+		}
+	}
+	fw.add(projectiontest.OrderCreated, "u-0") // a type that the fold does nothing on
+	fw.run()
+}
+
+// kill ends the process. What it wrote last may not have come so far as the
+// operating system, and after a power failure not all of that is on the disk.
+func (fw *foldWorker) kill(rng *rand.Rand, kept int) {
+	fw.t.Helper()
+	left := fw.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: kept, RNG: rng})
+	fw.close()
+	fw.world.disk = left
+}
+
+// entries returns a family of the store.
+func (fw *foldWorker) entries(f store.Family) map[string]string {
+	fw.t.Helper()
+	out := map[string]string{}
+	for _, u := range fw.ps.Units {
+		for _, l := range u.Lanes {
+			v := l.Part.View()
+			if err := v.Scan(f, nil, nil, false, func(key, value []byte) bool {
+				out[string(key)] = string(value)
+				return true
+			}); err != nil {
+				fw.t.Fatal(err)
+			}
+			if err := v.Close(); err != nil {
+				fw.t.Fatal(err)
+			}
+		}
+	}
+	return out
+}
+
+// states returns the aggregates that the store has, as snapshots.
+func (fw *foldWorker) states() map[string]string {
+	fw.t.Helper()
+	out := map[string]string{}
+	for id, value := range fw.entries(familyState) {
+		a := fold.Aggregate{Source: fold.Source{Topic: projectiontest.EventsTopic, TopicID: fw.topicID}}
+		if err := fold.ReadAggregate([]byte(value), &a); err != nil {
+			fw.t.Error(err)
+		}
+		out[id] = string(fw.fold.AppendSnapshot(nil, []byte(id), &a))
+	}
+	return out
+}
+
+// index returns the families of the past.
+func (fw *foldWorker) index() map[string]string {
+	fw.t.Helper()
+	out := map[string]string{}
+	for f := familyHistory; f <= familyShadow; f++ {
+		for key, value := range fw.entries(f) {
+			out[fmt.Sprintf("%d %q", f, key)] = value
+		}
+	}
+	return out
+}
+
+// published returns the committed snapshots.
+func (w *world) published() map[string]string {
+	out := map[string]string{}
+	for k, r := range w.snapshots {
+		if !strings.HasPrefix(k, fold.ReservedKeys) {
+			out[k] = string(r.Value[5:])
+		}
+	}
+	return out
+}
+
+// folded folds the log from its start, straight: what everything has to come to.
+func (w *world) folded() map[string]string {
+	w.t.Helper()
+	f := w.fold.NewFolder()
+	all := map[string]*fold.Aggregate{}
+	applied := map[string]bool{}
+	for i, r := range w.log {
+		typ := int(r.Value[4])
+		if !w.fold.Folds(typ) {
+			continue
+		}
+		id, err := f.Read(typ, r.Value[5:], fold.Origin{})
+		if err != nil {
+			continue
+		}
+		a := all[string(id)]
+		if a == nil {
+			a = &fold.Aggregate{Source: fold.Source{Topic: projectiontest.EventsTopic, TopicID: w.topicID}}
+			all[string(id)] = a
+		}
+		event := string(f.EventID())
+		if w.history && applied[event] || string(a.EventID) == event {
+			continue // a duplicate
+		}
+		if outcome, err := f.Apply(a); err == nil && outcome == fold.Applied {
+			a.Offset, applied[event] = int64(i), true
+		}
+	}
+	out := map[string]string{}
+	for id, a := range all {
+		if a.Version == 0 {
+			continue
+		}
+		out[id] = string(w.fold.AppendSnapshot(nil, []byte(id), a))
+	}
+	return out
+}
+
+func same(t testing.TB, what string, got, want map[string]string) {
+	t.Helper()
+	for id := range want {
+		if got[id] != want[id] {
+			t.Errorf("%s: %s is %q, want %q", what, id, got[id], want[id])
+		}
+	}
+	for id := range got {
+		if _, ok := want[id]; !ok {
+			t.Errorf("%s: %s should not be there", what, id)
+		}
+	}
+}
+
+func (w *world) some(n int) {
+	for i := range n {
+		w.add([]int{projectiontest.UserCreated, projectiontest.UserUpdated, projectiontest.OrderCreated, projectiontest.UserUpdated, projectiontest.UserUpdated, projectiontest.UserDeleted}[i%6], fmt.Sprint("u-", i%5))
+	}
+}
+
+func TestAWorkerFoldsAndPublishes(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+func TestARestartGoesOnFromTheStore(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	fw.stop()
+	writes := len(w.writes)
+	w.some(10)
+	fw = w.start()
+	if fw.at != 40 {
+		t.Errorf("reads from %d, want 40", fw.at)
+	}
+	if !strings.Contains(fw.logged.String(), "restored from the store") {
+		t.Errorf("logged %s", fw.logged.String())
+	}
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	if n := len(w.writes) - writes; n > 10+2 {
+		t.Errorf("%d snapshots for 10 events", n)
+	}
+	fw.stop()
+}
+
+func TestWithoutTheStoreSnapshotsAndTheTailDo(t *testing.T) {
+	for _, history := range []bool{false, true} {
+		w := newWorld(t)
+		w.history = history
+		w.some(39)
+		w.add(projectiontest.UserCreated, "u-last") // a checkpoint goes with snapshots only
+		fw := w.start()
+		fw.run()
+		fw.stop()
+		w.disk = vfs.NewCrashableMem()
+		want := w.folded()
+		w.some(10)
+		fw = w.start()
+		if !strings.Contains(fw.logged.String(), "restored from snapshots") {
+			t.Errorf("logged %s", fw.logged.String())
+		}
+		// The states are there at once; the index needs the log.
+		same(t, "store", fw.states(), want)
+		if want := map[bool]int64{false: 40, true: 0}[history]; fw.at != want {
+			t.Errorf("history %v: reads from %d, want %d", history, fw.at, want)
+		}
+		fw.run()
+		same(t, "store", fw.states(), w.folded())
+		same(t, "snapshots", w.published(), w.folded())
+		fw.stop()
+	}
+}
+
+// Nothing but the log is left: all is folded and all is published again, though
+// the group has committed the offset of the log's end.
+func TestWithoutStoreAndSnapshotsTheLogDoes(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	fw.stop()
+	w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{}
+	fw = w.start()
+	if fw.at != 0 {
+		t.Errorf("reads from %d, want 0", fw.at)
+	}
+	// A crash before the first transaction of the new life: the group's offset
+	// still is that of the old one and must not be believed.
+	fw.batch(40)
+	fw.close()
+	fw = w.start()
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+func TestAnotherFoldStartsOver(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	fw.stop()
+	w.fold = projectiontest.UserFold(t, "user", "new")
+	fw = w.start()
+	if fw.at != 0 {
+		t.Errorf("reads from %d, want 0", fw.at)
+	}
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+func TestATopicMadeAnewStartsOver(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	fw.stop()
+	w.log, w.topicID, w.committed = nil, "t-2", -1
+	w.some(30)
+	fw = w.start()
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+// The store has a batch whose transaction did not commit. Its events must be
+// published after the restart, and folded only once; and as long as only some of
+// them are, the checkpoint must not speak of all.
+func TestACrashBetweenStoreAndCommitLosesNoSnapshot(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.batch(10)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	fw.batch(30) // in the store, and nowhere else
+	fw.close()
+
+	fw = w.start()
+	if fw.at != 10 {
+		t.Fatalf("reads from %d, want 10: the group's offset", fw.at)
+	}
+	fw.batch(3)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	var c checkpoint
+	if err := json.Unmarshal(w.snapshots[string(checkpointKey)].Value, &c); err != nil {
+		t.Fatal(err)
+	}
+	// The states are those of offset 40: none of them goes out as if it were of 13.
+	if c.Next != 10 {
+		t.Errorf("the checkpoint says %d, when snapshots reach up to 10", c.Next)
+	}
+	// Now the store is lost too.
+	fw.close()
+	w.disk = vfs.NewCrashableMem()
+	fw = w.start()
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+func TestAnAbortedBatchIsPublishedWithTheNext(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	fw.batch(20)
+	fw.abort(0)
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+// Between two sessions of a process: the one that lost the partition may not
+// write what it had still to flush over what the new one has.
+func TestWhoLostAPartitionWritesNoMore(t *testing.T) {
+	w := newWorld(t)
+	w.some(40)
+	fw := w.start()
+	if err := fw.handler.Handle(t.Context(), &w.log[0], &fw.out); err != nil {
+		t.Fatal(err)
+	}
+	fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+	if err := fw.handler.Flush(t.Context(), &fw.out); err == nil {
+		t.Error("a batch with a partition that is gone was flushed")
+	}
+	if err := fw.handler.Handle(t.Context(), &w.log[1], &fw.out); err == nil {
+		t.Error("an event of a partition that is gone was folded")
+	}
+	if len(fw.out) > 0 {
+		t.Errorf("%d records came out", len(fw.out))
+	}
+	fw.handler.EndBatch(false)
+	fw.close()
+	fw = w.start()
+	fw.run()
+	same(t, "store", fw.states(), w.folded())
+	same(t, "snapshots", w.published(), w.folded())
+	fw.stop()
+}
+
+func TestABadEventIsCountedAndTheNextIsFolded(t *testing.T) {
+	w := newWorld(t)
+	w.some(5)
+	w.log[2].Value = []byte("no frame")
+	w.log[3].Value = w.log[3].Value[:20]
+	fw := w.start()
+	fw.batch(5)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	if got := strings.Count(fw.logged.String(), "cannot be folded"); got != 2 {
+		t.Errorf("%d complaints, want 2: %s", got, fw.logged.String())
+	}
+	if w.committed != 5 || len(fw.states()) != 3 {
+		t.Errorf("committed %d, %d aggregates", w.committed, len(fw.states()))
+	}
+	fw.stop()
+}
+
+// shake lets a worker work, and everything happen to it on the way that may. add
+// adds events. It returns the worker that is there at the end.
+func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
+	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
+	fw := w.start()
+	for range rapid.IntRange(0, 12).Draw(rt, "steps") {
+		start := fw.at
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "move", "more"}).Draw(rt, "step") {
+		case "batch":
+			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			fw.commit()
+			fw.handler.EndBatch(true)
+		case "abort":
+			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			fw.abort(start)
+		case "kill":
+			fw.close()
+			fw = w.start()
+		case "kill after flush":
+			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			if rapid.Bool().Draw(rt, "committed, but nobody was told") {
+				fw.commit()
+			}
+			if rapid.Bool().Draw(rt, "all of it in the store") {
+				fw.close()
+			} else {
+				fw.kill(rng, 100)
+			}
+			fw = w.start()
+		case "power":
+			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			fw.commit()
+			fw.kill(rng, 50)
+			fw = w.start()
+		case "stop":
+			fw.stop()
+			fw = w.start()
+		case "lose store":
+			fw.stop()
+			w.disk = vfs.NewCrashableMem()
+			fw = w.start()
+		case "lose snapshots":
+			fw.stop()
+			w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{}
+			fw = w.start()
+		case "move": // to another worker, and back to a store of yesterday
+			fw.stop()
+			mine := w.disk
+			w.disk = vfs.NewCrashableMem()
+			other := w.start()
+			other.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+			other.commit()
+			other.handler.EndBatch(true)
+			other.stop()
+			w.disk = mine
+			fw = w.start()
+		case "more":
+			add(rapid.IntRange(1, 10).Draw(rt, "more"))
+		}
+	}
+	return fw
+}
+
+// TestTheFoldLaw is what recovery rests on: whatever happens on the way, states
+// and snapshots come to the same bytes as when the log is folded straight.
+func TestTheFoldLaw(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t)
+		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.publish = rapid.SampledFrom([]topology.Publish{{}, {}, {Events: 15}, {Every: time.Nanosecond}, {Recovery: time.Nanosecond}}).Draw(rt, "publish")
+		add := func(n int) {
+			for range n {
+				if len(w.log) > 0 && rapid.IntRange(0, 9).Draw(rt, "again") == 0 {
+					w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
+					continue
+				}
+				w.add(rapid.SampledFrom([]int{projectiontest.UserCreated, projectiontest.UserCreated, projectiontest.UserUpdated, projectiontest.UserUpdated, projectiontest.UserUpdated, projectiontest.OrderCreated, projectiontest.UserDeleted}).Draw(rt, "type"),
+					fmt.Sprint("u-", rapid.IntRange(0, 6).Draw(rt, "id")))
+			}
+		}
+		add(rapid.IntRange(1, 30).Draw(rt, "events"))
+		fw := w.shake(rt, add)
+		fw.run()
+		want := w.folded()
+		same(t, "store", fw.states(), want)
+		fw.publishNow()
+		same(t, "snapshots", w.published(), want)
+		got := fw.index()
+		fw.stop()
+		w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{}
+		straight := w.start()
+		straight.run()
+		same(t, "index", got, straight.index())
+		straight.stop()
+		if t.Failed() {
+			rt.FailNow()
+		}
+	})
+}

@@ -1,0 +1,265 @@
+package projection
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/topology"
+)
+
+// fakeClock is a clock that goes on when it is told to, and its timers.
+type fakeClock struct {
+	mu     sync.Mutex
+	time   time.Time
+	timers []*fakeTimer
+}
+
+type fakeTimer struct {
+	at time.Time
+	f  func()
+}
+
+func newFakeClock() *fakeClock { return &fakeClock{time: epoch} }
+
+func (c *fakeClock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.time
+}
+
+func (c *fakeClock) after(d time.Duration, f func()) (stop func() bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t := &fakeTimer{c.time.Add(d), f}
+	c.timers = append(c.timers, t)
+	return func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		n := len(c.timers)
+		c.timers = slices.DeleteFunc(c.timers, func(o *fakeTimer) bool { return o == t })
+		return len(c.timers) < n
+	}
+}
+
+// pass lets time pass, and calls the timers whose time has come.
+func (c *fakeClock) pass(d time.Duration) {
+	c.mu.Lock()
+	c.time = c.time.Add(d)
+	var rung []*fakeTimer
+	c.timers = slices.DeleteFunc(c.timers, func(t *fakeTimer) bool {
+		if t.at.After(c.time) {
+			return false
+		}
+		rung = append(rung, t)
+		return true
+	})
+	c.mu.Unlock()
+	for _, t := range rung {
+		t.f()
+	}
+}
+
+// woken starts a worker on a clock; woken returns whether the session was woken
+// since it was asked last.
+func (w *world) startOn(clock *fakeClock) (fw *foldWorker, woken func() bool) {
+	w.t.Helper()
+	w.clock = clock
+	fw = w.start()
+	rung := false
+	fw.handler.OnWake(func() { rung = true })
+	return fw, func() bool {
+		was := rung
+		rung = false
+		return was
+	}
+}
+
+// quiet is a batch without records.
+func (fw *foldWorker) quiet(committed bool) {
+	fw.t.Helper()
+	fw.batch(0)
+	if !committed {
+		fw.abort(fw.at)
+		return
+	}
+	fw.commit()
+	fw.handler.EndBatch(true)
+}
+
+func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
+	w := newWorld(t)
+	w.publish = topology.Publish{Every: 10 * time.Second}
+	w.add(projectiontest.UserCreated, "a")
+	w.add(projectiontest.UserCreated, "b")
+	clock := newFakeClock()
+	fw, woken := w.startOn(clock)
+	clock.pass(time.Second)
+	fw.run()
+	for range 8 {
+		clock.pass(time.Second)
+		if woken() || len(w.snapshots) > 0 {
+			t.Fatalf("at %s: it is woken, or there are %d records, too soon", clock.now(), len(w.snapshots))
+		}
+	}
+	clock.pass(time.Second)
+	if !woken() {
+		t.Fatal("it is not woken after ten seconds")
+	}
+	fw.quiet(false)
+	if woken() {
+		t.Error("it is woken at once, after a batch that was aborted")
+	}
+	if clock.pass(retryFlush); !woken() {
+		t.Fatal("it is not woken after a batch that was aborted")
+	}
+	fw.quiet(true)
+	if got := strings.Join(slices.Sorted(slices.Values(w.writes)), " "); got != "\x00checkpoint a b" {
+		t.Errorf("%q was published", got)
+	}
+	if got := string(w.snapshots[string(checkpointKey)].Value); !strings.Contains(got, `"next":2`) {
+		t.Errorf("the checkpoint is %s", got)
+	}
+	if clock.pass(time.Hour); woken() {
+		t.Error("it is woken for nothing")
+	}
+	w.add(projectiontest.UserUpdated, "a")
+	clock.pass(time.Second)
+	fw.run()
+	if n := len(w.writes); n != 5 {
+		t.Errorf("%d records were published, want a and the checkpoint, for it was time", n-3)
+	}
+	w.add(projectiontest.UserUpdated, "a")
+	fw.run()
+	fw.stop()
+	if clock.pass(time.Hour); woken() {
+		t.Error("it is woken for a partition that was given up")
+	}
+
+	// The next owner goes on, with the store.
+	fw, woken = w.startOn(clock)
+	clock.pass(10 * time.Second)
+	if fw.run(); !woken() && len(w.writes) == 5 {
+		t.Error("what was due is neither published nor to be")
+	}
+	fw.quiet(true)
+	if n := len(w.writes); n != 7 {
+		t.Errorf("%d records were published, want a and the checkpoint", n-5)
+	}
+	fw.stop()
+}
+
+func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
+	for _, test := range []struct {
+		policy topology.Publish
+		soon   bool // at once; else after ten seconds
+	}{{topology.Publish{}, true}, {topology.Publish{Every: 10 * time.Second}, false}} {
+		w := newCounts(t, nil)
+		w.publish = test.policy
+		w.counted("k", 0, 0, "a")
+		w.poison("k")
+		w.counted("k", 0, 0, "b")
+		clock := newFakeClock()
+		fw, woken := w.startOn(clock)
+		fw.run()
+		clock.pass(10 * time.Second)
+		woken()
+		fw.quiet(true)
+		fw.release("k", true)
+		if !test.soon {
+			if woken() {
+				t.Error("the policy has it published later")
+			}
+			clock.pass(10 * time.Second)
+		}
+		if !woken() {
+			t.Fatalf("%+v: it is not woken", test.policy)
+		}
+		fw.quiet(true)
+		var a fold.Aggregate
+		r := w.snapshots["k"]
+		if err := w.fold.ReadSnapshot(r.Value[5:], &a); err != nil || w.textsOf(a.State) != "a b" {
+			t.Errorf("%+v: the snapshot has %q, %v", test.policy, w.textsOf(a.State), err)
+		}
+		if _, ok := w.snapshots[blockedKeys+"k"]; ok {
+			t.Errorf("%+v: the snapshots have it as blocked", test.policy)
+		}
+		fw.stop()
+	}
+}
+
+// While a batch that was rolled back has yet to come again, a flush says nothing:
+// neither that its events are in the snapshots, nor that its late ones are dead
+// letters.
+func TestAFlushAfterABatchThatWasRolledBackSaysNothing(t *testing.T) {
+	w := newCounts(t, hours(0, 0))
+	w.counted("k", 0, 0, "a")
+	w.counted("k", 0, 2*time.Hour, "b")
+	fw, _ := w.startOn(newFakeClock())
+	fw.run()
+	writes := len(w.writes)
+	w.counted("k", 0, 0, "late")
+	w.counted("k", 0, 3*time.Hour, "c")
+	at := fw.at
+	fw.batch(2)
+	fw.abort(at)
+	for _, u := range fw.ps.Units {
+		fw.handler.ring(u)
+	}
+	fw.quiet(true)
+	if len(w.writes) > writes || len(w.letters) > 0 {
+		t.Errorf("it published %v and %d letters", w.writes[writes:], len(w.letters))
+	}
+	fw.run()
+	if got := fmt.Sprint(w.lettersAt()); got != "[2]" {
+		t.Errorf("dead letters of %s, want that of 2", got)
+	}
+	fw.stop()
+}
+
+// On a broker, with nothing written after what is due.
+func TestAWorkerOnABrokerPublishesWithoutAnEvent(t *testing.T) {
+	c := newCluster(t)
+	c.publish, c.clock, c.sessions = topology.Publish{Every: time.Hour}, newFakeClock(), 1
+	c.send(400)
+	w := c.work("a", c.world)
+	c.caughtUp()
+	published := func() (n int) {
+		for p := range int32(clusterPartitions) {
+			c.read(projectiontest.SnapshotsTopic, p, func(r *pipeline.Record) {
+				if !strings.HasPrefix(string(r.Key), fold.ReservedKeys) {
+					n++
+				}
+			})
+		}
+		return n
+	}
+	if n := published(); n > 0 {
+		t.Errorf("%d snapshots too soon", n)
+	}
+	committed := func() int64 {
+		at, err := kafka.Committed(t.Context(), c.cfg, "shop-projector")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	before := committed()
+	c.clock.pass(time.Hour)
+	c.await("the snapshots", func() bool { return published() == 100 })
+	if after := committed(); after != before {
+		t.Errorf("the group moved from %d to %d", before, after)
+	}
+	c.agree()
+	w.stop()
+	if n := published(); n != 100 {
+		t.Errorf("%d snapshots of 100 aggregates", n)
+	}
+}

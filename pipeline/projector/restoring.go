@@ -1,0 +1,256 @@
+package projector
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/pipeline"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projection"
+)
+
+// restoring says how far a worker is with getting back what it had, or with
+// building what it never had: first the snapshots of each partition, then the
+// tail of the log, up to where that ended when the partition came.
+type restoring struct {
+	log *slog.Logger
+
+	mu    sync.Mutex // guards what follows
+	tasks map[restoreTask]*restoreProgress
+}
+
+// The phases of a restore.
+const (
+	phaseSnapshots = "snapshots"
+	phaseTail      = "tail"
+)
+
+type restoreTask struct {
+	group, phase, topic string
+	partition           int32
+}
+
+// restoreProgress is how far one of them is, in offsets.
+type restoreProgress struct {
+	from, next, end int64
+	began           time.Time
+	reader          progressed // that knows how far it is; nil if next does
+}
+
+// progressed says how far partitions are read.
+type progressed interface {
+	Progress() []kafka.PartitionProgress
+}
+
+// restoreLogEvery is how often the log says how far restores are.
+const restoreLogEvery = 5 * time.Second
+
+func newRestoring(reg prometheus.Registerer, log *slog.Logger) *restoring {
+	r := &restoring{log: log, tasks: map[restoreTask]*restoreProgress{}}
+	reg.MustRegister(r)
+	return r
+}
+
+// from returns what reads snapshots for a group, and notes how far it is.
+func (r *restoring) from(cfg kafka.Config, group string) projection.RestoreFunc {
+	return func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
+		bounds, err := kafka.TopicBounds(ctx, cfg, topic, false)
+		if err != nil {
+			return 0, err
+		}
+		task := restoreTask{group, phaseSnapshots, topic, partition}
+		b := bounds[partition]
+		r.set(task, &restoreProgress{from: b.Start, next: b.Start, end: b.End, began: time.Now()})
+		defer r.drop(task)
+		n := 0
+		return kafka.ReadPartition(ctx, cfg, topic, partition, 0, func(in *pipeline.Record) error {
+			if n++; n%1024 == 0 {
+				r.reached(task, in.Offset+1)
+			}
+			return f(in)
+		})
+	}
+}
+
+// tail notes that a partition is to be read from where it is on.
+func (r *restoring) tail(group string, reader progressed, p kafka.Partition, from int64) {
+	r.set(restoreTask{group, phaseTail, p.Topic, p.Partition}, &restoreProgress{from: from, next: from, end: p.End, began: time.Now(), reader: reader})
+}
+
+// revoked notes that a partition is gone, done or not.
+func (r *restoring) revoked(group, topic string, partition int32) {
+	r.drop(restoreTask{group, phaseTail, topic, partition})
+}
+
+// gone is revoked for all of a group.
+func (r *restoring) gone(group string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for t := range r.tasks {
+		if t.group == group {
+			delete(r.tasks, t)
+		}
+	}
+}
+
+func (r *restoring) set(t restoreTask, p *restoreProgress) {
+	r.mu.Lock()
+	r.tasks[t] = p
+	r.mu.Unlock()
+}
+
+func (r *restoring) reached(t restoreTask, next int64) {
+	r.mu.Lock()
+	if p := r.tasks[t]; p != nil {
+		p.next = next
+	}
+	r.mu.Unlock()
+}
+
+func (r *restoring) drop(t restoreTask) {
+	r.mu.Lock()
+	delete(r.tasks, t)
+	r.mu.Unlock()
+}
+
+// behind reports whether a task has something left.
+func (r *restoring) behind(t restoreTask) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := r.tasks[t]
+	return p != nil && !r.done(t, p)
+}
+
+// done brings up to date how far a task is, and forgets it if it is done.
+func (r *restoring) done(t restoreTask, p *restoreProgress) bool {
+	if p.reader == nil {
+		return false
+	}
+	for _, at := range p.reader.Progress() {
+		if at.Topic == t.topic && at.Partition == t.partition {
+			p.next = max(p.next, min(at.Position, p.end))
+		}
+	}
+	if p.next < p.end {
+		return false
+	}
+	delete(r.tasks, t)
+	return true
+}
+
+// restoreSum is how far a group is in a phase.
+type restoreSum struct {
+	group, phase, topic string
+	partitions          int // with something left
+	done, total         int64
+	rate                float64 // offsets a second
+}
+
+// left returns how long it takes if it goes on as it went, 0 if that is not
+// known.
+func (s restoreSum) left() time.Duration {
+	if s.rate <= 0 {
+		return 0
+	}
+	return time.Duration(float64(s.total-s.done) / s.rate * float64(time.Second)).Round(100 * time.Millisecond)
+}
+
+func (s restoreSum) String() string {
+	text := fmt.Sprintf("%s: reading the %s on %s, %d partitions left: %d of %d (%.0f%%)", s.group, s.phase, s.topic, s.partitions, s.done, s.total, 100*float64(s.done)/float64(max(1, s.total)))
+	if s.rate > 0 {
+		text += fmt.Sprintf(", %.0f a second, about %v left", s.rate, s.left())
+	}
+	return text
+}
+
+// sums returns what is not done yet, and forgets what is.
+func (r *restoring) sums() (out []restoreSum) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	for t, p := range r.tasks {
+		if r.done(t, p) {
+			continue
+		}
+		i := slices.IndexFunc(out, func(s restoreSum) bool { return s.group == t.group && s.phase == t.phase && s.topic == t.topic })
+		if i < 0 {
+			out = append(out, restoreSum{group: t.group, phase: t.phase, topic: t.topic})
+			i = len(out) - 1
+		}
+		s := &out[i]
+		s.partitions++
+		s.done += p.next - p.from
+		s.total += p.end - p.from
+		if took := now.Sub(p.began).Seconds(); took > 0 {
+			s.rate += float64(p.next-p.from) / took
+		}
+	}
+	slices.SortFunc(out, func(a, b restoreSum) int {
+		return cmp.Or(cmp.Compare(a.group, b.group), cmp.Compare(a.phase, b.phase), cmp.Compare(a.topic, b.topic))
+	})
+	return out
+}
+
+// ready returns nil if none of the groups has something left, else how far they
+// are.
+func (r *restoring) ready(groups map[string]bool) error {
+	var faults []error
+	for _, s := range r.sums() {
+		if groups[s.group] {
+			faults = append(faults, errors.New(s.String()))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// run logs how far it is, every few seconds, until the context ends.
+func (r *restoring) run(ctx context.Context) error {
+	tick := time.NewTicker(restoreLogEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, s := range r.sums() {
+			r.log.Info("restoring", "group", s.group, "phase", s.phase, "topic", s.topic, "partitions", s.partitions,
+				"done", s.done, "total", s.total, "rate", int64(s.rate), "left", s.left())
+		}
+	}
+}
+
+var (
+	restoreLabels = []string{"group", "phase", "topic"}
+	restoreRatio  = prometheus.NewDesc("millrace_restore_progress_ratio", "How much of a restore or a rebuild is done, from 0 to 1; gone when it is. Phases: snapshots, then tail.", restoreLabels, nil)
+	restoreETA    = prometheus.NewDesc("millrace_restore_eta_seconds", "How long it takes yet if it goes on as it went.", restoreLabels, nil)
+	restoreDone   = prometheus.NewDesc("millrace_restore_records", "Offsets of a restore that are behind it.", restoreLabels, nil)
+	restoreTotal  = prometheus.NewDesc("millrace_restore_records_expected", "Offsets of a restore altogether.", restoreLabels, nil)
+)
+
+// Describe implements [prometheus.Collector].
+func (r *restoring) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{restoreRatio, restoreETA, restoreDone, restoreTotal} {
+		ch <- d
+	}
+}
+
+// Collect implements [prometheus.Collector].
+func (r *restoring) Collect(ch chan<- prometheus.Metric) {
+	for _, s := range r.sums() {
+		for d, v := range map[*prometheus.Desc]float64{
+			restoreRatio: float64(s.done) / float64(max(1, s.total)), restoreETA: s.left().Seconds(),
+			restoreDone: float64(s.done), restoreTotal: float64(s.total),
+		} {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, s.group, s.phase, s.topic)
+		}
+	}
+}
