@@ -147,97 +147,164 @@ func parseMethod(text string) (m method, err error) {
 	return m, fmt.Errorf("%q is no way to hide a value", text)
 }
 
-// add adds what is to be done to one field of one type.
+// add adds the edit for one path to one event type.
 func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
-	failed := func(hint, format string, args ...any) []expr.Fault {
-		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: fmt.Sprintf(format, args...), Hint: hint}}
+	p := maskPath{source: given.Key, typ: t}
+	leaf, steps := p.source.Text, ""
+	if i := strings.Index(leaf, "[]"); i >= 0 {
+		leaf, steps = leaf[:i], leaf[i:]
 	}
-	path := given.Key.Text
-	whole, _, _ := strings.Cut(path, "[]")
-	target, err := t.Env.Target(whole)
+	target, err := t.Env.Target(leaf)
 	if err != nil {
 		return expr.Faults(given.Key, t.Name, err)
 	}
-	at := slices.IndexFunc(s.edits[typ], func(e leafEdit) bool { return slices.Equal(e.path, target.Path) })
-	if at < 0 {
-		at = len(s.edits[typ])
-		s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: &edit{node: target.Node}})
-	}
-	e := s.edits[typ][at].edit
+	e := s.leaf(typ, target)
+	var failed *expr.Fault
 	if target.Entry {
-		if e.hide != nil || e.elem != nil {
-			return failed("remove one of them", "%s and %s overlap", path, e.by)
-		}
-		i := slices.IndexFunc(e.entries, func(one entryEdit) bool { return string(one.key) == target.Key })
-		if i < 0 {
-			i = len(e.entries)
-			e.entries = append(e.entries, entryEdit{[]byte(target.Key), &edit{node: target.Node.Elem}})
-			e.by = path
-		}
-		e = e.entries[i].edit
+		e, failed = p.entry(e, target.Key)
 	}
-	steps := strings.TrimPrefix(path, whole)
+	if failed == nil {
+		e, failed = p.descend(e, steps)
+	}
+	if failed == nil {
+		failed = p.hide(e, m)
+	}
+	if failed != nil {
+		return []expr.Fault{*failed}
+	}
+	return nil
+}
+
+// leaf returns the edit of a leaf, and creates it if necessary.
+func (s *mask) leaf(typ int, target expr.Target) *edit {
+	for _, e := range s.edits[typ] {
+		if slices.Equal(e.path, target.Path) {
+			return e.edit
+		}
+	}
+	e := &edit{node: target.Node}
+	s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: e})
+	return e
+}
+
+// A maskPath is one path of the parameter fields, for one event type. Its methods
+// create the edits on the path, from a leaf of the schema down to the value to hide.
+type maskPath struct {
+	source expr.Source
+	typ    Type
+}
+
+func (p maskPath) fault(hint, format string, args ...any) *expr.Fault {
+	return &expr.Fault{Source: p.source, Type: p.typ.Name, Msg: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// overlaps returns the fault if the path overlaps with an earlier path.
+func (p maskPath) overlaps(e *edit) *expr.Fault {
+	return p.fault("remove one of them", "%s and %s overlap", p.source.Text, e.by)
+}
+
+// entry returns the edit of the entry with a key, of a map with the edit e.
+func (p maskPath) entry(e *edit, key string) (*edit, *expr.Fault) {
+	if e.hide != nil || e.elem != nil {
+		return nil, p.overlaps(e)
+	}
+	for i := range e.entries {
+		if string(e.entries[i].key) == key {
+			return e.entries[i].edit, nil
+		}
+	}
+	inner := &edit{node: e.node.Elem}
+	e.entries = append(e.entries, entryEdit{[]byte(key), inner})
+	e.by = p.source.Text
+	return inner, nil
+}
+
+// descend returns the edit at the end of steps, the part of the path below e.
+func (p maskPath) descend(e *edit, steps string) (*edit, *expr.Fault) {
 	for steps != "" {
 		if e.hide != nil {
-			return failed("remove one of them", "%s and %s overlap", path, e.by)
+			return nil, p.overlaps(e)
 		}
 		if e.by == "" {
-			e.by = path
+			e.by = p.source.Text
 		}
 		if other, _, _, ok := e.node.Nullable(); ok {
 			if e.branch == nil {
-				e.branch = &edit{node: other, by: path}
+				e.branch = &edit{node: other, by: p.source.Text}
 			}
 			e = e.branch
 			continue
 		}
-		if after, ok := strings.CutPrefix(steps, "[]"); ok {
-			if e.node.Kind != codec.Array && e.node.Kind != codec.Map {
-				return failed("", "%s of %s is %s: [] is for arrays and maps", strings.TrimSuffix(path, steps), t.Name, e.node)
-			}
-			if len(e.entries) > 0 {
-				return failed("remove one of them", "%s and %s overlap", path, e.by)
-			}
-			if e.elem == nil {
-				e.elem = &edit{node: e.node.Elem, by: path}
-			}
-			e, steps = e.elem, after
-			continue
+		var failed *expr.Fault
+		if strings.HasPrefix(steps, "[]") {
+			e, steps, failed = p.items(e, steps)
+		} else {
+			e, steps, failed = p.field(e, steps)
 		}
-		name, ok := strings.CutPrefix(steps, ".")
-		if i := strings.IndexAny(name, ".["); i >= 0 {
-			name = name[:i]
+		if failed != nil {
+			return nil, failed
 		}
-		if !ok || name == "" {
-			return failed("as in data.items[].price", "%q is not a path", path)
-		}
-		steps = steps[1+len(name):]
-		if e.node.Kind != codec.Record {
-			return failed("", "%s of %s is %s, which has no fields", strings.TrimSuffix(path, "."+name+steps), t.Name, e.node)
-		}
-		i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
-		if i < 0 {
-			return failed(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
-		}
-		if e.fields == nil {
-			e.fields = make([]*edit, len(e.node.Fields))
-		}
-		if e.fields[i] == nil {
-			e.fields[i] = &edit{node: e.node.Fields[i].Type, by: path}
-		}
-		e = e.fields[i]
 	}
+	return e, nil
+}
+
+// items returns the edit of all items of e, an array or a map, for the step [] at the
+// start of steps, and the steps after it.
+func (p maskPath) items(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
+	if e.node.Kind != codec.Array && e.node.Kind != codec.Map {
+		return nil, "", p.fault("", "%s of %s is %s: [] is for arrays and maps", p.before(steps), p.typ.Name, e.node)
+	}
+	if len(e.entries) > 0 {
+		return nil, "", p.overlaps(e)
+	}
+	if e.elem == nil {
+		e.elem = &edit{node: e.node.Elem, by: p.source.Text}
+	}
+	return e.elem, steps[len("[]"):], nil
+}
+
+// field returns the edit of a field of the record e, for the step .NAME at the start of
+// steps, and the steps after it.
+func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
+	name, ok := strings.CutPrefix(steps, ".")
+	if i := strings.IndexAny(name, ".["); i >= 0 {
+		name = name[:i]
+	}
+	if !ok || name == "" {
+		return nil, "", p.fault("as in data.items[].price", "%q is not a path", p.source.Text)
+	}
+	if e.node.Kind != codec.Record {
+		return nil, "", p.fault("", "%s of %s is %s, which has no fields", p.before(steps), p.typ.Name, e.node)
+	}
+	i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
+	if i < 0 {
+		return nil, "", p.fault(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
+	}
+	if e.fields == nil {
+		e.fields = make([]*edit, len(e.node.Fields))
+	}
+	if e.fields[i] == nil {
+		e.fields[i] = &edit{node: e.node.Fields[i].Type, by: p.source.Text}
+	}
+	return e.fields[i], steps[len(".")+len(name):], nil
+}
+
+// before returns the part of the path before steps.
+func (p maskPath) before(steps string) string { return strings.TrimSuffix(p.source.Text, steps) }
+
+// hide makes e hide its whole value.
+func (p maskPath) hide(e *edit, m method) *expr.Fault {
 	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branch != nil {
-		return failed("remove one of them", "%s and %s overlap", path, e.by)
+		return p.overlaps(e)
 	}
 	if e.node.Tag != "" && m.word != maskRedact {
-		return failed("use redact", "%s of %s is encrypted, and what %s makes of that says nothing", path, t.Name, m.word)
+		return p.fault("use redact", "%s of %s is encrypted, so %s cannot be applied to its value", p.source.Text, p.typ.Name, m.word)
 	}
 	hide, msg, hint := m.hider(e.node)
 	if hide == nil {
-		return failed(hint, "%s of %s %s", path, t.Name, msg)
+		return p.fault(hint, "%s of %s %s", p.source.Text, p.typ.Name, msg)
 	}
-	e.hide, e.by = hide, path
+	e.hide, e.by = hide, p.source.Text
 	return nil
 }
 
@@ -463,6 +530,12 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 		}
 		return dst, enc, nil
 	}
+	return e.appendBlocks(d, dst, enc)
+}
+
+// appendBlocks appends the blocks of an array or a map. Its edit is for all items or for
+// some entries.
+func (e *edit) appendBlocks(d *digester, dst, enc []byte) (out, rest []byte, err error) {
 	for {
 		count, rest, err := codec.ReadBlock(enc)
 		dst = codec.AppendLong(dst, count)
@@ -478,17 +551,23 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 					return dst, nil, err
 				}
 				dst, enc = codec.AppendBytes(dst, key), after
-				for i := range e.entries {
-					if string(e.entries[i].key) == string(key) {
-						one = e.entries[i].edit
-					}
-				}
+				one = e.ofEntry(key)
 			}
 			if dst, enc, err = keepOr(one, e.node.Elem, d, dst, enc); err != nil {
 				return dst, nil, err
 			}
 		}
 	}
+}
+
+// ofEntry returns the edit of a map entry, or nil if there is none.
+func (e *edit) ofEntry(key []byte) *edit {
+	for i := range e.entries {
+		if string(e.entries[i].key) == string(key) {
+			return e.entries[i].edit
+		}
+	}
+	return e.elem
 }
 
 // keepOr copies a value, or edits it if there is an edit.
