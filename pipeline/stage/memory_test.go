@@ -19,8 +19,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// The tests of this file run lookup and dedupe as a topology has them, over
-// events of these types.
+// visits are the schemas for the tests of lookup, dedupe and http.
 var visits = fstest.MapFS{
 	"Visit.avsc": {Data: []byte(`{"type": "record", "name": "Visit", "fields": [
 		{"name": "id", "type": "string"},
@@ -35,7 +34,7 @@ var visits = fstest.MapFS{
 		{"name": "address", "type": {"type": "record", "name": "Address", "fields": [{"name": "city", "type": ["null", "string"], "default": null}]}}]}`)},
 }
 
-// run is a chain of one stage.
+// run is a chain with the stages of a test.
 type run struct {
 	t        testing.TB
 	pipeline *topology.Pipeline
@@ -65,8 +64,8 @@ func newRun(t testing.TB, rows stage.Rows, stages string) *run {
 	return &run{t: t, pipeline: plan.Pipelines[0], chain: plan.Pipelines[0].Chain()}
 }
 
-// process runs an event of the first type through the chain and returns its
-// body as JSON, "" if it was dropped.
+// process runs an event of the first type through the chain and returns its body as
+// JSON, or "" if it was dropped.
 func (r *run) process(text string) (string, error) {
 	r.t.Helper()
 	body := encode(r.t, r.pipeline.Types[0], text)
@@ -160,19 +159,19 @@ func TestLookupFaults(t *testing.T) {
 		{`lookup: {on: [Visit], table: members, key: data.user, set: {metadata.a: row.nam}}`, "row.nam"},
 		{`lookup: {on: [Visit], table: members, key: data.user, set: {metadata.a: row.address.city}}`, "can be null"},
 		{`lookup: {on: [Visit], table: members, key: data.user, set: {metadata.a: "1"}}`, "string"},
-		{`lookup: {on: [Visit], table: members, key: data.user}`, "needs something to set"},
+		{`lookup: {on: [Visit], table: members, key: data.user}`, "needs set or add"},
 		{`lookup: {table: members, key: data.user, missing: drop}`, "Leave"},
 		{`dedupe: {by: id}`, "within"},
 		{`dedupe: {by: id, within: 60d}`, "at most 31d"},
 		{`dedupe: {by: data.user, within: 1m, on: [Visit]}`, "can be null"},
 	} {
 		if _, err := loadVisits(tc.stage); err == nil || !strings.Contains(err.Error(), tc.want) {
-			t.Errorf("%s:\n%v\ndoes not say %s", tc.stage, err, tc.want)
+			t.Errorf("%s:\n%v\ndoes not contain %s", tc.stage, err, tc.want)
 		}
 	}
 }
 
-// arriving are rows that come while a stage waits.
+// arriving are rows that arrive while a stage waits.
 type arriving struct {
 	mu      sync.Mutex
 	members members
@@ -214,14 +213,13 @@ func TestLookupWaitsForTheRow(t *testing.T) {
 			t.Fatalf("got %s, %v", got, err)
 		}
 		if took := time.Since(begin); took != 6*time.Second {
-			t.Errorf("it took %v", took)
+			t.Errorf("the lookup took %v, want 6s", took)
 		}
 	})
 }
 
-// A batch is held up for the time of one wait, however many of its events miss
-// their rows.
-func TestLookupWaitsOnceInABatch(t *testing.T) {
+// A batch is delayed by one wait, regardless of the number of events without a row.
+func TestLookupWaitsOncePerBatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRun(t, newArriving(), byUser+`, missing: wait, wait: 10s}`)
 		var ends []func(bool)
@@ -234,14 +232,14 @@ func TestLookupWaitsOnceInABatch(t *testing.T) {
 				}
 			}
 			if took := time.Since(begin); took != 10*time.Second {
-				t.Errorf("a batch took %v", took)
+				t.Errorf("a batch took %v, want 10s", took)
 			}
 			ends[0](true)
 		}
 	})
 }
 
-func TestLookupEndsItsWaitWithTheBatch(t *testing.T) {
+func TestLookupStopsWaitingWhenTheBatchIsCanceled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRun(t, newArriving(), byUser+`, missing: wait, wait: 10s}`)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -276,15 +274,15 @@ func TestLookupAndDedupeAllocateNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations for an event", n)
+		t.Errorf("%v allocations per event, want 0", n)
 	}
 	if passed != 1 {
-		t.Errorf("%d events passed, want the first", passed)
+		t.Errorf("%d events passed, want only the first", passed)
 	}
 }
 
-// reference is a dedupe that remembers everything: an event is a duplicate of the
-// last one that passed under its id and is close enough in time.
+// reference is a dedupe with unlimited memory: it maps each id to the times of the
+// events that passed. An event is a duplicate if one of them is close enough in time.
 type reference map[string][]int64
 
 func (r reference) passes(id string, at, within int64, rejected bool) bool {
@@ -299,10 +297,10 @@ func (r reference) passes(id string, at, within int64, rejected bool) bool {
 	return true
 }
 
-// A log of events in any order that stays within four spans, read in batches of
-// which some abort, with restarts from what was written: what passes is what a
-// dedupe that never forgets and never stops lets pass.
-func TestDedupeAgreesWithOneThatNeverForgets(t *testing.T) {
+// The events are out of order, but within four spans. Some batches are aborted, and the
+// stage restarts from the written changes. The same events must pass as with a dedupe
+// that has unlimited memory and never restarts.
+func TestDedupeAgreesWithOneOfUnlimitedMemory(t *testing.T) {
 	const within = 60_000
 	r := newRun(t, nil, `dedupe: {by: id, within: 1m, on: [Visit]}`)
 	bodies := map[string][]byte{}
@@ -314,7 +312,7 @@ func TestDedupeAgreesWithOneThatNeverForgets(t *testing.T) {
 		type event struct {
 			id       string
 			at       int64
-			rejected bool // by a later stage, if it gets there
+			rejected bool // by a later stage, if the event reaches it
 			passes   bool
 		}
 		log := make([]event, rapid.IntRange(0, 150).Draw(rt, "events"))
@@ -356,7 +354,7 @@ func TestDedupeAgreesWithOneThatNeverForgets(t *testing.T) {
 					rt.Fatal(err)
 				}
 				if passed != log[i].passes {
-					rt.Fatalf("offset %d: id %s at %d passes: %v, want %v", i, log[i].id, log[i].at, passed, log[i].passes)
+					rt.Fatalf("offset %d: id %s at %d: passed is %v, want %v", i, log[i].id, log[i].at, passed, log[i].passes)
 				}
 				if log[i].rejected {
 					keeper.Undo(3, int64(i))
@@ -374,8 +372,8 @@ func TestDedupeAgreesWithOneThatNeverForgets(t *testing.T) {
 			if committed {
 				next = to
 			}
-			// At least once, what was written may be there though the offsets are not.
-			if committed || rapid.Bool().Draw(rt, "written all the same") {
+			// With at-least-once delivery, changes can be written without the offsets.
+			if committed || rapid.Bool().Draw(rt, "written without offsets") {
 				changes = append(changes, made...)
 			}
 			if rapid.IntRange(0, 3).Draw(rt, "restart") == 0 {
@@ -388,8 +386,8 @@ func TestDedupeAgreesWithOneThatNeverForgets(t *testing.T) {
 	})
 }
 
-// A record from the far future makes nothing else look old.
-func TestDedupeOutlivesAStrayTime(t *testing.T) {
+// A record from the far future must not make all other records look old.
+func TestDedupeToleratesASingleWrongTime(t *testing.T) {
 	r := newRun(t, nil, `dedupe: {by: id, within: 1m, on: [Visit]}`)
 	r.chain.Each(func(_ string, s pipeline.Stage) {
 		if err := s.(stage.Keeper).Assign(0, 0, func(func([]byte) error) error { return nil }); err != nil {
@@ -411,12 +409,12 @@ func TestDedupeOutlivesAStrayTime(t *testing.T) {
 	}
 }
 
-func TestDedupeRefusesWhatIsNoChange(t *testing.T) {
+func TestDedupeRejectsInvalidChanges(t *testing.T) {
 	r := newRun(t, nil, `dedupe: {by: id, within: 1m, on: [Visit]}`)
 	r.chain.Each(func(_ string, s pipeline.Stage) {
 		for _, change := range []string{"", "\x03", "\x01short", "\x010123456789abcdef", "\x010123456789abcdef\x00"} {
 			if err := s.(stage.Keeper).Assign(0, 1, func(add func([]byte) error) error { return add([]byte(change)) }); err == nil {
-				t.Errorf("%q was taken", change)
+				t.Errorf("%q was accepted", change)
 			}
 		}
 	})

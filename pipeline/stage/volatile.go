@@ -55,8 +55,8 @@ func (s *enrich) volatile(typ int) (fields [][]string) {
 	return fields
 }
 
-// Remembers returns for how long a [Keeper] remembers an event, 0 if it is none
-// that says.
+// Remembers returns the duration for which a [Keeper] keeps the id of an event in its
+// state, or 0 if the stage has no such limit.
 func Remembers(b Built) time.Duration {
 	if s, ok := b.(*dedupe); ok {
 		return time.Duration(s.within) * time.Millisecond
