@@ -82,6 +82,12 @@ func newField(path, word, doc string) codec.NewField {
 	return f
 }
 
+// enrichStage is the stage enrich.
+type enrichStage struct{ enrich }
+
+// enrich sets and adds fields. It is the common part of enrich, lookup, http, split and
+// upcast. It does not implement Built, so a stage that embeds it must have its own
+// Process, Reads, Bind and Clone.
 type enrich struct {
 	sets  [][]assignment  // by type: the fields to set, in the order of the file
 	grown []*codec.Schema // by type: the schema after the stage; nil if unchanged
@@ -106,7 +112,7 @@ func newEnrich(in Input) (Built, []expr.Fault) {
 	if len(set.Entries)+len(add.Items) == 0 {
 		return nil, []expr.Fault{fault(in.At, "set: {metadata.source: \"'web'\"}", "an enrich stage needs set or add")}
 	}
-	s := &enrich{sets: make([][]assignment, len(in.Types)), grown: make([]*codec.Schema, len(in.Types))}
+	s := &enrichStage{enrich{sets: make([][]assignment, len(in.Types)), grown: make([]*codec.Schema, len(in.Types))}}
 	var faults []expr.Fault
 	for i, t := range in.Types {
 		if !t.On {
@@ -187,7 +193,7 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 // Schemas implements [Grower].
 func (s *enrich) Schemas() []*codec.Schema { return s.grown }
 
-func (s *enrich) Reads(typ int) [][]string { return s.paths(typ, 0) }
+func (s *enrichStage) Reads(typ int) [][]string { return s.paths(typ, 0) }
 
 // paths returns the fields that the expressions for a type read in a view.
 func (s *enrich) paths(typ, view int) (paths [][]string) {
@@ -199,6 +205,7 @@ func (s *enrich) paths(typ, view int) (paths [][]string) {
 	return paths
 }
 
+// Writes returns the fields that are set in events of a type.
 func (s *enrich) Writes(typ int) (paths [][]string) {
 	for _, a := range s.sets[typ] {
 		paths = append(paths, a.path)
@@ -206,7 +213,7 @@ func (s *enrich) Writes(typ int) (paths [][]string) {
 	return paths
 }
 
-func (s *enrich) Bind(layouts []*codec.Layout) error {
+func (s *enrichStage) Bind(layouts []*codec.Layout) error {
 	for typ := range s.sets {
 		if err := s.bind(typ, layouts[typ]); err != nil {
 			return err
@@ -229,7 +236,7 @@ func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
 	return nil
 }
 
-func (s *enrich) Clone() Built { return s.clone() }
+func (s *enrichStage) Clone() Built { return &enrichStage{*s.clone()} }
 
 func (s *enrich) clone() *enrich {
 	c := &enrich{sets: make([][]assignment, len(s.sets)), grown: s.grown}
@@ -244,7 +251,7 @@ func (s *enrich) clone() *enrich {
 	return c
 }
 
-func (s *enrich) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+func (s *enrichStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	s.scope.Reset(e.Taken, &e.View)
 	return verdict(s.apply(e))
 }

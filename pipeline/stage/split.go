@@ -124,7 +124,7 @@ func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 
 var idPath = []string{"id"}
 
-func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.Reads(typ)) }
+func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.paths(typ, 0)) }
 
 func (s *split) Writes(typ int) [][]string { return s.cut(typ, s.set.Writes(typ)) }
 

@@ -143,7 +143,7 @@ func (s *upcast) BindOld(first int, layouts []*codec.Layout) error {
 }
 
 func (s *upcast) Reads(typ int) [][]string {
-	paths := s.set.Reads(typ)
+	paths := s.set.paths(typ, 0)
 	if s.on[typ] && s.below > 0 {
 		paths = append(paths, versionPath)
 	}

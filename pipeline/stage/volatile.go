@@ -13,7 +13,7 @@ import (
 // a key of a map), and whether the fate of the event does.
 func Volatile(b Built, typ int) (fields [][]string, fate bool) {
 	switch s := b.(type) {
-	case *enrich:
+	case *enrichStage:
 		return s.volatile(typ), false
 	case *filter:
 		return nil, clocked(s.conds[typ])
