@@ -59,6 +59,8 @@ func (s *assert) Reads(typ int) [][]string { return appendPaths(nil, s.conds[typ
 
 func (s *assert) Writes(int) [][]string { return nil }
 
+func (s *assert) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.conds[typ]) }
+
 func (s *assert) Bind(layouts []*codec.Layout) error { return bind(s.conds, layouts) }
 
 func (s *assert) Clone() Built { return &assert{conds: s.conds, fails: s.fails} }

@@ -85,6 +85,10 @@ func (s *dedupe) Reads(typ int) [][]string { return appendPaths(nil, s.ids[typ])
 
 func (s *dedupe) Writes(int) [][]string { return nil }
 
+// Volatile does not include the effect of the state: a replay of the log from the start
+// results in the same state.
+func (s *dedupe) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.ids[typ]) }
+
 func (s *dedupe) Bind(layouts []*codec.Layout) error { return bind(s.ids, layouts) }
 
 func (s *dedupe) Clone() Built {

@@ -87,7 +87,7 @@ type enrichStage struct{ enrich }
 
 // enrich sets and adds fields. It is the common part of enrich, lookup, http, split and
 // upcast. It does not implement Built, so a stage that embeds it must have its own
-// Process, Reads, Bind and Clone.
+// Process, Reads, Volatile, Bind and Clone.
 type enrich struct {
 	sets  [][]assignment  // by type: the fields to set, in the order of the file
 	grown []*codec.Schema // by type: the schema after the stage; nil if unchanged
@@ -211,6 +211,28 @@ func (s *enrich) Writes(typ int) (paths [][]string) {
 		paths = append(paths, a.path)
 	}
 	return paths
+}
+
+func (s *enrichStage) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.clockedPaths(typ), false
+}
+
+// clockedPaths returns the fields and map entries whose values depend on now(). It is not
+// named Volatile, because a stage that embeds enrich must declare its own.
+func (s *enrich) clockedPaths(typ int) (fields [][]string) {
+	for i := range s.sets[typ] {
+		a := &s.sets[typ][i]
+		for k, p := range a.programs {
+			switch {
+			case !clocked(p):
+			case a.keys == nil:
+				fields = append(fields, a.path)
+			default:
+				fields = append(fields, append(slices.Clone(a.path), string(a.keys[k])))
+			}
+		}
+	}
+	return fields
 }
 
 func (s *enrichStage) Bind(layouts []*codec.Layout) error {

@@ -59,6 +59,8 @@ func (f *filter) Reads(typ int) [][]string { return appendPaths(nil, f.conds[typ
 
 func (f *filter) Writes(int) [][]string { return nil }
 
+func (f *filter) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(f.conds[typ]) }
+
 // Passes implements [Gate]. The value of a condition is already known if it depends
 // only on the event type.
 func (f *filter) Passes(typ int) bool {

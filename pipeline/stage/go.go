@@ -25,16 +25,33 @@ type Func struct {
 	Name string // the name in a topology
 	Doc  string // full sentences
 
-	// New returns the function that handles events. It declares the fields of the
-	// function with [Read] and [Write]. with holds the parameter "with" of the
-	// topology. An error becomes a fault of the topology. New is called when the
-	// topology is loaded, and again for each session, so only one goroutine uses the
-	// function that it returns.
+	// New returns the function that handles events, and declares which of its results
+	// are repeatable. It declares the fields of the function with [Read] and [Write].
+	// with holds the parameter "with" of the topology. An error becomes a fault of the
+	// topology. New is called when the topology is loaded, and again for each session,
+	// so only one goroutine uses the function that it returns.
 	//
 	// An error of [pipeline.Reject] from the function rejects the event; any other
 	// error aborts the batch.
-	New func(f *Fields, with map[string]string) (pipeline.StageFunc, error)
+	New func(f *Fields, with map[string]string) (pipeline.StageFunc, Volatility, error)
 }
+
+// A Volatility declares which results of a Go stage can differ when it processes the same
+// event again, for example because they depend on the clock, on random numbers, on a
+// service or on state in memory. It has no default: the zero Volatility is a fault of the
+// topology.
+type Volatility uint8
+
+const (
+	// Deterministic: all results depend only on the event and the arguments.
+	Deterministic Volatility = iota + 1
+	// VolatileFields: the values of the fields that the stage sets can differ. Its
+	// verdict, the new key and the topics cannot.
+	VolatileFields
+	// VolatileFate: all results can differ, including the verdict, the new key and the
+	// topics.
+	VolatileFate
+)
 
 // Go is the stage that runs a Go function, one of funcs.
 func Go(funcs ...Func) Kind {
@@ -59,10 +76,11 @@ with: {gold: 100.0}`,
 
 type goStage struct {
 	Func
-	with    map[string]string
-	types   []Type
-	fields  *Fields // declared by the first call of New, when the topology was loaded
-	layouts []*codec.Layout
+	with       map[string]string
+	types      []Type
+	fields     *Fields // declared by the first call of New, when the topology was loaded
+	volatility Volatility
+	layouts    []*codec.Layout
 
 	// Owned by the clone.
 	process pipeline.StageFunc
@@ -84,14 +102,19 @@ func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
 		}
 	}
 	s.fields = &Fields{types: in.Types}
-	_, err := s.New(s.fields, s.with)
+	_, volatility, err := s.New(s.fields, s.with)
+	s.volatility = volatility
 	var faults []expr.Fault
 	for _, f := range s.fields.faults {
 		f.Source = use.Value
 		faults = append(faults, f)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		faults = append(faults, fault(at, "", "Go stage %s: %v", s.Name, err))
+	case volatility < Deterministic || volatility > VolatileFate:
+		faults = append(faults, fault(use.Value, "return stage.Deterministic, stage.VolatileFields or stage.VolatileFate from New",
+			"Go stage %s does not declare its volatility", s.Name))
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -102,14 +125,22 @@ func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
 func (s *goStage) Reads(typ int) [][]string  { return s.fields.paths(typ, false) }
 func (s *goStage) Writes(typ int) [][]string { return s.fields.paths(typ, true) }
 
+// Volatile implements [Built] with the declaration of New.
+func (s *goStage) Volatile(typ int) (fields [][]string, fate bool) {
+	if !s.types[typ].On || s.volatility == Deterministic {
+		return nil, false
+	}
+	return s.fields.written(typ), s.volatility == VolatileFate
+}
+
 func (s *goStage) Bind(layouts []*codec.Layout) (err error) {
 	s.layouts = layouts
-	s.process, err = s.New(&Fields{types: s.types, layouts: layouts}, s.with)
+	s.process, _, err = s.New(&Fields{types: s.types, layouts: layouts}, s.with)
 	return err
 }
 
 func (s *goStage) Clone() Built {
-	clone := &goStage{Func: s.Func, with: s.with, types: s.types, fields: s.fields}
+	clone := &goStage{Func: s.Func, with: s.with, types: s.types, fields: s.fields, volatility: s.volatility}
 	if err := clone.Bind(s.layouts); err != nil {
 		clone.process = func(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
 			return pipeline.Drop, pipeline.Fatal("New of Go stage %s failed for a session, but not before: %w", s.Name, err)
@@ -146,10 +177,28 @@ type Fields struct {
 
 type declaredField struct {
 	typ   int
-	path  []string
+	path  []string // to a leaf of the schema
+	entry []byte   // the key, if the field is an entry of the leaf; else nil
 	write bool
 }
 
+// written returns the fields that the stage sets in events of a type. The path of a map
+// entry includes its key.
+func (f *Fields) written(typ int) (paths [][]string) {
+	for _, d := range f.declared {
+		switch {
+		case d.typ != typ || !d.write:
+		case d.entry == nil:
+			paths = append(paths, d.path)
+		default:
+			paths = append(paths, append(slices.Clone(d.path), string(d.entry)))
+		}
+	}
+	return paths
+}
+
+// paths returns the leaves with fields that the stage writes, or reads, in events of a
+// type.
 func (f *Fields) paths(typ int, write bool) (paths [][]string) {
 	for _, d := range f.declared {
 		if d.typ == typ && d.write == write {
@@ -282,7 +331,7 @@ func slots[T Value](f *Fields, path string, write bool) []slot[T] {
 			f.fail(t, fmt.Errorf("%s of %s is %s, which cannot be used as a Go %T", path, t.Name, n, v))
 			continue
 		}
-		f.declared = append(f.declared, declaredField{i, target.Path, write})
+		f.declared = append(f.declared, declaredField{i, target.Path, s.entry, write})
 		if f.layouts != nil {
 			s.at = f.layouts[i].Slot(target.Path...)
 		}

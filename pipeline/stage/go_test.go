@@ -19,10 +19,10 @@ import (
 var tier = stage.Func{
 	Name: "tier",
 	Doc:  "Sets metadata.tier by the amount of the order: gold if it is at least the argument gold, else silver.",
-	New: func(f *stage.Fields, with map[string]string) (pipeline.StageFunc, error) {
+	New: func(f *stage.Fields, with map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		gold, err := strconv.ParseFloat(with["gold"], 64)
 		if err != nil {
-			return nil, fmt.Errorf("gold is not an amount: %w", err)
+			return nil, 0, fmt.Errorf("gold is not an amount: %w", err)
 		}
 		amount := stage.Read[float64](f, "data.total_amount")
 		tier := stage.Write[string](f, "metadata.tier")
@@ -36,7 +36,7 @@ var tier = stage.Func{
 				return pipeline.Pass, tier.Set(e, "silver")
 			}
 			return pipeline.Pass, tier.Set(e, "gold")
-		}, nil
+		}, stage.Deterministic, nil
 	},
 }
 
@@ -90,11 +90,11 @@ func TestGo(t *testing.T) {
 
 // one returns kinds with a Go stage that calls do on one field.
 func one[T stage.Value](path string, do func(r stage.Reader[T], w stage.Writer[T], e *pipeline.Event) error) map[string]stage.Kind {
-	return withGo(stage.Func{Name: "one", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	return withGo(stage.Func{Name: "one", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		r, w := stage.Read[T](f, path), stage.Write[T](f, path)
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 			return pipeline.Pass, do(r, w, e)
-		}, nil
+		}, stage.Deterministic, nil
 	}})
 }
 
@@ -151,13 +151,16 @@ func TestGoReadsAndSetsFieldsOfEveryType(t *testing.T) {
 }
 
 func TestGoFaults(t *testing.T) {
-	fields := stage.Func{Name: "fields", Doc: "Declares invalid fields.", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	fields := stage.Func{Name: "fields", Doc: "Declares invalid fields.", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		stage.Read[string](f, "data.totl_amount")
 		stage.Read[string](f, "data.total_amount")
 		stage.Read[int64](f, "data.items")
 		stage.Read[string](f, "type")
 		stage.Write[string](f, "type")
-		return nil, nil
+		return nil, stage.Deterministic, nil
+	}}
+	undeclared := stage.Func{Name: "undeclared", Doc: "Declares no volatility.", New: func(*stage.Fields, map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
+		return nil, 0, nil
 	}}
 	for _, c := range []badCase{
 		{"unknown function", `go: {use: teir}`, `
@@ -169,10 +172,12 @@ fields} ^ shop.OrderCreated has no field data.totl_amount; did you mean "total_a
 fields} ^ data.total_amount of OrderCreated is double, which cannot be used as a Go string
 fields} ^ data.items of OrderCreated is array of shop.Item, which cannot be used as a Go int64
 fields} ^ type is "OrderCreated" in every shop.OrderCreated and cannot be set`},
+		{"undeclared volatility", `go: {use: undeclared}`, `
+undeclared} ^ Go stage undeclared does not declare its volatility; return stage.Deterministic, stage.VolatileFields or stage.VolatileFate from New`},
 		{"field not in all types", `go: {use: tier, with: {gold: 1}}`, `
 tier, with:  ^ shop.UserCreated has no field data.total_amount; the same for UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled`},
 	} {
-		t.Run(c.name, func(t *testing.T) { checkBadOf(t, c, withGo(tier, fields)) })
+		t.Run(c.name, func(t *testing.T) { checkBadOf(t, c, withGo(tier, fields, undeclared)) })
 	}
 	checkBad(t, []badCase{{"no registered functions", `go: {use: tier}`, `
 tier} ^ this program has no Go stage tier; register it with stage.Go`}})
@@ -197,13 +202,13 @@ func TestFailedGoStageLeavesTheEventUnchanged(t *testing.T) {
 }
 
 func TestGoCallsNewForEachSession(t *testing.T) {
-	kinds := withGo(stage.Func{Name: "count", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	kinds := withGo(stage.Func{Name: "count", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		n := int64(0)
 		count := stage.Write[int64](f, "data.large")
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 			n++
 			return pipeline.Pass, count.Set(e, n)
-		}, nil
+		}, stage.VolatileFields, nil
 	}})
 	r := newRunnerOf(t, `go: {on: [Sampled], use: count}`, nil, kinds)
 	other := &runner{plan: r.plan, chain: r.plan.Chain()}
@@ -214,7 +219,7 @@ func TestGoCallsNewForEachSession(t *testing.T) {
 
 func TestGoAllocatesNothing(t *testing.T) {
 	text := []byte("x")
-	kinds := withGo(tier, stage.Func{Name: "many", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	kinds := withGo(tier, stage.Func{Name: "many", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		id, user, raw := stage.Write[[]byte](f, "data.id"), stage.Read[[]byte](f, "data.user_id"), stage.Read[stage.Raw](f, "data.items")
 		version := stage.Write[int64](f, "version")
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
@@ -226,7 +231,7 @@ func TestGoAllocatesNothing(t *testing.T) {
 				return pipeline.Drop, nil
 			}
 			return pipeline.Pass, errors.Join(id.Set(e, text), version.Set(e, 9))
-		}, nil
+		}, stage.Deterministic, nil
 	}})
 	for _, stages := range []string{`go: {on: [OrderCreated], use: tier, with: {gold: 20}}`, `go: {on: [OrderCreated], use: many}`} {
 		if n := allocations(t, newRunnerOf(t, stages, nil, kinds), order); n != 0 {

@@ -222,6 +222,11 @@ func (s *call) Reads(typ int) [][]string {
 	return appendPaths(paths, s.named[typ]...)
 }
 
+// Volatile implements [Built]: all effects depend on the responses of the service.
+func (s *call) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.Writes(typ), s.urls[typ] != nil
+}
+
 func (s *call) Bind(layouts []*codec.Layout) error {
 	for typ, p := range s.urls {
 		if p == nil {

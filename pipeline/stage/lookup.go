@@ -179,6 +179,11 @@ func (s *lookup) Reads(typ int) [][]string {
 	return appendPaths(s.paths(typ, 0), s.keys[typ])
 }
 
+// Volatile implements [Built]: all effects depend on the rows of the table.
+func (s *lookup) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.Writes(typ), s.keys[typ] != nil && s.policy != missingKeep
+}
+
 func (s *lookup) Bind(layouts []*codec.Layout) error {
 	if err := bind(s.keys, layouts); err != nil {
 		return err

@@ -594,6 +594,10 @@ func (s *mask) Writes(typ int) (paths [][]string) {
 	return paths
 }
 
+// Volatile implements [Built]: masked values depend only on the value, the key and the
+// salt.
+func (s *mask) Volatile(int) (fields [][]string, fate bool) { return nil, false }
+
 func (s *mask) Bind(layouts []*codec.Layout) error {
 	for typ := range s.edits {
 		for i := range s.edits[typ] {

@@ -62,6 +62,8 @@ func (s *rekey) Reads(typ int) [][]string { return appendPaths(nil, s.keys[typ])
 
 func (s *rekey) Writes(int) [][]string { return nil }
 
+func (s *rekey) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.keys[typ]) }
+
 func (s *rekey) Bind(layouts []*codec.Layout) error { return bind(s.keys, layouts) }
 
 func (s *rekey) Clone() Built { return &rekey{keys: s.keys, number: s.number} }

@@ -169,6 +169,10 @@ func (s *route) Reads(typ int) (paths [][]string) {
 
 func (s *route) Writes(int) [][]string { return nil }
 
+func (s *route) Volatile(typ int) (fields [][]string, fate bool) {
+	return nil, slices.ContainsFunc(s.cases[typ], func(c routeCase) bool { return clocked(c.when) })
+}
+
 func (s *route) Bind(layouts []*codec.Layout) error {
 	for typ := range s.cases {
 		for _, c := range s.cases[typ] {

@@ -128,6 +128,10 @@ func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.paths(typ, 0
 
 func (s *split) Writes(typ int) [][]string { return s.cut(typ, s.set.Writes(typ)) }
 
+func (s *split) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.set.clockedPaths(typ), false
+}
+
 // cut appends the fields that a split of events of a type reads and writes.
 func (s *split) cut(typ int, paths [][]string) [][]string {
 	c := s.cuts[typ]

@@ -50,6 +50,15 @@ type Built interface {
 	Reads(typ int) [][]string
 	Writes(typ int) [][]string
 
+	// Volatile returns the effects of the stage on events of a type that can differ
+	// when the same event is processed again, for example because they depend on
+	// now(), on the rows of a table or on the response of a service. fields are the
+	// paths of fields whose new value can differ; the last step of a path can be the
+	// key of a map. fate reports whether it can differ if the event passes, or with
+	// which key or to which topics. Effects of fields that a previous stage set are not
+	// included. It is called on the result of New, before or after Bind.
+	Volatile(typ int) (fields [][]string, fate bool)
+
 	// Bind sets the layouts of the events, by type. It is called once. The layout
 	// of a type is nil if no event of this type can reach the stage.
 	Bind(layouts []*codec.Layout) error

@@ -158,6 +158,10 @@ func (s *upcast) Writes(typ int) [][]string {
 	return paths
 }
 
+func (s *upcast) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.set.clockedPaths(typ), false
+}
+
 func (s *upcast) Bind(layouts []*codec.Layout) error {
 	for typ, on := range s.on {
 		if !on {
