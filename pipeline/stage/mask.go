@@ -21,7 +21,7 @@ import (
 func Mask() Kind {
 	return Kind{
 		Name: "mask",
-		Doc:  "Hides values: replaces them in the event.",
+		Doc:  "Hides field values by replacing them.",
 		Params: []Param{
 			{Name: "fields", Form: Texts, Required: true, Doc: "Maps the path of a field to the method that hides it. " +
 				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. " +
