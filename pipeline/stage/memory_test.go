@@ -1,6 +1,7 @@
 package stage_test
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -297,91 +298,116 @@ func (r reference) passes(id string, at, within int64, rejected bool) bool {
 	return true
 }
 
-// The events are out of order, but within four spans. Some batches are aborted, and the
-// stage restarts from the written changes. The same events must pass as with a dedupe
-// that has unlimited memory and never restarts.
-func TestDedupeAgreesWithOneOfUnlimitedMemory(t *testing.T) {
-	const within = 60_000
-	r := newRun(t, nil, `dedupe: {by: id, within: 1m, on: [Visit]}`)
-	bodies := map[string][]byte{}
-	for i := range 12 {
-		id := fmt.Sprint(i)
-		bodies[id] = encode(t, r.pipeline.Types[0], fmt.Sprintf(`{"id": %q, "data": {"page": "/"}}`, id))
-	}
-	rapid.Check(t, func(rt *rapid.T) {
-		type event struct {
-			id       string
-			at       int64
-			rejected bool // by a later stage, if the event reaches it
-			passes   bool
-		}
-		log := make([]event, rapid.IntRange(0, 150).Draw(rt, "events"))
-		all := reference{}
-		now := int64(1_000_000_000)
-		for i := range log {
-			now += rapid.Int64Range(0, within/4).Draw(rt, "step")
-			e := &log[i]
-			e.id = fmt.Sprint(rapid.IntRange(0, 11).Draw(rt, "id"))
-			e.at = now - rapid.SampledFrom([]int64{0, 0, 0, 1, within - 1, within, within + 1}).Draw(rt, "late")
-			e.rejected = rapid.IntRange(0, 4).Draw(rt, "rejected") == 0
-			e.passes = all.passes(e.id, e.at, within, e.rejected)
-		}
+// A logged is an event of a log for dedupe.
+type logged struct {
+	id       string
+	at       int64 // milliseconds since 1970
+	rejected bool  // by a later stage, if the event reaches it
+	passes   bool  // wanted, by the reference
+}
 
-		var keeper stage.Keeper
-		var changes [][]byte
-		next := 0
-		restart := func() {
-			r.chain = r.pipeline.Chain()
-			r.chain.Each(func(_ string, s pipeline.Stage) { keeper = s.(stage.Keeper) })
-			if err := keeper.Assign(3, int64(next), func(add func([]byte) error) error {
-				for _, c := range changes {
-					if err := add(c); err != nil {
-						return err
-					}
-				}
-				return nil
-			}); err != nil {
-				rt.Fatal(err)
+const logWithin = 60_000 // milliseconds
+
+// drawLog draws a log that is out of order, but within four spans.
+func drawLog(rt *rapid.T) []logged {
+	log := make([]logged, rapid.IntRange(0, 150).Draw(rt, "events"))
+	all := reference{}
+	now := int64(1_000_000_000)
+	for i := range log {
+		now += rapid.Int64Range(0, logWithin/4).Draw(rt, "step")
+		e := &log[i]
+		e.id = fmt.Sprint(rapid.IntRange(0, 11).Draw(rt, "id"))
+		e.at = now - rapid.SampledFrom([]int64{0, 0, 0, 1, logWithin - 1, logWithin, logWithin + 1}).Draw(rt, "late")
+		e.rejected = rapid.IntRange(0, 4).Draw(rt, "rejected") == 0
+		e.passes = all.passes(e.id, e.at, logWithin, e.rejected)
+	}
+	return log
+}
+
+// A dedupeRun runs a log through a dedupe stage, on one partition.
+type dedupeRun struct {
+	*run
+	rt      *rapid.T
+	keeper  stage.Keeper
+	changes [][]byte // the state topic
+}
+
+const logPartition = 3
+
+// restart replaces the stage with one that loads the written changes.
+func (d *dedupeRun) restart(next int) {
+	d.chain = d.pipeline.Chain()
+	d.chain.Each(func(_ string, s pipeline.Stage) { d.keeper = s.(stage.Keeper) })
+	if err := d.keeper.Assign(logPartition, int64(next), func(add func([]byte) error) error {
+		for _, c := range d.changes {
+			if err := add(c); err != nil {
+				return err
 			}
 		}
-		restart()
-		for next < len(log) {
+		return nil
+	}); err != nil {
+		d.rt.Fatal(err)
+	}
+}
+
+// process runs one event and checks whether it passes.
+func (d *dedupeRun) process(offset int, e logged) {
+	body := encode(d.t, d.pipeline.Types[0], fmt.Sprintf(`{"id": %q, "data": {"page": "/"}}`, e.id))
+	passed := false
+	if err := d.processBody(body, &pipeline.Record{Partition: logPartition, Offset: int64(offset), Time: time.UnixMilli(e.at)},
+		func(*pipeline.Event) error { passed = true; return nil }); err != nil {
+		d.rt.Fatal(err)
+	}
+	if passed != e.passes {
+		d.rt.Fatalf("offset %d: id %s at %d: passed is %v, want %v", offset, e.id, e.at, passed, e.passes)
+	}
+	if e.rejected {
+		d.keeper.Undo(logPartition, int64(offset))
+	}
+}
+
+// end ends a batch and reports whether it was committed.
+func (d *dedupeRun) end() (committed bool) {
+	var made [][]byte
+	d.keeper.Changes(func(partition int32, change []byte) {
+		if partition != logPartition {
+			d.rt.Fatalf("a change of partition %d", partition)
+		}
+		made = append(made, bytes.Clone(change))
+	})
+	committed = rapid.Bool().Draw(d.rt, "committed")
+	d.keeper.EndBatch(committed)
+	// With at-least-once delivery, changes can be written without the offsets.
+	if committed || rapid.Bool().Draw(d.rt, "written without offsets") {
+		d.changes = append(d.changes, made...)
+	}
+	return committed
+}
+
+// Some batches are aborted, and the stage restarts from the written changes, sometimes at
+// an older offset. The same events must pass as with a dedupe that has unlimited memory
+// and never restarts.
+func TestDedupeAgreesWithOneOfUnlimitedMemory(t *testing.T) {
+	r := newRun(t, nil, `dedupe: {by: id, within: 1m, on: [Visit]}`)
+	rapid.Check(t, func(rt *rapid.T) {
+		log := drawLog(rt)
+		d := &dedupeRun{run: r, rt: rt}
+		d.restart(0)
+		for next := 0; next < len(log); {
 			to := min(len(log), next+rapid.IntRange(1, 20).Draw(rt, "batch"))
 			for i := next; i < to; i++ {
-				passed := false
-				if err := r.processBody(bodies[log[i].id], &pipeline.Record{Partition: 3, Offset: int64(i), Time: time.UnixMilli(log[i].at)},
-					func(*pipeline.Event) error { passed = true; return nil }); err != nil {
-					rt.Fatal(err)
-				}
-				if passed != log[i].passes {
-					rt.Fatalf("offset %d: id %s at %d: passed is %v, want %v", i, log[i].id, log[i].at, passed, log[i].passes)
-				}
-				if log[i].rejected {
-					keeper.Undo(3, int64(i))
-				}
+				d.process(i, log[i])
 			}
-			var made [][]byte
-			keeper.Changes(func(partition int32, change []byte) {
-				if partition != 3 {
-					rt.Fatalf("a change of partition %d", partition)
-				}
-				made = append(made, append([]byte(nil), change...))
-			})
-			committed := rapid.Bool().Draw(rt, "committed")
-			keeper.EndBatch(committed)
-			if committed {
+			if d.end() {
 				next = to
 			}
-			// With at-least-once delivery, changes can be written without the offsets.
-			if committed || rapid.Bool().Draw(rt, "written without offsets") {
-				changes = append(changes, made...)
+			if rapid.IntRange(0, 3).Draw(rt, "restart") > 0 {
+				continue
 			}
-			if rapid.IntRange(0, 3).Draw(rt, "restart") == 0 {
-				if rapid.IntRange(0, 3).Draw(rt, "reset") == 0 {
-					next = rapid.IntRange(0, next).Draw(rt, "to")
-				}
-				restart()
+			if rapid.IntRange(0, 3).Draw(rt, "reset") == 0 {
+				next = rapid.IntRange(0, next).Draw(rt, "to")
 			}
+			d.restart(next)
 		}
 	})
 }
