@@ -6,118 +6,123 @@ import (
 	"runtime/debug"
 )
 
-// An Event is one record on its way through a chain. Type is the index of the
-// event's type among the types of its pipeline; the view is of the event's
-// body, laid out for that type.
+// An Event is a record while a chain processes it. Type is the index of the event
+// type in the pipeline's list of types. The View shows the event's body in the
+// layout of that type.
 type Event struct {
 	*Record
 	Type int
 	View
 
-	// NewKey replaces the record's key on what is written; nil leaves it.
+	// NewKey replaces the record's key in the output; nil keeps the key.
 	NewKey []byte
-	// To names the topics to write to; nil is the pipeline's own.
+	// To names the topics to write to; nil means the pipeline's own topic.
 	To []string
 
-	// Old is the body as an older writer wrote it, and OldType which of the
-	// pipeline's old shapes it has; -1 if the writer's schema is no such shape.
-	// The view above is then of the body resolved to our schema.
+	// OldType is the index of the writer's schema in the pipeline's list of old
+	// shapes, or -1 if it is not in the list. If it is at least 0, Old shows the
+	// body in the writer's schema, and View shows the body resolved to the
+	// current schema.
 	Old     View
 	OldType int
 
-	// Arena holds what stages make for this event: append to it and keep the
-	// part appended. It is reset with the event.
+	// Arena is the memory for bytes that stages create for this event. A stage
+	// appends to it and keeps the appended part. It is reset with the event.
 	Arena []byte
 }
 
-// A Verdict is what a stage says of an event.
+// A Verdict is a stage's decision about an event.
 type Verdict uint8
 
 const (
 	// Pass hands the event to the next stage.
 	Pass Verdict = iota
-	// Drop ends the event's way here, on purpose and counted: filtered.
+	// Drop removes the event intentionally. It is counted as filtered.
 	Drop
 )
 
-// A Stage handles one event. It may change the event; it says whether the event
-// goes on. An error of [ClassReject] sends the event, as it came in, to the dead
-// letters; any other error aborts the batch. After an error of [ClassReject] the
-// event has to be as it was.
+// A Stage handles one event. It may change the event, and its verdict decides
+// whether the event continues. An error of [ClassReject] sends the original event
+// to the dead letters; the stage must leave the event unchanged in that case. Any
+// other error aborts the batch.
 //
-// A session owns its stages: no two calls of one stage overlap.
+// A session owns its stages: calls of one stage never overlap.
 type Stage interface {
 	Process(ctx context.Context, e *Event) (Verdict, error)
 }
 
-// StageFunc is a function as a [Stage].
+// StageFunc makes a function a [Stage].
 type StageFunc func(ctx context.Context, e *Event) (Verdict, error)
 
 // Process calls f.
 func (f StageFunc) Process(ctx context.Context, e *Event) (Verdict, error) { return f(ctx, e) }
 
-// A Splitter is a stage that makes several events of one. A chain calls Split
+// A Splitter is a stage that turns one event into several. A chain calls Split
 // instead of Process.
 type Splitter interface {
 	Stage
-	// Split calls next with each of the events that e becomes, in order, and
-	// returns its error at once if there is one. It may change e for each call.
-	// If it calls next not at all, e was filtered.
+	// Split calls next for each resulting event, in order. It returns an error of
+	// next immediately. It may change e between the calls. If it never calls next,
+	// e is counted as filtered.
 	Split(ctx context.Context, e *Event, next func(*Event) error) error
 }
 
-// OnError says what becomes of an event that a stage rejects.
+// OnError is the handling of an event that a stage rejects.
 type OnError uint8
 
 const (
-	// DeadLetter writes the event, as it came in, to the dead letters.
+	// DeadLetter writes the original event to the dead letters.
 	DeadLetter OnError = iota
-	// Skip leaves the stage out for this event, which goes on as it was.
+	// Skip passes the event unchanged to the next stage.
 	Skip
-	// Stop ends the worker: its state needs a person to look at it.
+	// Stop stops the worker, because an operator must check the state.
 	Stop
 )
 
-// StageCounts is what became of the events that reached one stage:
-// In + Added = Passed + Filtered + the sum of Rejected. Skipped events are
-// among the passed.
+// StageCounts counts the events that reached one stage, by outcome:
+// In + Added = Passed + Filtered + the sum of Rejected. Passed includes Skipped.
+// Added counts the events that a [Splitter] created in addition to the original.
 type StageCounts struct {
 	In, Added, Passed, Filtered, Skipped int
 
 	Rejected map[Reason]int
 }
 
-// A Chain runs stages in order and stops an event where a stage drops or
-// rejects it. It counts what it does; the counts of a batch are read, and
-// cleared, when the batch has ended.
+// A Chain runs stages in order. An event stops at the stage that drops or rejects
+// it. The chain counts outcomes; the owner reads and clears the counts at the end
+// of each batch.
+//
+// A session owns its Chain: all methods are called from one goroutine at a time.
 type Chain struct {
 	links   []link
-	watch   Watch // nil if nobody does
-	dropped int   // the stage that filtered last
+	watch   Watch // nil: not watched
+	dropped int   // index of the stage that filtered an event most recently
 }
 
 // A Moment is when a [Watch] is called.
 type Moment uint8
 
 const (
-	// Entering is before a stage handles the event. The others say what came of it.
+	// Entering: the stage is about to handle the event. The other moments are
+	// outcomes.
 	Entering Moment = iota
-	// Passed is once for each event that goes on: for a [Splitter], its parts.
+	// Passed: the event continues. A [Splitter] reports each of its parts.
 	Passed
-	// Filtered is when the stage dropped it.
+	// Filtered: the stage dropped the event.
 	Filtered
-	// Skipped is when the stage failed on it and is told to let it go on as it was.
+	// Skipped: the stage failed, and the event continues unchanged (see [Skip]).
 	Skipped
-	// Failed is when the stage failed on it, and it does not go on.
+	// Failed: the stage failed, and the event does not continue.
 	Failed
 )
 
-// A Watch looks at events around the stages of a [Chain], by number. It must not
-// change them, and they are valid only during the call.
+// A Watch observes the events before and after each stage of a [Chain]. stage is
+// the index of the stage. A Watch must not change the event, which is valid only
+// during the call.
 type Watch func(m Moment, stage int, e *Event, err error)
 
-// Watch has w look at the events that follow; nil ends that. It is for the
-// goroutine that calls Process, between its calls.
+// Watch makes w observe all further events; nil stops the observation. Only the
+// goroutine that calls Process may call it, between two calls of Process.
 func (c *Chain) Watch(w Watch) { c.watch = w }
 
 func (c *Chain) saw(m Moment, stage int, e *Event, err error) {
@@ -129,41 +134,41 @@ func (c *Chain) saw(m Moment, stage int, e *Event, err error) {
 type link struct {
 	name     string
 	stage    Stage
-	splitter Splitter // the stage, if it is one
+	splitter Splitter // the stage, if it is a Splitter
 	onError  OnError
 	counts   StageCounts
 
-	// Of the event that is being split.
+	// State of the event that is being split.
 	next  func(*Event) error
-	calls int   // of next
-	later error // of a stage behind this one
+	calls int   // number of calls of next
+	later error // error of a stage after this one
 	ctx   context.Context
 	out   func(*Event) error
 }
 
-// Add appends a stage under a name that is unique in the chain.
+// Add appends a stage. Its name must be unique in the chain.
 func (c *Chain) Add(name string, s Stage, onError OnError) {
 	at := len(c.links)
 	l := link{name: name, stage: s, onError: onError, counts: StageCounts{Rejected: map[Reason]int{}}}
 	if splitter, ok := s.(Splitter); ok {
 		l.splitter = splitter
-		l.next = func(e *Event) error { return c.split(at, e) } // once, not per event
+		l.next = func(e *Event) error { return c.split(at, e) } // allocated once, not per event
 	}
 	c.links = append(c.links, l)
 }
 
-// Each calls f with the stages, in order.
+// Each calls f for every stage, in order.
 func (c *Chain) Each(f func(name string, s Stage)) {
 	for i := range c.links {
 		f(c.links[i].name, c.links[i].stage)
 	}
 }
 
-// Dropped returns the stage that filtered an event last: the one of an event that
-// has just come through, if nothing came out of it.
+// Dropped returns the name of the stage that filtered an event most recently. If
+// the last call of Process produced no event and no error, this stage dropped it.
 func (c *Chain) Dropped() string { return c.links[c.dropped].name }
 
-// A StageError says which stage of a chain an error came from.
+// A StageError adds the name of the failed stage to an error.
 type StageError struct {
 	Stage string
 	Err   error
@@ -172,8 +177,8 @@ type StageError struct {
 func (e *StageError) Error() string { return "stage " + e.Stage + ": " + e.Err.Error() }
 func (e *StageError) Unwrap() error { return e.Err }
 
-// A PanicError is what a stage's panic becomes: a rejection of the event, with
-// the stack for the log.
+// A PanicError is the error for a panic in a stage. The event is rejected. Stack is
+// for the log.
 type PanicError struct {
 	Value any
 	Stack []byte
@@ -181,16 +186,17 @@ type PanicError struct {
 
 func (e *PanicError) Error() string { return fmt.Sprintf("panic: %v", e.Value) }
 
-// Process runs the event through the stages and calls out with each event that
-// comes out of the last: one, none, or as many as a [Splitter] made. The event
-// and its bytes are valid only during the call. An error of a stage is a
-// [*StageError]; what was handed to out before it must then not take effect.
+// Process runs the event through the stages and calls out for each event that
+// passes the last stage: at most one, or more if a [Splitter] is in the chain. The
+// event and its bytes are valid only during the call of out. An error of a stage
+// is a [*StageError]. After an error, the events that out received must not take
+// effect.
 func (c *Chain) Process(ctx context.Context, e *Event, out func(*Event) error) error {
 	return c.from(ctx, 0, e, out)
 }
 
-// from runs the event through the stages from a number on. A panic of one of
-// them is as if it had returned the error; one recover does for all of them.
+// from runs the event through the stages, starting at index at. A panic of a stage
+// is handled like a returned error. One deferred recover covers all stages.
 func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) error) (err error) {
 	inStage := false
 	defer func() {
@@ -198,8 +204,8 @@ func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) err
 			return
 		}
 		if p := recover(); p != nil {
-			var on bool
-			if on, err = c.stopped(at, e, panicked(p)); on {
+			var skipped bool
+			if skipped, err = c.stopped(at, e, panicked(p)); skipped {
 				err = c.from(ctx, at+1, e, out)
 			}
 		}
@@ -214,21 +220,21 @@ func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) err
 		inStage = true
 		v, failure := l.stage.Process(ctx, e)
 		inStage = false
-		if failure == nil && v != Drop { // as for nearly all
+		if failure == nil && v != Drop { // the common case
 			l.counts.Passed++
 			c.saw(Passed, at, e, nil)
 			continue
 		}
-		if on, err := c.stopped(at, e, failure); !on {
+		if skipped, err := c.stopped(at, e, failure); !skipped {
 			return err
 		}
 	}
 	return out(e)
 }
 
-// stopped counts an event that a stage dropped, or failed on if there is an error. It
-// goes on all the same if on.
-func (c *Chain) stopped(at int, e *Event, err error) (on bool, _ error) {
+// stopped counts an event that a stage dropped (err is nil) or rejected. The event
+// continues with the next stage if skipped.
+func (c *Chain) stopped(at int, e *Event, err error) (skipped bool, _ error) {
 	l := &c.links[at]
 	if err == nil {
 		l.counts.Filtered++
@@ -236,8 +242,7 @@ func (c *Chain) stopped(at int, e *Event, err error) (on bool, _ error) {
 		c.saw(Filtered, at, e, nil)
 		return false, nil
 	}
-	skipped, err := l.failed(err, l.onError)
-	if !skipped {
+	if skipped, err = l.failed(err, l.onError); !skipped {
 		c.saw(Failed, at, e, err)
 		return false, err
 	}
@@ -246,7 +251,7 @@ func (c *Chain) stopped(at int, e *Event, err error) (on bool, _ error) {
 	return true, nil
 }
 
-// failed counts a stage's error. The event goes on if skipped.
+// failed counts an error of the stage. The event continues if skipped.
 func (l *link) failed(err error, onError OnError) (skipped bool, _ error) {
 	reject, ok := rejection(err)
 	switch {
@@ -255,13 +260,14 @@ func (l *link) failed(err error, onError OnError) (skipped bool, _ error) {
 		l.counts.Skipped++
 		return true, nil
 	case onError == Stop:
-		return false, Fatal("stage %s is told to stop at a bad event: %w", l.name, err)
+		return false, Fatal("stage %s rejected an event, and its on_error is stop: %w", l.name, err)
 	default:
 		l.counts.Rejected[reject.Reason]++
 	}
 	return false, &StageError{l.name, err}
 }
 
+// splitAll runs the Splitter at index at and the stages after it.
 func (c *Chain) splitAll(ctx context.Context, at int, e *Event, out func(*Event) error) error {
 	l := &c.links[at]
 	l.calls, l.later, l.ctx, l.out = 0, nil, ctx, out
@@ -280,7 +286,7 @@ func (c *Chain) splitAll(ctx context.Context, at int, e *Event, out func(*Event)
 	}
 	onError := l.onError
 	if l.calls > 0 {
-		l.counts.Added++ // the rejected rest, beside the parts that went on
+		l.counts.Added++ // counts the rejected rest; the other parts passed
 		if onError == Skip {
 			onError = DeadLetter
 		}
@@ -296,6 +302,8 @@ func (c *Chain) splitAll(ctx context.Context, at int, e *Event, out func(*Event)
 	return err
 }
 
+// split counts one part that the Splitter at index at made, and runs it through the
+// stages after it.
 func (c *Chain) split(at int, e *Event) error {
 	l := &c.links[at]
 	if l.calls++; l.calls > 1 {
@@ -319,11 +327,12 @@ func splitProcess(ctx context.Context, s Splitter, e *Event, next func(*Event) e
 	return s.Split(ctx, e, next)
 }
 
-// panicked is the error that a stage's panic becomes.
+// panicked returns the error for a recovered panic of a stage.
 func panicked(p any) error { return &RejectError{ReasonPanic, &PanicError{p, debug.Stack()}} }
 
-// Counts calls f with each stage's counts since the last call, and clears them.
-// Counts of a batch that was aborted are to be dropped: its events come again.
+// Counts calls f with the counts of each stage since the last call, and clears
+// them. A nil f discards the counts. Discard the counts of an aborted batch,
+// because its events will be processed again.
 func (c *Chain) Counts(f func(stage string, n StageCounts)) {
 	for i := range c.links {
 		l := &c.links[i]

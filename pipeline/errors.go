@@ -5,20 +5,18 @@ import (
 	"fmt"
 )
 
-// Class says what must happen after an error. It is decided in one place,
-// [ClassOf].
+// Class is the required reaction to an error. Only [ClassOf] decides it.
 type Class uint8
 
 const (
-	// ClassAbort: this batch failed. Roll back, back off, try again. Trouble
-	// with a broker or the registry is always this. It is the class of every
-	// error that does not say otherwise.
+	// ClassAbort: the batch failed. Abort it, back off and retry. This is the
+	// default class. Errors of brokers and of the registry always have it.
 	ClassAbort Class = iota
-	// ClassReject: this event is bad and will be bad again. It becomes a dead
-	// letter; the events around it go on.
+	// ClassReject: the event is bad, and a retry cannot succeed. It becomes a dead
+	// letter; processing continues with the next event.
 	ClassReject
-	// ClassFatal: the state is unknown or cannot mend itself. Stop, and let a
-	// restart recover.
+	// ClassFatal: the state is unknown, or retries cannot repair it. Stop the
+	// process; a restart recovers the state.
 	ClassFatal
 )
 
@@ -33,8 +31,9 @@ func (c Class) String() string {
 	}
 }
 
-// ClassOf returns the class of an error: that of the outermost [RejectError] or
-// [FatalError] in its chain, else ClassAbort.
+// ClassOf returns the class of the outermost [RejectError] or [FatalError] in the
+// error's chain, or ClassAbort if there is none. Of joined errors, the most severe
+// class decides: fatal, then abort, then reject.
 func ClassOf(err error) Class {
 	for err != nil {
 		switch err.(type) {
@@ -60,26 +59,26 @@ func ClassOf(err error) Class {
 	return ClassAbort
 }
 
-// Reason is a stable code for why an event was rejected or dropped: a metric
-// label and the dlq.reason header. Rewording an error must not rename a series,
-// so reasons are constants.
+// Reason is a stable code for the cause of a rejected or dropped event. It is the
+// value of a metric label and of the dlq.reason header. Reasons are constants, so
+// a changed error text does not rename a time series.
 type Reason string
 
-// The reasons Millrace gives. Stages may add their own, in lower_snake_case.
+// The reasons of Millrace itself. Stages may add their own in lower_snake_case.
 const (
 	ReasonBadFrame      Reason = "bad_frame"      // no Confluent frame, or an empty value
 	ReasonUnknownSchema Reason = "unknown_schema" // the registry does not know the schema id
 	ReasonUnknownType   Reason = "unknown_type"   // the topology does not name this event type
-	ReasonBadSchema     Reason = "bad_schema"     // the writer's schema does not resolve to ours
+	ReasonBadSchema     Reason = "bad_schema"     // the writer's schema does not resolve to the current schema
 	ReasonBadBody       Reason = "bad_body"       // the Avro body does not match its schema
 	ReasonTrailingBytes Reason = "trailing_bytes" // bytes after the end of the Avro body
-	ReasonTombstone     Reason = "tombstone"      // a null value where an event is due
+	ReasonTombstone     Reason = "tombstone"      // a null value instead of an event
 	ReasonExpression    Reason = "expression"     // an expression failed on this event
-	ReasonTooLarge      Reason = "too_large"      // larger than the topic takes
+	ReasonTooLarge      Reason = "too_large"      // larger than the topic allows
 	ReasonPanic         Reason = "panic"          // a stage panicked
 )
 
-// A RejectError says that one event is bad.
+// A RejectError rejects one event. Its class is [ClassReject].
 type RejectError struct {
 	Reason Reason
 	Err    error
@@ -93,7 +92,7 @@ func Reject(reason Reason, format string, args ...any) error {
 func (e *RejectError) Error() string { return string(e.Reason) + ": " + e.Err.Error() }
 func (e *RejectError) Unwrap() error { return e.Err }
 
-// A FatalError says that this process must not go on.
+// A FatalError stops the process. Its class is [ClassFatal].
 type FatalError struct{ Err error }
 
 // Fatal returns a FatalError with a formatted message.
@@ -102,7 +101,7 @@ func Fatal(format string, args ...any) error { return &FatalError{fmt.Errorf(for
 func (e *FatalError) Error() string { return e.Err.Error() }
 func (e *FatalError) Unwrap() error { return e.Err }
 
-// rejection returns the RejectError that decides the class of err, if one does.
+// rejection returns the RejectError in err, and whether err has [ClassReject].
 func rejection(err error) (*RejectError, bool) {
 	if ClassOf(err) != ClassReject {
 		return nil, false
@@ -111,7 +110,7 @@ func rejection(err error) (*RejectError, bool) {
 	return r, errors.As(err, &r)
 }
 
-// ReasonOf returns the reason of an error of [ClassReject], else "".
+// ReasonOf returns the reason of an error of [ClassReject], or "" for other errors.
 func ReasonOf(err error) Reason {
 	if r, ok := rejection(err); ok {
 		return r.Reason

@@ -1,17 +1,24 @@
-// Package pipeline is the vocabulary of Millrace: the words that every other
-// package shares, and nothing else. It imports only the standard library and
-// does no I/O.
+// Package pipeline defines the types that all other packages share. It imports
+// only the standard library and does no I/O.
 //
-// One word per idea. An event is a fact in the past tense, of a type, about an
-// aggregate; its key is the aggregate's id. A record is how a topic holds it:
-// key, value, headers, at an offset of a partition. A pipeline reads a topic,
-// runs a chain of stages over each event and writes what passes; what a stage
-// rejects becomes a dead letter. A projection folds events into the state of
-// an aggregate and publishes it as a snapshot. A worker is a process in a
-// consumer group; it runs one or more sessions, each a member of the group.
+// The terms:
 //
-// Start reading at [Event], then [Stage] and [Chain], then [Handler], which is
-// all that the Kafka loop knows of the rest.
+//   - An event is a fact in the past tense about an aggregate. It has a type. Its
+//     key is the aggregate's id.
+//   - A record is an event as a topic holds it: key, value and headers at an
+//     offset of a partition.
+//   - A pipeline reads a topic, runs a chain of stages over each event and writes
+//     the events that pass. An event that a stage rejects becomes a dead letter.
+//   - A projection folds events into the state of an aggregate and publishes the
+//     state as a snapshot.
+//   - A worker is a process in a consumer group. It runs one or more sessions; each
+//     session is a member of the group.
+//
+// Start reading at [Event], then [Stage] and [Chain], then [Handler], which is the
+// only interface between the Kafka loop and event processing.
+//
+// A session owns its Chain, its Handler and their stages, and calls them from one
+// goroutine at a time.
 package pipeline
 
 import (
@@ -19,20 +26,19 @@ import (
 	"time"
 )
 
-// A Header is one record header. Names may repeat; order is kept.
+// A Header is one record header. Keys may repeat. The order of headers is kept.
 type Header struct {
 	Key   string
 	Value []byte
 }
 
-// KeyPartition as a [Record]'s Partition leaves the choice to its key (murmur2,
-// as Java's default partitioner).
+// KeyPartition as the Partition of a [Record] means that the key decides the
+// partition (murmur2, like Java's default partitioner).
 const KeyPartition int32 = -1
 
-// A Record is one record of a topic: as it was read, or as it is to be written.
-// A nil Value is a tombstone. On a record to be written, Offset has no meaning,
-// and Partition is KeyPartition unless the record belongs to one partition
-// whatever its key.
+// A Record is one record of a topic, either read or to be written. A nil Value is
+// a tombstone. In a record to be written, Offset has no meaning, and Partition is
+// KeyPartition unless the record belongs to a fixed partition.
 type Record struct {
 	Topic     string
 	Partition int32
@@ -40,14 +46,16 @@ type Record struct {
 	Key       []byte
 	Value     []byte
 	Headers   []Header
-	Time      time.Time // the record's timestamp: event time, in milliseconds
+	Time      time.Time // the record's timestamp: event time, millisecond precision
 
-	// Taken is when the worker took up the record that it read, to within a few
-	// records; zero if nobody looked at the clock. It is what now() says.
+	// Taken is the time at which the worker started to handle the record. now()
+	// returns it. The clock is read once for a few records. Zero: the clock was
+	// not read.
 	Taken time.Time
 }
 
-// Header returns the last value under the name, and whether there is one.
+// Header returns the last value of the header with that name, and whether the
+// record has one.
 func (r *Record) Header(name string) ([]byte, bool) {
 	for i := len(r.Headers) - 1; i >= 0; i-- {
 		if r.Headers[i].Key == name {
@@ -57,45 +65,44 @@ func (r *Record) Header(name string) ([]byte, bool) {
 	return nil, false
 }
 
-// An Emitter takes the records that a [Handler] yields. The bytes of an emitted
-// record must stay unchanged until the Handler's EndBatch, or Reuse.
+// An Emitter receives the records that a [Handler] produces. The bytes of an
+// emitted record must stay unchanged until EndBatch or Reuse of the Handler.
 type Emitter interface {
 	Emit(r *Record)
 }
 
-// A Handler turns the records of a session's batches into records to be
-// written. A session owns its Handler: no two calls overlap.
+// A Handler turns the records that a session reads into records to be written. A
+// session owns its Handler, so calls never overlap.
 //
-// The bytes of in belong to the caller and are valid until EndBatch, unless the
-// Handler is a [Recycler]. An error
-// means that the batch as a whole must not take effect; what happens next is
-// the error's [Class]. A bad event is not an error here: it is emitted as a
-// dead letter.
+// The bytes of in belong to the caller. They are valid until EndBatch, unless the
+// Handler is a [Recycler]. An error means that the whole batch must not take
+// effect; the [Class] of the error decides what happens next. A bad event is not
+// an error here: the Handler emits it as a dead letter.
 type Handler interface {
 	Handle(ctx context.Context, in *Record, out Emitter) error
 
-	// Flush is called once at the end of each batch, before it is committed:
-	// the last chance to emit.
+	// Flush is called once at the end of each batch, before the commit. It is the
+	// last call that may emit records of the batch.
 	Flush(ctx context.Context, out Emitter) error
 
-	// EndBatch says how the batch ended. After committed = false, its records
-	// will be handled again, by this Handler or another, so nothing that was
-	// counted may become visible.
+	// EndBatch ends the batch. If committed is false, this Handler or another one
+	// will handle its records again, so the counts of the batch must be discarded.
 	EndBatch(committed bool)
 }
 
-// A Recycler is a [Handler] that may keep of what it handled nothing but what it
-// emitted. So memory can be used again as soon as that is acknowledged, and not
-// only when the batch has ended.
+// A Recycler is a [Handler] that can do without its input records before the batch
+// ends: it references them only from the records that it emitted. Their memory can
+// be reused when the emitted records are acknowledged.
 type Recycler interface {
 	Handler
 
-	// Seal ends a part of the batch: from here on, what is emitted is in other
-	// memory. If it returns false, the handler needs what it handled until
-	// EndBatch, and nothing was sealed.
+	// Seal ends a part of the batch. Later records are emitted from other memory.
+	// If it returns false, the Handler needs its input until EndBatch, and no part
+	// was sealed.
 	Seal() bool
 
-	// Reuse says that all is acknowledged that was emitted in the oldest part,
-	// of those that were sealed since EndBatch and not reused yet.
+	// Reuse reports that all emitted records of the oldest sealed part are
+	// acknowledged. Only parts that were sealed since the last EndBatch and not yet
+	// reused count.
 	Reuse()
 }

@@ -3,12 +3,13 @@ package pipeline
 // A Span is a half-open range of bytes within an Avro body.
 type Span struct{ Start, End int }
 
-// A View is an Avro body seen as the few fields that somebody reads or writes.
-// The fields are the slots of a layout (codec.Layout), in the order in which
-// they stand in the body, and never overlap. A field's value is always its
-// Avro encoding: reading it costs no decoding, replacing it no copy of the rest.
+// A View gives access to the fields of an Avro body that some stage reads or
+// writes. The fields are the slots of a layout (codec.Layout). They are in the
+// order of the body and do not overlap. The value of a field is its Avro encoding,
+// so a read needs no decoding, and a replacement needs no copy of the body.
 //
-// The zero View is empty; codec.Layout.Walk fills it.
+// The zero View is empty; codec.Layout.Walk fills it. A View has one owner at a
+// time, as the event that contains it.
 type View struct {
 	Body   []byte
 	fields []field
@@ -20,8 +21,8 @@ type field struct {
 	set  []byte // replaces the span if not nil
 }
 
-// Reset points the view at a body of n slots, all unset. It keeps the memory
-// of the body before, so a view that is reused allocates nothing.
+// Reset makes v a view of body with n unset slots. It reuses memory, so a reused
+// View does not allocate.
 func (v *View) Reset(body []byte, n int) {
 	v.Body, v.dirty = body, false
 	if cap(v.fields) < n {
@@ -31,21 +32,20 @@ func (v *View) Reset(body []byte, n int) {
 	clear(v.fields)
 }
 
-// Copy makes v what from is now, in memory of its own: what is set in one of
-// them later is not seen in the other.
+// Copy makes v a copy of from. A later Set on one of them does not affect the
+// other. They share the bytes of the body and of the values.
 func (v *View) Copy(from *View) {
 	v.Body, v.dirty = from.Body, from.dirty
 	v.fields = append(v.fields[:0], from.fields...)
 }
 
-// SetSpan says where slot i stands in the body.
+// SetSpan sets the position of slot i in the body.
 func (v *View) SetSpan(i int, s Span) { v.fields[i].span = s }
 
 // Len returns the number of slots.
 func (v *View) Len() int { return len(v.fields) }
 
-// Get returns the Avro encoding of slot i as it stands now. The caller must not
-// change it.
+// Get returns the current Avro encoding of slot i. The caller must not change it.
 func (v *View) Get(i int) []byte {
 	f := &v.fields[i]
 	if f.set != nil {
@@ -54,11 +54,11 @@ func (v *View) Get(i int) []byte {
 	return v.Body[f.span.Start:f.span.End]
 }
 
-// Set replaces the value of slot i by enc, the Avro encoding of a value of the
-// slot's type. enc must stay unchanged as long as the view is in use.
+// Set replaces the value of slot i with enc, the Avro encoding of a value of the
+// slot's type. enc must stay unchanged while the view is in use.
 func (v *View) Set(i int, enc []byte) {
 	if enc == nil {
-		enc = []byte{} // null encodes as no bytes at all
+		enc = []byte{} // the encoding of null is empty
 	}
 	v.fields[i].set = enc
 	v.dirty = true
@@ -67,8 +67,8 @@ func (v *View) Set(i int, enc []byte) {
 // Changed reports whether any slot was set since the last Reset.
 func (v *View) Changed() bool { return v.dirty }
 
-// Append appends the body to dst, with the slots that were set spliced in and
-// everything else copied as it is.
+// Append appends the body to dst. It replaces the slots that were set and copies
+// all other bytes unchanged.
 func (v *View) Append(dst []byte) []byte {
 	if !v.dirty {
 		return append(dst, v.Body...)

@@ -8,30 +8,30 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// ReasonAssert is why an assert stage rejects an event.
+// ReasonAssert is the reason of a rejection by an assert stage.
 const ReasonAssert pipeline.Reason = "assert"
 
 // Assert is the stage that rejects events for which a condition does not hold.
 func Assert() Kind {
 	return Kind{
 		Name: "assert",
-		Doc: "Rejects the events for which a condition does not hold. Unlike what a filter drops, such an event is wrong: " +
-			"it becomes a dead letter with the reason assert and a message.",
+		Doc: "Rejects events for which a condition is false. Use it for invalid events: a rejected event becomes a dead letter with the reason assert and a message, " +
+			"but an event that a filter drops does not.",
 		Params: []Param{
-			{Name: "that", Form: Expression, Required: true, Doc: "What has to be true."},
-			{Name: "message", Form: Word, Doc: "What the dead letter says. Without it, it is the condition that does not hold."},
+			{Name: "that", Form: Expression, Required: true, Doc: "The condition that must be true."},
+			{Name: "message", Form: Word, Doc: "The message of the dead letter. The default is the text of the condition."},
 		},
 		Example: `on: [OrderCreated]
 that: data.items.all(i, i.quantity > 0)
-message: an order of nothing`,
+message: an item without a quantity`,
 		New: newAssert,
 	}
 }
 
 type assert struct {
-	conds []*expr.Program // by type; nil where the assert is not for it
-	fails error           // the rejection, made once: it says nothing of the event
-	scope expr.Scope      // written by Process
+	conds []*expr.Program // by type; nil if the stage does not handle the type
+	fails error           // the rejection; created once, because it does not depend on the event
+	scope expr.Scope      // owned by the clone: Process writes it
 }
 
 func newAssert(in Input) (Built, []expr.Fault) {
@@ -58,6 +58,8 @@ func newAssert(in Input) (Built, []expr.Fault) {
 func (s *assert) Reads(typ int) [][]string { return appendPaths(nil, s.conds[typ]) }
 
 func (s *assert) Writes(int) [][]string { return nil }
+
+func (s *assert) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.conds[typ]) }
 
 func (s *assert) Bind(layouts []*codec.Layout) error { return bind(s.conds, layouts) }
 

@@ -6,27 +6,27 @@ func TestAssert(t *testing.T) {
 	none := with(t, order, "data.items", `[]`)
 	check(t, []testCase{
 		{
-			name:   "what holds passes, what does not is rejected with the condition",
+			name:   "a false condition rejects the event, with the text of the condition",
 			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0}`,
 			in:     []string{order, none, paid}, want: []string{"=", "reject assert: not true: size(data.items) > 0", "="},
 		},
 		{
-			name:   "or with a message, in which nothing is special",
+			name:   "the message is used literally, including percent signs",
 			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, message: "100 % of nothing: %d"}`,
 			in:     []string{none}, want: []string{"reject assert: 100 % of nothing: %d"},
 		},
 		{
-			name:   "a condition that cannot be computed is another reason",
+			name:   "a condition that cannot be evaluated has another reason",
 			stages: `assert: {on: [OrderCreated], that: "data.items[0].quantity > 0"}`,
 			in:     []string{none}, want: []string{"reject expression: data.items[0].quantity > 0: index out of bounds: 0"},
 		},
 		{
-			name:   "left out, it lets everything pass",
+			name:   "on_error skip passes the event",
 			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, on_error: skip}`,
 			in:     []string{none}, want: []string{"="},
 		},
 		{
-			name:   "or the worker stops",
+			name:   "on_error stop stops the worker",
 			stages: `assert: {on: [OrderCreated], that: size(data.items) > 0, on_error: stop}`,
 			in:     []string{none}, want: []string{"fatal stage assert rejected an event, and its on_error is stop: assert: not true: size(data.items) > 0"},
 		},
@@ -41,7 +41,7 @@ func TestAssert(t *testing.T) {
 func TestAssertFaults(t *testing.T) {
 	checkBad(t, []badCase{
 		{"nothing", `assert: {message: x}`, `
-assert: {mes ^ assert has no that; add that: EXPRESSION. What has to be true.`},
+assert: {mes ^ assert has no that; add that: EXPRESSION. The condition that must be true.`},
 		{"no bool", `assert: {on: [OrderPaid], that: data.id}`, `
 data.id} ^ this is a string, but an assert needs a bool`},
 		{"empty message", `assert: {that: "true", message: ""}`, `
@@ -51,6 +51,6 @@ data.id} ^ this is a string, but an assert needs a bool`},
 
 func TestAssertAllocatesNothing(t *testing.T) {
 	if n := allocations(t, newRunner(t, `assert: {on: [OrderCreated], that: data.total_amount > 10.0}`, nil), order); n != 0 {
-		t.Errorf("%v allocations for an event", n)
+		t.Errorf("%v allocations per event, want 0", n)
 	}
 }

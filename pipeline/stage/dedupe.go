@@ -17,21 +17,21 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// maxWithin bounds how long a dedupe remembers: the times in a span are counted
-// in milliseconds, in 32 bits.
+// maxWithin limits the parameter within, because a span stores times as milliseconds
+// in 32 bits.
 const maxWithin = 31 * 24 * time.Hour
 
-// Dedupe is the stage that drops events that were there before.
+// Dedupe is the stage that drops duplicate events.
 func Dedupe() Kind {
 	return Kind{
 		Name: "dedupe",
-		Doc: "Drops events that were there before: the first with an id passes, those that follow it within a time are counted as filtered. " +
-			"The time is that of the records, so that a replay decides alike, and duplicates are found within one partition: those of one key are always. " +
-			"What is remembered survives restarts and is committed together with what is written.",
+		Doc: "Drops duplicate events. The first event with an id passes, and events with the same id within a given time of it are counted as filtered. " +
+			"Record timestamps are compared, so a replay gives the same result. Duplicates are found if they are in the same partition, as events with the same key are. " +
+			"The known ids survive restarts and are committed in the same transaction as the output.",
 		Params: []Param{
-			{Name: "by", Form: Expression, Doc: "The id, a text; the event's own if not given. Events with the same id are the same event, also if they are of different types."},
-			{Name: "within", Form: Duration, Required: true, Doc: "How far from the first one, at most 31d. " +
-				"For records that are out of order: remembered are the last four spans of this length that first ones fell into."},
+			{Name: "by", Form: Expression, Doc: "The id (a string). The default is the event's own id. Events of different types with the same id are duplicates, too."},
+			{Name: "within", Form: Duration, Required: true, Doc: "The maximum difference to the time of the first event, at most 31d. " +
+				"Records can be out of order: ids are kept for four windows of this length, those that most recently received a new id."},
 		},
 		Example: `by: id
 within: 10m`,
@@ -39,17 +39,18 @@ within: 10m`,
 	}
 }
 
-// dedupe remembers the digests of ids. See [memory] for how long.
+// dedupe stores the digests of ids. [memory] describes for how long.
 type dedupe struct {
-	ids    []*expr.Program // by type; nil where the stage is not for it
+	ids    []*expr.Program // by type; nil if the stage does not handle the type
 	within int64           // milliseconds
 
-	// What follows belongs to a clone.
-	scope expr.Scope
-	// By partition. The map is replaced as a whole, by the goroutine that assigns.
-	parts   atomic.Pointer[map[int32]*memory]
-	touched []*memory // in the batch at hand
-	changes []byte    // of it, encoded
+	// Owned by the clone. Only parts is shared with the goroutine that assigns and
+	// revokes partitions: that goroutine replaces the map and never changes it. The
+	// goroutine that processes events owns the memories in it.
+	parts   atomic.Pointer[map[int32]*memory] // by partition
+	scope   expr.Scope
+	touched []*memory // changed in the current batch
+	changes []byte    // of the current batch, encoded
 }
 
 func newDedupe(in Input) (Built, []expr.Fault) {
@@ -61,10 +62,10 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 	s := &dedupe{ids: make([]*expr.Program, len(in.Types)), within: within.Duration.Milliseconds()}
 	var faults []expr.Fault
 	if by.Value.Text == "" && !given {
-		return nil, []expr.Fault{fault(in.At, "add by: EXPRESSION, or say with the topic what its id is", "a dedupe needs an id, and events without an envelope have none of themselves")}
+		return nil, []expr.Fault{fault(in.At, "add by: EXPRESSION, or set the id of the topic", "a dedupe needs an id, but events without an envelope have no id of their own")}
 	}
 	if within.Duration < time.Millisecond || within.Duration > maxWithin {
-		faults = append(faults, fault(within.Value, "", "a dedupe looks back at least 1ms and at most 31d"))
+		faults = append(faults, fault(within.Value, "", "within of a dedupe must be at least 1ms and at most 31d"))
 	}
 	for i, t := range in.Types {
 		if !t.On {
@@ -84,6 +85,10 @@ func (s *dedupe) Reads(typ int) [][]string { return appendPaths(nil, s.ids[typ])
 
 func (s *dedupe) Writes(int) [][]string { return nil }
 
+// Volatile does not include the effect of the state: a replay of the log from the start
+// results in the same state.
+func (s *dedupe) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.ids[typ]) }
+
 func (s *dedupe) Bind(layouts []*codec.Layout) error { return bind(s.ids, layouts) }
 
 func (s *dedupe) Clone() Built {
@@ -99,7 +104,7 @@ func (s *dedupe) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	}
 	m := (*s.parts.Load())[e.Partition]
 	if m == nil {
-		return pipeline.Drop, fmt.Errorf("partition %d was taken away", e.Partition)
+		return pipeline.Drop, fmt.Errorf("partition %d was revoked", e.Partition)
 	}
 	s.scope.Reset(e.Taken, &e.View)
 	id, err := appendIn(&s.scope, e, p)
@@ -158,7 +163,7 @@ func (s *dedupe) Changes(emit func(partition int32, change []byte)) {
 	for _, m := range s.touched {
 		for first, rest := true, m.added; len(rest) > 0; first = false {
 			n := len(s.changes)
-			// What was emitted stays where it is, even when this grows.
+			// Emitted changes stay valid when the buffer grows: growth copies.
 			s.changes, rest = appendChange(s.changes, first, rest)
 			emit(m.partition, s.changes[n:len(s.changes):len(s.changes)])
 		}
@@ -198,9 +203,9 @@ func (s *dedupe) Size() (entries, bytes int) {
 	return entries, bytes
 }
 
-// A digest stands for an id: half of its SHA-256. Two ids with the same one would
-// lose an event, so nobody must be able to make them up; and it stands in state
-// topics, so it is the same for ever.
+// A digest represents an id. It is the first half of its SHA-256, because a collision
+// would drop a valid event, so it must be infeasible to construct one. State topics
+// contain digests, so the algorithm must never change.
 type digest [2]uint64
 
 func digestOf(id []byte) digest {
@@ -208,42 +213,48 @@ func digestOf(id []byte) digest {
 	return digest{binary.BigEndian.Uint64(sum[:]), binary.BigEndian.Uint64(sum[8:]) | 1} // never zero
 }
 
-// memory is what is remembered of a partition: the digests that events had, with
-// the time of the first, in spans of time as long as the dedupe looks back. An
-// event is a duplicate if its digest is in its own span or one of the two beside
-// it, and the times are close enough.
+// memory is the state of one partition: the digests of ids, each with the time of the
+// first event. The digests are grouped by time into spans of length within. An event is
+// a duplicate if its digest is in its own span or in one of the two adjacent spans, and
+// the two times differ by less than within.
 //
-// When a fifth span is begun, the one to which nothing was added for longest is
-// forgotten. In order, two spans suffice; the others are for records that come
-// late, and for a stray one from the year 2099, which must not make all others
-// look old. This is a function of the log alone.
+// When a fifth span is needed, the span that received no digest for the longest time is
+// evicted. For events in order, two spans suffice. The others are for late records, and
+// for single records with a wrong time, such as the year 2099: these must not make all
+// other records look old. The state depends on the log only, so a replay gives the same
+// result.
+//
+// The goroutine that processes the events owns it.
 type memory struct {
 	partition int32
-	within    int64
+	within    int64 // milliseconds
 
-	spans  []*span // that added to last at the end
-	newest int64   // offset of the last event that was added and committed
+	spans  []*span // at most maxSpans; the one that received a digest last is at the end
+	newest int64   // offset of the last committed event in the state; -1 for none
 
-	// Of the batch at hand, if one is open:
+	// State of the current batch, if open is set.
 	open   bool
 	added  []addition
-	before []*span // spans, as it was
+	before []*span // spans at the start of the batch
 	last   struct {
-		offset int64   // of the last event of which something was added
-		added  int     // how much there was before it
-		before []*span // spans, as it was then
+		offset int64   // of the last event that was added; -1 for none
+		added  int     // len of memory.added before this event
+		before []*span // spans before this event
 	}
 }
 
 const maxSpans = 4
 
+// An addition is one digest that an event added to the state.
 type addition struct {
 	digest digest
-	time   int64
+	time   int64 // of the event, in milliseconds since 1970
 	offset int64 // of the event
 	span   *span
 }
 
+// has reports whether an event with this digest, at a time in milliseconds since 1970,
+// is a duplicate.
 func (m *memory) has(h digest, at int64) bool {
 	n := floorDiv(at, m.within)
 	for _, s := range m.spans {
@@ -260,13 +271,13 @@ func (m *memory) has(h digest, at int64) bool {
 	return false
 }
 
-// begin begins a batch.
+// begin starts a batch.
 func (m *memory) begin() {
 	m.open, m.last.offset = true, -1
 	m.before = append(m.before[:0], m.spans...)
 }
 
-// add remembers a digest, as part of the batch at hand.
+// add adds a digest as part of the current batch.
 func (m *memory) add(h digest, at, offset int64) {
 	if last := &m.last; last.offset != offset {
 		last.offset, last.added = offset, len(m.added)
@@ -275,17 +286,17 @@ func (m *memory) add(h digest, at, offset int64) {
 	m.added = append(m.added, addition{h, at, offset, m.put(h, at, offset)})
 }
 
-// undo forgets what came of the last event, if it is the one at that offset.
+// undo removes the digests of the last added event, if it has this offset.
 func (m *memory) undo(offset int64) {
 	if m.open && m.last.offset == offset {
-		m.back(m.last.added, m.last.before)
+		m.rollBack(m.last.added, m.last.before)
 		m.last.offset = -1
 	}
 }
 
-// back makes it as if nothing had been added beyond the first n of the batch, at
-// which the spans were these.
-func (m *memory) back(n int, spans []*span) {
+// rollBack restores the state after the first n additions of the batch. spans are the
+// spans of that state.
+func (m *memory) rollBack(n int, spans []*span) {
 	for _, a := range m.added[n:] {
 		a.span.remove(a.digest)
 	}
@@ -294,6 +305,8 @@ func (m *memory) back(n int, spans []*span) {
 	m.spans = append(m.spans[:0], spans...)
 }
 
+// put adds a digest to the span of its time and makes this span the last one. It creates
+// the span if necessary, and evicts the first span if there are too many.
 func (m *memory) put(h digest, at, offset int64) *span {
 	n := floorDiv(at, m.within)
 	last := len(m.spans) - 1
@@ -317,11 +330,11 @@ func (m *memory) put(h digest, at, offset int64) *span {
 	return m.spans[last]
 }
 
-// end keeps what the batch has added, or makes it as if it had not been.
+// end keeps the additions of the batch, or rolls them back if it was not committed.
 func (m *memory) end(committed bool) {
 	switch {
 	case !committed:
-		m.back(0, m.before)
+		m.rollBack(0, m.before)
 	case len(m.added) > 0:
 		m.newest = m.added[len(m.added)-1].offset
 	}
@@ -331,16 +344,17 @@ func (m *memory) end(committed bool) {
 	m.open, m.before, m.last.before, m.added = false, m.before[:0], m.last.before[:0], m.added[:0]
 }
 
-// The first byte of a change says whether it is the first of its partition in a
-// batch. After it come entries: the digest, and how far the event's offset and
-// time are from those of the entry before, as Avro longs; the first entry's from
-// 0. Offsets never fall; those of what was split from one event are the same.
+// The format of a change: the first byte tells whether it is the first change of its
+// partition in a batch. Entries follow. An entry holds the digest (16 bytes, big endian)
+// and the differences of the event's offset and time to those of the previous entry, as
+// Avro longs; for the first entry, the differences to 0. Offsets never decrease. The
+// parts of a split event have equal offsets.
 const (
 	changeFirst = 1
 	changeMore  = 2
 )
 
-// appendChange encodes additions, as many as fit, and returns the others.
+// appendChange encodes as many additions as fit into a change, and returns the rest.
 func appendChange(dst []byte, first bool, added []addition) (_ []byte, rest []addition) {
 	const most = 16 + 2*binary.MaxVarintLen64
 	begin := len(dst)
@@ -363,13 +377,13 @@ func appendChange(dst []byte, first bool, added []addition) (_ []byte, rest []ad
 	return dst, nil
 }
 
-// readChange appends the additions of a change, but for those that came of events
-// at next or behind it. A batch overrules what came earlier of its first event
-// and of those behind: they were handled again, as they are after somebody has set
-// the group back to an older offset.
+// readChange appends the additions of a change, except those of events at offset next or
+// later. If the change belongs to events that were already added, their earlier additions
+// and all later ones are removed first: the events were processed again, for example
+// because an operator reset the group to an older offset.
 func readChange(added []addition, change []byte, next int64) ([]addition, error) {
 	if len(change) == 0 || change[0] != changeFirst && change[0] != changeMore {
-		return nil, fmt.Errorf("this is no change of a dedupe, or one of a newer version: %.8x", change)
+		return nil, fmt.Errorf("not a state change of a dedupe, or one of a newer version: %.8x", change)
 	}
 	var a addition
 	first := change[0] == changeFirst
@@ -378,7 +392,7 @@ func readChange(added []addition, change []byte, next int64) ([]addition, error)
 		a.offset += r.long()
 		a.time += r.long()
 		if r.err != nil {
-			return nil, fmt.Errorf("a change of a dedupe: %w", r.err)
+			return nil, fmt.Errorf("read a state change of a dedupe: %w", r.err)
 		}
 		if a.digest[1] == 0 || a.offset >= next {
 			continue
@@ -392,7 +406,7 @@ func readChange(added []addition, change []byte, next int64) ([]addition, error)
 	return added, nil
 }
 
-// reader reads values one after the other and keeps the first error.
+// reader reads consecutive values and keeps the first error.
 type reader struct {
 	rest []byte
 	err  error
@@ -416,6 +430,7 @@ func (r *reader) long() (v int64) {
 	return v
 }
 
+// floorDiv returns a / b, rounded down. b must be positive.
 func floorDiv(a, b int64) int64 {
 	q := a / b
 	if a%b < 0 {
@@ -424,21 +439,21 @@ func floorDiv(a, b int64) int64 {
 	return q
 }
 
-// span holds the digests of a span of time: a table with open addressing and
-// linear probing, in 20 bytes for each slot.
+// span holds the digests of one period of time: a hash table with open addressing and
+// linear probing, with 20 bytes per slot. The number of slots is a power of 2.
 type span struct {
-	first   int64 // offset of the first event in it
-	number  int64 // it begins at number*within, in milliseconds since 1970
+	first   int64 // offset of the first event in the span
+	number  int64 // the span starts at number*within, in milliseconds since 1970
 	count   int
-	digests []digest // zero where nothing is
-	times   []uint32 // since the span's begin
+	digests []digest // zero: the slot is empty
+	times   []uint32 // milliseconds since the start of the span
 }
 
-const firstSlots = 16
+const minSlots = 16
 
 func (s *span) bytes() int { return 20 * len(s.digests) }
 
-// find returns the slot of a digest, or the empty one where it would be.
+// find returns the slot of a digest, or the empty slot in which to store it.
 func (s *span) find(h digest) (slot int, ok bool) {
 	if len(s.digests) == 0 {
 		return 0, false
@@ -467,7 +482,7 @@ func (s *span) put(h digest, time uint32) {
 
 func (s *span) grow() {
 	digests, times := s.digests, s.times
-	n := max(firstSlots, 2*len(digests))
+	n := max(minSlots, 2*len(digests))
 	s.digests, s.times = make([]digest, n), make([]uint32, n)
 	for i, h := range digests {
 		if h != (digest{}) {
@@ -477,8 +492,7 @@ func (s *span) grow() {
 	}
 }
 
-// remove takes a digest out and closes the gap, so that a search never has to go
-// over slots that were used once.
+// remove deletes a digest and closes the gap, so the table needs no tombstones.
 func (s *span) remove(h digest) {
 	gap, ok := s.find(h)
 	if !ok {
@@ -486,7 +500,7 @@ func (s *span) remove(h digest) {
 	}
 	mask := len(s.digests) - 1
 	for i := (gap + 1) & mask; s.digests[i] != (digest{}); i = (i + 1) & mask {
-		// What stands at i may move to the gap if its home is not between them.
+		// The digest at i can move to the gap unless its home slot is between them.
 		if home := int(s.digests[i][0]) & mask; (i-home)&mask >= (i-gap)&mask {
 			s.digests[gap], s.times[gap] = s.digests[i], s.times[i]
 			gap = i

@@ -15,8 +15,8 @@ func digestOfNumber(n int) digest {
 	return digestOf(id[:])
 }
 
-// BenchmarkDedupeMemory says what 10 million ids take, come evenly over the time
-// that is looked back.
+// BenchmarkDedupeMemory measures the memory of 10 million ids that are spread evenly
+// over the duration within.
 func BenchmarkDedupeMemory(b *testing.B) {
 	const n, within = 10_000_000, int64(10 * time.Minute / time.Millisecond)
 	for b.Loop() {
@@ -40,7 +40,7 @@ func BenchmarkDedupeMemory(b *testing.B) {
 	}
 }
 
-// BenchmarkDedupe is one look and, for every other event, one id that is new.
+// BenchmarkDedupe measures one lookup of a known id.
 func BenchmarkDedupe(b *testing.B) {
 	const within = int64(time.Hour / time.Millisecond)
 	for _, n := range []int{1_000, 1_000_000} {
@@ -57,15 +57,15 @@ func BenchmarkDedupe(b *testing.B) {
 				i := r.IntN(n)
 				binary.BigEndian.PutUint64(id[:], uint64(i))
 				if !m.has(digestOf(id[:8]), within/2) {
-					b.Fatal("an id is forgotten")
+					b.Fatal("an id is missing")
 				}
 			}
 		})
 	}
 }
 
-// What stands in a state topic is read without a panic, whatever it is; and what
-// is read and written again says the same.
+// FuzzReadChange checks that readChange never panics, and that a change that was read
+// can be written and read again with the same result.
 func FuzzReadChange(f *testing.F) {
 	good, _ := appendChange(nil, true, []addition{
 		{digest: digestOfNumber(1), time: 5, offset: 3}, {digest: digestOfNumber(2), time: -7, offset: 3}, {digest: digestOfNumber(3), time: 1 << 40, offset: 1 << 50}})
@@ -79,12 +79,12 @@ func FuzzReadChange(f *testing.F) {
 		}
 		for i, a := range added {
 			if a.offset >= next || i > 0 && a.offset < added[i-1].offset {
-				t.Fatalf("offsets %d", a.offset)
+				t.Fatalf("offset %d is out of order, or not before %d", a.offset, next)
 			}
 		}
 		again, rest := appendChange(nil, true, added)
 		if len(rest) > 0 {
-			return // more than one change takes
+			return // too large for one change
 		}
 		got, err := readChange(nil, again, next)
 		if err != nil || fmt.Sprint(got) != fmt.Sprint(added) {
@@ -93,8 +93,8 @@ func FuzzReadChange(f *testing.F) {
 	})
 }
 
-// A large batch becomes several changes, none larger than a record may be.
-func TestChangesAreCutToSize(t *testing.T) {
+// A large batch becomes several changes of at most MaxChange bytes.
+func TestChangesAreSplitToMaxChange(t *testing.T) {
 	var added []addition
 	for i := range 60_000 {
 		added = append(added, addition{digest: digestOfNumber(i), time: int64(i), offset: int64(i/7) << 20})
@@ -105,7 +105,7 @@ func TestChangesAreCutToSize(t *testing.T) {
 		var change []byte
 		change, rest = appendChange(nil, pieces == 0, rest)
 		if len(change) > MaxChange {
-			t.Fatalf("a change of %d bytes", len(change))
+			t.Fatalf("a change of %d bytes, want at most %d", len(change), MaxChange)
 		}
 		var err error
 		if got, err = readChange(got, change, 1<<62); err != nil {
@@ -113,6 +113,6 @@ func TestChangesAreCutToSize(t *testing.T) {
 		}
 	}
 	if fmt.Sprint(got) != fmt.Sprint(added) || pieces < 2 {
-		t.Errorf("%d additions in %d pieces, want %d", len(got), pieces, len(added))
+		t.Errorf("%d additions in %d pieces, want %d in at least 2", len(got), pieces, len(added))
 	}
 }

@@ -10,21 +10,21 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Enrich is the stage that sets fields.
+// Enrich is the stage that sets and adds fields.
 func Enrich() Kind {
 	return Kind{
 		Name: "enrich",
-		Doc: "Sets fields, or entries of a map such as metadata, to computed values, and adds fields. " +
-			"All values are computed from the event as it was before this stage, and now() is the same in all of them.",
+		Doc: "Sets fields and map entries (such as metadata.KEY) to computed values, and adds fields. " +
+			"All expressions see the event as it was before this stage, and now() has the same value in all of them.",
 		Params: []Param{
-			{Name: "set", Form: Assignments, Doc: "From the path of a field that is there, or of an entry of a map (metadata.KEY), to its new value."},
+			{Name: "set", Form: Assignments, Doc: setDoc},
 			{Name: "add", Form: Named, Params: []Param{
 				{Name: "type", Form: Word, Required: true, Values: addable(),
-					Doc: "The Avro type; with a question mark, it may be null."},
-				{Name: "value", Form: Expression, Required: true, Doc: "The field's value."},
-				{Name: "doc", Form: Word, Doc: "What the schema says of the field."},
-			}, Doc: "From the path of a field that is not there to its type and value. It becomes the last of its record, in the schema of what the pipeline writes. " +
-				"Its default there, for events that do not pass this stage, is null if it may be null, else nothing, zero or false."},
+					Doc: "The Avro type. With a question mark, the field is nullable."},
+				{Name: "value", Form: Expression, Required: true, Doc: "The value of the field."},
+				{Name: "doc", Form: Word, Doc: "The doc attribute of the field in the schema."},
+			}, Doc: addDoc + " In the output schema, the field is the last one of its record. " +
+				"Its default applies to events that do not pass this stage. It is null for a nullable type, and otherwise empty, zero or false."},
 		},
 		Example: `on: [OrderCreated]
 set: {metadata.source: "'web'"}
@@ -34,7 +34,13 @@ add: {data.total_cents: {type: long, value: int(data.total_amount * 100.0)}}`,
 	}
 }
 
-// addTypes are the types of fields that can be added, with their defaults.
+// setDoc describes the parameter set of several stages.
+const setDoc = "Maps the path of an existing field or of a map entry (metadata.KEY) to its new value."
+
+// addDoc describes the parameter add of several stages.
+const addDoc = "Maps the path of a new field to its type and value."
+
+// addTypes lists the types of fields that can be added, with their defaults.
 var addTypes = []struct{ word, avro, zero string }{
 	{"boolean", "boolean", "false"},
 	{"int", "int", "0"},
@@ -49,7 +55,8 @@ var addTypes = []struct{ word, avro, zero string }{
 	{"timestamp-micros", `{"type": "long", "logicalType": "timestamp-micros"}`, "0"},
 }
 
-// addable returns the words for them.
+// addable returns the allowed type names: each name of addTypes, without and with a
+// question mark.
 func addable() (words []string) {
 	for _, t := range addTypes {
 		words = append(words, t.word)
@@ -60,7 +67,7 @@ func addable() (words []string) {
 	return words
 }
 
-// newField returns the field that a word of addable describes.
+// newField returns the new field for a type name of addable.
 func newField(path, word, doc string) codec.NewField {
 	f := codec.NewField{Path: strings.Split(path, "."), Doc: doc}
 	bare, nullable := strings.CutSuffix(word, "?")
@@ -70,36 +77,42 @@ func newField(path, word, doc string) codec.NewField {
 		}
 	}
 	if nullable {
-		f.Default = "" // makes it so
+		f.Default = "" // makes the field nullable, see codec.NewField
 	}
 	return f
 }
 
+// enrichStage is the stage enrich.
+type enrichStage struct{ enrich }
+
+// enrich sets and adds fields. It is the common part of enrich, lookup, http, split and
+// upcast. It does not implement Built, so a stage that embeds it must have its own
+// Process, Reads, Volatile, Bind and Clone.
 type enrich struct {
-	sets  [][]assignment // by type: the fields that it sets, in the order of the file
-	grown []*codec.Schema
-	scope expr.Scope // written by Process
+	sets  [][]assignment  // by type: the fields to set, in the order of the file
+	grown []*codec.Schema // by type: the schema after the stage; nil if unchanged
+	scope expr.Scope      // owned by the clone: Process writes it
 }
 
-// An assignment gives a leaf its new value: computed as a whole, or, if it is a
-// map, some of its entries.
+// An assignment computes the new value of a leaf: the whole value or, for a map, some
+// of its entries.
 type assignment struct {
 	path     []string
 	node     *codec.Node
 	slot     int
-	programs []*expr.Program // the one of the whole, or one for each key
-	keys     [][]byte        // of the entries that are set
-	update   *expr.MapUpdate // of these: of a clone
-	result   []byte          // of the event at hand
+	programs []*expr.Program // one for the whole value, or one per key
+	keys     [][]byte        // of the entries to set; nil: the whole value is set
+	update   *expr.MapUpdate // sets the entries; owned by the clone
+	result   []byte          // for the current event; owned by the clone
 }
 
 func newEnrich(in Input) (Built, []expr.Fault) {
 	set, _ := in.Args.Find("set")
 	add, _ := in.Args.Find("add")
 	if len(set.Entries)+len(add.Items) == 0 {
-		return nil, []expr.Fault{fault(in.At, "set: {metadata.source: \"'web'\"}", "an enrich stage needs something to set or to add")}
+		return nil, []expr.Fault{fault(in.At, "set: {metadata.source: \"'web'\"}", "an enrich stage needs set or add")}
 	}
-	s := &enrich{sets: make([][]assignment, len(in.Types)), grown: make([]*codec.Schema, len(in.Types))}
+	s := &enrichStage{enrich{sets: make([][]assignment, len(in.Types)), grown: make([]*codec.Schema, len(in.Types))}}
 	var faults []expr.Fault
 	for i, t := range in.Types {
 		if !t.On {
@@ -134,7 +147,7 @@ func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 		if a.keys == nil || !target.Entry {
 			return []expr.Fault{fault(given.Key, "", "%s is set twice", path)}
 		}
-		a.keys, a.programs = append(a.keys, []byte(target.Key)), append(a.programs, p) // another key: a mapping has each path once
+		a.keys, a.programs = append(a.keys, []byte(target.Key)), append(a.programs, p) // the key is new: a mapping has no duplicate paths
 		return nil
 	}
 	a := assignment{path: target.Path, node: target.Node, slot: -1, programs: []*expr.Program{p}}
@@ -145,7 +158,8 @@ func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 	return nil
 }
 
-// add adds one field to one type. Its value is computed as if it were not there.
+// add adds one field to one type. The expression for its value cannot read the new
+// field.
 func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	word, _ := given.Args.Find("type")
 	value, _ := given.Args.Find("value")
@@ -159,7 +173,7 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	if err != nil {
 		hint := ""
 		if _, err := t.Env.Target(given.Key.Text); err == nil {
-			hint = "to give it another value, use set"
+			hint = "to change its value, use set"
 		}
 		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: err.Error(), Hint: hint}}
 	}
@@ -179,9 +193,9 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 // Schemas implements [Grower].
 func (s *enrich) Schemas() []*codec.Schema { return s.grown }
 
-func (s *enrich) Reads(typ int) [][]string { return s.paths(typ, 0) }
+func (s *enrichStage) Reads(typ int) [][]string { return s.paths(typ, 0) }
 
-// paths returns what the expressions for a type read in a view.
+// paths returns the fields that the expressions for a type read in a view.
 func (s *enrich) paths(typ, view int) (paths [][]string) {
 	for i := range s.sets[typ] {
 		for _, p := range s.sets[typ][i].programs {
@@ -191,6 +205,7 @@ func (s *enrich) paths(typ, view int) (paths [][]string) {
 	return paths
 }
 
+// Writes returns the fields that are set in events of a type.
 func (s *enrich) Writes(typ int) (paths [][]string) {
 	for _, a := range s.sets[typ] {
 		paths = append(paths, a.path)
@@ -198,7 +213,29 @@ func (s *enrich) Writes(typ int) (paths [][]string) {
 	return paths
 }
 
-func (s *enrich) Bind(layouts []*codec.Layout) error {
+func (s *enrichStage) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.clockedPaths(typ), false
+}
+
+// clockedPaths returns the fields and map entries whose values depend on now(). It is not
+// named Volatile, because a stage that embeds enrich must declare its own.
+func (s *enrich) clockedPaths(typ int) (fields [][]string) {
+	for i := range s.sets[typ] {
+		a := &s.sets[typ][i]
+		for k, p := range a.programs {
+			switch {
+			case !clocked(p):
+			case a.keys == nil:
+				fields = append(fields, a.path)
+			default:
+				fields = append(fields, append(slices.Clone(a.path), string(a.keys[k])))
+			}
+		}
+	}
+	return fields
+}
+
+func (s *enrichStage) Bind(layouts []*codec.Layout) error {
 	for typ := range s.sets {
 		if err := s.bind(typ, layouts[typ]); err != nil {
 			return err
@@ -207,7 +244,7 @@ func (s *enrich) Bind(layouts []*codec.Layout) error {
 	return nil
 }
 
-// bind is Bind for one type, with the layouts of all views.
+// bind binds the expressions for one type to the layouts of all views.
 func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
 	for i := range s.sets[typ] {
 		a := &s.sets[typ][i]
@@ -221,7 +258,7 @@ func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
 	return nil
 }
 
-func (s *enrich) Clone() Built { return s.clone() }
+func (s *enrichStage) Clone() Built { return &enrichStage{*s.clone()} }
 
 func (s *enrich) clone() *enrich {
 	c := &enrich{sets: make([][]assignment, len(s.sets)), grown: s.grown}
@@ -236,12 +273,12 @@ func (s *enrich) clone() *enrich {
 	return c
 }
 
-func (s *enrich) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+func (s *enrichStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	s.scope.Reset(e.Taken, &e.View)
 	return verdict(s.apply(e))
 }
 
-// apply sets the fields of an event, for which the scope has been reset.
+// apply sets the fields of an event. The caller resets the scope to the event first.
 func (s *enrich) apply(e *pipeline.Event) (err error) {
 	sets := s.sets[e.Type]
 	for i := range sets {

@@ -8,14 +8,14 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Filter is the stage that lets some events pass and drops the others.
+// Filter is the stage that keeps some events and drops the others.
 func Filter() Kind {
 	return Kind{
 		Name: "filter",
-		Doc:  "Lets the events pass for which a condition holds; the others are counted as filtered.",
+		Doc:  "Keeps or drops events by a condition. Dropped events are counted as filtered.",
 		Params: []Param{
-			{Name: "keep", Form: Expression, Doc: "An event for which this is true passes. Give this or drop."},
-			{Name: "drop", Form: Expression, Doc: "An event for which this is true is dropped. Give this or keep."},
+			{Name: "keep", Form: Expression, Doc: "Only events for which this is true pass. Set either keep or drop."},
+			{Name: "drop", Form: Expression, Doc: "Events for which this is true are dropped; the others pass. Set either keep or drop."},
 		},
 		Example: `keep: "type != 'UserDeleted'"`,
 		New:     newFilter,
@@ -23,9 +23,9 @@ func Filter() Kind {
 }
 
 type filter struct {
-	conds []*expr.Program // by type; nil where the filter does not apply
-	keep  bool            // what the condition has to be for the event to pass
-	scope expr.Scope      // written by Process
+	conds []*expr.Program // by type; nil if the stage does not handle the type
+	keep  bool            // the value of the condition that lets an event pass
+	scope expr.Scope      // owned by the clone: Process writes it
 }
 
 func newFilter(in Input) (Built, []expr.Fault) {
@@ -33,7 +33,7 @@ func newFilter(in Input) (Built, []expr.Fault) {
 	drop, dropped := in.Args.Find("drop")
 	switch {
 	case keep && dropped:
-		return nil, []expr.Fault{fault(drop.Key, "drop: x is keep: !(x)", "a filter has keep or drop, not both")}
+		return nil, []expr.Fault{fault(drop.Key, "drop: x is keep: !(x)", "a filter takes keep or drop, not both")}
 	case dropped:
 		cond = drop
 	case !keep:
@@ -59,7 +59,10 @@ func (f *filter) Reads(typ int) [][]string { return appendPaths(nil, f.conds[typ
 
 func (f *filter) Writes(int) [][]string { return nil }
 
-// Passes implements [Gate]: a condition on the type alone has its answer now.
+func (f *filter) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(f.conds[typ]) }
+
+// Passes implements [Gate]. The value of a condition is already known if it depends
+// only on the event type.
 func (f *filter) Passes(typ int) bool {
 	if f.conds[typ] == nil {
 		return true

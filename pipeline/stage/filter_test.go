@@ -15,14 +15,14 @@ func TestFilter(t *testing.T) {
 			in:     []string{user, with(t, user, "data.email", `"x@y.z"`), order}, want: []string{"filtered", "=", "="},
 		},
 		{
-			name: "what a filter lets pass of no type is not asked of later",
+			name: "later stages are not checked against types that a filter drops",
 			stages: `
 - filter: {keep: type == 'OrderCreated'}
 - rekey: {key: data.user_id}`,
 			in: []string{order, paid, user}, want: []string{`key "u-1"`, "filtered", "filtered"},
 		},
 		{
-			name:   "a condition that cannot be computed is not false",
+			name:   "a condition that cannot be evaluated rejects the event",
 			stages: `filter: {on: [OrderPaid], keep: 1 / (version - 3) > 0}`,
 			in:     []string{paid}, want: []string{"reject expression: 1 / (version - 3) > 0: division by zero"},
 		},
@@ -34,16 +34,16 @@ func TestFilterFaults(t *testing.T) {
 		{"nothing", `filter: {}`, `
 filter: {} ^ a filter needs a condition; keep: EXPR, or drop: EXPR`},
 		{"both", `filter: {keep: "true", drop: "false"}`, `
-drop: "false ^ a filter has keep or drop, not both; drop: x is keep: !(x)`},
+drop: "false ^ a filter takes keep or drop, not both; drop: x is keep: !(x)`},
 		{"nothing is left", "- filter: {keep: type == 'Nothing'}\n- rekey: {key: id}", `
 rekey: {key: ^ no event can reach stage rekey: filter lets none pass; remove it, or what is before it`},
 	})
 }
 
 func TestFilterAllocatesNothing(t *testing.T) {
-	for _, limit := range []string{"10.0", "100.0"} { // it passes, and it does not
+	for _, limit := range []string{"10.0", "100.0"} { // the event passes; the event is dropped
 		if n := allocations(t, newRunner(t, `filter: {on: [OrderCreated], keep: data.total_amount > `+limit+`}`, nil), order); n != 0 {
-			t.Errorf("above %s: %v allocations for an event", limit, n)
+			t.Errorf("limit %s: %v allocations per event, want 0", limit, n)
 		}
 	}
 }

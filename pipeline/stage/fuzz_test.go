@@ -11,7 +11,7 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// fuzzed are stages that together go through what stages do to bytes.
+// fuzzed are stages that together cover all operations of stages on bytes.
 var fuzzed = []string{
 	`
 - upcast: {from: OrderCreated.v1, set: {metadata.was: old.data.total_cents, data.items: old.data.items}}
@@ -34,9 +34,9 @@ var fuzzed = []string{
 	`mask: {on: [UserCreated, UserUpdated], fields: {data.email: hash, data.name: keep_first 1, "metadata[]": keep_last 4}, salt: s}`,
 }
 
-// FuzzStages runs every body that a walk accepts through stages: none panics,
-// none fails but by rejecting the event, none changes the bytes it was given,
-// and what comes out is an event.
+// FuzzStages runs every body that a walk accepts through stages. A stage must not panic,
+// may only fail with a rejection, must not change the input bytes, and must produce
+// valid events.
 func FuzzStages(f *testing.F) {
 	kinds := one("data.text", func(r stage.Reader[string], w stage.Writer[string], e *pipeline.Event) error {
 		text, _ := r.Get(e)
@@ -78,7 +78,7 @@ func FuzzStages(f *testing.F) {
 				t.Fatalf("stages %d: %v", i, err)
 			}
 			if reason := pipeline.ReasonOf(err); reason == pipeline.ReasonBadBody || reason == pipeline.ReasonTrailingBytes {
-				t.Fatalf("stages %d took or made a body that is none: %v", i, err)
+				t.Fatalf("stages %d accepted or produced an invalid body: %v", i, err)
 			}
 			r.conserved(t)
 		}

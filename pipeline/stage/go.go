@@ -15,39 +15,57 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A Func is a stage written in Go. A program that has some puts them among the
-// kinds it loads a topology with:
+// A Func is a stage that is written in Go. A program with such stages adds them to the
+// kinds with which it loads a topology:
 //
 //	kinds := stage.Builtin()
 //	kinds["go"] = stage.Go(discount, score)
 //	plan, err := topology.Load(src, topology.Options{Stages: kinds, ...})
 type Func struct {
-	Name string // by which a topology uses it
-	Doc  string // sentences
+	Name string // the name in a topology
+	Doc  string // full sentences
 
-	// New returns what handles one event. It says by [Read] and [Write] which
-	// fields that is about, and takes what the topology gives it under "with";
-	// its error becomes a fault of the topology. It is called when a topology is
-	// loaded, and again for each session, so what it makes is of one goroutine.
+	// New returns the function that handles events, and declares which of its results
+	// are repeatable. It declares the fields of the function with [Read] and [Write].
+	// with holds the parameter "with" of the topology. An error becomes a fault of the
+	// topology. New is called when the topology is loaded, and again for each session,
+	// so only one goroutine uses the function that it returns.
 	//
-	// The function that it returns is a [pipeline.Stage]: an error made by
-	// [pipeline.Reject] is the event's, any other the batch's.
-	New func(f *Fields, with map[string]string) (pipeline.StageFunc, error)
+	// An error of [pipeline.Reject] from the function rejects the event; any other
+	// error aborts the batch.
+	New func(f *Fields, with map[string]string) (pipeline.StageFunc, Volatility, error)
 }
 
-// Go is the stage that is written in Go: one of those given.
+// A Volatility declares which results of a Go stage can differ when it processes the same
+// event again, for example because they depend on the clock, on random numbers, on a
+// service or on state in memory. It has no default: the zero Volatility is a fault of the
+// topology.
+type Volatility uint8
+
+const (
+	// Deterministic: all results depend only on the event and the arguments.
+	Deterministic Volatility = iota + 1
+	// VolatileFields: the values of the fields that the stage sets can differ. Its
+	// verdict, the new key and the topics cannot.
+	VolatileFields
+	// VolatileFate: all results can differ, including the verdict, the new key and the
+	// topics.
+	VolatileFate
+)
+
+// Go is the stage that runs a Go function, one of funcs.
 func Go(funcs ...Func) Kind {
-	use := Param{Name: "use", Form: Word, Required: true, Doc: "The name under which the function is registered in this program."}
+	use := Param{Name: "use", Form: Word, Required: true, Doc: "The name of the function in this program."}
 	for _, f := range funcs {
 		use.Values = append(use.Values, f.Name)
 		use.Doc += " " + f.Name + ": " + f.Doc
 	}
 	return Kind{
 		Name: "go",
-		Doc:  "Runs a function written in Go. A program of your own, made of the packages of Millrace, registers it: see Go in pipeline/stage.",
+		Doc:  "Runs a function written in Go. To register functions, build your own program from the packages of Millrace: see Go in pipeline/stage.",
 		Params: []Param{
 			use,
-			{Name: "with", Form: Texts, Doc: "What the function is told, by name."},
+			{Name: "with", Form: Texts, Doc: "The arguments of the function, by name."},
 		},
 		Example: `on: [OrderCreated]
 use: tier
@@ -58,20 +76,22 @@ with: {gold: 100.0}`,
 
 type goStage struct {
 	Func
-	with    map[string]string
-	types   []Type
-	fields  *Fields // as they were declared first
-	layouts []*codec.Layout
+	with       map[string]string
+	types      []Type
+	fields     *Fields // declared by the first call of New, when the topology was loaded
+	volatility Volatility
+	layouts    []*codec.Layout
 
-	process pipeline.StageFunc // these belong to the one that calls Process
-	before  pipeline.View
+	// Owned by the clone.
+	process pipeline.StageFunc
+	before  pipeline.View // copy of the current event's view, to restore it
 }
 
 func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
 	use, _ := in.Args.Find("use")
 	i := slices.IndexFunc(funcs, func(f Func) bool { return f.Name == use.Value.Text })
 	if i < 0 {
-		return nil, []expr.Fault{fault(use.Value, "register it with stage.Go", "there is no Go stage %s in this program", use.Value.Text)}
+		return nil, []expr.Fault{fault(use.Value, "register it with stage.Go", "this program has no Go stage %s", use.Value.Text)}
 	}
 	s := &goStage{Func: funcs[i], with: map[string]string{}, types: in.Types}
 	at := use.Value
@@ -82,14 +102,19 @@ func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
 		}
 	}
 	s.fields = &Fields{types: in.Types}
-	_, err := s.New(s.fields, s.with)
+	_, volatility, err := s.New(s.fields, s.with)
+	s.volatility = volatility
 	var faults []expr.Fault
 	for _, f := range s.fields.faults {
 		f.Source = use.Value
 		faults = append(faults, f)
 	}
-	if err != nil {
-		faults = append(faults, fault(at, "", "the Go stage %s: %v", s.Name, err))
+	switch {
+	case err != nil:
+		faults = append(faults, fault(at, "", "Go stage %s: %v", s.Name, err))
+	case volatility < Deterministic || volatility > VolatileFate:
+		faults = append(faults, fault(use.Value, "return stage.Deterministic, stage.VolatileFields or stage.VolatileFate from New",
+			"Go stage %s does not declare its volatility", s.Name))
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -100,17 +125,25 @@ func newGo(funcs []Func, in Input) (Built, []expr.Fault) {
 func (s *goStage) Reads(typ int) [][]string  { return s.fields.paths(typ, false) }
 func (s *goStage) Writes(typ int) [][]string { return s.fields.paths(typ, true) }
 
+// Volatile implements [Built] with the declaration of New.
+func (s *goStage) Volatile(typ int) (fields [][]string, fate bool) {
+	if !s.types[typ].On || s.volatility == Deterministic {
+		return nil, false
+	}
+	return s.fields.written(typ), s.volatility == VolatileFate
+}
+
 func (s *goStage) Bind(layouts []*codec.Layout) (err error) {
 	s.layouts = layouts
-	s.process, err = s.New(&Fields{types: s.types, layouts: layouts}, s.with)
+	s.process, _, err = s.New(&Fields{types: s.types, layouts: layouts}, s.with)
 	return err
 }
 
 func (s *goStage) Clone() Built {
-	clone := &goStage{Func: s.Func, with: s.with, types: s.types, fields: s.fields}
+	clone := &goStage{Func: s.Func, with: s.with, types: s.types, fields: s.fields, volatility: s.volatility}
 	if err := clone.Bind(s.layouts); err != nil {
 		clone.process = func(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
-			return pipeline.Drop, pipeline.Fatal("the Go stage %s could be made once, but not again: %w", s.Name, err)
+			return pipeline.Drop, pipeline.Fatal("New of Go stage %s failed for a session, but not before: %w", s.Name, err)
 		}
 	}
 	return clone
@@ -124,7 +157,7 @@ func (s *goStage) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verd
 	key, to := e.NewKey, e.To
 	done := false
 	defer func() {
-		if !done { // an error, or a panic: the event is as it was
+		if !done { // an error or a panic: restore the event
 			e.View.Copy(&s.before)
 			e.NewKey, e.To = key, to
 		}
@@ -134,20 +167,38 @@ func (s *goStage) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verd
 	return v, err
 }
 
-// Fields are the fields of events that a [Func] declares.
+// Fields collects the event fields that a [Func] declares.
 type Fields struct {
 	types    []Type
-	layouts  []*codec.Layout // nil while they are declared for the first time
+	layouts  []*codec.Layout // nil during the first declaration, before Bind
 	declared []declaredField
 	faults   []expr.Fault
 }
 
 type declaredField struct {
 	typ   int
-	path  []string
+	path  []string // to a leaf of the schema
+	entry []byte   // the key, if the field is an entry of the leaf; else nil
 	write bool
 }
 
+// written returns the fields that the stage sets in events of a type. The path of a map
+// entry includes its key.
+func (f *Fields) written(typ int) (paths [][]string) {
+	for _, d := range f.declared {
+		switch {
+		case d.typ != typ || !d.write:
+		case d.entry == nil:
+			paths = append(paths, d.path)
+		default:
+			paths = append(paths, append(slices.Clone(d.path), string(d.entry)))
+		}
+	}
+	return paths
+}
+
+// paths returns the leaves with fields that the stage writes, or reads, in events of a
+// type.
 func (f *Fields) paths(typ int, write bool) (paths [][]string) {
 	for _, d := range f.declared {
 		if d.typ == typ && d.write == write {
@@ -157,15 +208,19 @@ func (f *Fields) paths(typ int, write bool) (paths [][]string) {
 	return paths
 }
 
-// A Value is what a field can be seen as. An int64 is an int, a long or what is
-// counted by one (a timestamp in its unit); a float64 a float or a double; a
-// string a string or the symbol of an enum; a []byte the content of bytes, of a
-// fixed or of a string. A Raw is a field of any type.
+// A Value is a Go type for the value of a field. The Avro types that each Go type can
+// hold:
+//
+//   - int64: int, long and their logical types (a timestamp in its own unit)
+//   - float64: float and double
+//   - string: string and the symbols of an enum
+//   - []byte: the content of bytes, fixed and string
+//   - Raw: all types
 type Value interface {
 	string | []byte | int64 | float64 | bool | Raw
 }
 
-// Raw is the Avro encoding of a field, the branch of a union included.
+// Raw is the Avro encoding of a field, including the branch of a union.
 type Raw []byte
 
 // A Reader reads a field.
@@ -174,16 +229,16 @@ type Reader[T Value] struct{ slots []slot[T] }
 // A Writer sets a field.
 type Writer[T Value] struct{ slots []slot[T] }
 
-// Read declares that a stage reads the field at a path, in events of all types
-// that the stage is for. The path may be of an entry of a map: metadata.source.
+// Read declares that a stage reads a field in events of all types that the stage
+// handles. The path can be a map entry: metadata.source.
 func Read[T Value](f *Fields, path string) Reader[T] { return Reader[T]{slots[T](f, path, false)} }
 
-// Write declares that a stage sets the field at a path.
+// Write declares that a stage sets a field. The path is as in [Read].
 func Write[T Value](f *Fields, path string) Writer[T] { return Writer[T]{slots[T](f, path, true)} }
 
-// Get returns the field as it is now. It is not ok if the field is null, or if
-// the map has no such entry. A []byte or Raw is not copied: it must not be
-// changed, and is the event's.
+// Get returns the current value of the field. ok is false if the field is null, or if
+// the map has no such entry. A []byte or Raw is not copied: it belongs to the event, and
+// the caller must not change it.
 func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
 	s := &r.slots[e.Type]
 	enc := e.Get(s.at)
@@ -192,7 +247,7 @@ func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
 		found := false
 		for it := codec.ItemsOf(s.node, enc); it.Next(); {
 			if bytes.Equal(it.Key, s.entry) {
-				value, found = it.Value, true // the last counts
+				value, found = it.Value, true // of duplicate keys, the last one is valid
 			}
 		}
 		if enc = value; !found {
@@ -209,8 +264,8 @@ func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
 	return s.get(enc)
 }
 
-// Set sets the field. A value that the field's type does not hold is an error of
-// [pipeline.ClassReject].
+// Set sets the field. If the field's type cannot hold the value, the error has
+// [pipeline.ClassReject], with [ReasonGo].
 func (w Writer[T]) Set(e *pipeline.Event, v T) error {
 	s := &w.slots[e.Type]
 	n := len(e.Arena)
@@ -235,18 +290,17 @@ func (w Writer[T]) Set(e *pipeline.Event, v T) error {
 	return nil
 }
 
-// ReasonGo is why an event is rejected to which a Go stage gives a value that a
-// field does not hold.
+// ReasonGo is the reason of a rejection if a Go stage sets a field to a value that the
+// field's type cannot hold.
 const ReasonGo pipeline.Reason = "go"
 
-// A slot is where a field stands in events of one type, and how it is read and
-// set.
+// A slot describes a field in events of one type and how to read and set it.
 type slot[T Value] struct {
 	path   string
-	at     int
+	at     int         // slot of the leaf in the view
 	node   *codec.Node // of the leaf
-	entry  []byte      // the key, if it is an entry of the leaf
-	branch int64       // of the value, if it may be null; else -1
+	entry  []byte      // the key, if the field is an entry of the leaf; else nil
+	branch int64       // the branch of the value if it is nullable; else -1
 	get    func(enc []byte) (T, bool)
 	put    func(dst []byte, v T) ([]byte, error)
 }
@@ -274,10 +328,10 @@ func slots[T Value](f *Fields, path string, write bool) []slot[T] {
 			}
 		}
 		if s.get, s.put = access[T](n); s.get == nil {
-			f.fail(t, fmt.Errorf("%s of %s is %s, which cannot be seen as a Go %T", path, t.Name, n, v))
+			f.fail(t, fmt.Errorf("%s of %s is %s, which cannot be used as a Go %T", path, t.Name, n, v))
 			continue
 		}
-		f.declared = append(f.declared, declaredField{i, target.Path, write})
+		f.declared = append(f.declared, declaredField{i, target.Path, s.entry, write})
 		if f.layouts != nil {
 			s.at = f.layouts[i].Slot(target.Path...)
 		}
@@ -286,8 +340,8 @@ func slots[T Value](f *Fields, path string, write bool) []slot[T] {
 	return slots
 }
 
-// goTarget finds a field. Unlike an expression's, it may be one that is the same
-// in every event, if it is only read.
+// goTarget finds a field. Unlike an expression, a Go stage can read a field that has the
+// same value in every event as a regular field.
 func goTarget(t Type, path string, write bool) (expr.Target, error) {
 	if _, known := t.Consts[path]; !known || write {
 		return t.Env.Target(path)
@@ -301,13 +355,13 @@ func goTarget(t Type, path string, write bool) (expr.Target, error) {
 
 func (f *Fields) fail(t Type, err error) {
 	for _, fault := range expr.Faults(expr.Source{}, t.Name, err) {
-		fault.Offset = 0 // it counts in the path, which is not in the file
+		fault.Offset = 0 // it is relative to the path, which is not in the file
 		f.faults = append(f.faults, fault)
 	}
 }
 
-// access returns how values of a type are read and written as T; nil if they
-// cannot be.
+// access returns the functions that read and write values of an Avro type as T, or nil
+// if T cannot hold them.
 func access[T Value](n *codec.Node) (get func([]byte) (T, bool), put func([]byte, T) ([]byte, error)) {
 	var g, p any
 	var v T
@@ -326,7 +380,7 @@ func access[T Value](n *codec.Node) (get func([]byte) (T, bool), put func([]byte
 		g = func(enc []byte) (Raw, bool) { return enc, true }
 		p = func(dst []byte, v Raw) ([]byte, error) {
 			if err := codec.Validate(n, v); err != nil {
-				return dst, fmt.Errorf("these bytes are not a value of %s: %w", n, errors.Unwrap(err))
+				return dst, fmt.Errorf("the bytes are not a valid %s: %w", n, errors.Unwrap(err))
 			}
 			return append(dst, v...), nil
 		}
@@ -342,11 +396,11 @@ type (
 )
 
 var (
-	errNotUTF8 = errors.New("a text that is not UTF-8")
-	errNotUUID = errors.New("a text that is not a UUID")
+	errNotUTF8 = errors.New("the text is not valid UTF-8")
+	errNotUUID = errors.New("the text is not a UUID")
 )
 
-// checkText checks that a string may hold a text.
+// checkText checks that a text is valid in a field of type string.
 func checkText(n *codec.Node, text []byte) error {
 	var id [16]byte
 	switch {

@@ -15,32 +15,32 @@ import (
 	"millrace/schemas"
 )
 
-// tier writes in an order's metadata whether its user is one to be nice to.
+// tier is an example of a Go stage. It sets the customer tier of an order.
 var tier = stage.Func{
 	Name: "tier",
-	Doc:  "Sets metadata.tier by the amount of the order; gold is the amount from which it is gold.",
-	New: func(f *stage.Fields, with map[string]string) (pipeline.StageFunc, error) {
+	Doc:  "Sets metadata.tier by the amount of the order: gold if it is at least the argument gold, else silver.",
+	New: func(f *stage.Fields, with map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		gold, err := strconv.ParseFloat(with["gold"], 64)
 		if err != nil {
-			return nil, fmt.Errorf("gold is an amount: %w", err)
+			return nil, 0, fmt.Errorf("gold is not an amount: %w", err)
 		}
 		amount := stage.Read[float64](f, "data.total_amount")
 		tier := stage.Write[string](f, "metadata.tier")
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 			switch v, _ := amount.Get(e); {
 			case v < 0:
-				return pipeline.Drop, pipeline.Reject("bad_amount", "an amount of %v", v)
+				return pipeline.Drop, pipeline.Reject("bad_amount", "negative amount %v", v)
 			case v == 0:
 				return pipeline.Drop, nil
 			case v < gold:
 				return pipeline.Pass, tier.Set(e, "silver")
 			}
 			return pipeline.Pass, tier.Set(e, "gold")
-		}, nil
+		}, stage.Deterministic, nil
 	},
 }
 
-// withGo returns the built-in stages and those written in Go.
+// withGo returns the built-in kinds, with funcs as Go stages.
 func withGo(funcs ...stage.Func) map[string]stage.Kind {
 	kinds := stage.Builtin()
 	kinds["go"] = stage.Go(funcs...)
@@ -79,7 +79,7 @@ func TestGo(t *testing.T) {
 		{order, `metadata.tier="silver"`},
 		{with(t, order, "data.total_amount", "20.5", "metadata.tier", `"x"`), `metadata.tier="gold"`},
 		{with(t, order, "data.total_amount", "0"), "filtered"},
-		{with(t, order, "data.total_amount", "-1"), "reject bad_amount: an amount of -1"},
+		{with(t, order, "data.total_amount", "-1"), "reject bad_amount: negative amount -1"},
 		{paid, "="},
 	} {
 		if got := r.run(t, c.in); got != c.want {
@@ -88,18 +88,18 @@ func TestGo(t *testing.T) {
 	}
 }
 
-// one returns a stage that does something with one field.
+// one returns kinds with a Go stage that calls do on one field.
 func one[T stage.Value](path string, do func(r stage.Reader[T], w stage.Writer[T], e *pipeline.Event) error) map[string]stage.Kind {
-	return withGo(stage.Func{Name: "one", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	return withGo(stage.Func{Name: "one", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		r, w := stage.Read[T](f, path), stage.Write[T](f, path)
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 			return pipeline.Pass, do(r, w, e)
-		}, nil
+		}, stage.Deterministic, nil
 	}})
 }
 
-// sets checks what a field is read as, and what becomes of an event in which it
-// is set.
+// sets checks the value that a Go stage reads from a field (want), and the outcome of
+// the event after the stage sets the field to v (after).
 func sets[T stage.Value](t *testing.T, in, path, want string, v T, after string) {
 	t.Helper()
 	got := "null"
@@ -116,7 +116,7 @@ func sets[T stage.Value](t *testing.T, in, path, want string, v T, after string)
 		t.Errorf("%s set to %v\ngot  %s\nwant %s", path, v, out, after)
 	}
 	if got != want {
-		t.Errorf("%s is read as %s, want %s", path, got, want)
+		t.Errorf("read %s as %s, want %s", path, got, want)
 	}
 }
 
@@ -135,8 +135,8 @@ func TestGoReadsAndSetsFieldsOfEveryType(t *testing.T) {
 	sets(t, full, "data.four", "four", []byte("six"), "reject go: data.four: 3 bytes do not fit into shop.Four, which has 4")
 	sets(t, full, "data.text", "grün", "blau", `data.text="blau"`)
 	sets(t, full, "data.text", "grün", []byte("blau"), `data.text="blau"`)
-	sets(t, full, "data.text", "grün", "\xff", "reject go: data.text: a text that is not UTF-8")
-	sets(t, full, "data.uuid", "4707dafd-3ce1-5973-9f7b-1c9c452822e7", "no", "reject go: data.uuid: a text that is not a UUID")
+	sets(t, full, "data.text", "grün", "\xff", "reject go: data.text: the text is not valid UTF-8")
+	sets(t, full, "data.uuid", "4707dafd-3ce1-5973-9f7b-1c9c452822e7", "no", "reject go: data.uuid: the text is not a UUID")
 	sets(t, full, "data.color", "green", "red", `data.color="red"`)
 	sets(t, full, "data.color", "green", "blue", `reject go: data.color: "blue" is not one of red, green`)
 	sets(t, full, "data.maybe", "secret", "x", `data.maybe="x"`)
@@ -146,40 +146,44 @@ func TestGoReadsAndSetsFieldsOfEveryType(t *testing.T) {
 	sets(t, full, "metadata.new", "null", "c", `metadata.new="c"`)
 	sets(t, full, "data.maybe_number", "[0 10]", stage.Raw{2}, "data.maybe_number=null")
 	sets(t, full, "data.tags", "[0]", stage.Raw{2, 2, 'a', 0}, `data.tags[0]="a"`)
-	sets(t, full, "data.tags", "[0]", stage.Raw{2, 2}, "reject go: data.tags: these bytes are not a value of array of string: [0], byte 1: a length of 1, but only 0 bytes are left")
+	sets(t, full, "data.tags", "[0]", stage.Raw{2, 2}, "reject go: data.tags: the bytes are not a valid array of string: [0], byte 1: a length of 1, but only 0 bytes are left")
 	sets(t, full, "metadata.a", "[2 98]", stage.Raw{2, 'c'}, `metadata.a="c"`)
 }
 
 func TestGoFaults(t *testing.T) {
-	fields := stage.Func{Name: "fields", Doc: "Is wrong.", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	fields := stage.Func{Name: "fields", Doc: "Declares invalid fields.", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		stage.Read[string](f, "data.totl_amount")
 		stage.Read[string](f, "data.total_amount")
 		stage.Read[int64](f, "data.items")
 		stage.Read[string](f, "type")
 		stage.Write[string](f, "type")
-		return nil, nil
+		return nil, stage.Deterministic, nil
+	}}
+	undeclared := stage.Func{Name: "undeclared", Doc: "Declares no volatility.", New: func(*stage.Fields, map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
+		return nil, 0, nil
 	}}
 	for _, c := range []badCase{
-		{"nobody", `go: {use: teir}`, `
+		{"unknown function", `go: {use: teir}`, `
 teir} ^ use cannot be "teir"; did you mean "tier"?`},
-		{"told wrong", `go: {on: [OrderCreated], use: tier, with: {gold: much}}`, `
-with: {gold: ^ the Go stage tier: gold is an amount: strconv.ParseFloat: parsing "much": invalid syntax`},
+		{"invalid argument", `go: {on: [OrderCreated], use: tier, with: {gold: much}}`, `
+with: {gold: ^ Go stage tier: gold is not an amount: strconv.ParseFloat: parsing "much": invalid syntax`},
 		{"fields", `go: {on: [OrderCreated], use: fields}`, `
 fields} ^ shop.OrderCreated has no field data.totl_amount; did you mean "total_amount"?
-fields} ^ data.total_amount of OrderCreated is double, which cannot be seen as a Go string
-fields} ^ data.items of OrderCreated is array of shop.Item, which cannot be seen as a Go int64
+fields} ^ data.total_amount of OrderCreated is double, which cannot be used as a Go string
+fields} ^ data.items of OrderCreated is array of shop.Item, which cannot be used as a Go int64
 fields} ^ type is "OrderCreated" in every shop.OrderCreated and cannot be set`},
-		{"not in all types", `go: {use: tier, with: {gold: 1}}`, `
+		{"undeclared volatility", `go: {use: undeclared}`, `
+undeclared} ^ Go stage undeclared does not declare its volatility; return stage.Deterministic, stage.VolatileFields or stage.VolatileFate from New`},
+		{"field not in all types", `go: {use: tier, with: {gold: 1}}`, `
 tier, with:  ^ shop.UserCreated has no field data.total_amount; the same for UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled`},
 	} {
-		t.Run(c.name, func(t *testing.T) { checkBadOf(t, c, withGo(tier, fields)) })
+		t.Run(c.name, func(t *testing.T) { checkBadOf(t, c, withGo(tier, fields, undeclared)) })
 	}
-	checkBad(t, []badCase{{"nothing is registered", `go: {use: tier}`, `
-tier} ^ there is no Go stage tier in this program; register it with stage.Go`}})
+	checkBad(t, []badCase{{"no registered functions", `go: {use: tier}`, `
+tier} ^ this program has no Go stage tier; register it with stage.Go`}})
 }
 
-// A stage that fails leaves the event as it was, however far it came.
-func TestGoThatFailsLeavesTheEvent(t *testing.T) {
+func TestFailedGoStageLeavesTheEventUnchanged(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"reject": func() error { return pipeline.Reject("no", "no") },
 		"panic":  func() error { panic("no") },
@@ -197,15 +201,14 @@ func TestGoThatFailsLeavesTheEvent(t *testing.T) {
 	}
 }
 
-// Each session has what New makes for it.
-func TestGoIsMadeForEachSession(t *testing.T) {
-	kinds := withGo(stage.Func{Name: "count", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+func TestGoCallsNewForEachSession(t *testing.T) {
+	kinds := withGo(stage.Func{Name: "count", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		n := int64(0)
 		count := stage.Write[int64](f, "data.large")
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 			n++
 			return pipeline.Pass, count.Set(e, n)
-		}, nil
+		}, stage.VolatileFields, nil
 	}})
 	r := newRunnerOf(t, `go: {on: [Sampled], use: count}`, nil, kinds)
 	other := &runner{plan: r.plan, chain: r.plan.Chain()}
@@ -216,7 +219,7 @@ func TestGoIsMadeForEachSession(t *testing.T) {
 
 func TestGoAllocatesNothing(t *testing.T) {
 	text := []byte("x")
-	kinds := withGo(tier, stage.Func{Name: "many", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, error) {
+	kinds := withGo(tier, stage.Func{Name: "many", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		id, user, raw := stage.Write[[]byte](f, "data.id"), stage.Read[[]byte](f, "data.user_id"), stage.Read[stage.Raw](f, "data.items")
 		version := stage.Write[int64](f, "version")
 		return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
@@ -228,11 +231,11 @@ func TestGoAllocatesNothing(t *testing.T) {
 				return pipeline.Drop, nil
 			}
 			return pipeline.Pass, errors.Join(id.Set(e, text), version.Set(e, 9))
-		}, nil
+		}, stage.Deterministic, nil
 	}})
 	for _, stages := range []string{`go: {on: [OrderCreated], use: tier, with: {gold: 20}}`, `go: {on: [OrderCreated], use: many}`} {
 		if n := allocations(t, newRunnerOf(t, stages, nil, kinds), order); n != 0 {
-			t.Errorf("%s: %v allocations for an event", stages, n)
+			t.Errorf("%s: %v allocations per event, want 0", stages, n)
 		}
 	}
 }

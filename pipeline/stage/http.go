@@ -20,60 +20,60 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Why an http stage rejects an event.
+// The reasons of rejections by an http stage.
 const (
-	ReasonHTTPRequest     pipeline.Reason = "http_request"     // it makes no request
-	ReasonHTTPStatus      pipeline.Reason = "http_status"      // the service refused it
-	ReasonHTTPResponse    pipeline.Reason = "http_response"    // the answer is not what was declared
-	ReasonHTTPUnavailable pipeline.Reason = "http_unavailable" // the service did not answer
+	ReasonHTTPRequest     pipeline.Reason = "http_request"     // the request is invalid
+	ReasonHTTPStatus      pipeline.Reason = "http_status"      // the service refused the request
+	ReasonHTTPResponse    pipeline.Reason = "http_response"    // the response does not match its schema
+	ReasonHTTPUnavailable pipeline.Reason = "http_unavailable" // the service did not respond
 )
 
-// maxResponse bounds the bytes of an answer.
+// maxResponse is the maximum size of a response in bytes.
 const maxResponse = 1 << 20
 
-// A Waiter is a stage that mostly waits. Several of its clones may be at work at
-// the same time, as long as events of one key go through in order.
+// A Waiter is a stage that spends most of its time waiting. Several of its clones may
+// run concurrently if events with the same key stay in order.
 type Waiter interface {
-	// Concurrency returns how many of them there should be at most.
+	// Concurrency returns the maximum number of concurrent clones.
 	Concurrency() int
 }
 
-// An Asker is a stage that asks services.
+// An Asker is a stage that sends requests to services.
 type Asker interface {
-	// AskThrough sends its requests through another transport, and forgets the
-	// answers that it keeps. It is called before Clone.
+	// AskThrough replaces the transport of the requests and clears the cache of
+	// responses. It is called before Clone.
 	AskThrough(http.RoundTripper)
 }
 
-// HTTP is the stage that asks a service.
+// HTTP is the stage that sends a request to a service.
 func HTTP() Kind {
 	add := addFromRow()
-	add.Doc = "From the path of a field that is not there to its type and value, as in enrich."
+	add.Doc = addDoc + " See add of enrich."
 	return Kind{
 		Name: "http",
-		Doc: "Asks a service over HTTP and sets fields from its answer, which is JSON. " +
-			"A batch that is rolled back asks again, so a request must do no harm when it is repeated. " +
-			"What hinders the service, which is no answer in time or the status 408, 429 or 5xx, is tried again; any other status but 2xx rejects the event.",
+		Doc: "Sends an HTTP request to a service and sets fields from the JSON response. " +
+			"The request is sent again when a batch is aborted and retried, so it must be safe to repeat. " +
+			"The request is retried after a timeout, a connection error, or the status 408, 429 or 5xx. Any other status outside 2xx rejects the event.",
 		Params: []Param{
-			{Name: "url", Form: Expression, Required: true, Doc: "Where to ask. It is taken as it is: give what comes from the event as query, unless it is sure to be made of letters and digits."},
-			{Name: "query", Form: Assignments, Doc: "From the names of query parameters to their values, which are texts and are escaped."},
-			{Name: "method", Form: Word, Default: http.MethodGet, Values: []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodHead}, Doc: "The request's method."},
-			{Name: "headers", Form: Assignments, Doc: "From the names of headers to their values, which are texts."},
-			{Name: "body", Form: Expression, Doc: "What to send, a text."},
-			{Name: "response", Form: Word, Doc: "The record that the answer is, in the schemas directory. Its fields are response.body.PATH; fields of the answer that it lacks are left out. Without it there is only response.status."},
-			{Name: "set", Form: Assignments, Doc: "From the path of a field that is there, or of an entry of a map (metadata.KEY), to its new value."},
+			{Name: "url", Form: Expression, Required: true, Doc: "The URL. It is not escaped, so pass values from the event in query, unless they contain only letters and digits."},
+			{Name: "query", Form: Assignments, Doc: "Maps the names of query parameters to their values (strings). The values are escaped."},
+			{Name: "method", Form: Word, Default: http.MethodGet, Values: []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodHead}, Doc: "The method of the request."},
+			{Name: "headers", Form: Assignments, Doc: "Maps the names of headers to their values (strings)."},
+			{Name: "body", Form: Expression, Doc: "The body of the request (a string)."},
+			{Name: "response", Form: Word, Doc: "The record schema of the response body, from the schemas directory. Its fields are response.body.PATH. Fields of the response that are not in the schema are ignored. Without this parameter, only response.status is available."},
+			{Name: "set", Form: Assignments, Doc: setDoc},
 			add,
 			{Name: "missing", Form: Word, Default: missingDeadLetter, Values: []string{missingKeep, missingDrop, missingDeadLetter},
-				Doc: "What to do with an event whose answer has the status 404 or 410: keep it as it is; drop it, as a filter does; or reject it."},
-			{Name: "timeout", Form: Duration, Default: "2s", Doc: "How long one request may take."},
-			{Name: "retries", Form: Number, Default: "3", Min: 0, Max: 10, Doc: "How often to try again before the service counts as unavailable, waiting 100 ms, 200 ms, 400 ms and so on, or as long as the service says, but no longer than timeout."},
+				Doc: "The handling of an event if the status is 404 or 410: keep passes it unchanged; drop filters it; dead_letter rejects it."},
+			{Name: "timeout", Form: Duration, Default: "2s", Doc: "The timeout of one request."},
+			{Name: "retries", Form: Number, Default: "3", Min: 0, Max: 10, Doc: "The number of retries before the service counts as unavailable. The backoff is 100 ms, 200 ms, 400 ms and so on, or longer if the response has a Retry-After header, but at most timeout."},
 			{Name: "unavailable", Form: Word, Default: "abort", Values: []string{"abort", missingDeadLetter},
-				Doc: "What to do then: roll the batch back and try again with backoff, or reject the event."},
-			{Name: "cache", Form: Group, Doc: "Answers are kept for requests that are the same, and used again for some time.", Params: []Param{
-				{Name: "for", Form: Duration, Default: "1m", Doc: "How long an answer is good."},
-				{Name: "entries", Form: Number, Default: "10000", Min: 0, Max: 10_000_000, Doc: "How many are kept at most; 0 keeps none."},
+				Doc: "The handling of an event if the service is unavailable: abort aborts the batch and retries it with backoff; dead_letter rejects the event."},
+			{Name: "cache", Form: Group, Doc: "Responses are cached and reused for identical requests.", Params: []Param{
+				{Name: "for", Form: Duration, Default: "1m", Doc: "The lifetime of a cached response."},
+				{Name: "entries", Form: Number, Default: "10000", Min: 0, Max: 10_000_000, Doc: "The maximum number of cached responses; 0 turns the cache off."},
 			}},
-			{Name: "concurrency", Form: Number, Default: "16", Min: 1, Max: 1024, Doc: "How many requests may be under way in a session."},
+			{Name: "concurrency", Form: Number, Default: "16", Min: 1, Max: 1024, Doc: "The maximum number of requests in flight per session."},
 		},
 		Example: `on: [OrderCreated]
 url: "'http://scores.internal/users/' + data.user_id"
@@ -83,30 +83,31 @@ add: {data.status: {type: int, value: response.status}}`,
 	}
 }
 
-// call asks a service. Its clones share the connections and the cache.
+// call is the http stage. All clones share the HTTP client and the cache, which are
+// safe for concurrent use.
 type call struct {
-	enrich
-	urls, bodies []*expr.Program   // by type; nil where the stage is not for it
-	named        [][]*expr.Program // by type: the values of headers, then those of query parameters
+	enrich                         // the assignments; the response is view 1
+	urls, bodies []*expr.Program   // by type; urls is nil if the stage does not handle the type, bodies if there is no body
+	named        [][]*expr.Program // by type: the values of the headers, then of the query parameters
 	headers      []string
 	query        []string
 	method       string
-	schema       *codec.Schema   // of the answer: its status and its body
-	body         *codec.Node     // nil if nobody wants it
-	views        []*codec.Layout // of the answer, by type of the event
-	missing      string
+	schema       *codec.Schema   // of the response: its status and its body
+	body         *codec.Node     // schema of the body; nil if the body is not read
+	views        []*codec.Layout // of the response, by event type
+	missing      string          // the value of the parameter missing
 	timeout      time.Duration
 	retries      int
-	abort        bool
+	abort        bool // abort the batch if the service is unavailable, else reject the event
 	concurrency  int
 	client       *http.Client
-	cache        *answers
+	cache        *responseCache
 
-	// What follows belongs to a clone.
+	// Owned by the clone.
 	missed  int
 	view    pipeline.View
-	request []byte // scratch: what makes two requests the same
-	parts   [][]byte
+	request []byte   // cache key of the current request
+	parts   [][]byte // of the current request: URL, body, headers, query parameters
 }
 
 func newHTTP(in Input) (Built, []expr.Fault) {
@@ -120,15 +121,15 @@ func newHTTP(in Input) (Built, []expr.Fault) {
 	}
 	var faults []expr.Fault
 	if s.timeout <= 0 || s.timeout > maxWait {
-		faults = append(faults, fault(arg("timeout").Value, "a transaction is open meanwhile", "a request may take more than nothing and at most %v", maxWait))
+		faults = append(faults, fault(arg("timeout").Value, "a transaction is open during the request", "the timeout of a request must be greater than 0 and at most %v", maxWait))
 	}
-	faults = append(faults, s.answer(in, arg("response"))...)
+	faults = append(faults, s.parseResponse(in, arg("response"))...)
 	if s.schema == nil {
 		return s, faults
 	}
 	for _, given := range arg("headers").Entries {
 		if !isHeaderName(given.Key.Text) {
-			faults = append(faults, fault(given.Key, "letters, digits and hyphens", "%q is no name of a header", given.Key.Text))
+			faults = append(faults, fault(given.Key, "use letters, digits and hyphens", "%q is not a valid header name", given.Key.Text))
 		}
 		s.headers = append(s.headers, given.Key.Text)
 	}
@@ -149,21 +150,21 @@ func newHTTP(in Input) (Built, []expr.Fault) {
 			entries = a.Number
 		}
 	}
-	s.cache = &answers{keep: keep, most: int(entries+1) / 2}
+	s.cache = &responseCache{keep: keep, limit: int(entries+1) / 2}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = s.concurrency, 4*s.concurrency
 	transport.MaxResponseHeaderBytes = 64 << 10
 	s.client = &http.Client{
 		Transport: transport,
-		// A service that has moved is for a person to look at: an event's data
-		// goes nowhere that the topology does not name.
+		// Redirects are not followed: event data is only sent to URLs from the
+		// topology. An operator has to update the URL.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return s, faults
 }
 
-// answer finds the schema of the answer.
-func (s *call) answer(in Input, response Arg) []expr.Fault {
+// parseResponse sets the schema of the response.
+func (s *call) parseResponse(in Input, response Arg) []expr.Fault {
 	fields := `{"name": "status", "type": "int"}`
 	if name := response.Value.Text; name != "" {
 		body, err := in.Schema(name)
@@ -178,7 +179,7 @@ func (s *call) answer(in Input, response Arg) []expr.Fault {
 	return expr.Faults(response.Value, "", err)
 }
 
-// compile compiles everything for one type.
+// compile compiles the expressions for one type.
 func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 	text := func(src expr.Source, what string) *expr.Program {
 		p, err := t.Env.Compile(src.Text, expr.Value(&codec.Node{Kind: codec.String}, what, t.Name))
@@ -221,6 +222,11 @@ func (s *call) Reads(typ int) [][]string {
 	return appendPaths(paths, s.named[typ]...)
 }
 
+// Volatile implements [Built]: all effects depend on the responses of the service.
+func (s *call) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.Writes(typ), s.urls[typ] != nil
+}
+
 func (s *call) Bind(layouts []*codec.Layout) error {
 	for typ, p := range s.urls {
 		if p == nil {
@@ -257,10 +263,11 @@ func (s *call) Missed() int {
 	return n
 }
 
-// Holds implements [Holder]. Where a service that does not answer makes dead
-// letters, the transaction has to outlast all tries for an event and the waits
-// between them, or none would ever be written. Where it rolls the batch back, a
-// transaction that ends before is the same.
+// Holds implements [Holder]. If an unavailable service leads to dead letters, the
+// transaction must stay open for all retries of an event and the waits between them;
+// otherwise it would time out each time, and no dead letter would be written. If an
+// unavailable service aborts the batch, a transaction timeout has the same effect, so
+// no extra time is needed.
 func (s *call) Holds() time.Duration {
 	if s.abort {
 		return 0
@@ -271,7 +278,7 @@ func (s *call) Holds() time.Duration {
 // AskThrough implements [Asker].
 func (s *call) AskThrough(transport http.RoundTripper) {
 	s.client.Transport = transport
-	s.cache = &answers{keep: s.cache.keep, most: s.cache.most}
+	s.cache = &responseCache{keep: s.cache.keep, limit: s.cache.limit}
 }
 
 func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
@@ -282,15 +289,15 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if err := s.prepare(e); err != nil {
 		return pipeline.Drop, err
 	}
-	answer, ok := s.cache.get(s.request)
+	response, ok := s.cache.get(s.request)
 	if !ok {
 		var err error
-		if answer, err = s.ask(ctx); err != nil {
+		if response, err = s.send(ctx); err != nil {
 			return pipeline.Drop, err
 		}
-		s.cache.put(s.request, answer)
+		s.cache.put(s.request, response)
 	}
-	if len(answer) == 0 { // missing
+	if len(response) == 0 { // missing
 		switch s.missing {
 		case missingKeep:
 			s.missed++
@@ -298,17 +305,17 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 		case missingDrop:
 			return pipeline.Drop, nil
 		}
-		return pipeline.Drop, pipeline.Reject(ReasonHTTPStatus, "%s %s: the service says that there is no such thing (404 or 410)", s.method, s.parts[0])
+		return pipeline.Drop, pipeline.Reject(ReasonHTTPStatus, "%s %s: not found (status 404 or 410)", s.method, s.parts[0])
 	}
-	if err := s.views[e.Type].Walk(answer, &s.view); err != nil {
+	if err := s.views[e.Type].Walk(response, &s.view); err != nil {
 		return pipeline.Drop, err
 	}
 	s.scope.Reset(e.Taken, &e.View, &s.view)
 	return pipeline.Pass, s.apply(e)
 }
 
-// prepare evaluates what the request is made of: the URL, the body, headers and
-// query.
+// prepare evaluates the parts of the request (URL, body, headers, query parameters)
+// and the cache key.
 func (s *call) prepare(e *pipeline.Event) error {
 	s.request, s.parts = s.request[:0], s.parts[:0]
 	add := func(p *expr.Program) error {
@@ -320,7 +327,7 @@ func (s *call) prepare(e *pipeline.Event) error {
 		if err != nil {
 			return err
 		}
-		s.request = append(s.request, enc...) // with its length: no two requests run together
+		s.request = append(s.request, enc...) // enc starts with its length, so different parts give different keys
 		text, _, err := codec.ReadText(enc)
 		s.parts = append(s.parts, text)
 		return err
@@ -339,12 +346,12 @@ func (s *call) prepare(e *pipeline.Event) error {
 	return nil
 }
 
-// ask asks until there is an answer, which it returns as Avro; it is empty if
-// the service has no such thing.
-func (s *call) ask(ctx context.Context) ([]byte, error) {
+// send sends the request, with retries, and returns the response as Avro. The
+// response is empty if the status is 404 or 410.
+func (s *call) send(ctx context.Context) ([]byte, error) {
 	u, err := url.Parse(string(s.parts[0]))
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, pipeline.Reject(ReasonHTTPRequest, "%.200q is no URL of http or https", s.parts[0])
+		return nil, pipeline.Reject(ReasonHTTPRequest, "%.200q is not an http or https URL", s.parts[0])
 	}
 	if len(s.query) > 0 {
 		query := u.Query()
@@ -354,22 +361,22 @@ func (s *call) ask(ctx context.Context) ([]byte, error) {
 		u.RawQuery = query.Encode()
 	}
 	for try := 0; ; try++ {
-		answer, after, err := s.try(ctx, u)
+		response, after, err := s.try(ctx, u)
 		if err == nil || pipeline.ClassOf(err) == pipeline.ClassReject {
-			return answer, err
+			return response, err
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
 		if try == s.retries {
-			err = fmt.Errorf("%s %s, tried %d times: %w", s.method, u.Redacted(), try+1, err)
+			err = fmt.Errorf("%s %s: failed %d times: %w", s.method, u.Redacted(), try+1, err)
 			if s.abort {
 				return nil, err
 			}
 			return nil, &pipeline.RejectError{Reason: ReasonHTTPUnavailable, Err: err}
 		}
 		wait := 100 * time.Millisecond << try
-		wait += rand.N(wait / 2) // not all at once
+		wait += rand.N(wait / 2) // jitter: workers must not retry at the same time
 		timer := time.NewTimer(min(max(wait, after), s.timeout))
 		select {
 		case <-timer.C:
@@ -380,9 +387,9 @@ func (s *call) ask(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// try asks once. An error that is no rejection is the service's trouble; it may
-// say how long to wait.
-func (s *call) try(ctx context.Context, u *url.URL) (answer []byte, after time.Duration, err error) {
+// try sends the request once. An error that is not a rejection is a failure of the
+// service and can be retried; after is the delay that the service requested.
+func (s *call) try(ctx context.Context, u *url.URL) (response []byte, after time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.timeout)
 	defer cancel()
 	var body io.Reader
@@ -400,7 +407,7 @@ func (s *call) try(ctx context.Context, u *url.URL) (answer []byte, after time.D
 	for i, name := range s.headers {
 		value := s.parts[2+i]
 		if bytes.ContainsFunc(value, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f }) {
-			return nil, 0, pipeline.Reject(ReasonHTTPRequest, "the value of the header %s has a control character", name)
+			return nil, 0, pipeline.Reject(ReasonHTTPRequest, "the value of header %s contains a control character", name)
 		}
 		req.Header.Set(name, string(value))
 	}
@@ -422,20 +429,20 @@ func (s *call) try(ctx context.Context, u *url.URL) (answer []byte, after time.D
 	case status < 200 || status > 299:
 		return nil, 0, pipeline.Reject(ReasonHTTPStatus, "%s %s: status %s: %.200s", s.method, u.Redacted(), resp.Status, text)
 	case len(text) > maxResponse:
-		return nil, 0, pipeline.Reject(ReasonHTTPResponse, "%s %s: an answer of more than %d bytes", s.method, u.Redacted(), maxResponse)
+		return nil, 0, pipeline.Reject(ReasonHTTPResponse, "%s %s: the response is larger than %d bytes", s.method, u.Redacted(), maxResponse)
 	}
-	answer, err = s.encode(resp.StatusCode, text)
+	response, err = s.encode(resp.StatusCode, text)
 	if err != nil {
-		return nil, 0, pipeline.Reject(ReasonHTTPResponse, "%s %s: the answer: %w", s.method, u.Redacted(), err)
+		return nil, 0, pipeline.Reject(ReasonHTTPResponse, "%s %s: decode the response: %w", s.method, u.Redacted(), err)
 	}
-	return answer, 0, nil
+	return response, 0, nil
 }
 
 func isHeaderName(name string) bool {
 	return name != "" && strings.Trim(name, "-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz") == ""
 }
 
-// encode makes Avro of an answer.
+// encode returns the response as Avro.
 func (s *call) encode(status int, text []byte) ([]byte, error) {
 	fields := map[string]any{"status": json.Number(strconv.Itoa(status))}
 	if s.body != nil {
@@ -446,7 +453,7 @@ func (s *call) encode(status int, text []byte) ([]byte, error) {
 			return nil, err
 		}
 		if _, err := d.Token(); !errors.Is(err, io.EOF) {
-			return nil, errors.New("something follows the JSON value")
+			return nil, errors.New("unexpected data after the JSON value")
 		}
 		prune(s.body, v)
 		fields["body"] = v
@@ -454,8 +461,8 @@ func (s *call) encode(status int, text []byte) ([]byte, error) {
 	return codec.EncodeJSON(s.schema, fields)
 }
 
-// prune takes out of a JSON value what its schema has no field for: a service may
-// say more than we asked.
+// prune removes the fields that are not in the schema from a JSON value, because a
+// service may add fields at any time.
 func prune(n *codec.Node, v any) {
 	if other, _, _, ok := n.Nullable(); ok {
 		n = other
@@ -482,22 +489,23 @@ func prune(n *codec.Node, v any) {
 	}
 }
 
-// answers are those of the service that are still good. When as many are young as
-// fit, they become old, and the old ones are forgotten.
-type answers struct {
-	keep time.Duration
-	most int // in a generation
+// responseCache caches responses by request, in two generations. When the young
+// generation is full, it becomes the old one, and the previous old one is deleted. It
+// is safe for concurrent use.
+type responseCache struct {
+	keep  time.Duration
+	limit int // maximum number of responses per generation
 
 	mu         sync.Mutex
-	young, old map[string]answer
+	young, old map[string]cachedResponse // guarded by mu
 }
 
-type answer struct {
-	body  []byte // empty if there is no such thing
+type cachedResponse struct {
+	body  []byte // as Avro; empty if the status is 404 or 410
 	until time.Time
 }
 
-func (c *answers) get(request []byte) ([]byte, bool) {
+func (c *responseCache) get(request []byte) ([]byte, bool) {
 	c.mu.Lock()
 	a, ok := c.young[string(request)]
 	if !ok {
@@ -510,14 +518,14 @@ func (c *answers) get(request []byte) ([]byte, bool) {
 	return a.body, true
 }
 
-func (c *answers) put(request, body []byte) {
-	if c.most == 0 || c.keep <= 0 {
+func (c *responseCache) put(request, body []byte) {
+	if c.limit == 0 || c.keep <= 0 {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.young) >= c.most || c.young == nil {
-		c.old, c.young = c.young, map[string]answer{}
+	if len(c.young) >= c.limit || c.young == nil {
+		c.old, c.young = c.young, map[string]cachedResponse{}
 	}
-	c.young[string(request)] = answer{body, time.Now().Add(c.keep)}
+	c.young[string(request)] = cachedResponse{body, time.Now().Add(c.keep)}
 }

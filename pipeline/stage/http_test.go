@@ -16,22 +16,23 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// service answers by the page that a visit names, and counts the questions.
+// service is an HTTP server that responds according to the page of a visit and counts
+// the requests.
 type service struct {
 	*httptest.Server
-	asked  atomic.Int32
-	broken atomic.Int32 // how many of the next questions it answers with 503
-	begun  chan struct{}
-	once   sync.Once // closes begun at the first question
+	requests atomic.Int32
+	broken   atomic.Int32 // number of further requests with the response 503
+	begun    chan struct{}
+	once     sync.Once // closes begun at the first request
 }
 
 func newService(t testing.TB) *service {
 	s := &service{begun: make(chan struct{})}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.asked.Add(1)
+		s.requests.Add(1)
 		s.once.Do(func() { close(s.begun) })
 		if s.broken.Add(-1) >= 0 {
-			http.Error(w, "out to lunch", http.StatusServiceUnavailable)
+			http.Error(w, "overloaded", http.StatusServiceUnavailable)
 			return
 		}
 		body, _ := io.ReadAll(r.Body)
@@ -45,7 +46,7 @@ func newService(t testing.TB) *service {
 		case "/large":
 			fmt.Fprint(w, strings.Repeat(" ", 1<<20), `{}`)
 		case "/forbidden":
-			http.Error(w, "not you", http.StatusForbidden)
+			http.Error(w, "no permission", http.StatusForbidden)
 		case "/moved":
 			http.Redirect(w, r, "/member", http.StatusFound)
 		default:
@@ -60,21 +61,21 @@ func (s *service) stage(more string) string {
 	return `http: {on: [Visit], url: "'` + s.URL + `' + data.page", query: {user: "data.user == null ? '' : data.user"}, response: Member, set: {metadata.name: response.body.name}` + more + `}`
 }
 
-func TestHTTPSetsFieldsFromTheAnswer(t *testing.T) {
+func TestHTTPSetsFieldsFromTheResponse(t *testing.T) {
 	s := newService(t)
 	for _, tc := range []struct{ more, page, want, fault string }{
 		{``, "/member", `"name":"GET "`, ""},
 		{`, method: POST, body: "data.page + '!'", headers: {X-Who: id}`, "/member", `"name":"POST /member!1"`, ""},
 		{`, add: {data.status: {type: int, value: response.status}}`, "/member", `"status":200`, ""},
-		{``, "/gone", "", "http_status: GET " + s.URL + "/gone: the service says that there is no such thing (404 or 410)"},
+		{``, "/gone", "", "http_status: GET " + s.URL + "/gone: not found (status 404 or 410)"},
 		{`, missing: keep`, "/gone", `"metadata":{}`, ""},
 		{`, missing: drop`, "/gone", "", ""},
-		{``, "/forbidden", "", "http_status: GET " + s.URL + "/forbidden?user=u%26+1: status 403 Forbidden: not you\n"},
+		{``, "/forbidden", "", "http_status: GET " + s.URL + "/forbidden?user=u%26+1: status 403 Forbidden: no permission\n"},
 		{``, "/moved", "", "http_status: GET " + s.URL + "/moved?user=u%26+1: status 302 Found"},
 		{``, "/wrong", "", "body.id: expected string, found number 7"},
-		{``, "/trailing", "", "something follows the JSON value"},
-		{``, "/large", "", "an answer of more than 1048576 bytes"},
-		{`, headers: {X-Who: "'a\\nb'"}`, "/member", "", "http_request: the value of the header X-Who has a control character"},
+		{``, "/trailing", "", "unexpected data after the JSON value"},
+		{``, "/large", "", "the response is larger than 1048576 bytes"},
+		{`, headers: {X-Who: "'a\\nb'"}`, "/member", "", "http_request: the value of header X-Who contains a control character"},
 	} {
 		t.Run(tc.page+tc.more, func(t *testing.T) {
 			got, err := newRun(t, nil, s.stage(tc.more)).process(fmt.Sprintf(`{"id": "1", "data": {"page": %q, "user": "u& 1"}}`, tc.page))
@@ -88,23 +89,23 @@ func TestHTTPSetsFieldsFromTheAnswer(t *testing.T) {
 	}
 }
 
-func TestHTTPTriesAgainWhatMayPass(t *testing.T) {
+func TestHTTPRetriesTemporaryFailures(t *testing.T) {
 	s := newService(t)
 	const event = `{"id": "1", "data": {"page": "/member"}}`
 	for _, tc := range []struct {
 		name, more string
 		broken     int32
-		asked      int32
+		requests   int32
 		class      pipeline.Class
 		reason     pipeline.Reason
 	}{
-		{"it comes back", "", 2, 3, 0, ""},
-		{"it stays away", ", retries: 1", 9, 2, pipeline.ClassAbort, ""},
-		{"it stays away, rejected", ", retries: 1, unavailable: dead_letter", 9, 2, pipeline.ClassReject, stage.ReasonHTTPUnavailable},
-		{"one try", ", retries: 0", 9, 1, pipeline.ClassAbort, ""},
+		{"the service recovers", "", 2, 3, 0, ""},
+		{"the batch is aborted", ", retries: 1", 9, 2, pipeline.ClassAbort, ""},
+		{"the event is rejected", ", retries: 1, unavailable: dead_letter", 9, 2, pipeline.ClassReject, stage.ReasonHTTPUnavailable},
+		{"no retries", ", retries: 0", 9, 1, pipeline.ClassAbort, ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			s.asked.Store(0)
+			s.requests.Store(0)
 			s.broken.Store(tc.broken)
 			got, err := newRun(t, nil, s.stage(tc.more)).process(event)
 			switch {
@@ -113,28 +114,28 @@ func TestHTTPTriesAgainWhatMayPass(t *testing.T) {
 			case tc.broken != 2 && (err == nil || pipeline.ClassOf(err) != tc.class || pipeline.ReasonOf(err) != tc.reason):
 				t.Errorf("got %v", err)
 			}
-			if n := s.asked.Load(); n != tc.asked {
-				t.Errorf("asked %d times, want %d", n, tc.asked)
+			if n := s.requests.Load(); n != tc.requests {
+				t.Errorf("%d requests, want %d", n, tc.requests)
 			}
 		})
 	}
 }
 
-func TestHTTPGivesUpAtTheTimeout(t *testing.T) {
+func TestHTTPAbortsTheBatchAfterTimeouts(t *testing.T) {
 	quit := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-quit }))
 	defer server.Close()
 	defer close(quit)
 	r := newRun(t, nil, `http: {on: [Visit], url: "'`+server.URL+`'", timeout: 20ms, retries: 1}`)
 	_, err := r.process(`{"id": "1", "data": {"page": "/"}}`)
-	if err == nil || pipeline.ClassOf(err) != pipeline.ClassAbort || !strings.Contains(err.Error(), "tried 2 times") {
+	if err == nil || pipeline.ClassOf(err) != pipeline.ClassAbort || !strings.Contains(err.Error(), "failed 2 times") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// The same request is sent once, whichever clone makes it, and costs no memory
-// from then on.
-func TestHTTPKeepsAnswers(t *testing.T) {
+// Identical requests of all clones are sent only once, and a cached response costs no
+// allocation.
+func TestHTTPCachesResponses(t *testing.T) {
 	s := newService(t)
 	r := newRun(t, nil, s.stage(`, cache: {for: 1h, entries: 100}`))
 	const event = `{"id": "1", "data": {"page": "/member", "user": "u1"}}`
@@ -153,8 +154,8 @@ func TestHTTPKeepsAnswers(t *testing.T) {
 		})
 	}
 	clones.Wait()
-	if n := s.asked.Load(); n != 1 {
-		t.Errorf("asked %d times", n)
+	if n := s.requests.Load(); n != 1 {
+		t.Errorf("%d requests, want 1", n)
 	}
 	body := encode(t, r.pipeline.Types[0], event)
 	record := &pipeline.Record{}
@@ -164,11 +165,11 @@ func TestHTTPKeepsAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}); n != 0 {
-		t.Errorf("%v allocations for an answer that is kept", n)
+		t.Errorf("%v allocations for a cached response, want 0", n)
 	}
-	// Another request is another answer; without a cache, so is each.
-	if _, err := r.process(`{"id": "1", "data": {"page": "/member", "user": "u2"}}`); err != nil || s.asked.Load() != 2 {
-		t.Errorf("asked %d times, %v", s.asked.Load(), err)
+	// A different request is sent. Without a cache, every request is sent.
+	if _, err := r.process(`{"id": "1", "data": {"page": "/member", "user": "u2"}}`); err != nil || s.requests.Load() != 2 {
+		t.Errorf("%d requests, want 2; error %v", s.requests.Load(), err)
 	}
 	r = newRun(t, nil, s.stage(`, cache: {entries: 0}`))
 	for range 3 {
@@ -176,12 +177,12 @@ func TestHTTPKeepsAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if n := s.asked.Load(); n != 5 {
-		t.Errorf("asked %d times", n)
+	if n := s.requests.Load(); n != 5 {
+		t.Errorf("%d requests, want 5", n)
 	}
 }
 
-func TestHTTPEndsWithTheBatch(t *testing.T) {
+func TestHTTPStopsRetriesWhenTheBatchIsCanceled(t *testing.T) {
 	s := newService(t)
 	s.broken.Store(1000)
 	r := newRun(t, nil, s.stage(`, retries: 10`))
@@ -206,19 +207,19 @@ func TestHTTPFaults(t *testing.T) {
 		{`http: {on: [Visit], url: data.page, response: Membr}`, "Membr"},
 		{`http: {on: [Visit], url: data.page, response: Member, set: {metadata.a: response.body.nam}}`, "response.body.nam"},
 		{`http: {on: [Visit], url: data.page, set: {metadata.a: response.body.name}}`, "response.body"},
-		{`http: {on: [Visit], url: data.page, headers: {"X Who": id}}`, "is no name of a header"},
+		{`http: {on: [Visit], url: data.page, headers: {"X Who": id}}`, "is not a valid header name"},
 		{`http: {on: [Visit], url: data.page, timeout: 5m}`, "at most 1m"},
 		{`http: {on: [Visit], url: data.page, method: DELETE}`, "DELETE"},
 	} {
 		if _, err := loadVisits(tc.stage); err == nil || !strings.Contains(err.Error(), tc.want) {
-			t.Errorf("%s:\n%v\ndoes not say %s", tc.stage, err, tc.want)
+			t.Errorf("%s:\n%v\ndoes not contain %s", tc.stage, err, tc.want)
 		}
 	}
 }
 
-// Only where the service's silence makes dead letters has a transaction to outlast
-// it.
-func TestAServiceHoldsUpABatchForAllTries(t *testing.T) {
+// The transaction must outlast all retries only if an unavailable service leads to dead
+// letters.
+func TestHTTPHoldsABatchForAllRetries(t *testing.T) {
 	for more, want := range map[string]time.Duration{
 		"": 0,
 		", unavailable: dead_letter, timeout: 2s, retries: 3": 14 * time.Second,
@@ -227,7 +228,7 @@ func TestAServiceHoldsUpABatchForAllTries(t *testing.T) {
 		r := newRun(t, nil, newService(t).stage(more))
 		holder, ok := r.pipeline.Stages[0].Built.(stage.Holder)
 		if !ok || holder.Holds() != want {
-			t.Errorf("with %q it holds up a batch for %v, want %v", more, holder.Holds(), want)
+			t.Errorf("parameters %q: the stage holds a batch for %v, want %v", more, holder.Holds(), want)
 		}
 	}
 }

@@ -2,53 +2,56 @@ package stage
 
 import "millrace/pipeline"
 
-// A Keeper is a stage that remembers something of past events, by the partition
-// of the source that they stand in. What it remembers moves in the transaction of
-// the outputs and the offsets: it is as exact as they are.
+// A Keeper is a stage with state about past events, kept per source partition. The
+// state changes are written in the same transaction as the outputs and the offsets,
+// so the state is exactly-once, too.
 //
-// What it knows of a partition is the sum of changes, one or more for each batch,
-// which the program writes to a state topic and reads back when the partition is
-// assigned. The calls, for a clone:
+// The state of a partition is the sum of changes, one or more per batch. The program
+// writes them to a state topic and reads them back when the partition is assigned.
+// The calls of a clone:
 //
 //	Assign(p, ...)                        // before the first event of p
 //	Process, Undo, ...; Changes; EndBatch // for each batch
-//	Revoke(p)                             // p is somebody else's now
+//	Revoke(p)                             // another session gets p
 //
-// Assign and Revoke may come while a batch is at work; they do not overlap each
-// other. The others are the calls of one goroutine. If a partition was revoked in
-// the middle of a batch, or revoked and assigned again, the batch ends with
-// EndBatch(false).
+// Assign and Revoke may be called on another goroutine during a batch; they do not
+// overlap each other. The goroutine that processes the events makes all other calls.
+// If a partition is revoked during a batch, even if it is assigned again, the batch
+// ends with EndBatch(false).
 type Keeper interface {
 	pipeline.Stage
 	Batcher
 
-	// Assign forgets what is remembered of a partition, and remembers what the
-	// changes say: load calls add with each, in the order they were made, and
-	// returns its errors. What came of events at next or behind is left out: they
-	// are still to come.
+	// Assign replaces the state of a partition with the sum of the stored changes.
+	// load calls add for each change, in the order in which they were written, and
+	// returns an error of add. Changes of events at offset next or later are ignored,
+	// because these events will be processed again.
 	Assign(partition int32, next int64, load func(add func(change []byte) error) error) error
 
-	// Revoke forgets a partition.
+	// Revoke deletes the state of a partition.
 	Revoke(partition int32)
 
-	// Undo makes it as if the stage had not seen the event that it saw last, which
-	// a later stage has rejected: sent back one day, it is to be a new one.
+	// Undo removes the effect of the most recent event from the state. It is called
+	// when a later stage rejected this event: if the dead letter is replayed, the
+	// event must count as new.
 	Undo(partition int32, offset int64)
 
-	// Changes calls emit with what the batch at hand has changed, if it has
-	// changed anything: by partition, in pieces of at most MaxChange bytes. They
-	// stay as they are until EndBatch.
+	// Changes calls emit for the state changes of the current batch, if any, by
+	// partition and in pieces of at most MaxChange bytes. The bytes stay unchanged
+	// until EndBatch.
 	Changes(emit func(partition int32, change []byte))
 
-	// Needs returns the offsets of the oldest and the newest event of a partition
-	// that something is remembered of: changes that came only of older ones have
-	// served. If nothing is remembered, the oldest is behind the newest.
+	// Needs returns the offsets of the oldest and the newest event in the state of
+	// a partition. Changes that only contain older events can be deleted. If the
+	// state is empty, oldest is greater than newest.
+	//
+	// Needs and Size are called by the goroutine that processes events, between
+	// batches.
 	Needs(partition int32) (oldest, newest int64)
 
-	// Size returns how many things are remembered, and in how many bytes.
-	// It and Needs are for the goroutine that processes events, between batches.
+	// Size returns the number of entries in the state and their size in bytes.
 	Size() (entries, bytes int)
 }
 
-// MaxChange is the size of the largest change that a [Keeper] emits.
+// MaxChange is the maximum size in bytes of a change that a [Keeper] emits.
 const MaxChange = 256 << 10

@@ -11,13 +11,14 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// ReasonMissingRow is why a lookup stage rejects an event.
+// ReasonMissingRow is the reason of a rejection by a lookup stage.
 const ReasonMissingRow pipeline.Reason = "missing_row"
 
-// maxWait bounds the wait of a lookup: a transaction is open meanwhile.
+// maxWait limits the wait of a lookup and of an HTTP request, because a transaction is
+// open during the wait.
 const maxWait = time.Minute
 
-// What a lookup does with an event that has no row.
+// The values of the parameter missing.
 const (
 	missingKeep       = "keep"
 	missingDrop       = "drop"
@@ -25,51 +26,52 @@ const (
 	missingWait       = "wait"
 )
 
-// ChangingRows are [Rows] that come and go while the program runs.
+// ChangingRows are [Rows] that change while the program runs.
 type ChangingRows interface {
 	Rows
-	// Changed returns a channel that is closed once rows have changed after the
-	// call.
+	// Changed returns a channel that is closed when rows change after the call.
 	Changed() <-chan struct{}
 }
 
-// A Holder is a stage that may hold up a batch, and with it a transaction.
+// A Holder is a stage that can delay a batch and so its transaction.
 type Holder interface {
-	// Holds returns for how long, at most, in one batch.
+	// Holds returns the maximum delay per batch.
 	Holds() time.Duration
 }
 
-// A Batcher is a stage that is told of the end of each batch.
+// A Batcher is a stage that needs to know the end of each batch.
 type Batcher interface {
+	// EndBatch ends the batch. committed is false if the batch was aborted, so its
+	// events will be processed again.
 	EndBatch(committed bool)
 }
 
-// A Misser is a stage that lets events pass for which it found nothing.
+// A Misser is a stage that passes events for which it found no row or no answer.
 type Misser interface {
-	// Missed returns how many they were since the last call. Those of a batch that
-	// was rolled back come again.
+	// Missed returns the number of such events since the last call. The events of an
+	// aborted batch will be processed, and counted, again.
 	Missed() int
 }
 
-// A Joiner is a stage that looks into a table.
+// A Joiner is a stage that reads a table.
 type Joiner interface {
 	Table() *Table
 }
 
-// Lookup is the stage that takes fields from the row of a table.
+// Lookup is the stage that sets fields from the row of a table.
 func Lookup() Kind {
 	return Kind{
 		Name: "lookup",
-		Doc: "Finds a row of a table by key and sets fields from it. The row is the newest that this worker has: " +
-			"it knows all rows that were there when it started, and follows the table from then on, but an event and a row that are written at the same time may miss each other.",
+		Doc: "Finds a row of a table by key and sets fields from it. The stage uses the newest row that the worker knows. " +
+			"A worker reads the whole table when it starts and follows its changes, but it may not see a row that is written at the same time as the event.",
 		Params: []Param{
 			{Name: "table", Form: Word, Required: true, Doc: "The table."},
-			{Name: "key", Form: Expression, Doc: "The key of the row; the event's own if not given. Under null there is never one."},
-			{Name: "set", Form: Assignments, Doc: "From the path of a field that is there, or of an entry of a map (metadata.KEY), to its new value. The row's fields are row.PATH."},
+			{Name: "key", Form: Expression, Doc: "The key of the row. The default is the key of the event. For a null key, there is no row."},
+			{Name: "set", Form: Assignments, Doc: setDoc + " The fields of the row are row.PATH."},
 			addFromRow(),
 			{Name: "missing", Form: Word, Default: missingKeep, Values: []string{missingKeep, missingDrop, missingDeadLetter, missingWait},
-				Doc: "What to do with an event that has no row: keep it as it is; drop it, as a filter does; reject it, with the reason missing_row; or wait for the row, and reject the event if it does not come."},
-			{Name: "wait", Form: Duration, Default: "5s", Doc: "How long to wait. All events of a batch that have no row wait together, from the first of them on."},
+				Doc: "The handling of an event without a row: keep passes it unchanged; drop filters it; dead_letter rejects it with the reason missing_row; wait waits for the row and rejects the event if the row does not arrive in time."},
+			{Name: "wait", Form: Duration, Default: "5s", Doc: "The maximum wait per batch. It starts at the first event of the batch without a row, and all such events of the batch share it."},
 		},
 		Example: `on: [OrderCreated]
 table: users
@@ -81,28 +83,28 @@ missing: keep`,
 	}
 }
 
-// addFromRow is the parameter of enrich, over rows.
+// addFromRow returns the parameter add of enrich for a stage that can find no row.
 func addFromRow() Param {
 	params := Enrich().Params
 	add := params[slices.IndexFunc(params, func(p Param) bool { return p.Name == "add" })]
-	add.Doc += " An event that has no row keeps that, too."
+	add.Doc += " It also applies to events without a row."
 	return add
 }
 
 type lookup struct {
-	enrich // what to set, with the row in view 1
+	enrich // the assignments; the row is view 1
 	table  *Table
-	keys   []*expr.Program // by type; nil where it is the event's own
-	views  []*codec.Layout // of a row, by type of the event; nil where the lookup is not for it
-	policy string
+	keys   []*expr.Program // by type; nil: the key of the event
+	views  []*codec.Layout // of a row, by event type; nil if the stage does not handle the type
+	policy string          // the value of the parameter missing
 	wait   time.Duration
 
-	// What follows belongs to a clone.
+	// Owned by the clone.
 	rows   Rows
 	row    pipeline.View
 	missed int
-	timer  *time.Timer // runs from the first missing row of a batch on
-	over   bool        // it has run out
+	timer  *time.Timer // started at the first missing row of a batch
+	over   bool        // the timer has expired
 }
 
 func newLookup(in Input) (Built, []expr.Fault) {
@@ -119,10 +121,10 @@ func newLookup(in Input) (Built, []expr.Fault) {
 	}
 	var faults []expr.Fault
 	if s.wait <= 0 || s.wait > maxWait {
-		faults = append(faults, fault(wait.Value, "a transaction is open meanwhile", "a lookup waits for more than nothing and at most %v", maxWait))
+		faults = append(faults, fault(wait.Value, "a transaction is open during the wait", "the wait of a lookup must be greater than 0 and at most %v", maxWait))
 	}
 	if len(set.Entries)+len(add.Items) == 0 && s.policy == missingKeep {
-		faults = append(faults, fault(in.At, `set: {metadata.customer: row.name}`, "a lookup needs something to set or to add, or a say on events that have no row"))
+		faults = append(faults, fault(in.At, `set: {metadata.customer: row.name}`, "a lookup needs set or add, or missing with a value other than keep"))
 	}
 	if s.table == nil {
 		names := make([]string, 0, len(in.Tables))
@@ -137,10 +139,10 @@ func newLookup(in Input) (Built, []expr.Fault) {
 		return s, append(faults, fault(name.Value, hint, "there is no table %s", name.Value.Text))
 	}
 	if s.table.Schema == nil {
-		return s, faults // the table has a fault of its own
+		return s, faults // the fault of the table is reported elsewhere
 	}
 	if !keyed {
-		key.Key = in.At // for faults
+		key.Key = in.At // the position for faults
 	}
 	for i, t := range in.Types {
 		if t.On {
@@ -150,7 +152,7 @@ func newLookup(in Input) (Built, []expr.Fault) {
 	return s, faults
 }
 
-// compile compiles everything for one type.
+// compile compiles the expressions for one type.
 func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Fault) {
 	var err error
 	if key.Name != "" {
@@ -175,6 +177,11 @@ func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Faul
 
 func (s *lookup) Reads(typ int) [][]string {
 	return appendPaths(s.paths(typ, 0), s.keys[typ])
+}
+
+// Volatile implements [Built]: all effects depend on the rows of the table.
+func (s *lookup) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.Writes(typ), s.keys[typ] != nil && s.policy != missingKeep
 }
 
 func (s *lookup) Bind(layouts []*codec.Layout) error {
@@ -245,7 +252,7 @@ func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdi
 	return pipeline.Pass, s.apply(e)
 }
 
-// key returns the key; found is false for null.
+// key returns the key of the row. found is false if the key is null.
 func (s *lookup) key(e *pipeline.Event) (key []byte, found bool, err error) {
 	if s.keys[e.Type] == nil {
 		if key = e.NewKey; key == nil {
@@ -265,6 +272,7 @@ func (s *lookup) key(e *pipeline.Event) (key []byte, found bool, err error) {
 	return key, err == nil, err
 }
 
+// missing handles an event without a row. key is nil if the key is null.
 func (s *lookup) missing(key []byte) (pipeline.Verdict, error) {
 	switch s.policy {
 	case missingKeep:
@@ -279,7 +287,7 @@ func (s *lookup) missing(key []byte) (pipeline.Verdict, error) {
 	return pipeline.Drop, pipeline.Reject(ReasonMissingRow, "table %s has no row %.100q", s.table.Name, key)
 }
 
-// await waits for a row until the time of the batch is up.
+// await waits for a row until the wait of the batch is over.
 func (s *lookup) await(ctx context.Context, key []byte) (row []byte, found bool, err error) {
 	rows, ok := s.rows.(ChangingRows)
 	if !ok {
@@ -289,7 +297,7 @@ func (s *lookup) await(ctx context.Context, key []byte) (row []byte, found bool,
 		s.timer = time.NewTimer(s.wait)
 	}
 	for !s.over {
-		changed := rows.Changed() // before Get, so that no change is missed between them
+		changed := rows.Changed() // before Get, or a change between the two calls would be missed
 		if row, found = rows.Get(key); found {
 			return row, true, nil
 		}

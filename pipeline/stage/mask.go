@@ -17,20 +17,20 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Mask is the stage that hides what should not go further.
+// Mask is the stage that hides values.
 func Mask() Kind {
 	return Kind{
 		Name: "mask",
-		Doc:  "Hides values: the event goes on with something else in their place.",
+		Doc:  "Hides field values by replacing them.",
 		Params: []Param{
-			{Name: "fields", Form: Texts, Required: true, Doc: "From the path of a field to how it is hidden. " +
-				"A path goes on into each item of an array, or each entry of a map, by []: data.items[].product_id, metadata[]; an entry of a map is metadata.KEY. " +
-				"hash puts a digest in the place of a text (64 hexadecimal digits), of bytes (32 bytes) or of a UUID (one of version 8): the same value has the same digest. " +
-				"keep_first N and keep_last N leave N characters of a text and put a * for each of the others; a text no longer than that is hidden wholly. " +
-				"redact puts null where that may be, else *** for a text, and zero, false or nothing for the rest."},
-			{Name: "key", Form: Word, Doc: "A secret, as ${VARIABLE}: digests are HMAC-SHA-256 with this key. " +
-				"Without it, who knows a likely value, such as an e-mail address, can find its digest by trying. Give this or salt."},
-			{Name: "salt", Form: Word, Doc: "A secret, as ${VARIABLE}, that is put before each value: digests are SHA-256 of both. Without key and salt, they are SHA-256 of the value."},
+			{Name: "fields", Form: Texts, Required: true, Doc: "Maps the path of a field to the method that hides it. " +
+				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. " +
+				"hash replaces a string with a digest of 64 hexadecimal digits, bytes with a digest of 32 bytes, and a UUID with a version 8 UUID. Equal values have equal digests. " +
+				"keep_first N and keep_last N keep N characters of a string and replace each other character with *. A string of at most N characters is replaced completely. " +
+				"redact replaces a nullable value with null, a string with ***, and any other value with zero, false or an empty value."},
+			{Name: "key", Form: Word, Doc: "A secret, as ${VARIABLE}. Digests are HMAC-SHA-256 with this key. " +
+				"Without a secret, anyone can find the value of a digest by hashing likely values, such as e-mail addresses. Set either key or salt."},
+			{Name: "salt", Form: Word, Doc: "A secret, as ${VARIABLE}. Digests are SHA-256 of the salt followed by the value. Without key and salt, digests are SHA-256 of the value."},
 		},
 		Example: `on: [UserCreated]
 fields: {data.email: hash, data.name: keep_first 1, metadata.card: keep_last 4, metadata.ip: redact}
@@ -40,29 +40,31 @@ key: ${MASK_KEY:-for this example only}`,
 }
 
 type mask struct {
-	edits     [][]leafEdit // by type
+	edits     [][]leafEdit // by type; shared by the clones
 	key, salt []byte
-	digester  *digester // these are written by Process
-	values    [][]byte  // by edit of the event's type
+
+	// Owned by the clone: Process writes them.
+	digester *digester
+	values   [][]byte // the new values, by edit of the event's type
 }
 
-// A leafEdit is what is done to a leaf.
+// A leafEdit is the edit of one leaf.
 type leafEdit struct {
 	path []string
 	slot int
 	*edit
 }
 
-// An edit is what is done to values of a type: hidden, or changed somewhere
-// inside.
+// An edit changes values of one schema node. Exactly one of hide, fields, elem, entries
+// and branch is set. An edit does not change after newMask.
 type edit struct {
 	node    *codec.Node
-	hide    func(d *digester, dst, value []byte) ([]byte, error) // of a whole value; nil if the change is inside
-	fields  []*edit                                              // of a record; nil for what stays
-	elem    *edit                                                // of each item of an array or entry of a map
-	entries []entryEdit                                          // of some entries of a map
-	branch  *edit                                                // of what may be null, if it is not
-	by      string                                               // the path that asked for it first
+	hide    hider       // hides the whole value
+	fields  []*edit     // edits of the fields of a record; nil for an unchanged field
+	elem    *edit       // edit of each item of an array or entry of a map
+	entries []entryEdit // edits of some entries of a map
+	branch  *edit       // edit of a nullable value unless it is null
+	by      string      // the path that created the edit, for faults
 }
 
 type entryEdit struct {
@@ -78,17 +80,17 @@ func newMask(in Input) (Built, []expr.Fault) {
 	hashed := false
 	var faults []expr.Fault
 	if keyed && salted {
-		faults = append(faults, fault(salt.Key, "keep key: a digest with a key cannot be guessed either", "a mask has a key or a salt, not both"))
+		faults = append(faults, fault(salt.Key, "keep key: digests with a key cannot be guessed either", "a mask takes key or salt, not both"))
 	}
 	if len(fields.Entries) == 0 {
-		faults = append(faults, fault(fields.Key, "fields: {data.email: hash}", "a mask needs something to hide"))
+		faults = append(faults, fault(fields.Key, "fields: {data.email: hash}", "a mask needs at least one field to hide"))
 	}
 	for _, given := range fields.Entries {
 		m, err := parseMethod(given.Value.Text)
 		if err != nil {
 			hint := ""
 			if !slices.Contains(maskWords, m.word) {
-				hint = "it is hash, redact, keep_first N or keep_last N"
+				hint = "use hash, redact, keep_first N or keep_last N"
 			}
 			faults = append(faults, fault(given.Value, hint, "%v", err))
 			continue
@@ -102,9 +104,9 @@ func newMask(in Input) (Built, []expr.Fault) {
 	}
 	switch {
 	case keyed && !hashed:
-		faults = append(faults, fault(key.Key, "", "nothing here is hashed with a key"))
+		faults = append(faults, fault(key.Key, "", "key has no effect: no field uses hash"))
 	case salted && !hashed:
-		faults = append(faults, fault(salt.Key, "", "nothing here is hashed with a salt"))
+		faults = append(faults, fault(salt.Key, "", "salt has no effect: no field uses hash"))
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -113,7 +115,7 @@ func newMask(in Input) (Built, []expr.Fault) {
 	return s, nil
 }
 
-// The words for what mask does.
+// The methods of mask.
 const (
 	maskHash      = "hash"
 	maskRedact    = "redact"
@@ -123,10 +125,10 @@ const (
 
 var maskWords = []string{maskHash, maskRedact, maskKeepFirst, maskKeepLast}
 
-// A method is how a value is hidden.
+// A method is a way to hide a value.
 type method struct {
 	word string
-	n    int // of keep_first and keep_last
+	n    int // number of characters to keep, for keep_first and keep_last
 }
 
 func parseMethod(text string) (m method, err error) {
@@ -135,109 +137,176 @@ func parseMethod(text string) (m method, err error) {
 	switch word {
 	case maskHash, maskRedact:
 		if more {
-			return m, fmt.Errorf("%s stands alone, not as %q", word, text)
+			return m, fmt.Errorf("%s takes no argument, but is written as %q", word, text)
 		}
 		return m, nil
 	case maskKeepFirst, maskKeepLast:
 		if m.n, err = strconv.Atoi(strings.TrimSpace(number)); err != nil || m.n < 1 || m.n > 1000 {
-			return m, fmt.Errorf("%s needs how many characters to keep, from 1 to 1000, as in %s 4", word, word)
+			return m, fmt.Errorf("%s needs the number of characters to keep, from 1 to 1000, as in %s 4", word, word)
 		}
 		return m, nil
 	}
-	return m, fmt.Errorf("%q is no way to hide a value", text)
+	return m, fmt.Errorf("%q is not a method to hide a value", text)
 }
 
-// add adds what is to be done to one field of one type.
+// add adds the edit for one path to one event type.
 func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
-	failed := func(hint, format string, args ...any) []expr.Fault {
-		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: fmt.Sprintf(format, args...), Hint: hint}}
+	p := maskPath{source: given.Key, typ: t}
+	leaf, steps := p.source.Text, ""
+	if i := strings.Index(leaf, "[]"); i >= 0 {
+		leaf, steps = leaf[:i], leaf[i:]
 	}
-	path := given.Key.Text
-	whole, _, _ := strings.Cut(path, "[]")
-	target, err := t.Env.Target(whole)
+	target, err := t.Env.Target(leaf)
 	if err != nil {
 		return expr.Faults(given.Key, t.Name, err)
 	}
-	at := slices.IndexFunc(s.edits[typ], func(e leafEdit) bool { return slices.Equal(e.path, target.Path) })
-	if at < 0 {
-		at = len(s.edits[typ])
-		s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: &edit{node: target.Node}})
-	}
-	e := s.edits[typ][at].edit
+	e := s.leaf(typ, target)
+	var failed *expr.Fault
 	if target.Entry {
-		if e.hide != nil || e.elem != nil {
-			return failed("remove one of them", "%s and %s overlap", path, e.by)
-		}
-		i := slices.IndexFunc(e.entries, func(one entryEdit) bool { return string(one.key) == target.Key })
-		if i < 0 {
-			i = len(e.entries)
-			e.entries = append(e.entries, entryEdit{[]byte(target.Key), &edit{node: target.Node.Elem}})
-			e.by = path
-		}
-		e = e.entries[i].edit
+		e, failed = p.entry(e, target.Key)
 	}
-	steps := strings.TrimPrefix(path, whole)
+	if failed == nil {
+		e, failed = p.descend(e, steps)
+	}
+	if failed == nil {
+		failed = p.hide(e, m)
+	}
+	if failed != nil {
+		return []expr.Fault{*failed}
+	}
+	return nil
+}
+
+// leaf returns the edit of a leaf, and creates it if necessary.
+func (s *mask) leaf(typ int, target expr.Target) *edit {
+	for _, e := range s.edits[typ] {
+		if slices.Equal(e.path, target.Path) {
+			return e.edit
+		}
+	}
+	e := &edit{node: target.Node}
+	s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: e})
+	return e
+}
+
+// A maskPath is one path of the parameter fields, for one event type. Its methods
+// create the edits on the path, from a leaf of the schema down to the value to hide.
+type maskPath struct {
+	source expr.Source
+	typ    Type
+}
+
+func (p maskPath) fault(hint, format string, args ...any) *expr.Fault {
+	return &expr.Fault{Source: p.source, Type: p.typ.Name, Msg: fmt.Sprintf(format, args...), Hint: hint}
+}
+
+// overlaps returns the fault if the path overlaps with an earlier path.
+func (p maskPath) overlaps(e *edit) *expr.Fault {
+	return p.fault("remove one of them", "%s and %s overlap", p.source.Text, e.by)
+}
+
+// entry returns the edit of the entry with a key, of a map with the edit e.
+func (p maskPath) entry(e *edit, key string) (*edit, *expr.Fault) {
+	if e.hide != nil || e.elem != nil {
+		return nil, p.overlaps(e)
+	}
+	for i := range e.entries {
+		if string(e.entries[i].key) == key {
+			return e.entries[i].edit, nil
+		}
+	}
+	inner := &edit{node: e.node.Elem}
+	e.entries = append(e.entries, entryEdit{[]byte(key), inner})
+	e.by = p.source.Text
+	return inner, nil
+}
+
+// descend returns the edit at the end of steps, the part of the path below e.
+func (p maskPath) descend(e *edit, steps string) (*edit, *expr.Fault) {
 	for steps != "" {
 		if e.hide != nil {
-			return failed("remove one of them", "%s and %s overlap", path, e.by)
+			return nil, p.overlaps(e)
 		}
 		if e.by == "" {
-			e.by = path
+			e.by = p.source.Text
 		}
 		if other, _, _, ok := e.node.Nullable(); ok {
 			if e.branch == nil {
-				e.branch = &edit{node: other, by: path}
+				e.branch = &edit{node: other, by: p.source.Text}
 			}
 			e = e.branch
 			continue
 		}
-		if after, ok := strings.CutPrefix(steps, "[]"); ok {
-			if e.node.Kind != codec.Array && e.node.Kind != codec.Map {
-				return failed("", "%s of %s is %s: [] is for arrays and maps", strings.TrimSuffix(path, steps), t.Name, e.node)
-			}
-			if len(e.entries) > 0 {
-				return failed("remove one of them", "%s and %s overlap", path, e.by)
-			}
-			if e.elem == nil {
-				e.elem = &edit{node: e.node.Elem, by: path}
-			}
-			e, steps = e.elem, after
-			continue
+		var failed *expr.Fault
+		if strings.HasPrefix(steps, "[]") {
+			e, steps, failed = p.items(e, steps)
+		} else {
+			e, steps, failed = p.field(e, steps)
 		}
-		name, ok := strings.CutPrefix(steps, ".")
-		if i := strings.IndexAny(name, ".["); i >= 0 {
-			name = name[:i]
+		if failed != nil {
+			return nil, failed
 		}
-		if !ok || name == "" {
-			return failed("as in data.items[].price", "%q is not a path", path)
-		}
-		steps = steps[1+len(name):]
-		if e.node.Kind != codec.Record {
-			return failed("", "%s of %s is %s, which has no fields", strings.TrimSuffix(path, "."+name+steps), t.Name, e.node)
-		}
-		i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
-		if i < 0 {
-			return failed(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
-		}
-		if e.fields == nil {
-			e.fields = make([]*edit, len(e.node.Fields))
-		}
-		if e.fields[i] == nil {
-			e.fields[i] = &edit{node: e.node.Fields[i].Type, by: path}
-		}
-		e = e.fields[i]
 	}
+	return e, nil
+}
+
+// items returns the edit of all items of e, an array or a map, for the step [] at the
+// start of steps, and the steps after it.
+func (p maskPath) items(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
+	if e.node.Kind != codec.Array && e.node.Kind != codec.Map {
+		return nil, "", p.fault("", "%s of %s is %s: [] is for arrays and maps", p.before(steps), p.typ.Name, e.node)
+	}
+	if len(e.entries) > 0 {
+		return nil, "", p.overlaps(e)
+	}
+	if e.elem == nil {
+		e.elem = &edit{node: e.node.Elem, by: p.source.Text}
+	}
+	return e.elem, steps[len("[]"):], nil
+}
+
+// field returns the edit of a field of the record e, for the step .NAME at the start of
+// steps, and the steps after it.
+func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
+	name, ok := strings.CutPrefix(steps, ".")
+	if i := strings.IndexAny(name, ".["); i >= 0 {
+		name = name[:i]
+	}
+	if !ok || name == "" {
+		return nil, "", p.fault("as in data.items[].price", "%q is not a path", p.source.Text)
+	}
+	if e.node.Kind != codec.Record {
+		return nil, "", p.fault("", "%s of %s is %s, which has no fields", p.before(steps), p.typ.Name, e.node)
+	}
+	i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
+	if i < 0 {
+		return nil, "", p.fault(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
+	}
+	if e.fields == nil {
+		e.fields = make([]*edit, len(e.node.Fields))
+	}
+	if e.fields[i] == nil {
+		e.fields[i] = &edit{node: e.node.Fields[i].Type, by: p.source.Text}
+	}
+	return e.fields[i], steps[len(".")+len(name):], nil
+}
+
+// before returns the part of the path before steps.
+func (p maskPath) before(steps string) string { return strings.TrimSuffix(p.source.Text, steps) }
+
+// hide makes e hide its whole value.
+func (p maskPath) hide(e *edit, m method) *expr.Fault {
 	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branch != nil {
-		return failed("remove one of them", "%s and %s overlap", path, e.by)
+		return p.overlaps(e)
 	}
 	if e.node.Tag != "" && m.word != maskRedact {
-		return failed("use redact", "%s of %s is encrypted, and what %s makes of that says nothing", path, t.Name, m.word)
+		return p.fault("use redact", "%s of %s is encrypted, so %s cannot be applied to its value", p.source.Text, p.typ.Name, m.word)
 	}
 	hide, msg, hint := m.hider(e.node)
 	if hide == nil {
-		return failed(hint, "%s of %s %s", path, t.Name, msg)
+		return p.fault(hint, "%s of %s %s", p.source.Text, p.typ.Name, msg)
 	}
-	e.hide, e.by = hide, path
+	e.hide, e.by = hide, p.source.Text
 	return nil
 }
 
@@ -249,15 +318,16 @@ func fieldNames(n *codec.Node) []string {
 	return names
 }
 
+// A hider appends the replacement of a value to dst. Values are in Avro encoding.
 type hider = func(d *digester, dst, value []byte) ([]byte, error)
 
-// hider returns what hides values of a type; if it cannot be, what is wrong with
-// the field, and what to do.
+// hider returns the function that hides values of a schema node. If the method does not
+// support the node, it returns nil, the problem and a hint.
 func (m method) hider(n *codec.Node) (h hider, msg, hint string) {
 	if m.word == maskRedact {
 		blank, ok := appendBlank(nil, n)
 		if !ok {
-			return nil, fmt.Sprintf("is %s, which has no value that says nothing", n), "hide its parts, or let it be null"
+			return nil, fmt.Sprintf("is %s, which has no neutral value", n), "hide its parts, or make it nullable"
 		}
 		return func(_ *digester, dst, _ []byte) ([]byte, error) { return append(dst, blank...), nil }, "", ""
 	}
@@ -284,7 +354,7 @@ func (m method) hider(n *codec.Node) (h hider, msg, hint string) {
 	case m.word == maskHash && n.Kind == codec.Bytes && n.Logical == "":
 		return hashBytes, "", ""
 	case m.word == maskHash:
-		return nil, fmt.Sprintf("is %s: a digest is a text or bytes", n), "use redact"
+		return nil, fmt.Sprintf("is %s, but hash is for strings, UUIDs and plain bytes", n), "use redact"
 	case n.Kind == codec.String && n.Logical == "":
 		return func(_ *digester, dst, value []byte) ([]byte, error) { return m.keep(dst, value) }, "", ""
 	}
@@ -292,7 +362,7 @@ func (m method) hider(n *codec.Node) (h hider, msg, hint string) {
 	if n.Kind == codec.String || n.Kind == codec.Bytes {
 		hint = "use redact or hash"
 	}
-	return nil, fmt.Sprintf("is %s, of which no part can be kept", n), hint
+	return nil, fmt.Sprintf("is %s, but %s is for strings without a logical type", n, m.word), hint
 }
 
 func isUUID(n *codec.Node) bool {
@@ -304,7 +374,8 @@ const (
 	blankUUID = "00000000-0000-0000-0000-000000000000"
 )
 
-// appendBlank appends the value of a type that says nothing.
+// appendBlank appends the neutral value of a schema node, and reports whether there is
+// one.
 func appendBlank(dst []byte, n *codec.Node) ([]byte, bool) {
 	switch n.Kind {
 	case codec.Null:
@@ -337,7 +408,7 @@ func appendBlank(dst []byte, n *codec.Node) ([]byte, bool) {
 	return dst, false // an enum, a record, a union without null
 }
 
-// keep appends a text of which only some characters are kept.
+// keep appends a text and replaces the characters that are not kept with *.
 func (m method) keep(dst, value []byte) ([]byte, error) {
 	text, _, err := codec.ReadText(value)
 	if err != nil {
@@ -366,7 +437,7 @@ func (m method) keep(dst, value []byte) ([]byte, error) {
 	return dst, nil
 }
 
-// after returns where the first n characters of a text end.
+// after returns the byte offset after the first n characters of a text.
 func after(text []byte, n int) (at int) {
 	for range n {
 		_, size := utf8.DecodeRune(text[at:])
@@ -375,7 +446,7 @@ func after(text []byte, n int) (at int) {
 	return at
 }
 
-// A digester makes digests. It is for one goroutine at a time.
+// A digester computes digests. A clone of mask owns it.
 type digester struct {
 	hash hash.Hash
 	salt []byte
@@ -390,10 +461,10 @@ func newDigester(key, salt []byte) *digester {
 	return &digester{hash: sha256.New(), salt: salt}
 }
 
-// of returns the digest of a value, until the next.
+// of returns the digest of a value. It is valid until the next call.
 func (d *digester) of(value []byte) []byte {
 	d.hash.Reset()
-	d.hash.Write(d.salt) // as the hash package says, it never fails
+	d.hash.Write(d.salt) // Write of a hash.Hash never returns an error
 	d.hash.Write(value)
 	return d.hash.Sum(d.sum[:0])
 }
@@ -415,15 +486,15 @@ func hashBytes(d *digester, dst, value []byte) ([]byte, error) {
 	return codec.AppendBytes(dst, d.of(content)), nil
 }
 
-// hashUUID makes a UUID of version 8 (RFC 9562, 5.8) of a digest.
+// hashUUID appends a version 8 UUID (RFC 9562, 5.8) with the bits of the digest.
 func hashUUID(d *digester, dst, value []byte) ([]byte, error) {
 	copy(d.id[:], d.of(value))
 	stamp(&d.id, 8)
 	return append(dst, d.id[:]...), nil
 }
 
-// hashUUIDText hashes the 16 bytes, where the text is a UUID, so that both ways
-// to write one have the same digest.
+// hashUUIDText hashes the 16 bytes of the UUID, not its text, so a UUID has the same
+// digest as a string and as a fixed. A text that is not a UUID is hashed as text.
 func hashUUIDText(d *digester, dst, value []byte) ([]byte, error) {
 	text, _, err := codec.ReadText(value)
 	if err != nil {
@@ -437,8 +508,8 @@ func hashUUIDText(d *digester, dst, value []byte) ([]byte, error) {
 	return appendUUID(codec.AppendLong(dst, 36), &d.id), nil
 }
 
-// append appends the value at the start of enc as the edit leaves it, and
-// returns what follows it.
+// append appends the edited form of the value at the start of enc, and returns the bytes
+// after the value.
 func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error) {
 	switch {
 	case e.hide != nil:
@@ -463,6 +534,12 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 		}
 		return dst, enc, nil
 	}
+	return e.appendBlocks(d, dst, enc)
+}
+
+// appendBlocks appends the blocks of an array or a map. Its edit is for all items or for
+// some entries.
+func (e *edit) appendBlocks(d *digester, dst, enc []byte) (out, rest []byte, err error) {
 	for {
 		count, rest, err := codec.ReadBlock(enc)
 		dst = codec.AppendLong(dst, count)
@@ -478,11 +555,7 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 					return dst, nil, err
 				}
 				dst, enc = codec.AppendBytes(dst, key), after
-				for i := range e.entries {
-					if string(e.entries[i].key) == string(key) {
-						one = e.entries[i].edit
-					}
-				}
+				one = e.ofEntry(key)
 			}
 			if dst, enc, err = keepOr(one, e.node.Elem, d, dst, enc); err != nil {
 				return dst, nil, err
@@ -491,7 +564,17 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 	}
 }
 
-// keepOr copies a value, or edits it if there is an edit.
+// ofEntry returns the edit of a map entry, or nil if there is none.
+func (e *edit) ofEntry(key []byte) *edit {
+	for i := range e.entries {
+		if string(e.entries[i].key) == string(key) {
+			return e.entries[i].edit
+		}
+	}
+	return e.elem
+}
+
+// keepOr copies the value at the start of enc, or edits it if e is not nil.
 func keepOr(e *edit, n *codec.Node, d *digester, dst, enc []byte) (out, rest []byte, err error) {
 	if e != nil {
 		return e.append(d, dst, enc)
@@ -510,6 +593,10 @@ func (s *mask) Writes(typ int) (paths [][]string) {
 	}
 	return paths
 }
+
+// Volatile implements [Built]: masked values depend only on the value, the key and the
+// salt.
+func (s *mask) Volatile(int) (fields [][]string, fate bool) { return nil, false }
 
 func (s *mask) Bind(layouts []*codec.Layout) error {
 	for typ := range s.edits {

@@ -9,18 +9,18 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// ReasonEmptyKey is why a rekey stage rejects an event.
+// ReasonEmptyKey is the reason of a rejection by a rekey stage.
 const ReasonEmptyKey pipeline.Reason = "empty_key"
 
-// Rekey is the stage that gives events another record key.
+// Rekey is the stage that replaces the record key of events.
 func Rekey() Kind {
 	return Kind{
 		Name: "rekey",
-		Doc: "Gives the event another key, and so another partition of the topic it is written to. " +
-			"From here on it is in order with the events of its new key: those that had one key and get different ones may change places. " +
+		Doc: "Replaces the key of the event. The key determines the partition of the output topic, so only events with the same new key keep their order: " +
+			"events with the same old key and different new keys can be reordered. " +
 			"An event whose new key is empty is rejected with the reason empty_key.",
 		Params: []Param{
-			{Name: "key", Form: Expression, Required: true, Doc: "The new key: a text, whose UTF-8 it is, or a whole number, in decimal digits."},
+			{Name: "key", Form: Expression, Required: true, Doc: "The new key: a string (written as UTF-8) or an integer (written as decimal digits)."},
 		},
 		Example: `on: [OrderCreated]
 key: data.user_id`,
@@ -29,9 +29,9 @@ key: data.user_id`,
 }
 
 type rekey struct {
-	keys   []*expr.Program // by type; nil where the stage is not for it
+	keys   []*expr.Program // by type; nil if the stage does not handle the type
 	number []bool          // by type: the key is a number
-	scope  expr.Scope      // written by Process
+	scope  expr.Scope      // owned by the clone: Process writes it
 }
 
 func newRekey(in Input) (Built, []expr.Fault) {
@@ -61,6 +61,8 @@ func newRekey(in Input) (Built, []expr.Fault) {
 func (s *rekey) Reads(typ int) [][]string { return appendPaths(nil, s.keys[typ]) }
 
 func (s *rekey) Writes(int) [][]string { return nil }
+
+func (s *rekey) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.keys[typ]) }
 
 func (s *rekey) Bind(layouts []*codec.Layout) error { return bind(s.keys, layouts) }
 

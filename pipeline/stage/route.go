@@ -9,7 +9,7 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// What route says beside the names of topics.
+// The keywords of the parameters match and otherwise.
 const (
 	routeFirst = "first"
 	routeAll   = "all"
@@ -17,21 +17,21 @@ const (
 	routeDrop  = "drop"
 )
 
-// Route is the stage that chooses the topics an event is written to.
+// Route is the stage that chooses the output topics of events.
 func Route() Kind {
 	return Kind{
 		Name: "route",
-		Doc: "Chooses where an event is written: to the topic of the first case that it matches, or to those of all. " +
-			"The event goes through the rest of the stages once, whatever the number of topics; of several route stages that choose, the last one counts.",
+		Doc: "Chooses the topic of an event: the topic of the first matching case, or the topics of all matching cases. " +
+			"The event passes the remaining stages once, regardless of the number of topics. If several route stages choose topics for an event, the last one decides.",
 		Params: []Param{
-			{Name: "cases", Form: Cases, Required: true, Doc: "The cases, tried in this order.", Params: []Param{
-				{Name: "when", Form: Expression, Required: true, Doc: "Which events the case is for."},
-				{Name: "to", Form: Word, Required: true, Topic: true, Doc: "The topic they are written to, instead of the pipeline's own."},
+			{Name: "cases", Form: Cases, Required: true, Doc: "The cases, tested in this order.", Params: []Param{
+				{Name: "when", Form: Expression, Required: true, Doc: "The condition that an event must meet to match the case."},
+				{Name: "to", Form: Word, Required: true, Topic: true, Doc: "The topic for matching events. It replaces the pipeline's own topic."},
 			}},
 			{Name: "match", Form: Word, Values: []string{routeFirst, routeAll}, Default: routeFirst,
-				Doc: "Whether the first case that an event matches is its only one. With all, it is written to the topic of each."},
+				Doc: "With first, only the first matching case applies. With all, the event is written to the topic of every matching case."},
 			{Name: "otherwise", Form: Word, Default: routePass,
-				Doc: "What becomes of an event that matches no case: pass leaves it on its way to the pipeline's own topic, drop filters it, anything else is the topic to write it to."},
+				Doc: "The handling of an event that matches no case: pass keeps its current topic, drop filters it, and any other value is the topic to write it to."},
 		},
 		Example: `cases:
   - {when: type.startsWith('Order'), to: shop.orders}
@@ -43,18 +43,20 @@ otherwise: drop`,
 
 type route struct {
 	on        []bool        // by type
-	cases     [][]routeCase // by type: those that can match
+	cases     [][]routeCase // by type: the cases that can match
 	all       bool
-	otherwise []string // the topic; nil if there is none
+	otherwise []string // the topic; nil for pass and drop
 	drop      bool
 	topics    []string
-	scope     expr.Scope // these are written by Process
-	to        []string   // has room for all topics
+
+	// Owned by the clone: Process writes them.
+	scope expr.Scope
+	to    []string // the capacity is the number of topics
 }
 
-// A routeCase is a case for one type.
+// A routeCase is a case for one event type.
 type routeCase struct {
-	when *expr.Program // nil: always
+	when *expr.Program // nil: the case always matches
 	to   []string      // one topic
 }
 
@@ -85,7 +87,7 @@ func newRoute(in Input) (Built, []expr.Fault) {
 		}
 		return []string{name.Text}
 	}
-	used := make([]bool, len(cases.Items)) // for some type
+	used := make([]bool, len(cases.Items)) // the case can match events of some type
 	for n, item := range cases.Items {
 		when, _ := item.Args.Find("when")
 		name, _ := item.Args.Find("to")
@@ -97,11 +99,11 @@ func newRoute(in Input) (Built, []expr.Fault) {
 			p, err := t.Env.Compile(when.Value.Text, expr.Condition("a route"))
 			if err != nil {
 				faults = append(faults, expr.Faults(when.Value, t.Name, err)...)
-				used[n] = true // who knows
+				used[n] = true // unknown, because the condition is faulty
 				continue
 			}
 			if have := s.cases[i]; !s.all && len(have) > 0 && have[len(have)-1].when == nil {
-				continue // one before it takes all
+				continue // an earlier case matches all events of the type
 			}
 			holds, known := p.Const()
 			if known && !holds {
@@ -114,11 +116,11 @@ func newRoute(in Input) (Built, []expr.Fault) {
 			used[n] = true
 		}
 		if !used[n] {
-			faults = append(faults, fault(when.Value, "remove the case, or look for a misspelt type", "no event can match this case: it is false, or taken by a case before it, for every type"))
+			faults = append(faults, fault(when.Value, "remove the case, or check for a misspelled type", "no event can match this case: for every type, it is false or an earlier case matches first"))
 		}
 	}
 	if text := otherwise.Value.Text; text != routePass && text != routeDrop {
-		s.otherwise = topic(otherwise.Value, "it is pass, drop or the name of a declared topic")
+		s.otherwise = topic(otherwise.Value, "use pass, drop or the name of a declared topic")
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -139,7 +141,7 @@ func (s *route) Targets(typ int) (topics []string, own bool) {
 	switch {
 	case !s.on[typ]:
 		own = true
-	case s.taken(typ) || s.drop:
+	case s.always(typ) || s.drop:
 	case s.otherwise != nil:
 		if !slices.Contains(topics, s.otherwise[0]) {
 			topics = append(topics, s.otherwise[0])
@@ -150,8 +152,8 @@ func (s *route) Targets(typ int) (topics []string, own bool) {
 	return topics, own
 }
 
-// taken reports whether each event of a type matches a case.
-func (s *route) taken(typ int) bool {
+// always reports whether every event of a type matches a case.
+func (s *route) always(typ int) bool {
 	return slices.ContainsFunc(s.cases[typ], func(c routeCase) bool { return c.when == nil })
 }
 
@@ -166,6 +168,10 @@ func (s *route) Reads(typ int) (paths [][]string) {
 }
 
 func (s *route) Writes(int) [][]string { return nil }
+
+func (s *route) Volatile(typ int) (fields [][]string, fate bool) {
+	return nil, slices.ContainsFunc(s.cases[typ], func(c routeCase) bool { return clocked(c.when) })
+}
 
 func (s *route) Bind(layouts []*codec.Layout) error {
 	for typ := range s.cases {
@@ -187,7 +193,7 @@ func (s *route) Clone() Built {
 	return &clone
 }
 
-// Process sets To to a slice that is the stage's own, until the next event.
+// Process sets e.To to a slice that the stage owns. It is valid until the next event.
 func (s *route) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	if !s.on[e.Type] {
 		return pipeline.Pass, nil

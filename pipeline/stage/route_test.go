@@ -8,27 +8,27 @@ func TestRoute(t *testing.T) {
 	large := with(t, order, "data.total_amount", "200")
 	check(t, []testCase{
 		{
-			name:   "the first case that matches is the only one",
+			name:   "only the first matching case applies",
 			stages: `route: {cases: [{when: type.startsWith('Order'), to: shop.orders}, {when: "true", to: shop.users}]}`,
 			in:     []string{order, paid, user}, want: []string{"to shop.orders", "to shop.orders", "to shop.users"},
 		},
 		{
-			name:   "what matches no case goes on to the pipeline's own topic",
+			name:   "an event that matches no case keeps the pipeline's own topic",
 			stages: `route: {on: [OrderCreated], cases: [{when: data.total_amount > 100.0, to: shop.large}]}`,
 			in:     []string{order, large, paid}, want: []string{"=", "to shop.large", "="},
 		},
 		{
-			name:   "or is dropped, but not what the stage is not for",
+			name:   "otherwise drop filters it, but not events of other types",
 			stages: `route: {on: [OrderCreated], cases: [{when: data.total_amount > 100.0, to: shop.large}], otherwise: drop}`,
 			in:     []string{order, large, paid}, want: []string{"filtered", "to shop.large", "="},
 		},
 		{
-			name:   "or goes to a topic",
+			name:   "otherwise names a topic",
 			stages: `route: {cases: [{when: type == 'UserCreated', to: shop.users}], otherwise: shop.orders}`,
 			in:     []string{order, user}, want: []string{"to shop.orders", "to shop.users"},
 		},
 		{
-			name: "with all, it goes to the topic of each case, once",
+			name: "match all writes the event to the topic of each matching case, once per topic",
 			stages: `route:
   match: all
   on: [OrderCreated]
@@ -41,7 +41,7 @@ func TestRoute(t *testing.T) {
 			want: []string{"to shop.users, shop.orders", "to shop.users, shop.orders, shop.large", "to shop.orders"},
 		},
 		{
-			name: "the last route that chooses counts",
+			name: "the last route stage that chooses a topic decides",
 			stages: `
 - route: {cases: [{when: "type == 'OrderPaid'", to: shop.orders}], otherwise: shop.users}
 - route: {name: again, on: [OrderCreated], cases: [{when: data.total_amount > 100.0, to: shop.large}]}`,
@@ -64,10 +64,10 @@ shop.user} ^ there is no topic shop.user; did you mean "shop.users"?`},
 elsewhere}]} ^ there is no topic elsewhere; declare it under topics`},
 		{"no case", `route: {cases: []}`, `
 cases: []} ^ a route needs a case; cases: [{when: EXPRESSION, to: TOPIC}]`},
-		{"misspelt type", `route: {cases: [{when: type == 'OrderCrated', to: shop.orders}]}`, `
-type == 'Ord ^ no event can match this case: it is false, or taken by a case before it, for every type; remove the case, or look for a misspelt type`},
+		{"misspelled type", `route: {cases: [{when: type == 'OrderCrated', to: shop.orders}]}`, `
+type == 'Ord ^ no event can match this case: for every type, it is false or an earlier case matches first; remove the case, or check for a misspelled type`},
 		{"unreachable", `route: {cases: [{when: type != 'X', to: shop.orders}, {when: type == 'OrderPaid', to: shop.large}]}`, `
-type == 'Ord ^ no event can match this case: it is false, or taken by a case before it, for every type; remove the case, or look for a misspelt type`},
+type == 'Ord ^ no event can match this case: for every type, it is false or an earlier case matches first; remove the case, or check for a misspelled type`},
 		{"not a bool", `route: {on: [OrderCreated], cases: [{when: data.user_id, to: shop.orders}]}`, `
 data.user_id ^ this is a string, but a route needs a bool`},
 		{"dead letters", `route: {cases: [{when: type == 'OrderPaid', to: shop.dead_letters}]}`, `
@@ -77,9 +77,9 @@ shop.events} ^ events would go round for ever: shop.events -> test, and back to 
 	})
 }
 
-// A topic that declares its types is checked against those that a route sends
-// there, and none else.
-func TestRouteSendsATypeOnlyWhereItCanGo(t *testing.T) {
+// The targets of a type are only the topics that the route stage can choose for it. A
+// topic with declared types is checked against exactly these.
+func TestRouteTargetsOfATypeAreTheTopicsItCanReach(t *testing.T) {
 	r := newRunner(t, `route: {cases: [{when: type.startsWith('Order'), to: shop.orders}, {when: type == 'UserCreated', to: shop.users}, {when: type == 'UserUpdated' && has(data.name), to: shop.large}]}`, nil)
 	want := map[string]string{
 		"shop.OrderCreated": "shop.orders", "shop.OrderPaid": "shop.orders", "shop.OrderShipped": "shop.orders",
@@ -100,7 +100,7 @@ func TestRouteAllocatesNothing(t *testing.T) {
 	for _, match := range []string{"first", "all"} {
 		r := newRunner(t, `route: {on: [OrderCreated], match: `+match+`, cases: [{when: data.total_amount > 10.0, to: shop.large}, {when: data.user_id == 'u-1', to: shop.users}]}`, nil)
 		if n := allocations(t, r, order); n != 0 {
-			t.Errorf("match %s: %v allocations for an event", match, n)
+			t.Errorf("match %s: %v allocations per event, want 0", match, n)
 		}
 	}
 }

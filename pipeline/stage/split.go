@@ -9,23 +9,23 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// ReasonTooManyItems is why a split stage rejects an event.
+// ReasonTooManyItems is the reason of a rejection by a split stage.
 const ReasonTooManyItems pipeline.Reason = "too_many_items"
 
-// Split is the stage that makes one event of each item of an array.
+// Split is the stage that creates one event per item of an array.
 func Split() Kind {
 	return Kind{
 		Name: "split",
-		Doc: "Makes several events of one: for each item of an array the same event again, with only this item in the array. " +
+		Doc: "Splits an event into one event per item of an array. Each new event is a copy of the event with a single item in the array. " +
 			"An event whose array is empty or null is filtered. " +
-			"The id of each, where events have one, is the UUID of version 5 whose name space is the id of the event it came from " +
-			"(if that is no UUID, the UUID of it in the name space for OIDs) and whose name is the item's number, from 0, in digits: the same each time.",
+			"If events have an id, the id of each new event is a version 5 UUID. Its name is the index of the item in decimal digits, from 0, and its namespace is the id of the original event. " +
+			"If that id is not a UUID, the namespace is the version 5 UUID of the id in the OID namespace. So a repeated split creates the same ids.",
 		Params: []Param{
 			{Name: "field", Form: Word, Required: true, Doc: "The path of the array."},
-			{Name: "set", Form: Assignments, Doc: "What to set in each event after that, as in enrich. " +
-				"Beside the event, expressions have item (of a record, its fields: item.price) and index, its number from 0."},
+			{Name: "set", Form: Assignments, Doc: "Maps paths in the new event to values, as in enrich. " +
+				"In addition to the event's fields, expressions can use item (for records, also its fields: item.price) and index, the index of the item from 0."},
 			{Name: "max", Form: Number, Min: 1, Max: 100_000, Default: "1000",
-				Doc: "How many items an array may have: each costs as much as the whole event. An event with more is rejected with the reason too_many_items."},
+				Doc: "The maximum number of items, because each item costs as much as a whole event. An event with more items is rejected with the reason too_many_items."},
 		},
 		Example: `on: [OrderCreated]
 field: data.items
@@ -35,22 +35,22 @@ set: {data.total_amount: item.price * double(item.quantity)}`,
 }
 
 type split struct {
-	cuts []*cut // by type; nil where the stage is not for it
+	cuts []*cut // by type; nil if the stage does not handle the type
 	set  enrich
 	max  int64
 
-	part, item pipeline.View // these are written by Split
+	part, item pipeline.View // owned by the clone: Split writes them
 }
 
-// A cut is how the events of one type are split.
+// A cut describes how to split events of one type.
 type cut struct {
 	path  []string
 	array *codec.Node
-	union int64 // the array's branch, if it may be null; else -1
+	union int64 // the branch of the array if it is nullable; else -1
 
-	named    bool          // its events have an id
-	uuid     bool          // as 16 bytes
-	beside   *codec.Layout // of what expressions see beside the event: the item, then its index
+	named    bool          // events of the type have an id
+	uuid     bool          // the id is a fixed of 16 bytes, not a string
+	extra    *codec.Layout // of the view with the item and its index, for expressions
 	slot, id int
 }
 
@@ -80,12 +80,12 @@ func newSplit(in Input) (Built, []expr.Fault) {
 	return s, nil
 }
 
-// assign compiles what is set in the parts of one type.
+// assign compiles the assignments for the parts of one type.
 func (s *split) assign(typ int, t Type, set Arg) (faults []expr.Fault) {
 	c := s.cuts[typ]
-	beside := codec.Gather("item", codec.Field{Name: "item", Type: c.array.Elem}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
+	extra := codec.Gather("item", codec.Field{Name: "item", Type: c.array.Elem}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
 	var err error
-	if t.Env, err = t.With(expr.Root{Schema: beside, View: 1}); err != nil {
+	if t.Env, err = t.With(expr.Root{Schema: extra, View: 1}); err != nil {
 		return []expr.Fault{{Source: set.Key, Type: t.Name, Msg: err.Error()}}
 	}
 	for _, given := range set.Entries {
@@ -94,7 +94,7 @@ func (s *split) assign(typ int, t Type, set Arg) (faults []expr.Fault) {
 	if len(faults) > 0 {
 		return faults
 	}
-	if c.beside, err = codec.NewLayout(beside, s.set.paths(typ, 1)); err != nil {
+	if c.extra, err = codec.NewLayout(extra, s.set.paths(typ, 1)); err != nil {
 		return []expr.Fault{{Source: set.Key, Type: t.Name, Msg: err.Error()}}
 	}
 	return nil
@@ -112,7 +112,7 @@ func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 	if target.Entry || c.array.Kind != codec.Array {
 		return nil, []expr.Fault{{Source: field, Type: t.Name, Msg: field.Text + " of " + t.Name + " is not an array", Hint: "a split needs the path of an array"}}
 	}
-	// Only of an envelope is it known that its id is the event's.
+	// Without an envelope, a field named id is not necessarily the event's id.
 	if _, envelope := t.Consts["type"]; envelope {
 		if f := t.Schema.Root().Field("id"); f != nil {
 			c.uuid = isUUID(f.Type)
@@ -124,11 +124,15 @@ func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 
 var idPath = []string{"id"}
 
-func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.Reads(typ)) }
+func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.paths(typ, 0)) }
 
 func (s *split) Writes(typ int) [][]string { return s.cut(typ, s.set.Writes(typ)) }
 
-// cut appends the fields that splitting events of a type reads and writes.
+func (s *split) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.set.clockedPaths(typ), false
+}
+
+// cut appends the fields that a split of events of a type reads and writes.
 func (s *split) cut(typ int, paths [][]string) [][]string {
 	c := s.cuts[typ]
 	if c == nil {
@@ -146,7 +150,7 @@ func (s *split) Bind(layouts []*codec.Layout) error {
 			continue
 		}
 		c.slot, c.id = layouts[typ].Slot(c.path...), layouts[typ].Slot(idPath...)
-		if err := s.set.bind(typ, layouts[typ], c.beside); err != nil {
+		if err := s.set.bind(typ, layouts[typ], c.extra); err != nil {
 			return err
 		}
 	}
@@ -155,10 +159,9 @@ func (s *split) Bind(layouts []*codec.Layout) error {
 
 func (s *split) Clone() Built { return &split{cuts: s.cuts, max: s.max, set: *s.set.clone()} }
 
-// Process implements [pipeline.Stage], for chains that know no splitters: there
-// are none.
+// Process implements [pipeline.Stage]. A chain calls Split instead.
 func (s *split) Process(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
-	return pipeline.Drop, pipeline.Fatal("a split stage is not one that a chain calls Process of")
+	return pipeline.Drop, pipeline.Fatal("split stage: Process was called instead of Split")
 }
 
 // Split implements [pipeline.Splitter].
@@ -184,17 +187,17 @@ func (s *split) Split(_ context.Context, e *pipeline.Event, next func(*pipeline.
 	case err != nil:
 		return badBody(err)
 	case count > s.max:
-		return pipeline.Reject(ReasonTooManyItems, "%d items; at most %d are split", count, s.max)
+		return pipeline.Reject(ReasonTooManyItems, "%d items, but max is %d", count, s.max)
 	}
 	it := codec.ItemsOf(c.array, array)
 	for index := int64(0); it.Next(); index++ {
 		s.part.Copy(&whole.View)
 		e.View, e.NewKey, e.To, e.Arena = s.part, whole.NewKey, whole.To, e.Arena[:len(whole.Arena)]
-		err := s.becomes(c, e, &whole, it.Value, index)
+		err := s.fill(c, e, &whole, it.Value, index)
 		if err == nil {
 			err = next(e)
 		}
-		s.part = e.View // whose memory is used again
+		s.part = e.View // its memory is reused for the next part
 		if err != nil {
 			return err
 		}
@@ -205,7 +208,7 @@ func (s *split) Split(_ context.Context, e *pipeline.Event, next func(*pipeline.
 	return nil
 }
 
-// items returns how many items an array has.
+// items returns the number of items of an array.
 func items(n *codec.Node, array []byte) (count int64, err error) {
 	it := codec.ItemsOf(n, array)
 	for it.Next() {
@@ -214,8 +217,8 @@ func items(n *codec.Node, array []byte) (count int64, err error) {
 	return count, it.Err
 }
 
-// becomes makes e the event of one item of the whole.
-func (s *split) becomes(c *cut, e, whole *pipeline.Event, item []byte, index int64) error {
+// fill makes e, a copy of the whole event, the event of one item.
+func (s *split) fill(c *cut, e, whole *pipeline.Event, item []byte, index int64) error {
 	n := len(e.Arena)
 	if c.union >= 0 {
 		e.Arena = codec.AppendLong(e.Arena, c.union)
@@ -235,14 +238,14 @@ func (s *split) becomes(c *cut, e, whole *pipeline.Event, item []byte, index int
 	}
 	n = len(e.Arena)
 	e.Arena = codec.AppendLong(append(e.Arena, item...), index)
-	if err := c.beside.Walk(e.Arena[n:len(e.Arena):len(e.Arena)], &s.item); err != nil {
+	if err := c.extra.Walk(e.Arena[n:len(e.Arena):len(e.Arena)], &s.item); err != nil {
 		return err
 	}
 	s.set.scope.Reset(e.Taken, &e.View, &s.item)
 	return s.set.apply(e)
 }
 
-// appendID appends the id of the part with that index of the event with that id.
+// appendID appends the id of the part with an index. id is the id of the whole event.
 func (c *cut) appendID(dst, id []byte, index int64) ([]byte, error) {
 	var space [16]byte
 	if c.uuid {

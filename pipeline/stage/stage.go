@@ -1,25 +1,32 @@
-// Package stage holds the built-in stages of a chain, one file each.
+// Package stage contains the built-in stages of a chain, one per file.
 //
-// [Builtin] lists them by name. Each is a [Kind]: its description, from which
-// documentation and the JSON Schema of topology.yaml are made and by which
-// parameters are decoded strictly, and its constructor. A stage is made in
-// three steps, because all stages of a chain look at an event through one
-// layout:
+// Start reading at [Kind] and [Built], then filter.go, the smallest stage.
+// [Builtin] returns the built-in kinds. A Kind is the description of a stage and
+// its constructor. The description is the source of the documentation and of the
+// JSON Schema of topology.yaml, and the parameters of a stage are decoded strictly
+// according to it.
 //
-//	built, faults := kind.New(input)             // expressions are compiled and checked, per event type
-//	built.Reads(typ), built.Writes(typ)          // joined over the chain: one layout per type
-//	err := built.Bind(layouts)                   // by type
-//	stage := built.Clone()                       // one for each session
+// All stages of a chain share one layout per event type, so a stage is created in
+// steps:
 //
-// What else a stage may be, it says by an interface: [Gate], [Grower],
-// [Router], [Upcaster], and [pipeline.Splitter].
+//	built, faults := kind.New(input)    // compiles and checks the expressions, per event type
+//	built.Reads(typ), built.Writes(typ) // merged over the chain into one layout per type
+//	err := built.Bind(layouts)          // layouts by type
+//	stage := built.Clone()              // one clone per session
 //
-// A stage of one's own is a [Func] that is given to [Go], or a Kind beside the
-// built-in ones.
+// A session owns its clones. Unless a method's comment allows another goroutine,
+// only the goroutine that runs the session's chain calls them. Clones share the
+// compiled programs and other data that no clone changes.
 //
-// Every stage also takes "name", "on" (the event types it is for) and
-// "on_error"; these belong to the topology, which says by [Type].On what came
-// of the second. Events of other types pass through a stage untouched.
+// A stage has further abilities if it implements one of these interfaces: [Gate],
+// [Grower], [Router], [Upcaster], [Keeper], [Batcher], [Joiner], [Misser], [Holder],
+// [Waiter], [Asker] and [pipeline.Splitter].
+//
+// To add a stage, pass a [Func] to [Go], or add a Kind to the built-in ones.
+//
+// Every stage also has the parameters "name", "on" (the event types that it
+// handles) and "on_error". Package topology handles them; [Type].On is the result
+// of "on". Events of other types pass through a stage unchanged.
 package stage
 
 import (
@@ -32,79 +39,89 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A Built is a stage whose parameters have been checked.
+// A Built is a stage whose parameters were checked.
 type Built interface {
-	// Process handles one event. It may be called after Bind.
+	// Process handles one event. It is called after Bind, on a clone.
 	pipeline.Stage
 
-	// Reads returns the fields that the stage looks at in events of a type, as
-	// paths to leaves of its schema, and Writes those that it sets. The schema
-	// is the one after this stage, for a Grower.
+	// Reads returns the fields that the stage reads in events of a type, as paths
+	// to leaves of the schema. Writes returns the fields that it sets. For a Grower,
+	// the schema is the schema after the stage.
 	Reads(typ int) [][]string
 	Writes(typ int) [][]string
 
-	// Bind says where those fields stand in events of each type. It is called
-	// once; a layout may be nil for a type of which no event can come here.
+	// Volatile returns the effects of the stage on events of a type that can differ
+	// when the same event is processed again, for example because they depend on
+	// now(), on the rows of a table or on the response of a service. fields are the
+	// paths of fields whose new value can differ; the last step of a path can be the
+	// key of a map. fate reports whether it can differ if the event passes, or with
+	// which key or to which topics. Effects of fields that a previous stage set are not
+	// included. It is called on the result of New, before or after Bind.
+	Volatile(typ int) (fields [][]string, fate bool)
+
+	// Bind sets the layouts of the events, by type. It is called once. The layout
+	// of a type is nil if no event of this type can reach the stage.
 	Bind(layouts []*codec.Layout) error
 
-	// Clone returns a stage that does the same and shares no memory that
-	// Process writes to. It is called after Bind.
+	// Clone returns a copy of the stage. The copy shares no memory that Process
+	// writes. It is called after Bind.
 	Clone() Built
 }
 
-// A Gate is a stage that lets no event of some types pass. What comes after it
-// is not checked against these types.
+// A Gate is a stage that drops all events of some types. The stages after it are
+// not checked against these types.
 type Gate interface {
 	Passes(typ int) bool
 }
 
 // A Grower is a stage that adds fields.
 type Grower interface {
-	// Schemas returns, by type, the schema of events after this stage; nil
-	// where it is the same as before. It is made by [codec.Schema.With].
+	// Schemas returns the schemas of events after this stage, by type. A nil
+	// schema means that the stage does not change it. [codec.Schema.With] creates
+	// them.
 	Schemas() []*codec.Schema
 }
 
 // A Router is a stage that sets [pipeline.Event].To.
 type Router interface {
-	// Topics returns the topics that it may choose, each once, in the order of
-	// the file. All are declared.
+	// Topics returns the topics that the stage can choose, without duplicates, in
+	// the order of the file. All of them are declared in the topology.
 	Topics() []string
 
-	// Targets returns those that it may choose for events of a type, and whether
-	// it may leave some of them on their way to where they went before.
+	// Targets returns the topics that the stage can choose for events of a type. own
+	// reports whether it can also keep the previous target of some events.
 	Targets(typ int) (topics []string, own bool)
 }
 
-// A Shape is an event type as an older writer wrote it.
+// A Shape is an older schema of an event type.
 type Shape struct {
 	Type   int
 	Schema *codec.Schema
-	Paths  [][]string // what is read of it
+	Paths  [][]string // the fields that the stage reads in events of this schema
 }
 
 // An Upcaster is a stage that reads [pipeline.Event].Old.
 type Upcaster interface {
 	Shapes() []Shape
 
-	// BindOld gives the layouts of its shapes, and the number of the first of
-	// them among those of the pipeline: what [pipeline.Event].OldType counts.
-	// It is called once, before Bind.
+	// BindOld sets the layouts of the stage's shapes. first is the index of its
+	// first shape in the pipeline's list of shapes ([pipeline.Event].OldType is an
+	// index of this list). It is called once, before Bind.
 	BindOld(first int, layouts []*codec.Layout) error
 }
 
-// A Type is one event type of the pipeline that the stage is part of. Its index
-// is [pipeline.Event].Type.
+// A Type is one event type of the stage's pipeline. [pipeline.Event].Type is its
+// index.
 type Type struct {
-	Name   string            // in messages, and as people write it in "on"
-	Schema *codec.Schema     // as the stages before have left it
-	Consts map[string]string // fields that are the same in every event of the type
+	Name   string            // in messages and in "on"
+	Schema *codec.Schema     // after the previous stages
+	Consts map[string]string // fields with the same value in every event of the type
 	Env    *expr.Env         // the event's fields at top level, in view 0
-	On     bool              // the stage is for events of this type, and they can come here
+	On     bool              // the stage handles this type, and its events can reach the stage
 }
 
-// With returns an environment that has more records beside the event, such as
-// the row of a table. Their views are 1 and up.
+// With returns an environment with the event and additional records, such as the
+// row of a table. Their views start at 1.
 func (t Type) With(roots ...expr.Root) (*expr.Env, error) {
 	env, err := expr.NewEnv(append([]expr.Root{{Schema: t.Schema, Consts: t.Consts}}, roots...)...)
 	if err == nil {
@@ -116,46 +133,44 @@ func (t Type) With(roots ...expr.Root) (*expr.Env, error) {
 // A Table is a table that the topology declares.
 type Table struct {
 	Name   string
-	Schema *codec.Schema // of a row; nil, to a constructor, if the table is faulty itself
-	// Rows is where the rows are. The program sets it before a stage is cloned,
-	// and it is nil until then: constructors keep the Table, clones its Rows.
+	Schema *codec.Schema // of a row; nil if the declaration of the table has a fault
+	// Rows holds the rows. It is nil until the program sets it, which is after New
+	// and before Clone. So a constructor keeps the Table, and a clone keeps the Rows.
 	Rows Rows
 }
 
-// Rows are the rows of a table as they are now. They are safe for concurrent
-// use.
+// Rows are the current rows of a table. They are safe for concurrent use.
 type Rows interface {
-	// Get returns the row under a key as an Avro body of the table's schema. It
-	// must not be changed.
+	// Get returns the row with a key, as an Avro body of the table's schema. The
+	// caller must not change it.
 	Get(key []byte) (row []byte, ok bool)
 }
 
-// An Input is what a stage is made of.
+// An Input holds the arguments of a stage's constructor.
 type Input struct {
-	At    expr.Source // where the stage stands, for faults that belong to no parameter
+	At    expr.Source // the stage in the file, for faults that belong to no parameter
 	Name  string      // of the stage, unique in its pipeline
 	Args  Args
 	Types []Type // of the pipeline, by index
-	// ID is the expression that stands for an event's id; without text, events have
-	// none.
+	// ID is the expression for an event's id. Its text is empty if events have no
+	// id.
 	ID expr.Source
 
 	Tables map[string]*Table
-	Topics []string // that are declared
-	// Schema returns the record of that name, short or full, from the schemas
-	// beside the topology; of an older form of one, the name is that of its file
-	// without .avsc: OrderCreated.v1.
+	Topics []string // the declared topics
+	// Schema returns a record from the schemas directory, by short or full name. The
+	// name of an older schema is its file name without .avsc: OrderCreated.v1.
 	Schema func(name string) (*codec.Schema, error)
-	// File reads a file; its path is relative to the topology.
+	// File reads a file. The path is relative to the topology.
 	File func(path string) ([]byte, error)
 }
 
-// Args are the parameters of a stage: those that were given, in the order of
-// the file, and those that have a default. Each is there at most once, is known
-// from [Kind].Params and has its form; those that are Required are there.
+// Args are the parameters of a stage: the given ones in the order of the file, and
+// the defaults. Each occurs at most once, is declared in [Kind].Params and has the
+// declared form. All Required parameters are present.
 type Args []Arg
 
-// Find returns the parameter of that name.
+// Find returns the parameter with that name.
 func (a Args) Find(name string) (Arg, bool) {
 	for i := range a {
 		if a[i].Name == name {
@@ -165,13 +180,13 @@ func (a Args) Find(name string) (Arg, bool) {
 	return Arg{}, false
 }
 
-// An Arg is a parameter as it was given. Key is its name, where it stands; of a
-// default, the place of what it is missing in. Which of the rest is set is said
-// by its [Form].
+// An Arg is the value of a parameter. Key is the position of its name in the file;
+// for a default, it is the position of the mapping without the parameter. The
+// [Form] of the parameter decides which of the other fields is set.
 type Arg struct {
 	Name     string
 	Key      expr.Source
-	Value    expr.Source // the text of a value that is not a list or a mapping
+	Value    expr.Source // the text of a scalar
 	Number   int64
 	Duration time.Duration
 	Flag     bool
@@ -183,61 +198,63 @@ type Arg struct {
 // An Entry is one KEY: VALUE of [Assignments] or [Texts].
 type Entry struct{ Key, Value expr.Source }
 
-// An Item is one mapping in a parameter that holds several. Key is its name; of
-// Cases, where it begins.
+// An Item is one mapping in a parameter that holds several. Key is its name; in
+// Cases, it is the position of its start.
 type Item struct {
 	Key  expr.Source
 	Args Args
 }
 
-// A Form is how a parameter is written.
+// A Form is the syntax of a parameter.
 type Form uint8
 
-// The forms, and where an Arg has what was given.
+// The forms. After the colon: the field of Arg that holds the value.
 const (
 	Expression  Form = iota // a CEL expression: Value
 	Assignments             // a mapping from paths to CEL expressions: Entries
-	Word                    // a name or a text, of Values if there are any: Value
-	Words                   // a list of them: Words
-	Number                  // a whole number from Min to Max: Number
+	Word                    // a name or a text, one of Values unless that is nil: Value
+	Words                   // a list of names or texts: Words
+	Number                  // an integer from Min to Max: Number
 	Duration                // such as 10m, 1h30m, 7d: Duration
 	Flag                    // true or false: Flag
 	Texts                   // a mapping from names to texts: Entries
 	Group                   // a mapping of Params: one Item
 	Named                   // a mapping from names to mappings of Params: Items
 	Cases                   // a list of mappings of Params: Items
-	Choices                 // a list of mappings that have one of Params each: Items
+	Choices                 // a list of mappings with exactly one of Params each: Items
 )
 
 // A Param describes one parameter.
 type Param struct {
 	Name     string
 	Form     Form
-	Doc      string // sentences
+	Doc      string // full sentences
 	Required bool
-	Default  string   // as it would be written; "" if there is none
-	Values   []string // of a Word or Words: those that are allowed; nil allows all. Of a Group: words that may stand for it
+	Default  string   // in the syntax of the file; "" for no default
+	Values   []string // of a Word or Words: the allowed values; nil allows all. Of a Group: words that may replace the mapping
 	Min, Max int64    // of a Number
-	Topic    bool     // a Word or Words that names a topic which the stage may write to
+	Topic    bool     // a Word or Words that names a topic; the stage can write to it
 	Params   []Param  // of a Group, Named, Cases or Choices
 }
 
 // A Kind is a kind of stage.
 type Kind struct {
 	Name    string
-	Doc     string // sentences; the first says what it does
+	Doc     string // full sentences; the first one is the summary
 	Params  []Param
-	Example string // its parameters, as YAML
-	Grows   bool   // it may add fields: what comes after a faulty one cannot be checked
+	Example string // its parameters as YAML
+	Grows   bool   // it can add fields, so the stages after a faulty one cannot be checked
 
-	// New checks the parameters and compiles their expressions for every type
-	// the stage is for. Faults are all there are; the same fault of several
-	// types is one for each, and becomes one message. With faults, Built is nil,
-	// or as much of a Grower as can be told.
+	// New checks the parameters and compiles their expressions for every type that
+	// the stage handles. It returns all faults. A fault of several types is returned
+	// once per type; the caller merges them into one message. If there are faults,
+	// the returned Built is nil or, for a Grower, incomplete: its Schemas are valid
+	// as far as they are known.
 	New func(in Input) (Built, []expr.Fault)
 }
 
-// Builtin returns the stages that come with Millrace, by name.
+// Builtin returns the built-in kinds by name. The map belongs to the caller, who may
+// add kinds.
 func Builtin() map[string]Kind {
 	kinds := map[string]Kind{}
 	for _, k := range []Kind{Filter(), Enrich(), Route(), Rekey(), Assert(), Split(), Mask(), Upcast(), Lookup(), Dedupe(), HTTP(), Go()} {
@@ -246,12 +263,13 @@ func Builtin() map[string]Kind {
 	return kinds
 }
 
-// fault is a fault that is one for every type.
+// fault returns a fault that does not depend on an event type.
 func fault(src expr.Source, hint, format string, args ...any) expr.Fault {
 	return expr.Fault{Source: src, Msg: fmt.Sprintf(format, args...), Hint: hint}
 }
 
-// appendPaths appends what programs read in the event.
+// appendPaths appends the fields that the programs read in the event. nil programs
+// are allowed.
 func appendPaths(paths [][]string, programs ...*expr.Program) [][]string {
 	for _, p := range programs {
 		if p != nil {
@@ -261,8 +279,8 @@ func appendPaths(paths [][]string, programs ...*expr.Program) [][]string {
 	return slices.Clip(paths)
 }
 
-// bind tells the programs, by type, where the fields of events stand; layouts of
-// more views follow.
+// bind binds programs, by type, to the layouts of the events, and to the layouts of
+// further views.
 func bind(programs []*expr.Program, layouts []*codec.Layout, more ...*codec.Layout) error {
 	for typ, p := range programs {
 		if p == nil {
@@ -275,8 +293,9 @@ func bind(programs []*expr.Program, layouts []*codec.Layout, more ...*codec.Layo
 	return nil
 }
 
-// appendIn evaluates p, into the event's arena if it has to be made for the event.
-// What was made there before stays where it is, even when the arena has to grow.
+// appendIn evaluates p and returns the encoded result. Unless the result is
+// constant, it is appended to the event's arena. Earlier results stay valid when the
+// arena grows, because growth copies to new memory.
 func appendIn(scope *expr.Scope, e *pipeline.Event, p *expr.Program) ([]byte, error) {
 	if enc := p.Fixed(); enc != nil {
 		return enc[:len(enc):len(enc)], nil
@@ -287,10 +306,10 @@ func appendIn(scope *expr.Scope, e *pipeline.Event, p *expr.Program) ([]byte, er
 	return e.Arena[n:len(e.Arena):len(e.Arena)], err
 }
 
-// badBody rejects an event for bytes that a walk should not have accepted.
+// badBody returns the rejection of an event whose body the walk accepted by mistake.
 func badBody(err error) error { return pipeline.Reject(pipeline.ReasonBadBody, "%w", err) }
 
-// verdict passes an event unless there is an error.
+// verdict returns Pass, or Drop and err if there is an error.
 func verdict(err error) (pipeline.Verdict, error) {
 	if err != nil {
 		return pipeline.Drop, err

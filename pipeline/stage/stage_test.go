@@ -22,48 +22,51 @@ import (
 	"millrace/schemas"
 )
 
-// A stage's test is a table of cases: stages as in topology.yaml, events as
-// JSON, and what becomes of each event, in one line for each that comes out:
+// A testCase runs events (JSON) through stages in the syntax of topology.yaml. It
+// expects one line per event:
 //
-//	=                                   it passes unchanged
-//	data.n=3 metadata.a="b" -data.x     it passes with these changes
-//	key "u-1"  to shop.orders           and with another key, to other topics
+//	=                                   passes unchanged
+//	data.n=3 metadata.a="b" -data.x     passes with these fields changed or removed
+//	key "u-1" to shop.orders            passes with a new key and topic
 //	filtered
 //	reject assert: not true: a > b
+//
+// " | " separates the results of a split event.
 type testCase struct {
 	name   string
-	stages string            // one, or a list with dashes
-	in     []string          // events; of none, the case is about loading
-	want   []string          // for each event, with " | " between what becomes of it
+	stages string            // one stage, or a list with dashes
+	in     []string          // events
+	want   []string          // the result of each event
 	env    map[string]string // for ${VAR}
 }
 
-// check runs a table of cases.
+// check runs test cases.
 func check(t *testing.T, cases []testCase) {
 	t.Helper()
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			r := newRunner(t, c.stages, c.env)
-			for range 2 { // what is used again is used right
-				for i, in := range c.in {
-					want := ""
-					if i < len(c.want) {
-						want = c.want[i]
-					}
-					if got := r.run(t, in); got != want {
-						t.Errorf("event %d\ngot  %s\nwant %s", i, got, want)
-					}
-				}
-			}
 			if len(c.in) != len(c.want) {
-				t.Errorf("%d events, but %d are wanted", len(c.in), len(c.want))
+				t.Fatalf("the case has %d events, but %d results", len(c.in), len(c.want))
+			}
+			for range 2 { // the second time, memory is reused
+				r.checkEvents(t, c.in, c.want)
 			}
 		})
 	}
 }
 
-// A badCase is a stage that is not taken. The faults are as people see them, but
-// for the line of the file and the caret.
+func (r *runner) checkEvents(t *testing.T, events, want []string) {
+	t.Helper()
+	for i, event := range events {
+		if got := r.run(t, event); got != want[i] {
+			t.Errorf("event %d\ngot  %s\nwant %s", i, got, want[i])
+		}
+	}
+}
+
+// A badCase is a stage with faults. want holds one line per fault: the text at its
+// position, the message and the hint.
 type badCase struct{ name, stages, want string }
 
 func checkBad(t *testing.T, cases []badCase) {
@@ -77,11 +80,11 @@ func checkBadOf(t *testing.T, c badCase, kinds map[string]stage.Kind) {
 	t.Helper()
 	_, err := loadStages(t, c.stages, nil, kinds)
 	if err == nil {
-		t.Fatal("it was taken")
+		t.Fatal("the topology loaded without a fault")
 	}
 	var faults topology.Faults
 	if !errors.As(err, &faults) {
-		t.Fatalf("%T is not Faults", err)
+		t.Fatalf("error of type %T, want topology.Faults", err)
 	}
 	var lines []string
 	for _, f := range faults {
@@ -97,7 +100,7 @@ func checkBadOf(t *testing.T, c badCase, kinds map[string]stage.Kind) {
 	}
 }
 
-// files are the shipped schemas and those of testdata.
+// files returns the shipped schemas and the schemas in testdata.
 func files(t testing.TB) fs.FS {
 	t.Helper()
 	out := fstest.MapFS{}
@@ -117,7 +120,7 @@ func files(t testing.TB) fs.FS {
 	return out
 }
 
-// now is what now() reads.
+// now is the value of now() in expressions.
 var now = time.Date(2026, 11, 25, 12, 0, 0, 0, time.UTC)
 
 // around is the topology around the stages of a test.
@@ -146,7 +149,7 @@ pipelines:
     stages:
 `
 
-// loadStages loads a topology with these stages. A single stage needs no dash.
+// loadStages loads a topology with the stages. A single stage needs no dash.
 func loadStages(t testing.TB, stages string, env map[string]string, kinds map[string]stage.Kind) (*topology.Pipeline, error) {
 	t.Helper()
 	stages = strings.Trim(stages, "\n")
@@ -186,7 +189,7 @@ func newRunnerOf(t testing.TB, stages string, env map[string]string, kinds map[s
 	return &runner{plan: plan, chain: plan.Chain()}
 }
 
-// decode makes e of a body, as the program does.
+// decode fills e from a body like the processor does.
 func (r *runner) decode(e *pipeline.Event, typ int, body []byte, key string) error {
 	e.Record = &pipeline.Record{Topic: "shop.events", Key: []byte(key), Value: body, Time: now}
 	e.Type, e.NewKey, e.To, e.OldType, e.Arena = typ, nil, nil, -1, e.Arena[:0]
@@ -208,10 +211,10 @@ func (r *runner) encode(t testing.TB, text string) (typ int, body []byte) {
 	return typ, body
 }
 
-// written marks an event as one that an older writer wrote.
+// written returns an event for run that was written with an older schema.
 func written(shape, event string) string { return shape + " " + event }
 
-// run runs one event and says what becomes of it.
+// run runs one event through the stages and describes the result, see testCase.
 func (r *runner) run(t testing.TB, text string) string {
 	t.Helper()
 	shape, event, old := strings.Cut(text, " {")
@@ -255,7 +258,7 @@ func (r *runner) run(t testing.TB, text string) string {
 	return strings.Join(outs, " | ")
 }
 
-// conserved checks that each stage has an account of what reached it.
+// conserved checks that each stage counted an outcome for every event that reached it.
 func (r *runner) conserved(t testing.TB) {
 	t.Helper()
 	r.chain.Counts(func(name string, n pipeline.StageCounts) {
@@ -269,7 +272,8 @@ func (r *runner) conserved(t testing.TB) {
 	})
 }
 
-// resolve returns the body that a body of an older shape is read as.
+// resolve encodes an event in an older schema and returns the body resolved to the
+// current schema.
 func (r *runner) resolve(t testing.TB, shape, event string) (typ int, body []byte) {
 	t.Helper()
 	writer := oldSchema(t, shape)
@@ -288,7 +292,7 @@ func (r *runner) resolve(t testing.TB, shape, event string) (typ int, body []byt
 	return typ, body
 }
 
-// setOld gives an event the body as the older writer wrote it.
+// setOld sets Old and OldType of an event that was written with an older schema.
 func (r *runner) setOld(t testing.TB, e *pipeline.Event, shape, event string) {
 	t.Helper()
 	writer := oldSchema(t, shape)
@@ -318,12 +322,13 @@ func oldSchema(t testing.TB, shape string) *codec.Schema {
 	return s
 }
 
-// describe says what is different in an event that has come out.
+// describe returns the changes of an event that passed the stages. was holds the values
+// of the original event by path.
 func (r *runner) describe(t testing.TB, e *pipeline.Event, was map[string]string) string {
 	t.Helper()
 	body := e.Append(nil)
 	if err := codec.Validate(r.plan.Output[e.Type].Root(), body); err != nil {
-		t.Errorf("what comes out is no event: %v", err)
+		t.Errorf("the output is not a valid event: %v", err)
 		return err.Error()
 	}
 	is := flatten(t, r.plan.Output[e.Type], body)
@@ -351,7 +356,7 @@ func (r *runner) describe(t testing.TB, e *pipeline.Event, was map[string]string
 	return strings.Join(parts, " ")
 }
 
-// gone returns the shortest beginning of a path of which nothing is left.
+// gone returns the shortest prefix of a removed path below which no value is left.
 func gone(path string, left map[string]string) string {
 	for i, c := range path {
 		if c == ']' {
@@ -366,7 +371,7 @@ func gone(path string, left map[string]string) string {
 	return path
 }
 
-// flatten returns the values of an event by path.
+// flatten returns the values of an event, as JSON, by path.
 func flatten(t testing.TB, s *codec.Schema, body []byte) map[string]string {
 	t.Helper()
 	text, err := codec.AppendJSON(nil, s.Root(), body)
@@ -408,7 +413,7 @@ func parseJSON(t testing.TB, text string) any {
 	return v
 }
 
-// Events of the tests. The id's UUID is the same in all.
+// The events of the tests.
 const (
 	order = `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","type":"OrderCreated","timestamp":"1997-01-01T00:00:00Z","version":1,
 		"metadata":{"source":"web"},"data":{"id":"o-1","user_id":"u-1","items":[{"product_id":"cd","quantity":2,"price":3.5},{"product_id":"lp","quantity":1,"price":8.0}],"total_amount":15.0}}`
@@ -421,7 +426,7 @@ const (
 		"data":{"id":"o-1","user_id":"u-1","items":[{"product_id":"cd","quantity":2,"price":3.5}],"total_amount":0.0,"total_cents":"700"}}`
 )
 
-// with returns an event with fields replaced: pairs of a path and JSON.
+// with returns an event with some fields replaced. pairs alternates paths and JSON values.
 func with(t testing.TB, event string, pairs ...string) string {
 	t.Helper()
 	root := parseJSON(t, event).(map[string]any)
@@ -440,8 +445,8 @@ func with(t testing.TB, event string, pairs ...string) string {
 	return string(out)
 }
 
-// allocations returns how often memory is allocated for one event in the steady
-// path: the walk, the stages, and what comes out appended.
+// allocations returns the number of allocations for one event after warm-up: the walk,
+// the stages and the encoding of the output.
 func allocations(t *testing.T, r *runner, event string) float64 {
 	t.Helper()
 	typ, body := r.encode(t, event)

@@ -10,18 +10,18 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Upcast is the stage that brings events of an old shape into the new one.
+// Upcast is the stage that converts events of an older schema or version.
 func Upcast() Kind {
 	return Kind{
 		Name: "upcast",
-		Doc: "Brings events of an old shape into the new one, where it takes more than the defaults and renamings that schemas know. " +
-			"It is for the events below a version, or for those that were written with an older schema; others pass untouched.",
+		Doc: "Converts old events to the current form of their type, when the defaults and aliases of Avro schemas are not sufficient. " +
+			"It handles events below a version, or events that were written with an older schema. Other events pass unchanged.",
 		Params: []Param{
-			{Name: "below", Form: Number, Min: 2, Max: 1_000_000, Doc: "The stage is for events whose version is below this; it is their version from then on. Give this or from."},
-			{Name: "from", Form: Word, Doc: "The older schema that the stage is for: the name of its file in the schemas directory without .avsc, such as OrderCreated.v1. " +
-				"The type is the one of the record's name. Give this or below."},
-			{Name: "set", Form: Assignments, Required: true, Doc: "What to set, as in enrich. The event's fields are those of its new shape. " +
-				"With from, old.PATH is a field of the event as it was written."},
+			{Name: "below", Form: Number, Min: 2, Max: 1_000_000, Doc: "Events with a lower version are converted, and their version is set to this number. Set either below or from."},
+			{Name: "from", Form: Word, Doc: "Events that were written with this older schema are converted. It is the name of its file in the schemas directory without .avsc, such as OrderCreated.v1. " +
+				"The name of its record determines the event type. Set either from or below."},
+			{Name: "set", Form: Assignments, Required: true, Doc: "Maps paths to values, as in enrich. Expressions see the event in its current schema. " +
+				"With from, old.PATH is a field of the event in the older schema."},
 		},
 		Example: `on: [OrderCreated]
 below: 2
@@ -32,12 +32,12 @@ set: {metadata.currency: "'USD'"}`,
 
 type upcast struct {
 	set      enrich
-	on       []bool
-	below    int64 // 0: the stage is for shape
-	versions []int // by type: the slot of its version
+	on       []bool // by type: the stage handles it
+	below    int64  // 0: the stage handles events of shape
+	versions []int  // by type: the slot of its version
 
-	shape Shape         // its Schema is nil if the stage is for versions below
-	old   int           // the shape's number: pipeline.Event.OldType
+	shape Shape         // its Schema is nil if below is set
+	old   int           // the index of the shape, to compare with pipeline.Event.OldType
 	view  *codec.Layout // of the shape
 }
 
@@ -49,9 +49,9 @@ func newUpcast(in Input) (Built, []expr.Fault) {
 	set, _ := in.Args.Find("set")
 	switch {
 	case byVersion && byShape:
-		return nil, []expr.Fault{fault(below.Key, "write one upcast for each", "an upcast has below or from, not both")}
+		return nil, []expr.Fault{fault(below.Key, "write one upcast for each", "an upcast takes below or from, not both")}
 	case !byVersion && !byShape:
-		return nil, []expr.Fault{fault(in.At, "below: VERSION, or from: SCHEMA", "an upcast needs the events that it is for")}
+		return nil, []expr.Fault{fault(in.At, "below: VERSION, or from: SCHEMA", "an upcast needs below or from")}
 	}
 	s := &upcast{
 		set: enrich{sets: make([][]assignment, len(in.Types))}, on: make([]bool, len(in.Types)),
@@ -59,7 +59,7 @@ func newUpcast(in Input) (Built, []expr.Fault) {
 	}
 	var faults []expr.Fault
 	if len(set.Entries) == 0 {
-		faults = append(faults, fault(set.Key, "set: {PATH: EXPRESSION}", "an upcast needs something to set"))
+		faults = append(faults, fault(set.Key, "set: {PATH: EXPRESSION}", "an upcast needs at least one field to set"))
 	}
 	if byShape {
 		return s.done(append(faults, s.fromShape(in, from.Value, set)...))
@@ -70,12 +70,12 @@ func newUpcast(in Input) (Built, []expr.Fault) {
 		}
 		s.on[i] = true
 		if f := t.Schema.Root().Field("version"); f == nil || f.Type.Kind != codec.Int && f.Type.Kind != codec.Long {
-			faults = append(faults, expr.Fault{Source: below.Key, Type: t.Name, Msg: t.Name + " has no version that is a number", Hint: "use from, or leave the type out of on"})
+			faults = append(faults, expr.Fault{Source: below.Key, Type: t.Name, Msg: t.Name + " has no numeric field version", Hint: "use from, or leave the type out of on"})
 			continue
 		}
 		for _, given := range set.Entries {
 			if given.Key.Text == versionPath[0] {
-				faults = append(faults, fault(given.Key, "remove it", "the version becomes %d already", s.below))
+				faults = append(faults, fault(given.Key, "remove it", "the stage already sets the version to %d", s.below))
 				continue
 			}
 			faults = append(faults, s.set.assign(i, t, given)...)
@@ -91,7 +91,7 @@ func (s *upcast) done(faults []expr.Fault) (Built, []expr.Fault) {
 	return s, nil
 }
 
-// fromShape makes the stage one for events of an older schema.
+// fromShape configures the stage for events of an older schema.
 func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.Fault) {
 	old, err := in.Schema(from.Text)
 	if err != nil {
@@ -103,17 +103,17 @@ func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.F
 		for _, t := range in.Types {
 			names = append(names, t.Name)
 		}
-		return []expr.Fault{fault(from, "there are "+strings.Join(names, ", "), "%s is a form of %s, which is no type here", from.Text, old.Name())}
+		return []expr.Fault{fault(from, "there are "+strings.Join(names, ", "), "%s is a schema of %s, which is not an event type of this pipeline", from.Text, old.Name())}
 	}
 	t := in.Types[typ]
 	if !t.On {
-		return []expr.Fault{fault(from, "", "%s is a form of %s, which the stage is not for", from.Text, t.Name)}
+		return []expr.Fault{fault(from, "", "%s is a schema of %s, which this stage does not handle", from.Text, t.Name)}
 	}
 	if codec.SameBytes(old, t.Schema) {
-		return []expr.Fault{fault(from, "an older form is in a file such as "+t.Name+".v1.avsc", "this is %s as it is now: there is nothing to upcast", t.Name)}
+		return []expr.Fault{fault(from, "name an older schema, from a file such as "+t.Name+".v1.avsc", "this is the current schema of %s, so there is nothing to upcast", t.Name)}
 	}
 	if _, err := codec.NewResolver(old, t.Schema); err != nil {
-		return []expr.Fault{fault(from, "give what is new a default, and set it here", "%s cannot be read as %s: %v", from.Text, t.Name, err)}
+		return []expr.Fault{fault(from, "give new fields a default, and set them here", "%s cannot be read as %s: %v", from.Text, t.Name, err)}
 	}
 	if t.Env, err = t.With(expr.Root{Name: "old", Schema: old, View: 1}); err != nil {
 		return expr.Faults(from, t.Name, err)
@@ -143,7 +143,7 @@ func (s *upcast) BindOld(first int, layouts []*codec.Layout) error {
 }
 
 func (s *upcast) Reads(typ int) [][]string {
-	paths := s.set.Reads(typ)
+	paths := s.set.paths(typ, 0)
 	if s.on[typ] && s.below > 0 {
 		paths = append(paths, versionPath)
 	}
@@ -156,6 +156,10 @@ func (s *upcast) Writes(typ int) [][]string {
 		paths = append(paths, versionPath)
 	}
 	return paths
+}
+
+func (s *upcast) Volatile(typ int) (fields [][]string, fate bool) {
+	return s.set.clockedPaths(typ), false
 }
 
 func (s *upcast) Bind(layouts []*codec.Layout) error {

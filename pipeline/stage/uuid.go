@@ -1,15 +1,15 @@
 package stage
 
 import (
-	"crypto/sha1" //nolint:gosec // what a UUID of version 5 is made with
+	"crypto/sha1" //nolint:gosec // UUID version 5 requires SHA-1
 	"encoding/hex"
 )
 
-// oidSpace is the name space for OIDs of RFC 9562.
+// oidSpace is the namespace for OIDs (RFC 9562, 6.6).
 var oidSpace = [16]byte{0x6b, 0xa7, 0xb8, 0x12, 0x9d, 0xad, 0x11, 0xd1, 0x80, 0xb4, 0x00, 0xc0, 0x4f, 0xd4, 0x30, 0xc8}
 
-// uuid5 makes the UUID of version 5 of a name (RFC 9562, 5.5), without memory of
-// its own unless the name is long.
+// uuid5 sets id to the version 5 UUID of a name (RFC 9562, 5.5). It allocates only
+// for a long name.
 func uuid5(id *[16]byte, space [16]byte, name []byte) {
 	var room [128]byte
 	sum := sha1.Sum(append(append(room[:0], space[:]...), name...))
@@ -17,13 +17,13 @@ func uuid5(id *[16]byte, space [16]byte, name []byte) {
 	stamp(id, 5)
 }
 
-// stamp makes 16 bytes a UUID of a version.
+// stamp sets the version and variant bits of a UUID.
 func stamp(id *[16]byte, version byte) {
 	id[6] = id[6]&0x0f | version<<4
 	id[8] = id[8]&0x3f | 0x80
 }
 
-// parseUUID reads the 36 characters of a UUID.
+// parseUUID parses the 36-character form of a UUID and reports whether it is valid.
 func parseUUID(id *[16]byte, text []byte) bool {
 	if len(text) != 36 || text[8] != '-' || text[13] != '-' || text[18] != '-' || text[23] != '-' {
 		return false
@@ -36,7 +36,7 @@ func parseUUID(id *[16]byte, text []byte) bool {
 	return true
 }
 
-// appendUUID appends the 36 characters of a UUID.
+// appendUUID appends the 36-character form of a UUID.
 func appendUUID(dst []byte, id *[16]byte) []byte {
 	dst = hex.AppendEncode(dst, id[:4])
 	for _, part := range [...]struct{ from, end int }{{4, 6}, {6, 8}, {8, 10}, {10, 16}} {

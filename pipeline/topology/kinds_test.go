@@ -25,9 +25,10 @@ type nothing struct{}
 func (nothing) Process(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
 	return pipeline.Pass, nil
 }
-func (nothing) Reads(int) [][]string       { return nil }
-func (nothing) Writes(int) [][]string      { return nil }
-func (nothing) Bind([]*codec.Layout) error { return nil }
+func (nothing) Reads(int) [][]string            { return nil }
+func (nothing) Writes(int) [][]string           { return nil }
+func (nothing) Bind([]*codec.Layout) error      { return nil }
+func (nothing) Volatile(int) ([][]string, bool) { return nil, false }
 
 // switchStage sends events to other topics.
 type switchStage struct {

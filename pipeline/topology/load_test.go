@@ -293,8 +293,8 @@ func TestHashIsOfWhatIsSaid(t *testing.T) {
 // OrderCreated.
 func TestExamplesOfStagesAreRight(t *testing.T) {
 	all := stage.Builtin()
-	all["go"] = stage.Go(stage.Func{Name: "tier", New: func(*stage.Fields, map[string]string) (pipeline.StageFunc, error) {
-		return func(context.Context, *pipeline.Event) (pipeline.Verdict, error) { return pipeline.Pass, nil }, nil
+	all["go"] = stage.Go(stage.Func{Name: "tier", New: func(*stage.Fields, map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
+		return func(context.Context, *pipeline.Event) (pipeline.Verdict, error) { return pipeline.Pass, nil }, stage.Deterministic, nil
 	}})
 	try := func(name, params string) error {
 		text := strings.Replace(enriched("      - "+name+":\n          "+strings.ReplaceAll(params, "\n", "\n          ")+"\n"),
