@@ -15,7 +15,7 @@ import (
 
 // What is written of a time is what the standard library writes.
 func TestTimesAreWrittenAsRFC3339(t *testing.T) {
-	var w writtenTime
+	var w timeText
 	rapid.Check(t, func(t *rapid.T) {
 		at := instant{
 			rapid.OneOf(rapid.Int64Range(minSecond, maxSecond), rapid.Int64Range(-100_000, 100_000)).Draw(t, "seconds"),

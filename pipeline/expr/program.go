@@ -53,7 +53,7 @@ type Scope struct {
 	now    instant
 	hasNow bool
 	taken  time.Time // now is of this, if not zero
-	text   writtenTime
+	text   timeText
 	mem    []byte    // texts made within one evaluation
 	vals   []ref.Val // fields decoded within one evaluation by the interpreter
 }
