@@ -54,7 +54,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{decimal, `"0.00"`, `v == 0.0`, `0.125`, `"0.13"`}, // halves away from zero
 		{decimal, `"0.00"`, `v == 0.0`, `-0.125`, `"-0.13"`},
 		{decimal, `"9999999999.99"`, `v > 1e9`, `v + 1.0`, `! has more than the 12 digits of the decimal`},
-		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is no decimal`},
+		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is not a decimal`},
 		{decimal, `"1.00"`, `v == 1.0`, `3`, `"3.00"`},
 		{fixedDec, `"-999999999.999"`, `v == -999999999.999`, `v + 1000000000.0`, `"0.001"`},
 
@@ -75,7 +75,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{`["null","string"]`, `null`, `v == null`, `v`, `null`},
 		{`["null","string"]`, `"x"`, `v == 'x' && v != null`, `v == null ? 'none' : v + '!'`, `"x!"`},
 		{`["long","null"]`, `5`, `v == 5`, `v == 5 ? null : 1`, `null`},
-		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! value is null`},
+		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! is null`},
 		{`["null",` + decimal + `]`, `"1.50"`, `v == 1.5`, `v * 2.0`, `"3.00"`},
 		{`["null",` + enum + `]`, `"red"`, `v == 'red'`, `'blue'`, `"blue"`},
 		{`["null",` + of("long", "timestamp-millis") + `]`, `"2026-01-31T12:00:00Z"`, `v != null`, `timestamp(0)`, `"1970-01-01T00:00:00.000Z"`},
