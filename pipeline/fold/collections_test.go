@@ -163,7 +163,7 @@ func TestAStateThatIsTooLargeIsRefused(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		if pipeline.ReasonOf(err) != pipeline.ReasonTooLarge || !strings.Contains(err.Error(), "at most 200") {
+		if pipeline.ReasonOf(err) != pipeline.ReasonTooLarge || !strings.Contains(err.Error(), "the limit is 200") {
 			t.Errorf("event %d: %v", i, err)
 		}
 		if i == 0 || len(a.State) > 200 || fmt.Sprint(a) != before {

@@ -283,7 +283,7 @@ func TestFaultsOfAFoldAreAllFound(t *testing.T) {
 	for _, f := range faults {
 		got = append(got, f.Error())
 	}
-	wants := []string{"shop.User has no field emial", "shop.UserCreated has no field data.nam", "status is a string", "status is set twice", "there is no now() here"}
+	wants := []string{"shop.User has no field emial", "shop.UserCreated has no field data.nam", "status is a string", "status is set twice", "now() is not available here"}
 	if len(got) != len(wants) {
 		t.Fatalf("%d faults, want %d: %q", len(got), len(wants), got)
 	}
