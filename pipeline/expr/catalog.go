@@ -66,7 +66,7 @@ func signature(name string, o *decls.OverloadDecl) string {
 	return fmt.Sprintf("%s.%s(%s)", target, name, strings.Join(args[1:], ", "))
 }
 
-// catalog returns the documentation of all functions. TestEveryFunctionIsDescribed
+// catalog returns the documentation of all functions. TestEveryFunctionIsDocumented
 // finds missing functions; TestExamplesOfFunctionsAreTrue evaluates the examples.
 func catalog() []Function {
 	return slices.Concat(fieldFunctions(), textFunctions(), numberFunctions(), timeFunctions(), collectionFunctions(), byteFunctions(), typeFunctions())

@@ -7,7 +7,7 @@ import (
 	"millrace/pipeline/codec"
 )
 
-func TestRecordsWithoutANameShareTheTopLevel(t *testing.T) {
+func TestRootsWithoutANameShareTheTopLevel(t *testing.T) {
 	event := parse(t, `{"type":"record","name":"E","fields":[{"name":"id","type":"string"},{"name":"n","type":"long"}]}`)
 	beside := codec.Gather("beside", codec.Field{Name: "item", Type: &codec.Node{Kind: codec.String}}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
 	env := newEnv(t, Root{Schema: event}, Root{Schema: beside, View: 1})

@@ -7,9 +7,8 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// TestEveryTypeIsReadAndWritten has, for each Avro type, values in the JSON form
-// of events; what an expression sees of them in a field v; and what another
-// writes to a field w of the same type. Both ways of evaluation are tried.
+// For each Avro type, one expression reads a field v, and another writes a field w
+// of the same type. Both run as closures and in the interpreter.
 func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	const (
 		decimal  = `{"type":"bytes","logicalType":"decimal","precision":12,"scale":2}`
@@ -23,9 +22,9 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	of := func(kind, logical string) string { return `{"type":"` + kind + `","logicalType":"` + logical + `"}` }
 	for _, test := range []struct {
 		typ, value string
-		sees       string // a condition that holds
+		sees       string // a condition that is true; value is v as JSON
 		writes     string // an expression for w
-		written    string // as JSON; with "!" before it, the error
+		written    string // w as JSON; or "! " and a part of the error
 	}{
 		{`"boolean"`, `true`, `v`, `!v`, `false`},
 		{`"int"`, `-2147483648`, `v == -2147483648`, `-(v + 1)`, `2147483647`},
@@ -106,7 +105,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 			}
 			bind(p, s)
 			if ok, err := p.Bool(v); err != nil || !ok {
-				t.Errorf("%s: %s is %v, %v (closures: %v)", test.typ, test.sees, ok, err, fast)
+				t.Errorf("%s: %s is %v, %v; want true (closures: %v)", test.typ, test.sees, ok, err, fast)
 			}
 			want := Value(n, "w", "R")
 			want.lenient = true
@@ -137,8 +136,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	}
 }
 
-// zeroOf returns some value of a type: that of its first branch, symbol, and so
-// on.
+// zeroOf returns a value of a type: the first branch, the first symbol, 0, and so on.
 func zeroOf(t *testing.T, typ string) []byte {
 	return zeroBody(parse(t, `{"type":"record","name":"R","fields":[{"name":"w","type":`+typ+`}]}`).Root())
 }

@@ -68,7 +68,7 @@ func WindowKey(id string) string {
 }
 
 // WindowStart returns the start of the window in an id of [AppendWindowID]. ok is
-// false for other ids.
+// false if the text after the last @ is not a time in RFC 3339.
 func WindowStart(id string) (micros int64, ok bool) {
 	at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(id, WindowKey(id)+"@"))
 	return at.UnixMicro(), err == nil
