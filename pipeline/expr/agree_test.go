@@ -10,7 +10,7 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// everything is a record with a field of every type an expression can meet.
+// everything is a record with a field of every type that an expression can read.
 const everything = `{"type":"record","name":"Everything","namespace":"test","fields":[
 	{"name":"b","type":"boolean"},
 	{"name":"i","type":"int"},
@@ -54,7 +54,7 @@ var (
 	someTimes  = []int64{0, 1, -1, 1769860800000, 1769860800123, -62135596800000, 253402300799999, 253402300800000}
 )
 
-// body draws a value of type n.
+// body draws a random value of type n.
 func body(t *rapid.T, n *codec.Node) []byte {
 	pick := func(v []int64) int64 { return rapid.SampledFrom(v).Draw(t, "int") }
 	switch n.Kind {
@@ -130,7 +130,7 @@ func body(t *rapid.T, n *codec.Node) []byte {
 	return append(out, 0)
 }
 
-// text draws an expression of a type.
+// text draws a random expression of a type.
 func text(t *rapid.T, kind string, depth int) string {
 	one := func(options ...string) string { return rapid.SampledFrom(options).Draw(t, kind) }
 	if depth <= 0 {
@@ -231,19 +231,20 @@ func text(t *rapid.T, kind string, depth int) string {
 	return forms[rapid.IntRange(0, len(forms)-1).Draw(t, "form")]()
 }
 
-// TestClosuresAgreeWithTheInterpreter holds the two ways of evaluation to the
-// same answers, over random expressions and random events.
+// Closures and interpreter give the same results for random expressions and random
+// events, and most expressions compile to closures.
 func TestClosuresAgreeWithTheInterpreter(t *testing.T) {
 	schema := parse(t, everything)
 	env := newEnv(t, Root{Schema: schema})
-	// A field that is only copied may hold what no CEL value is: a time beyond
-	// year 9999, the 17th digit of a decimal. Fields of such types are not here.
+	// A closure that only copies a field also copies values that CEL does not have,
+	// such as a time after the year 9999 or the 17th digit of a decimal. So no field
+	// of such a type is a target here.
 	wants := map[string][]string{
 		"time": {"day", "tns"},
 		"int":  {"i", "l", "nl", "d", "dec"}, "double": {"d", "f", "nd", "dec"}, "string": {"s", "ns", "color", "id", "uid", "any"},
 		"list": {"list"}, "span": {"oms", "ous"}, "bytes": {"by", "fx"}, "bool": {"b", "nb"},
 	}
-	// Whatever may be null is let through, to be refused when it runs.
+	// lenient: possible nulls fail at run time, not at compile time.
 	fast, slow, compiled := 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
 		kind := rapid.SampledFrom([]string{"bool", "bool", "bool", "int", "double", "string", "time", "span", "bytes", "list"}).Draw(t, "kind")
@@ -265,7 +266,7 @@ func TestClosuresAgreeWithTheInterpreter(t *testing.T) {
 		}
 		plain, err := env.compile(src, want, false)
 		if err != nil {
-			t.Fatalf("%s: only the interpreter refuses it: %v", src, err)
+			t.Fatalf("%s: compiles to closures, but not for the interpreter: %v", src, err)
 		}
 		compiled++
 		if quick.slow == nil {
@@ -287,7 +288,7 @@ func TestClosuresAgreeWithTheInterpreter(t *testing.T) {
 			}
 			a, errA := quick.Append([]byte("x"), v)
 			b, errB := plain.Append([]byte("x"), v)
-			if want.node.Kind == codec.Array && errA == nil && errB == nil { // in blocks as they come, or in one
+			if want.node.Kind == codec.Array && errA == nil && errB == nil { // the blocks of an array may differ, so compare JSON
 				a, errA = codec.AppendJSON(nil, want.node, a[1:])
 				b, errB = codec.AppendJSON(nil, want.node, b[1:])
 			}
@@ -296,8 +297,8 @@ func TestClosuresAgreeWithTheInterpreter(t *testing.T) {
 			}
 		}
 	})
-	t.Logf("%d compiled, %d of them to closures", compiled, fast)
+	t.Logf("%d expressions compiled, %d of them to closures", compiled, fast)
 	if fast < slow {
-		t.Errorf("%d expressions as closures, %d left to the interpreter: the fast way is rarely taken", fast, slow)
+		t.Errorf("%d expressions compile to closures, %d need the interpreter; want more closures", fast, slow)
 	}
 }

@@ -13,15 +13,15 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// What is written of a time is what the standard library writes.
-func TestTimesAreWrittenAsRFC3339(t *testing.T) {
-	var w writtenTime
+// The cached text of a time is the same as that of the standard library.
+func TestTimesAreFormattedAsRFC3339(t *testing.T) {
+	var w timeText
 	rapid.Check(t, func(t *rapid.T) {
 		at := instant{
 			rapid.OneOf(rapid.Int64Range(minSecond, maxSecond), rapid.Int64Range(-100_000, 100_000)).Draw(t, "seconds"),
 			rapid.OneOf(rapid.Just(int32(0)), rapid.Int32Range(0, 999_999_999), rapid.Map(rapid.Int32Range(0, 999), func(ms int32) int32 { return ms * 1_000_000 })).Draw(t, "nanoseconds"),
 		}
-		for range 2 { // the second time, from what it kept
+		for range 2 { // the second time is in the cached second
 			if got, want := string(w.append(nil, at)), at.time().Format(time.RFC3339Nano); got != want {
 				t.Fatalf("got %s, want %s", got, want)
 			}
@@ -30,9 +30,9 @@ func TestTimesAreWrittenAsRFC3339(t *testing.T) {
 	})
 }
 
-// A map with entries set is what a Go map makes of it; entries keep their order,
-// and there is one block whatever there was before.
-func TestEntriesAreReplacedOrAdded(t *testing.T) {
+// AppendMap replaces and adds entries like a Go map. Entries keep their order, and
+// the result is one block for every encoding of the input.
+func TestAppendMapReplacesOrAddsEntries(t *testing.T) {
 	node := schemaNamed(t, "OrderCreated").Root().Field("metadata").Type
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.Custom(func(t *rapid.T) string { return fmt.Sprint("k", rapid.IntRange(0, 120).Draw(t, "key")) })
@@ -82,13 +82,14 @@ func TestEntriesAreReplacedOrAdded(t *testing.T) {
 	})
 }
 
-// What is kept from one event to the next is what would be made anew: an update
-// of many maps, at times that change, is AppendMap of what its programs make.
-func TestAMapUpdateKeepsOnlyWhatStays(t *testing.T) {
+// A MapUpdate caches its entries between events, but its result is always that of
+// AppendMap with the current results of its programs. The maps, the fields and the
+// time change between events.
+func TestMapUpdateDoesNotReuseStaleEntries(t *testing.T) {
 	schema := schemaNamed(t, "OrderCreated")
 	node := schema.Root().Field("metadata").Type
 	env := newEnv(t, Root{Schema: schema})
-	// With a last one or without: all but that come out the same for every event.
+	// Tested for each prefix: a constant, a program with now(), one that reads a field.
 	exprs := []string{"'bench'", "string(now())", "metadata.region"}
 	layout, err := codec.NewLayout(schema, [][]string{{"metadata"}})
 	if err != nil {
@@ -114,7 +115,7 @@ func TestAMapUpdateKeepsOnlyWhatStays(t *testing.T) {
 		}
 		update := NewMapUpdate(node, keys, programs)
 		if update.steady != (n < 3) {
-			t.Errorf("%q: steady is %t", exprs[:n], update.steady)
+			t.Errorf("%q: steady is %t, want %t", exprs[:n], update.steady, n < 3)
 		}
 		var s, fresh Scope
 		rapid.Check(t, func(t *rapid.T) {
@@ -125,10 +126,10 @@ func TestAMapUpdateKeepsOnlyWhatStays(t *testing.T) {
 			enc = append(enc, 0)
 			region := rapid.SampledFrom([]string{"eu", "us"}).Draw(t, "region")
 			view.Set(0, append(codec.AppendString(codec.AppendString([]byte{2}, "region"), region), 0))
-			taken := at.Add(time.Duration(rapid.IntRange(0, 2).Draw(t, "seconds")) * time.Second)
-			s.Reset(taken, &view)
+			received := at.Add(time.Duration(rapid.IntRange(0, 2).Draw(t, "seconds")) * time.Second)
+			s.Reset(received, &view)
 			fresh = Scope{}
-			fresh.Reset(taken, &view)
+			fresh.Reset(received, &view)
 			var set []Entry
 			for i, p := range programs {
 				value, err := p.AppendIn(&fresh, nil)
@@ -149,8 +150,9 @@ func TestAMapUpdateKeepsOnlyWhatStays(t *testing.T) {
 	}
 }
 
-// An entry that cannot be made is no entry, and what was kept before stays right.
-func TestAMapUpdateThatFailsLeavesNothing(t *testing.T) {
+// A MapUpdate whose program fails appends nothing, and works again for the next
+// event.
+func TestMapUpdateRecoversFromAnError(t *testing.T) {
 	schema := schemaNamed(t, "OrderCreated")
 	node := schema.Root().Field("metadata").Type
 	p, err := newEnv(t, Root{Schema: schema}).Compile("metadata.region", Value(node.Elem, "metadata", "OrderCreated"))

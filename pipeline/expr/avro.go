@@ -11,15 +11,15 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// What reads here has been accepted by a codec.Layout before; an error of
-// codec's functions means bytes that were never walked.
+// The readers in this file get bytes that a codec.Layout has accepted. An error
+// of a codec function means that the caller skipped the walk.
 
 var (
 	errTimestamp = errors.New("timestamp out of range: years 1 to 9999 are possible")
 	errBadBytes  = errors.New("bytes do not match the schema")
 )
 
-// An instant is a point in time: what CEL's timestamps are, without a zone.
+// An instant is a point in time, like a CEL timestamp without a zone.
 type instant struct {
 	sec  int64
 	nano int32
@@ -35,18 +35,18 @@ func instantOf(t time.Time) instant { return instant{t.Unix(), int32(t.Nanosecon
 
 func (t instant) time() time.Time { return time.Unix(t.sec, int64(t.nano)).UTC() }
 
-// A writtenTime appends times as RFC 3339 has them, in UTC, with as many digits
-// of the second as it takes: what time.RFC3339Nano says. It keeps what it wrote last,
-// for the next time is mostly of the same second, and often the same.
-type writtenTime struct {
+// A timeText appends times in RFC 3339, in UTC, with as many digits of the
+// second as needed, like time.RFC3339Nano. It caches the last text: the next time
+// is usually in the same second, and often the same.
+type timeText struct {
 	at   instant
-	size int // of text; 0 at first
+	size int // of text; 0 before the first time
 	text [len("2006-01-02T15:04:05.999999999Z")]byte
 }
 
 const secondSize = len("2006-01-02T15:04:05")
 
-func (w *writtenTime) append(dst []byte, t instant) []byte {
+func (w *timeText) append(dst []byte, t instant) []byte {
 	if w.size == 0 || t != w.at {
 		if t.sec < minSecond || t.sec > maxSecond {
 			return t.time().AppendFormat(dst, time.RFC3339Nano) // CEL has no such times
@@ -56,7 +56,7 @@ func (w *writtenTime) append(dst []byte, t instant) []byte {
 	return append(dst, w.text[:w.size]...)
 }
 
-func (w *writtenTime) write(t instant) {
+func (w *timeText) write(t instant) {
 	if w.size == 0 || t.sec != w.at.sec {
 		t.time().AppendFormat(w.text[:0], "2006-01-02T15:04:05")
 	}
@@ -85,7 +85,7 @@ func (t instant) compare(o instant) int {
 	return 1
 }
 
-// toInstant reads an Avro number of units since 1970.
+// toInstant converts an Avro number of units since 1970.
 func toInstant(v int64, u unit) (instant, error) {
 	var t instant
 	if u == days {
@@ -106,8 +106,8 @@ func toInstant(v int64, u unit) (instant, error) {
 	return t, nil
 }
 
-// fromInstant is the reverse of toInstant. What is finer than the unit is cut
-// off, towards the past.
+// fromInstant is the inverse of toInstant. It rounds down to the unit, towards
+// the past.
 func fromInstant(t instant, u unit) (int64, error) {
 	if u == days {
 		d := t.sec / 86400
@@ -119,19 +119,20 @@ func fromInstant(t instant, u unit) (int64, error) {
 	per := u.perSecond()
 	sec, rest := t.sec, int64(t.nano)/(1e9/per)
 	if sec < 0 {
-		sec, rest = sec+1, rest-per // so that the product is within range if the sum is
+		sec, rest = sec+1, rest-per // keeps the product in range if the sum is in range
 	}
 	v, err := multiply(sec, per)
 	if err == nil {
 		v, err = add(v, rest)
 	}
-	if err != nil { // of nanoseconds alone
+	if err != nil { // only nanoseconds overflow
 		return 0, errors.New("timestamp out of range: timestamp-nanos holds years 1678 to 2262")
 	}
 	return v, nil
 }
 
-// decimalFloat reads a decimal: an unscaled big-endian number over 10^scale.
+// decimalFloat converts a decimal: an unscaled two's complement big-endian
+// number, divided by 10^scale.
 func decimalFloat(unscaled []byte, scale int) float64 {
 	if len(unscaled) <= 8 && scale <= 22 {
 		var v int64
@@ -143,7 +144,7 @@ func decimalFloat(unscaled []byte, scale int) float64 {
 			}
 		}
 		if -1<<53 <= v && v <= 1<<53 {
-			return float64(v) / math.Pow10(scale) // both exact, so correctly rounded
+			return float64(v) / math.Pow10(scale) // both are exact, so the quotient is correctly rounded
 		}
 	}
 	v := new(big.Int).SetBytes(unscaled)
@@ -169,7 +170,7 @@ func sameNode(a, b *codec.Node, above [][2]*codec.Node) bool {
 		return false
 	}
 	if b.Kind == codec.String && b.Logical == "uuid" && a.Logical != "uuid" {
-		return false // not every string is one
+		return false // not every string is a UUID
 	}
 	switch a.Kind {
 	case codec.Enum:
@@ -187,7 +188,7 @@ func sameNode(a, b *codec.Node, above [][2]*codec.Node) bool {
 	return true
 }
 
-// skip returns what follows a value of type n.
+// skip returns the bytes after a value of type n.
 func skip(n *codec.Node, b []byte) ([]byte, error) {
 	size := 0
 	switch n.Kind {
@@ -235,13 +236,13 @@ func skip(n *codec.Node, b []byte) ([]byte, error) {
 	return b[size:], nil
 }
 
-// items goes through the items of an array or the entries of a map.
+// items iterates over the items of an array or the entries of a map.
 type items struct {
 	node  *codec.Node
-	rest  []byte // after the end, what follows the array or map
-	left  int64  // in this block
-	start []byte // the item, or entry, from its first byte on
-	key   []byte // of an entry
+	rest  []byte // the unread bytes; after the end, the bytes after the array or map
+	left  int64  // items left in this block
+	start []byte // the whole item, or the entry with its key
+	key   []byte // of the entry
 	value []byte
 	err   error
 }
@@ -272,14 +273,14 @@ func (it *items) next() bool {
 	return true
 }
 
-// block goes on to the next block; at the end it returns false.
+// block starts the next block. It returns false at the end.
 func (it *items) block() bool {
 	it.left, it.rest, it.err = codec.ReadBlock(it.rest)
 	return it.err == nil && it.left != 0
 }
 
-// shortText returns the size of the string at the start of b, with its length in
-// front, if that is a single byte.
+// shortText returns the size of the string at the start of b, including its
+// length prefix, if that prefix is a single byte.
 func shortText(b []byte) (size int, ok bool) {
 	if len(b) == 0 || b[0]&0x81 != 0 {
 		return 0, false
@@ -288,7 +289,7 @@ func shortText(b []byte) (size int, ok bool) {
 	return size, size <= len(b)
 }
 
-// validUUID reports whether s is a UUID as RFC 9562 writes it.
+// validUUID reports whether s is a UUID in the text form of RFC 9562.
 func validUUID[T string | []byte](s T) bool {
 	if len(s) != 36 {
 		return false
@@ -308,7 +309,7 @@ func validUUID[T string | []byte](s T) bool {
 	return true
 }
 
-// appendUUID appends the text of a UUID's 16 bytes.
+// appendUUID appends the text form of the 16 bytes of a UUID.
 func appendUUID(dst, b []byte) []byte {
 	dst = hex.AppendEncode(dst, b[:4])
 	for _, part := range [][]byte{b[4:6], b[6:8], b[8:10], b[10:16]} {

@@ -5,16 +5,16 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// A Bare says what stands for the envelope of events that carry none: expressions
-// over their fields, with no now(). An empty Time or Key leaves it to the record,
-// its timestamp and its key; without an ID, events have none.
+// A Bare replaces the envelope of events without one: expressions over their
+// fields, without now(). If Time or Key is empty, the event has the timestamp or
+// the key of its record. If ID is empty, the event has no id.
 type Bare struct{ ID, Time, Key Source }
 
-// A BareType is a [Bare], compiled for one event type. It is bound once, as a
-// [Program] is, and then does not change.
+// A BareType is a [Bare], compiled for one event type. Like a [Program], it is
+// bound once and immutable after that.
 type BareType struct{ id, time, key *Program }
 
-// Compile compiles for a type of events of a topic, which faults name.
+// Compile compiles the expressions for one event type. Faults name the topic.
 func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 	var t BareType
 	env, err := NewEnv(Root{Schema: schema})
@@ -42,7 +42,7 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 	return t, faults
 }
 
-// Paths returns the fields that are read.
+// Paths returns the fields that the expressions read.
 func (t *BareType) Paths() (paths [][]string) {
 	for _, p := range []*Program{t.id, t.time, t.key} {
 		if p != nil {
@@ -52,7 +52,7 @@ func (t *BareType) Paths() (paths [][]string) {
 	return paths
 }
 
-// Bind says where they stand.
+// Bind resolves the fields to slots of the layout; see [Program.Bind].
 func (t *BareType) Bind(layout *codec.Layout) error {
 	for _, p := range []*Program{t.id, t.time, t.key} {
 		if p == nil {
@@ -65,23 +65,24 @@ func (t *BareType) Bind(layout *codec.Layout) error {
 	return nil
 }
 
-// AppendID appends the id of an event; nothing if it has none. An error here, and
-// in the methods below, is of [pipeline.ClassReject].
+// AppendID appends the id of an event, or nothing if it has no id. Errors of
+// AppendID, AppendKey and Time are of [pipeline.ClassReject].
 func (t *BareType) AppendID(dst []byte, s *Scope) ([]byte, error) {
 	return appendTextOf(dst, s, t.id)
 }
 
-// AppendKey appends the key of an event. It is not ok if the record tells it.
+// AppendKey appends the key of an event. ok is false if the event has the key of
+// its record.
 func (t *BareType) AppendKey(dst []byte, s *Scope) (_ []byte, ok bool, err error) {
 	n := len(dst)
 	if dst, err = appendTextOf(dst, s, t.key); err == nil && t.key != nil && len(dst) == n {
-		err = pipeline.Reject(pipeline.ReasonExpression, "the key, %s, is empty", t.key.text)
+		err = pipeline.Reject(pipeline.ReasonExpression, "the key %s is empty", t.key.text)
 	}
 	return dst, t.key != nil, err
 }
 
-// Time returns the time of an event, in microseconds since 1970. It is not ok if
-// the record tells it.
+// Time returns the time of an event, in microseconds since 1970. ok is false if
+// the event has the timestamp of its record.
 func (t *BareType) Time(s *Scope) (micros int64, ok bool, err error) {
 	if t.time == nil {
 		return 0, false, nil
@@ -94,7 +95,8 @@ func (t *BareType) Time(s *Scope) (micros int64, ok bool, err error) {
 	return micros, true, err
 }
 
-// appendTextOf appends the text that p yields, nothing if p is nil.
+// appendTextOf appends the string that p returns, without its length prefix;
+// nothing if p is nil.
 func appendTextOf(dst []byte, s *Scope, p *Program) ([]byte, error) {
 	if p == nil {
 		return dst, nil
@@ -108,5 +110,5 @@ func appendTextOf(dst []byte, s *Scope, p *Program) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	return append(out[:n], text...), nil // moved down over its length
+	return append(out[:n], text...), nil // the text overwrites its length prefix
 }

@@ -11,8 +11,8 @@ import (
 const orderBody = `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","timestamp":"1997-01-01T00:00:00.050Z","version":1,"metadata":{"source":"cdnow","region":"eu"},` +
 	`"data":{"id":"o-000001","user_id":"u-00001","items":[{"product_id":"cd","quantity":1,"price":11.77}],"total_amount":11.77}}`
 
-// A chain is what a filter on three fields and an enrich of two need: one layout
-// for all programs, one walk, values set and spliced.
+// A chain filters by three fields and sets two: one layout for all programs, one
+// walk per event, and a splice of the new values.
 type chain struct {
 	layout  *codec.Layout
 	body    []byte
@@ -88,8 +88,8 @@ func (c *chain) run() (bool, error) {
 	return true, nil
 }
 
-// TestFilterAndEnrichAllocateNothing is the promise of the hot path: a walk, a
-// filter on three fields, an enrich of two, and the splice.
+// The hot path does not allocate: a walk, a filter by three fields, an enrich of
+// two fields, and the splice.
 func TestFilterAndEnrichAllocateNothing(t *testing.T) {
 	c := newChain(t, true)
 	if n := testing.AllocsPerRun(1000, func() {
@@ -105,7 +105,7 @@ func TestFilterAndEnrichAllocateNothing(t *testing.T) {
 	}
 }
 
-// dataOf returns the data of an order.
+// dataOf returns the encoded field data of an order.
 func dataOf(t testing.TB, body []byte) []byte {
 	s := schemaNamed(t, "OrderCreated")
 	for i := range s.Root().Fields {
@@ -122,8 +122,7 @@ func dataOf(t testing.TB, body []byte) []byte {
 	return nil
 }
 
-// TestCommonExpressionsAreClosures keeps what people write most off the
-// interpreter, and off the heap.
+// Common expressions compile to closures that do not allocate.
 func TestCommonExpressionsAreClosures(t *testing.T) {
 	s := schemaNamed(t, "Everything")
 	env := newEnv(t, Root{Schema: s})
@@ -143,7 +142,7 @@ func TestCommonExpressionsAreClosures(t *testing.T) {
 			t.Fatalf("%s: %v", src, err)
 		}
 		if p.slow != nil {
-			t.Errorf("%s is left to the interpreter", src)
+			t.Errorf("%s: needs the interpreter, want closures", src)
 			continue
 		}
 		bind(p, s)
@@ -159,8 +158,8 @@ func TestCommonExpressionsAreClosures(t *testing.T) {
 	}
 }
 
-// BenchmarkLoading is what an event type and an expression cost when a topology is
-// read.
+// BenchmarkLoading measures the cost of an event type and of an expression when a
+// topology is loaded.
 func BenchmarkLoading(b *testing.B) {
 	s := schemaNamed(b, "OrderCreated")
 	b.Run("environment", func(b *testing.B) {
@@ -180,8 +179,8 @@ func BenchmarkLoading(b *testing.B) {
 	})
 }
 
-// BenchmarkFilterAndEnrich compares closures with the interpreter, and both with
-// the walk and the copy alone.
+// BenchmarkFilterAndEnrich compares closures, the interpreter, and only the walk and
+// the copy.
 func BenchmarkFilterAndEnrich(b *testing.B) {
 	for name, fast := range map[string]bool{"closures": true, "interpreter": false} {
 		b.Run(name, func(b *testing.B) {

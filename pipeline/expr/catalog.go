@@ -2,12 +2,13 @@ package expr
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"cel.dev/cel-go/common/decls"
 )
 
-// A Function describes one function for those who write expressions.
+// A Function is the documentation of one function.
 type Function struct {
 	Group      string // "text", "lists", ...
 	Name       string
@@ -16,11 +17,12 @@ type Function struct {
 	Example    string // an expression that is true
 }
 
-// Functions describes everything that an expression can call, in groups.
+// Functions documents every function and macro that an expression can call,
+// ordered by group.
 func Functions() []Function {
 	env, err := NewEnv()
 	if err != nil {
-		panic(err) // the libraries do not fit together: every use would fail, and every test does
+		panic(err) // the libraries conflict: every expression and every test would fail too
 	}
 	out := catalog()
 	for i := range out {
@@ -32,8 +34,8 @@ func Functions() []Function {
 	return out
 }
 
-// signatures returns the ways to call a function, without those for unsigned
-// numbers, which no event has.
+// signatures returns the signatures of a function. It omits unsigned numbers,
+// because no event has them.
 func signatures(decl *decls.FunctionDecl) []string {
 	if decl == nil {
 		return nil
@@ -47,7 +49,7 @@ func signatures(decl *decls.FunctionDecl) []string {
 	return out
 }
 
-// signature returns "string.split(string)", or "sha256(bytes)".
+// signature returns a text such as "string.split(string)" or "sha256(bytes)".
 func signature(name string, o *decls.OverloadDecl) string {
 	var args []string
 	for _, a := range o.ArgTypes() {
@@ -64,112 +66,142 @@ func signature(name string, o *decls.OverloadDecl) string {
 	return fmt.Sprintf("%s.%s(%s)", target, name, strings.Join(args[1:], ", "))
 }
 
-// catalog is the description of all functions. A test evaluates the examples,
-// and finds what is missing.
+// catalog returns the documentation of all functions. TestEveryFunctionIsDocumented
+// finds missing functions; TestExamplesOfFunctionsAreTrue evaluates the examples.
 func catalog() []Function {
-	macro := func(signatures ...string) []string { return signatures }
+	return slices.Concat(fieldFunctions(), textFunctions(), numberFunctions(), timeFunctions(), collectionFunctions(), byteFunctions(), typeFunctions())
+}
+
+// macro lists the signatures of a macro: CEL has no declaration of it.
+func macro(signatures ...string) []string { return signatures }
+
+func fieldFunctions() []Function {
 	return []Function{
 		{"fields", "has", macro("has(field) -> bool"), "Whether a nullable field is not null, or a map has the key.", "has({'a': 1}.a) && !has({'a': 1}.b)"},
+	}
+}
 
-		{"text", "size", nil, "Characters of a text, bytes of bytes, items of a list, entries of a map.", "'é€'.size() == 2 && size([1, 2, 3]) == 3"},
-		{"text", "string", nil, "As text: a time in RFC 3339, a duration in seconds.", "string(7) == '7' && string(timestamp(0)) == '1970-01-01T00:00:00Z'"},
-		{"text", "contains", nil, "Whether the text has the other in it.", "'millrace'.contains('race')"},
-		{"text", "startsWith", nil, "Whether the text begins with the other.", "'millrace'.startsWith('mill')"},
-		{"text", "endsWith", nil, "Whether the text ends with the other.", "'millrace'.endsWith('race')"},
-		{"text", "matches", nil, "Whether a part of the text matches a regular expression (RE2); ^ and $ bind it to the whole.", "'o-000001'.matches('^o-[0-9]+$')"},
-		{"text", "lowerAscii", nil, "The letters A to Z as a to z.", "'ABC'.lowerAscii() == 'abc'"},
-		{"text", "upperAscii", nil, "The letters a to z as A to Z.", "'abc'.upperAscii() == 'ABC'"},
-		{"text", "trim", nil, "Without the white space at both ends.", "'  a b '.trim() == 'a b'"},
-		{"text", "replace", nil, "With every occurrence of a text replaced, or the first n.", "'a-b-c'.replace('-', '') == 'abc' && 'a-b-c'.replace('-', '', 1) == 'ab-c'"},
-		{"text", "split", nil, "The parts between separators, at most n.", "'a,b,c'.split(',') == ['a', 'b', 'c'] && 'a,b,c'.split(',', 2) == ['a', 'b,c']"},
-		{"text", "join", nil, "The texts of a list as one, with a separator between them.", "['a', 'b'].join('-') == 'a-b'"},
-		{"text", "substring", nil, "The characters from one place on, or up to another; the first is 0.", "'millrace'.substring(4) == 'race' && 'millrace'.substring(0, 4) == 'mill'"},
-		{"text", "charAt", nil, "One character; the first is 0.", "'abc'.charAt(1) == 'b'"},
-		{"text", "indexOf", nil, "Where a text is first found, from a place on; -1 if nowhere.", "'banana'.indexOf('an') == 1 && 'banana'.indexOf('an', 2) == 3"},
-		{"text", "lastIndexOf", nil, "Where a text is last found, up to a place; -1 if nowhere.", "'banana'.lastIndexOf('an') == 3"},
-		{"text", "reverse", nil, "From the last to the first.", "'abc'.reverse() == 'cba' && [1, 2].reverse() == [2, 1]"},
-		{"text", "format", nil, "A text with values put in: %s anything, %d a whole number, %.2f, %x, %e. A time with its parts put in: %Y %m %d %H %M %S, %L (milliseconds), %f (microseconds), %j (day of the year), in UTC.",
+func textFunctions() []Function {
+	return []Function{
+		{"text", "size", nil, "The number of characters of a string, bytes of bytes, items of a list, or entries of a map.", "'é€'.size() == 2 && size([1, 2, 3]) == 3"},
+		{"text", "string", nil, "Converts a value to a string: a timestamp as RFC 3339, a duration in seconds.", "string(7) == '7' && string(timestamp(0)) == '1970-01-01T00:00:00Z'"},
+		{"text", "contains", nil, "Whether the string contains another.", "'millrace'.contains('race')"},
+		{"text", "startsWith", nil, "Whether the string starts with another.", "'millrace'.startsWith('mill')"},
+		{"text", "endsWith", nil, "Whether the string ends with another.", "'millrace'.endsWith('race')"},
+		{"text", "matches", nil, "Whether a part of the string matches a regular expression (RE2). ^ and $ anchor it to the start and the end.", "'o-000001'.matches('^o-[0-9]+$')"},
+		{"text", "lowerAscii", nil, "The string with the letters A to Z in lower case.", "'ABC'.lowerAscii() == 'abc'"},
+		{"text", "upperAscii", nil, "The string with the letters a to z in upper case.", "'abc'.upperAscii() == 'ABC'"},
+		{"text", "trim", nil, "The string without white space at both ends.", "'  a b '.trim() == 'a b'"},
+		{"text", "replace", nil, "The string with all occurrences of another string replaced, or with the first n.", "'a-b-c'.replace('-', '') == 'abc' && 'a-b-c'.replace('-', '', 1) == 'ab-c'"},
+		{"text", "split", nil, "The parts between separators, at most n parts.", "'a,b,c'.split(',') == ['a', 'b', 'c'] && 'a,b,c'.split(',', 2) == ['a', 'b,c']"},
+		{"text", "join", nil, "The strings of a list joined, with an optional separator.", "['a', 'b'].join('-') == 'a-b'"},
+		{"text", "substring", nil, "The characters from a start index, up to an optional end index (exclusive). Indexes start at 0.", "'millrace'.substring(4) == 'race' && 'millrace'.substring(0, 4) == 'mill'"},
+		{"text", "charAt", nil, "The character at an index. Indexes start at 0.", "'abc'.charAt(1) == 'b'"},
+		{"text", "indexOf", nil, "The index of the first occurrence, from an optional start index; -1 if there is none.", "'banana'.indexOf('an') == 1 && 'banana'.indexOf('an', 2) == 3"},
+		{"text", "lastIndexOf", nil, "The index of the last occurrence, up to an optional index; -1 if there is none.", "'banana'.lastIndexOf('an') == 3"},
+		{"text", "reverse", nil, "The string or list in reverse order.", "'abc'.reverse() == 'cba' && [1, 2].reverse() == [2, 1]"},
+		{"text", "format", nil, "A string with values inserted: %s any value, %d a whole number, %.2f, %x, %e. For a timestamp, a layout with its parts inserted, in UTC: %Y %m %d %H %M %S, %L (milliseconds), %f (microseconds), %j (day of the year).",
 			"'%s has %d'.format(['u-1', 3]) == 'u-1 has 3' && timestamp(0).format('%Y/%m/%d') == '1970/01/01'"},
-		{"text", "strings.quote", nil, "In double quotes, with escapes.", `strings.quote('a"b') == '"a\\"b"'`},
+		{"text", "strings.quote", nil, "The string in double quotes, with escapes.", `strings.quote('a"b') == '"a\\"b"'`},
+	}
+}
 
-		{"numbers", "int", nil, "As a whole number: of a double, cut off; of a text, read; of a time, its seconds since 1970.", "int(2.9) == 2 && int('7') == 7 && int(timestamp(60)) == 60"},
-		{"numbers", "double", nil, "As a number with a fraction.", "double(2) == 2.0 && double('0.5') == 0.5"},
-		{"numbers", "bool", nil, "The text true or false as a bool.", "bool('true')"},
-		{"numbers", "math.abs", nil, "Without its sign.", "math.abs(-2) == 2"},
-		{"numbers", "math.sign", nil, "-1, 0 or 1.", "math.sign(-2.5) == -1.0"},
-		{"numbers", "math.ceil", nil, "The next whole number up.", "math.ceil(1.2) == 2.0"},
-		{"numbers", "math.floor", nil, "The next whole number down.", "math.floor(1.8) == 1.0"},
-		{"numbers", "math.round", nil, "The nearest whole number; halves away from zero.", "math.round(2.5) == 3.0"},
-		{"numbers", "math.trunc", nil, "Without the fraction.", "math.trunc(-1.8) == -1.0"},
+func numberFunctions() []Function {
+	return []Function{
+		{"numbers", "int", nil, "Converts to a whole number. A double loses its fraction, a string is parsed, a timestamp gives seconds since 1970.", "int(2.9) == 2 && int('7') == 7 && int(timestamp(60)) == 60"},
+		{"numbers", "double", nil, "Converts to a floating-point number.", "double(2) == 2.0 && double('0.5') == 0.5"},
+		{"numbers", "bool", nil, "Converts the strings true and false to a bool.", "bool('true')"},
+		{"numbers", "math.abs", nil, "The absolute value.", "math.abs(-2) == 2"},
+		{"numbers", "math.sign", nil, "The sign: -1, 0 or 1.", "math.sign(-2.5) == -1.0"},
+		{"numbers", "math.ceil", nil, "Rounds up to a whole number.", "math.ceil(1.2) == 2.0"},
+		{"numbers", "math.floor", nil, "Rounds down to a whole number.", "math.floor(1.8) == 1.0"},
+		{"numbers", "math.round", nil, "Rounds to the nearest whole number; halves away from zero.", "math.round(2.5) == 3.0"},
+		{"numbers", "math.trunc", nil, "Drops the fraction.", "math.trunc(-1.8) == -1.0"},
 		{"numbers", "math.sqrt", nil, "The square root.", "math.sqrt(9.0) == 3.0"},
-		{"numbers", "math.isNaN", nil, "Whether it is not a number.", "!math.isNaN(1.0)"},
-		{"numbers", "math.isInf", nil, "Whether it is infinite.", "math.isInf(1.0 / 0.0)"},
-		{"numbers", "math.isFinite", nil, "Whether it is a number, and not infinite.", "math.isFinite(1.0)"},
-		{"numbers", "math.greatest", macro("math.greatest(number, ...) -> number", "math.greatest(list of numbers) -> number"), "The greatest of some numbers, or of a list.", "math.greatest(1, 3, 2) == 3 && math.greatest([1.5, 2.5]) == 2.5"},
-		{"numbers", "math.least", macro("math.least(number, ...) -> number", "math.least(list of numbers) -> number"), "The least of some numbers, or of a list.", "math.least(1, 3, 2) == 1"},
-		{"numbers", "math.bitAnd", nil, "Bits that are set in both.", "math.bitAnd(6, 3) == 2"},
-		{"numbers", "math.bitOr", nil, "Bits that are set in either.", "math.bitOr(6, 3) == 7"},
-		{"numbers", "math.bitXor", nil, "Bits that are set in one.", "math.bitXor(6, 3) == 5"},
-		{"numbers", "math.bitNot", nil, "Bits that are not set.", "math.bitNot(0) == -1"},
-		{"numbers", "math.bitShiftLeft", nil, "Moved up by some bits.", "math.bitShiftLeft(1, 4) == 16"},
-		{"numbers", "math.bitShiftRight", nil, "Moved down by some bits; zeros follow.", "math.bitShiftRight(16, 4) == 1"},
+		{"numbers", "math.isNaN", nil, "Whether a double is NaN (not a number).", "!math.isNaN(1.0)"},
+		{"numbers", "math.isInf", nil, "Whether a double is infinite.", "math.isInf(1.0 / 0.0)"},
+		{"numbers", "math.isFinite", nil, "Whether a double is neither NaN nor infinite.", "math.isFinite(1.0)"},
+		{"numbers", "math.greatest", macro("math.greatest(number, ...) -> number", "math.greatest(list of numbers) -> number"), "The greatest of the arguments, or of a list.", "math.greatest(1, 3, 2) == 3 && math.greatest([1.5, 2.5]) == 2.5"},
+		{"numbers", "math.least", macro("math.least(number, ...) -> number", "math.least(list of numbers) -> number"), "The least of the arguments, or of a list.", "math.least(1, 3, 2) == 1"},
+		{"numbers", "math.bitAnd", nil, "Bitwise and.", "math.bitAnd(6, 3) == 2"},
+		{"numbers", "math.bitOr", nil, "Bitwise or.", "math.bitOr(6, 3) == 7"},
+		{"numbers", "math.bitXor", nil, "Bitwise exclusive or.", "math.bitXor(6, 3) == 5"},
+		{"numbers", "math.bitNot", nil, "Bitwise complement.", "math.bitNot(0) == -1"},
+		{"numbers", "math.bitShiftLeft", nil, "Shifts the bits left.", "math.bitShiftLeft(1, 4) == 16"},
+		{"numbers", "math.bitShiftRight", nil, "Shifts the bits right and fills with zeros.", "math.bitShiftRight(16, 4) == 1"},
+	}
+}
 
-		{"time", "now", macro("now() -> timestamp"), "When the worker took up the event, to within 32 events; the same in all stages. Not in folds, which follow from the events alone.", ""},
-		{"time", "timestamp", nil, "A time from RFC 3339, or from seconds since 1970.", "timestamp('1970-01-01T00:01:00Z') == timestamp(60)"},
-		{"time", "duration", nil, "A length of time from text: '1h30m', '250ms'.", "duration('1h') + duration('30m') == duration('90m')"},
-		{"time", "parseTime", nil, "A time from a text in the given form; see format. It is UTC.", "parseTime('31.01.2026', '%d.%m.%Y') == timestamp('2026-01-31T00:00:00Z')"},
-		{"time", "truncate", nil, "When the second, minute, hour, day, week (from Monday), month, quarter or year began, in UTC; or a window of some length, counted from 1970.",
+func timeFunctions() []Function {
+	return []Function{
+		{"time", "now", macro("now() -> timestamp"), "The time at which the worker received the event, exact to within 32 events; the same in all stages. Not available in folds, which depend on the events alone.", ""},
+		{"time", "timestamp", nil, "A timestamp from RFC 3339, or from seconds since 1970.", "timestamp('1970-01-01T00:01:00Z') == timestamp(60)"},
+		{"time", "duration", nil, "A duration from a string: '1h30m', '250ms'.", "duration('1h') + duration('30m') == duration('90m')"},
+		{"time", "parseTime", nil, "A timestamp from a string in the given layout, in UTC. For layouts, see format.", "parseTime('31.01.2026', '%d.%m.%Y') == timestamp('2026-01-31T00:00:00Z')"},
+		{"time", "truncate", nil, "The start of the second, minute, hour, day, week (from Monday), month, quarter or year, in UTC; or of a window of the given length, counted from 1970.",
 			"timestamp('2026-01-31T12:34:56Z').truncate('day') == timestamp('2026-01-31T00:00:00Z') && timestamp(100).truncate(duration('1m')) == timestamp(60)"},
 		{"time", "unixMillis", nil, "Milliseconds since 1970.", "unixMillis(timestamp(1)) == 1000"},
-		{"time", "fromUnixMillis", nil, "A time from milliseconds since 1970.", "fromUnixMillis(1000) == timestamp(1)"},
-		{"time", "getFullYear", nil, "The year, in UTC or a zone ('Europe/Paris', '+02:00').", "timestamp(0).getFullYear() == 1970"},
-		{"time", "getMonth", nil, "The month, from 0.", "timestamp(0).getMonth() == 0"},
-		{"time", "getDate", nil, "The day of the month, from 1.", "timestamp(0).getDate() == 1"},
-		{"time", "getDayOfMonth", nil, "The day of the month, from 0.", "timestamp(0).getDayOfMonth() == 0"},
-		{"time", "getDayOfWeek", nil, "The day of the week, from 0, a Sunday.", "timestamp(0).getDayOfWeek() == 4"},
-		{"time", "getDayOfYear", nil, "The day of the year, from 0.", "timestamp(0).getDayOfYear() == 0"},
-		{"time", "getHours", nil, "The hour of a time; all hours of a duration.", "timestamp(7200).getHours() == 2 && duration('50h').getHours() == 50"},
-		{"time", "getMinutes", nil, "The minute of a time; all minutes of a duration.", "duration('2h').getMinutes() == 120"},
-		{"time", "getSeconds", nil, "The second of a time; all seconds of a duration.", "duration('2m').getSeconds() == 120"},
+		{"time", "fromUnixMillis", nil, "A timestamp from milliseconds since 1970.", "fromUnixMillis(1000) == timestamp(1)"},
+		{"time", "getFullYear", nil, "The year, in UTC or in a time zone ('Europe/Paris', '+02:00').", "timestamp(0).getFullYear() == 1970"},
+		{"time", "getMonth", nil, "The month, starting at 0.", "timestamp(0).getMonth() == 0"},
+		{"time", "getDate", nil, "The day of the month, starting at 1.", "timestamp(0).getDate() == 1"},
+		{"time", "getDayOfMonth", nil, "The day of the month, starting at 0.", "timestamp(0).getDayOfMonth() == 0"},
+		{"time", "getDayOfWeek", nil, "The day of the week; Sunday is 0.", "timestamp(0).getDayOfWeek() == 4"},
+		{"time", "getDayOfYear", nil, "The day of the year, starting at 0.", "timestamp(0).getDayOfYear() == 0"},
+		{"time", "getHours", nil, "The hour of a timestamp, or all whole hours of a duration.", "timestamp(7200).getHours() == 2 && duration('50h').getHours() == 50"},
+		{"time", "getMinutes", nil, "The minute of a timestamp, or all whole minutes of a duration.", "duration('2h').getMinutes() == 120"},
+		{"time", "getSeconds", nil, "The second of a timestamp, or all whole seconds of a duration.", "duration('2m').getSeconds() == 120"},
 		{"time", "getMilliseconds", nil, "The milliseconds within the second.", "timestamp('1970-01-01T00:00:00.250Z').getMilliseconds() == 250"},
+	}
+}
 
-		{"lists and maps", "all", macro("list.all(x, condition) -> bool", "map.all(key, condition) -> bool"), "Whether a condition holds for every item, or key.", "[1, 2].all(x, x > 0)"},
-		{"lists and maps", "exists", macro("list.exists(x, condition) -> bool", "map.exists(key, condition) -> bool"), "Whether it holds for one at least.", "[1, 2].exists(x, x > 1)"},
-		{"lists and maps", "exists_one", macro("list.exists_one(x, condition) -> bool"), "Whether it holds for one and no other.", "[1, 2].exists_one(x, x > 1)"},
-		{"lists and maps", "filter", macro("list.filter(x, condition) -> list", "map.filter(key, condition) -> list of keys"), "The items for which a condition holds.", "[1, 2, 3].filter(x, x > 1) == [2, 3]"},
-		{"lists and maps", "map", macro("list.map(x, value) -> list", "list.map(x, condition, value) -> list", "map.map(key, value) -> list"), "A value for every item, or for those for which a condition holds. A map is gone through in the order of its keys.",
+func collectionFunctions() []Function {
+	return []Function{
+		{"lists and maps", "all", macro("list.all(x, condition) -> bool", "map.all(key, condition) -> bool"), "Whether a condition holds for every item of a list, or every key of a map.", "[1, 2].all(x, x > 0)"},
+		{"lists and maps", "exists", macro("list.exists(x, condition) -> bool", "map.exists(key, condition) -> bool"), "Whether a condition holds for at least one item or key.", "[1, 2].exists(x, x > 1)"},
+		{"lists and maps", "exists_one", macro("list.exists_one(x, condition) -> bool"), "Whether a condition holds for exactly one item.", "[1, 2].exists_one(x, x > 1)"},
+		{"lists and maps", "filter", macro("list.filter(x, condition) -> list", "map.filter(key, condition) -> list of keys"), "The items or keys for which a condition holds.", "[1, 2, 3].filter(x, x > 1) == [2, 3]"},
+		{"lists and maps", "map", macro("list.map(x, value) -> list", "list.map(x, condition, value) -> list", "map.map(key, value) -> list"), "The list of a value for every item, or for the items for which a condition holds. A map is iterated in the order of its keys.",
 			"[1, 2].map(x, x * 2) == [2, 4] && {'b': 1, 'a': 2}.map(k, k) == ['a', 'b']"},
-		{"lists and maps", "transformList", macro("list.transformList(index, x, value) -> list", "map.transformList(key, x, value) -> list"), "As map, with the index or the key beside the item.", "['a', 'b'].transformList(i, x, string(i) + x) == ['0a', '1b']"},
-		{"lists and maps", "transformMap", macro("map.transformMap(key, x, value) -> map", "map.transformMap(key, x, condition, value) -> map"), "A map with a value for every entry, or for those for which a condition holds.",
+		{"lists and maps", "transformList", macro("list.transformList(index, x, value) -> list", "map.transformList(key, x, value) -> list"), "Like map, with the index or the key as an additional variable.", "['a', 'b'].transformList(i, x, string(i) + x) == ['0a', '1b']"},
+		{"lists and maps", "transformMap", macro("map.transformMap(key, x, value) -> map", "map.transformMap(key, x, condition, value) -> map"), "A map with a new value for every entry, or for the entries for which a condition holds.",
 			"{'a': 1, 'b': 2}.transformMap(k, v, v > 1, v * 10) == {'b': 20}"},
-		{"lists and maps", "with", nil, "The map with a value under a key.", "{'a': 1}.with('b', 2) == {'a': 1, 'b': 2}"},
-		{"lists and maps", "without", nil, "The map without a key.", "{'a': 1, 'b': 2}.without('b') == {'a': 1}"},
-		{"lists and maps", "first", nil, "The first item; an empty list has none, which is an error.", "[1, 2].first() == 1"},
-		{"lists and maps", "last", nil, "The last item; an empty list has none, which is an error.", "[1, 2].last() == 2"},
-		{"lists and maps", "slice", nil, "The items from one place up to another; the first is 0.", "[1, 2, 3].slice(0, 2) == [1, 2]"},
-		{"lists and maps", "sort", nil, "In order.", "[3, 1, 2].sort() == [1, 2, 3]"},
-		{"lists and maps", "sortBy", macro("list.sortBy(x, value) -> list"), "In the order of a value of each item.", "['bb', 'a'].sortBy(x, x.size()) == ['a', 'bb']"},
-		{"lists and maps", "distinct", nil, "Without the items that were there before.", "[1, 2, 1].distinct() == [1, 2]"},
-		{"lists and maps", "flatten", nil, "The items of the lists in a list, or of those n deep.", "[[1], [2, 3]].flatten() == [1, 2, 3]"},
-		{"lists and maps", "lists.range", nil, "The numbers from 0 up to n, which is not among them.", "lists.range(3) == [0, 1, 2]"},
-		{"lists and maps", "sets.contains", nil, "Whether the first list has all that the second has.", "sets.contains([1, 2, 3], [3, 1])"},
-		{"lists and maps", "sets.equivalent", nil, "Whether both have the same, in whatever order and number.", "sets.equivalent([1, 2], [2, 1, 1])"},
-		{"lists and maps", "sets.intersects", nil, "Whether they have something in common.", "sets.intersects([1, 2], [2, 3])"},
+		{"lists and maps", "with", nil, "A copy of the map with one entry added or replaced.", "{'a': 1}.with('b', 2) == {'a': 1, 'b': 2}"},
+		{"lists and maps", "without", nil, "A copy of the map without one key.", "{'a': 1, 'b': 2}.without('b') == {'a': 1}"},
+		{"lists and maps", "first", nil, "The first item. An empty list is an error.", "[1, 2].first() == 1"},
+		{"lists and maps", "last", nil, "The last item. An empty list is an error.", "[1, 2].last() == 2"},
+		{"lists and maps", "slice", nil, "The items from a start index up to an end index (exclusive). Indexes start at 0.", "[1, 2, 3].slice(0, 2) == [1, 2]"},
+		{"lists and maps", "sort", nil, "The items in ascending order.", "[3, 1, 2].sort() == [1, 2, 3]"},
+		{"lists and maps", "sortBy", macro("list.sortBy(x, value) -> list"), "The items in ascending order of a value computed for each.", "['bb', 'a'].sortBy(x, x.size()) == ['a', 'bb']"},
+		{"lists and maps", "distinct", nil, "The list without duplicates.", "[1, 2, 1].distinct() == [1, 2]"},
+		{"lists and maps", "flatten", nil, "The items of the lists in a list, with an optional depth.", "[[1], [2, 3]].flatten() == [1, 2, 3]"},
+		{"lists and maps", "lists.range", nil, "The numbers from 0 up to n (exclusive).", "lists.range(3) == [0, 1, 2]"},
+		{"lists and maps", "sets.contains", nil, "Whether the first list contains every item of the second.", "sets.contains([1, 2, 3], [3, 1])"},
+		{"lists and maps", "sets.equivalent", nil, "Whether both lists contain the same items; order and duplicates do not matter.", "sets.equivalent([1, 2], [2, 1, 1])"},
+		{"lists and maps", "sets.intersects", nil, "Whether the lists have an item in common.", "sets.intersects([1, 2], [2, 3])"},
+	}
+}
 
-		{"bytes and identity", "bytes", nil, "The UTF-8 of a text.", "bytes('ab') == b'ab'"},
-		{"bytes and identity", "base64.encode", nil, "Bytes as base64.", "base64.encode(b'ab') == 'YWI='"},
-		{"bytes and identity", "base64.decode", nil, "Bytes from base64.", "base64.decode('YWI=') == b'ab'"},
-		{"bytes and identity", "hex.encode", nil, "Bytes as hexadecimal digits.", "hex.encode(b'ab') == '6162'"},
-		{"bytes and identity", "hex.decode", nil, "Bytes from hexadecimal digits.", "hex.decode('6162') == b'ab'"},
-		{"bytes and identity", "sha256", nil, "SHA-256 in hexadecimal digits.", "sha256('abc').startsWith('ba7816bf8f01cfea')"},
-		{"bytes and identity", "md5", nil, "MD5 in hexadecimal digits, to agree with others; it protects nothing.", "md5('abc') == '900150983cd24fb0d6963f7d28e17f72'"},
-		{"bytes and identity", "crc32", nil, "CRC-32 (IEEE) in hexadecimal digits.", "crc32('abc') == '352441c2'"},
-		{"bytes and identity", "xxhash", nil, "xxHash, 64 bits, in hexadecimal digits.", "xxhash('abc') == '44bc2cf5ad770999'"},
-		{"bytes and identity", "hash", nil, "A number from 0 up that looks random and is the same each time, to sample or divide: hash(id) % 100 < 5.", "hash('abc') == hash(b'abc') && hash('abc') >= 0"},
-		{"bytes and identity", "uuid5", nil, "The UUID (version 5) of a name in a name space: a UUID, or dns, url, oid, x500. The same name gives the same UUID.", "uuid5('dns', 'www.example.com') == '2ed6657d-e927-568b-95e1-2665a8aea6a2'"},
-		{"bytes and identity", "isUuid", nil, "Whether the text is a UUID.", "'2ed6657d-e927-568b-95e1-2665a8aea6a2'.isUuid()"},
+func byteFunctions() []Function {
+	return []Function{
+		{"bytes and identity", "bytes", nil, "The UTF-8 encoding of a string.", "bytes('ab') == b'ab'"},
+		{"bytes and identity", "base64.encode", nil, "Encodes bytes as base64.", "base64.encode(b'ab') == 'YWI='"},
+		{"bytes and identity", "base64.decode", nil, "Decodes base64 to bytes.", "base64.decode('YWI=') == b'ab'"},
+		{"bytes and identity", "hex.encode", nil, "Encodes bytes as hexadecimal digits.", "hex.encode(b'ab') == '6162'"},
+		{"bytes and identity", "hex.decode", nil, "Decodes hexadecimal digits to bytes.", "hex.decode('6162') == b'ab'"},
+		{"bytes and identity", "sha256", nil, "The SHA-256 hash in hexadecimal digits.", "sha256('abc').startsWith('ba7816bf8f01cfea')"},
+		{"bytes and identity", "md5", nil, "The MD5 hash in hexadecimal digits, for compatibility only; it is not secure.", "md5('abc') == '900150983cd24fb0d6963f7d28e17f72'"},
+		{"bytes and identity", "crc32", nil, "The CRC-32 (IEEE) checksum in hexadecimal digits.", "crc32('abc') == '352441c2'"},
+		{"bytes and identity", "xxhash", nil, "The 64-bit xxHash in hexadecimal digits.", "xxhash('abc') == '44bc2cf5ad770999'"},
+		{"bytes and identity", "hash", nil, "A pseudo-random number from 0 up, the same for the same input; for sampling and partitioning: hash(id) % 100 < 5.", "hash('abc') == hash(b'abc') && hash('abc') >= 0"},
+		{"bytes and identity", "uuid5", nil, "The version 5 UUID of a name in a namespace: a UUID, or dns, url, oid, x500. The same name gives the same UUID.", "uuid5('dns', 'www.example.com') == '2ed6657d-e927-568b-95e1-2665a8aea6a2'"},
+		{"bytes and identity", "isUuid", nil, "Whether the string is a UUID.", "'2ed6657d-e927-568b-95e1-2665a8aea6a2'.isUuid()"},
+	}
+}
 
-		{"types", "dyn", nil, "The same value, whose type is only checked when it runs.", "dyn(1) == 1"},
+func typeFunctions() []Function {
+	return []Function{
+		{"types", "dyn", nil, "The same value, with its type checked at run time only.", "dyn(1) == 1"},
 		{"types", "type", nil, "The type of a value.", "type(1) == int"},
 	}
 }

@@ -13,20 +13,20 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// Lists, maps and records as results. CEL has no records that an expression
-// could make; here a map with names as its keys is one where a record is
-// wanted:
+// This file compiles lists, maps and records as results. CEL cannot construct
+// these records, so a map with field names as keys is a record where the target
+// type is a record:
 //
 //	state.items + [{'product_id': data.product_id, 'quantity': 1}]
 //
-// The fields it does not name take their defaults. [compiler.fit] checks it
-// field by field; for CEL's type-checker it is dyn, or a list of such maps and
-// a list of records could not be joined.
+// Fields without a key take their defaults. [compiler.fit] checks the map field
+// by field. CEL's type-checker gets it as dyn: otherwise it would refuse to join a
+// list of such maps with a list of records.
 
-const mapInsert = "cel.@mapInsert" // what transformMap makes maps with
+const mapInsert = "cel.@mapInsert" // the function that transformMap expands to
 
-// parts calls do with the expressions of which a value for n is made, and the
-// type that each is for. It returns false if e is not made of parts.
+// parts calls do with each expression that becomes a part of a value of type n,
+// and with the type of that part. It returns false if e has no parts.
 func parts(e celast.Expr, n *codec.Node, do func(part celast.Expr, n *codec.Node)) bool {
 	n = inner(n)
 	switch e.Kind() {
@@ -61,7 +61,7 @@ func parts(e celast.Expr, n *codec.Node, do func(part celast.Expr, n *codec.Node
 			do(args[2], n.Elem)
 			return true
 		}
-	case celast.ComprehensionKind: // map, filter, transformMap and the like
+	case celast.ComprehensionKind: // map, filter, transformMap and similar macros
 		c := e.AsComprehension()
 		if n.Kind == codec.Array && isIdent(c.Result(), c.AccuVar()) || n.Kind == codec.Map && isIdent(c.Result(), c.AccuVar()) {
 			accumulated(c.LoopStep(), c.AccuVar(), func(step celast.Expr) { do(step, n) })
@@ -78,7 +78,8 @@ func parts(e celast.Expr, n *codec.Node, do func(part celast.Expr, n *codec.Node
 	return false
 }
 
-// accumulated calls do with what the step of a macro adds to what it has.
+// accumulated calls do with each expression that the step of a macro adds to the
+// accumulator.
 func accumulated(step celast.Expr, accu string, do func(celast.Expr)) {
 	if isIdent(step, accu) {
 		return
@@ -97,7 +98,7 @@ func accumulated(step celast.Expr, accu string, do func(celast.Expr)) {
 	do(step)
 }
 
-// shape makes dyn of the maps in e that stand for records.
+// shape wraps the maps in e that are records in dyn().
 func (r *resolver) shape(e celast.Expr, n *codec.Node) {
 	if parts(e, n, r.shape) {
 		return
@@ -115,7 +116,7 @@ func (r *resolver) shape(e celast.Expr, n *codec.Node) {
 	e.SetKindCase(r.make.NewCall(e.ID(), "dyn", inside))
 }
 
-// entryName returns the key of a map's entry, if it is a literal text.
+// entryName returns the key of a map entry if it is a string literal, else "".
 func entryName(entry celast.EntryExpr) string {
 	if key := entry.AsMapEntry().Key(); key.Kind() == celast.LiteralKind {
 		if name, ok := key.AsLiteral().(types.String); ok {
@@ -125,7 +126,8 @@ func entryName(entry celast.EntryExpr) string {
 	return ""
 }
 
-// recordLiteral returns the map that stands for a record.
+// recordLiteral returns the map inside the dyn() that shape added, if n is a
+// record.
 func recordLiteral(e celast.Expr, n *codec.Node) (celast.Expr, bool) {
 	if inner(n).Kind != codec.Record || e.Kind() != celast.CallKind || e.AsCall().FunctionName() != "dyn" {
 		return nil, false
@@ -134,7 +136,7 @@ func recordLiteral(e celast.Expr, n *codec.Node) (celast.Expr, bool) {
 	return arg, arg.Kind() == celast.MapKind
 }
 
-// fitRecord reports what is wrong with a map that stands for a record.
+// fitRecord reports the faults of a map that is a record of type n.
 func (c *compiler) fitRecord(e celast.Expr, n *codec.Node, known facts) {
 	n = inner(n)
 	var names []string
@@ -144,11 +146,11 @@ func (c *compiler) fitRecord(e celast.Expr, n *codec.Node, known facts) {
 		f := n.Field(name)
 		switch {
 		case name == "":
-			c.fail(c.leftmost(key), "as in {'"+n.Fields[0].Name+"': ...}", "the fields of a %s are named by texts", n.Name)
+			c.fail(c.leftmost(key), "as in {'"+n.Fields[0].Name+"': ...}", "the keys of a %s must be string literals", n.Name)
 		case f == nil:
 			c.fail(c.leftmost(key), nearest(name, fieldNames(n)), "%s has no field %s", n.Name, name)
 		case slices.Contains(names, name):
-			c.fail(c.leftmost(key), "", "%s is given twice", name)
+			c.fail(c.leftmost(key), "", "%s is set twice", name)
 		default:
 			c.fit(value, place{f.Type, name, n.Name}, known)
 		}
@@ -162,13 +164,13 @@ func (c *compiler) fitRecord(e celast.Expr, n *codec.Node, known facts) {
 		}
 	}
 	if len(missing) > 0 {
-		c.fail(c.leftmost(e), "", "this %s lacks %s", n.Name, strings.Join(missing, ", "))
+		c.fail(c.leftmost(e), "", "this %s is missing %s", n.Name, strings.Join(missing, ", "))
 	}
 }
 
-// becomes reports whether a record can be turned into another: every field of
-// it is there and fits, or has a default. It is Avro's schema resolution, by
-// names alone.
+// becomes reports whether a record of type from converts to type to: every field
+// of to has a default, or from has a field of that name that fits. It is Avro's
+// schema resolution by name, without aliases.
 func (c *compiler) becomes(from, to *codec.Node, depth int) bool {
 	if same(from, to) {
 		return true
@@ -200,7 +202,8 @@ func (c *compiler) becomes(from, to *codec.Node, depth int) bool {
 	return true
 }
 
-// encodeFields appends a record whose fields find returns.
+// encodeFields appends a record of type n. find returns the value of a field; a
+// field without a value takes its default.
 func encodeFields(dst []byte, n *codec.Node, find func(name string) (ref.Val, bool)) ([]byte, error) {
 	for i := range n.Fields {
 		f := &n.Fields[i]
@@ -217,7 +220,7 @@ func encodeFields(dst []byte, n *codec.Node, find func(name string) (ref.Val, bo
 	return dst, nil
 }
 
-// encodeMapAsRecord appends a map that stands for a record.
+// encodeMapAsRecord appends the record that a map of its fields represents.
 func encodeMapAsRecord(dst []byte, n *codec.Node, m traits.Mapper) ([]byte, error) {
 	keys, err := sortedKeys(m)
 	if err != nil {
@@ -231,7 +234,7 @@ func encodeMapAsRecord(dst []byte, n *codec.Node, m traits.Mapper) ([]byte, erro
 	return encodeFields(dst, n, func(name string) (ref.Val, bool) { return m.Find(types.String(name)) })
 }
 
-// encodeRecord appends a record of one schema as one of another.
+// encodeRecord appends a record, converted to the record type n.
 func encodeRecord(dst []byte, n *codec.Node, v *recordVal) ([]byte, error) {
 	if same(v.node, n) {
 		return append(dst, v.enc...), nil
@@ -244,15 +247,15 @@ func encodeRecord(dst []byte, n *codec.Node, v *recordVal) ([]byte, error) {
 	})
 }
 
-// listAppender compiles a list that is made of arrays, whose items are copied,
-// and of items. It returns nothing for other lists.
+// listAppender compiles a concatenation of array fields, whose items are copied
+// as bytes, and of list literals. ok is false for other lists.
 func (c *compiler) listAppender(e celast.Expr, n *codec.Node) (enc appender, fixed, ok bool) {
 	if n.Kind != codec.Array {
 		return nil, false, false
 	}
 	type part struct {
-		array *field   // or
-		items appender // of count items
+		array *field   // a whole array; or, if nil,
+		items appender // an appender of count items
 		count int64
 	}
 	var list []part

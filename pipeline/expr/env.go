@@ -17,13 +17,13 @@ import (
 const (
 	maxRunes = 10_000
 	maxDepth = 100     // of nesting
-	maxLoops = 4       // macros within macros
+	maxLoops = 4       // of nested macros
 	maxCost  = 500_000 // of one evaluation by the interpreter, in CEL's units: about one per step
-	maxMem   = 4 << 20 // bytes of text that closures make in one evaluation
+	maxMem   = 4 << 20 // bytes of text that closures build in one evaluation
 )
 
-// Names that no expression can contain: what resolving puts in place of fields,
-// of null, of now() and of what was faulty.
+// Names that the resolver inserts for fields, null, now() and invalid parts. No
+// source text can contain them.
 const (
 	fieldMark = "@"
 	nullName  = "@null"
@@ -31,36 +31,36 @@ const (
 	badName   = "@bad"
 	isNull    = "@is_null"
 
-	orderedName = "@ordered" // around what macros go through; see inOrder
+	orderedName = "@ordered" // wraps the range of a macro; see inOrder
 )
 
-// An Env is what expressions of one kind may name. It is for one goroutine at a
-// time; its programs are free of it.
+// An Env holds the names that expressions may use. One goroutine at a time may
+// use it; the compiled programs do not refer to it.
 type Env struct {
-	// Clock is what now() reads. Nil, as NewEnv leaves it, means that
-	// expressions have no now(): a fold is a function of the log alone.
+	// Clock returns the time for now(). NewEnv leaves it nil: then expressions
+	// have no now(). A fold needs that, because it depends on the log alone.
 	Clock func() time.Time
 
 	roots   []Root
 	cel     *cel.Env
 	records *records
-	leaves  map[string]*leaf // by path, the root's name first
+	leaves  map[string]*leaf // by path, including the name of the root
 	members map[string]bool  // functions that are called as x.f()
 	globals map[string]bool  // functions that are called as f(x)
 }
 
-// A leaf is a field that an expression can read as a whole.
+// A leaf is a field that is not a record.
 type leaf struct {
-	path  string
-	rel   []string // within its record
+	path  string   // with the name of the root
+	rel   []string // the path within the record of the root
 	view  int
 	node  *codec.Node
-	known *string // its value, if that is known
+	known *string // the value, if it is the same in every event
 }
 
 // NewEnv returns an environment over the fields of the roots. Roots without a
-// name share the top level: the first is the one whose fields can be set, and
-// no two have a field of the same name.
+// name share the top level: only the fields of the first can be set, and no two
+// may have a field of the same name.
 func NewEnv(roots ...Root) (*Env, error) {
 	base, err := types.NewRegistry()
 	if err != nil {
@@ -93,7 +93,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 		cel.Function(isNull, cel.Overload("is_null_any", []*cel.Type{cel.TypeParamType("A")}, cel.BoolType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(v == types.NullValue) }))),
 	}...)
-	top := map[string]string{} // the names at top level, and whose they are
+	top := map[string]string{} // the names at top level, with the schema of each
 	for _, r := range roots {
 		if r.Schema.Root().Kind != codec.Record {
 			return nil, fmt.Errorf("schema %s is not a record", r.Schema.Name())
@@ -101,7 +101,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 		if r.Name == "" {
 			for _, name := range fieldNames(r.Schema.Root()) {
 				if of, twice := top[name]; twice {
-					return nil, fmt.Errorf("%s is a field of %s already", name, of)
+					return nil, fmt.Errorf("field %s is in both %s and %s", name, of, r.Schema.Name())
 				}
 				top[name] = r.Schema.Name()
 			}
@@ -130,7 +130,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 
 func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 	if len(at) > maxDepth {
-		return fmt.Errorf("schema %s: records nested more than %d deep, or within themselves", r.Schema.Name(), maxDepth)
+		return fmt.Errorf("schema %s: records are recursive or nested more than %d deep", r.Schema.Name(), maxDepth)
 	}
 	for i := range record.Fields {
 		f := &record.Fields[i]
@@ -153,21 +153,22 @@ func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 	return nil
 }
 
-// records tells CEL of the records that are reached through arrays, maps and
-// unions, as object types with typed fields.
+// records is the type provider for CEL. It declares the records inside arrays,
+// maps and unions as object types with typed fields.
 type records struct {
 	*types.Registry
 	byName map[string]*codec.Node
 	names  map[*codec.Node]string
-	misses []miss // fields that were asked for in vain, in the order of asking
+	misses []miss // failed field lookups, in order
 }
 
+// A miss is a lookup of a field that its record does not have.
 type miss struct {
 	record *codec.Node
 	field  string
 }
 
-// celType returns the CEL type that values of n have.
+// celType returns the CEL type of values of n.
 func (r *records) celType(n *codec.Node) *types.Type {
 	if other, _, _, ok := n.Nullable(); ok {
 		t := r.celType(other)
@@ -175,7 +176,7 @@ func (r *records) celType(n *codec.Node) *types.Type {
 		case types.BoolKind, types.IntKind, types.DoubleKind, types.StringKind, types.BytesKind:
 			return types.NewNullableType(t)
 		}
-		return t // null of these is compared by @is_null alone
+		return t // CEL has no nullable form of these; @is_null compares them with null
 	}
 	switch kindOf(n) {
 	case types.ListKind:
@@ -204,9 +205,9 @@ func (r *records) celType(n *codec.Node) *types.Type {
 	return types.DynType
 }
 
-// name gives a record the name CEL knows it by: its own, unless another record
-// has that already (the same record in two versions, one in the event and one
-// in the state).
+// name returns the CEL name of a record. It is the Avro name, with a suffix if
+// another record already has that name, such as another version of the record
+// (one in the event, one in the state).
 func (r *records) name(n *codec.Node) string {
 	if name, ok := r.names[n]; ok {
 		return name
@@ -272,7 +273,7 @@ func fieldNames(n *codec.Node) []string {
 	return names
 }
 
-// kindOf returns the kind of CEL value that a value of n is; for a union, dyn.
+// kindOf returns the CEL kind of values of n. The kind of a union is dyn.
 func kindOf(n *codec.Node) types.Kind {
 	switch n.Kind {
 	case codec.Null:
@@ -314,7 +315,7 @@ func isUUID(n *codec.Node) bool {
 	return n.Kind == codec.Fixed && n.Logical == "uuid" && n.Size == 16
 }
 
-// unit is what an int or long with a logical type counts.
+// unit is the time unit of an int or long with a logical type.
 type unit uint8
 
 const (
@@ -328,8 +329,8 @@ const (
 	timeNanos
 )
 
-// unitOf returns the unit of an int or long. A logical type on the wrong kind
-// is none, as Avro has it.
+// unitOf returns the unit of an int or long. A logical type on the wrong kind is
+// ignored, as the Avro specification requires.
 func unitOf(n *codec.Node) unit {
 	if n.Kind == codec.Int {
 		switch n.Logical {
@@ -355,7 +356,7 @@ func unitOf(n *codec.Node) unit {
 	return noTime
 }
 
-// perSecond returns how many of u make a second; 0 for days.
+// perSecond returns the number of units per second; 0 for days.
 func (u unit) perSecond() int64 {
 	switch u {
 	case millis, timeMillis:

@@ -1,12 +1,14 @@
 // Package expr compiles the expressions of a topology: CEL, the Common
 // Expression Language, typed by Avro schemas.
 //
-// An [Env] knows the names an expression may use: the fields of one event type,
-// and, for a fold, those of the state under "state". [Env.Compile] checks an
-// expression against it and against what is [Want]ed of it; what is wrong comes
-// back as [Errors], each with the place in the text. The [Program] says which
-// fields it reads ([Program.Paths]), is told where they stand ([Program.Bind]),
-// and from then on turns views of Avro bodies into a bool or into Avro bytes:
+// Start reading at [Env.Compile]. An [Env] holds the names that an expression
+// may use: the fields of one event type and, for a fold, the fields of the state
+// under "state". Env.Compile checks an expression against these names and
+// against the result type that the caller requires ([Want]). It returns faults
+// as [Errors], each with its position in the text. [Program.Paths] lists the
+// fields that the compiled program reads, and [Program.Bind] resolves them to
+// slots of a layout. A bound program turns views of Avro bodies into a bool or
+// into Avro bytes:
 //
 //	env, err := expr.NewEnv(expr.Root{Schema: orderCreated, Consts: map[string]string{"type": "OrderCreated"}})
 //	p, err := env.Compile("data.total_amount > 100.0", expr.Condition("a filter"))
@@ -16,7 +18,7 @@
 //
 // # Types
 //
-// Avro types are seen as CEL types:
+// Avro types appear as CEL types:
 //
 //	boolean                                  bool
 //	int, long                                int
@@ -25,44 +27,49 @@
 //	bytes, fixed                             bytes
 //	date, timestamp-*, local-timestamp-*     timestamp (local ones as if they were UTC)
 //	time-*                                   duration since midnight
-//	decimal                                  double: digits beyond the 16th are lost
+//	decimal                                  double: keeps about 16 digits
 //	array, map                               list, map with string keys
 //	null or T                                T that may be null
-//	any other union                          dyn: checked when it runs
+//	any other union                          dyn: checked at run time
 //
-// A record is not a value: an expression names its fields. Records inside
-// arrays, maps and unions are reached through macros and functions
+// A record at top level is not a value: an expression names its fields. Macros
+// and functions read the records inside arrays, maps and unions
 // (data.items.exists(i, i.quantity > 1)).
 //
-// Where a list, a map or a record is wanted, an expression makes one: with
-// state.tags + [data.tag], state.counts.with(data.id, 1), state.items.filter(i,
-// i.id != data.id), and, for a record in a list, a map with the names of its
-// fields: [{'product_id': data.product_id, 'quantity': 1}]. Fields left out take
-// their defaults. A record of one schema becomes one of another by the names of
-// its fields, as Avro's schema resolution has it.
+// An expression can return a list, a map or a record: state.tags + [data.tag],
+// state.counts.with(data.id, 1), state.items.filter(i, i.id != data.id). A map
+// with field names as keys is a record inside a list: [{'product_id':
+// data.product_id, 'quantity': 1}]. Missing fields take their defaults. A record
+// of one schema converts to another schema by field name, as in Avro's schema
+// resolution.
 //
-// # What is more, and what is less, than CEL
+// # Differences from CEL
 //
-// now() is the time, in microseconds, the same for all programs that share a
-// [Scope] until its next Reset. Where an Env has no clock, there is no now().
-// [Functions] lists all functions; none is random.
-// Comparing with null is always allowed; what cannot be null is simply not.
-// has(data.email) means that a nullable field is not null.
+// now() is the time, with a resolution of microseconds. It is the same for all
+// programs that share a [Scope] until the next Reset. An Env without a clock has
+// no now(). [Functions] lists all functions; none is random.
+// Every value can be compared with null; a field that is not nullable is never
+// equal to null. has(data.email) means that a nullable field is not null.
 //
-// A field whose value the type of the event fixes (its "type") is a constant,
-// and what a constant condition leaves out is neither read nor checked: one
-// filter over several types may say
+// A field whose value is fixed by the event type (its "type") is a constant. A
+// branch that a constant condition excludes is neither read nor checked, so one
+// filter can cover several types:
 //
 //	type != 'OrderCreated' || data.total_amount > 100.0
 //
-// What evaluation costs is limited, as are the length and depth of the text.
+// The length and depth of the text and the cost of an evaluation are limited.
 //
-// # How it runs
+// # Evaluation
 //
-// What most expressions are made of is compiled to closures over the bytes of
-// the view, which allocate nothing; an expression with anything else in it (a
-// macro, say) is left to the CEL interpreter. Both give the same answers, and a
-// property test holds them to it.
+// Most expressions compile to closures over the bytes of the view, which
+// allocate nothing. An expression with any other construct (such as a macro)
+// runs in the CEL interpreter. A property test checks that both give the same
+// results.
+//
+// # Concurrency
+//
+// One goroutine at a time uses an Env. A bound Program is immutable and safe for
+// concurrent use. Each goroutine owns its Scope.
 package expr
 
 import (
@@ -73,15 +80,15 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// A Source is an expression as it was written. Line and Col are the place of
-// its first character in the file, from 1; they are 0 if it comes from code.
+// A Source is the text of an expression. Line and Col are the position of its
+// first character in the file, from 1; they are 0 if it comes from code.
 type Source struct {
 	Text      string
 	Line, Col int
 }
 
-// An Error is one fault in an expression. Offset counts runes from its start.
-// Hint, if not empty, says what to do about it.
+// An Error is one fault in an expression. Offset counts runes from the start of
+// the text. Hint, if not empty, suggests a fix.
 type Error struct {
 	Offset int
 	Msg    string
@@ -95,7 +102,7 @@ func (e *Error) Error() string {
 	return e.Msg + "; " + e.Hint
 }
 
-// Errors is every fault of one expression, in the order of the text.
+// Errors holds every fault of one expression, in the order of the text.
 type Errors []*Error
 
 func (e Errors) Error() string {
@@ -115,9 +122,8 @@ func (e Errors) Unwrap() []error {
 	return out
 }
 
-// A Fault is a fault in something that was written in a file, at a rune offset
-// in it: what a stage or a fold has to say of its parameters. Type is the event
-// type for which it is a fault, "" if it is one for all.
+// A Fault is a fault in the parameters of a stage or a fold, at a rune Offset in
+// their Source. Type is the event type that the fault applies to, "" for all.
 type Fault struct {
 	Source Source
 	Type   string
@@ -137,8 +143,8 @@ func (f Fault) Error() string {
 	return fmt.Sprintf("%d:%d: %s", f.Source.Line, f.Source.Col+f.Offset, s)
 }
 
-// Faults places what [Env.Compile] found in its source. An error that is not
-// Errors becomes one fault at the start.
+// Faults converts an error of [Env.Compile] to faults at positions in src. An
+// error that is not [Errors] becomes one fault at the start.
 func Faults(src Source, eventType string, err error) []Fault {
 	if err == nil {
 		return nil
@@ -154,31 +160,32 @@ func Faults(src Source, eventType string, err error) []Fault {
 	return faults
 }
 
-// A Want is what an expression has to yield.
+// A Want is the result that an expression must return.
 type Want struct {
 	node  *codec.Node // nil: a bool
 	field string
-	of    string
+	of    string // the record of field, or the name of the condition
 
-	lenient bool // what may be null is left to the evaluation; for tests
+	lenient bool // do not report possible nulls at compile time; for tests
 }
 
-// Condition wants a bool, for something that messages name: "a filter".
+// Condition requires a bool. The argument names its purpose in messages: "a
+// filter".
 func Condition(what string) Want { return Want{of: what} }
 
-// Value wants a value for a field, which is encoded as the field's type n.
-// Messages name the field and the record it is in.
+// Value requires a value that can be encoded as n, the type of a field.
+// Messages name the field and its record.
 func Value(n *codec.Node, field, record string) Want { return Want{node: n, field: field, of: record} }
 
 // A Root is a record whose fields an expression may name.
 type Root struct {
-	// Name is what the fields are under ("state"); "" puts them at top level,
-	// beside those of other roots without a name.
+	// Name is the prefix of the fields ("state"); "" puts them at top level,
+	// together with the fields of other roots without a name.
 	Name   string
 	Schema *codec.Schema
-	// View says which of the views given to an evaluation holds the record.
+	// View is the index of the view that holds the record in an evaluation.
 	View int
-	// Consts gives the fields (dotted paths to strings) whose value is known
-	// beforehand. They are not read.
+	// Consts maps dotted paths of string fields to their value, if it is the same
+	// in every event. These fields are not read.
 	Consts map[string]string
 }

@@ -15,8 +15,9 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// fn computes one value. It fails with errNull where CEL's value is null; what
-// cannot take null is wrapped by solid, which turns that into a real error.
+// fn computes one value. It returns errNull where the CEL value is null. A
+// function that does not accept null gets its arguments wrapped by solid, which
+// turns errNull into errNullUsed.
 type fn[T any] func(*Scope) (T, error)
 
 // appender computes a value and appends it as Avro.
@@ -28,28 +29,28 @@ var (
 	errOverflow = errors.New("integer overflow")
 	errDivide   = errors.New("division by zero")
 	errSpan     = errors.New("duration overflow")
-	errLong     = fmt.Errorf("this makes texts of more than %d bytes", maxMem)
+	errLong     = fmt.Errorf("the strings built here exceed %d bytes", maxMem)
 )
 
-// An operand is a compiled expression of a scalar type: exactly one of the
-// functions is set, that for its kind. A duration is nanoseconds in i, bytes
-// are in s as strings are.
+// An operand is a compiled expression of a scalar type. Exactly one of b, i, d,
+// s and t is set, according to its kind; none for null itself. A duration is in
+// nanoseconds in i. Strings and bytes are in s.
 type operand struct {
-	kind  types.Kind // Null for null itself, which has no function
-	null  bool       // may be null
-	konst bool       // the same for every event; touches nothing of the Scope
+	kind  types.Kind
+	null  bool // may be null
+	konst bool // the same for every event; does not use the Scope
 	b     fn[bool]
 	i     fn[int64]
 	d     fn[float64]
 	s     fn[[]byte]
 	t     fn[instant]
 
-	// raw yields the encoding of a string, an int or a long that is read as it is
-	// and never null.
+	// raw, if set, returns the encoding of a string, int or long that is an
+	// unchanged field and never null.
 	raw fn[[]byte]
 }
 
-// compile returns nothing for what is left to the interpreter.
+// compile returns false for an expression that needs the interpreter.
 func (c *compiler) compile(e celast.Expr) (operand, bool) {
 	o, ok := c.form(e)
 	if ok && o.konst {
@@ -58,6 +59,7 @@ func (c *compiler) compile(e celast.Expr) (operand, bool) {
 	return o, ok
 }
 
+// form is compile, without the evaluation of constants.
 func (c *compiler) form(e celast.Expr) (operand, bool) {
 	switch e.Kind() {
 	case celast.LiteralKind:
@@ -86,7 +88,8 @@ func (c *compiler) form(e celast.Expr) (operand, bool) {
 	return operand{}, false
 }
 
-// precomputed evaluates a call on literals: duration('1h').
+// precomputed evaluates a call that has only literals as arguments, such as
+// duration('1h').
 func (c *compiler) precomputed(e celast.Expr) (operand, bool) {
 	literals := true
 	celast.PostOrderVisit(e, celast.NewExprVisitor(func(x celast.Expr) {
@@ -128,8 +131,8 @@ func literal(v ref.Val) (operand, bool) {
 	return operand{}, false
 }
 
-// computed evaluates a constant operand now, unless it fails: then it is to
-// fail when it is reached.
+// computed evaluates a constant operand at compile time. If that fails, the
+// operand stays as it is and fails at run time, if it is reached.
 func (o operand) computed() operand {
 	s := &Scope{}
 	switch {
@@ -157,22 +160,11 @@ func (o operand) computed() operand {
 	return o
 }
 
-// fieldOperand reads a value of type n from the bytes that src yields.
+// fieldOperand reads a value of type n from the bytes that src returns.
 func fieldOperand(n *codec.Node, src fn[[]byte]) (operand, bool) {
 	other, null, _, nullable := n.Nullable()
 	if nullable {
-		read := src
-		src = func(s *Scope) ([]byte, error) {
-			enc, err := read(s)
-			if err != nil {
-				return nil, err
-			}
-			branch, rest, err := codec.ReadLong(enc)
-			if err == nil && branch == int64(null) {
-				err = errNull
-			}
-			return rest, err
-		}
+		src = notNull(src, int64(null))
 		n = other
 	}
 	o := operand{kind: kindOf(n), null: nullable}
@@ -180,30 +172,7 @@ func fieldOperand(n *codec.Node, src fn[[]byte]) (operand, bool) {
 	case codec.Boolean:
 		o.b = then(src, func(b []byte) (bool, error) { v, _, err := codec.ReadBool(b); return v, err })
 	case codec.Int, codec.Long:
-		switch u := unitOf(n); o.kind {
-		case types.IntKind:
-			if !nullable {
-				o.raw = src
-			}
-			o.i = then(src, func(b []byte) (int64, error) { v, _, err := codec.ReadLong(b); return v, err })
-		case types.DurationKind:
-			o.i = then(src, func(b []byte) (int64, error) {
-				v, _, err := codec.ReadLong(b)
-				if err != nil {
-					return 0, err
-				}
-				d, err := toDuration(v, u)
-				return int64(d), err
-			})
-		default:
-			o.t = then(src, func(b []byte) (instant, error) {
-				v, _, err := codec.ReadLong(b)
-				if err != nil {
-					return instant{}, err
-				}
-				return toInstant(v, u)
-			})
-		}
+		o.readInteger(n, src)
 	case codec.Float:
 		o.d = then(src, func(b []byte) (float64, error) { v, _, err := codec.ReadFloat(b); return float64(v), err })
 	case codec.Double:
@@ -214,20 +183,7 @@ func fieldOperand(n *codec.Node, src fn[[]byte]) (operand, bool) {
 		}
 		o.s = then(src, func(b []byte) ([]byte, error) { v, _, err := codec.ReadText(b); return v, err })
 	case codec.Enum:
-		symbols := make([][]byte, len(n.Symbols))
-		for i, s := range n.Symbols {
-			symbols[i] = []byte(s)
-		}
-		o.s = then(src, func(b []byte) ([]byte, error) {
-			v, _, err := codec.ReadLong(b)
-			if err == nil && (v < 0 || v >= int64(len(symbols))) {
-				err = errBadBytes
-			}
-			if err != nil {
-				return nil, err
-			}
-			return symbols[v], nil
-		})
+		o.s = readSymbol(n.Symbols, src)
 	case codec.Bytes:
 		if n.Logical == "decimal" {
 			o.d = then(src, func(b []byte) (float64, error) {
@@ -238,35 +194,102 @@ func fieldOperand(n *codec.Node, src fn[[]byte]) (operand, bool) {
 			o.s = then(src, func(b []byte) ([]byte, error) { v, _, err := codec.ReadText(b); return v, err })
 		}
 	case codec.Fixed:
-		switch o.kind {
-		case types.DoubleKind:
-			o.d = then(src, func(b []byte) (float64, error) { return decimalFloat(b[:n.Size], n.Scale), nil })
-		case types.BytesKind:
-			o.s = then(src, func(b []byte) ([]byte, error) { return b[:n.Size], nil })
-		default:
-			o.s = func(s *Scope) ([]byte, error) {
-				b, err := src(s)
-				if err != nil {
-					return nil, err
-				}
-				return s.keep(func(mem []byte) []byte { return appendUUID(mem, b[:16]) }), nil
-			}
-		}
+		o.readFixed(n, src)
 	default:
 		return operand{}, false
 	}
 	return o, true
 }
 
-// keep returns what f appends to the scope's memory. It stays until the next
-// evaluation.
+// notNull skips the branch number of a nullable value; it returns errNull for the
+// branch null.
+func notNull(read fn[[]byte], null int64) fn[[]byte] {
+	return func(s *Scope) ([]byte, error) {
+		enc, err := read(s)
+		if err != nil {
+			return nil, err
+		}
+		branch, rest, err := codec.ReadLong(enc)
+		if err == nil && branch == null {
+			err = errNull
+		}
+		return rest, err
+	}
+}
+
+// readInteger sets o to read an int or a long: a number, a duration or a time.
+func (o *operand) readInteger(n *codec.Node, src fn[[]byte]) {
+	switch u := unitOf(n); o.kind {
+	case types.IntKind:
+		if !o.null {
+			o.raw = src
+		}
+		o.i = then(src, func(b []byte) (int64, error) { v, _, err := codec.ReadLong(b); return v, err })
+	case types.DurationKind:
+		o.i = then(src, func(b []byte) (int64, error) {
+			v, _, err := codec.ReadLong(b)
+			if err != nil {
+				return 0, err
+			}
+			d, err := toDuration(v, u)
+			return int64(d), err
+		})
+	default:
+		o.t = then(src, func(b []byte) (instant, error) {
+			v, _, err := codec.ReadLong(b)
+			if err != nil {
+				return instant{}, err
+			}
+			return toInstant(v, u)
+		})
+	}
+}
+
+// readSymbol returns the symbol of an enum.
+func readSymbol(names []string, src fn[[]byte]) fn[[]byte] {
+	symbols := make([][]byte, len(names))
+	for i, s := range names {
+		symbols[i] = []byte(s)
+	}
+	return then(src, func(b []byte) ([]byte, error) {
+		v, _, err := codec.ReadLong(b)
+		if err == nil && (v < 0 || v >= int64(len(symbols))) {
+			err = errBadBytes
+		}
+		if err != nil {
+			return nil, err
+		}
+		return symbols[v], nil
+	})
+}
+
+// readFixed sets o to read a fixed: a decimal, bytes or a UUID.
+func (o *operand) readFixed(n *codec.Node, src fn[[]byte]) {
+	switch o.kind {
+	case types.DoubleKind:
+		o.d = then(src, func(b []byte) (float64, error) { return decimalFloat(b[:n.Size], n.Scale), nil })
+	case types.BytesKind:
+		o.s = then(src, func(b []byte) ([]byte, error) { return b[:n.Size], nil })
+	default:
+		o.s = func(s *Scope) ([]byte, error) {
+			b, err := src(s)
+			if err != nil {
+				return nil, err
+			}
+			return s.keep(func(mem []byte) []byte { return appendUUID(mem, b[:16]) }), nil
+		}
+	}
+}
+
+// keep returns the bytes that f appends to the memory of the scope. They are
+// valid until the next evaluation.
 func (s *Scope) keep(f func(mem []byte) []byte) []byte {
 	n := len(s.mem)
 	s.mem = f(s.mem)
 	return s.mem[n:len(s.mem):len(s.mem)]
 }
 
-// then applies g to what f yields.
+// then applies g to the result of f.
 func then[A, B any](f fn[A], g func(A) (B, error)) fn[B] {
 	return func(s *Scope) (B, error) {
 		v, err := f(s)
@@ -278,7 +301,7 @@ func then[A, B any](f fn[A], g func(A) (B, error)) fn[B] {
 	}
 }
 
-// both applies g to what f1 and f2 yield, in this order.
+// both applies g to the results of f1 and f2, evaluated in this order.
 func both[A, B, C any](f1 fn[A], f2 fn[B], g func(A, B) (C, error)) fn[C] {
 	return func(s *Scope) (C, error) {
 		a, err := f1(s)
@@ -293,7 +316,7 @@ func both[A, B, C any](f1 fn[A], f2 fn[B], g func(A, B) (C, error)) fn[C] {
 	}
 }
 
-// solid makes of null an error, as for all functions that do not take it.
+// solid turns null into an error, for functions that do not accept null.
 func solid[T any](f fn[T], null bool) fn[T] {
 	if !null || f == nil {
 		return f
@@ -315,6 +338,7 @@ func (o operand) solid() operand {
 	return o
 }
 
+// function compiles a call of an operator or a function.
 func (c *compiler) function(call celast.CallExpr) (operand, bool) {
 	name := call.FunctionName()
 	exprs := call.Args()
@@ -367,7 +391,7 @@ func (c *compiler) function(call celast.CallExpr) (operand, bool) {
 	return o, o.b != nil || o.i != nil || o.d != nil || o.s != nil || o.t != nil
 }
 
-// is reports whether o is a constant bool of that value.
+// is reports whether o is a constant bool with the value v.
 func (o operand) is(v bool) bool {
 	if !o.konst || o.b == nil {
 		return false
@@ -382,9 +406,9 @@ func choose(cond, a, b operand) operand {
 		return operand{}
 	}
 	if a.kind == types.NullTypeKind {
-		a = b.never()
+		a = b.nullOfKind()
 	} else if b.kind == types.NullTypeKind {
-		b = a.never()
+		b = a.nullOfKind()
 	}
 	if a.kind != b.kind {
 		return operand{}
@@ -413,31 +437,32 @@ func either[T any](cond fn[bool], a, b fn[T]) fn[T] {
 	}
 }
 
-// never returns null as an operand of o's kind.
-func (o operand) never() operand {
+// nullOfKind returns null as an operand of the kind of o.
+func (o operand) nullOfKind() operand {
 	n := operand{kind: o.kind, null: true}
 	switch {
 	case o.b != nil:
-		n.b = nothing[bool]
+		n.b = alwaysNull[bool]
 	case o.i != nil:
-		n.i = nothing[int64]
+		n.i = alwaysNull[int64]
 	case o.d != nil:
-		n.d = nothing[float64]
+		n.d = alwaysNull[float64]
 	case o.s != nil:
-		n.s = nothing[[]byte]
+		n.s = alwaysNull[[]byte]
 	case o.t != nil:
-		n.t = nothing[instant]
+		n.t = alwaysNull[instant]
 	}
 	return n
 }
 
-func nothing[T any](*Scope) (T, error) {
+func alwaysNull[T any](*Scope) (T, error) {
 	var zero T
 	return zero, errNull
 }
 
-// junction is a && b, decided by false, or a || b, decided by true. A side that
-// decides makes an error of the other vanish, whichever comes first.
+// junction is a && b (decides is false) or a || b (decides is true). If one side
+// has the value decides, an error of the other side is ignored, in both orders.
+// CEL requires that.
 func junction(a, b operand, decides bool) operand {
 	if a.b == nil || b.b == nil {
 		return operand{}
@@ -476,7 +501,8 @@ func (c *compiler) isNull(e celast.Expr) (operand, bool) {
 		if !nullable {
 			return operand{}, false
 		}
-		// The branch tells, unless the value is one that may be out of range.
+		// The branch number is enough, except where reading the value can fail: a
+		// time or a duration may be out of range, and then the test fails too.
 		if k := kindOf(other); k != types.TimestampKind && k != types.DurationKind {
 			f := c.fields[l.path]
 			return operand{kind: types.BoolKind, b: func(s *Scope) (bool, error) {
@@ -517,7 +543,7 @@ func nullTest[T any](f fn[T]) fn[bool] {
 	}
 }
 
-// equal is a == b, or a != b. Null equals null alone.
+// equal is a == b, or a != b if not is set. Null equals only null.
 func equal(a, b operand, not bool) operand {
 	o := operand{kind: types.BoolKind}
 	if a.kind != b.kind {
@@ -543,9 +569,9 @@ func equal(a, b operand, not bool) operand {
 	return o
 }
 
-// sameText compares a text that is read with a constant: by their encodings, of
-// which there is only one for a text of less than 64 bytes, if its length is
-// written in one byte.
+// sameText compares a string field with a constant. Fast path: if the length
+// prefix is one byte, the encodings are compared, since a text of less than 64
+// bytes has only one encoding with such a prefix.
 func sameText(a, konst operand, not bool) fn[bool] {
 	want, _ := konst.s(&Scope{})
 	raw, text, enc := a.raw, a.s, codec.AppendBytes(nil, want)
@@ -603,7 +629,7 @@ func (c *compiler) in(left, right celast.Expr) (operand, bool) {
 		return operand{kind: types.BoolKind, b: func(s *Scope) (bool, error) {
 			k, err := key(s)
 			if err == errNull {
-				return false, nil // no map has null as a key
+				return false, nil // null is not a key
 			}
 			if err != nil {
 				return false, err
@@ -642,7 +668,7 @@ func (c *compiler) in(left, right celast.Expr) (operand, bool) {
 	} else {
 		o.b = then(x.i, func(v int64) (bool, error) { return ints[v], nil })
 	}
-	if x.null { // null is in no list of texts or numbers
+	if x.null { // null is not in a list of strings or numbers
 		test := o.b
 		o.b = func(s *Scope) (bool, error) {
 			v, err := test(s)
@@ -696,7 +722,7 @@ func (c *compiler) entry(m celast.Expr, key operand, test bool) (operand, bool) 
 	})
 }
 
-// missing is the error for a map without the key that was asked for.
+// missing is the error for a lookup of a key that the map does not have.
 type missing struct{ path, key string }
 
 func (m *missing) Error() string { return m.path + " has no entry " + strconv.Quote(m.key) }
@@ -718,8 +744,8 @@ func (c *compiler) sizeOfList(e celast.Expr) (operand, bool) {
 	}}, true
 }
 
-// appender compiles e to something that appends Avro of type n, and says
-// whether that is the same for every event.
+// appender compiles e to a function that appends it as Avro of type n. fixed
+// means that the bytes are the same for every event.
 func (c *compiler) appender(e celast.Expr, n *codec.Node) (enc appender, fixed, ok bool) {
 	if cond, yes, no, isTernary := ternary(e); isTernary {
 		test, ok1 := c.compile(cond)
@@ -757,7 +783,7 @@ func (c *compiler) appender(e celast.Expr, n *codec.Node) (enc appender, fixed, 
 		return nil, false, false
 	}
 	if o.konst {
-		// What does not fit now never will.
+		// A constant that does not fit the type fails for every event.
 		out, err := enc(nil, &Scope{})
 		if err != nil {
 			var m *misfit
@@ -771,8 +797,8 @@ func (c *compiler) appender(e celast.Expr, n *codec.Node) (enc appender, fixed, 
 	return enc, o.konst, true
 }
 
-// transfer copies a field's bytes to a type that takes them as they are, maybe
-// with another union branch in front; nil if they have to be decoded.
+// transfer copies the encoding of a field to a field of type n, with another
+// branch number if necessary. It returns nil if the types need a conversion.
 func transfer(f *field, n *codec.Node) appender {
 	from := f.node
 	if same(from, n) {
@@ -806,7 +832,8 @@ func transfer(f *field, n *codec.Node) appender {
 	return nil
 }
 
-// appender encodes the operand as n, if that has an encoder of its own.
+// appender encodes the operand as n. It returns false if there is no encoder from
+// the kind of the operand to n.
 func (o operand) appender(n *codec.Node) (appender, bool) {
 	if other, null, branch, ok := n.Nullable(); ok {
 		if o.kind == types.NullTypeKind {

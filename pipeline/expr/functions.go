@@ -17,7 +17,7 @@ import (
 )
 
 // call1 compiles a function of one argument, which is not null. An operand
-// without a function is left to the interpreter.
+// without a function means that the interpreter must evaluate the call.
 func call1(name string, a operand) operand {
 	switch name {
 	case operators.LogicalNot:
@@ -61,7 +61,7 @@ func call1(name string, a operand) operand {
 	return operand{}
 }
 
-// call2 compiles a function of two arguments, neither of which is null.
+// call2 is call1 for a function of two arguments.
 func call2(name string, a, b operand) operand {
 	switch name {
 	case operators.Less, operators.LessEquals, operators.Greater, operators.GreaterEquals:
@@ -111,7 +111,7 @@ func ordered(name string, a, b operand) fn[bool] {
 	return nil
 }
 
-// unordered is the result of comparing with NaN: no relation holds.
+// unordered is the result of a comparison with NaN: every relation is false.
 const unordered = 2
 
 func compareFloats(x, y float64) int {
@@ -126,8 +126,8 @@ func compareFloats(x, y float64) int {
 	return unordered
 }
 
-// compareMixed compares as CEL does: the int as a double, unless the double is
-// beyond every int.
+// compareMixed compares a double with an int as CEL does: it converts the int to
+// a double, unless the double is outside the range of an int.
 func compareMixed(x float64, y int64) int {
 	switch {
 	case x != x:
@@ -152,14 +152,15 @@ func compared[A, B any](name string, a fn[A], b fn[B], compare func(A, B) int) f
 	return both(a, b, func(x A, y B) (bool, error) { c := compare(x, y); return c == 0 || c == 1, nil })
 }
 
-// comparedWith compares a number that is read with a constant.
+// comparedWith compares an int or long field with a constant. raw returns the
+// encoding of the field.
 func comparedWith(name string, raw fn[[]byte], konst operand) fn[bool] {
 	want, _ := konst.i(&Scope{})
-	// Those that hold are an interval.
+	// The numbers that satisfy the comparison are the interval [from, to].
 	from, to := int64(math.MinInt64), int64(math.MaxInt64)
 	switch {
 	case name == operators.Less && want == from, name == operators.Greater && want == to:
-		from, to = 1, 0 // none
+		from, to = 1, 0 // empty
 	case name == operators.Less:
 		to = want - 1
 	case name == operators.LessEquals:
@@ -310,7 +311,7 @@ func toText(a operand) fn[[]byte] {
 	case types.StringKind:
 		return a.s
 	case types.BytesKind:
-		return nil // valid UTF-8 only: the interpreter's business
+		return nil // needs a check for valid UTF-8, which the interpreter does
 	case types.BoolKind:
 		return written(a.b, strconv.AppendBool)
 	case types.IntKind:
@@ -338,7 +339,7 @@ func toText(a operand) fn[[]byte] {
 	return nil
 }
 
-// written is a text that is made in the scope's memory.
+// written returns a text that write builds in the memory of the scope.
 func written[T any](f fn[T], write func([]byte, T) []byte) fn[[]byte] {
 	return func(s *Scope) ([]byte, error) {
 		v, err := f(s)
@@ -357,7 +358,7 @@ func written[T any](f fn[T], write func([]byte, T) []byte) fn[[]byte] {
 // toInt is int(x).
 func toInt(a operand) fn[int64] {
 	switch a.kind {
-	case types.IntKind, types.DurationKind: // of a duration, its nanoseconds
+	case types.IntKind, types.DurationKind: // a duration converts to nanoseconds
 		return a.i
 	case types.TimestampKind:
 		return then(a.t, func(v instant) (int64, error) { return v.sec, nil })
@@ -372,7 +373,7 @@ func toInt(a operand) fn[int64] {
 	return nil
 }
 
-// mapped moves the letters from lo to hi by an offset.
+// mapped adds an offset to the letters from lo to hi.
 func mapped(f fn[[]byte], lo, hi byte, by int) fn[[]byte] {
 	return written(f, func(dst, v []byte) []byte {
 		for _, c := range v {

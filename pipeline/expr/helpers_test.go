@@ -19,7 +19,7 @@ func parse(t testing.TB, text string) *codec.Schema {
 	return s
 }
 
-// at is the time that now() reads in tests.
+// at is the time of now() in the tests.
 var at = time.Date(2026, 11, 24, 14, 21, 0, 123456789, time.UTC)
 
 func newEnv(t testing.TB, roots ...Root) *Env {
@@ -32,8 +32,8 @@ func newEnv(t testing.TB, roots ...Root) *Env {
 	return e
 }
 
-// view returns a view of a body with a slot for every leaf, and binds programs
-// to it.
+// view returns a view of a body with a slot for every leaf. Programs are bound to
+// these slots by bind.
 func view(t interface {
 	Helper()
 	Fatal(...any)
@@ -65,6 +65,7 @@ func view(t interface {
 	return v
 }
 
+// bind binds a program to the slots of view.
 func bind(p *Program, schemas ...*codec.Schema) {
 	for _, f := range p.refs {
 		n := -1

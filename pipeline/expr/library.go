@@ -24,23 +24,23 @@ import (
 	"github.com/google/uuid"
 )
 
-// What expressions can call beside CEL's standard functions: CEL's extension
-// libraries, and functions of our own. All of it is deterministic: there is no
-// randomness, and the only clock is that of now(). [Functions] describes it.
+// This file declares the functions that are not in the CEL standard: CEL's
+// extension libraries and Millrace's own functions. All are deterministic: none is
+// random, and only now() reads a clock. [Functions] documents them.
 
-// Limits of one function call. CEL charges a call when it has been made, so
-// what can be much larger than what it is made of is refused before.
+// Limits of one function call. CEL charges the cost of a call after the call, so a
+// call whose result can be much larger than its arguments is limited in advance.
 const (
-	maxText  = 1 << 20 // bytes of a text that replace, join or format makes
-	maxRange = 10_000  // numbers that lists.range makes
+	maxText  = 1 << 20 // bytes of the result of replace, join or format
+	maxRange = 10_000  // numbers in the result of lists.range
 )
 
-// libraries returns the functions as options of an environment.
+// libraries returns the functions as options for an environment.
 func libraries() []cel.EnvOption {
 	return append([]cel.EnvOption{
 		ext.Strings(ext.StringsVersion(5)),
 		ext.Math(),
-		ext.Lists(ext.ListsVersion(4), ext.ListsMaxRangeSize(maxRange)), // 5 repeats the sets, under other names
+		ext.Lists(ext.ListsVersion(4), ext.ListsMaxRangeSize(maxRange)), // version 5 adds the functions of Sets again, under other names
 		ext.Sets(),
 		ext.Encoders(ext.EncodersVersion(0)),
 		ext.TwoVarComprehensions(),
@@ -59,11 +59,11 @@ func libraries() []cel.EnvOption {
 		limited("format", func(args []ref.Val) int {
 			return len(args[0].(types.String)) + textSize(args[1].(traits.Lister))
 		}),
-	}, own()...)
+	}, ownFunctions()...)
 }
 
-// limited makes a function of CEL's refuse to make a text of more than maxText
-// bytes; size says, from the arguments, how long it would be at most.
+// limited replaces a CEL function by one that fails if its result may exceed
+// maxText bytes. size returns an upper bound of the result, from the arguments.
 func limited(name string, size func(args []ref.Val) int) cel.EnvOption {
 	return func(e *cel.Env) (*cel.Env, error) {
 		decl := e.Functions()[name]
@@ -80,7 +80,7 @@ func limited(name string, size func(args []ref.Val) int) cel.EnvOption {
 			call := callable(bindings[i])
 			options = append(options, cel.MemberOverload(o.ID(), o.ArgTypes(), o.ResultType(), cel.FunctionBinding(func(args ...ref.Val) ref.Val {
 				if n := size(args); n > maxText {
-					return types.NewErr("%s would make a text of more than %d bytes", name, maxText)
+					return types.NewErr("%s would return a string of more than %d bytes", name, maxText)
 				}
 				return call(args)
 			})))
@@ -89,6 +89,7 @@ func limited(name string, size func(args []ref.Val) int) cel.EnvOption {
 	}
 }
 
+// callable returns one function that calls the implementation of an overload.
 func callable(o *functions.Overload) func(args []ref.Val) ref.Val {
 	return func(args []ref.Val) ref.Val {
 		switch {
@@ -101,7 +102,8 @@ func callable(o *functions.Overload) func(args []ref.Val) ref.Val {
 	}
 }
 
-// textSize bounds the length of a list's items as text.
+// textSize returns an upper bound, in bytes, of the items of a list as text. It
+// stops counting at maxText.
 func textSize(list traits.Lister) int {
 	size := 0
 	for it := list.Iterator(); it.HasNext() == types.True; {
@@ -122,8 +124,8 @@ func textSize(list traits.Lister) int {
 	return size
 }
 
-// own returns the functions that CEL does not have.
-func own() []cel.EnvOption {
+// ownFunctions returns Millrace's own functions.
+func ownFunctions() []cel.EnvOption {
 	var (
 		list = cel.ListType(cel.TypeParamType("A"))
 		dict = cel.MapType(cel.TypeParamType("A"), cel.TypeParamType("B"))
@@ -186,7 +188,7 @@ func own() []cel.EnvOption {
 			cel.BinaryBinding(func(m, key ref.Val) ref.Val { return mapWith(m.(traits.Mapper), key, nil) }))),
 		cel.Function(orderedName, cel.Overload("ordered_any", []*cel.Type{a}, a, cel.UnaryBinding(inOrder))),
 	}
-	// What a call costs: that of a step, and of going through its argument.
+	// A call costs one step plus a scan of its argument.
 	var models []cost.OverloadModel
 	for _, name := range []string{"hash", "xxhash", "crc32", "md5", "sha256"} {
 		for _, of := range []string{"_string", "_bytes"} {
@@ -204,11 +206,12 @@ func own() []cel.EnvOption {
 	return append(options, cel.CostModel(models...))
 }
 
+// scans is the cost of one step plus a scan of a string.
 func scans(arg cost.QuantityExpr) cost.OverloadModelOption {
 	return cost.EvalCost(cost.Sum(cost.Const(1), cost.StringScan(cost.Length(arg))))
 }
 
-// onText returns the overloads of a function of a string or of bytes.
+// onText returns the overloads of a function that accepts a string or bytes.
 func onText(name string, result *cel.Type, f func([]byte) ref.Val) []cel.FunctionOpt {
 	return []cel.FunctionOpt{
 		cel.Overload(name+"_string", []*cel.Type{cel.StringType}, result, cel.UnaryBinding(func(v ref.Val) ref.Val { return f([]byte(v.(types.String))) })),
@@ -216,8 +219,8 @@ func onText(name string, result *cel.Type, f func([]byte) ref.Val) []cel.Functio
 	}
 }
 
-// uuid5 is the UUID of version 5 (RFC 9562) of a name. The name space is a UUID,
-// or one of those that the RFC has names for.
+// uuid5 returns the version 5 UUID (RFC 9562) of a name. The namespace is a UUID
+// or the name of a namespace in the RFC.
 func uuid5(space, name string) ref.Val {
 	var id uuid.UUID
 	switch space {
@@ -231,14 +234,14 @@ func uuid5(space, name string) ref.Val {
 		id = uuid.NameSpaceX500
 	default:
 		if !validUUID(space) {
-			return types.NewErr("the name space %q is no UUID, nor dns, url, oid or x500", space)
+			return types.NewErr("the namespace %q is not a UUID, dns, url, oid or x500", space)
 		}
 		id = uuid.MustParse(space)
 	}
 	return types.String(uuid.NewSHA1(id, []byte(name)).String())
 }
 
-// truncate returns when the unit began that t is in, in UTC.
+// truncate returns the start of the unit that contains t, in UTC.
 func truncate(t time.Time, unit string) ref.Val {
 	year, month, day := t.Date()
 	switch unit {
@@ -249,7 +252,7 @@ func truncate(t time.Time, unit string) ref.Val {
 	case "hour":
 		return types.Timestamp{Time: t.Truncate(time.Hour)}
 	case "day":
-	case "week": // which begins on Monday
+	case "week": // starts on Monday
 		day -= (int(t.Weekday()) + 6) % 7
 	case "month":
 		day = 1
@@ -258,19 +261,19 @@ func truncate(t time.Time, unit string) ref.Val {
 	case "year":
 		month, day = 1, 1
 	default:
-		return types.NewErr("there is no unit %q: second, minute, hour, day, week, month, quarter or year", unit)
+		return types.NewErr("unknown unit %q: use second, minute, hour, day, week, month, quarter or year", unit)
 	}
 	return inRange(time.Date(year, month, day, 0, 0, 0, 0, time.UTC))
 }
 
-// window returns when the window of length d began that t is in; windows follow
-// each other from 1970 on.
+// window returns the start of the window of length d that contains t. Windows are
+// consecutive; one starts at 1970-01-01T00:00:00Z.
 func window(t time.Time, d time.Duration) ref.Val {
 	if d <= 0 {
-		return types.NewErr("a window of %v", d)
+		return types.NewErr("the window length %v is not positive", d)
 	}
 	sec, nano := t.Unix(), int64(t.Nanosecond())
-	if d%time.Second == 0 { // any time there is
+	if d%time.Second == 0 { // arithmetic in seconds cannot overflow
 		in := sec % int64(d/time.Second)
 		if in < 0 {
 			in += int64(d / time.Second)
@@ -278,7 +281,7 @@ func window(t time.Time, d time.Duration) ref.Val {
 		return inRange(time.Unix(sec-in, 0).UTC())
 	}
 	if sec > math.MaxInt64/1_000_000_000-1 || sec < math.MinInt64/1_000_000_000+1 {
-		return types.NewErr("windows of less than a second are for the years 1678 to 2262")
+		return types.NewErr("a window with a fraction of a second needs a time in the years 1678 to 2262")
 	}
 	in := (sec*1e9 + nano) % int64(d)
 	if in < 0 {
@@ -294,11 +297,11 @@ func inRange(t time.Time) ref.Val {
 	return types.Timestamp{Time: t}
 }
 
-// A timeField is a part of a time in a layout, named as strftime names it.
+// A timeField is a part of a time in a layout. Its name is that of strftime.
 type timeField struct {
 	name   byte
 	digits int
-	layout string // as Go writes it
+	layout string // of package time
 }
 
 var timeFields = []timeField{
@@ -306,10 +309,10 @@ var timeFields = []timeField{
 	{'L', 3, ".000"}, {'f', 6, ".000000"}, {'j', 3, "002"},
 }
 
-var errLayout = errors.New("a layout has %Y %m %d %H %M %S, %L (milliseconds), %f (microseconds), %j (day of the year), %% and other text")
+var errLayout = errors.New("invalid layout: use %Y %m %d %H %M %S, %L (milliseconds), %f (microseconds), %j (day of the year), %% and other text")
 
-// eachPart goes through a layout: a field, or, if that is nil, one byte of text.
-// It stops when do returns false.
+// eachPart calls do for each part of a layout: a field, or, if f is nil, one byte
+// of text. It stops when do returns false.
 func eachPart(layout string, do func(f *timeField, text byte) bool) error {
 	for i := 0; i < len(layout); i++ {
 		c := layout[i]
@@ -351,8 +354,8 @@ func formatTime(t time.Time, layout string) ref.Val {
 	return types.String(out)
 }
 
-// parseTime reads what formatTime writes. What a layout lacks is as in the first
-// moment of 1970.
+// parseTime is the inverse of formatTime. Fields that are not in the layout are
+// those of 1970-01-01T00:00:00Z.
 func parseTime(s, layout string) ref.Val {
 	rest, fits := s, true
 	got := map[byte]int{'Y': 1970, 'm': 1, 'd': 1}
@@ -378,14 +381,14 @@ func parseTime(s, layout string) ref.Val {
 		return types.WrapErr(err)
 	}
 	t := time.Date(got['Y'], time.Month(got['m']), got['d'], got['H'], got['M'], got['S'], got['L']*1e6+got['f']*1e3, time.UTC)
-	// time.Date takes the 31st of February for the 3rd of March.
+	// time.Date accepts the 31st of February and returns the 3rd of March.
 	fits = fits && rest == "" && t.Day() == got['d'] && int(t.Month()) == got['m'] && t.Hour() == got['H'] && t.Minute() == got['M'] && t.Second() == got['S']
 	if day, ok := got['j']; ok && fits {
 		t = t.AddDate(0, 0, day-t.YearDay())
 		fits = t.Year() == got['Y']
 	}
 	if !fits {
-		return types.NewErr("%q is not a time written as %q", s, layout)
+		return types.NewErr("%q is not a time in the layout %q", s, layout)
 	}
 	return inRange(t)
 }
@@ -401,8 +404,8 @@ func itemAt(list traits.Lister, last bool) ref.Val {
 	return list.Get(types.IntZero)
 }
 
-// mapWith returns the map with the value under the key; without the key, if the
-// value is nil.
+// mapWith returns a copy of the map with the key set to the value, or without the
+// key if the value is nil.
 func mapWith(m traits.Mapper, key, value ref.Val) ref.Val {
 	out := map[ref.Val]ref.Val{}
 	for it := m.Iterator(); it.HasNext() == types.True; {
@@ -417,8 +420,8 @@ func mapWith(m traits.Mapper, key, value ref.Val) ref.Val {
 	return types.NewRefValMap(types.DefaultTypeAdapter, out)
 }
 
-// inOrder makes a map be gone through in the order of its keys. Go's maps have
-// another order each time, and the same event would not give the same list.
+// inOrder returns the map with an iterator in the order of its keys. The order of
+// a Go map is random, so the same event would not always give the same list.
 func inOrder(v ref.Val) ref.Val {
 	m, ok := v.(traits.Mapper)
 	if !ok {
@@ -439,6 +442,7 @@ func inOrder(v ref.Val) ref.Val {
 	return &orderedMap{m, keys}
 }
 
+// An orderedMap is a map that iterates over its keys in a given order.
 type orderedMap struct {
 	traits.Mapper
 	keys []ref.Val

@@ -12,37 +12,36 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// hidden are functions that are part of CEL and of no use here: no event has an
-// unsigned number.
+// hidden lists CEL functions without documentation: no event has an unsigned
+// number.
 var hidden = []string{"uint"}
 
-func TestEveryFunctionIsDescribed(t *testing.T) {
+func TestEveryFunctionIsDocumented(t *testing.T) {
 	env := newEnv(t)
-	described := map[string]bool{}
+	documented := map[string]bool{}
 	for _, f := range Functions() {
-		if described[f.Name] {
-			t.Errorf("%s is described twice", f.Name)
+		if documented[f.Name] {
+			t.Errorf("%s is documented twice", f.Name)
 		}
-		described[f.Name] = true
+		documented[f.Name] = true
 		if f.Group == "" || len(f.Signatures) == 0 || !strings.HasSuffix(f.Doc, ".") && !strings.HasSuffix(f.Doc, "< 5.") && !strings.HasSuffix(f.Doc, "'.") {
-			t.Errorf("%s lacks a group, a signature or a sentence: %+v", f.Name, f)
+			t.Errorf("%s has no group, no signature, or a Doc that is not a sentence: %+v", f.Name, f)
 		}
 		for _, s := range f.Signatures {
 			if strings.ContainsAny(s, "@<") || strings.Contains(s, "google") {
-				t.Errorf("%s: %q is not for people", f.Name, s)
+				t.Errorf("%s: signature %q has an internal name of CEL", f.Name, s)
 			}
 		}
 	}
 	for name := range env.cel.Functions() {
-		person := name[0] >= 'a' && name[0] <= 'z' && !strings.Contains(name, "@") && name != "in"
-		if person && !described[name] && !slices.Contains(hidden, name) {
-			t.Errorf("%s is a function and not described", name)
+		public := name[0] >= 'a' && name[0] <= 'z' && !strings.Contains(name, "@") && name != "in"
+		if public && !documented[name] && !slices.Contains(hidden, name) {
+			t.Errorf("function %s is not documented", name)
 		}
 	}
 }
 
-// TestExamplesOfFunctionsAreTrue evaluates each example of the catalog, and bounds
-// what it costs.
+// Each example in the catalog is true, uses its function, and is cheap.
 func TestExamplesOfFunctionsAreTrue(t *testing.T) {
 	env := newEnv(t)
 	for _, f := range Functions() {
@@ -62,7 +61,7 @@ func TestExamplesOfFunctionsAreTrue(t *testing.T) {
 		}
 		plain := strings.TrimPrefix(strings.TrimPrefix(f.Name, "math."), "strings.")
 		if !strings.Contains(f.Example, plain) {
-			t.Errorf("%s: %s does not show it", f.Name, f.Example)
+			t.Errorf("%s: the example %s does not use the function", f.Name, f.Example)
 		}
 		ast, issues := env.cel.Compile(f.Example)
 		if issues.Err() != nil {
@@ -82,8 +81,9 @@ func TestExamplesOfFunctionsAreTrue(t *testing.T) {
 	}
 }
 
-func TestFunctionsOfOurOwnAtTheirEdges(t *testing.T) {
+func TestEdgeCasesOfMillraceFunctions(t *testing.T) {
 	env := newEnv(t)
+	// want is empty if src is true, "false" if it is false, else a part of the error.
 	for _, test := range []struct{ src, want string }{
 		{"timestamp('2026-01-31T12:34:56.789Z').truncate('second') == timestamp('2026-01-31T12:34:56Z')", ""},
 		{"timestamp('2026-01-31T12:34:56.789Z').truncate('minute') == timestamp('2026-01-31T12:34:00Z')", ""},
@@ -96,16 +96,16 @@ func TestFunctionsOfOurOwnAtTheirEdges(t *testing.T) {
 		{"timestamp('1969-12-31T23:59:59.5Z').truncate(duration('250ms')) == timestamp('1969-12-31T23:59:59.5Z')", ""},
 		{"timestamp('1969-12-31T23:59:59.6Z').truncate(duration('250ms')) == timestamp('1969-12-31T23:59:59.5Z')", ""},
 		{"timestamp('0001-01-01T00:00:30Z').truncate(duration('1m')) == timestamp('0001-01-01T00:00:00Z')", ""},
-		{"timestamp('0001-01-03T00:00:30Z').truncate('week') == timestamp('0001-01-01T00:00:00Z')", ""}, // the first day there is was a Monday
-		{"timestamp(0).truncate('fortnight') == timestamp(0)", `there is no unit "fortnight"`},
-		{"timestamp(0).truncate(duration('0s')) == timestamp(0)", "a window of 0s"},
+		{"timestamp('0001-01-03T00:00:30Z').truncate('week') == timestamp('0001-01-01T00:00:00Z')", ""}, // the first possible day is a Monday
+		{"timestamp(0).truncate('fortnight') == timestamp(0)", `unknown unit "fortnight"`},
+		{"timestamp(0).truncate(duration('0s')) == timestamp(0)", "the window length 0s is not positive"},
 		{"timestamp('2026-01-31T12:34:56.789012Z').format('%d.%m.%Y %H:%M:%S.%L %f %j 100%%') == '31.01.2026 12:34:56.789 789012 031 100%'", ""},
-		{"timestamp(0).format('%Q') == ''", "a layout has %Y"},
-		{"timestamp(0).format('%') == ''", "a layout has %Y"},
+		{"timestamp(0).format('%Q') == ''", "invalid layout: use %Y"},
+		{"timestamp(0).format('%') == ''", "invalid layout: use %Y"},
 		{"parseTime('2024-060', '%Y-%j') == timestamp('2024-02-29T00:00:00Z')", ""},
 		{"parseTime('12:30:00.250', '%H:%M:%S.%L') == timestamp('1970-01-01T12:30:00.250Z')", ""},
 		{"parseTime('100%', '100%%') == timestamp(0)", ""},
-		{"parseTime('2026-02-29', '%Y-%m-%d') == timestamp(0)", `"2026-02-29" is not a time written as "%Y-%m-%d"`},
+		{"parseTime('2026-02-29', '%Y-%m-%d') == timestamp(0)", `"2026-02-29" is not a time in the layout "%Y-%m-%d"`},
 		{"parseTime('2026-02', '%Y-%m-%d') == timestamp(0)", "is not a time"},
 		{"parseTime('2026-02-28x', '%Y-%m-%d') == timestamp(0)", "is not a time"},
 		{"parseTime('+026-02-28', '%Y-%m-%d') == timestamp(0)", "is not a time"},
@@ -114,7 +114,7 @@ func TestFunctionsOfOurOwnAtTheirEdges(t *testing.T) {
 		{"fromUnixMillis(9223372036854775807) == timestamp(0)", "timestamp out of range"},
 		{"unixMillis(timestamp('1969-12-31T23:59:59.999Z')) == -1", ""},
 		{"uuid5('2ed6657d-e927-568b-95e1-2665a8aea6a2', '') == uuid5('2ED6657D-E927-568B-95E1-2665A8AEA6A2', '')", ""},
-		{"uuid5('nowhere', 'x') == ''", `the name space "nowhere" is no UUID, nor dns`},
+		{"uuid5('nowhere', 'x') == ''", `the namespace "nowhere" is not a UUID, dns`},
 		{"'2ed6657d-e927-568b-95e1-2665a8aea6a'.isUuid()", "false"},
 		{"hex.decode('6') == b''", "not hexadecimal"},
 		{"hex.encode(b'') == '' && hex.decode('') == b''", ""},
@@ -143,9 +143,9 @@ func TestFunctionsOfOurOwnAtTheirEdges(t *testing.T) {
 	}
 }
 
-// TestWhatGrowsIsStopped gives functions what would make gigabytes, or take
-// minutes, of a text of 300 kB.
-func TestWhatGrowsIsStopped(t *testing.T) {
+// The limits stop expressions that would build gigabytes, or run for minutes, from a
+// string of 300 kB.
+func TestLimitsStopExpensiveExpressions(t *testing.T) {
 	env := newEnv(t)
 	doubled := func(n int, src string) string {
 		for range n {
@@ -184,12 +184,12 @@ func TestWhatGrowsIsStopped(t *testing.T) {
 		start := time.Now()
 		_, _, err = program.Eval(map[string]any{"big": big})
 		if err == nil {
-			t.Errorf("%.80s: no error after %v", src, time.Since(start))
+			t.Errorf("%.80s: no error, took %v", src, time.Since(start))
 		}
 	}
 }
 
-func TestTextsOfClosuresAreBounded(t *testing.T) {
+func TestStringsThatClosuresBuildAreBounded(t *testing.T) {
 	s := parse(t, `{"type":"record","name":"E","fields":[{"name":"s","type":"string"}]}`)
 	v := view(t, s, codec.AppendString(nil, strings.Repeat("a", 300_000)))
 	p, err := newEnv(t, Root{Schema: s}).Compile("size(s"+strings.Repeat(" + s", 40)+") > 0", Condition("a test"))
@@ -197,7 +197,7 @@ func TestTextsOfClosuresAreBounded(t *testing.T) {
 		t.Fatal(err)
 	}
 	bind(p, s)
-	if _, err := p.Bool(v); err == nil || !strings.Contains(err.Error(), "more than 4194304 bytes") {
+	if _, err := p.Bool(v); err == nil || !strings.Contains(err.Error(), "exceed 4194304 bytes") {
 		t.Errorf("got %v", err)
 	}
 }

@@ -9,14 +9,15 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// texts are the entries of a map of texts that is one block of few and short ones, as
-// nearly all are: at most 63 of them, of at most 63 bytes each.
+// texts is a map of strings in its usual encoding: one block of at most 63
+// entries, with keys and values of at most 63 bytes, so every length is one byte.
 type texts struct {
 	count   int
-	entries []byte // as they stand in the block
+	entries []byte // encoded, without the block count and the final zero
 }
 
-// textsIn returns nothing of any other map.
+// textsIn returns the map in enc if it is one block of at most 63 strings. It
+// does not check the lengths; the methods of texts do.
 func textsIn(n *codec.Node, enc []byte) (m texts, ok bool) {
 	if n.Elem.Kind != codec.String || len(enc) == 0 || enc[0]&0x81 != 0 {
 		return texts{}, false
@@ -31,26 +32,25 @@ func textsIn(n *codec.Node, enc []byte) (m texts, ok bool) {
 	return texts{int(enc[0] >> 1), enc[1:last]}, true
 }
 
-// entryAt returns, for the entry at pos of a block, where its value begins and where
-// that ends; pos itself if it is not a short one. It is shortText twice, written so that
-// the compiler puts it in line.
+// entryAt returns the start and the end of the value of the entry at pos, or pos
+// twice if a length is not one byte. It is shortText twice, in a form that the
+// compiler inlines.
 func entryAt(b []byte, pos int) (value, end int) {
-	if uint(pos) < uint(len(b)) {
-		if size := b[pos]; size&0x81 == 0 {
-			value = pos + 1 + int(size>>1)
-			if uint(value) < uint(len(b)) {
-				if size := b[value]; size&0x81 == 0 {
-					if end = value + 1 + int(size>>1); end <= len(b) {
-						return value, end
-					}
-				}
-			}
-		}
+	if uint(pos) >= uint(len(b)) || b[pos]&0x81 != 0 {
+		return pos, pos
 	}
-	return pos, pos
+	value = pos + 1 + int(b[pos]>>1)
+	if uint(value) >= uint(len(b)) || b[value]&0x81 != 0 {
+		return pos, pos
+	}
+	if end = value + 1 + int(b[value]>>1); end > len(b) {
+		return pos, pos
+	}
+	return value, end
 }
 
-// lookup returns the value under a key of a map. Of several, the last counts.
+// lookup returns the value of a key in a map. If the key occurs more than once,
+// the last value is returned.
 func lookup(n *codec.Node, enc, key []byte) (value []byte, found bool, err error) {
 	if m, ok := textsIn(n, enc); ok {
 		if value, found, ok = m.lookup(key); ok {
@@ -67,6 +67,7 @@ func lookup(n *codec.Node, enc, key []byte) (value []byte, found bool, err error
 	return value, found, it.err
 }
 
+// lookup is the function lookup. ok is false if an entry has a long key or value.
 func (m texts) lookup(key []byte) (value []byte, found, ok bool) {
 	b, pos := m.entries, 0
 	for range m.count {
@@ -82,7 +83,8 @@ func (m texts) lookup(key []byte) (value []byte, found, ok bool) {
 	return value, found, pos == len(b)
 }
 
-// lacks reports whether it has none of the keys; false if an entry is no short one.
+// lacks reports whether the map has none of the keys of set. It returns false if
+// an entry has a long key or value.
 func (m texts) lacks(set []Entry) bool {
 	b, pos := m.entries, 0
 	for range m.count {
@@ -95,8 +97,8 @@ func (m texts) lacks(set []Entry) bool {
 	return pos == len(b)
 }
 
-// begin appends the map with so many more entries than it has, but for these and the
-// zero behind them.
+// begin appends the block count for the map plus more new entries, and then the
+// entries of the map. The caller appends the new entries and the final zero.
 func (m texts) begin(dst []byte, more int) []byte {
 	if m.count+more == 0 {
 		return dst
@@ -104,15 +106,15 @@ func (m texts) begin(dst []byte, more int) []byte {
 	return append(codec.AppendLong(dst, int64(m.count+more)), m.entries...)
 }
 
-// An Entry is one entry of an Avro map: its key, and its value as Avro has it.
+// An Entry is one entry of an Avro map. Value is encoded as Avro.
 type Entry struct {
 	Key   []byte
 	Value []byte
 }
 
-// AppendMap appends the map enc, of type n, with entries replaced or added: one
-// block, the entries it had in their order, the new ones behind them. The keys
-// of set are distinct.
+// AppendMap appends the map enc, of type n, with the entries of set replaced or
+// added. The result is one block: the entries of enc in their order, then the new
+// ones. The keys of set are distinct.
 func AppendMap(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, error) {
 	if m, ok := textsIn(n, enc); ok && m.lacks(set) {
 		dst = m.begin(dst, len(set))
@@ -124,12 +126,13 @@ func AppendMap(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, erro
 	return replaceEntries(dst, n, enc, set)
 }
 
-// replaceEntries is AppendMap for any map, and entries that may be in it.
+// replaceEntries is AppendMap without the fast path: for any encoding of a map,
+// and for keys that the map may already have.
 func replaceEntries(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, error) {
 	mark := len(dst)
-	dst = append(dst, 0) // for the count, which is known at the end
+	dst = append(dst, 0) // space for the count, which is known at the end
 	count := int64(0)
-	var met uint64 // those of set that were there, as bits
+	var met uint64 // bit i is set if the map has the key set[i]
 	it := items{node: n, rest: enc}
 	for it.next() {
 		count++
@@ -137,7 +140,7 @@ func replaceEntries(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte,
 			dst = append(dst, it.start...)
 		} else {
 			dst = appendEntry(dst, set[i])
-			met |= 1 << i // nothing, of the 65th and those that follow
+			met |= 1 << i // has no effect for i >= 64
 		}
 	}
 	if it.err != nil {
@@ -153,32 +156,32 @@ func replaceEntries(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte,
 		return dst, nil
 	}
 	dst[mark] = byte(count << 1)
-	if count >= 64 { // more than a byte
+	if count >= 64 { // the count needs more than one byte
 		var long [binary.MaxVarintLen64]byte
 		dst = slices.Replace(dst, mark, mark+1, codec.AppendLong(long[:0], count)...)
 	}
 	return append(dst, 0), nil
 }
 
-// A MapUpdate sets entries of a map, as [AppendMap] does, to what programs make for an
-// event. It is for one goroutine at a time.
+// A MapUpdate sets entries of a map, as [AppendMap] does, to the results of
+// programs. One goroutine at a time may use it.
 type MapUpdate struct {
 	node     *codec.Node
-	set      []Entry // the values are parts of written
+	set      []Entry // the values are slices of written
 	programs []*Program
 
-	written []byte          // the entries of set as they stand in a map
-	spans   []pipeline.Span // of the values in it
+	written []byte          // the encoded entries of set
+	spans   []pipeline.Span // of the values in written
 
-	// What was written stays as long as it would come out the same.
+	// The next call reuses written if the programs would return the same again.
 	steady bool             // no program reads a field
-	clock  func() time.Time // of those that have now(), else nil
-	at     instant          // of the clock, when it was written
-	valid  bool
+	clock  func() time.Time // for now(); nil if no program has now()
+	at     instant          // the time at which written was made
+	valid  bool             // written is complete
 }
 
-// NewMapUpdate returns an update of maps of type n. The keys are distinct; each
-// program, of a bound expression, makes a value of n.
+// NewMapUpdate returns an update of maps of type n. The keys are distinct. The
+// programs are bound, and each returns a value of the map.
 func NewMapUpdate(n *codec.Node, keys [][]byte, programs []*Program) *MapUpdate {
 	u := &MapUpdate{node: n, programs: programs, spans: make([]pipeline.Span, len(keys)), steady: true}
 	for i, key := range keys {
@@ -191,8 +194,9 @@ func NewMapUpdate(n *codec.Node, keys [][]byte, programs []*Program) *MapUpdate 
 	return u
 }
 
-// Append appends the map enc with the entries set to what the programs make in a scope.
-// The error is that of [Program.AppendIn]; dst is then as it was.
+// Append evaluates the programs in the scope and appends the map enc with the
+// entries set to the results. On an error, which is that of [Program.AppendIn], it
+// returns dst unchanged.
 func (u *MapUpdate) Append(dst []byte, s *Scope, enc []byte) ([]byte, error) {
 	if !u.steady || !u.valid || u.clock != nil && s.time(u.clock) != u.at {
 		if err := u.write(s); err != nil {
@@ -205,7 +209,7 @@ func (u *MapUpdate) Append(dst []byte, s *Scope, enc []byte) ([]byte, error) {
 	return replaceEntries(dst, u.node, enc, u.set)
 }
 
-// write makes the entries.
+// write evaluates the programs and encodes the entries.
 func (u *MapUpdate) write(s *Scope) error {
 	u.valid = false
 	out := u.written[:0]

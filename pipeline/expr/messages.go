@@ -15,9 +15,9 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// CEL's messages are written for those who know how CEL works inside. Here they
-// become sentences about the expression. A message that has no translation
-// passes as it is; the golden test lists what people meet.
+// CEL's messages use its internal terms. This file rewrites them as messages about
+// the expression. A message without a rule stays unchanged. The golden files of
+// TestMessages list the frequent messages.
 
 var (
 	noOverload   = regexp.MustCompile(`^found no matching overload for '([^']*)' applied to '(.*)'$`)
@@ -32,16 +32,16 @@ var (
 	reserved     = regexp.MustCompile(`reserved identifier: (\w+)$`)
 )
 
-// syntax turns the first fault that the parser found into a sentence; what the
-// parser says after it is mostly guesses.
+// syntax reports the first fault that the parser found. It drops the others,
+// because they are usually consequences of the first.
 func syntax(src string, issues *cel.Issues) Errors {
 	text := []rune(src)
 	if strings.TrimSpace(src) == "" {
 		return Errors{{Msg: "the expression is empty"}}
 	}
 	all := issues.Errors()
-	// The first in the text, not the first found: a bad token is found before
-	// anything else.
+	// The first by position: the parser reports an invalid token before any fault
+	// to the left of it.
 	first := slices.MinFunc(all, func(a, b *common.Error) int { return offsetIn(src, a) - offsetIn(src, b) })
 	for _, e := range all {
 		if strings.Contains(e.Message, "limit") {
@@ -61,16 +61,16 @@ func syntax(src string, issues *cel.Issues) Errors {
 		if open := unclosed(text); open >= 0 {
 			e.Hint = fmt.Sprintf("the %c at character %d is not closed", text[open], open+1)
 		} else if strings.Contains(src, "?") && !strings.Contains(src, ":") {
-			e.Hint = "a condition has two results: CONDITION ? ONE : OTHER"
+			e.Hint = "write CONDITION ? A : B"
 		}
 	case reserved.MatchString(msg):
 		e.Msg = reserved.FindStringSubmatch(msg)[1] + " is a reserved word"
 	case strings.Contains(msg, "argument must be a simple name"):
-		e.Msg, e.Hint = "the first argument of a macro is a name for each item", "x.exists(item, ...)"
+		e.Msg, e.Hint = "the first argument of a macro must be the name of a variable", "write x.exists(item, ...)"
 	case strings.Contains(msg, "invalid argument to has() macro"):
-		e.Msg, e.Hint = "has takes a path with a dot: has(a.b)", "of a field at top level, ask x != null"
+		e.Msg, e.Hint = "has needs a path with a dot: has(a.b)", "for a field at top level, write x != null"
 	case greatest.MatchString(msg):
-		e.Msg = greatest.FindStringSubmatch(msg)[1] + " takes numbers, or a list of numbers"
+		e.Msg = greatest.FindStringSubmatch(msg)[1] + " needs numbers or a list of numbers"
 	case strings.Contains(msg, "int literal") || strings.Contains(msg, "double literal"):
 		e.Msg = "this number is out of range"
 	default:
@@ -87,9 +87,9 @@ func unexpected(text []rune, at int, msg string) (what, hint string) {
 	}
 	if token == "'" || token == `"` {
 		if slices.Contains(text[at+1:], text[at]) {
-			return "this text has an escape that is not known", `write \\ for a backslash`
+			return "this string has an unknown escape", `write \\ for a backslash`
 		}
-		return "the text is not closed", "add a " + token + " at its end"
+		return "the string is not closed", "add a " + token + " at its end"
 	}
 	before := strings.Fields(string(text[:at]))
 	switch strings.ToLower(token) {
@@ -103,16 +103,16 @@ func unexpected(text []rune, at int, msg string) (what, hint string) {
 		hint = "quotes are ' or \""
 	default:
 		if token != "" && (strings.Contains("\"'_", token[:1]) || word(rune(token[0]))) {
-			hint = "something is missing before it: an operator, or a comma"
+			hint = "an operator or a comma is missing before it"
 		}
 		if len(before) > 0 && strings.ToLower(before[len(before)-1]) == "not" {
-			hint = "for not, write !"
+			hint = "write ! instead of not"
 		}
 	}
 	return "unexpected " + token, hint
 }
 
-// offsetIn returns the rune offset of CEL's line and column.
+// offsetIn converts the line and column of a CEL error to a rune offset.
 func offsetIn(src string, e *common.Error) int {
 	line, at := 1, 0
 	for _, c := range src {
@@ -169,7 +169,7 @@ func unclosed(text []rune) int {
 	return open[len(open)-1]
 }
 
-// explain turns what the type-checker found into sentences.
+// explain rewrites the faults that the type-checker found.
 func (r *resolver) explain(issues *cel.Issues) Errors {
 	var out Errors
 	misses := r.env.records.misses
@@ -200,15 +200,15 @@ func (r *resolver) explain(issues *cel.Issues) Errors {
 		} else if m := noSelection.FindStringSubmatch(found.Message); m != nil {
 			e.Msg = article(typeWord(m[1])) + " has no fields"
 		} else if m := noRange.FindStringSubmatch(found.Message); m != nil {
-			e.Msg = fmt.Sprintf("this goes through a list or a map, but %s is neither", article(typeWord(m[1])))
+			e.Msg = fmt.Sprintf("a macro needs a list or a map, but this is %s", article(typeWord(m[1])))
 		} else if m := badLiteral.FindStringSubmatch(found.Message); m != nil {
 			switch m[1] {
 			case "matches":
-				e.Msg, e.Hint = "this is not a regular expression", "RE2 syntax; a backslash in '...' is written \\\\"
+				e.Msg, e.Hint = "this is not a regular expression", "use RE2 syntax; in '...', write \\\\ for a backslash"
 			case "timestamp":
-				e.Msg, e.Hint = "this is not a time", "RFC 3339: '2026-01-31T12:00:00Z'"
+				e.Msg, e.Hint = "this is not a timestamp", "use RFC 3339: '2026-01-31T12:00:00Z'"
 			case "duration":
-				e.Msg, e.Hint = "this is not a duration", "numbers with units (h, m, s, ms, us, ns): '1h30m'"
+				e.Msg, e.Hint = "this is not a duration", "use numbers with units (h, m, s, ms, us, ns): '1h30m'"
 			}
 		} else if strings.Contains(found.Message, "comprehension exceeds nesting limit") {
 			e.Msg = fmt.Sprintf("macros nested more than %d deep", maxLoops)
@@ -225,8 +225,9 @@ var operatorSigns = map[string]string{
 	operators.Negate: "-", operators.In: "in", operators.Index: "[ ]", operators.Conditional: "? :",
 }
 
-// mismatch says why a function does not take what it is given. The signature is
-// CEL's: "(string, int)", or "string.(int)" for a call on a value.
+// mismatch returns the message for a call whose argument types match no overload.
+// The signature is in CEL's format: "(string, int)", or "string.(int)" for a call on
+// a value.
 func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	target, list, member := strings.Cut(strings.TrimSuffix(signature, ")"), ".(")
 	if !member {
@@ -239,7 +240,7 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	sign := operatorSigns[function]
 	switch {
 	case function == operators.Conditional && len(args) == 3 && args[0] != "bool":
-		return fmt.Sprintf("the condition before ? has to be a bool, but it is %s", article(args[0])), ""
+		return fmt.Sprintf("the condition before ? must be a bool, but it is %s", article(args[0])), ""
 	case function == operators.Conditional && len(args) == 3:
 		return fmt.Sprintf("the two results of ? : are of different types: %s and %s", args[1], args[2]), numberHint(args[1], args[2])
 	case function == operators.In && len(args) == 2:
@@ -250,11 +251,11 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	case function == operators.Index && len(args) == 2:
 		switch {
 		case strings.HasPrefix(args[0], "list"):
-			hint = "the place of an item is a whole number: list[0] is the first"
+			hint = "the index must be an int: list[0] is the first item"
 		case strings.HasPrefix(args[0], "map"):
-			hint = "the keys are strings: map['key']"
+			hint = "the key must be a string: map['key']"
 		}
-		return fmt.Sprintf("%s cannot be looked up by %s", article(args[0]), article(args[1])), hint
+		return fmt.Sprintf("%s cannot be indexed by %s", article(args[0]), article(args[1])), hint
 	case (function == operators.LogicalNot || function == operators.Negate) && len(args) == 1:
 		return fmt.Sprintf("%s cannot be applied to %s", sign, article(args[0])), ""
 	case slices.Contains([]string{"==", "!=", "<", "<=", ">", ">="}, sign) && len(args) == 2:
@@ -267,11 +268,11 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 		first, second := strings.HasPrefix(args[0], "list"), strings.HasPrefix(args[1], "list")
 		switch {
 		case sign == "+" && first && second:
-			hint = "make the items of one like those of the other with .map(x, ...)"
+			hint = "convert the items of one list with .map(x, ...)"
 		case sign == "+" && (first || second):
-			hint = "put an item into a list of its own: list + [item]"
+			hint = "to add one item, write list + [item]"
 		case hint == "" && sign == "+" && (args[0] == "string" || args[1] == "string"):
-			hint = "make a string of the other with string(x)"
+			hint = "convert the other value with string(x)"
 		}
 		if args[0] == args[1] {
 			return fmt.Sprintf("%s cannot be applied to values of type %s", sign, args[0]), hint
@@ -280,7 +281,7 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	}
 	given := strings.Join(args, ", ")
 	if target == "" {
-		return fmt.Sprintf("%s does not take (%s)", function, given), r.usage(function, false)
+		return fmt.Sprintf("%s does not accept (%s)", function, given), r.usage(function, false)
 	}
 	msg = fmt.Sprintf("%s cannot be called on %s", function, article(typeWord(target)))
 	if given != "" {
@@ -289,7 +290,8 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	return msg, r.usage(function, true)
 }
 
-// usage lists how a function can be called: on a value, or not.
+// usage returns a hint with the signatures of a function: of the overloads that
+// are called on a value (member), or of the others.
 func (r *resolver) usage(function string, member bool) string {
 	decl := r.env.cel.Functions()[function]
 	if decl == nil {
@@ -307,7 +309,7 @@ func (r *resolver) usage(function string, member bool) string {
 	if len(forms) > 4 {
 		forms = append(forms[:4], "...")
 	}
-	return "it is " + strings.Join(forms, " or ")
+	return "use " + strings.Join(forms, " or ")
 }
 
 func numberHint(a, b string) string {
@@ -317,7 +319,7 @@ func numberHint(a, b string) string {
 	return ""
 }
 
-// splitTop splits at the commas that are not inside parentheses.
+// splitTop splits a string at the commas outside parentheses.
 func splitTop(s string) []string {
 	var out []string
 	depth, start := 0, 0
@@ -340,9 +342,11 @@ func splitTop(s string) []string {
 	return out
 }
 
-// celWord returns a CEL type as a word: "string", "list of int", "shop.Item".
+// celWord returns the name of a CEL type in messages: "string", "list of int",
+// "shop.Item".
 func celWord(t *types.Type) string { return typeWord(checker.FormatCELType(t)) }
 
+// typeWord is celWord for a type in CEL's text format.
 func typeWord(s string) string {
 	name, params, ok := strings.Cut(s, "(")
 	if !ok {
@@ -381,7 +385,7 @@ func plural(word string) string {
 	return word
 }
 
-// article puts a or an before a word.
+// article returns the word with a or an before it.
 func article(word string) string {
 	switch {
 	case word == "":
@@ -394,7 +398,7 @@ func article(word string) string {
 	return "a " + word
 }
 
-// avroWord returns what a field of type n takes, as a person would say it.
+// avroWord returns the name of an Avro type in messages, with an article.
 func avroWord(n *codec.Node) string {
 	if other, _, _, ok := n.Nullable(); ok {
 		return avroWord(other)
@@ -426,17 +430,17 @@ func avroWord(n *codec.Node) string {
 	return article(n.String())
 }
 
-// plain makes a sentence of what the interpreter says when it fails.
+// plain rewrites an error of the interpreter.
 func plain(err error) error {
 	if m := conversion.FindStringSubmatch(err.Error()); m != nil {
-		return fmt.Errorf("this %s cannot become %s", typeWord(m[1]), article(typeWord(m[2])))
+		return fmt.Errorf("this %s cannot be converted to %s", typeWord(m[1]), article(typeWord(m[2])))
 	}
 	if m := noneSuch.FindStringSubmatch(err.Error()); m != nil {
 		name, _, _ := strings.Cut(m[1], "(")
 		if sign := operatorSigns[name]; sign != "" {
 			name = sign
 		}
-		return fmt.Errorf("%s does not go with what it is given here: a value is null, or of another type", name)
+		return fmt.Errorf("%s has an argument that is null or of the wrong type", name)
 	}
 	return err
 }

@@ -13,22 +13,22 @@ import (
 	"millrace/schemas"
 )
 
-var update = flag.Bool("update", false, "write the messages that are as those that shall be")
+var update = flag.Bool("update", false, "write the current messages to the golden files")
 
-// TestMessages runs the pairs of testdata/messages: NAME.in has lines of "key:
-// value", an empty line, and an expression; NAME.out what is said of it. The
-// keys are
+// TestMessages checks the golden files in testdata/messages. NAME.in has lines of
+// "key: value", an empty line, and an expression. NAME.out has its faults. The keys
+// are
 //
 //	on:    event types, or Everything, which has a field of every type
 //	want:  "filter" (the default), the path of a field to set, or "state.PATH"
-//	state: the record that is under state; then there is no clock, as in a fold
+//	state: the record under state; then there is no clock, as in a fold
 //
-// To add a case, write its .in and run the test with -update; then read the
-// .out aloud: does it say what, where, and what to do?
+// To add a case, write its .in and run the test with -update. Then read the .out: a
+// good message says what is wrong, where, and how to fix it.
 func TestMessages(t *testing.T) {
 	files, err := filepath.Glob("testdata/messages/*.in")
 	if err != nil || len(files) < 40 {
-		t.Fatalf("%d cases, %v", len(files), err)
+		t.Fatalf("found %d cases (%v), want at least 40", len(files), err)
 	}
 	for _, file := range files {
 		in, err := os.ReadFile(file)
@@ -65,7 +65,7 @@ func messagesOf(t *testing.T, file, in string) string {
 		key, value, _ := strings.Cut(line, ":")
 		keys[key] = strings.TrimSpace(value)
 	}
-	if strings.HasPrefix(src, "repeat ") { // what would be long: "repeat N TEXT", and N times what is after the next space
+	if strings.HasPrefix(src, "repeat ") { // a long expression: "repeat N BEFORE MIDDLE AFTER" is N times BEFORE, MIDDLE, N times AFTER
 		var n int
 		var before, middle, after string
 		if _, err := fmt.Sscanf(src, "repeat %d %s %s %s", &n, &before, &middle, &after); err != nil {
@@ -92,24 +92,24 @@ func messagesOf(t *testing.T, file, in string) string {
 		} else if keys["want"] != "filter" {
 			target, err := env.Target(keys["want"])
 			if err != nil {
-				tell(&out, keys["want"], typ, len(types) > 1, err)
+				printFaults(&out, keys["want"], typ, len(types) > 1, err)
 				continue
 			}
 			want = target.Want()
 		}
 		_, err := env.Compile(src, want)
 		if err == nil {
-			fmt.Fprintf(&out, "%s: nothing is wrong\n", typ)
+			fmt.Fprintf(&out, "%s: no fault\n", typ)
 			continue
 		}
-		tell(&out, src, typ, len(types) > 1, err)
+		printFaults(&out, src, typ, len(types) > 1, err)
 	}
 	return out.String()
 }
 
-// tell writes faults as people see them: place, message, the line with a caret,
-// hint.
-func tell(out *strings.Builder, src, typ string, several bool, err error) {
+// printFaults prints each fault as the command line does: position, message, the
+// line with a caret, hint.
+func printFaults(out *strings.Builder, src, typ string, several bool, err error) {
 	for _, f := range Faults(Source{Text: src, Line: 1, Col: 1}, typ, err) {
 		before := []rune(src)[:f.Offset]
 		line, start := 1, 0

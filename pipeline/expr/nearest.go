@@ -1,5 +1,5 @@
 package expr
 
-// Nearest returns a hint with that of names which was probably meant by name, or
-// "" if none is near.
+// Nearest returns the hint `did you mean "x"?` with the most similar of names, or
+// "" if none is similar.
 func Nearest(name string, names []string) string { return nearest(name, names) }

@@ -19,25 +19,24 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// A Program is a compiled expression. It is bound once; after that it does not
-// change, and any number of goroutines may evaluate it, each with its own Scope.
+// A Program is a compiled expression. Bind it once; after that it is immutable and
+// safe for concurrent use. Each goroutine needs its own Scope.
 type Program struct {
 	text  string
-	node  *codec.Node // to encode as; nil for a bool
-	what  string      // what wants the bool
+	node  *codec.Node // the type of the result; nil for a bool
 	refs  []*field
 	clock func() time.Time // nil if the expression has no now()
 
-	known *bool  // the answer, if it is the same for every event
-	fixed []byte // the encoding, if it is the same for every event; then known is nil or not
+	known *bool  // the result of a condition that is the same for every event
+	fixed []byte // the encoding of a value that is the same for every event
 	test  fn[bool]
 	enc   appender
-	slow  cel.Program // nil if test or enc does it
+	slow  cel.Program // the interpreter; nil if test or enc is set
 
 	scopes sync.Pool
 }
 
-// A field is a leaf that a program reads, and where it stands once bound.
+// A field is a leaf that a program reads, with its slot in the bound layout.
 type field struct {
 	*leaf
 	slot int
@@ -45,34 +44,33 @@ type field struct {
 
 func (f *field) get(s *Scope) []byte { return s.views[f.view].Get(f.slot) }
 
-// A Scope is what programs are evaluated in: the views, and memory that they
-// use again. Programs that share one until its next Reset agree on the time.
-// It is for one goroutine at a time. The zero Scope is ready.
+// A Scope holds the inputs of an evaluation (the views and the time) and scratch
+// memory. All programs that share a Scope see the same time until its next Reset.
+// One goroutine at a time may use it. The zero Scope is ready to use.
 type Scope struct {
-	views  []*pipeline.View
-	now    instant
-	hasNow bool
-	taken  time.Time // now is of this, if not zero
-	text   writtenTime
-	mem    []byte    // texts made within one evaluation
-	vals   []ref.Val // fields decoded within one evaluation by the interpreter
+	views    []*pipeline.View
+	now      instant
+	hasNow   bool
+	received time.Time // the time for now; the zero time means the clock
+	text     timeText
+	mem      []byte    // texts built in the current evaluation
+	vals     []ref.Val // fields that the interpreter decoded in the current evaluation
 }
 
-// Reset points the scope at the views of the next event. now() is when that was
-// taken up, or, if this is the zero time, what the clock says when it is first
-// asked.
-func (s *Scope) Reset(taken time.Time, views ...*pipeline.View) {
-	if !slices.Equal(s.views, views) { // mostly they are where those of the event before were
+// Reset sets the views of the next event. now() returns received; if that is the
+// zero time, now() reads the clock once, at its first call.
+func (s *Scope) Reset(received time.Time, views ...*pipeline.View) {
+	if !slices.Equal(s.views, views) { // usually every event has the same views
 		s.views = append(s.views[:0], views...)
 	}
-	if taken != s.taken || taken.IsZero() {
-		s.taken, s.hasNow = taken, false
+	if received != s.received || received.IsZero() {
+		s.received, s.hasNow = received, false
 	}
 }
 
 func (s *Scope) time(clock func() time.Time) instant {
 	if !s.hasNow {
-		now := s.taken
+		now := s.received
 		if now.IsZero() {
 			now = clock()
 		}
@@ -94,9 +92,9 @@ func (p *Program) Paths(view int) [][]string {
 	return paths
 }
 
-// Bind tells the program where in each view its fields stand. It is called once,
-// before the first evaluation; layouts are by view. A program that reads
-// nothing needs no Bind.
+// Bind resolves the fields to slots of the layouts, one layout for each view. Call
+// it once, before the first evaluation. A program that reads no field needs no
+// Bind.
 func (p *Program) Bind(layouts ...*codec.Layout) error {
 	for _, f := range p.refs {
 		f.slot = -1
@@ -110,11 +108,12 @@ func (p *Program) Bind(layouts ...*codec.Layout) error {
 	return nil
 }
 
-// Clocked reports whether the expression has now(): it may come out otherwise
-// another time, for the same event.
+// Clocked reports whether the expression has now(), so that its result for the
+// same event depends on the time.
 func (p *Program) Clocked() bool { return p.clock != nil }
 
-// Const returns the answer of a condition that is the same for every event.
+// Const returns the result of a condition that is the same for every event. ok is
+// false for other conditions.
 func (p *Program) Const() (value, ok bool) {
 	if p.known == nil {
 		return false, false
@@ -122,8 +121,8 @@ func (p *Program) Const() (value, ok bool) {
 	return *p.known, true
 }
 
-// Fixed returns the value's encoding if it is the same for every event, else nil.
-// It must not be changed.
+// Fixed returns the encoding of a value that is the same for every event, else
+// nil. The caller must not change it.
 func (p *Program) Fixed() []byte { return p.fixed }
 
 // Bool evaluates a condition over the views. An error is a
@@ -135,9 +134,9 @@ func (p *Program) Bool(views ...*pipeline.View) (bool, error) {
 	return v, err
 }
 
-// Append evaluates over the views and appends the value, encoded as the wanted
-// type. On an error, a [pipeline.RejectError] with [pipeline.ReasonExpression],
-// it returns dst as it was.
+// Append evaluates a value over the views and appends it, encoded as the type that
+// [Value] required. On an error, which is a [pipeline.RejectError] with
+// [pipeline.ReasonExpression], it returns dst unchanged.
 func (p *Program) Append(dst []byte, views ...*pipeline.View) ([]byte, error) {
 	s := p.scope(views)
 	dst, err := p.AppendIn(s, dst)
@@ -154,7 +153,7 @@ func (p *Program) scope(views []*pipeline.View) *Scope {
 	return s
 }
 
-// Test is [Program.Bool] in a scope.
+// Test is [Program.Bool] with a scope of the caller.
 func (p *Program) Test(s *Scope) (bool, error) {
 	if p.known != nil {
 		return *p.known, nil
@@ -180,7 +179,7 @@ func (p *Program) Test(s *Scope) (bool, error) {
 	return false, p.reject(misfitf("%s is not a bool", article(typeWord(v.Type().TypeName()))))
 }
 
-// AppendIn is [Program.Append] in a scope.
+// AppendIn is [Program.Append] with a scope of the caller.
 func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 	if p.fixed != nil {
 		return append(dst, p.fixed...), nil
@@ -202,18 +201,19 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 	return dst, nil
 }
 
+// reject wraps an error of the evaluation, with the text of the expression.
 func (p *Program) reject(err error) error {
 	text := p.text
 	if runes := []rune(text); len(runes) > 200 {
 		text = string(runes[:200]) + "..."
 	}
 	if errors.Is(err, errNull) {
-		err = errors.New("the result is null, which is not possible here")
+		err = errors.New("the result is null, but must not be null here")
 	}
 	return pipeline.Reject(pipeline.ReasonExpression, "%s: %w", text, plain(err))
 }
 
-// interpret runs the expression in the CEL interpreter.
+// interpret evaluates the expression in the CEL interpreter.
 func (p *Program) interpret(s *Scope) (ref.Val, error) {
 	s.vals = slices.Grow(s.vals[:0], len(p.refs))[:len(p.refs)]
 	clear(s.vals)
@@ -225,7 +225,8 @@ func (p *Program) interpret(s *Scope) (ref.Val, error) {
 	return v, err
 }
 
-// activation gives the interpreter its variables.
+// An activation resolves the variables of the interpreter. It decodes a field when
+// the interpreter reads it for the first time.
 type activation struct {
 	p *Program
 	s *Scope
@@ -259,8 +260,34 @@ func (a *activation) ResolveName(name string) (any, bool) {
 // Compile checks and compiles an expression. An error is [Errors].
 func (e *Env) Compile(src string, want Want) (*Program, error) { return e.compile(src, want, true) }
 
-// compile without fast leaves everything to the interpreter.
+// compile compiles for the interpreter only if fast is false; tests compare both.
 func (e *Env) compile(src string, want Want, fast bool) (*Program, error) {
+	c, err := e.check(src, want)
+	if err != nil {
+		return nil, err
+	}
+	p := c.newProgram(src)
+	if fast {
+		if err := c.closures(p); err != nil {
+			return nil, err
+		}
+	}
+	if p.test == nil && p.enc == nil {
+		if err := p.plan(e, c.ast); err != nil {
+			return nil, Errors{{Msg: err.Error()}}
+		}
+		if fast && len(p.refs) == 0 && p.clock == nil {
+			if err := p.precompute(); err != nil {
+				return nil, c.always(c.ast.Expr(), err)
+			}
+		}
+	}
+	return p, nil
+}
+
+// check parses, resolves and type-checks an expression, and checks that its result
+// fits want.
+func (e *Env) check(src string, want Want) (*compiler, error) {
 	parsed, issues := e.cel.Parse(src)
 	if issues.Err() != nil {
 		return nil, syntax(src, issues)
@@ -287,61 +314,81 @@ func (e *Env) compile(src string, want Want, fast bool) (*Program, error) {
 	if len(r.errs) > 0 {
 		return nil, sorted(r.errs)
 	}
+	return c, nil
+}
 
-	p := &Program{text: src, node: want.node, what: want.of}
-	celast.PostOrderVisit(ast.Expr(), celast.NewExprVisitor(func(x celast.Expr) {
+// newProgram returns a program with the fields and the clock that the checked
+// expression uses, and without code.
+func (c *compiler) newProgram(src string) *Program {
+	p := &Program{text: src, node: c.want.node}
+	celast.PostOrderVisit(c.ast.Expr(), celast.NewExprVisitor(func(x celast.Expr) {
 		if x.Kind() != celast.IdentKind {
 			return
 		}
-		name := x.AsIdent()
-		if name == nowName {
-			p.clock = e.Clock
+		if x.AsIdent() == nowName {
+			p.clock = c.env.Clock
 		}
 		if l := c.leafOf(x); l != nil && c.fields[l.path] == nil {
 			c.fields[l.path] = &field{leaf: l, slot: -1}
 			p.refs = append(p.refs, c.fields[l.path])
 		}
 	}))
-	if fast {
-		if want.node == nil {
-			if o, ok := c.compile(ast.Expr()); ok && o.kind == types.BoolKind {
-				p.test = o.b
-				if o.konst {
-					v, err := o.b(&Scope{})
-					if err != nil {
-						return nil, c.always(ast.Expr(), err)
-					}
-					p.known = &v
-				}
-			}
-		} else if enc, fixed, ok := c.appender(ast.Expr(), want.node); ok {
-			p.enc = enc
-			if fixed {
-				out, err := enc([]byte{}, &Scope{})
-				if err != nil {
-					return nil, c.always(ast.Expr(), err)
-				}
-				p.fixed = out
-			}
-		}
-		if len(r.errs) > 0 {
-			return nil, sorted(r.errs)
-		}
-		if p.known != nil || p.fixed != nil {
-			p.refs, p.clock = nil, nil
-		}
+	return p
+}
+
+// closures compiles the expression to closures, and evaluates it if it is
+// constant. It sets neither test nor enc if the expression needs the interpreter.
+func (c *compiler) closures(p *Program) error {
+	var err error
+	if c.want.node == nil {
+		err = c.conditionClosure(p)
+	} else {
+		err = c.valueClosure(p)
 	}
-	if p.test == nil && p.enc == nil {
-		if err := p.plan(e, ast); err != nil {
-			return nil, Errors{{Msg: err.Error()}}
-		}
-		if fast && len(p.refs) == 0 && p.clock == nil {
-			if err := p.precompute(); err != nil {
-				return nil, c.always(ast.Expr(), err)
-			}
-		}
+	if err != nil {
+		return err
 	}
-	return p, nil
+	if len(c.errs) > 0 {
+		return sorted(c.errs)
+	}
+	if p.known != nil || p.fixed != nil {
+		p.refs, p.clock = nil, nil
+	}
+	return nil
+}
+
+func (c *compiler) conditionClosure(p *Program) error {
+	e := c.ast.Expr()
+	o, ok := c.compile(e)
+	if !ok || o.kind != types.BoolKind {
+		return nil
+	}
+	p.test = o.b
+	if o.konst {
+		v, err := o.b(&Scope{})
+		if err != nil {
+			return c.always(e, err)
+		}
+		p.known = &v
+	}
+	return nil
+}
+
+func (c *compiler) valueClosure(p *Program) error {
+	e := c.ast.Expr()
+	enc, fixed, ok := c.appender(e, p.node)
+	if !ok {
+		return nil
+	}
+	p.enc = enc
+	if fixed {
+		out, err := enc([]byte{}, &Scope{})
+		if err != nil {
+			return c.always(e, err)
+		}
+		p.fixed = out
+	}
+	return nil
 }
 
 // plan prepares the interpreter.
@@ -349,13 +396,14 @@ func (p *Program) plan(e *Env, ast *celast.AST) error {
 	var err error
 	p.slow, err = e.cel.PlanProgram(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
 	if err != nil {
-		// A constant in it cannot be computed. Maybe it is never reached.
+		// OptOptimize evaluates constants, and one fails. Plan without it: the
+		// constant may never be reached.
 		p.slow, err = e.cel.PlanProgram(ast, cel.CostLimit(maxCost))
 	}
 	return err
 }
 
-// precompute evaluates an expression that reads nothing.
+// precompute evaluates an expression that reads no field and no clock.
 func (p *Program) precompute() error {
 	s := &Scope{}
 	if p.node == nil {
@@ -368,6 +416,7 @@ func (p *Program) precompute() error {
 	return errors.Unwrap(err)
 }
 
+// sorted returns the faults in the order of the text, without duplicates.
 func sorted(errs Errors) Errors {
 	slices.SortStableFunc(errs, func(a, b *Error) int { return a.Offset - b.Offset })
 	return slices.CompactFunc(errs, func(a, b *Error) bool { return *a == *b })
@@ -379,10 +428,10 @@ type compiler struct {
 	env    *Env
 	ast    *celast.AST
 	want   Want
-	fields map[string]*field
+	fields map[string]*field // the fields of the program, by path
 }
 
-// always is the error for a constant expression that fails.
+// always returns the error for a constant expression that fails.
 func (c *compiler) always(e celast.Expr, err error) error {
 	for u := errors.Unwrap(err); u != nil; u = errors.Unwrap(err) {
 		err = u
@@ -394,7 +443,7 @@ func (c *compiler) always(e celast.Expr, err error) error {
 	return Errors{{Offset: c.leftmost(e), Msg: "this fails for every event: " + plain(err).Error()}}
 }
 
-// leftmost returns the offset at which an expression begins.
+// leftmost returns the offset of the start of an expression.
 func (c *compiler) leftmost(e celast.Expr) int {
 	at := len(c.src)
 	celast.PostOrderVisit(e, celast.NewExprVisitor(func(x celast.Expr) {
@@ -408,10 +457,11 @@ func (c *compiler) leftmost(e celast.Expr) int {
 	return at
 }
 
-// facts are the nullable fields that are known not to be null.
+// facts holds the identifiers of nullable fields that are known not to be null.
 type facts map[string]bool
 
-// symbols reports the comparisons of an enum with what is none of its symbols.
+// symbols reports comparisons of an enum with a string that is not one of its
+// symbols.
 func (c *compiler) symbols(e celast.Expr) {
 	check := func(enum, text celast.Expr) {
 		l := c.leafOf(enum)
@@ -442,16 +492,16 @@ func (c *compiler) symbols(e celast.Expr) {
 	}))
 }
 
-// A place is what a value is for: a field of a record, or an item of one; or,
-// without a type, a condition.
+// A place is the target of a value: a field of a record, or an item of a field.
+// Without a node it is a condition.
 type place struct {
 	node  *codec.Node
-	field string
-	of    string
+	field string // in messages
+	of    string // the record, or the name of the condition
 }
 
-// fit reports what of e's possible results does not fit the place. known says
-// which fields are not null where e is evaluated.
+// fit reports each possible result of e that does not fit the place. known holds
+// the fields that are not null where e is evaluated.
 func (c *compiler) fit(e celast.Expr, to place, known facts) {
 	if cond, yes, no, ok := ternary(e); ok {
 		c.fit(yes, to, c.learn(known, cond, true))
@@ -464,7 +514,7 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 			return
 		}
 		if parts(e, to.node, func(part celast.Expr, n *codec.Node) {
-			if n == inner(to.node) { // the whole list or map, or another that is joined to it
+			if n == inner(to.node) { // the part has the type of the whole, as in list + list
 				c.fit(part, place{n, to.field, to.of}, known)
 				return
 			}
@@ -503,13 +553,13 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 		hint := ""
 		switch {
 		case kindOf(inner(n)) == types.IntKind && t.Kind() == types.DoubleKind:
-			hint = "int(x) makes a whole number of it, cutting it off"
+			hint = "convert it with int(x), which drops the fraction"
 		case kindOf(inner(n)) == types.StringKind && inner(n).Kind != codec.Enum && slices.Contains([]types.Kind{types.IntKind, types.DoubleKind, types.BoolKind, types.TimestampKind, types.DurationKind}, t.Kind()):
-			hint = "string(x) makes a string of it"
+			hint = "convert it with string(x)"
 		case kindOf(inner(n)) == types.TimestampKind && t.Kind() == types.StringKind:
-			hint = "timestamp(x) reads RFC 3339"
+			hint = "convert RFC 3339 with timestamp(x)"
 		case inner(n).Kind == codec.Array && t.Kind() != types.ListKind && c.holds(inner(n).Elem, t):
-			hint = "[x] makes a list of it"
+			hint = "for a list with one item, write [x]"
 		}
 		c.fail(c.leftmost(e), hint, "%s is %s in %s, but this is %s", to.field, avroWord(n), to.of, article(celWord(t)))
 	case null && !holdsNull(n):
@@ -519,7 +569,7 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 		}
 		hint := ""
 		if path != "" {
-			hint = fmt.Sprintf("say what to take then: %s != null ? %s : ...", path, path)
+			hint = fmt.Sprintf("give a default: %s != null ? %s : ...", path, path)
 		} else {
 			path = "this"
 		}
@@ -539,7 +589,8 @@ func isIdent(e celast.Expr, name string) bool {
 	return e.Kind() == celast.IdentKind && e.AsIdent() == name
 }
 
-// inner returns what a nullable type is when it is not null.
+// inner returns the type of a nullable type when it is not null, and other types
+// unchanged.
 func inner(n *codec.Node) *codec.Node {
 	if other, _, _, ok := n.Nullable(); ok {
 		return other
@@ -584,7 +635,7 @@ func (c *compiler) holds(n *codec.Node, t *types.Type) bool {
 	return false
 }
 
-// mayBeNull reports whether e can yield null, as far as its types tell.
+// mayBeNull reports whether e can return null, as far as its types show.
 func (c *compiler) mayBeNull(e celast.Expr, known facts) bool {
 	if cond, yes, no, ok := ternary(e); ok {
 		return c.mayBeNull(yes, c.learn(known, cond, true)) || c.mayBeNull(no, c.learn(known, cond, false))
@@ -612,8 +663,7 @@ func (c *compiler) isWrapper(e celast.Expr) bool {
 	return t.Kind() != types.DynKind && t.IsAssignableType(types.NullType)
 }
 
-// learn returns what is known not to be null when cond has been found to be
-// outcome.
+// learn returns the facts that hold if the value of cond is outcome.
 func (c *compiler) learn(known facts, cond celast.Expr, outcome bool) facts {
 	if cond.Kind() != celast.CallKind {
 		return known

@@ -12,24 +12,24 @@ import (
 	"cel.dev/cel-go/parser"
 )
 
-// resolver works on an expression between parsing and type-checking. It
+// A resolver rewrites an expression between parsing and type-checking. It
 //
-//   - finds the fields that names mean, and puts one identifier in the place of
-//     each path, so that CEL never sees a record that is not there;
-//   - puts values in the place of the fields whose value is known, and cuts off
-//     what they decide;
-//   - reports names that mean nothing, and leaves @bad in their place, which
-//     goes with everything, so that the type-checker reports only what is new.
+//   - replaces each path of a field by one identifier, since CEL has no value for
+//     the records on the path;
+//   - replaces fields of known value by literals, and removes the branches that
+//     these exclude;
+//   - reports unknown names, and replaces them by @bad. @bad is dyn and fits every
+//     operator, so the type-checker does not report the same fault again.
 type resolver struct {
 	env    *Env
 	src    []rune
 	info   *celast.SourceInfo
 	make   celast.ExprFactory
 	nextID int64
-	text   bool // what is wanted may be a text
+	text   bool // the result may be a string
 	errs   Errors
-	locals []string       // variables of the macros around, innermost last
-	known  map[int64]bool // literals that stand for a known field, or follow from one
+	locals []string       // variables of the enclosing macros, innermost last
+	known  map[int64]bool // ids of literals that come from fields of known value
 }
 
 func newResolver(env *Env, src string, parsed *celast.AST) *resolver {
@@ -38,6 +38,7 @@ func newResolver(env *Env, src string, parsed *celast.AST) *resolver {
 	return r
 }
 
+// id returns a new expression id with the position of an existing one.
 func (r *resolver) id(like int64) int64 {
 	r.nextID++
 	if o, ok := r.info.GetOffsetRange(like); ok {
@@ -77,7 +78,7 @@ func (r *resolver) walk(e celast.Expr) {
 			r.walk(entry.AsMapEntry().Value())
 		}
 	case celast.StructKind:
-		r.fail(r.offset(e.ID()), "write {'field': value, ...} where a record is wanted", "records are not made with %s{...}", e.AsStruct().TypeName())
+		r.fail(r.offset(e.ID()), "write {'field': value, ...} for a record", "%s{...} is not supported", e.AsStruct().TypeName())
 		r.bad(e)
 	case celast.ComprehensionKind:
 		c := e.AsComprehension()
@@ -96,7 +97,8 @@ func (r *resolver) walk(e celast.Expr) {
 	}
 }
 
-// inOrder has a macro go through a map in the order of its keys.
+// inOrder wraps the range of a macro so that it iterates over a map in the order
+// of its keys.
 func (r *resolver) inOrder(e celast.Expr) {
 	if e.Kind() == celast.ListKind {
 		return
@@ -106,10 +108,10 @@ func (r *resolver) inOrder(e celast.Expr) {
 	e.SetKindCase(r.make.NewCall(e.ID(), orderedName, inner))
 }
 
-// path resolves a.b.c, or what of it leads to a field; the rest stays a
-// selection from the field's value.
+// path resolves the longest prefix of a.b.c that is a field. The rest stays a
+// selection from the value of the field.
 func (r *resolver) path(e celast.Expr) {
-	var chain []celast.Expr // from e inwards: the selections
+	var chain []celast.Expr // the selections, from e to the base
 	base := e
 	for base.Kind() == celast.SelectKind {
 		chain = append(chain, base)
@@ -123,18 +125,18 @@ func (r *resolver) path(e celast.Expr) {
 	if slices.Contains(r.locals, name) || strings.HasPrefix(name, fieldMark) {
 		return
 	}
-	slices.Reverse(chain) // now from the name outwards
+	slices.Reverse(chain) // now from the base to e
 	root, at := r.root(name)
 	if root == nil {
 		if _, ok := r.env.records.FindIdent(name); !ok {
 			r.unknownName(base, name)
 			r.bad(e)
 		}
-		return // the name of a CEL type
+		return // unknown, or the name of a CEL type
 	}
 	record := root.Schema.Root()
 	steps := chain
-	if at != "" { // the base itself is a field of the record at top level
+	if at != "" { // the base is a field at top level
 		steps = append([]celast.Expr{base}, chain...)
 	}
 	full, rel := root.Name, ""
@@ -169,9 +171,9 @@ func (r *resolver) path(e celast.Expr) {
 	r.bad(e)
 }
 
-// root returns the root a name belongs to, and the name again if it is a field
-// at top level rather than the root itself.
-func (r *resolver) root(name string) (*Root, string) {
+// root returns the root that a name refers to. field is the name if it is a field
+// at top level, and "" if it is the name of the root.
+func (r *resolver) root(name string) (_ *Root, field string) {
 	var top *Root
 	for i := range r.env.roots {
 		root := &r.env.roots[i]
@@ -188,7 +190,8 @@ func (r *resolver) root(name string) (*Root, string) {
 	return nil, ""
 }
 
-// leaf puts the field in the place of the expression.
+// leaf replaces the expression by the identifier of the field, or by its value if
+// that is known.
 func (r *resolver) leaf(e celast.Expr, l *leaf) {
 	if e.Kind() == celast.SelectKind && e.AsSelect().IsTestOnly() { // has(data.email)
 		if _, _, _, nullable := l.node.Nullable(); !nullable {
@@ -206,7 +209,7 @@ func (r *resolver) leaf(e celast.Expr, l *leaf) {
 		return
 	}
 	if e.Kind() == celast.SelectKind {
-		// Errors about the field are to point at its name.
+		// Errors about the field point at the start of its path.
 		if o, ok := r.info.GetOffsetRange(e.ID()); ok {
 			start := int32(r.start(e))
 			r.info.SetOffsetRange(e.ID(), celast.OffsetRange{Start: start, Stop: max(o.Stop, start)})
@@ -215,7 +218,8 @@ func (r *resolver) leaf(e celast.Expr, l *leaf) {
 	e.SetKindCase(r.make.NewIdent(e.ID(), fieldMark+l.path))
 }
 
-// rest checks the selections from a field's value that CEL would not explain.
+// rest reports a selection from the value of a field that is not a map or a
+// record. CEL's own message for it would be unclear.
 func (r *resolver) rest(e celast.Expr, steps []celast.Expr, l *leaf) {
 	if len(steps) == 0 {
 		return
@@ -228,7 +232,7 @@ func (r *resolver) rest(e celast.Expr, steps []celast.Expr, l *leaf) {
 	case types.MapKind, types.StructKind, types.DynKind:
 		return
 	case types.ListKind:
-		r.fail(r.fieldOffset(steps[0]), fmt.Sprintf("pick an item, %s[0], or go through them: %s.exists(x, ...)", l.path, l.path),
+		r.fail(r.fieldOffset(steps[0]), fmt.Sprintf("use one item, %s[0], or a macro, %s.exists(x, ...)", l.path, l.path),
 			"%s is a list, which has no fields", l.path)
 	default:
 		r.fail(r.fieldOffset(steps[0]), "", "%s is %s, which has no fields", l.path, article(celWord(r.env.records.celType(n))))
@@ -236,7 +240,7 @@ func (r *resolver) rest(e celast.Expr, steps []celast.Expr, l *leaf) {
 	r.bad(e)
 }
 
-// start returns the offset where a path begins.
+// start returns the offset of the start of a path.
 func (r *resolver) start(e celast.Expr) int {
 	for e.Kind() == celast.SelectKind {
 		e = e.AsSelect().Operand()
@@ -244,14 +248,14 @@ func (r *resolver) start(e celast.Expr) int {
 	return r.offset(e.ID())
 }
 
-// fieldOffset returns the offset of the name at the end of a path: CEL has that
-// of the dot.
+// fieldOffset returns the offset of the last name of a path. CEL records the
+// offset of the dot.
 func (r *resolver) fieldOffset(e celast.Expr) int {
 	at := r.offset(e.ID())
 	if e.Kind() != celast.SelectKind {
 		return at
 	}
-	if e.AsSelect().IsTestOnly() { // CEL has the place of has( only
+	if e.AsSelect().IsTestOnly() { // CEL records only the offset of has(
 		name := []rune(e.AsSelect().FieldName())
 		for i := at; i+len(name) <= len(r.src); i++ {
 			if i > 0 && r.src[i-1] == '.' && slices.Equal(r.src[i:i+len(name)], name) {
@@ -266,6 +270,7 @@ func (r *resolver) fieldOffset(e celast.Expr) int {
 	return at
 }
 
+// unknownName reports a name that is not a field, with the best hint available.
 func (r *resolver) unknownName(e celast.Expr, name string) {
 	var names []string
 	var top *Root
@@ -279,7 +284,7 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 	}
 	names = append(names, r.locals...)
 	hint := nearest(name, names)
-	var below []string // fields of that name, further in
+	var below []string // fields of that name inside records
 	for path := range r.env.leaves {
 		if strings.HasSuffix(path, "."+name) {
 			below = append(below, path)
@@ -289,13 +294,13 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 		hint = fmt.Sprintf("did you mean %q?", below[0])
 	}
 	if hint == "" && r.text && strings.TrimSpace(string(r.src)) == name {
-		hint = fmt.Sprintf("for the text %s, write '%s'", name, name)
+		hint = fmt.Sprintf("for the string %s, write '%s'", name, name)
 	}
 	if hint == "" && r.env.globals[name] {
 		hint = fmt.Sprintf("%s is a function: %s(...)", name, name)
 	}
 	if hint == "" && len(names) <= 12 {
-		hint = "there is " + listed(names, 12)
+		hint = "available names: " + listed(names, 12)
 	}
 	if top != nil && len(r.env.roots) == 1 {
 		r.fail(r.offset(e.ID()), hint, "%s has no field %s", top.Schema.Name(), name)
@@ -304,92 +309,121 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 	r.fail(r.offset(e.ID()), hint, "there is no %s here", name)
 }
 
+// call resolves a call of an operator or a function.
 func (r *resolver) call(e celast.Expr) {
 	c := e.AsCall()
 	name, args := c.FunctionName(), c.Args()
 	switch {
 	case name == operators.LogicalAnd && len(args) == 2:
 		r.junction(e, args, types.False)
-		return
 	case name == operators.LogicalOr && len(args) == 2:
 		r.junction(e, args, types.True)
-		return
 	case name == operators.Conditional && len(args) == 3:
-		r.walk(args[0])
-		if args[0].Kind() == celast.LiteralKind && r.known[args[0].ID()] {
-			switch args[0].AsLiteral() {
-			case types.True:
-				r.walk(args[1])
-				r.replace(e, args[1])
-				return
-			case types.False:
-				r.walk(args[2])
-				r.replace(e, args[2])
-				return
-			}
-		}
-		r.walk(args[1])
-		r.walk(args[2])
-		return
+		r.conditional(e, args)
 	case (name == operators.Equals || name == operators.NotEquals) && len(args) == 2 && (isNullLiteral(args[0]) || isNullLiteral(args[1])):
-		operand := args[0]
-		if isNullLiteral(operand) {
-			operand = args[1]
+		r.nullComparison(e, args, name == operators.NotEquals)
+	case name == "now" && !c.IsMemberFunction():
+		r.now(e)
+	default:
+		for _, arg := range args {
+			r.walk(arg)
 		}
-		r.walk(operand)
-		if l := r.leafOf(operand); l != nil && !holdsNull(l.node) {
-			e.SetKindCase(r.make.NewLiteral(e.ID(), types.Bool(name == operators.NotEquals)))
+		if c.IsMemberFunction() {
+			r.memberCall(e)
+		} else {
+			r.globalCall(e)
+		}
+	}
+}
+
+// conditional resolves cond ? a : b. If cond follows from a known field, only the
+// chosen result remains, and the other is not checked.
+func (r *resolver) conditional(e celast.Expr, args []celast.Expr) {
+	r.walk(args[0])
+	if args[0].Kind() == celast.LiteralKind && r.known[args[0].ID()] {
+		switch args[0].AsLiteral() {
+		case types.True:
+			r.walk(args[1])
+			r.replace(e, args[1])
+			return
+		case types.False:
+			r.walk(args[2])
+			r.replace(e, args[2])
 			return
 		}
-		if name == operators.Equals {
-			e.SetKindCase(r.make.NewCall(e.ID(), isNull, operand))
-		} else {
-			e.SetKindCase(r.make.NewCall(e.ID(), operators.LogicalNot, r.make.NewCall(r.id(e.ID()), isNull, operand)))
-		}
+	}
+	r.walk(args[1])
+	r.walk(args[2])
+}
+
+// nullComparison resolves x == null, or x != null if not is set. It is constant for
+// a field that cannot be null.
+func (r *resolver) nullComparison(e celast.Expr, args []celast.Expr, not bool) {
+	operand := args[0]
+	if isNullLiteral(operand) {
+		operand = args[1]
+	}
+	r.walk(operand)
+	if l := r.leafOf(operand); l != nil && !holdsNull(l.node) {
+		e.SetKindCase(r.make.NewLiteral(e.ID(), types.Bool(not)))
 		return
-	case name == "now" && !c.IsMemberFunction() && len(args) > 0:
-		r.fail(r.callOffset(e, name), "", "now takes nothing: now()")
+	}
+	if not {
+		e.SetKindCase(r.make.NewCall(e.ID(), operators.LogicalNot, r.make.NewCall(r.id(e.ID()), isNull, operand)))
+	} else {
+		e.SetKindCase(r.make.NewCall(e.ID(), isNull, operand))
+	}
+}
+
+// now resolves a call of now().
+func (r *resolver) now(e celast.Expr) {
+	start := r.callOffset(e, "now")
+	switch {
+	case len(e.AsCall().Args()) > 0:
+		r.fail(start, "", "now() takes no arguments")
+		r.bad(e)
+	case r.env.Clock == nil:
+		r.fail(start, "use a time field of the event", "now() is not available here: the result must depend on the events alone")
+		r.bad(e)
+	default:
+		r.info.SetOffsetRange(e.ID(), celast.OffsetRange{Start: int32(start), Stop: int32(start)})
+		e.SetKindCase(r.make.NewIdent(e.ID(), nowName))
+	}
+}
+
+// memberCall resolves x.f(...), whose arguments are resolved already, and also
+// math.f(...), which CEL parses in the same way.
+func (r *resolver) memberCall(e celast.Expr) {
+	name, target := e.AsCall().FunctionName(), e.AsCall().Target()
+	if prefix, ok := qualified(target); ok && r.env.globals[prefix+"."+name] {
+		return // math.abs(x): the target is not a value
+	} else if ok && r.namespace(prefix) {
+		r.fail(r.callOffset(e, name), nearest(prefix+"."+name, functionNames(r.env.globals)), "there is no function %s.%s", prefix, name)
 		r.bad(e)
 		return
-	case name == "now" && !c.IsMemberFunction():
-		if r.env.Clock == nil {
-			r.fail(r.callOffset(e, name), "take the event's own time", "there is no now() here: the result has to follow from the events alone")
-			r.bad(e)
-			return
+	}
+	r.walk(target)
+	if !r.env.members[name] {
+		hint := orElse(foreignHint(name), nearest(name, functionNames(r.env.members)))
+		if r.env.globals[name] {
+			hint = fmt.Sprintf("write %s(x), not x.%s()", name, name)
 		}
-		start := int32(r.callOffset(e, name))
-		r.info.SetOffsetRange(e.ID(), celast.OffsetRange{Start: start, Stop: start})
-		e.SetKindCase(r.make.NewIdent(e.ID(), nowName))
+		r.fail(r.callOffset(e, name), hint, "there is no method %s", name)
+		r.bad(e)
 		return
 	}
-	for _, arg := range args {
-		r.walk(arg)
-	}
-	if c.IsMemberFunction() {
-		target := c.Target()
-		if prefix, ok := qualified(target); ok && r.env.globals[prefix+"."+name] {
-			return // math.abs(x): no value before the dot
-		} else if ok && r.namespace(prefix) {
-			r.fail(r.callOffset(e, name), nearest(prefix+"."+name, functionNames(r.env.globals)), "there is no function %s.%s", prefix, name)
-			r.bad(e)
-			return
-		}
-		r.walk(target)
-		if !r.env.members[name] {
-			hint := orElse(otherwise(name), nearest(name, functionNames(r.env.members)))
-			if r.env.globals[name] {
-				hint = fmt.Sprintf("write %s(x), not x.%s()", name, name)
-			}
-			r.fail(r.callOffset(e, name), hint, "there is no function %s that is called on a value", name)
-			r.bad(e)
-			return
-		}
-	} else if !r.env.globals[name] {
+	r.fold(e)
+}
+
+// globalCall resolves f(...), whose arguments are resolved already.
+func (r *resolver) globalCall(e celast.Expr) {
+	name := e.AsCall().FunctionName()
+	if !r.env.globals[name] {
 		hint := nearest(name, append(functionNames(r.env.globals), "now", "has"))
 		if r.env.members[name] {
 			hint = fmt.Sprintf("write x.%s(...), not %s(x, ...)", name, name)
-		} else if hint == "" || otherwise(name) != "" {
-			hint = orElse(otherwise(name), nearest(name, functionNames(r.env.members)))
+		} else if hint == "" || foreignHint(name) != "" {
+			hint = orElse(foreignHint(name), nearest(name, functionNames(r.env.members)))
 		}
 		r.fail(r.callOffset(e, name), hint, "there is no function %s", name)
 		r.bad(e)
@@ -398,7 +432,7 @@ func (r *resolver) call(e celast.Expr) {
 	r.fold(e)
 }
 
-// namespace reports whether functions begin with the name and a dot.
+// namespace reports whether the names of functions start with the name and a dot.
 func (r *resolver) namespace(name string) bool {
 	for f := range r.env.globals {
 		if strings.HasPrefix(f, name+".") {
@@ -408,28 +442,30 @@ func (r *resolver) namespace(name string) bool {
 	return false
 }
 
-// elsewhere is what other languages call functions, and what to write here.
-var elsewhere = map[string]string{
+// foreignNames maps the names of functions in other languages to the equivalent
+// expression.
+var foreignNames = map[string]string{
 	"length": "x.size()", "len": "x.size()", "count": "x.size()", "strlen": "x.size()",
 	"lower": "x.lowerAscii()", "toLowerCase": "x.lowerAscii()", "tolower": "x.lowerAscii()", "upper": "x.upperAscii()", "toUpperCase": "x.upperAscii()", "toupper": "x.upperAscii()",
 	"toString": "string(x)", "str": "string(x)", "parseInt": "int(x)", "toInt": "int(x)", "parseFloat": "double(x)", "float": "double(x)", "number": "double(x)",
 	"not": "!x", "isNull": "x == null", "isnull": "x == null", "coalesce": "x != null ? x : y", "ifnull": "x != null ? x : y",
 	"concat": "x + y", "append": "list + [x]", "push": "list + [x]", "substr": "x.substring(from, to)", "includes": "x.contains(y)", "any": "list.exists(x, ...)", "some": "list.exists(x, ...)",
 	"abs": "math.abs(x)", "round": "math.round(x)", "floor": "math.floor(x)", "ceil": "math.ceil(x)", "min": "math.least(x, y)", "max": "math.greatest(x, y)", "sqrt": "math.sqrt(x)",
-	"uuid": "uuid5(namespace, name): a random one would differ each time", "random": "hash(id) % 100: a random one would differ each time", "rand": "hash(id) % 100: a random one would differ each time",
+	"uuid": "uuid5(namespace, name): a random value would differ on every replay", "random": "hash(id) % 100: a random value would differ on every replay", "rand": "hash(id) % 100: a random value would differ on every replay",
 }
 
-// otherwise is a hint for a function that is called otherwise here.
-func otherwise(name string) string {
-	if here, ok := elsewhere[name]; ok {
+// foreignHint returns a hint for a name, or a misspelled name, that a function has
+// in other languages; "" if there is none.
+func foreignHint(name string) string {
+	if here, ok := foreignNames[name]; ok {
 		return "write " + here
 	}
 	if len(name) < 5 {
 		return ""
 	}
-	for _, n := range slices.Sorted(maps.Keys(elsewhere)) {
+	for _, n := range slices.Sorted(maps.Keys(foreignNames)) {
 		if len(n) > 4 && distance(strings.ToLower(name), strings.ToLower(n), 2) < 2 {
-			return "write " + elsewhere[n]
+			return "write " + foreignNames[n]
 		}
 	}
 	return ""
@@ -442,8 +478,9 @@ func orElse(a, b string) string {
 	return b
 }
 
-// junction resolves a && b (decided by false) or a || b (decided by true). What
-// a known field decides takes the other side with it, faults and all.
+// junction resolves a && b (decides is False) or a || b (decides is True). If one
+// side is known to have the value decides, the other side is removed, together with
+// its faults.
 func (r *resolver) junction(e celast.Expr, args []celast.Expr, decides types.Bool) {
 	before := len(r.errs)
 	r.walk(args[0])
@@ -465,7 +502,7 @@ func (r *resolver) isKnown(e celast.Expr, v types.Bool) bool {
 	return e.Kind() == celast.LiteralKind && r.known[e.ID()] && e.AsLiteral() == v
 }
 
-// replace puts one of e's parts in its place.
+// replace replaces e by one of its parts.
 func (r *resolver) replace(e, by celast.Expr) {
 	r.known[e.ID()] = r.known[by.ID()]
 	if o, ok := r.info.GetOffsetRange(by.ID()); ok {
@@ -474,8 +511,8 @@ func (r *resolver) replace(e, by celast.Expr) {
 	e.SetKindCase(by)
 }
 
-// fold computes a call on literals of which at least one stands for a known
-// field.
+// fold evaluates a call whose arguments are literals, if at least one of them comes
+// from a known field.
 func (r *resolver) fold(e celast.Expr) {
 	known := false
 	literal := true
@@ -497,7 +534,7 @@ func (r *resolver) fold(e celast.Expr) {
 	}
 	checked, issues := r.env.cel.Compile(text)
 	if issues.Err() != nil {
-		return // the check of the whole reports it in its place
+		return // the check of the whole expression reports it with its position
 	}
 	p, err := r.env.cel.Program(checked)
 	if err != nil {
@@ -514,18 +551,18 @@ func (r *resolver) fold(e celast.Expr) {
 	}
 }
 
-// callOffset returns where the function's name stands: CEL has the place of its
-// parenthesis, or of the dot before it.
+// callOffset returns the offset of the name of the called function. CEL records the
+// offset of the parenthesis, or of the dot before the name.
 func (r *resolver) callOffset(e celast.Expr, name string) int {
 	return r.nameBefore(r.offset(e.ID()), name)
 }
 
-// nameBefore returns where a name stands that ends near an offset.
+// nameBefore returns the offset of the name that ends at or near an offset.
 func (r *resolver) nameBefore(at int, name string) int {
 	if dot := strings.LastIndexByte(name, '.'); dot >= 0 {
 		name = name[dot+1:]
 	}
-	if at+len(name) < len(r.src) { // the offset may be that of the dot before it
+	if at+len(name) < len(r.src) { // at may be the offset of the dot before the name
 		at += len(name)
 	}
 	want := []rune(name)
@@ -537,7 +574,7 @@ func (r *resolver) nameBefore(at int, name string) int {
 	return at
 }
 
-// leafOf returns the field that e is, if it is one.
+// leafOf returns the field that e refers to, or nil.
 func (r *resolver) leafOf(e celast.Expr) *leaf {
 	if e.Kind() != celast.IdentKind || !strings.HasPrefix(e.AsIdent(), fieldMark) {
 		return nil
@@ -549,8 +586,9 @@ func isNullLiteral(e celast.Expr) bool {
 	return e.Kind() == celast.LiteralKind && e.AsLiteral() == types.NullValue
 }
 
-// qualified returns a.b.c as text, if e is that.
-func qualified(e celast.Expr) (string, bool) {
+// qualified returns the text of a path such as a.b.c. ok is false for other
+// expressions.
+func qualified(e celast.Expr) (path string, ok bool) {
 	switch e.Kind() {
 	case celast.IdentKind:
 		return e.AsIdent(), true
@@ -581,7 +619,7 @@ func functionNames(set map[string]bool) []string {
 	return names
 }
 
-// listed returns at most n names as text.
+// listed returns the first n names, separated by commas.
 func listed(names []string, n int) string {
 	if len(names) > n {
 		return strings.Join(names[:n], ", ") + ", ..."
@@ -589,7 +627,8 @@ func listed(names []string, n int) string {
 	return strings.Join(names, ", ")
 }
 
-// nearest returns a hint with the name that was probably meant, or "".
+// nearest returns the hint `did you mean "x"?` with the most similar of names, or
+// "" if none is similar.
 func nearest(name string, names []string) string {
 	best, at := "", 1+max(1, len(name)/3)
 	for _, n := range names {
@@ -603,8 +642,8 @@ func nearest(name string, names []string) string {
 	return fmt.Sprintf("did you mean %q?", best)
 }
 
-// distance is the number of letters to insert, delete, replace or swap with
-// their neighbour to make b of a; limit if it is that or more.
+// distance returns the number of insertions, deletions, replacements and swaps of
+// adjacent bytes that turn a into b (optimal string alignment), at most limit.
 func distance(a, b string, limit int) int {
 	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
 		return limit

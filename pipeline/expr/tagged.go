@@ -9,9 +9,9 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// tagged checks what the expression does with fields that are encrypted
-// ([codec.PII]): their plaintext is not there. They can be copied as they are to a
-// field of the same tag, and asked whether they are null.
+// tagged checks how the expression uses encrypted fields ([codec.PII]). Their
+// plaintext is not available, so an expression may only copy them unchanged to a
+// field with the same tag, or compare them with null.
 func (c *compiler) tagged(e celast.Expr) {
 	allowed := map[int64]bool{}
 	var copied func(e celast.Expr)
@@ -33,9 +33,9 @@ func (c *compiler) tagged(e celast.Expr) {
 		if l == nil || l.node.Tag == "" || allowed[x.ID()] {
 			return
 		}
-		use := c.want.of + " cannot look into it"
+		use := c.want.of + " cannot read it"
 		if c.want.node != nil {
-			use = fmt.Sprintf("%s of %s cannot be made of it", c.want.field, c.want.of)
+			use = fmt.Sprintf("%s of %s cannot be computed from it", c.want.field, c.want.of)
 		}
 		c.fail(c.start(x), fmt.Sprintf("it can be copied to a field with %q: %q, and compared with null", codec.PII, l.node.Tag), "%s is encrypted: %s", l.path, use)
 	}))

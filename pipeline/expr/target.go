@@ -7,18 +7,18 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// A Target is a place in an event that a stage sets: a leaf, or one entry of a
-// leaf that is a map.
+// A Target is a part of an event that a stage sets: a field that is not a record,
+// or one entry of a map field.
 type Target struct {
-	Path  []string    // of the leaf
-	Node  *codec.Node // its type
-	Entry bool        // one entry of the map that the leaf is
-	Key   string      // of the entry; all that follows the map's path, dots included
+	Path  []string    // of the field
+	Node  *codec.Node // the type of the field
+	Entry bool        // the target is one entry of the map
+	Key   string      // of the entry: the text after the path of the map, including dots
 
-	text, record string
+	text, record string // the path as written and the name of the schema, for messages
 }
 
-// Want is what an expression for the target has to yield.
+// Want returns the result that an expression for the target must return.
 func (t Target) Want() Want {
 	n := t.Node
 	if t.Entry {
@@ -27,8 +27,8 @@ func (t Target) Want() Want {
 	return Value(n, t.text, t.record)
 }
 
-// Target finds what a path such as data.total_amount or metadata.source means
-// among the fields at top level. An error is [Errors], with offsets in the path.
+// Target resolves a path such as data.total_amount or metadata.source in the
+// fields at top level. An error is [Errors], with offsets in the path.
 func (e *Env) Target(path string) (Target, error) {
 	fail := func(at int, hint, format string, args ...any) (Target, error) {
 		return Target{}, Errors{{Offset: len([]rune(path[:at])), Msg: fmt.Sprintf(format, args...), Hint: hint}}
@@ -71,7 +71,7 @@ func (e *Env) Target(path string) (Target, error) {
 	}
 }
 
-// top returns the root whose fields are at top level.
+// top returns the first root with fields at top level, or nil.
 func (e *Env) top() *Root {
 	for i := range e.roots {
 		if e.roots[i].Name == "" {

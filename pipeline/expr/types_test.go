@@ -7,9 +7,8 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// TestEveryTypeIsReadAndWritten has, for each Avro type, values in the JSON form
-// of events; what an expression sees of them in a field v; and what another
-// writes to a field w of the same type. Both ways of evaluation are tried.
+// For each Avro type, one expression reads a field v, and another writes a field w
+// of the same type. Both run as closures and in the interpreter.
 func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	const (
 		decimal  = `{"type":"bytes","logicalType":"decimal","precision":12,"scale":2}`
@@ -23,9 +22,9 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	of := func(kind, logical string) string { return `{"type":"` + kind + `","logicalType":"` + logical + `"}` }
 	for _, test := range []struct {
 		typ, value string
-		sees       string // a condition that holds
+		sees       string // a condition that is true; value is v as JSON
 		writes     string // an expression for w
-		written    string // as JSON; with "!" before it, the error
+		written    string // w as JSON; or "! " and a part of the error
 	}{
 		{`"boolean"`, `true`, `v`, `!v`, `false`},
 		{`"int"`, `-2147483648`, `v == -2147483648`, `-(v + 1)`, `2147483647`},
@@ -54,7 +53,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{decimal, `"0.00"`, `v == 0.0`, `0.125`, `"0.13"`}, // halves away from zero
 		{decimal, `"0.00"`, `v == 0.0`, `-0.125`, `"-0.13"`},
 		{decimal, `"9999999999.99"`, `v > 1e9`, `v + 1.0`, `! has more than the 12 digits of the decimal`},
-		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is no decimal`},
+		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is not a decimal`},
 		{decimal, `"1.00"`, `v == 1.0`, `3`, `"3.00"`},
 		{fixedDec, `"-999999999.999"`, `v == -999999999.999`, `v + 1000000000.0`, `"0.001"`},
 
@@ -75,7 +74,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{`["null","string"]`, `null`, `v == null`, `v`, `null`},
 		{`["null","string"]`, `"x"`, `v == 'x' && v != null`, `v == null ? 'none' : v + '!'`, `"x!"`},
 		{`["long","null"]`, `5`, `v == 5`, `v == 5 ? null : 1`, `null`},
-		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! value is null`},
+		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! is null`},
 		{`["null",` + decimal + `]`, `"1.50"`, `v == 1.5`, `v * 2.0`, `"3.00"`},
 		{`["null",` + enum + `]`, `"red"`, `v == 'red'`, `'blue'`, `"blue"`},
 		{`["null",` + of("long", "timestamp-millis") + `]`, `"2026-01-31T12:00:00Z"`, `v != null`, `timestamp(0)`, `"1970-01-01T00:00:00.000Z"`},
@@ -106,7 +105,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 			}
 			bind(p, s)
 			if ok, err := p.Bool(v); err != nil || !ok {
-				t.Errorf("%s: %s is %v, %v (closures: %v)", test.typ, test.sees, ok, err, fast)
+				t.Errorf("%s: %s is %v, %v; want true (closures: %v)", test.typ, test.sees, ok, err, fast)
 			}
 			want := Value(n, "w", "R")
 			want.lenient = true
@@ -137,8 +136,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	}
 }
 
-// zeroOf returns some value of a type: that of its first branch, symbol, and so
-// on.
+// zeroOf returns a value of a type: the first branch, the first symbol, 0, and so on.
 func zeroOf(t *testing.T, typ string) []byte {
 	return zeroBody(parse(t, `{"type":"record","name":"R","fields":[{"name":"w","type":`+typ+`}]}`).Root())
 }

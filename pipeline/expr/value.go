@@ -18,8 +18,8 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// decode turns one Avro value into a value of the interpreter, and returns what
-// follows it. Records stay bytes: their fields are decoded when asked for.
+// decode converts one Avro value to a value of the interpreter, and returns the
+// bytes after it. Records stay encoded: a field is decoded when it is read.
 func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	switch n.Kind {
 	case codec.Null:
@@ -61,45 +61,11 @@ func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 		v, b, err := codec.ReadText(b)
 		return types.String(v), b, err
 	case codec.Bytes, codec.Fixed:
-		v := b
-		var rest []byte
-		var err error
-		if n.Kind == codec.Bytes {
-			v, rest, err = codec.ReadText(b)
-		} else if rest, err = skip(n, b); err == nil {
-			v = b[:n.Size]
-		}
-		switch {
-		case err != nil:
-			return nil, nil, err
-		case n.Logical == "decimal":
-			return types.Double(decimalFloat(v, n.Scale)), rest, nil
-		case isUUID(n):
-			return types.String(appendUUID(nil, v)), rest, nil
-		}
-		return types.Bytes(v), rest, nil
+		return decodeBytes(n, b)
 	case codec.Array:
-		it := items{node: n, rest: b}
-		list := []ref.Val{}
-		for it.next() {
-			v, _, err := decode(n.Elem, it.value)
-			if err != nil {
-				return nil, nil, err
-			}
-			list = append(list, v)
-		}
-		return types.NewRefValList(types.DefaultTypeAdapter, list), it.rest, it.err
+		return decodeList(n, b)
 	case codec.Map:
-		it := items{node: n, rest: b}
-		m := map[string]ref.Val{}
-		for it.next() {
-			v, _, err := decode(n.Elem, it.value)
-			if err != nil {
-				return nil, nil, err
-			}
-			m[string(it.key)] = v
-		}
-		return types.NewMap(types.DefaultTypeAdapter, m), it.rest, it.err
+		return decodeMap(n, b)
 	case codec.Record:
 		rest, err := skip(n, b)
 		if err != nil {
@@ -117,7 +83,55 @@ func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	return decode(n.Branches[branch], rest)
 }
 
-// recordVal is a record reached through an array, a map or a union.
+// decodeBytes is decode for bytes and fixed, which may hold a decimal or a UUID.
+func decodeBytes(n *codec.Node, b []byte) (ref.Val, []byte, error) {
+	v := b
+	var rest []byte
+	var err error
+	if n.Kind == codec.Bytes {
+		v, rest, err = codec.ReadText(b)
+	} else if rest, err = skip(n, b); err == nil {
+		v = b[:n.Size]
+	}
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case n.Logical == "decimal":
+		return types.Double(decimalFloat(v, n.Scale)), rest, nil
+	case isUUID(n):
+		return types.String(appendUUID(nil, v)), rest, nil
+	}
+	return types.Bytes(v), rest, nil
+}
+
+func decodeList(n *codec.Node, b []byte) (ref.Val, []byte, error) {
+	it := items{node: n, rest: b}
+	list := []ref.Val{}
+	for it.next() {
+		v, _, err := decode(n.Elem, it.value)
+		if err != nil {
+			return nil, nil, err
+		}
+		list = append(list, v)
+	}
+	return types.NewRefValList(types.DefaultTypeAdapter, list), it.rest, it.err
+}
+
+func decodeMap(n *codec.Node, b []byte) (ref.Val, []byte, error) {
+	it := items{node: n, rest: b}
+	m := map[string]ref.Val{}
+	for it.next() {
+		v, _, err := decode(n.Elem, it.value)
+		if err != nil {
+			return nil, nil, err
+		}
+		m[string(it.key)] = v
+	}
+	return types.NewMap(types.DefaultTypeAdapter, m), it.rest, it.err
+}
+
+// A recordVal is a record inside an array, a map or a union, as a value of the
+// interpreter. enc refers to the body of the event.
 type recordVal struct {
 	node *codec.Node
 	enc  []byte
@@ -143,7 +157,7 @@ func (r *recordVal) Get(index ref.Val) ref.Val {
 	return types.NewErr("%s has no field %v", r.node.Name, index.Value())
 }
 
-// IsSet reports whether a field is not null.
+// IsSet reports whether a field is not null; CEL calls it for has(record.field).
 func (r *recordVal) IsSet(field ref.Val) ref.Val {
 	v := r.Get(field)
 	if types.IsError(v) {
@@ -152,7 +166,7 @@ func (r *recordVal) IsSet(field ref.Val) ref.Val {
 	return types.Bool(v != types.NullValue)
 }
 
-// Equal compares field by field.
+// Equal compares two records field by field. The schemas may differ.
 func (r *recordVal) Equal(other ref.Val) ref.Val {
 	o, ok := other.(*recordVal)
 	if !ok || len(o.node.Fields) != len(r.node.Fields) {
@@ -168,14 +182,14 @@ func (r *recordVal) Equal(other ref.Val) ref.Val {
 }
 
 func (r *recordVal) ConvertToNative(t reflect.Type) (any, error) {
-	return nil, fmt.Errorf("a record of %s cannot become %v", r.node.Name, t)
+	return nil, fmt.Errorf("a record of type %s cannot be converted to %v", r.node.Name, t)
 }
 
 func (r *recordVal) ConvertToType(t ref.Type) ref.Val {
 	if t == types.TypeType {
 		return r.Type().(ref.Val)
 	}
-	return types.NewErr("a record of %s cannot become a %s", r.node.Name, t.TypeName())
+	return types.NewErr("a record of type %s cannot be converted to %s", r.node.Name, t.TypeName())
 }
 
 func (r *recordVal) Type() ref.Type { return types.NewObjectType(r.node.Name, traits.IndexerType) }
@@ -189,14 +203,14 @@ func toDuration(v int64, u unit) (time.Duration, error) {
 	return time.Duration(v * step), nil
 }
 
-// A misfit is a value that a field's type does not hold.
+// A misfit is the error for a value that does not fit the type of a field.
 type misfit struct{ msg string }
 
 func (m *misfit) Error() string { return m.msg }
 
 func misfitf(format string, args ...any) error { return &misfit{fmt.Errorf(format, args...).Error()} }
 
-// encode appends a value of the interpreter as n.
+// encode appends a value of the interpreter as Avro of type n.
 func encode(dst []byte, n *codec.Node, v ref.Val) ([]byte, error) {
 	if n.Kind == codec.Union {
 		return encodeUnion(dst, n, v)
@@ -303,7 +317,7 @@ func encodeMap(dst []byte, n *codec.Node, v traits.Mapper) ([]byte, error) {
 	if size > 0 {
 		dst = codec.AppendLong(dst, int64(size))
 	}
-	// Sorted, so that the same event always gives the same bytes.
+	// Sort the keys: the same event must always give the same bytes.
 	keys, err := sortedKeys(v)
 	if err != nil {
 		return dst, err
@@ -317,8 +331,8 @@ func encodeMap(dst []byte, n *codec.Node, v traits.Mapper) ([]byte, error) {
 	return codec.AppendLong(dst, 0), nil
 }
 
-// The encoders below are shared by both ways of evaluation, so that their
-// checks are the same. Each returns nil where no such value fits the type.
+// Closures and interpreter share the encoders below, so both make the same checks.
+// Each function returns nil if no value of its Go type fits n.
 
 func intEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 	switch n.Kind {
@@ -366,12 +380,12 @@ func floatEncoder(n *codec.Node) func([]byte, float64) ([]byte, error) {
 // appendDecimal appends v rounded to the decimal's scale, half away from zero.
 func appendDecimal(dst []byte, n *codec.Node, v float64) ([]byte, error) {
 	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return dst, misfitf("%g is no decimal", v)
+		return dst, misfitf("%g is not a decimal", v)
 	}
-	exact, _ := new(big.Rat).SetString(fmt.Sprintf("%g", v)) // as people read it: 0.1, not 0.1000000000000000055
+	exact, _ := new(big.Rat).SetString(fmt.Sprintf("%g", v)) // the shortest decimal form: 0.1, not 0.1000000000000000055
 	unscaled, ok := new(big.Int).SetString(exact.Mul(exact, new(big.Rat).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Scale)), nil))).FloatString(0), 10)
 	if !ok {
-		return dst, misfitf("%g is no decimal", v)
+		return dst, misfitf("%g is not a decimal", v)
 	}
 	if limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Precision)), nil); n.Precision > 0 && unscaled.CmpAbs(limit) >= 0 {
 		return dst, misfitf("%s has more than the %d digits of the decimal", strconv.FormatFloat(v, 'f', -1, 64), n.Precision)
@@ -461,7 +475,7 @@ func timeEncoder(n *codec.Node) func([]byte, instant) ([]byte, error) {
 	}
 }
 
-// durationEncoder is for a time of day, which is a duration since midnight.
+// durationEncoder encodes a time of day, given as nanoseconds since midnight.
 func durationEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 	if kindOf(n) != types.DurationKind {
 		return nil
@@ -475,6 +489,7 @@ func durationEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 	}
 }
 
+// sortedKeys returns the keys of a map, which must be strings.
 func sortedKeys(m traits.Mapper) ([]string, error) {
 	var keys []string
 	for it := m.Iterator(); it.HasNext() == types.True; {

@@ -13,8 +13,8 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// cartSchemas are the events and the state of a cart, whose state is nothing but
-// collections.
+// cartSchemas returns the event types and the state of a cart. All fields of the
+// state are collections.
 func cartSchemas(t testing.TB) (types []*codec.Schema, state *codec.Schema) {
 	t.Helper()
 	parse := func(text string) *codec.Schema {
@@ -67,9 +67,9 @@ func cartEvent(t testing.TB, spec Spec, typ, n int, product string, count int) [
 	return event(t, spec.Types[typ], n, fmt.Sprintf(`{"id":"c","product":%q,"n":%d}`, product, count))
 }
 
-// Lists and maps of a state are appended to, filtered and set entry by entry, and
-// come out of a snapshot as they went in.
-func TestCollectionsInAState(t *testing.T) {
+// A fold appends to lists, filters them and sets map entries. A snapshot restores
+// the collections.
+func TestFoldUpdatesListsAndMaps(t *testing.T) {
 	spec := cartSpec(t)
 	f := compile(t, spec)
 	folder := f.NewFolder()
@@ -103,8 +103,8 @@ func TestCollectionsInAState(t *testing.T) {
 	}
 }
 
-// The same against Go's own lists and maps, for any events.
-func TestCollectionsAreThoseOfGo(t *testing.T) {
+// For random events, the collections equal those of a model with Go slices and maps.
+func TestListsAndMapsEqualAModelInGo(t *testing.T) {
 	spec := cartSpec(t)
 	f := compile(t, spec)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -130,11 +130,11 @@ func TestCollectionsAreThoseOfGo(t *testing.T) {
 		}
 		got := text(t, f.State().Root(), a.State)
 		if want := `{"lines":[` + strings.Join(lines, ",") + `],`; !strings.HasPrefix(got, want) {
-			rt.Errorf("%s should begin with %s", got, want)
+			rt.Errorf("state is %s, want it to start with %s", got, want)
 		}
 		for _, product := range slices.Sorted(maps.Keys(totals)) {
 			if want := fmt.Sprintf(`%q:%d`, product, totals[product]); !strings.Contains(got, want) {
-				rt.Errorf("%s should have %s", got, want)
+				rt.Errorf("state is %s, want it to contain %s", got, want)
 			}
 		}
 		if err := codec.Validate(f.State().Root(), a.State); err != nil {
@@ -143,14 +143,14 @@ func TestCollectionsAreThoseOfGo(t *testing.T) {
 	})
 }
 
-// A state that grows with every event ends at its bound: the event is bad, and the
-// aggregate is as it was.
-func TestAStateThatIsTooLargeIsRefused(t *testing.T) {
+// An event that makes the state larger than MaxState is rejected, and the aggregate
+// is unchanged.
+func TestApplyRejectsAStateThatIsTooLarge(t *testing.T) {
 	spec := cartSpec(t)
 	spec.MaxState = 200
 	f := compile(t, spec)
 	if f.Hash() == compile(t, cartSpec(t)).Hash() {
-		t.Error("the bound is not in the hash: it decides which events are folded")
+		t.Error("MaxState is not in the hash, but it determines which events are applied")
 	}
 	folder := f.NewFolder()
 	var a Aggregate
@@ -163,13 +163,13 @@ func TestAStateThatIsTooLargeIsRefused(t *testing.T) {
 		if err == nil {
 			continue
 		}
-		if pipeline.ReasonOf(err) != pipeline.ReasonTooLarge || !strings.Contains(err.Error(), "at most 200") {
-			t.Errorf("event %d: %v", i, err)
+		if pipeline.ReasonOf(err) != pipeline.ReasonTooLarge || !strings.Contains(err.Error(), "the limit is 200") {
+			t.Errorf("event %d: %v, want a rejection with the limit", i, err)
 		}
 		if i == 0 || len(a.State) > 200 || fmt.Sprint(a) != before {
 			t.Errorf("event %d changed the aggregate: %v, before %v", i, a, before)
 		}
-		// One that makes it smaller is welcome.
+		// An event that makes the state smaller is applied.
 		if _, err := folder.Read(lineRemoved, cartEvent(t, spec, lineRemoved, 100, "product 0", 0), Origin{}); err != nil {
 			t.Fatal(err)
 		}
@@ -178,5 +178,5 @@ func TestAStateThatIsTooLargeIsRefused(t *testing.T) {
 		}
 		return
 	}
-	t.Error("a hundred lines went into 200 bytes")
+	t.Error("100 lines fit into 200 bytes")
 }

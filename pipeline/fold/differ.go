@@ -8,19 +8,19 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// A Differ finds out in which fields two states differ. It holds scratch memory:
-// one goroutine at a time.
+// A Differ compares two states field by field. It holds scratch memory; one
+// goroutine at a time may use it.
 type Differ struct {
-	layout        *codec.Layout // of every leaf
-	zero          []byte
+	layout        *codec.Layout // of every field that is not a record
+	zero          []byte        // a state with all defaults
 	before, after pipeline.View
 }
 
-// NewDiffer returns a Differ of the fold's states.
+// NewDiffer returns a Differ for the states of the fold.
 func (f *Fold) NewDiffer() *Differ { return &Differ{layout: f.leaves, zero: f.zero} }
 
 // Changed returns the dotted paths of the fields that differ, in the order of the
-// schema. An empty state is one in which every field has its default.
+// schema. An empty slice is a state in which every field has its default.
 func (d *Differ) Changed(before, after []byte) ([]string, error) {
 	for _, s := range []struct {
 		state []byte
@@ -42,7 +42,8 @@ func (d *Differ) Changed(before, after []byte) ([]string, error) {
 	return paths, nil
 }
 
-// Leaves returns the dotted paths of all fields of the state that are not records.
+// Leaves returns the dotted paths of all fields of the state that are not records,
+// in the order of the schema.
 func (f *Fold) Leaves() []string {
 	paths := make([]string, f.leaves.Len())
 	for i := range paths {
@@ -51,7 +52,8 @@ func (f *Fold) Leaves() []string {
 	return paths
 }
 
-// Sets returns the dotted paths of the fields that an event of the type may set.
+// Sets returns the dotted paths of the fields of the state that an event of a type
+// sets, in the order of the Spec.
 func (f *Fold) Sets(typ int) []string {
 	var paths []string
 	for _, s := range f.types[typ].sets {
@@ -60,7 +62,8 @@ func (f *Fold) Sets(typ int) []string {
 	return paths
 }
 
-// leafPaths returns the path of every field of a record that is not a record.
+// leafPaths returns the paths of all fields that are not records. Each path starts
+// with the names in under.
 func leafPaths(n *codec.Node, under []string) (paths [][]string) {
 	for i := range n.Fields {
 		path := append(slices.Clone(under), n.Fields[i].Name)

@@ -1,13 +1,15 @@
-// Package fold is the pure part of a projection: the state of an aggregate
-// after one more event, and the snapshot that keeps it. It has no clock, no
-// randomness and no I/O, so the same events give the same bytes, whenever and
-// wherever they are folded.
+// Package fold is the pure part of a projection: it computes the state of an
+// aggregate after one more event, and encodes the snapshot of that state. It has no
+// clock, no randomness and no I/O, so the same events always give the same bytes.
 //
-// A [Spec] says which event sets which fields of the state; [Compile] checks it
-// against the schemas; a [Folder], one per goroutine, applies events to an
-// [Aggregate]. The state stays Avro bytes throughout: setting a field is a
-// splice (see pipeline.View). snapshot.go is the form in which an aggregate is
-// stored and published.
+// Start reading at [Compile]. A [Spec] declares which event sets which fields of
+// the state. Compile checks it against the schemas and returns a [Fold]. A [Folder]
+// applies events to an [Aggregate]. The state is always encoded as Avro; setting a
+// field is a splice (see pipeline.View). snapshot.go defines the encodings in which
+// an aggregate is stored and published.
+//
+// A Fold is immutable and safe for concurrent use. Each goroutine owns its Folder,
+// its Differ and its Aggregates.
 package fold
 
 import (
@@ -24,106 +26,111 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A Spec is a declared fold.
+// A Spec is the declaration of a fold.
 type Spec struct {
 	Name  string          // of the projection
-	Types []*codec.Schema // the event types of the topic; an event's type is its index here
-	// Key is the path of the aggregate's id in every event that is folded. Of events
-	// without an envelope it may be empty: their key is the aggregate's id.
+	Types []*codec.Schema // the event types of the topic; other fields refer to a type by its index
+	// Key is the path of the aggregate id in every event that is folded. It may be
+	// empty for events without an envelope: then the aggregate id is their key.
 	Key   expr.Source
 	State *codec.Schema
 
-	// Bare is of events without an envelope, nil of others.
+	// Bare replaces the envelope of events without one. It is nil for events with
+	// an envelope.
 	Bare *expr.Bare
 
 	On []On
 
-	// MaxState is how many bytes a state may have; DefaultMaxState if it is 0.
+	// MaxState is the maximum size of a state in bytes; 0 means DefaultMaxState.
 	MaxState int
-	// AnyPartition says that the aggregate's id does not tell the partition in
-	// which its events stand.
+	// AnyPartition means that the aggregate id does not determine the partition of
+	// the events.
 	AnyPartition bool
 
-	// Window is of a projection with a state for each key and window.
+	// Window, if set, gives the projection one state for each key and window.
 	Window Window
 
-	// Wait is how far, in offsets of the partition, an event whose sequence number
-	// is not the next of its aggregate waits for those that are missing;
-	// DefaultWait if it is 0. After that it is applied all the same if ApplyGap,
-	// else the aggregate is blocked.
+	// Wait is the number of offsets of the partition for which an event waits if
+	// events before it are missing, by their sequence numbers; 0 means DefaultWait.
+	// After that, the event is applied if ApplyGap is set. Otherwise the aggregate
+	// is blocked.
 	Wait     int64
 	ApplyGap bool
 }
 
-// DefaultWait is how long an event waits for the one before it.
+// DefaultWait is the default of [Spec.Wait], in offsets.
 const DefaultWait = 1000
 
-// DefaultMaxState leaves a snapshot room in a record of the size that Kafka takes
-// if it is not told otherwise.
+// DefaultMaxState is the default of [Spec.MaxState], in bytes. A snapshot of that
+// size fits in a record under Kafka's default limit.
 const DefaultMaxState = 900_000
 
-// On says what an event of one type does.
+// On declares the effect of an event of one type.
 type On struct {
-	Type   int
+	Type   int // index in Spec.Types
 	Set    []Set
-	Delete bool // the aggregate is gone; its last state stays as a fence against late events
+	Delete bool // delete the aggregate; its last state stays, so late events are recognized
 }
 
-// Set gives a field of the state a value.
+// Set assigns a value to a field of the state.
 type Set struct {
-	Field expr.Source // path of a field, not of a record
-	Value expr.Source // over the event's fields, and state.* as it was before the event
+	Field expr.Source // path of a field that is not a record
+	Value expr.Source // over the fields of the event, and state.* before the event
 }
 
-// A Fold is a checked [Spec]. It is never changed and safe for concurrent use.
+// A Fold is a compiled [Spec]. It is immutable and safe for concurrent use.
 type Fold struct {
-	name     string
-	hash     string
-	max      int  // bytes of a state
-	anywhere bool // see Spec.AnyPartition
-	window   Window
-	wait     int64
-	applyGap bool
-	bare     bool // events have no envelope
-	ownKey   bool // the record's key is not the aggregate's id, as the topology says
-	state    *codec.Schema
-	snapshot *codec.Schema
-	layout   *codec.Layout // of the state: what is set or read
-	leaves   *codec.Layout // of the state: every field
-	zero     []byte
-	types    []typeFold
+	name         string
+	hash         string
+	max          int // bytes of a state
+	anyPartition bool
+	window       Window
+	wait         int64
+	applyGap     bool
+	bare         bool // events have no envelope
+	ownKey       bool // the key of a bare event is an expression, not the key of its record
+	state        *codec.Schema
+	snapshot     *codec.Schema
+	layout       *codec.Layout // of the state: the fields that are set or read
+	leaves       *codec.Layout // of the state: every field
+	zero         []byte        // a state with all defaults
+	types        []typeFold    // by index in Spec.Types
 }
 
+// A typeFold is the compiled effect of one event type.
 type typeFold struct {
 	schema *codec.Schema
-	folded bool
+	folded bool // the other fields are set
 	delete bool
 	layout *codec.Layout // of the event
-	key    int           // slots of the event; -1 if the aggregate's id is its key
-	bare   expr.BareType // of an event without an envelope
-	id     int           // -1 if the event has none
-	time   int           // -1 if the event has none
-	micros int64         // microseconds in a unit of time
-	number int           // the sequence number; -1 if the event has none
-	branch int64         // of the union that it is in; -1 if it is in none
+	bare   expr.BareType // for an event without an envelope
 	sets   []set
+
+	// Slots in layout; -1 for none.
+	key    int // the aggregate id; -1 if that is the key of the event
+	id     int // the event id
+	time   int // the event time
+	number int // the sequence number
+
+	micros int64 // microseconds per unit of time
+	branch int64 // the branch of the sequence number in its union; -1 if it is a long
 }
 
 type set struct {
-	slot  int // of the state
+	slot  int // in Fold.layout
 	value *expr.Program
 }
 
-// Compile checks a Spec. Faults, if there are any, are all that were found.
+// Compile compiles a Spec. It returns either a Fold or all faults that it found.
 func Compile(spec Spec) (*Fold, []expr.Fault) {
 	f := &Fold{name: spec.Name, state: spec.State, types: make([]typeFold, len(spec.Types)),
-		max: cmp.Or(spec.MaxState, DefaultMaxState), anywhere: spec.AnyPartition,
+		max: cmp.Or(spec.MaxState, DefaultMaxState), anyPartition: spec.AnyPartition,
 		window: spec.Window, wait: cmp.Or(spec.Wait, DefaultWait), applyGap: spec.ApplyGap,
 		bare: spec.Bare != nil, ownKey: spec.Bare != nil && spec.Bare.Key.Text != ""}
 	var faults []expr.Fault
 	zero, err := codec.NewRecord(spec.State.Root())
 	if err != nil {
-		faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the state %s cannot start out empty: %v", spec.State.Name(), err), Hint: "give each of its fields a default"})
+		faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the state %s has no initial value: %v", spec.State.Name(), err), Hint: "give each of its fields a default"})
 	}
 	f.zero = zero
 	statePaths := [][]string{}
@@ -136,7 +143,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	if f.layout, err = codec.NewLayout(spec.State, statePaths); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
-	// The layout above has refused records within themselves.
+	// leafPaths terminates: NewLayout above rejects recursive records.
 	if f.leaves, err = codec.NewLayout(spec.State, leafPaths(spec.State.Root(), nil)); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
@@ -156,56 +163,40 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	return f, nil
 }
 
-// compileType checks what one type of event does, and adds the fields of the
-// state that it needs to statePaths.
-func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string) (faults []expr.Fault) {
+// compileType compiles the effect of one event type into t, and appends the paths
+// of the state that it sets or reads to statePaths.
+func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string) []expr.Fault {
 	schema := spec.Types[on.Type]
-	root := schema.Root()
 	t.schema, t.folded, t.delete, t.key, t.id, t.time, t.number = schema, true, on.Delete, -1, -1, -1, -1
+	fault := func(msg string) []expr.Fault {
+		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: msg}}
+	}
 
-	var paths [][]string
 	var key []string
+	var paths [][]string // the fields of the event that the fold reads
 	if spec.Key.Text != "" || !f.bare {
 		key = strings.Split(spec.Key.Text, ".")
-		switch n, fault := lookup(root, key); {
-		case fault != "":
-			return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: fault}}
-		case n.Tag != "":
-			return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: fmt.Sprintf("%s is encrypted in %s, and cannot be a key", spec.Key.Text, schema.Name())}}
-		case n.Kind != codec.String:
-			return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: fmt.Sprintf("%s is %s in %s, but a key is a string", spec.Key.Text, n, schema.Name())}}
+		if msg := checkKey(schema, spec.Key.Text, key); msg != "" {
+			return fault(msg)
 		}
 		paths = append(paths, key)
 	}
-	consts := map[string]string{"type": root.Name[strings.LastIndexByte(root.Name, '.')+1:]}
+	var consts map[string]string
+	numbered := false
 	if f.bare {
+		var faults []expr.Fault
 		if t.bare, faults = spec.Bare.Compile(schema, schema.Name()); len(faults) > 0 {
 			return faults
 		}
-		paths, consts = append(paths, t.bare.Paths()...), nil
-	}
-	if id := root.Field("id"); id != nil && id.Type.Kind == codec.String && !f.bare {
-		paths = append(paths, []string{"id"})
-	}
-	if ts := root.Field("timestamp"); ts != nil && !f.bare {
-		switch ts.Type.Logical {
-		case "timestamp-micros":
-			t.micros = 1
-		case "timestamp-millis":
-			t.micros = 1000
-		}
-		if t.micros > 0 {
-			paths = append(paths, []string{"timestamp"})
-		}
-	}
-
-	if spec.Window.Size > 0 && t.micros == 0 && !f.bare {
-		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: fmt.Sprintf("%s has no timestamp, and a window is one of event time", schema.Name())}}
-	}
-	numbered := false
-	if number := root.Field("sequence"); number != nil && spec.Window.Size == 0 && !f.bare {
-		if t.branch = branchOf(number.Type, codec.Long); t.branch >= 0 || number.Type.Kind == codec.Long {
-			paths, numbered = append(paths, []string{"sequence"}), true
+		paths = append(paths, t.bare.Paths()...)
+	} else {
+		var envelope [][]string
+		envelope, numbered = t.readEnvelope(spec.Window.Size == 0)
+		paths = append(paths, envelope...)
+		name := schema.Root().Name
+		consts = map[string]string{"type": name[strings.LastIndexByte(name, '.')+1:]}
+		if spec.Window.Size > 0 && t.micros == 0 {
+			return fault(fmt.Sprintf("%s has no timestamp, but a window needs the time of the event", schema.Name()))
 		}
 	}
 
@@ -214,43 +205,18 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		expr.Root{Name: "state", Schema: spec.State, View: 1},
 	)
 	if err != nil {
-		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: err.Error()}}
+		return fault(err.Error())
 	}
-	seen := map[string]bool{}
-	for _, s := range on.Set {
-		path := strings.Split(s.Field.Text, ".")
-		n, fault := lookup(spec.State.Root(), path)
-		switch {
-		case fault != "":
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fault})
-			continue
-		case n.Kind == codec.Record:
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is a record", s.Field.Text), Hint: "set its fields one by one"})
-			continue
-		case seen[s.Field.Text]:
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is set twice", s.Field.Text)})
-			continue
-		}
-		seen[s.Field.Text] = true
-		program, err := env.Compile(s.Value.Text, expr.Value(n, s.Field.Text, spec.State.Name()))
-		if err != nil {
-			faults = append(faults, expr.Faults(s.Value, schema.Name(), err)...)
-			continue
-		}
-		paths = append(paths, program.Paths(0)...)
-		*statePaths = append(*statePaths, path)
-		*statePaths = append(*statePaths, program.Paths(1)...)
-		t.sets = append(t.sets, set{value: program})
-	}
+	read, faults := t.compileSets(env, spec, on.Set, statePaths)
 	if len(faults) > 0 {
 		return faults
 	}
-	if t.layout, err = codec.NewLayout(schema, paths); err != nil {
-		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: err.Error()}}
+	if t.layout, err = codec.NewLayout(schema, append(paths, read...)); err != nil {
+		return fault(err.Error())
 	}
 	if f.bare {
 		if err := t.bare.Bind(t.layout); err != nil {
-			return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: err.Error()}}
+			return fault(err.Error())
 		}
 	} else {
 		t.id = t.layout.Slot("id")
@@ -267,13 +233,85 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 	return nil
 }
 
-// branchOf returns the number of the branch of a kind in a union, -1 if it has
-// none or is no union.
+// checkKey returns the fault of a path that cannot be an aggregate id, or "".
+func checkKey(schema *codec.Schema, key string, path []string) (fault string) {
+	n, fault := lookup(schema.Root(), path)
+	switch {
+	case fault != "":
+		return fault
+	case n.Tag != "":
+		return fmt.Sprintf("%s is encrypted in %s, and cannot be a key", key, schema.Name())
+	case n.Kind != codec.String:
+		return fmt.Sprintf("%s is %s in %s, but a key is a string", key, n, schema.Name())
+	}
+	return ""
+}
+
+// readEnvelope returns the paths of the event id, the event time and, if sequence is
+// set, the sequence number, as far as the type has them. It sets micros and branch.
+func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, numbered bool) {
+	root := t.schema.Root()
+	if id := root.Field("id"); id != nil && id.Type.Kind == codec.String {
+		paths = append(paths, []string{"id"})
+	}
+	if ts := root.Field("timestamp"); ts != nil {
+		switch ts.Type.Logical {
+		case "timestamp-micros":
+			t.micros = 1
+		case "timestamp-millis":
+			t.micros = 1000
+		}
+		if t.micros > 0 {
+			paths = append(paths, []string{"timestamp"})
+		}
+	}
+	if number := root.Field("sequence"); number != nil && sequence {
+		if t.branch = branchOf(number.Type, codec.Long); t.branch >= 0 || number.Type.Kind == codec.Long {
+			paths, numbered = append(paths, []string{"sequence"}), true
+		}
+	}
+	return paths, numbered
+}
+
+// compileSets compiles the assignments of an event type. It returns the paths of
+// the event that they read, and appends those of the state to statePaths.
+func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths *[][]string) (paths [][]string, faults []expr.Fault) {
+	seen := map[string]bool{}
+	for _, s := range sets {
+		path := strings.Split(s.Field.Text, ".")
+		n, fault := lookup(spec.State.Root(), path)
+		switch {
+		case fault != "":
+			faults = append(faults, expr.Fault{Source: s.Field, Msg: fault})
+			continue
+		case n.Kind == codec.Record:
+			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is a record", s.Field.Text), Hint: "set its fields one by one"})
+			continue
+		case seen[s.Field.Text]:
+			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is set twice", s.Field.Text)})
+			continue
+		}
+		seen[s.Field.Text] = true
+		program, err := env.Compile(s.Value.Text, expr.Value(n, s.Field.Text, spec.State.Name()))
+		if err != nil {
+			faults = append(faults, expr.Faults(s.Value, t.schema.Name(), err)...)
+			continue
+		}
+		paths = append(paths, program.Paths(0)...)
+		*statePaths = append(*statePaths, path)
+		*statePaths = append(*statePaths, program.Paths(1)...)
+		t.sets = append(t.sets, set{value: program})
+	}
+	return paths, faults
+}
+
+// branchOf returns the index of the branch of a kind in a union; -1 if there is
+// none, or if n is not a union.
 func branchOf(n *codec.Node, kind codec.Kind) int64 {
 	return int64(slices.IndexFunc(n.Branches, func(b *codec.Node) bool { return b.Kind == kind }))
 }
 
-// lookup follows a path through records.
+// lookup returns the type of the field at a path, or a fault.
 func lookup(n *codec.Node, path []string) (_ *codec.Node, fault string) {
 	for i, name := range path {
 		f := n.Field(name)
@@ -285,8 +323,8 @@ func lookup(n *codec.Node, path []string) (_ *codec.Node, fault string) {
 	return n, ""
 }
 
-// hash identifies what a fold does: states made under another hash are not
-// its states. It covers the text of the fold and the schema of the state.
+// hash identifies the effect of a fold: states computed under another hash are not
+// valid for it. It covers the text of the fold and the schema of the state.
 func hash(spec Spec) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "fold 1\n%s\nkey %q\nstate %q\n", spec.Name, spec.Key.Text, spec.State.String())
@@ -324,77 +362,83 @@ func hash(spec Spec) string {
 // Name returns the name of the projection.
 func (f *Fold) Name() string { return f.name }
 
-// Hash identifies what the fold does, in 32 hexadecimal digits. States made
-// under another hash are to be made anew.
+// Hash identifies the effect of the fold, in 32 hexadecimal digits. States computed
+// under another hash must be computed again.
 func (f *Fold) Hash() string { return f.hash }
 
 // State returns the schema of the state.
 func (f *Fold) State() *codec.Schema { return f.state }
 
-// AnyPartition reports whether an aggregate's events may stand in another
-// partition than that of its id.
-func (f *Fold) AnyPartition() bool { return f.anywhere }
+// AnyPartition reports whether the events of an aggregate may be in another
+// partition than the partition of its id.
+func (f *Fold) AnyPartition() bool { return f.anyPartition }
 
 // Bare reports whether the events have no envelope.
 func (f *Fold) Bare() bool { return f.bare }
 
-// TellsByKey reports whether the key of a record that cannot be read is taken for
-// the id of its aggregate.
+// TellsByKey reports whether the key of a record with an unreadable event is
+// assumed to be the id of its aggregate.
 func (f *Fold) TellsByKey() bool { return !f.ownKey }
 
-// Window returns the windows of the projection; Size is 0 if it has none.
+// Window returns the windows of the projection. Size is 0 if it has no windows.
 func (f *Fold) Window() Window { return f.window }
 
-// Wait returns how far, in offsets, an event waits for those before it, and
-// whether it is applied after that; else its aggregate is blocked.
+// Wait returns the number of offsets for which an event waits for missing events,
+// and whether it is applied after that. Otherwise its aggregate is blocked.
 func (f *Fold) Wait() (offsets int64, apply bool) { return f.wait, f.applyGap }
 
-// Folds reports whether events of the type do anything.
+// Folds reports whether events of a type have an effect.
 func (f *Fold) Folds(typ int) bool { return f.types[typ].folded }
 
-// Outcome is what became of an event.
+// Outcome is the result of applying an event.
 type Outcome uint8
 
 const (
-	// Applied: the aggregate has a new version.
+	// Applied means that the aggregate has a new version.
 	Applied Outcome = iota
-	// Late: the aggregate was deleted before, and nothing brings it back.
+	// Late means that the aggregate is already deleted. A deleted aggregate never
+	// changes again.
 	Late
-	// Duplicate: the event was applied before. A Folder remembers no events, so
-	// this is what its caller says of one that it does not apply.
+	// Duplicate means that the event was applied before. A Folder does not detect
+	// that; its caller does, and does not apply the event.
 	Duplicate
 )
 
-// A Folder applies events. It holds scratch memory: one goroutine at a time.
+// A Folder applies events to aggregates. It holds scratch memory; one goroutine at
+// a time may use it.
 type Folder struct {
 	*Fold
-	event pipeline.View
-	typ   int
+	event pipeline.View // of the last Read
+	typ   int           // of the last Read
 	state pipeline.View
 
-	number   int64 // of the event
-	numbered bool
-	scope    expr.Scope // these are of an event without an envelope
-	id, key  []byte
-	time     int64
-	arena    []byte
-	sizes    []int
-	next     []byte // the state that Update makes
+	number   int64 // sequence number of the event
+	numbered bool  // the event has a sequence number
+
+	// Only for events without an envelope.
+	scope   expr.Scope
+	id, key []byte
+	time    int64 // in microseconds since 1970
+
+	arena []byte // the new values of the fields
+	sizes []int  // the end of each value in arena
+	next  []byte // memory for the next state that Update computes
 }
 
 // NewFolder returns a Folder.
 func (f *Fold) NewFolder() *Folder { return &Folder{Fold: f} }
 
-// An Origin is what the record of an event says, which counts for events without
-// an envelope whose topic does not say otherwise.
+// An Origin holds the key and the timestamp of the record of an event. They are the
+// key and the time of an event without an envelope, unless [Spec.Bare] has an
+// expression for them.
 type Origin struct {
 	Key  []byte
 	Time int64 // in microseconds since 1970
 }
 
-// Read takes in an event of a type that the fold [Fold.Folds], and returns the
-// aggregate's id, which is valid until body or from changes, or the next Read. An
-// error is of pipeline.ClassReject.
+// Read reads an event of a type for which [Fold.Folds] is true, and returns the
+// aggregate id. The id is valid until the next Read, or until body or from changes.
+// An error is of pipeline.ClassReject.
 func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) {
 	t := &f.types[typ]
 	if err := t.layout.Walk(body, &f.event); err != nil {
@@ -413,38 +457,38 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	switch {
 	case err != nil:
 	case len(id) == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate's id is empty")
+		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id is empty")
 	case len(id) > maxID:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate's id has %d bytes, at most %d are taken", len(id), maxID)
+		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id has %d bytes, the limit is %d", len(id), maxID)
 	case id[0] == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate's id begins with a zero byte: such keys are those of a projector's own records")
+		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id starts with a zero byte, which is reserved for the projector's own records")
 	default:
 		f.number, f.numbered, err = f.readNumber()
 	}
 	return id, err
 }
 
-// readBare finds out what an envelope would say.
+// readBare sets the id, the time and the key of an event without an envelope.
 func (f *Folder) readBare(from Origin) (err error) {
 	t := &f.types[f.typ].bare
 	f.scope.Reset(time.Time{}, &f.event)
 	if f.id, err = t.AppendID(f.id[:0], &f.scope); err != nil {
 		return err
 	}
-	var told bool
-	if f.time, told, err = t.Time(&f.scope); err != nil {
+	var ok bool
+	if f.time, ok, err = t.Time(&f.scope); err != nil {
 		return err
 	}
-	if !told {
+	if !ok {
 		f.time = from.Time
 	}
-	if f.key, told, err = t.AppendKey(f.key[:0], &f.scope); err == nil && !told {
+	if f.key, ok, err = t.AppendKey(f.key[:0], &f.scope); err == nil && !ok {
 		f.key = append(f.key, from.Key...)
 	}
 	return err
 }
 
-// readNumber reads the sequence number of the event.
+// readNumber reads the sequence number of the event. ok is false if it has none.
 func (f *Folder) readNumber() (n int64, ok bool, err error) {
 	t := &f.types[f.typ]
 	if t.number < 0 {
@@ -466,12 +510,12 @@ func (f *Folder) readNumber() (n int64, ok bool, err error) {
 	return n, true, nil
 }
 
-// Number returns the sequence number of the event that was read last, and whether
-// it has one.
+// Number returns the sequence number of the event of the last Read, and whether it
+// has one.
 func (f *Folder) Number() (int64, bool) { return f.number, f.numbered }
 
-// Time returns the time of the event that was read last, in microseconds since
-// 1970; 0 if its type has none.
+// Time returns the time of the event of the last Read, in microseconds since 1970;
+// 0 if its type has no time.
 func (f *Folder) Time() int64 {
 	t := &f.types[f.typ]
 	if f.bare {
@@ -482,19 +526,20 @@ func (f *Folder) Time() int64 {
 	}
 	n, _, err := codec.ReadLong(f.event.Get(t.time))
 	if err != nil {
-		return 0 // the walk has seen it
+		return 0 // impossible: Walk has validated the body
 	}
 	return n * t.micros
 }
 
-// maxID bounds an aggregate's id: it is part of many keys.
+// maxID is the maximum size of an aggregate id, in bytes. The id is part of many
+// keys.
 const maxID = 1024
 
-// Type returns the type of the event that was read last.
+// Type returns the type of the event of the last Read.
 func (f *Folder) Type() *codec.Schema { return f.types[f.typ].schema }
 
-// EventID returns the id of the event that was read last, nil if it has none. It
-// is valid until body changes, or the next Read.
+// EventID returns the id of the event of the last Read, or nil if it has none. It is
+// valid until the next Read, or until the body changes.
 func (f *Folder) EventID() []byte {
 	t := &f.types[f.typ]
 	if f.bare {
@@ -505,18 +550,18 @@ func (f *Folder) EventID() []byte {
 	}
 	id, _, err := codec.ReadText(f.event.Get(t.id))
 	if err != nil {
-		return nil // the walk has seen it
+		return nil // impossible for a string: Walk has validated the body
 	}
 	return id
 }
 
-// Apply applies the event that was read last to the aggregate. On an error,
-// which is of pipeline.ClassReject, the aggregate is as it was. The caller
-// fills in where the event stands (Source, Offset).
+// Apply applies the event of the last Read to the aggregate. On an error, which is
+// of pipeline.ClassReject, the aggregate is unchanged. The caller sets the position
+// of the event (Source, Offset).
 func (f *Folder) Apply(a *Aggregate) (Outcome, error) { return f.apply(a, nil) }
 
-// Update is [Folder.Apply], but leaves the new state in the memory of the old one,
-// if it has room: nobody else may hold it.
+// Update is [Folder.Apply], but stores the new state in the memory of the old state
+// if it fits. The caller must not share that memory.
 func (f *Folder) Update(a *Aggregate) (Outcome, error) {
 	mem := a.State[:0]
 	result, err := f.apply(a, f.next)
@@ -527,7 +572,8 @@ func (f *Folder) Update(a *Aggregate) (Outcome, error) {
 	return result, err
 }
 
-// apply makes the new state in mem, which is not the old one's, or new memory.
+// apply builds the new state in mem, or in new memory if mem is too small. mem must
+// not overlap the old state.
 func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 	if a.Deleted {
 		return Late, nil
@@ -538,9 +584,10 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 		state = f.zero
 	}
 	if err := f.layout.Walk(state, &f.state); err != nil {
-		return 0, fmt.Errorf("the state of %s is not one: %w", f.name, err)
+		return 0, fmt.Errorf("read the state of %s: %w", f.name, err)
 	}
-	// All values first, then all sets: no value sees another's set.
+	// Compute all values before setting any: each value sees the state before the
+	// event.
 	f.arena, f.sizes = f.arena[:0], f.sizes[:0]
 	for i := range t.sets {
 		var err error
@@ -554,19 +601,21 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 		f.state.Set(t.sets[i].slot, f.arena[start:end:end])
 		start = end
 	}
-	// Not where the old one is: that may be f.zero, and the view points into it.
+	// Do not reuse the memory of the old state: it may be f.zero, and the view
+	// refers to it.
 	if n := len(state) + len(f.arena); cap(mem) < n {
 		mem = make([]byte, 0, n)
 	}
 	state = f.state.Append(mem[:0])
 	if len(state) > f.max {
-		return 0, pipeline.Reject(pipeline.ReasonTooLarge, "the state would have %d bytes, at most %d are taken", len(state), f.max)
+		return 0, pipeline.Reject(pipeline.ReasonTooLarge, "the new state has %d bytes, the limit is %d", len(state), f.max)
 	}
 	a.EventID = append(a.EventID[:0], f.EventID()...)
 	a.State = state
 	a.EventTime = f.Time()
 	if f.numbered {
-		// Of an aggregate whose earlier events had no number, nothing is missing.
+		// An aggregate whose earlier events had no number has no gap: the number
+		// before this one is unknown.
 		if f.number > a.Number+1 && (a.Number > 0 || a.Version == 0) {
 			a.Missing += f.number - a.Number - 1
 		}

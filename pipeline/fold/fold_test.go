@@ -28,7 +28,7 @@ func schema(t testing.TB, name string) *codec.Schema {
 	return s
 }
 
-// The types of the tests' topic, by index.
+// The event types of the tests, by index in Spec.Types.
 const (
 	userCreated = iota
 	userUpdated
@@ -70,7 +70,8 @@ func compile(t testing.TB, spec Spec) *Fold {
 	return f
 }
 
-// event encodes an event whose data is JSON.
+// event encodes the n-th event, with data in JSON. Its id ends with n; it happens n
+// microseconds after 2026-01-01T00:00:00Z.
 func event(t testing.TB, schema *codec.Schema, n int, data string) []byte {
 	t.Helper()
 	d := json.NewDecoder(strings.NewReader(fmt.Sprintf(`{"id":"00000000-0000-4000-8000-%012d","timestamp":"2026-01-01T00:00:00.%06dZ","data":%s}`, n, n, data)))
@@ -95,7 +96,7 @@ func text(t testing.TB, n *codec.Node, enc []byte) string {
 	return string(out)
 }
 
-func TestAnAggregateIsTheSumOfItsEvents(t *testing.T) {
+func TestApplyFoldsEventsIntoTheAggregate(t *testing.T) {
 	f := compile(t, userSpec(t)).NewFolder()
 	var a Aggregate
 	steps := []struct {
@@ -125,14 +126,14 @@ func TestAnAggregateIsTheSumOfItsEvents(t *testing.T) {
 		}
 	}
 	if want := "00000000-0000-4000-8000-000000000002"; string(a.EventID) != want {
-		t.Errorf("last event is %s, want %s", a.EventID, want)
+		t.Errorf("EventID is %s, want %s (the late event is not applied)", a.EventID, want)
 	}
 	if want := int64(1767225600_000002); a.EventTime != want {
-		t.Errorf("its time is %d, want %d", a.EventTime, want)
+		t.Errorf("EventTime is %d, want %d", a.EventTime, want)
 	}
 }
 
-func TestASnapshotIsTheAggregate(t *testing.T) {
+func TestReadSnapshotRestoresTheAggregate(t *testing.T) {
 	f := compile(t, userSpec(t))
 	folder := f.NewFolder()
 	var a Aggregate
@@ -154,24 +155,27 @@ func TestASnapshotIsTheAggregate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := f.AppendSnapshot(nil, []byte("u-1"), &b); string(got) != string(body) {
-		t.Errorf("read and written again, the snapshot is another")
+		t.Errorf("the snapshot of the restored aggregate is\n%q, want\n%q", got, body)
 	}
 	for n := range body {
 		if f.ReadSnapshot(body[:n], &b) == nil {
-			t.Errorf("a snapshot cut off after %d of %d bytes was read", n, len(body))
+			t.Errorf("no error for the first %d of %d bytes of a snapshot", n, len(body))
 		}
 	}
 	spec := userSpec(t)
 	spec.On[0].Set[3].Value = src("'new'")
 	other := compile(t, spec)
 	if err := other.ReadSnapshot(body, &b); !errors.Is(err, ErrOtherFold) {
-		t.Errorf("read by another fold: %v", err)
+		t.Errorf("ReadSnapshot of another fold: %v, want ErrOtherFold", err)
 	}
 }
 
-func TestWhatAStoreKeepsIsTheAggregate(t *testing.T) {
-	for _, deleted := range []bool{false, true} {
-		want := Aggregate{Version: 1 << 40, Deleted: deleted, Number: 3 * int64(len(fmt.Sprint(deleted))-4), EventID: []byte("e"), EventTime: -1, Source: Source{"t", "id", 3}, Offset: 7, State: []byte("state")}
+func TestReadAggregateRestoresTheAggregate(t *testing.T) {
+	for _, test := range []struct {
+		deleted bool
+		number  int64
+	}{{false, 3}, {true, 0}} {
+		want := Aggregate{Version: 1 << 40, Deleted: test.deleted, Number: test.number, EventID: []byte("e"), EventTime: -1, Source: Source{"t", "id", 3}, Offset: 7, State: []byte("state")}
 		enc := AppendAggregate(nil, &want)
 		got := Aggregate{Source: want.Source, EventID: []byte("longer than the new one")}
 		if err := ReadAggregate(enc, &got); err != nil {
@@ -182,13 +186,13 @@ func TestWhatAStoreKeepsIsTheAggregate(t *testing.T) {
 		}
 		for n := range len(enc) - len(want.State) {
 			if ReadAggregate(enc[:n], &got) == nil {
-				t.Errorf("cut off after %d bytes, it was read", n)
+				t.Errorf("no error for the first %d of %d bytes", n, len(enc))
 			}
 		}
 	}
 }
 
-func TestADifferTellsTheFieldsThatChanged(t *testing.T) {
+func TestDifferReturnsTheFieldsThatChanged(t *testing.T) {
 	f := compile(t, userSpec(t))
 	folder, differ := f.NewFolder(), f.NewDiffer()
 	var a Aggregate
@@ -216,11 +220,10 @@ func TestADifferTellsTheFieldsThatChanged(t *testing.T) {
 	}
 }
 
-// TestWhereverItIsCutTheFoldIsTheSame is the law that recovery rests on: folding
-// some events, taking a snapshot, restoring it elsewhere and folding the rest
-// gives the same bytes as folding them all; whether states are made anew or in the
-// memory of the old ones.
-func TestWhereverItIsCutTheFoldIsTheSame(t *testing.T) {
+// Recovery depends on this property: folding some events, restoring a snapshot, and
+// folding the other events gives the same bytes as folding all events. It holds for
+// Apply (new memory) and for Update (the memory of the old state).
+func TestFoldFromASnapshotEqualsFoldFromTheStart(t *testing.T) {
 	f := compile(t, userSpec(t))
 	schemas := types(t)
 	rapid.Check(t, func(rt *rapid.T) {
@@ -251,7 +254,7 @@ func TestWhereverItIsCutTheFoldIsTheSame(t *testing.T) {
 				}
 			}
 			if string(before) != was {
-				rt.Fatal("Apply changed the state that was before")
+				rt.Fatal("Apply changed the bytes of the old state")
 			}
 			if rapid.Bool().Draw(rt, "cut") {
 				kept := f.AppendSnapshot(nil, []byte("u"), &b)
@@ -268,7 +271,7 @@ func TestWhereverItIsCutTheFoldIsTheSame(t *testing.T) {
 	})
 }
 
-func TestFaultsOfAFoldAreAllFound(t *testing.T) {
+func TestCompileReturnsAllFaults(t *testing.T) {
 	spec := userSpec(t)
 	spec.Key = src("data.id")
 	spec.On[0].Set = []Set{
@@ -283,51 +286,48 @@ func TestFaultsOfAFoldAreAllFound(t *testing.T) {
 	for _, f := range faults {
 		got = append(got, f.Error())
 	}
-	wants := []string{"shop.User has no field emial", "shop.UserCreated has no field data.nam", "status is a string", "status is set twice", "there is no now() here"}
+	wants := []string{"shop.User has no field emial", "shop.UserCreated has no field data.nam", "status is a string", "status is set twice", "now() is not available here"}
 	if len(got) != len(wants) {
 		t.Fatalf("%d faults, want %d: %q", len(got), len(wants), got)
 	}
 	for i, want := range wants {
 		if !strings.Contains(got[i], want) {
-			t.Errorf("fault %d is %q, should say %q", i, got[i], want)
+			t.Errorf("fault %d is %q, want %q in it", i, got[i], want)
 		}
 	}
 }
 
-func TestBadEventsLeaveTheAggregateAlone(t *testing.T) {
+func TestReadRejectsTruncatedEvents(t *testing.T) {
 	f := compile(t, userSpec(t)).NewFolder()
 	good := event(t, types(t)[userCreated], 1, `{"id":"u-1","email":"e","name":"n"}`)
 	for n := range good {
 		if _, err := f.Read(userCreated, good[:n], Origin{}); pipeline.ClassOf(err) != pipeline.ClassReject {
-			t.Fatalf("cut off after %d of %d bytes: %v", n, len(good), err)
+			t.Fatalf("the first %d of %d bytes: %v, want a rejection", n, len(good), err)
 		}
-	}
-	if _, err := f.Read(userCreated, event(t, types(t)[userCreated], 1, `{"id":"","email":"e","name":"n"}`), Origin{}); pipeline.ClassOf(err) != pipeline.ClassReject {
-		t.Errorf("an empty id: %v", err)
 	}
 }
 
-func TestWhatTheFoldDoesIsInItsHash(t *testing.T) {
+func TestHashCoversTheEffectOfTheFold(t *testing.T) {
 	base := compile(t, userSpec(t)).Hash()
 	if again := compile(t, userSpec(t)).Hash(); again != base {
-		t.Error("the same fold has two hashes")
+		t.Errorf("two hashes of the same fold: %s and %s", base, again)
 	}
 	for name, change := range map[string]func(*Spec){
 		"expression": func(s *Spec) { s.On[0].Set[3].Value.Text = "'other'" },
 		"delete":     func(s *Spec) { s.On[2].Delete = false },
-		"a type":     func(s *Spec) { s.On = s.On[:2] },
+		"type":       func(s *Spec) { s.On = s.On[:2] },
 		"name":       func(s *Spec) { s.Name = "other" },
 	} {
 		spec := userSpec(t)
 		change(&spec)
 		if compile(t, spec).Hash() == base {
-			t.Errorf("%s changed, but not the hash", name)
+			t.Errorf("a change of the %s did not change the hash", name)
 		}
 	}
 	reordered := userSpec(t)
 	reordered.On[0], reordered.On[2] = reordered.On[2], reordered.On[0]
 	if compile(t, reordered).Hash() != base {
-		t.Error("the order of types in the file changed the hash")
+		t.Error("the order of the types in the file changed the hash")
 	}
 }
 

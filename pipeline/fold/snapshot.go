@@ -7,24 +7,24 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// An Aggregate is the state of one aggregate and where it comes from. The zero
-// value is an aggregate to which nothing has happened.
+// An Aggregate is the state of one aggregate, with the position of its last applied
+// event. The zero value is an aggregate without events.
 type Aggregate struct {
-	Version   int64 // events applied
+	Version   int64 // number of applied events
 	Deleted   bool
-	Number    int64  // sequence number of the last event applied; 0 if none had one
-	Missing   int64  // sequence numbers that were passed over
-	EventID   []byte // of the last event applied
-	EventTime int64  // of that event, in microseconds since 1970
-	Source           // where it stands
-	Offset    int64
-	State     []byte // Avro, of the fold's state
+	Number    int64  // sequence number of the last applied event; 0 if no event had one
+	Missing   int64  // number of skipped sequence numbers
+	EventID   []byte // of the last applied event
+	EventTime int64  // of the last applied event, in microseconds since 1970
+	Source           // of the last applied event
+	Offset    int64  // of the last applied event
+	State     []byte // encoded as Avro, with the schema of the state of the fold
 }
 
-// A Source is the partition that an aggregate's events stand in.
+// A Source is the partition of an event.
 type Source struct {
 	Topic     string
-	TopicID   string // another one if the topic was deleted and made anew
+	TopicID   string // changes if the topic is deleted and created again
 	Partition int32
 }
 
@@ -32,12 +32,12 @@ type Source struct {
 const (
 	Live    = "live"
 	Deleted = "deleted"
-	Gap     = "gap"     // events are missing: their sequence numbers were passed over
-	Blocked = "blocked" // an event of it cannot be folded, and those after it wait
+	Gap     = "gap"     // events are missing: sequence numbers were skipped
+	Blocked = "blocked" // an event cannot be folded, and the events after it wait
 )
 
-// Status returns the aggregate's status. That it is blocked is for others to
-// know: see [Fold.AppendSnapshot].
+// Status returns the status of the aggregate. It never returns [Blocked], which the
+// Aggregate does not record; see [Fold.AppendBlocked].
 func (a *Aggregate) Status() string {
 	switch {
 	case a.Deleted:
@@ -48,8 +48,9 @@ func (a *Aggregate) Status() string {
 	return Live
 }
 
-// snapshotSchema is the record in which an aggregate of that state is kept in
-// the store and published on the snapshots topic.
+// snapshotSchema returns the schema of a snapshot of an aggregate with that state.
+// Snapshots are published on the snapshots topic. The text of the schema is
+// registered there, so a change to it, even to a doc, is a new schema version.
 func snapshotSchema(state *codec.Schema) (*codec.Schema, error) {
 	return codec.ParseSchema(fmt.Sprintf(`{
   "type": "record",
@@ -81,10 +82,10 @@ func (f *Fold) AppendSnapshot(dst []byte, id []byte, a *Aggregate) []byte {
 	return f.appendSnapshot(dst, id, a, a.Status())
 }
 
-// AppendBlocked is AppendSnapshot of an aggregate that is blocked.
+// AppendBlocked is [Fold.AppendSnapshot] for a blocked aggregate.
 func (f *Fold) AppendBlocked(dst []byte, id []byte, a *Aggregate) []byte {
 	if a.Deleted {
-		return f.AppendSnapshot(dst, id, a) // nothing will happen to it
+		return f.AppendSnapshot(dst, id, a) // a deleted aggregate does not change any more
 	}
 	return f.appendSnapshot(dst, id, a, Blocked)
 }
@@ -105,17 +106,18 @@ func (f *Fold) appendSnapshot(dst []byte, id []byte, a *Aggregate, status string
 	return append(dst, a.State...)
 }
 
-// ErrOtherFold says that a snapshot was made by another fold than this one.
+// ErrOtherFold means that a snapshot was computed by another fold.
 var ErrOtherFold = errors.New("made by another fold")
 
-// ReadSnapshot reads a record of [Fold.Snapshot] into a. What it keeps of body
-// is copied. A snapshot of another fold is ErrOtherFold.
+// ReadSnapshot reads a record of [Fold.Snapshot] into a. It copies the data from
+// body. The error for a snapshot of another fold is ErrOtherFold; a is then partly
+// overwritten.
 func (f *Fold) ReadSnapshot(body []byte, a *Aggregate) error {
 	if err := codec.Validate(f.snapshot.Root(), body); err != nil {
 		return err
 	}
 	r := reader{rest: body}
-	r.text() // the id: the caller has it as the key
+	r.text() // the id; the caller has it as the key of the record
 	a.Version = r.long()
 	a.Deleted = string(r.text()) == Deleted
 	if by := r.text(); r.err == nil && string(by) != f.hash {
@@ -137,10 +139,13 @@ func (f *Fold) ReadSnapshot(body []byte, a *Aggregate) error {
 	return r.err
 }
 
-// AppendAggregate appends what a store keeps of an aggregate whose id, fold and
-// source are known otherwise: version, a bit for numbered and one for deleted;
-// number and how many are missing, if it is numbered; offset, time and id of the
-// last event; state.
+// AppendAggregate appends the encoding of an aggregate in a store, which holds the
+// id, the fold and the Source elsewhere. All numbers are Avro longs:
+//
+//	version<<2 | numbered<<1 | deleted
+//	number, missing (if numbered)
+//	offset, time and id of the last applied event
+//	state (the rest)
 func AppendAggregate(dst []byte, a *Aggregate) []byte {
 	head := a.Version << 2
 	if a.Deleted {
@@ -160,8 +165,8 @@ func AppendAggregate(dst []byte, a *Aggregate) []byte {
 	return append(dst, a.State...)
 }
 
-// ReadAggregate reads what [AppendAggregate] wrote into a, whose Source stays as
-// it is. What it keeps of enc is copied.
+// ReadAggregate reads the encoding of [AppendAggregate] into a. It leaves a.Source
+// unchanged and copies the data from enc.
 func ReadAggregate(enc []byte, a *Aggregate) error {
 	id := a.EventID
 	err := ViewAggregate(enc, a)
@@ -170,8 +175,8 @@ func ReadAggregate(enc []byte, a *Aggregate) error {
 	return err
 }
 
-// ViewAggregate is [ReadAggregate], but copies nothing: EventID and State are as
-// good as enc is.
+// ViewAggregate is [ReadAggregate] without copies: EventID and State refer to enc
+// and are valid until enc changes.
 func ViewAggregate(enc []byte, a *Aggregate) error {
 	r := reader{rest: enc}
 	head := r.long()
@@ -186,7 +191,7 @@ func ViewAggregate(enc []byte, a *Aggregate) error {
 	return r.err
 }
 
-// reader reads values one after the other and keeps the first error.
+// A reader reads consecutive values and keeps the first error.
 type reader struct {
 	rest []byte
 	err  error

@@ -5,24 +5,24 @@ import (
 	"time"
 )
 
-// A Window says that a projection has a state for each key and each stretch of
-// event time. The zero value says that it has one for each key alone.
+// A Window defines the windows of a projection with one state for each key and
+// window of event time. The zero value means one state for each key.
 //
-// Time is that of the events: the clock of a partition is the latest event time
-// that was in it so far, and never goes back. So what is late is the same on
+// The clock of a partition is the latest event time in the partition so far. It
+// depends only on the events and never goes back, so the same events are late on
 // every replay.
 type Window struct {
-	Size  time.Duration // of a window
-	Every time.Duration // from one window's start to the next; Size if they do not overlap
-	Grace time.Duration // how long after its end a window takes events, by the partition's clock
-	Keep  time.Duration // how long after its end its state is kept, by that clock; 0: for ever
+	Size  time.Duration // length of a window
+	Every time.Duration // from the start of a window to the next start; equal to Size if windows do not overlap
+	Grace time.Duration // time after its end in which a window accepts events, by the clock of the partition
+	Keep  time.Duration // time after its end in which its state is kept, by that clock; 0 means forever
 }
 
-// MaxOverlap bounds into how many windows one event falls.
+// MaxOverlap is the maximum number of windows that contain the same event.
 const MaxOverlap = 1000
 
-// Starts appends the starts of the windows that a time falls into, the earliest
-// first. Times are microseconds since 1970, and a window begins there.
+// Starts appends the starts of the windows that contain a time, in ascending
+// order. Times are in microseconds since 1970. One window starts at 0.
 func (w Window) Starts(dst []int64, micros int64) []int64 {
 	size, every := w.Size.Microseconds(), w.Every.Microseconds()
 	last := micros - floorMod(micros, every)
@@ -35,14 +35,15 @@ func (w Window) Starts(dst []int64, micros int64) []int64 {
 
 func floorMod(a, b int64) int64 { return ((a % b) + b) % b }
 
-// Closed reports whether the window that begins at start takes no more events when
-// the partition's clock is at a time.
+// Closed reports whether the window that starts at start accepts no more events, at
+// a time of the clock of the partition.
 func (w Window) Closed(start, clock int64) bool {
 	return start+w.Size.Microseconds()+w.Grace.Microseconds() <= clock
 }
 
-// KeptFrom returns the start of the first window that is still kept when the
-// clock is at a time, and whether any are not.
+// KeptFrom returns the earliest start of a window whose state is still kept, at a
+// time of the clock of the partition. ok is false if all windows are kept. A state
+// is always kept at least for Grace.
 func (w Window) KeptFrom(clock int64) (start int64, ok bool) {
 	if w.Keep == 0 {
 		return 0, false
@@ -50,15 +51,15 @@ func (w Window) KeptFrom(clock int64) (start int64, ok bool) {
 	return clock - w.Size.Microseconds() - max(w.Keep, w.Grace).Microseconds() + 1, true
 }
 
-// AppendWindowID appends the id of the aggregate that is a key's state in a
-// window: key@2026-01-01T10:00:00Z.
+// AppendWindowID appends the id of the aggregate of a key in a window, such as
+// key@2026-01-01T10:00:00Z.
 func AppendWindowID(dst []byte, key []byte, start int64) []byte {
 	dst = append(append(dst, key...), '@')
 	return time.UnixMicro(start).UTC().AppendFormat(dst, time.RFC3339Nano)
 }
 
-// WindowKey returns the key in an id of [AppendWindowID], and the id itself if it
-// is none.
+// WindowKey returns the key in an id of [AppendWindowID]. It returns other ids
+// unchanged, if they do not contain @.
 func WindowKey(id string) string {
 	if i := strings.LastIndexByte(id, '@'); i >= 0 {
 		return id[:i]
@@ -66,8 +67,8 @@ func WindowKey(id string) string {
 	return id
 }
 
-// WindowStart returns the start of the window in an id of [AppendWindowID], and
-// whether it is one.
+// WindowStart returns the start of the window in an id of [AppendWindowID]. ok is
+// false if the text after the last @ is not a time in RFC 3339.
 func WindowStart(id string) (micros int64, ok bool) {
 	at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(id, WindowKey(id)+"@"))
 	return at.UnixMicro(), err == nil
