@@ -151,19 +151,29 @@ func (j *JSON) string(i int) (int, bool) {
 			return i, false
 		case c == '\\':
 			t.escaped = true
-			i++
-			switch j.text[i] {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-			case 'u':
-				if !isHex(j.text[i+1]) || !isHex(j.text[i+2]) || !isHex(j.text[i+3]) || !isHex(j.text[i+4]) {
-					return i, false
-				}
-				i += 4
-			default:
+			var ok bool
+			if i, ok = j.escape(i + 1); !ok {
 				return i, false
 			}
 		}
 	}
+}
+
+// escape returns the position of the last byte of an escape; i is that of the byte after
+// its backslash.
+func (j *JSON) escape(i int) (int, bool) {
+	switch j.text[i] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return i, true
+	case 'u':
+		for range 4 {
+			if i++; !isHex(j.text[i]) {
+				return i, false
+			}
+		}
+		return i, true
+	}
+	return i, false
 }
 
 func isHex(c byte) bool {
