@@ -37,10 +37,10 @@ func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, erro
 			first = err
 		}
 		switch {
-		case e != nil && e.refused:
+		case e != nil && e.exceeded:
 			return dst[:start], err
 		case next >= 0 && e.spent > e.most:
-			e.refused = true
+			e.exceeded = true
 			return dst[:start], &PathError{Msg: `too many ways to read this as branches of unions: name the branch, as in {"branch": value}`}
 		}
 		b = next
@@ -57,14 +57,14 @@ func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, erro
 // of the right JSON type, whose error then explains the fault.
 func nextBranch(n *Node, v any, b int) int {
 	for i := b; i < len(n.Branches); i++ {
-		if takes(n.Branches[i], v) && hasFields(n.Branches[i], v) {
+		if accepts(n.Branches[i], v) && hasFields(n.Branches[i], v) {
 			return i
 		}
 	}
 	if b > 0 {
 		return -1
 	}
-	return slices.IndexFunc(n.Branches, func(branch *Node) bool { return takes(branch, v) })
+	return slices.IndexFunc(n.Branches, func(branch *Node) bool { return accepts(branch, v) })
 }
 
 // hasFields reports whether the fields of a record match an object: the record has
@@ -91,7 +91,7 @@ func hasFields(n *Node, v any) bool {
 // with the depth.
 type effort struct {
 	spent, most int  // encoded values: so far, and the limit
-	refused     bool // the limit was exceeded, and the search is over
+	exceeded    bool // the limit was exceeded, and the search is over
 }
 
 func newEffort(n *Node, v any) *effort {
@@ -178,9 +178,9 @@ func branchName(n *Node) string {
 	return n.Kind.String()
 }
 
-// takes reports whether a value of the JSON type of v may belong to the node. It is a
+// accepts reports whether a value of the JSON type of v may belong to the node. It is a
 // first filter; the encoder does the full check.
-func takes(n *Node, v any) bool {
+func accepts(n *Node, v any) bool {
 	switch v := v.(type) {
 	case nil:
 		return n.Kind == Null
@@ -248,7 +248,7 @@ func needsTag(n *Node, b int, bare []byte) bool {
 		shape = json.Number(bare)
 	}
 	for i, branch := range n.Branches {
-		if i != b && takes(branch, shape) {
+		if i != b && accepts(branch, shape) {
 			return true
 		}
 	}

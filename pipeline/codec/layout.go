@@ -19,15 +19,15 @@ const (
 	maxDecimal   = 1 << 10 // bytes of a decimal
 )
 
-// A Layout holds the leaves of a record that its owner reads or writes, and the
-// program that finds them in a body. It is immutable and safe for concurrent use.
+// A Layout assigns slots to the leaves of a record that its user reads or writes, and
+// has the program that finds them in a body. It is immutable and safe for concurrent use.
 //
 // A leaf is a field that is not a plain record: paths descend through records,
 // and an array, a map or a union is one leaf. So leaves never overlap.
 type Layout struct {
 	steps   []step
 	program program // compiled from the steps
-	leafs   []leaf
+	slots   []leaf
 }
 
 type leaf struct {
@@ -121,8 +121,8 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 		}
 		st := step{slot: -1, node: f.Type, path: path}
 		if wanted[path] {
-			st.slot = len(l.leafs)
-			l.leafs = append(l.leafs, leaf{path, f.Type})
+			st.slot = len(l.slots)
+			l.slots = append(l.slots, leaf{path, f.Type})
 		}
 		l.steps = append(l.steps, st)
 	}
@@ -130,20 +130,20 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 }
 
 // Len returns the number of slots.
-func (l *Layout) Len() int { return len(l.leafs) }
+func (l *Layout) Len() int { return len(l.slots) }
 
 // Slot returns the slot of the leaf at the path, or -1 if it has none. Slots are
 // numbered in the order of the body.
 func (l *Layout) Slot(path ...string) int {
 	joined := strings.Join(path, ".")
-	return slices.IndexFunc(l.leafs, func(f leaf) bool { return f.path == joined })
+	return slices.IndexFunc(l.slots, func(f leaf) bool { return f.path == joined })
 }
 
 // Node returns the type of the leaf in a slot.
-func (l *Layout) Node(slot int) *Node { return l.leafs[slot].node }
+func (l *Layout) Node(slot int) *Node { return l.slots[slot].node }
 
 // Path returns the dotted path of the leaf in a slot.
-func (l *Layout) Path(slot int) string { return l.leafs[slot].path }
+func (l *Layout) Path(slot int) string { return l.slots[slot].path }
 
 // A WalkError is an error at one place in an Avro body. It is wrapped in a
 // pipeline.RejectError.
@@ -168,7 +168,7 @@ func (e *WalkError) Error() string {
 // must fit 32 bits, and nothing may follow the record. Map keys may repeat: a reader
 // uses the last.
 func (l *Layout) Walk(body []byte, v *pipeline.View) error {
-	v.Reset(body, len(l.leafs))
+	v.Reset(body, len(l.slots))
 	if l.program.walk(body, v, l.steps) {
 		return nil
 	}

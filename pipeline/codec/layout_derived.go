@@ -184,7 +184,7 @@ func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]by
 	if w.msg != "" {
 		return nil, w.err(path)
 	}
-	l.steps = append(l.steps, step{added: true, slot: len(l.leafs), node: n, path: path, preset: enc[:end:end]})
-	l.leafs = append(l.leafs, leaf{path, n})
+	l.steps = append(l.steps, step{added: true, slot: len(l.slots), node: n, path: path, preset: enc[:end:end]})
+	l.slots = append(l.slots, leaf{path, n})
 	return enc[end:], nil
 }

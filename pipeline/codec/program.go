@@ -107,7 +107,7 @@ func (p *program) value(n *Node, nest, loops int) {
 	case n.Kind == Map && n.Elem.Kind == String:
 		in.op = opTexts
 	case n.Kind == Map || n.Kind == Array:
-		if left := maxCode; loops == maxLoops || n.Kind == Array && !takesBytes(n.Elem, &left) {
+		if left := maxCode; loops == maxLoops || n.Kind == Array && !neverEmpty(n.Elem, &left) {
 			break // the walker counts items without bytes
 		}
 		p.items(n, nest, loops)
@@ -160,9 +160,9 @@ func (p *program) items(n *Node, nest, loops int) {
 	(*p)[block].to = int32(len(*p))
 }
 
-// takesBytes reports whether every value of the type has at least one byte. It visits
+// neverEmpty reports whether every value of the type has at least one byte. It visits
 // at most left types, and returns false if that does not suffice.
-func takesBytes(n *Node, left *int) bool {
+func neverEmpty(n *Node, left *int) bool {
 	*left--
 	switch {
 	case *left < 0 || n.Kind == Null:
@@ -170,7 +170,7 @@ func takesBytes(n *Node, left *int) bool {
 	case n.Kind == Fixed:
 		return n.Size > 0
 	case n.Kind == Record:
-		return slices.ContainsFunc(n.Fields, func(f Field) bool { return takesBytes(f.Type, left) })
+		return slices.ContainsFunc(n.Fields, func(f Field) bool { return neverEmpty(f.Type, left) })
 	}
 	return true
 }

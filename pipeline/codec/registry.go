@@ -255,10 +255,10 @@ func (r *Registry) fetch(ctx context.Context, ref SchemaRef) (*Schema, error) {
 		}
 		if try == unknownTries {
 			return nil, pipeline.Reject(pipeline.ReasonUnknownSchema,
-				"the registry at %s has no schema %s (asked %d times); was the event written with another registry?", r.where, ref, try)
+				"the registry at %s has no schema %s after %d requests; was the event written with another registry?", r.where, ref, try)
 		}
 		if err := r.sleep(ctx, unknownWait<<(2*(try-1))); err != nil {
-			return nil, fmt.Errorf("schema %s: asking the registry at %s: %w", ref, r.where, err)
+			return nil, fmt.Errorf("schema %s: querying the registry at %s: %w", ref, r.where, err)
 		}
 	}
 	text, err := r.resolve(ctx, got)
@@ -438,7 +438,7 @@ func (r *Registry) explain(what string, err error) error {
 	var answer *sr.ResponseError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s: asking the schema registry at %s: %w", what, r.where, err)
+		return fmt.Errorf("%s: querying the schema registry at %s: %w", what, r.where, err)
 	case !errors.As(err, &answer):
 		return fmt.Errorf("%s: the schema registry at %s does not answer: %w; is it up, and is the address right?", what, r.where, err)
 	}

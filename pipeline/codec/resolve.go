@@ -46,7 +46,7 @@ func NewResolver(writer, reader *Schema) (*Resolver, error) {
 	if _, err := avro.Resolve(writer.avro, reader.avro); err != nil {
 		return nil, err
 	}
-	c := resolving{aliases: map[string][]string{}, enumDefaults: map[string]string{}, done: map[[2]*Node]*resolveFunc{}}
+	c := resolverCompiler{aliases: map[string][]string{}, enumDefaults: map[string]string{}, done: map[[2]*Node]*resolveFunc{}}
 	c.collect(reader.avro.Root())
 	root, err := c.pair(writer.Root(), reader.Root())
 	if err != nil {
@@ -74,15 +74,15 @@ func (r *Resolver) Append(dst, body []byte) ([]byte, error) {
 	return out, nil
 }
 
-// resolving is the compiler of a Resolver. It keeps the parts of the reader's schema that
+// resolverCompiler compiles a Resolver. It keeps the parts of the reader's schema that
 // a Node lacks: aliases, by type name or RECORD.FIELD, and enum defaults, by type name.
-type resolving struct {
+type resolverCompiler struct {
 	aliases      map[string][]string
 	enumDefaults map[string]string
 	done         map[[2]*Node]*resolveFunc
 }
 
-func (c *resolving) collect(n *avro.SchemaNode) {
+func (c *resolverCompiler) collect(n *avro.SchemaNode) {
 	if n == nil {
 		return
 	}
@@ -110,7 +110,7 @@ func (c *resolving) collect(n *avro.SchemaNode) {
 	c.collect(n.Values)
 }
 
-func (c *resolving) pair(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) pair(w, r *Node) (resolveFunc, error) {
 	if same(w, r, map[[2]*Node]bool{}) {
 		return copied(w), nil
 	}
@@ -127,7 +127,7 @@ func (c *resolving) pair(w, r *Node) (resolveFunc, error) {
 	return *f, err
 }
 
-func (c *resolving) compile(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) compile(w, r *Node) (resolveFunc, error) {
 	switch {
 	case w.Kind == Union:
 		return c.fromUnion(w, r)
@@ -223,7 +223,7 @@ func rescaled(from, to int64, kind Kind) resolveFunc {
 	}
 }
 
-func (c *resolving) enum(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) enum(w, r *Node) (resolveFunc, error) {
 	to := make([]int, len(w.Symbols))
 	for i, symbol := range w.Symbols {
 		to[i] = slices.Index(r.Symbols, symbol)
@@ -243,7 +243,7 @@ func (c *resolving) enum(w, r *Node) (resolveFunc, error) {
 	}, nil
 }
 
-func (c *resolving) fromUnion(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) fromUnion(w, r *Node) (resolveFunc, error) {
 	branches := make([]resolveFunc, len(w.Branches))
 	for i, b := range w.Branches {
 		var err error
@@ -262,7 +262,7 @@ func (c *resolving) fromUnion(w, r *Node) (resolveFunc, error) {
 
 // toUnion selects the first branch of the same type as the writer's or, if there is
 // none, the first branch that the value can be converted to.
-func (c *resolving) toUnion(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) toUnion(w, r *Node) (resolveFunc, error) {
 	for _, exact := range []bool{true, false} {
 		for i, b := range r.Branches {
 			if exact && (b.Kind != w.Kind || w.Name != "" && !c.named(w, b)) {
@@ -282,12 +282,12 @@ func (c *resolving) toUnion(w, r *Node) (resolveFunc, error) {
 
 // named reports whether two named types match by name, without the namespace as in
 // Avro's rules, or by an alias of the reader's type.
-func (c *resolving) named(w, r *Node) bool {
+func (c *resolverCompiler) named(w, r *Node) bool {
 	short := func(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
 	return short(w.Name) == short(r.Name) || slices.ContainsFunc(c.aliases[r.Name], func(a string) bool { return a == w.Name || short(a) == short(w.Name) })
 }
 
-func (c *resolving) blocks(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) blocks(w, r *Node) (resolveFunc, error) {
 	item, err := c.pair(w.Elem, r.Elem)
 	if err != nil {
 		return nil, err
@@ -325,7 +325,7 @@ func (c *resolving) blocks(w, r *Node) (resolveFunc, error) {
 
 // record returns a function that reads the fields in the writer's order and appends
 // them in the reader's.
-func (c *resolving) record(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) record(w, r *Node) (resolveFunc, error) {
 	type part struct {
 		from  int    // index of the writer's field; -1 for a default
 		value []byte // the default

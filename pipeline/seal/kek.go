@@ -47,7 +47,7 @@ func ParseKEKs(text string) (*KEKs, error) {
 		k.newest = id
 	}
 	if k.newest == "" {
-		return nil, fmt.Errorf("there is no key in it; a line is an id and the output of: openssl rand -base64 %d", keySize)
+		return nil, fmt.Errorf("there is no key in it; each line is an id and the output of: openssl rand -base64 %d", keySize)
 	}
 	return k, nil
 }
