@@ -15,8 +15,9 @@ func Skip(n *Node, enc []byte) (rest []byte, err error) {
 
 var errBlock = errors.New("the item count of a block is out of range")
 
-// ReadBlock returns the number of items in the block at the start of enc and the
-// bytes of its items. The block is one of an array or a map; a count of 0 ends it.
+// ReadBlock returns the number of items in the block at the start of enc, and the rest
+// of enc, which begins with the items. An array or a map is a sequence of blocks; a
+// block of 0 items ends it.
 func ReadBlock(enc []byte) (count int64, rest []byte, err error) {
 	count, rest, err = ReadLong(enc)
 	if err == nil && count < 0 { // the block's size in bytes follows

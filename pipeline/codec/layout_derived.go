@@ -158,8 +158,8 @@ func (s *Schema) uses(record *Node) int {
 // NewDerivedLayout returns a layout that walks bodies of base and has slots of
 // derived, which is base with fields added by [Schema.With]. Paths name leaves of
 // derived. Every added leaf has a slot, named or not. A walk sets it to its default
-// and gives it an empty span at the end of its record. So [pipeline.View.Append] gives
-// a body of derived.
+// and gives it an empty span at the end of its record. So View.Append gives a body of
+// derived.
 func NewDerivedLayout(base, derived *Schema, paths [][]string) (*Layout, error) {
 	return newLayout(base, derived, paths)
 }

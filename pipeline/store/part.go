@@ -13,8 +13,8 @@ import (
 type Family byte
 
 // A Part holds the entries and the position of one partition of one projection. After
-// [Store.Part] or [Store.Reset] replaces a part, the old Part is empty and must not be
-// used any more. A Part is immutable and safe for concurrent use.
+// [Store.Part] or [Store.Reset] replaces a part, the old Part is empty, and the caller
+// must not write to it any more. A Part is immutable and safe for concurrent use.
 type Part struct {
 	store    *Store
 	id       uint32
