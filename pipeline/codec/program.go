@@ -13,9 +13,9 @@ import (
 // described in one place, and the program stays short. It is one loop, because an
 // instruction does less work than a call would cost.
 //
-// It checks UTF-8 once per run, not once per text. A run is the bytes from one value
-// that cannot be part of a run to the next: texts with their one-byte lengths, and
-// other values whose bytes are below 0x80. Such a byte is ASCII and never part of a
+// It checks UTF-8 once per run, not once per text. A run is a sequence of texts with
+// one-byte lengths and of other values of one byte below 0x80. It ends at a value of
+// another form, such as a double. A byte below 0x80 is ASCII and never part of a
 // multi-byte character, so the run is UTF-8 exactly if each text in it is.
 type program []instruction
 

@@ -75,7 +75,7 @@ type rejection struct {
 	until time.Time
 }
 
-// A request is a request for a schema in flight. The goroutine that sends it sets the
+// A request is the lookup of a schema in flight. The goroutine that sends it sets the
 // other fields before it closes done; afterwards they do not change.
 type request struct {
 	done      chan struct{}

@@ -36,7 +36,7 @@ type token struct {
 const maxNested = 10_000
 
 // Parse splits a text into tokens. It accepts the same texts as encoding/json, but only
-// in UTF-8. An error gives the column of the fault.
+// in UTF-8. A syntax error gives the column of the fault.
 func (j *JSON) Parse(text []byte) error {
 	j.text = append(append(j.text[:0], text...), 0)
 	j.tokens = j.tokens[:0]
@@ -159,8 +159,8 @@ func (j *JSON) string(i int) (int, bool) {
 	}
 }
 
-// escape returns the position of the last byte of an escape; i is that of the byte after
-// its backslash.
+// escape checks an escape in a string; i is the position after the backslash. It returns
+// the position of the last byte of the escape.
 func (j *JSON) escape(i int) (int, bool) {
 	switch j.text[i] {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
