@@ -8,8 +8,8 @@ import (
 )
 
 // Confluent's framing, version 0: a zero byte, the schema's id in four bytes,
-// big-endian, and the Avro body. Version 1 leaves the value bare and names the
-// schema in a header: a byte of 1 and the schema's GUID.
+// big-endian, and the Avro body. In version 1 the value is the bare Avro body, and a
+// header names the schema: a byte of 1 and the schema's GUID.
 //
 // Source: Confluent's "Wire format" in the Schema Registry documentation.
 const (
@@ -23,9 +23,10 @@ const (
 type SchemaRef struct {
 	ID     int
 	GUID   [16]byte
-	ByGUID bool // GUID counts, not ID
+	ByGUID bool // GUID names the schema, not ID
 }
 
+// String returns "id 7", or "guid" and the GUID.
 func (r SchemaRef) String() string {
 	if r.ByGUID {
 		g := r.GUID
@@ -34,31 +35,31 @@ func (r SchemaRef) String() string {
 	return fmt.Sprintf("id %d", r.ID)
 }
 
-// AppendFrame appends what stands before an Avro body.
+// AppendFrame appends the version 0 frame, which precedes the Avro body.
 func AppendFrame(dst []byte, id int) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, frameMagic), uint32(id))
 }
 
-// Unframe returns which schema the record's value was written with, and its Avro
-// body. An error is of pipeline.ClassReject and says what was found instead.
+// Unframe returns the schema of the record's value and its Avro body. The body shares
+// memory with the record. An error is of pipeline.ClassReject and describes the value.
 func Unframe(r *pipeline.Record) (SchemaRef, []byte, error) {
 	v := r.Value
 	if v == nil {
-		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonTombstone, "a null value (a tombstone) where an event is due")
+		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonTombstone, "the value is null (a tombstone), expected an event")
 	}
 	if h, ok := r.Header(headerSchemaID); ok {
 		if len(h) == 17 && h[0] == guidMagic {
 			return SchemaRef{GUID: [16]byte(h[1:]), ByGUID: true}, v, nil
 		}
-		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "header %s has %d bytes, expected a byte of 1 and a GUID of 16", headerSchemaID, len(h))
+		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "header %s has %d bytes, expected a byte of 1 and a 16-byte GUID", headerSchemaID, len(h))
 	}
 	if len(v) >= frameSize && v[0] == frameMagic {
 		return SchemaRef{ID: int(binary.BigEndian.Uint32(v[1:]))}, v[frameSize:], nil
 	}
-	return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "no Confluent frame (a zero byte and a schema id of 4): %s", looksLike(v))
+	return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "no Confluent frame (a zero byte and a 4-byte schema id): %s", looksLike(v))
 }
 
-// looksLike says what a value without a frame may be.
+// looksLike describes a value without a frame.
 func looksLike(v []byte) string {
 	switch {
 	case len(v) == 0:

@@ -6,13 +6,13 @@ import (
 	"testing"
 )
 
-func TestItemsGoThroughAllBlocks(t *testing.T) {
+func TestItemsIterateOverAllBlocks(t *testing.T) {
 	array, m := &Node{Kind: Array, Elem: &Node{Kind: String}}, &Node{Kind: Map, Elem: &Node{Kind: Long}}
 	str := func(dst []byte, text string) []byte { return AppendString(dst, text) }
 	sized := AppendLong(AppendLong(nil, -2), 4) // two items in four bytes
 	sized = str(str(sized, "a"), "b")
 	sized = append(str(AppendLong(sized, 1), "c"), 0)
-	entries := append(AppendLong(str(AppendLong(str(AppendLong(nil, 2), "x"), 7), "x"), 8), 0) // a key twice
+	entries := append(AppendLong(str(AppendLong(str(AppendLong(nil, 2), "x"), 7), "x"), 8), 0) // a duplicate key
 	for _, c := range []struct {
 		name string
 		node *Node
@@ -20,12 +20,12 @@ func TestItemsGoThroughAllBlocks(t *testing.T) {
 		want string
 	}{
 		{"empty", array, []byte{0}, ""},
-		{"blocks with and without their size", array, sized, "=a =b =c"},
-		{"a map, whose keys may repeat", m, entries, "x=7 x=8"},
-		{"nothing", array, nil, "the bytes end too soon"},
-		{"an end within an item", array, []byte{2, 8, 'a'}, "bad_body: byte 0: a length of 4, but only 1 bytes are left"},
-		{"an end within a block", array, []byte{4, 0}, "= bad_body: byte 0: the body ends within a number"},
-		{"a number of items that cannot be", array, AppendLong(nil, math.MinInt64), "a block of items out of range"},
+		{"blocks with and without a size", array, sized, "=a =b =c"},
+		{"a map with a duplicate key", m, entries, "x=7 x=8"},
+		{"no bytes", array, nil, "unexpected end of the input"},
+		{"truncated in an item", array, []byte{2, 8, 'a'}, "bad_body: byte 0: a length of 4, but only 1 bytes are left"},
+		{"truncated in a block", array, []byte{4, 0}, "= bad_body: byte 0: the body ends within a number"},
+		{"an impossible item count", array, AppendLong(nil, math.MinInt64), "the item count of a block is out of range"},
 	} {
 		got := ""
 		it := ItemsOf(c.node, c.enc)
@@ -46,14 +46,14 @@ func TestItemsGoThroughAllBlocks(t *testing.T) {
 	}
 }
 
-func TestSkipEndsWhereTheValueDoes(t *testing.T) {
+func TestSkipReturnsTheRestAfterTheValue(t *testing.T) {
 	s := readSchema(t, "OrderCreated")
 	body := encodeEvent(t, s, orderEvent)
 	rest, err := Skip(s.Root(), append(body[:len(body):len(body)], "rest"...))
 	if err != nil || string(rest) != "rest" {
-		t.Errorf("%q, %v", rest, err)
+		t.Errorf("got rest %q, %v", rest, err)
 	}
 	if _, err := Skip(s.Root(), body[:len(body)-1]); err == nil {
-		t.Error("a value that is cut off was skipped")
+		t.Error("a truncated value was skipped")
 	}
 }

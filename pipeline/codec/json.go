@@ -9,38 +9,38 @@ import (
 	"unicode/utf8"
 )
 
-// The JSON form of a value is the one people write:
+// The JSON form of a value is the usual one:
 //
-//	null, boolean               as they are
+//	null, boolean               the JSON literals
 //	int, long                   numbers; 3.0 and 3e2 are integers too, 3.5 is not
 //	float, double               numbers, or "NaN", "Infinity", "-Infinity"
 //	string, enum                strings
 //	bytes, fixed                strings in base64 (RFC 4648, padded)
-//	timestamp-{millis,micros,nanos}  RFC 3339, or the integer; digits finer than the unit are cut off
+//	timestamp-{millis,micros,nanos}  RFC 3339, or the integer; digits finer than the unit are dropped
 //	local-timestamp-...         the same without a zone
 //	date, time-...              "2006-01-02", "15:04:05.000", or the integer
-//	decimal                     a string (or number) of exactly the value: "12.50"
+//	decimal                     a string (or number) with exactly the value: "12.50"
 //	uuid                        the 36 characters, checked
-//	array, map, record          as expected; the keys of a map stay in the order of the body
-//	union                       the bare value; where two branches could take it, the tagged {"long": 3}
+//	array, map, record          array, object, object; AppendJSON keeps the order of a map's keys
+//	union                       the bare value; tagged, as {"long": 3}, where several branches could take it
 //
-// What AppendJSON writes, EncodeJSON reads back to the same value.
+// EncodeJSON reads the output of AppendJSON back to the same value.
 
-// EncodeJSON encodes a JSON value, as encoding/json decodes it into any with
-// UseNumber, as Avro. Every error is a [*PathError].
+// EncodeJSON encodes a JSON value as Avro. The value is of the types into which
+// encoding/json decodes with UseNumber. Every error is a [*PathError].
 //
-// Fields that the value lacks take their defaults; fields that the schema lacks
-// are errors. Nothing is rounded or cut silently, but for the digits of a time
-// that are finer than its unit.
+// A field that the value lacks takes its default; a field that the schema lacks
+// is an error. Nothing is rounded or cut off silently, except for the digits of a
+// time that are finer than its unit.
 func EncodeJSON(s *Schema, value any) ([]byte, error) { return AppendAvro(nil, s, value) }
 
-// AppendAvro is [EncodeJSON] that appends to dst.
+// AppendAvro does the same as [EncodeJSON] and appends to dst.
 func AppendAvro(dst []byte, s *Schema, value any) ([]byte, error) {
 	return appendAvro(dst, s.root, value, 0, nil)
 }
 
-// appendAvro encodes one value. The effort is of the union with several branches to
-// try that it is part of; nil if there is none.
+// appendAvro encodes one value. If the value is part of a union with several
+// branches to try, e bounds that search; otherwise e is nil.
 func appendAvro(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, error) {
 	if e != nil {
 		e.spent++
@@ -55,10 +55,7 @@ func appendAvro(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, error
 		}
 	case Boolean:
 		if b, ok := v.(bool); ok {
-			if b {
-				return append(dst, 1), nil
-			}
-			return append(dst, 0), nil
+			return AppendBool(dst, b), nil
 		}
 	case Int, Long:
 		i, err := toInteger(n, v)
@@ -143,7 +140,7 @@ func appendMap(dst []byte, n *Node, m map[string]any, depth int, e *effort) ([]b
 		return append(dst, 0), nil
 	}
 	dst = binary.AppendVarint(dst, int64(len(m)))
-	// The same value always gives the same bytes, whatever the order of the map.
+	// Sorted keys: the same value always gives the same bytes.
 	var few [8]string
 	keys := few[:0]
 	for key := range m {
@@ -176,7 +173,7 @@ func appendRecord(dst []byte, n *Node, m map[string]any, depth int, e *effort) (
 			v = f.Default
 		default:
 			if err := unknownField(n, m); err != nil {
-				return dst, err // a misspelt field is the better news than the one it leaves missing
+				return dst, err // a misspelled field explains the missing one
 			}
 			return dst, under(f.Name, &PathError{Msg: "missing; expected " + f.Type.String()})
 		}
@@ -190,8 +187,8 @@ func appendRecord(dst []byte, n *Node, m map[string]any, depth int, e *effort) (
 	return dst, nil
 }
 
-// unknownField returns the error for the first field, by name, that the record
-// does not have, or nil.
+// unknownField returns an error about a name in m that is not a field of the record,
+// the first in alphabetical order. It returns nil if there is none.
 func unknownField(n *Node, m map[string]any) error {
 	unknown := ""
 	have := false

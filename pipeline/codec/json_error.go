@@ -7,10 +7,10 @@ import (
 	"unicode/utf8"
 )
 
-// A PathError says where in a value something is wrong, and what.
+// A PathError is an error at one place in a JSON or Avro value.
 type PathError struct {
-	Path string // as in data.items[2].price; empty for the value as a whole
-	Msg  string // what was expected and what was found
+	Path string // as in data.items[2].price; "" for the whole value
+	Msg  string // the expected and the actual value
 }
 
 func (e *PathError) Error() string {
@@ -20,10 +20,10 @@ func (e *PathError) Error() string {
 	return e.Path + ": " + e.Msg
 }
 
-// under puts one more step before the path of a PathError: errors gather their
-// path on the way out, so that the good case pays nothing for it.
+// under prepends a step to the path of a PathError. An error collects its path on the
+// way out, so a valid value costs nothing.
 func under(step string, err error) error {
-	e, ok := err.(*PathError) // never wrapped on its way through this file
+	e, ok := err.(*PathError) // the encoder and the writer never wrap it
 	if !ok {
 		return err
 	}
@@ -40,7 +40,7 @@ func under(step string, err error) error {
 
 func underIndex(i int, err error) error { return under("["+strconv.Itoa(i)+"]", err) }
 
-// underKey is under for the key of a map, which may be any text.
+// underKey does the same as under, with a map key: any text.
 func underKey(key string, err error) error {
 	if key == "" || strings.ContainsAny(key, ".[]\"\\ ") || !printable(key) {
 		key = "[" + quote(key) + "]"
@@ -52,7 +52,7 @@ func printable(s string) bool {
 	return strings.IndexFunc(s, func(r rune) bool { return !strconv.IsPrint(r) }) < 0
 }
 
-// quote quotes a text for a message, and shortens it.
+// quote quotes a text for a message and shortens it.
 func quote(s string) string {
 	const most = 60
 	if len(s) <= most {
@@ -65,8 +65,8 @@ func quote(s string) string {
 	return strconv.Quote(s[:end]) + "..."
 }
 
-// didYouMean returns `; did you mean "name"?` for the nearest of the names, if
-// one is near.
+// didYouMean returns `; did you mean "name"?` with the name closest to s, or "" if
+// none is close.
 func didYouMean(s string, names []string) string {
 	best, least := "", len(s)/3+2
 	for _, name := range names {
@@ -80,8 +80,9 @@ func didYouMean(s string, names []string) string {
 	return "; did you mean " + strconv.Quote(best) + "?"
 }
 
-// distance is the number of bytes to insert, drop, replace or swap with their
-// neighbour to make a into b; for long texts a bound that is too large to matter.
+// distance returns the edit distance of a and b in bytes (optimal string alignment:
+// insertions, deletions, substitutions, swaps of neighbors). For texts of more than
+// 64 bytes it returns an upper bound that no caller accepts.
 func distance(a, b string) int {
 	if len(a) > 64 || len(b) > 64 {
 		return max(len(a), len(b))
@@ -107,16 +108,15 @@ func distance(a, b string) int {
 	return last[len(b)]
 }
 
-// expected is the error for a value that is not of the node's type.
+// expected returns the error for a value that is not of the node's type.
 func expected(n *Node, v any) error {
 	return &PathError{Msg: "expected " + n.String() + ", found " + foundIn(n, v)}
 }
 
-// foundIn is found for a value of a field, which messages do not show if it is
-// personal.
+// foundIn does the same as found, but hides a value of a field with personal data.
 func foundIn(n *Node, v any) string {
 	if n.Tag != "" && v != nil {
-		return "something else (which is personal, and not shown)"
+		return "another value (personal data, not shown)"
 	}
 	return found(v)
 }

@@ -53,7 +53,7 @@ const orderJSON = `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","type":"OrderCre
 	`"metadata":{"source":"cdnow"},"data":{"id":"o-000001","user_id":"u-00001","items":[{"product_id":"cd","quantity":1,"price":11.77},` +
 	`{"product_id":"<lp> & more","quantity":2,"price":14.665}],"total_amount":41.1}}`
 
-func TestEventReadsBackAsItWasWritten(t *testing.T) {
+func TestJSONOfAnEventRoundTrips(t *testing.T) {
 	s := shopSchema(t, "OrderCreated")
 	enc, err := EncodeJSON(s, decodeJSON(t, orderJSON))
 	if err != nil {
@@ -107,13 +107,13 @@ func asPathError(err error, to **PathError) bool {
 	return ok
 }
 
-// TestValues runs the files of testdata/json: the first line is a type, each
-// other line a JSON value, then, after " = ", how it reads back if that differs,
-// or, after " ! ", the error.
+// TestValues runs the files of testdata/json. The first line of a file is a type. Each
+// other line is a JSON value, followed by " = " and the value that reads back, if it
+// differs, or by " ! " and the error.
 func TestValues(t *testing.T) {
 	files, err := filepath.Glob("testdata/json/*.txt")
 	if err != nil || len(files) == 0 {
-		t.Fatal("no files", err)
+		t.Fatal("no files in testdata/json", err)
 	}
 	for _, file := range files {
 		text, err := os.ReadFile(file)
@@ -181,23 +181,23 @@ func TestMissingFieldsTakeDefaults(t *testing.T) {
 	}
 }
 
-func TestAppendJSONRefusesWhatItCannotTrust(t *testing.T) {
+func TestAppendJSONRefusesInvalidBytes(t *testing.T) {
 	for _, test := range []struct{ typ, enc, want string }{
-		{`"string"`, "", `expected string, found the end of the bytes`},
-		{`"string"`, "\x06ab", `expected string, found a length of 3 where 2 bytes are left`},
-		{`"string"`, "\x01", `expected string, found a length of -1 where 0 bytes are left`},
+		{`"string"`, "", `expected string, found the end of the input`},
+		{`"string"`, "\x06ab", `expected string, found a length of 3 with 2 bytes left`},
+		{`"string"`, "\x01", `expected string, found a length of -1 with 0 bytes left`},
 		{`"string"`, "\x02\xff", `expected string, found text that is not UTF-8`},
 		{`"string"`, "\x02a\x00", `1 bytes after the end of the string`},
 		{`"long"`, strings.Repeat("\xff", 10) + "\x01", `expected long, found a number of more than 64 bits`},
 		{`"int"`, "\x80\x80\x80\x80\x10", `expected int, found 2147483648, which is out of range`},
 		{`"boolean"`, "\x02", `expected boolean, found byte 0x02`},
-		{`"double"`, "1234567", `expected double, found 7 bytes where 8 are due`},
+		{`"double"`, "1234567", `expected double, found 7 of its 8 bytes`},
 		{`["null","string"]`, "\x04", `expected null or string, found branch number 2 of 2`},
 		{`{"type":"enum","name":"E","symbols":["A"]}`, "\x02", `expected E, found symbol number 1 of 1`},
-		{`{"type":"array","items":"null"}`, "\x80\x80\x80\x80\x80\x80\x80\x80\x40\x00", `expected array of null, found too many items of no bytes`},
-		{`{"type":"array","items":"long"}`, "\x80\x80\x80\x80\x80\x80\x80\x80\x40\x00", `[1]: expected long, found the end of the bytes`},
-		{`{"type":"array","items":"long"}`, "\x01\x0a\x00", `expected array of long, found a block of 1 items in 5 bytes where 1 are left`},
-		{`{"type":"array","items":"long"}`, "\x01\x04\x02\x00", `expected array of long, found a block that does not end where it says`},
+		{`{"type":"array","items":"null"}`, "\x80\x80\x80\x80\x80\x80\x80\x80\x40\x00", `expected array of null, found too many items of zero bytes`},
+		{`{"type":"array","items":"long"}`, "\x80\x80\x80\x80\x80\x80\x80\x80\x40\x00", `[1]: expected long, found the end of the input`},
+		{`{"type":"array","items":"long"}`, "\x01\x0a\x00", `expected array of long, found a block of 1 items in 5 bytes with 1 left`},
+		{`{"type":"array","items":"long"}`, "\x01\x04\x02\x00", `expected array of long, found a block whose size in bytes is wrong`},
 		{`{"type":"map","values":"long"}`, "\x20\x02a\x02", `expected map of long, found 16 entries in 3 bytes`},
 		{`{"type":"bytes","logicalType":"decimal","precision":4,"scale":2}`, "\x80\x20" + strings.Repeat("1", 2048), `expected bytes (decimal), found 2048 bytes`},
 		{`{"type":"record","name":"L","fields":[{"name":"next","type":["null","L"]}]}`, strings.Repeat("\x02", 1000) + "\x00", `nested more than 128 deep`},
@@ -209,7 +209,7 @@ func TestAppendJSONRefusesWhatItCannotTrust(t *testing.T) {
 	}
 }
 
-func TestNestingIsBoundedWhenEncoding(t *testing.T) {
+func TestEncodeJSONLimitsNesting(t *testing.T) {
 	s := mustParse(t, `{"type":"record","name":"L","fields":[{"name":"next","type":["null","L"]}]}`)
 	var v any
 	for range 1000 {
@@ -220,7 +220,7 @@ func TestNestingIsBoundedWhenEncoding(t *testing.T) {
 	}
 }
 
-func TestBlocksWithSizesAreRead(t *testing.T) {
+func TestAppendJSONReadsBlocksWithSizes(t *testing.T) {
 	n := fieldSchema(t, `{"type":"array","items":"int"}`).Root().Fields[0].Type
 	got, err := AppendJSON(nil, n, []byte("\x03\x04\x02\x04\x02\x06\x00")) // [-2 items in 2 bytes: 1 2] [1 item: 3]
 	if err != nil || string(got) != "[1,2,3]" {
@@ -228,11 +228,11 @@ func TestBlocksWithSizesAreRead(t *testing.T) {
 	}
 }
 
-// A kind of value for the laws: a schema, and values of it in both forms, ours in
-// JSON and goavro's.
+// A sampleType is a random type: its schema, and a generator of values in two forms,
+// JSON for this package and Go values for goavro.
 type sampleType struct {
 	schema any
-	name   string // of the branch, as goavro calls it
+	name   string // goavro's name of the type as a branch
 	value  func(t *rapid.T) (ours, theirs any)
 }
 
@@ -347,7 +347,7 @@ func (g *sampler) draw(t *rapid.T, depth int, inUnion bool) sampleType {
 		elem := g.draw(t, depth-1, false)
 		return sampleType{map[string]any{"type": "map", "values": elem.schema}, "map", func(t *rapid.T) (any, any) {
 			ours, theirs := map[string]any{}, map[string]any{}
-			for range rapid.IntRange(0, 1).Draw(t, "len") { // goavro writes entries in any order
+			for range rapid.IntRange(0, 1).Draw(t, "len") { // at most one entry: goavro writes entries in random order
 				key := rapid.OneOf(anyText, rapid.SampledFrom([]string{"string", "map", "N1"})).Draw(t, "key")
 				ours[key], theirs[key] = elem.value(t)
 			}
@@ -410,9 +410,9 @@ func jsonFloat(f float64, bits int) any {
 	return json.Number(strconv.FormatFloat(f, 'g', -1, bits))
 }
 
-// TestJSONLaws holds two laws over values of random schemas: EncodeJSON gives
-// the bytes that goavro gives, and reads back what AppendJSON wrote.
-func TestJSONLaws(t *testing.T) {
+// Over values of random schemas, EncodeJSON gives the same bytes as goavro, and reads
+// back the output of AppendJSON.
+func TestEncodeJSONAgreesWithGoavroAndRoundTrips(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var g sampler
 		typ := g.draw(t, 3, false)
@@ -460,7 +460,7 @@ func TestJSONLaws(t *testing.T) {
 	})
 }
 
-// everything is a schema with every kind, logical type and sort of union.
+// everything is a schema with every kind, logical type and form of union.
 const everything = `{"type":"record","name":"x.R","fields":[
 	{"name":"b","type":["boolean","int","string"]},
 	{"name":"f","type":["null","float","double","string",{"type":"enum","name":"E","symbols":["A","NaN"]}]},
@@ -498,10 +498,10 @@ func FuzzAppendJSON(f *testing.F) {
 				continue
 			}
 			if !json.Valid(text) {
-				t.Fatalf("%x gives what is not JSON: %s", enc, text)
+				t.Fatalf("%x gives invalid JSON: %s", enc, text)
 			}
-			// Bytes may hold what the JSON side refuses (a bad UUID, too many digits,
-			// a key twice); but what it takes must read back as the same JSON.
+			// EncodeJSON may refuse the value (an invalid UUID, too many digits, a
+			// duplicate key). If it accepts the value, it must read back as the same JSON.
 			again, err := EncodeJSON(s, decodeJSON(t, string(text)))
 			if err != nil {
 				continue
@@ -558,7 +558,7 @@ func BenchmarkEncodeJSON(b *testing.B) {
 			}
 		}
 	})
-	b.Run("goavro", func(b *testing.B) { // behind a conversion that checks nothing
+	b.Run("goavro", func(b *testing.B) { // after a conversion without checks
 		codec, err := goavro.NewCodec(s.String())
 		if err != nil {
 			b.Fatal(err)
@@ -581,8 +581,7 @@ func BenchmarkEncodeJSON(b *testing.B) {
 	})
 }
 
-// toGoavro turns a JSON value into what goavro takes, for the kinds that an
-// OrderCreated has.
+// toGoavro converts a JSON value to goavro's Go types, for the kinds in OrderCreated.
 func toGoavro(b *testing.B, n *Node, v any) any {
 	var err error
 	switch n.Kind {

@@ -8,7 +8,8 @@ import (
 	"time"
 )
 
-// Times. A unit is nanoseconds per 1; a date counts days and has none.
+// Dates, times of day and timestamps. A unit is a number of nanoseconds; a date counts
+// days and has no unit.
 
 func isTime(n *Node) bool { return n.Logical == "date" && n.Kind == Int || timeUnit(n) != 0 }
 
@@ -36,14 +37,14 @@ const (
 	localLayout = "2006-01-02T15:04:05"
 	dayNanos    = 24 * int64(time.Hour)
 
-	// Seconds since 1970 of the years that RFC 3339 can write: 0000 to 9999.
+	// The range of RFC 3339, in seconds since 1970: the years 0000 to 9999.
 	minSeconds, maxSeconds = -62167219200, 253402300799
 
-	// Whole seconds that fit as nanoseconds in 64 bits.
+	// The seconds since 1970 whose nanoseconds fit in 64 bits.
 	minNanoSeconds, maxNanoSeconds = math.MinInt64 / 1_000_000_000, math.MaxInt64/1_000_000_000 - 1
 )
 
-// parseTime returns the integer for a time in text.
+// parseTime parses the text form of a date or time and returns its integer.
 func parseTime(n *Node, text string) (int64, error) {
 	var t time.Time
 	var err error
@@ -91,8 +92,8 @@ func floorDiv(a, b int64) int64 {
 	return q
 }
 
-// appendTime appends a time as text in quotes, or as the integer it is where
-// its text form cannot write it.
+// appendTime appends a date or time as quoted text. It appends the integer if the
+// value is out of the range of the text form.
 func appendTime(dst []byte, n *Node, v int64) []byte {
 	unit := timeUnit(n)
 	var t time.Time
@@ -123,7 +124,7 @@ func appendTime(dst []byte, n *Node, v int64) []byte {
 	}
 	dst = append(dst, '"')
 	dst = t.AppendFormat(dst, layout)
-	// Milliseconds always, finer digits where there are any.
+	// Always three digits; six or nine if the value needs them.
 	width, fraction := 9, t.Nanosecond()
 	for width > 3 && fraction%1000 == 0 {
 		width, fraction = width-3, fraction/1000

@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// Unions. A bare value goes to the branch that takes it; where several do, to
-// the first that can encode it. AppendJSON tags a value exactly where the bare
-// one would be read as another branch, or as a tag.
+// Unions. A bare value belongs to the branch that accepts it; if several do, to the
+// first that can encode it. AppendJSON tags a value only if the bare value would be
+// read as another branch, or as a tag.
 
 // appendUnion encodes v as a branch of the union.
 func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, error) {
@@ -37,11 +37,11 @@ func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, erro
 			first = err
 		}
 		switch {
-		case e != nil && e.refused:
+		case e != nil && e.exceeded:
 			return dst[:start], err
 		case next >= 0 && e.spent > e.most:
-			e.refused = true
-			return dst[:start], &PathError{Msg: `too many ways to read this as branches of unions: say which, as in {"branch": value}`}
+			e.exceeded = true
+			return dst[:start], &PathError{Msg: `too many ways to read this as branches of unions: name the branch, as in {"branch": value}`}
 		}
 		b = next
 	}
@@ -51,24 +51,25 @@ func appendUnion(dst []byte, n *Node, v any, depth int, e *effort) ([]byte, erro
 	return dst, expected(n, v)
 }
 
-// nextBranch returns the first branch from number b on that may take the value, -1
-// if there is none. Of records, only those come into question that have the fields
-// of an object; if no branch has them, it is the first record, whose error says
-// what is wrong.
+// nextBranch returns the number of the first branch, from b on, that may accept the
+// value; -1 if there is none. An object matches a record only if the field names
+// match (see hasFields). If b is 0 and no branch matches, it returns the first branch
+// of the right JSON type, whose error then explains the fault.
 func nextBranch(n *Node, v any, b int) int {
 	for i := b; i < len(n.Branches); i++ {
-		if takes(n.Branches[i], v) && hasFields(n.Branches[i], v) {
+		if accepts(n.Branches[i], v) && hasFields(n.Branches[i], v) {
 			return i
 		}
 	}
 	if b > 0 {
 		return -1
 	}
-	return slices.IndexFunc(n.Branches, func(branch *Node) bool { return takes(branch, v) })
+	return slices.IndexFunc(n.Branches, func(branch *Node) bool { return accepts(branch, v) })
 }
 
-// hasFields reports whether the node, if it is a record, has all fields of an
-// object, and the object all that it needs.
+// hasFields reports whether the fields of a record match an object: the record has
+// every member as a field, and the object has every field without a default. For
+// other nodes and values it returns true.
 func hasFields(n *Node, v any) bool {
 	m, ok := v.(map[string]any)
 	if !ok || n.Kind != Record {
@@ -85,19 +86,19 @@ func hasFields(n *Node, v any) bool {
 	return known == len(m)
 }
 
-// An effort bounds the search for the branch of a value that fits several, and may
-// have values within it that do so, too: tried without a bound, each level would
-// take several times as long as the one in it.
+// An effort bounds the search for the branch of a value that fits several branches.
+// Nested values may fit several, too, so without a bound the time grows exponentially
+// with the depth.
 type effort struct {
-	spent, most int  // values that were encoded
-	refused     bool // the search has ended; the error says so
+	spent, most int  // encoded values: so far, and the limit
+	exceeded    bool // the limit was exceeded, and the search is over
 }
 
 func newEffort(n *Node, v any) *effort {
 	return &effort{most: 256 + (16+len(n.Branches))*countValues(v)}
 }
 
-// countValues returns how many values a value is made of.
+// countValues returns the number of values in v, itself included.
 func countValues(v any) int {
 	n := 1
 	switch v := v.(type) {
@@ -113,9 +114,9 @@ func countValues(v any) int {
 	return n
 }
 
-// tagged returns the branch and the value of a tagged {"branch": value}, if v is
-// one. In a union with a single branch besides null the tag is never written,
-// so a map, and a record with such a field, win over it.
+// tagged returns the branch and the value if v has the tagged form {"branch": value}.
+// AppendJSON never tags in a union with a single branch other than null, so there a
+// map, or a record with a field of that name, takes precedence over the tag.
 func tagged(n *Node, v any) (branch int, inner any, ok bool) {
 	m, isObject := v.(map[string]any)
 	if !isObject || len(m) != 1 {
@@ -137,7 +138,7 @@ func tagged(n *Node, v any) (branch int, inner any, ok bool) {
 	return 0, nil, false
 }
 
-// single reports whether the union has one branch besides null, or only one.
+// single reports whether the union has at most one branch other than null.
 func single(n *Node) bool {
 	others := 0
 	for _, b := range n.Branches {
@@ -148,8 +149,8 @@ func single(n *Node) bool {
 	return others <= 1
 }
 
-// branchNamed returns the number of the branch of that tag, or -1. The short
-// name of a named type will do where only one has it.
+// branchNamed returns the number of the branch with that tag, or -1. A named type may
+// be given without its namespace if no other branch has the same short name.
 func branchNamed(n *Node, tag string) int {
 	short := -1
 	for i, b := range n.Branches {
@@ -177,9 +178,9 @@ func branchName(n *Node) string {
 	return n.Kind.String()
 }
 
-// takes reports whether a value of the JSON type of v may be one of the node's:
-// the first look, which leaves checking to the encoder.
-func takes(n *Node, v any) bool {
+// accepts reports whether a value of the JSON type of v may belong to the node. It is a
+// first filter; the encoder does the full check.
+func accepts(n *Node, v any) bool {
 	switch v := v.(type) {
 	case nil:
 		return n.Kind == Null
@@ -216,8 +217,8 @@ func takes(n *Node, v any) bool {
 	return n.Logical == "decimal"
 }
 
-// needsTag reports whether the bare form of a value of branch b would not be
-// read back as one.
+// needsTag reports whether the JSON of a value of branch b needs a tag, because
+// without it the value would be read back as another branch, or as a tag.
 func needsTag(n *Node, b int, bare []byte) bool {
 	if single(n) {
 		return false
@@ -229,8 +230,7 @@ func needsTag(n *Node, b int, bare []byte) bool {
 	case 't', 'f':
 		shape = true
 	case '"':
-		// Only a text that is itself in quotes, without escapes, is a symbol or
-		// NaN, so the escapes need not be undone.
+		// Symbols and NaN contain no escapes, so the text needs no unquoting.
 		shape = string(bare[1 : len(bare)-1])
 	case '[':
 		shape = []any(nil)
@@ -248,7 +248,7 @@ func needsTag(n *Node, b int, bare []byte) bool {
 		shape = json.Number(bare)
 	}
 	for i, branch := range n.Branches {
-		if i != b && takes(branch, shape) {
+		if i != b && accepts(branch, shape) {
 			return true
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"strings"
 )
 
-// numberText returns the text of a number: json.Number, or what a schema's
-// default or Go code holds.
+// numberText returns the text of a number: a json.Number, or a Go number from a
+// schema's default or from Go code.
 func numberText(v any) (string, bool) {
 	switch v := v.(type) {
 	case json.Number:
@@ -32,8 +32,7 @@ func numberText(v any) (string, bool) {
 	return "", false
 }
 
-// toInteger returns the integer that v is for an int or a long, of whatever
-// logical type.
+// toInteger returns the integer for v as an int or a long of any logical type.
 func toInteger(n *Node, v any) (int64, error) {
 	if text, ok := v.(string); ok && isTime(n) {
 		return parseTime(n, text)
@@ -51,7 +50,7 @@ func toInteger(n *Node, v any) (int64, error) {
 		return i, nil
 	}
 	if !errors.Is(err, strconv.ErrRange) {
-		// 3.0 and 3e2: exact integers in another form.
+		// 3.0 and 3e2 are exact integers in another form.
 		unscaled, ok := scaled(text, 0, 20)
 		if !ok {
 			return 0, expected(n, v)
@@ -67,8 +66,8 @@ func toInteger(n *Node, v any) (int64, error) {
 	return 0, &PathError{Msg: fmt.Sprintf("expected %s (%d to %d), found %s", n, low, high, found(v))}
 }
 
-// scaled returns number * 10^scale as the text of an integer, or false if that
-// is none, has more than max digits, or the text is no number.
+// scaled returns number * 10^scale as the text of an integer. It returns false if the
+// text is not a number, or the result is not an integer of at most most digits.
 func scaled(number string, scale, most int) (string, bool) {
 	sign, rest := "", number
 	if strings.HasPrefix(rest, "-") {
@@ -138,7 +137,7 @@ func toFloat(n *Node, v any, bits int) (float64, error) {
 	return f, nil
 }
 
-// toBytes returns what stands in the body for bytes or a fixed.
+// toBytes returns the content of a bytes or fixed value, without its length.
 func toBytes(n *Node, v any) ([]byte, error) {
 	if raw, ok := v.([]byte); ok { // a schema's default
 		if n.Kind == Fixed && len(raw) != n.Size {
@@ -199,7 +198,7 @@ func toDecimal(n *Node, v any) ([]byte, error) {
 	return full, nil
 }
 
-// twosComplement returns the fewest big-endian bytes that hold i with its sign.
+// twosComplement returns the shortest big-endian two's complement of i.
 func twosComplement(i *big.Int) []byte {
 	if i.Sign() >= 0 {
 		b := i.Bytes()
@@ -208,7 +207,7 @@ func twosComplement(i *big.Int) []byte {
 		}
 		return b
 	}
-	// -i-1 has the inverse bits of i.
+	// The bits of i are the inverse of those of -i-1.
 	b := new(big.Int).Not(i).Bytes()
 	if len(b) == 0 || b[0] >= 0x80 {
 		b = append([]byte{0}, b...)
@@ -252,7 +251,7 @@ func isUUID[text string | []byte](s text) bool {
 	return true
 }
 
-// parseUUID returns the 16 bytes of what isUUID.
+// parseUUID returns the 16 bytes of a text that passes isUUID.
 func parseUUID(s string) []byte {
 	b := make([]byte, 0, 16)
 	for _, part := range strings.Split(s, "-") {

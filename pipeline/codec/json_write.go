@@ -11,9 +11,9 @@ import (
 	"unicode/utf8"
 )
 
-// AppendJSON appends the JSON form of one Avro value of type n. It trusts
-// nothing in enc: counts, lengths, nesting, text are checked, and nothing may
-// follow the value. Every error is a [*PathError].
+// AppendJSON appends the JSON form of enc, one Avro value of type n and nothing else.
+// It checks counts, lengths, nesting and UTF-8, so enc may come from anywhere. Every
+// error is a [*PathError].
 func AppendJSON(dst []byte, n *Node, enc []byte) ([]byte, error) {
 	w := jsonWriter{dst: dst, in: enc, empty: maxEmpty}
 	if err := w.value(n, 0); err != nil {
@@ -25,11 +25,11 @@ func AppendJSON(dst []byte, n *Node, enc []byte) ([]byte, error) {
 	return w.dst, nil
 }
 
-// jsonWriter turns what it takes from in into JSON in dst.
+// jsonWriter reads Avro from in and appends JSON to dst.
 type jsonWriter struct {
 	dst, in []byte
-	// empty is how many more items that take no bytes are believed: without a
-	// bound a few bytes could claim any number of them.
+	// empty is how many more items of zero bytes are accepted. Without a bound, a few
+	// bytes could claim any number of them.
 	empty int
 }
 
@@ -38,7 +38,8 @@ func (w *jsonWriter) fail(n *Node, format string, args ...any) error {
 }
 
 func (w *jsonWriter) value(n *Node, depth int) error {
-	// A walk counts plain records and what is in them apart.
+	// Twice the limit of a walk, which counts the depth of plain records and the depth
+	// within a leaf separately.
 	if depth > 2*maxWalkDepth {
 		return &PathError{Msg: fmt.Sprintf("nested more than %d deep", 2*maxWalkDepth)}
 	}
@@ -103,19 +104,27 @@ func (w *jsonWriter) value(n *Node, depth int) error {
 		}
 		return w.binary(n, b)
 	case Enum:
-		i, err := w.long(n)
-		if err != nil {
-			return err
-		}
-		if i < 0 || i >= int64(len(n.Symbols)) {
-			return w.fail(n, "symbol number %d of %d", i, len(n.Symbols))
-		}
-		return w.text(n, []byte(n.Symbols[i]))
+		return w.enum(n)
 	case Array, Map:
 		return w.items(n, depth)
 	case Record:
 		return w.record(n, depth)
 	}
+	return w.union(n, depth)
+}
+
+func (w *jsonWriter) enum(n *Node) error {
+	i, err := w.long(n)
+	if err != nil {
+		return err
+	}
+	if i < 0 || i >= int64(len(n.Symbols)) {
+		return w.fail(n, "symbol number %d of %d", i, len(n.Symbols))
+	}
+	return w.text(n, []byte(n.Symbols[i]))
+}
+
+func (w *jsonWriter) union(n *Node, depth int) error {
 	b, err := w.long(n)
 	if err != nil {
 		return err
@@ -143,7 +152,7 @@ func (w *jsonWriter) record(n *Node, depth int) error {
 			w.dst = append(w.dst, ',')
 		}
 		w.dst = append(w.dst, '"')
-		w.dst = append(w.dst, f.Name...) // an Avro name needs no escapes
+		w.dst = append(w.dst, f.Name...) // an Avro name needs no escaping
 		w.dst = append(w.dst, '"', ':')
 		if err := w.value(f.Type, depth+1); err != nil {
 			return under(f.Name, err)
@@ -153,7 +162,7 @@ func (w *jsonWriter) record(n *Node, depth int) error {
 	return nil
 }
 
-// items writes an array or a map, which come in blocks.
+// items writes an array or a map.
 func (w *jsonWriter) items(n *Node, depth int) error {
 	open, shut := byte('['), byte(']')
 	if n.Kind == Map {
@@ -168,14 +177,14 @@ func (w *jsonWriter) items(n *Node, depth int) error {
 		if count == 0 {
 			break
 		}
-		left := int64(-1) // how many bytes are left after the block, if it says so
+		left := int64(-1) // how many bytes follow the block; -1 if its size is not given
 		if count < 0 {
 			size, err := w.long(n)
 			if err != nil {
 				return err
 			}
 			if count = -count; count < 0 || size < 0 || size > int64(len(w.in)) {
-				return w.fail(n, "a block of %d items in %d bytes where %d are left", count, size, len(w.in))
+				return w.fail(n, "a block of %d items in %d bytes with %d left", count, size, len(w.in))
 			}
 			left = int64(len(w.in)) - size
 		}
@@ -192,13 +201,13 @@ func (w *jsonWriter) items(n *Node, depth int) error {
 			}
 			if len(w.in) == before {
 				if w.empty--; w.empty < 0 {
-					return w.fail(n, "too many items of no bytes")
+					return w.fail(n, "too many items of zero bytes")
 				}
 			}
 			i++
 		}
 		if left >= 0 && left != int64(len(w.in)) {
-			return w.fail(n, "a block that does not end where it says")
+			return w.fail(n, "a block whose size in bytes is wrong")
 		}
 	}
 	w.dst = append(w.dst, shut)
@@ -228,7 +237,7 @@ func (w *jsonWriter) item(n *Node, i, depth int) error {
 
 func (w *jsonWriter) take(n *Node, size int) ([]byte, error) {
 	if size > len(w.in) {
-		return nil, w.fail(n, "%d bytes where %d are due", len(w.in), size)
+		return nil, w.fail(n, "%d of its %d bytes", len(w.in), size)
 	}
 	b := w.in[:size]
 	w.in = w.in[size:]
@@ -239,7 +248,7 @@ func (w *jsonWriter) long(n *Node) (int64, error) {
 	v, size := binary.Varint(w.in)
 	switch {
 	case size == 0:
-		return 0, w.fail(n, "the end of the bytes")
+		return 0, w.fail(n, "the end of the input")
 	case size < 0:
 		return 0, w.fail(n, "a number of more than 64 bits")
 	}
@@ -253,7 +262,7 @@ func (w *jsonWriter) bytes(n *Node) ([]byte, error) {
 		return nil, err
 	}
 	if size < 0 || size > int64(len(w.in)) {
-		return nil, w.fail(n, "a length of %d where %d bytes are left", size, len(w.in))
+		return nil, w.fail(n, "a length of %d with %d bytes left", size, len(w.in))
 	}
 	return w.take(n, int(size))
 }
@@ -266,7 +275,7 @@ func (w *jsonWriter) text(n *Node, b []byte) error {
 	return nil
 }
 
-// binary writes what bytes and fixed hold.
+// binary writes the content of a bytes or fixed value.
 func (w *jsonWriter) binary(n *Node, b []byte) error {
 	switch {
 	case n.Logical == "decimal":
@@ -324,9 +333,8 @@ func appendJSONFloat(dst []byte, f float64, bits int) []byte {
 	return strconv.AppendFloat(dst, f, format, -1, bits)
 }
 
-// appendJSONString appends valid UTF-8 as a JSON string. Only what must be is
-// escaped, and the two line separators of Unicode: some readers of JSON lines
-// would break the line there.
+// appendJSONString appends valid UTF-8 as a JSON string. It escapes only what JSON
+// requires, and U+2028 and U+2029: some readers of JSON lines break lines there.
 func appendJSONString(dst, s []byte) []byte {
 	const hex = "0123456789abcdef"
 	dst = append(dst, '"')

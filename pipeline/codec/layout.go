@@ -10,26 +10,24 @@ import (
 	"millrace/pipeline"
 )
 
-// Limits of what a walk accepts. A body beyond them is rejected, however its
-// schema describes it: they keep hostile bytes from costing more than their
-// length.
+// Limits of a walk. A body beyond them is rejected, even if it matches its schema: the
+// limits keep the cost of hostile bytes proportional to their length.
 const (
 	maxWalkDepth = 64      // nesting of values
-	maxLeaves    = 1 << 14 // of a record: a few types, each twice in the next, make any number
-	maxEmpty     = 4096    // items of no bytes at all, in one body
+	maxLeaves    = 1 << 14 // of a record; n types, each used twice by the next, have 2^n leaves
+	maxEmpty     = 4096    // items of zero bytes in one body
 	maxDecimal   = 1 << 10 // bytes of a decimal
 )
 
-// A Layout is the leaf fields of a record that somebody reads or writes, and the
-// program that finds them in a body. It is never changed and safe for concurrent
-// use.
+// A Layout assigns slots to the leaves of a record that its user reads or writes, and
+// has the program that finds them in a body. It is immutable and safe for concurrent use.
 //
 // A leaf is a field that is not a plain record: paths descend through records,
-// and an array, a map or a union is a leaf as a whole. So leaves never overlap.
+// and an array, a map or a union is one leaf. So leaves never overlap.
 type Layout struct {
 	steps   []step
-	program program // of the steps
-	leafs   []leaf
+	program program // compiled from the steps
+	slots   []leaf
 }
 
 type leaf struct {
@@ -37,24 +35,23 @@ type leaf struct {
 	node *Node
 }
 
-// A step walks over one leaf of the record, wanted or not. Plain records have
-// no steps of their own: their fields stand in line.
+// A step walks over one leaf of the record, wanted or not. Plain records have no
+// step of their own: the steps of their fields follow each other.
 type step struct {
-	slot int // -1 if nobody wants it
+	slot int // -1 if the leaf is not wanted
 	node *Node
 	path string
 
-	// added: there is nothing in the body, but a leaf that is to be spliced in.
-	added  bool
-	preset []byte // its value
+	added  bool   // the body lacks the leaf; a walk splices it in
+	preset []byte // value of an added leaf
 }
 
-// NewLayout returns the layout of the record for leaves at the given paths. A
-// path given twice is one slot. A path that does not lead to a leaf is an error.
+// NewLayout returns the layout of the record with a slot for the leaf at each path. A
+// path given twice has one slot. A path that does not lead to a leaf is an error.
 func NewLayout(s *Schema, paths [][]string) (*Layout, error) { return newLayout(s, s, paths) }
 
-// newLayout returns a layout of s, for bodies of base: all fields of s that base
-// does not have stand at the end of their record.
+// newLayout returns a layout of s for bodies of base. The fields of s that base lacks
+// are at the end of their record.
 func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
 	wanted := map[string]bool{}
 	for _, p := range paths {
@@ -84,13 +81,14 @@ func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
 	return l, nil
 }
 
-// compile adds the steps of a record, which bodies have as base has it.
+// compile adds the steps of a record; base is the same record in the schema of the
+// bodies.
 func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, depth int) error {
 	if depth > maxWalkDepth {
 		return fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
 	}
 	if len(base.Fields) > len(record.Fields) {
-		return fmt.Errorf("%s has fields that are gone", base.Name)
+		return fmt.Errorf("%s has fields that the derived schema lacks", base.Name)
 	}
 	for i := range record.Fields {
 		f := &record.Fields[i]
@@ -110,7 +108,7 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 		}
 		was := &base.Fields[i]
 		if was.Name != f.Name || was.Type.Kind != f.Type.Kind || f.Type.Kind != Record && was != f && !same(was.Type, f.Type, map[[2]*Node]bool{}) {
-			return fmt.Errorf("%s is not a field of both schemas in the same place", path)
+			return fmt.Errorf("%s is not the same field in both schemas", path)
 		}
 		if f.Type.Kind == Record {
 			if err := l.compile(was.Type, f.Type, path, wanted, depth+1); err != nil {
@@ -119,12 +117,12 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 			continue
 		}
 		if len(l.steps) == maxLeaves {
-			return fmt.Errorf("more than %d fields, with those of the records in it", maxLeaves)
+			return fmt.Errorf("more than %d fields, including those of its records", maxLeaves)
 		}
 		st := step{slot: -1, node: f.Type, path: path}
 		if wanted[path] {
-			st.slot = len(l.leafs)
-			l.leafs = append(l.leafs, leaf{path, f.Type})
+			st.slot = len(l.slots)
+			l.slots = append(l.slots, leaf{path, f.Type})
 		}
 		l.steps = append(l.steps, st)
 	}
@@ -132,26 +130,26 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 }
 
 // Len returns the number of slots.
-func (l *Layout) Len() int { return len(l.leafs) }
+func (l *Layout) Len() int { return len(l.slots) }
 
-// Slot returns the slot of the leaf at the path, -1 if it has none. Slots are
+// Slot returns the slot of the leaf at the path, or -1 if it has none. Slots are
 // numbered in the order of the body.
 func (l *Layout) Slot(path ...string) int {
 	joined := strings.Join(path, ".")
-	return slices.IndexFunc(l.leafs, func(f leaf) bool { return f.path == joined })
+	return slices.IndexFunc(l.slots, func(f leaf) bool { return f.path == joined })
 }
 
 // Node returns the type of the leaf in a slot.
-func (l *Layout) Node(slot int) *Node { return l.leafs[slot].node }
+func (l *Layout) Node(slot int) *Node { return l.slots[slot].node }
 
 // Path returns the dotted path of the leaf in a slot.
-func (l *Layout) Path(slot int) string { return l.leafs[slot].path }
+func (l *Layout) Path(slot int) string { return l.slots[slot].path }
 
-// A WalkError says where in an Avro body something is wrong. It comes wrapped
-// in a pipeline.RejectError.
+// A WalkError is an error at one place in an Avro body. It is wrapped in a
+// pipeline.RejectError.
 type WalkError struct {
-	Path   string // of the field, dotted; "" for the body as a whole
-	Offset int    // into the body
+	Path   string // of the field, dotted; "" for the whole body
+	Offset int    // in bytes from the start of the body
 	Msg    string
 }
 
@@ -163,29 +161,29 @@ func (e *WalkError) Error() string {
 }
 
 // Walk checks the whole body and points v at it, with the spans of the layout's
-// leaves. It allocates nothing that v has not had before. An error is of
-// pipeline.ClassReject.
+// leaves. It allocates nothing if v was used with a layout of this size before. An
+// error is of pipeline.ClassReject.
 //
-// What it accepts is stricter than what decoders do: strings are UTF-8, booleans
-// 0 or 1, ints fit 32 bits, nothing follows the record. Map keys may repeat: a
-// reader takes the last.
+// Walk is stricter than most decoders: strings must be UTF-8, booleans 0 or 1, ints
+// must fit 32 bits, and nothing may follow the record. Map keys may repeat: a reader
+// uses the last.
 func (l *Layout) Walk(body []byte, v *pipeline.View) error {
-	v.Reset(body, len(l.leafs))
+	v.Reset(body, len(l.slots))
 	if l.program.walk(body, v, l.steps) {
 		return nil
 	}
-	return l.carefully(body, v)
+	return l.walkByValue(body, v)
 }
 
-// add gives the view a leaf that is not in the body, at its place there.
+// add adds the step's leaf, which the body lacks, to the view at position pos.
 func (s *step) add(v *pipeline.View, pos int) {
 	v.SetSpan(s.slot, pipeline.Span{Start: pos, End: pos})
 	v.Set(s.slot, s.preset)
 }
 
-// carefully walks over a body value by value, so as to say what is wrong with it. It
-// fills the view, too: whatever the program thinks, what is accepted here has its slots.
-func (l *Layout) carefully(body []byte, v *pipeline.View) error {
+// walkByValue walks over a body that the program did not accept, value by value, to
+// find the fault. If it finds none, it accepts the body; so it fills the view, too.
+func (l *Layout) walkByValue(body []byte, v *pipeline.View) error {
 	w := walker{buf: body}
 	pos := 0
 	for i := range l.steps {
@@ -206,8 +204,8 @@ func (l *Layout) carefully(body []byte, v *pipeline.View) error {
 	return w.ended(pos, "record")
 }
 
-// Validate checks that enc is one value of the type and nothing else, by the
-// rules of [Layout.Walk].
+// Validate checks, by the rules of [Layout.Walk], that enc is one value of the type
+// and nothing else. An error is of pipeline.ClassReject.
 func Validate(n *Node, enc []byte) error {
 	w := walker{buf: enc}
 	pos := w.value(n, 0, 0)
@@ -217,7 +215,7 @@ func Validate(n *Node, enc []byte) error {
 	return w.ended(pos, "value")
 }
 
-// ended returns an error if something follows the position at which all ends.
+// ended returns an error if pos, the end of the value, is not the end of the input.
 func (w *walker) ended(pos int, what string) error {
 	if pos == len(w.buf) {
 		return nil
@@ -230,11 +228,12 @@ func (w *walker) ended(pos int, what string) error {
 // return the position after it. After a failure the position has no meaning.
 type walker struct {
 	buf   []byte
-	empty int // items without bytes so far
+	empty int // items of zero bytes so far
 
+	// The first failure; msg is "" if there is none.
 	msg string
-	at  int
-	sub string // path below the field, innermost last
+	at  int    // its position
+	sub string // its path below the field, innermost last
 }
 
 func (w *walker) fail(at int, format string, args ...any) int {
@@ -262,7 +261,7 @@ func (w *walker) boolean(pos int) int {
 }
 
 func (w *walker) long(pos int) (int64, int) {
-	// One byte is by far the most common.
+	// Fast path: one byte.
 	if pos < len(w.buf) && w.buf[pos] < 0x80 {
 		b := w.buf[pos]
 		return int64(b>>1) ^ -int64(b&1), pos + 1
@@ -307,9 +306,8 @@ func (w *walker) text(pos int) int {
 	return next
 }
 
-// validUTF8 is utf8.Valid with the ASCII first that events are made of. What is no
-// multiple of the bytes that are looked at together has its last ones looked at from
-// the end, some of them again.
+// validUTF8 does the same as utf8.Valid, with a fast path for ASCII. If the length is
+// no multiple of the chunk size, the last chunk overlaps the one before it.
 func validUTF8(b []byte) bool {
 	n := len(b)
 	var all uint64
@@ -363,7 +361,7 @@ func (w *walker) value(n *Node, pos, depth int) int {
 	case Bytes:
 		size, next := w.bytes(pos)
 		if n.Logical == "decimal" && size > maxDecimal {
-			return w.fail(pos, "a decimal of %d bytes: at most %d are taken", size, maxDecimal)
+			return w.fail(pos, "a decimal of %d bytes: the maximum is %d", size, maxDecimal)
 		}
 		return next
 	case Enum:
@@ -401,8 +399,9 @@ func (w *walker) skip(pos, size int) int {
 	return pos + size
 }
 
-// blocks walks over an array or a map: blocks of items, each with their number,
-// or with that number negated and the block's size in bytes; 0 is the end.
+// blocks walks over an array or a map. It is a sequence of blocks of items. A block
+// begins with its item count, or with the negated count and the block's size in bytes;
+// a count of 0 ends the sequence.
 func (w *walker) blocks(n *Node, pos, depth int) int {
 	item := 0
 	for {
@@ -424,7 +423,8 @@ func (w *walker) blocks(n *Node, pos, depth int) int {
 			}
 			next, end = after, after+int(size)
 		}
-		// An item of one byte or more is paid for by the body's length.
+		// The length of the body bounds the number of items of one byte or more. Items
+		// of zero bytes need a limit of their own.
 		start := pos
 		pos = next
 		for range count {
@@ -441,7 +441,7 @@ func (w *walker) blocks(n *Node, pos, depth int) int {
 			}
 			if pos == before {
 				if w.empty++; w.empty > maxEmpty {
-					return w.fail(start, "more than %d items without any bytes", maxEmpty)
+					return w.fail(start, "more than %d items of zero bytes", maxEmpty)
 				}
 			}
 			item++
@@ -452,7 +452,7 @@ func (w *walker) blocks(n *Node, pos, depth int) int {
 	}
 }
 
-// under puts one more step before the path of a failure.
+// under prepends a step to the path of the failure.
 func (w *walker) under(step string) {
 	if w.sub != "" && w.sub[0] != '[' {
 		step += "."

@@ -12,18 +12,18 @@ import (
 
 // A NewField is a field that [Schema.With] adds to a record.
 type NewField struct {
-	Path    []string // of the field: through records, its own name last
-	Type    string   // as in a schema document: "long", ["null", "string"], or the full name of a type that is there
-	Default string   // JSON as in a schema document; "" makes the field nullable, and null by default
+	Path    []string // names of the records on the way, then the name of the field
+	Type    string   // as in a schema document: "long", ["null", "string"], or the full name of a type in the schema
+	Default string   // JSON, as in a schema document; "" makes the field nullable with the default null
 	Doc     string
 }
 
-// With returns the schema with fields added, each at the end of its record, in
-// the order given. Everything else stays: names, docs, defaults, logical types.
-// The text of the result depends on the schema and the fields alone, so that a
-// registry sees the same schema each time.
+// With returns the schema with the fields added, each at the end of its record, in
+// the given order. Names, docs, defaults and logical types stay. The text of the
+// result depends only on the schema and the fields, so a registry receives the same
+// schema each time.
 //
-// A field cannot be added to a record that the schema uses in several places:
+// A field cannot be added to a record that the schema uses in several places, because
 // it would appear in all of them.
 func (s *Schema) With(fields []NewField) (*Schema, error) {
 	if s.avro == nil {
@@ -43,11 +43,11 @@ func (s *Schema) With(fields []NewField) (*Schema, error) {
 	return ParseSchema(derived.String())
 }
 
-// add adds one field to the tree of s under root. added are the paths of those
-// that were added before.
+// add adds one field to root, the tree of s. added holds the paths of the fields that
+// were added before.
 func (s *Schema) add(root *avro.SchemaNode, f NewField, added map[string]bool) error {
 	if len(f.Path) == 0 {
-		return errors.New("no name")
+		return errors.New("the path is empty")
 	}
 	record, in := s.Root(), root
 	for i, name := range f.Path[:len(f.Path)-1] {
@@ -66,9 +66,9 @@ func (s *Schema) add(root *avro.SchemaNode, f NewField, added map[string]bool) e
 	case record.Kind != Record:
 		return fmt.Errorf("%s is not a record", s.Name())
 	case record.Field(name) != nil || added[path]:
-		return errors.New("there is such a field already")
+		return errors.New("the field already exists")
 	case s.uses(record) > 1:
-		return fmt.Errorf("the record %s is used in several places, and would change in all of them", record.Name)
+		return fmt.Errorf("the record %s is used in several places, so the field would appear in all of them", record.Name)
 	}
 	field, err := s.parseField(record, name, f)
 	if err != nil {
@@ -79,8 +79,9 @@ func (s *Schema) add(root *avro.SchemaNode, f NewField, added map[string]bool) e
 	return nil
 }
 
-// parseField parses the field among the names of the schema: beside the whole
-// of it, in a record of the same namespace.
+// parseField parses the field with the named types of the schema in scope. To do so,
+// it parses a record of the same namespace with two fields: the whole schema, then the
+// new field.
 func (s *Schema) parseField(record *Node, name string, f NewField) (*avro.SchemaField, error) {
 	typ := json.RawMessage(f.Type)
 	if !strings.ContainsAny(f.Type, `[{"`) { // a plain name
@@ -119,7 +120,7 @@ func (s *Schema) parseField(record *Node, name string, f NewField) (*avro.Schema
 	return &parsed.Root().Fields[1], nil
 }
 
-// nullFirst returns a type as a union that begins with null.
+// nullFirst returns the type as a union whose first branch is null.
 func nullFirst(typ json.RawMessage) (json.RawMessage, error) {
 	var branches []json.RawMessage
 	if json.Unmarshal(typ, &branches) != nil {
@@ -129,7 +130,7 @@ func nullFirst(typ json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(append([]json.RawMessage{json.RawMessage(`"null"`)}, slices.DeleteFunc(branches, isNull)...))
 }
 
-// uses counts the places where the schema has the record.
+// uses returns the number of places where the schema uses the record.
 func (s *Schema) uses(record *Node) int {
 	count := 0
 	seen := map[*Node]bool{}
@@ -155,16 +156,16 @@ func (s *Schema) uses(record *Node) int {
 }
 
 // NewDerivedLayout returns a layout that walks bodies of base and has slots of
-// derived, which is base with fields added by [Schema.With]. Paths name leaves
-// of derived. An added leaf is a slot whether it is named or not: a walk leaves
-// it at the end of its record, where there are no bytes of it yet, set to its
-// default. So the view, appended, is a body of derived.
+// derived, which is base with fields added by [Schema.With]. Paths name leaves of
+// derived. Every added leaf has a slot, named or not. A walk sets it to its default
+// and gives it an empty span at the end of its record. So View.Append gives a body of
+// derived.
 func NewDerivedLayout(base, derived *Schema, paths [][]string) (*Layout, error) {
 	return newLayout(base, derived, paths)
 }
 
-// compileAdded adds the steps of a field that bodies do not have; enc is its
-// default. Each of its leaves stands where the body is when its turn comes.
+// compileAdded adds the steps of a field that bodies lack; enc begins with its default.
+// It returns the rest of enc. A walk adds each leaf of the field at its current position.
 func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]byte, error) {
 	if depth > maxWalkDepth {
 		return nil, fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
@@ -183,7 +184,7 @@ func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]by
 	if w.msg != "" {
 		return nil, w.err(path)
 	}
-	l.steps = append(l.steps, step{added: true, slot: len(l.leafs), node: n, path: path, preset: enc[:end:end]})
-	l.leafs = append(l.leafs, leaf{path, n})
+	l.steps = append(l.steps, step{added: true, slot: len(l.slots), node: n, path: path, preset: enc[:end:end]})
+	l.slots = append(l.slots, leaf{path, n})
 	return enc[end:], nil
 }

@@ -13,10 +13,10 @@ import (
 	"millrace/pipeline"
 )
 
-func TestAFieldIsAddedAtTheEndOfItsRecord(t *testing.T) {
+func TestWithAddsFieldsAtTheEndOfTheirRecords(t *testing.T) {
 	s := readSchema(t, "OrderCreated")
 	fields := []NewField{
-		{Path: []string{"data", "region"}, Type: "string", Default: `"eu"`, Doc: "Where it is shipped to."},
+		{Path: []string{"data", "region"}, Type: "string", Default: `"eu"`, Doc: "Destination of the shipment."},
 		{Path: []string{"score"}, Type: "double"},
 		{Path: []string{"data", "best"}, Type: `{"type":"array","items":"Item"}`, Default: "[]"},
 	}
@@ -26,20 +26,20 @@ func TestAFieldIsAddedAtTheEndOfItsRecord(t *testing.T) {
 	}
 	again, err := s.With(fields)
 	if err != nil || again.String() != derived.String() {
-		t.Errorf("derived twice, the schema is another: %v\n%s\n%s", err, derived, again)
+		t.Errorf("With is not deterministic: %v\n%s\n%s", err, derived, again)
 	}
 	data := derived.Root().Field("data").Type
-	if last := data.Fields[len(data.Fields)-2]; last.Name != "region" || last.Doc != "Where it is shipped to." || last.Default != "eu" {
-		t.Errorf("the last but one field of data is %+v", last)
+	if last := data.Fields[len(data.Fields)-2]; last.Name != "region" || last.Doc != "Destination of the shipment." || last.Default != "eu" {
+		t.Errorf("the second to last field of data is %+v", last)
 	}
 	if got := derived.Root().Field("score").Type.String(); got != "null or double" {
-		t.Errorf("a field without a default is %s", got)
+		t.Errorf("a field without a default has the type %s", got)
 	}
 	if items := data.Field("items").Type.Elem; data.Field("best").Type.Elem != items {
-		t.Error("shop.Item is not the record that was there")
+		t.Error("the added field does not share the existing record shop.Item")
 	}
 	if got := derived.Root().Field("timestamp"); got.Doc != "When it happened." || got.Type.Logical != "timestamp-micros" || derived.Root().Doc != s.Root().Doc {
-		t.Error("docs or logical types are gone")
+		t.Error("docs or logical types are lost")
 	}
 
 	body := encodeEvent(t, s, orderEvent)
@@ -63,15 +63,15 @@ func TestAFieldIsAddedAtTheEndOfItsRecord(t *testing.T) {
 	}
 }
 
-func TestFieldsThatCannotBeAdded(t *testing.T) {
+func TestWithRefusesInvalidFields(t *testing.T) {
 	s := mustParse(t, `{"type":"record","name":"E","fields":[
 		{"name":"a","type":{"type":"record","name":"Part","fields":[{"name":"x","type":"int"}]}},
 		{"name":"parts","type":{"type":"array","items":"Part"}},
 		{"name":"sub","type":["null",{"type":"record","name":"Sub","fields":[{"name":"x","type":"int"}]}]}]}`)
 	for _, test := range []struct{ path, typ, def, want string }{
-		{"a.x", "int", "", "adding a.x to E: there is such a field already"},
+		{"a.x", "int", "", "adding a.x to E: the field already exists"},
 		{"b.x", "int", "", "adding b.x to E: there is no record b"},
-		{"a.y", "int", "", "adding a.y to E: the record Part is used in several places, and would change in all of them"},
+		{"a.y", "int", "", "adding a.y to E: the record Part is used in several places, so the field would appear in all of them"},
 		{"sub.y", "int", "", "adding sub.y to E: sub is null or Sub, not a record"},
 		{"n", "int", "1.5", "default"},
 		{"n", "int", "nope", "adding n to E: the default nope is not JSON"},
@@ -84,12 +84,12 @@ func TestFieldsThatCannotBeAdded(t *testing.T) {
 		}
 	}
 	if _, err := s.With([]NewField{{Path: []string{"n"}, Type: "int"}, {Path: []string{"n"}, Type: "int"}}); err == nil {
-		t.Error("a field was added twice")
+		t.Error("adding a field twice was accepted")
 	}
 }
 
-// addable are types of fields with a default and another value, each in
-// Millrace's JSON.
+// addable holds field types with a default and another value, in the JSON form of
+// this package.
 var addable = []struct{ typ, def, other string }{
 	{"null", "null", "null"},
 	{"boolean", "true", "false"},
@@ -106,10 +106,9 @@ var addable = []struct{ typ, def, other string }{
 	{`{"type":"record","name":"Added%d","fields":[{"name":"x","type":"int","default":3},{"name":"y","type":"string"}]}`, `{"y":"z"}`, `{"x":1,"y":"w"}`},
 }
 
-// TestAnAddedFieldReadsAsIfItHadBeenWritten holds the derived layout, over random
-// schemas and values, to what encoding the value with the added fields gives,
-// and has it read by goavro and twmb/avro.
-func TestAnAddedFieldReadsAsIfItHadBeenWritten(t *testing.T) {
+// Over random schemas and values, a walk with a derived layout gives the same bytes as
+// encoding the value with the derived schema, and goavro and twmb/avro decode them.
+func TestDerivedLayoutGivesTheBytesOfTheDerivedSchema(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var g sampler
 		one, two, three := g.draw(t, 2, false), g.draw(t, 2, false), g.draw(t, 1, false)
@@ -210,7 +209,7 @@ func TestAnAddedFieldReadsAsIfItHadBeenWritten(t *testing.T) {
 	})
 }
 
-// appendJSONValue encodes a JSON value as a type.
+// appendJSONValue encodes a JSON value as type n.
 func appendJSONValue(n *Node, v any) ([]byte, error) {
 	s := &Schema{root: &Node{Kind: Record, Name: "One", Fields: []Field{{Name: "v", Type: n}}}}
 	return EncodeJSON(s, map[string]any{"v": v})

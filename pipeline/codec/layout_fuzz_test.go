@@ -16,8 +16,9 @@ import (
 	"millrace/pipeline"
 )
 
-// walkLaws draws a schema and a body, valid, damaged or random, and holds the
-// walk to its laws.
+// walkLaws draws a schema and a body (valid, damaged or random) and checks the
+// properties of a walk: it agrees with Validate, loses no bytes, and accepts only
+// bodies that other decoders accept.
 func walkLaws(t *rapid.T) {
 	var g sampler
 	typ := g.draw(t, 3, false)
@@ -38,8 +39,8 @@ func walkLaws(t *rapid.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	whole := rapid.IntRange(0, 3).Draw(t, "damage")
-	switch whole {
+	damage := rapid.IntRange(0, 3).Draw(t, "damage") // 0: none
+	switch damage {
 	case 1:
 		body = body[:rapid.IntRange(0, len(body)-1).Draw(t, "cut")]
 	case 2:
@@ -61,20 +62,20 @@ func walkLaws(t *rapid.T) {
 	var v pipeline.View
 	err = layout.Walk(body, &v)
 	if alone := Validate(s.Root(), body); (alone == nil) != (err == nil) {
-		t.Fatalf("%s\n%x: Walk says %v, Validate %v", text, body, err, alone)
+		t.Fatalf("%s\n%x: Walk returns %v, Validate %v", text, body, err, alone)
 	}
 	if err != nil {
 		var walk *WalkError
-		if whole == 0 || pipeline.ClassOf(err) != pipeline.ClassReject || !errors.As(err, &walk) || walk.Offset < 0 || walk.Offset > len(body) {
+		if damage == 0 || pipeline.ClassOf(err) != pipeline.ClassReject || !errors.As(err, &walk) || walk.Offset < 0 || walk.Offset > len(body) {
 			t.Fatalf("%s\n%x: %v", text, body, err)
 		}
 		return
 	}
-	// The slots are where they are, and nothing is lost by taking them out and
-	// putting them back.
+	// The slots have the right spans, and splicing their own values into the body
+	// does not change it.
 	end, rest, err := ReadText(v.Get(layout.Slot("end")))
 	if err != nil || len(rest) > 0 || !bytes.HasSuffix(body, end) {
-		t.Fatalf("%s\n%x: end is %q", text, body, end)
+		t.Fatalf("%s\n%x: the field end is %q", text, body, end)
 	}
 	for i := range layout.Len() {
 		if err := Validate(layout.Node(i), v.Get(i)); err != nil {
@@ -83,38 +84,39 @@ func walkLaws(t *rapid.T) {
 		v.Set(i, bytes.Clone(v.Get(i)))
 	}
 	if out := v.Append(nil); !bytes.Equal(out, body) {
-		t.Fatalf("%s\n%x: spliced with itself, it is %x", text, body, out)
+		t.Fatalf("%s\n%x: spliced with its own values, it is %x", text, body, out)
 	}
-	// What we accept, others decode; what they encode, we accept.
+	// Other decoders accept every body that Walk accepts, and Walk accepts every body
+	// that they encode.
 	var native any
 	if rest, err := s.Avro().Decode(body, &native, avro.TaggedUnions()); err != nil || len(rest) > 0 {
-		t.Fatalf("%s\n%x: we take it; twmb/avro: %v, %d bytes left", text, body, err, len(rest))
+		t.Fatalf("%s\n%x: Walk accepts it; twmb/avro: %v, %d bytes left", text, body, err, len(rest))
 	}
 	if _, rest, err := reference.NativeFromBinary(body); err != nil && !refusedByGoavro(err) || len(rest) > 0 {
-		t.Fatalf("%s\n%x: we take it; goavro: %v, %d bytes left", text, body, err, len(rest))
+		t.Fatalf("%s\n%x: Walk accepts it; goavro: %v, %d bytes left", text, body, err, len(rest))
 	}
 	again, err := s.Avro().Encode(native)
 	if err != nil {
-		if whole == 0 {
-			t.Fatalf("%s\n%x: twmb/avro does not encode what it decoded: %v", text, body, err)
+		if damage == 0 {
+			t.Fatalf("%s\n%x: twmb/avro cannot encode its decoded value: %v", text, body, err)
 		}
 		return // a logical value out of range
 	}
 	if err := layout.Walk(again, &v); err != nil {
-		t.Fatalf("%s\n%x: twmb/avro encodes it; we: %v", text, again, err)
+		t.Fatalf("%s\n%x: twmb/avro encodes it; Walk: %v", text, again, err)
 	}
 }
 
-// refusedByGoavro are errors of goavro about bodies that are valid Avro: it takes
-// no key twice in a map.
+// refusedByGoavro reports whether the error is one that goavro returns for valid Avro:
+// it refuses a duplicate key in a map.
 func refusedByGoavro(err error) bool { return strings.Contains(err.Error(), "duplicate key") }
 
 func TestWalkLaws(t *testing.T) { rapid.Check(t, walkLaws) }
 
 func FuzzWalk(f *testing.F) { f.Fuzz(rapid.MakeFuzz(walkLaws)) }
 
-// FuzzWalkBody gives random bytes to schemas that have everything: no input makes
-// the walk panic, or gets past it and makes another decoder fail.
+// FuzzWalkBody validates random bytes with schemas that use every type. No input may
+// cause a panic, or be accepted if another decoder refuses it.
 func FuzzWalkBody(f *testing.F) {
 	order := shopSchema(f, "OrderCreated")
 	enc, err := EncodeJSON(order, decodeJSON(f, orderJSON))
@@ -135,20 +137,20 @@ func FuzzWalkBody(f *testing.F) {
 			}
 			var native any
 			if rest, err := s.Avro().Decode(body, &native); err != nil || len(rest) > 0 {
-				t.Fatalf("%x: we take it; twmb/avro: %v, %d bytes left", body, err, len(rest))
+				t.Fatalf("%x: Validate accepts it; twmb/avro: %v, %d bytes left", body, err, len(rest))
 			}
 		}
 	})
 }
 
 type hostileBody struct {
-	name, typ string // of a field v
+	name, typ string // typ is the type of the field v
 	body      []byte
 	want      string
 }
 
-// hostile are bodies that have brought decoders down: a few bytes that claim
-// more than there is.
+// hostile returns bodies that have crashed decoders, most of them a few bytes that claim
+// a large size.
 func hostile() []hostileBody {
 	huge := AppendLong(nil, 1<<40)
 	least := AppendLong(nil, -1<<63)
@@ -163,10 +165,10 @@ func hostile() []hostileBody {
 		{"string of 2^40 bytes", `"string"`, join(huge, []byte("abc")), "a length of 1099511627776, but only 3 bytes are left"},
 		{"string of negative length", `"string"`, join(AppendLong(nil, -1<<40), []byte("abc")), "a length of -1099511627776"},
 		{"bytes of -2^63", `"bytes"`, least, "a length of -9223372036854775808"},
-		{"10^9 items of no bytes", `{"type":"array","items":"null"}`, join(AppendLong(nil, 1e9), []byte{0}), "more than 4096 items without any bytes"},
-		{"2^40 empty records", `{"type":"array","items":{"type":"record","name":"Empty","fields":[]}}`, join(huge, []byte{0}), "more than 4096 items without any bytes"},
-		{"500,000 blocks of 1,000 nulls", `{"type":"array","items":"null"}`, join(bytes.Repeat(AppendLong(nil, 1000), 500_000), []byte{0}), "more than 4096 items without any bytes"},
-		{"arrays within arrays", `{"type":"array","items":{"type":"array","items":"null"}}`, bytes.Repeat(AppendLong(nil, 1<<40), 100), "more than 4096 items without any bytes"},
+		{"10^9 items of zero bytes", `{"type":"array","items":"null"}`, join(AppendLong(nil, 1e9), []byte{0}), "more than 4096 items of zero bytes"},
+		{"2^40 empty records", `{"type":"array","items":{"type":"record","name":"Empty","fields":[]}}`, join(huge, []byte{0}), "more than 4096 items of zero bytes"},
+		{"500,000 blocks of 1,000 nulls", `{"type":"array","items":"null"}`, join(bytes.Repeat(AppendLong(nil, 1000), 500_000), []byte{0}), "more than 4096 items of zero bytes"},
+		{"arrays within arrays", `{"type":"array","items":{"type":"array","items":"null"}}`, bytes.Repeat(AppendLong(nil, 1<<40), 100), "more than 4096 items of zero bytes"},
 		{"50 million levels", `{"type":"record","name":"L","fields":[{"name":"next","type":["null","L"]}]}`, bytes.Repeat([]byte{2}, 50_000_000), "values nested more than 64 deep"},
 		{"trailing bytes", `"long"`, []byte{2, 0}, "1 bytes follow the end of the record"},
 		{"a string that is not UTF-8", `"string"`, []byte{4, 0xff, 0xfe}, "a string that is not UTF-8"},
@@ -180,15 +182,14 @@ func hostile() []hostileBody {
 		{"a number of 65 bits", `"long"`, bytes.Repeat([]byte{0xff}, 11), "a number of more than 64 bits"},
 		{"a number without end", `"long"`, bytes.Repeat([]byte{0x80}, 9), "the body ends within a number"},
 		{"a decimal of a million digits", `{"type":"bytes","logicalType":"decimal","precision":9,"scale":2}`, AppendBytes(nil, bytes.Repeat([]byte{1}, 415_000)), "a decimal of 415000 bytes"},
-		{"a double cut off", `"double"`, []byte{1, 2, 3}, "the body ends within a value of 8 bytes"},
-		{"a fixed of more bytes than there are numbers for", `{"type":"fixed","name":"F","size":2147483647}`, []byte{1}, "the body ends within a value of 2147483647 bytes"},
-		{"nothing at all", `"long"`, nil, "the body ends within a number"},
+		{"a truncated double", `"double"`, []byte{1, 2, 3}, "the body ends within a value of 8 bytes"},
+		{"a fixed of 2^31-1 bytes", `{"type":"fixed","name":"F","size":2147483647}`, []byte{1}, "the body ends within a value of 2147483647 bytes"},
+		{"no bytes", `"long"`, nil, "the body ends within a number"},
 	}
 }
 
-// TestHostileBodiesAreRefused gives each hostile body to the walk, alone and
-// within a record, and bounds what refusing it allocates.
-func TestHostileBodiesAreRefused(t *testing.T) {
+// Each hostile body is rejected with the right error, and with few allocations.
+func TestHostileBodiesAreRejected(t *testing.T) {
 	for _, h := range hostile() {
 		s := fieldSchema(t, h.typ)
 		var paths [][]string
@@ -228,13 +229,13 @@ func TestHostileBodiesAreRefused(t *testing.T) {
 	}
 }
 
-func TestWhatIsOddButHarmlessIsTaken(t *testing.T) {
+func TestUnusualButHarmlessBodiesAreAccepted(t *testing.T) {
 	for _, test := range []struct {
 		name, typ string
 		body      []byte
 	}{
-		{"a key twice in a map", `{"type":"map","values":"long"}`, []byte{4, 2, 'a', 2, 2, 'a', 4, 0}},
-		{"a number longer than it need be", `"long"`, []byte{0x82, 0x80, 0x00}},
+		{"a duplicate key in a map", `{"type":"map","values":"long"}`, []byte{4, 2, 'a', 2, 2, 'a', 4, 0}},
+		{"a varint with needless bytes", `"long"`, []byte{0x82, 0x80, 0x00}},
 		{"blocks with and without sizes", `{"type":"array","items":"boolean"}`, []byte{1, 2, 1, 2, 0, 0}},
 		{"4,096 nulls", `{"type":"array","items":"null"}`, append(AppendLong(nil, 4096), 0)},
 		{"a time in the year 300000", `{"type":"long","logicalType":"timestamp-millis"}`, AppendLong(nil, 9_400_000_000_000_000)},
@@ -245,9 +246,9 @@ func TestWhatIsOddButHarmlessIsTaken(t *testing.T) {
 	}
 }
 
-// TestEveryCutAndEveryBitFlip walks an order cut off after each byte, which is an
-// error, and with each bit flipped, which is an error or another order.
-func TestEveryCutAndEveryBitFlip(t *testing.T) {
+// Every truncation of an order is rejected. An order with one flipped bit is rejected, or
+// other decoders accept it, too.
+func TestWalkOfTruncatedAndFlippedBodies(t *testing.T) {
 	s := shopSchema(t, "OrderCreated")
 	body, err := EncodeJSON(s, decodeJSON(t, orderJSON))
 	if err != nil {
@@ -260,29 +261,28 @@ func TestEveryCutAndEveryBitFlip(t *testing.T) {
 	var v pipeline.View
 	for n := range body {
 		if err := layout.Walk(body[:n], &v); pipeline.ClassOf(err) != pipeline.ClassReject || err == nil {
-			t.Errorf("cut off after %d of %d bytes: %v", n, len(body), err)
+			t.Errorf("truncated after %d of %d bytes: %v", n, len(body), err)
 		}
 	}
-	taken := 0
+	accepted := 0
 	for i := range 8 * len(body) {
 		flipped := bytes.Clone(body)
 		flipped[i/8] ^= 1 << (i % 8)
 		if err := layout.Walk(flipped, &v); err != nil {
 			continue
 		}
-		taken++
+		accepted++
 		var native any
 		if rest, err := s.Avro().Decode(flipped, &native); err != nil || len(rest) > 0 {
-			t.Errorf("bit %d: we take it; twmb/avro: %v", i, err)
+			t.Errorf("bit %d: Walk accepts it; twmb/avro: %v", i, err)
 		}
 	}
-	if taken == 0 || taken == 8*len(body) {
-		t.Errorf("%d of %d flipped bodies are taken", taken, 8*len(body))
+	if accepted == 0 || accepted == 8*len(body) {
+		t.Errorf("%d of %d flipped bodies are accepted", accepted, 8*len(body))
 	}
 }
 
-// TestHostileSchemasAreRefused gives schema documents that have brought parsers
-// down.
+// Schema documents that have crashed parsers are refused.
 func TestHostileSchemasAreRefused(t *testing.T) {
 	nested := func(n int) string {
 		return strings.Repeat(`{"type":"array","items":`, n) + `"long"` + strings.Repeat("}", n)
@@ -296,10 +296,10 @@ func TestHostileSchemasAreRefused(t *testing.T) {
 		"10 MB":                     `{"type":"record","name":"R","doc":"` + strings.Repeat("x", 10<<20) + `","fields":[]}`,
 		"5,000 levels":              nested(5000),
 		"200,000 brackets":          strings.Repeat("[", 200_000),
-		"a name twice":              `{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"a","type":"int"}]}`,
-		"a type twice":              `{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"fixed","name":"F","size":1}},{"name":"b","type":{"type":"fixed","name":"F","size":2}}]}`,
-		"a record without end":      `{"type":"record","name":"R","fields":[{"name":"r","type":"R"}]}`,
-		"a default that is none":    `{"type":"record","name":"R","fields":[{"name":"a","type":"int","default":"x"}]}`,
+		"a duplicate field":         `{"type":"record","name":"R","fields":[{"name":"a","type":"int"},{"name":"a","type":"int"}]}`,
+		"a duplicate type":          `{"type":"record","name":"R","fields":[{"name":"a","type":{"type":"fixed","name":"F","size":1}},{"name":"b","type":{"type":"fixed","name":"F","size":2}}]}`,
+		"an infinite record":        `{"type":"record","name":"R","fields":[{"name":"r","type":"R"}]}`,
+		"an invalid default":        `{"type":"record","name":"R","fields":[{"name":"a","type":"int","default":"x"}]}`,
 		"a fixed of negative size":  `{"type":"fixed","name":"F","size":-1}`,
 		"an unknown type":           `{"type":"record","name":"R","fields":[{"name":"a","type":"Nothing"}]}`,
 		"not JSON":                  `{"type":`,
@@ -308,9 +308,9 @@ func TestHostileSchemasAreRefused(t *testing.T) {
 		"a field of the wrong case": `{"Type":"record"}`,
 	} {
 		s, err := ParseSchema(text)
-		if err == nil { // a record without end is a schema: what has no layout is not walked
+		if err == nil { // an infinite record and 2^60 fields are valid schemas without a layout
 			if _, err = NewLayout(s, nil); err == nil {
-				t.Errorf("%s is taken", name)
+				t.Errorf("%s is accepted", name)
 			}
 		}
 		if err != nil && len(err.Error()) > 1000 {

@@ -48,7 +48,7 @@ func TestWalkFindsLeavesAndSpliceReplacesThem(t *testing.T) {
 		t.Fatal(err)
 	}
 	if l.Len() != 3 || l.Slot("metadata") != 0 || l.Slot("data", "user_id") != 1 || l.Slot("data", "total_amount") != 2 || l.Slot("id") != -1 {
-		t.Fatalf("slots are not in the order of the body")
+		t.Fatal("the slots are not in the order of the body")
 	}
 	var v pipeline.View
 	if err := l.Walk(body, &v); err != nil {
@@ -61,11 +61,11 @@ func TestWalkFindsLeavesAndSpliceReplacesThem(t *testing.T) {
 		t.Errorf("total_amount is %v", got)
 	}
 	v.Set(2, AppendDouble(nil, 12))
-	v.Set(1, AppendString(nil, "somebody else"))
+	v.Set(1, AppendString(nil, "another user"))
 	out := v.Append(nil)
-	want := strings.NewReplacer("11.77}}", "12}}", "u-00001", "somebody else").Replace(orderEvent)
+	want := strings.NewReplacer("11.77}}", "12}}", "u-00001", "another user").Replace(orderEvent)
 	if string(out) != string(encodeEvent(t, s, want)) {
-		t.Errorf("spliced body is not the changed event's")
+		t.Error("the spliced body differs from the encoding of the changed event")
 	}
 }
 

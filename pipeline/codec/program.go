@@ -8,54 +8,54 @@ import (
 	"millrace/pipeline"
 )
 
-// A program walks over a body as [walker] does, compiled for its layout, as long as
-// all is as it nearly always is. What it is not sure of it leaves to the walker: so
-// there is one place that says what is wrong, and this one may be short. It is one
-// loop, for what an instruction does takes less than a call.
+// A program walks over a body like [walker], compiled for its layout. It handles only
+// the common encodings and leaves every other value to the walker. So errors are
+// described in one place, and the program stays short. It is one loop, because an
+// instruction does less work than a call would cost.
 //
-// It does not look at each text by itself. What stands between two values that are
-// no text, the run, is looked at all at once when it ends: texts, their lengths of
-// one byte, and whatever else has one byte below 0x80. Such a byte is ASCII, and never
-// part of a letter, so the run is UTF-8 exactly when each text in it is.
+// It checks UTF-8 once per run, not once per text. A run is a sequence of texts with
+// one-byte lengths and of other values of one byte below 0x80. It ends at a value of
+// another form, such as a double. A byte below 0x80 is ASCII and never part of a
+// multi-byte character, so the run is UTF-8 exactly if each text in it is.
 type program []instruction
 
-// An instruction walks over a value, or says what is next.
+// An instruction walks over a value, or selects the next instruction.
 type instruction struct {
 	op   opcode
-	size int32 // of a fixed size, or how many symbols or branches; or a depth
-	to   int32 // the instruction to go on with; of an opAdded, its step
-	slot int32 // of a value that is wanted
-	node *Node // of the value
+	size int32 // bytes of a fixed size, number of symbols or branches, or depth of a loop
+	to   int32 // the instruction to jump to; for opAdded, its step
+	slot int32 // of a wanted value
+	node *Node // type of the value
 }
 
 type opcode uint8
 
 const (
 	opText opcode = iota
-	opInt         // with opLong behind it
+	opInt         // walk relies on opInt and opLong being adjacent
 	opLong
 	opSize // size bytes
 	opBool
 	opBytes
 	opEnum
 	opTexts  // a map of texts
-	opWalker // never sure
-	opBlock  // the number of items in a block, at a depth; if there are none, goes to
-	opItem   // goes to the next item, or to its opBlock, the instruction before
-	opUnion  // goes to one of size instructions that follow: the opGoto of the branch
-	opGoto   // goes to
-	opStart  // here begins a leaf of several instructions that is wanted
-	opEnd    // and here it ends
-	opAdded  // here would be a leaf
+	opWalker // always left to the walker
+	opBlock  // reads the item count of a block, at a loop depth; jumps if it is 0
+	opItem   // jumps to the start of the items or, after the last one, to the opBlock before it
+	opUnion  // jumps to the opGoto of the branch, one of the size instructions that follow
+	opGoto   // jumps
+	opStart  // start of a wanted leaf of several instructions
+	opEnd    // end of that leaf
+	opAdded  // position of a leaf that the body lacks
 
-	wanted opcode = 0x80 // with one of those before opBlock: this is a leaf
+	wanted opcode = 0x80 // flag on an opcode before opBlock: the value is a wanted leaf
 )
 
-// What a program is compiled for; what is beyond is left to the walker.
+// Limits of a program. Values beyond them are left to the walker.
 const (
-	maxLoops = 4 // arrays and maps within each other; a power of two
-	maxNest  = 8 // values within each other
-	maxCode  = 1 << 12
+	maxLoops = 4       // nesting of arrays and maps; a power of two
+	maxNest  = 8       // nesting of values
+	maxCode  = 1 << 12 // instructions
 )
 
 // keyNode is the type of a map's keys.
@@ -66,7 +66,7 @@ func (p *program) add(in instruction) (at int) {
 	return len(*p) - 1
 }
 
-// leaf compiles the step of a layout.
+// leaf compiles a step of a layout; number is its index.
 func (p *program) leaf(s *step, number int) {
 	slot := int32(s.slot)
 	if s.added {
@@ -79,7 +79,7 @@ func (p *program) leaf(s *step, number int) {
 	}
 	start := p.add(instruction{op: opStart})
 	p.value(s.node, 0, 0)
-	if value := (*p)[start+1:]; len(value) == 1 { // which then needs no others around it
+	if value := (*p)[start+1:]; len(value) == 1 { // a single instruction needs no opStart and opEnd
 		value[0].op |= wanted
 		value[0].slot = slot
 		*p = append((*p)[:start], value[0])
@@ -88,7 +88,8 @@ func (p *program) leaf(s *step, number int) {
 	p.add(instruction{op: opEnd, slot: slot})
 }
 
-// value compiles a type within so many others, some of them loops.
+// value compiles a type; nest is its depth in other types, loops the number of arrays
+// and maps among them.
 func (p *program) value(n *Node, nest, loops int) {
 	in := instruction{op: opWalker, node: n}
 	switch {
@@ -106,7 +107,7 @@ func (p *program) value(n *Node, nest, loops int) {
 	case n.Kind == Map && n.Elem.Kind == String:
 		in.op = opTexts
 	case n.Kind == Map || n.Kind == Array:
-		if left := maxCode; loops == maxLoops || n.Kind == Array && !takesBytes(n.Elem, &left) {
+		if left := maxCode; loops == maxLoops || n.Kind == Array && !neverEmpty(n.Elem, &left) {
 			break // the walker counts items without bytes
 		}
 		p.items(n, nest, loops)
@@ -128,7 +129,7 @@ func (p *program) value(n *Node, nest, loops int) {
 	case n.Kind == Enum:
 		in.op, in.size = opEnum, int32(len(n.Symbols))
 	case n.Kind == Bytes:
-		in.op = opBytes // a decimal, too: no short one is too long
+		in.op = opBytes // a decimal, too: with a one-byte length it is below maxDecimal
 	}
 	p.add(in)
 }
@@ -159,9 +160,9 @@ func (p *program) items(n *Node, nest, loops int) {
 	(*p)[block].to = int32(len(*p))
 }
 
-// takesBytes reports whether it is sure, after a look at so many types, that no value of
-// the type is without bytes.
-func takesBytes(n *Node, left *int) bool {
+// neverEmpty reports whether every value of the type has at least one byte. It visits
+// at most left types, and returns false if that does not suffice.
+func neverEmpty(n *Node, left *int) bool {
 	*left--
 	switch {
 	case *left < 0 || n.Kind == Null:
@@ -169,29 +170,29 @@ func takesBytes(n *Node, left *int) bool {
 	case n.Kind == Fixed:
 		return n.Size > 0
 	case n.Kind == Record:
-		return slices.ContainsFunc(n.Fields, func(f Field) bool { return takesBytes(f.Type, left) })
+		return slices.ContainsFunc(n.Fields, func(f Field) bool { return neverEmpty(f.Type, left) })
 	}
 	return true
 }
 
-// walk walks over a body and fills the view's slots; steps are those of the layout.
-// It returns false if something is wrong with the body.
+// walk walks over a body and fills the slots of the view; steps are those of the layout.
+// It returns false if the body is invalid.
 func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 	var (
-		left  [maxLoops]int // of the blocks at hand, items
-		pos   int           // behind the end of the body after a text that is cut off
-		run   int           // where it begins
-		start int           // of a leaf
-		empty int           // items without bytes so far
+		left  [maxLoops]int // remaining items of the current block, by loop depth
+		pos   int           // past the end of the body after a truncated text
+		run   int           // start of the current run
+		start int           // start of the current leaf, set by opStart
+		empty int           // items of zero bytes so far
 	)
 	for pc := 0; pc < len(p); {
 		in := &p[pc]
 		pc++
-		c := byte(0x81) // nobody is sure of it
+		c := byte(0x81) // matches no fast path; also marks the end of the body
 		if uint(pos) < uint(len(body)) {
 			c = body[pos]
 		}
-		// The commonest first.
+		// The most common instructions first.
 		if in.op == opText && c&0x81 == 0 {
 			pos += 1 + int(c>>1)
 			continue
@@ -200,7 +201,7 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			pos++
 			continue
 		}
-		end, goesOn := -1, true // the run
+		end, inRun := -1, true // inRun: the run continues after the value
 		switch in.op &^ wanted {
 		case opText:
 			if c&0x81 == 0 {
@@ -210,16 +211,16 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			if c < 0x80 {
 				end = pos + 1
 			} else if pos+8 <= len(body) {
-				n := bits.TrailingZeros64(^binary.LittleEndian.Uint64(body[pos:])&highBits)/8 + 1 // 9 if they all go on
+				n := bits.TrailingZeros64(^binary.LittleEndian.Uint64(body[pos:])&highBits)/8 + 1 // 9 if the number has more than 8 bytes
 				if n <= 4 || n <= 8 && in.op&^wanted == opLong {
-					end, goesOn = pos+n, false
+					end, inRun = pos+n, false
 				}
 			}
 		case opSize:
-			end, goesOn = pos+int(in.size), false
+			end, inRun = pos+int(in.size), false
 		case opBytes:
 			if c&0x81 == 0 {
-				end, goesOn = pos+1+int(c>>1), false
+				end, inRun = pos+1+int(c>>1), false
 			}
 		case opBool:
 			if c <= 1 {
@@ -265,11 +266,11 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 			continue
 		}
 		if end < 0 {
-			goesOn = false
+			inRun = false
 			if end, empty = walkerEnd(in.node, body, pos, empty); end < 0 {
 				return false
 			}
-			if in.to > 0 { // a union or a block, now as a whole
+			if in.to > 0 { // a union or a block: the walker took all of it
 				pc = int(in.to)
 			}
 		}
@@ -279,8 +280,8 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 		if in.op >= wanted {
 			v.SetSpan(int(in.slot), pipeline.Span{Start: pos, End: end})
 		}
-		if !goesOn {
-			// A short one is looked at with what follows it, which is shifted out.
+		if !inRun {
+			// A short run is read as one word; the bytes after it are shifted out.
 			n := uint(pos - run)
 			ascii := n < 8 && run+8 <= len(body) && binary.LittleEndian.Uint64(body[run:])<<(64-8*n)&highBits == 0
 			if !ascii && !validUTF8(body[run:pos]) {
@@ -293,11 +294,12 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 	return pos == len(body) && validUTF8(body[run:])
 }
 
-// highBits are set in bytes that are no ASCII, and in those of a number that more follow.
+// highBits selects the top bit of each byte. It is set in a byte that is not ASCII, and in
+// each byte of a varint except the last.
 const highBits = 0x8080808080808080
 
-// textsEnd returns the position after a map of texts that is one block of few and short
-// ones, with the first byte c; else -1.
+// textsEnd returns the position after a map of texts whose first byte is c. It returns -1
+// unless the map has at most one block, and a one-byte count and lengths.
 func textsEnd(b []byte, pos int, c byte) int {
 	if c&0x81 != 0 {
 		return -1
@@ -306,7 +308,7 @@ func textsEnd(b []byte, pos int, c byte) int {
 	if c == 0 {
 		return pos
 	}
-	for n := c; n > 0; n-- { // twice the number of entries: keys and values
+	for n := c; n > 0; n-- { // c is twice the number of entries: one text per key and value
 		if uint(pos) >= uint(len(b)) {
 			return -1
 		}
@@ -322,8 +324,9 @@ func textsEnd(b []byte, pos int, c byte) int {
 	return pos + 1
 }
 
-// walkerEnd leaves a value to the walker, that has met so many items without bytes
-// before. It returns the position after it, -1 if something is wrong.
+// walkerEnd has the walker walk over a value; empty is the number of items of zero bytes
+// so far. It returns the position after the value, -1 if it is invalid, and the new
+// number.
 func walkerEnd(n *Node, body []byte, pos, empty int) (end, met int) {
 	if pos > len(body) {
 		return -1, 0

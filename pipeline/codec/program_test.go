@@ -8,8 +8,8 @@ import (
 	"millrace/pipeline"
 )
 
-// That the quick walk agrees with the walker is among the laws of TestWalkLaws,
-// for Validate has no quick one. This is that it is worth having.
+// An ordinary event must not need the walker. TestWalkLaws checks that program and
+// walker agree, because Validate uses only the walker.
 func TestOrdinaryEventsNeedNoWalker(t *testing.T) {
 	s := shopSchema(t, "OrderCreated")
 	body, err := EncodeJSON(s, decodeJSON(t, orderJSON))
@@ -21,21 +21,21 @@ func TestOrdinaryEventsNeedNoWalker(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range layout.program {
-		layout.program[i].node = &Node{Kind: Fixed, Size: 1 << 40} // of which the walker takes nothing
+		layout.program[i].node = &Node{Kind: Fixed, Size: 1 << 40} // the walker always fails on this type
 	}
 	if !layout.program.walk(body, new(pipeline.View), layout.steps) {
-		t.Error("left to the walker")
+		t.Error("the event is left to the walker")
 	}
 	for cut := range body {
 		if layout.program.walk(body[:cut], new(pipeline.View), layout.steps) {
-			t.Errorf("it is sure of the first %d bytes", cut)
+			t.Errorf("the program accepts the first %d bytes", cut)
 		}
 	}
 }
 
-// Texts are looked at all at once, with their lengths between them and whatever else
-// is of one byte, and yet each has to be whole by itself.
-func TestTextsAreUTF8EachByItself(t *testing.T) {
+// The program checks UTF-8 per run of texts and one-byte values. Yet each text must be
+// valid on its own.
+func TestEachTextMustBeUTF8(t *testing.T) {
 	s := mustParse(t, `{"type": "record", "name": "R", "fields": [
 		{"name": "a", "type": "string"},
 		{"name": "n", "type": "long"},
@@ -59,18 +59,18 @@ func TestTextsAreUTF8EachByItself(t *testing.T) {
 	}{
 		{name: "ASCII", a: "a", b: "b", k: "channel", v: "web", item: "i", bytes: "y", z: "z"},
 		{name: "empty texts"},
-		{name: "letters of two and three bytes", a: "Åäö", b: "都市", k: "ключ", v: "京都", item: "é", bytes: "\xff", z: "ñ"},
-		{name: "a number of some bytes between texts", a: "Åäö", n: 1 << 40, b: "ñ"},
+		{name: "characters of two and three bytes", a: "Åäö", b: "都市", k: "ключ", v: "京都", item: "é", bytes: "\xff", z: "ñ"},
+		{name: "a number of several bytes between texts", a: "Åäö", n: 1 << 40, b: "ñ"},
 		{name: "long texts", a: long + "Å", n: 1 << 40, b: long + "都", v: long, item: long, z: long + "ñ"},
-		{name: "half a letter at the end", a: "a\xc3", b: "b", bad: "a"},
-		{name: "a letter cut in two by what is between", a: "a\xc3", b: "\xa4b", bad: "a"},
-		{name: "the other half alone", b: "\xa4b", bad: "b"},
-		{name: "a key", k: "\xff", bad: "m[0]"},
-		{name: "a letter cut in two by a length in a map", k: "a\xc3", v: "\xa4b", bad: "m[0]"},
-		{name: "a text in an item", item: "\xff", bad: "x[0].s"},
-		{name: "a text after bytes", bytes: "\xff", z: "a\xff", bad: "z"},
-		{name: "a bad text before a long one", a: "\xff", b: long, bad: "a"},
-		{name: "a long text", a: "Å", b: long + "\xff", bad: "b"},
+		{name: "half a character at the end", a: "a\xc3", b: "b", bad: "a"},
+		{name: "a character split over two texts", a: "a\xc3", b: "\xa4b", bad: "a"},
+		{name: "only the second half of a character", b: "\xa4b", bad: "b"},
+		{name: "an invalid key", k: "\xff", bad: "m[0]"},
+		{name: "a character split over a key and a value", k: "a\xc3", v: "\xa4b", bad: "m[0]"},
+		{name: "an invalid text in an item", item: "\xff", bad: "x[0].s"},
+		{name: "an invalid text after bytes", bytes: "\xff", z: "a\xff", bad: "z"},
+		{name: "an invalid text before a long one", a: "\xff", b: long, bad: "a"},
+		{name: "an invalid long text", a: "Å", b: long + "\xff", bad: "b"},
 	} {
 		body := AppendBytes(nil, []byte(test.a))
 		body = AppendLong(body, test.n)
@@ -86,29 +86,29 @@ func TestTextsAreUTF8EachByItself(t *testing.T) {
 		case test.bad == "" && err != nil:
 			t.Errorf("%s: %v", test.name, err)
 		case test.bad == "" && !layout.program.walk(body, new(pipeline.View), layout.steps):
-			t.Errorf("%s: left to the walker", test.name)
+			t.Errorf("%s: the body is left to the walker", test.name)
 		case test.bad != "" && (!errors.As(err, &walk) || walk.Path != test.bad || walk.Msg != "a string that is not UTF-8"):
-			t.Errorf("%s: %v, want that %s is not UTF-8", test.name, err, test.bad)
+			t.Errorf("%s: got %v, want an error that %s is not UTF-8", test.name, err, test.bad)
 		}
 	}
 }
 
-func TestValidUTF8IsThatOfTheStandardLibrary(t *testing.T) {
+func TestValidUTF8AgreesWithTheStandardLibrary(t *testing.T) {
 	for n := range 140 {
 		b := []byte(strings.Repeat("x", n))
 		if !validUTF8(b) {
-			t.Errorf("%d bytes of ASCII are refused", n)
+			t.Errorf("%d ASCII bytes are refused", n)
 		}
 		for at := range b {
 			b[at] = 0xff
 			if validUTF8(b) {
-				t.Errorf("of %d bytes, the one at %d is not seen", n, at)
+				t.Errorf("of %d bytes, an invalid byte at %d is accepted", n, at)
 			}
 			b[at] = 'x'
 			if at > 0 {
 				copy(b[at-1:], "é")
 				if !validUTF8(b) {
-					t.Errorf("of %d bytes, a letter at %d is refused", n, at-1)
+					t.Errorf("of %d bytes, a two-byte character at %d is refused", n, at-1)
 				}
 				copy(b[at-1:], "xx")
 			}

@@ -17,70 +17,71 @@ import (
 	"millrace/pipeline"
 )
 
-// What a registry may answer that is no trouble of its own.
+// Answers of a registry that are not failures of the registry.
 var (
-	// ErrNotRegistered: there is no such schema under the subject.
+	// ErrNotRegistered means that the schema is not registered under the subject.
 	ErrNotRegistered = errors.New("schema is not registered")
 
-	// ErrIncompatible: the schema is incompatible with what is registered under
-	// the subject. Asking again does not help.
+	// ErrIncompatible means that the schema is incompatible with the schemas that are
+	// registered under the subject. A retry does not help.
 	ErrIncompatible = errors.New("schema is incompatible")
 )
 
-// Bounds of the talk with a registry.
+// Limits of the communication with a registry.
 const (
-	requestTimeout  = 5 * time.Second // one request to one URL
-	maxAnswer       = 16 << 20        // bytes of an answer
-	maxMessage      = 2 << 10         // bytes of it in an error
-	unknownTries    = 3               // questions before an unknown id is believed
-	unknownWait     = 100 * time.Millisecond
-	unknownKept     = 5 * time.Second // an id may be registered later
-	maxReferences   = 64              // schemas that one refers to, in all
-	maxReferenceWay = 16              // from one to the next
+	requestTimeout    = 5 * time.Second // for one request to one URL
+	maxResponse       = 16 << 20        // bytes of a response
+	maxMessage        = 2 << 10         // bytes of a response in an error
+	unknownTries      = 3               // requests before an id is taken to be unknown
+	unknownWait       = 100 * time.Millisecond
+	unknownKept       = 5 * time.Second // an unknown id may be registered later
+	maxReferences     = 64              // references of a schema, direct and indirect
+	maxReferenceDepth = 16              // references in a chain
 )
 
-// RegistryConfig says how to reach a schema registry.
+// RegistryConfig configures the connection to a schema registry.
 type RegistryConfig struct {
-	URLs           []string // of one registry; tried in order
+	URLs           []string // of one registry, tried in order
 	User, Password string
-	Token          string      // instead of a user
-	TLS            *tls.Config // nil: as the system has it
+	Token          string      // bearer token, instead of User
+	TLS            *tls.Config // nil: the defaults of the system
 	UserAgent      string
 }
 
 // A Registry is a client of a schema registry that speaks Confluent's REST API.
 // It is safe for concurrent use.
 //
-// Its errors are of pipeline.ClassAbort, for a registry that is down says
-// nothing about an event. The one exception is a schema that the registry
-// itself says it does not have.
+// Its errors are of pipeline.ClassAbort, because a failure of the registry does not
+// make an event bad. The exceptions are a schema that the registry reports as unknown,
+// and one that is not valid Avro: see [Registry.Schema].
 type Registry struct {
 	client *sr.Client
 	where  string // its URLs, for messages
 
-	// Tests put their own clock here.
+	// The clock, which tests replace.
 	now   func() time.Time
 	sleep func(context.Context, time.Duration) error
 
-	mu      sync.Mutex
-	known   map[SchemaRef]*Schema // for ever: a registry never changes a schema
-	unknown map[SchemaRef]unknown
-	asking  map[SchemaRef]*question
+	mu       sync.Mutex            // guards the fields below
+	known    map[SchemaRef]*Schema // never evicted: a registry never changes a schema
+	rejected map[SchemaRef]rejection
+	inFlight map[SchemaRef]*request
 }
 
-// unknown is the answer that there is no such schema, believed for a while.
-type unknown struct {
+// A rejection is the error for a schema that is unknown or unreadable, cached for a
+// while.
+type rejection struct {
 	err   error
 	until time.Time
 }
 
-// question is one that the registry has not answered yet. The fields are set
-// before done is closed, and not changed after.
-type question struct {
+// A request is the lookup of a schema in flight. The goroutine that sends it sets the
+// other fields before it closes done; afterwards they do not change.
+type request struct {
 	done      chan struct{}
 	schema    *Schema
 	err       error
-	withdrawn bool // who asked gave up; somebody else has to ask again
+	withdrawn bool // the sender's context ended; a waiter has to send it again
 }
 
 // NewRegistry returns a client. It does not connect: see [Registry.Ping].
@@ -89,7 +90,7 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		return nil, errors.New("schema registry: no URL")
 	}
 	if cfg.Token != "" && cfg.User != "" {
-		return nil, errors.New("schema registry: a token and a user; give one")
+		return nil, errors.New("schema registry: both a token and a user are given; give only one")
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.TLSClientConfig = cfg.TLS
@@ -111,17 +112,17 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		return nil, fmt.Errorf("schema registry: %w", err)
 	}
 	return &Registry{
-		client:  client,
-		where:   strings.Join(cfg.URLs, ","),
-		now:     time.Now,
-		sleep:   sleep,
-		known:   map[SchemaRef]*Schema{},
-		unknown: map[SchemaRef]unknown{},
-		asking:  map[SchemaRef]*question{},
+		client:   client,
+		where:    strings.Join(cfg.URLs, ","),
+		now:      time.Now,
+		sleep:    sleep,
+		known:    map[SchemaRef]*Schema{},
+		rejected: map[SchemaRef]rejection{},
+		inFlight: map[SchemaRef]*request{},
 	}, nil
 }
 
-// bounded is a transport whose answers are not read without end.
+// bounded is a transport that limits the size of a response to maxResponse.
 type bounded struct{ http.RoundTripper }
 
 func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
@@ -130,7 +131,7 @@ func (b bounded) RoundTrip(req *http.Request) (*http.Response, error) {
 		resp.Body = struct {
 			io.Reader
 			io.Closer
-		}{&boundedReader{resp.Body, maxAnswer}, resp.Body}
+		}{&boundedReader{resp.Body, maxResponse}, resp.Body}
 	}
 	return resp, err
 }
@@ -142,7 +143,7 @@ type boundedReader struct {
 
 func (b *boundedReader) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, fmt.Errorf("an answer of more than %d MiB", maxAnswer>>20)
+		return 0, fmt.Errorf("a response of more than %d MiB", maxResponse>>20)
 	}
 	n, err := b.r.Read(p[:min(len(p), b.left)])
 	b.left -= n
@@ -160,21 +161,21 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// Schema returns the schema that ref names. Each is asked for once, however many
-// callers wait for it, and kept for ever.
+// Schema returns the schema that ref names. Concurrent callers share one request, and
+// the schema is cached forever.
 //
-// An error is of pipeline.ClassReject if the registry says, more than once, that
-// it has no such schema, or if what it has is no schema that we can read.
-// Registries replicate, so the first no may be early; and the id may come to be,
-// so the no is kept for a few seconds only.
+// An error is of pipeline.ClassReject if the registry reports several times in a row
+// that it does not have the schema, or if the schema is not valid Avro. Several times,
+// because the replica that answers may lag behind. Such an error is cached for a few
+// seconds only, because the id may be registered later.
 func (r *Registry) Schema(ctx context.Context, ref SchemaRef) (*Schema, error) {
 	for {
-		q, mine, schema, err := r.ask(ref)
+		q, mine, schema, err := r.lookUp(ref)
 		if q == nil {
 			return schema, err
 		}
 		if mine {
-			r.answer(ctx, ref, q)
+			r.send(ctx, ref, q)
 			return q.schema, q.err
 		}
 		select {
@@ -188,30 +189,30 @@ func (r *Registry) Schema(ctx context.Context, ref SchemaRef) (*Schema, error) {
 	}
 }
 
-// ask returns what is known of ref, or else the question to the registry, and
-// whether it is the caller who has to ask it.
-func (r *Registry) ask(ref SchemaRef) (q *question, mine bool, s *Schema, err error) {
+// lookUp returns the cached schema or error of ref. If there is none, it returns the
+// request in flight; mine reports whether it is new, so that the caller has to send it.
+func (r *Registry) lookUp(ref SchemaRef) (q *request, mine bool, s *Schema, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if s, ok := r.known[ref]; ok {
 		return nil, false, s, nil
 	}
-	if u, ok := r.unknown[ref]; ok {
-		if r.now().Before(u.until) {
-			return nil, false, nil, u.err
+	if no, ok := r.rejected[ref]; ok {
+		if r.now().Before(no.until) {
+			return nil, false, nil, no.err
 		}
-		delete(r.unknown, ref)
+		delete(r.rejected, ref)
 	}
-	if q, ok := r.asking[ref]; ok {
+	if q, ok := r.inFlight[ref]; ok {
 		return q, false, nil, nil
 	}
-	q = &question{done: make(chan struct{})}
-	r.asking[ref] = q
+	q = &request{done: make(chan struct{})}
+	r.inFlight[ref] = q
 	return q, true, nil, nil
 }
 
-// answer gets the answer and tells all who wait for it.
-func (r *Registry) answer(ctx context.Context, ref SchemaRef, q *question) {
+// send sends the request, caches the result, and wakes the waiters.
+func (r *Registry) send(ctx context.Context, ref SchemaRef, q *request) {
 	q.schema, q.err = r.fetch(ctx, ref)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -219,25 +220,28 @@ func (r *Registry) answer(ctx context.Context, ref SchemaRef, q *question) {
 	case q.err == nil:
 		r.known[ref] = q.schema
 	case pipeline.ClassOf(q.err) == pipeline.ClassReject:
-		r.forget()
-		r.unknown[ref] = unknown{q.err, r.now().Add(unknownKept)}
+		r.evictExpired()
+		r.rejected[ref] = rejection{q.err, r.now().Add(unknownKept)}
 	default:
 		q.withdrawn = ctx.Err() != nil
 	}
-	delete(r.asking, ref)
+	delete(r.inFlight, ref)
 	close(q.done)
 }
 
-// forget drops the answers of no that have run out, so that garbage on a topic
-// does not fill the memory.
-func (r *Registry) forget() {
+// evictExpired removes expired rejections, so that random ids on a topic do not fill
+// the memory. The caller holds mu.
+func (r *Registry) evictExpired() {
 	now := r.now()
-	for ref, u := range r.unknown {
-		if !now.Before(u.until) {
-			delete(r.unknown, ref)
+	for ref, no := range r.rejected {
+		if !now.Before(no.until) {
+			delete(r.rejected, ref)
 		}
 	}
 }
+
+// fetch gets a schema with its references from the registry, with retries if the
+// registry reports it as unknown.
 
 func (r *Registry) fetch(ctx context.Context, ref SchemaRef) (*Schema, error) {
 	var got sr.Schema
@@ -251,10 +255,10 @@ func (r *Registry) fetch(ctx context.Context, ref SchemaRef) (*Schema, error) {
 		}
 		if try == unknownTries {
 			return nil, pipeline.Reject(pipeline.ReasonUnknownSchema,
-				"the registry at %s has no schema %s (asked %d times); was the event written with another registry?", r.where, ref, try)
+				"the registry at %s has no schema %s after %d requests; was the event written with another registry?", r.where, ref, try)
 		}
 		if err := r.sleep(ctx, unknownWait<<(2*(try-1))); err != nil {
-			return nil, fmt.Errorf("schema %s: asking the registry at %s: %w", ref, r.where, err)
+			return nil, fmt.Errorf("schema %s: querying the registry at %s: %w", ref, r.where, err)
 		}
 	}
 	text, err := r.resolve(ctx, got)
@@ -276,11 +280,11 @@ func (r *Registry) get(ctx context.Context, ref SchemaRef) (sr.Schema, error) {
 	return s.Schema, err
 }
 
-// resolve returns the text of a schema with the schemas that it refers to put
-// in. A schema of another language than Avro is of pipeline.ClassReject.
+// resolve returns the text of a schema with its references inlined. The error for a
+// schema in another language than Avro is of pipeline.ClassReject.
 func (r *Registry) resolve(ctx context.Context, s sr.Schema) (string, error) {
 	if s.Type != sr.TypeAvro {
-		return "", pipeline.Reject(pipeline.ReasonBadSchema, "it is %s, expected AVRO", s.Type)
+		return "", pipeline.Reject(pipeline.ReasonBadSchema, "its type is %s, expected AVRO", s.Type)
 	}
 	if len(s.References) == 0 {
 		return s.Schema, nil
@@ -289,7 +293,7 @@ func (r *Registry) resolve(ctx context.Context, s sr.Schema) (string, error) {
 	return refs.text(ctx, s, 0)
 }
 
-// references collects the schemas that one refers to.
+// references collects the schemas that a schema refers to, directly and indirectly.
 type references struct {
 	registry *Registry
 	cache    avro.SchemaCache
@@ -297,8 +301,8 @@ type references struct {
 }
 
 func (c *references) text(ctx context.Context, s sr.Schema, depth int) (string, error) {
-	if depth > maxReferenceWay {
-		return "", pipeline.Reject(pipeline.ReasonBadSchema, "its references lead over more than %d schemas; a circle?", maxReferenceWay)
+	if depth > maxReferenceDepth {
+		return "", pipeline.Reject(pipeline.ReasonBadSchema, "its references form a chain of more than %d schemas; do they form a cycle?", maxReferenceDepth)
 	}
 	for _, ref := range s.References {
 		key := sr.SchemaReference{Subject: ref.Subject, Version: ref.Version}
@@ -309,7 +313,7 @@ func (c *references) text(ctx context.Context, s sr.Schema, depth int) (string, 
 			return "", pipeline.Reject(pipeline.ReasonBadSchema, "it refers to more than %d schemas", maxReferences)
 		}
 		what := fmt.Sprintf("its reference to %s version %d", ref.Subject, ref.Version)
-		// A referenced version may be deleted softly and is needed all the same.
+		// The referenced version may be soft-deleted.
 		next, err := c.registry.client.SchemaByVersion(sr.WithParams(ctx, sr.ShowDeleted), ref.Subject, ref.Version)
 		if err != nil {
 			return "", c.registry.explain(what, err)
@@ -325,9 +329,9 @@ func (c *references) text(ctx context.Context, s sr.Schema, depth int) (string, 
 	return parsed.String(), nil
 }
 
-// Register puts the schema under the subject, if it is not there, and returns
-// its id. The error wraps [ErrIncompatible] if the registry refuses the schema
-// for that.
+// Register registers the schema under the subject, unless it is registered already,
+// and returns its id. The error wraps [ErrIncompatible] if the registry refuses the
+// schema as incompatible.
 func (r *Registry) Register(ctx context.Context, subject string, s *Schema) (int, error) {
 	id, err := r.client.RegisterSchema(ctx, subject, sr.Schema{Schema: s.String()}, -1, -1)
 	if code(err) == sr.ErrIncompatibleSchema.Code {
@@ -339,8 +343,8 @@ func (r *Registry) Register(ctx context.Context, subject string, s *Schema) (int
 	return id, nil
 }
 
-// Lookup returns the id of a schema that is registered under the subject. The
-// error wraps [ErrNotRegistered] if it is not.
+// Lookup returns the id of a schema under the subject. The error wraps
+// [ErrNotRegistered] if the schema is not registered there.
 func (r *Registry) Lookup(ctx context.Context, subject string, s *Schema) (int, error) {
 	got, err := r.client.LookupSchema(ctx, subject, sr.Schema{Schema: s.String()})
 	switch {
@@ -352,8 +356,8 @@ func (r *Registry) Lookup(ctx context.Context, subject string, s *Schema) (int, 
 	return 0, r.explain("looking up "+s.Name()+" under subject "+subject, err)
 }
 
-// SetCompatibility sets what the registry demands of new schemas of the subject:
-// BACKWARD_TRANSITIVE and the like.
+// SetCompatibility sets the compatibility level of the subject, such as
+// BACKWARD_TRANSITIVE.
 func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) error {
 	var l sr.CompatibilityLevel
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -365,18 +369,18 @@ func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) 
 	return nil
 }
 
-// Compatible checks the schema against what is registered under the subject, at
-// the level that the registry has for it. The error wraps [ErrIncompatible] if
-// it is not, and says why. A subject that does not exist is compatible with
-// everything.
+// Compatible checks the schema against the schemas that are registered under the
+// subject, at the subject's compatibility level. The error wraps [ErrIncompatible] if
+// they are incompatible, with the registry's reasons. Every schema is compatible with
+// a subject that does not exist.
 func (r *Registry) Compatible(ctx context.Context, subject string, s *Schema) error {
 	ctx = sr.WithParams(ctx, sr.Verbose)
 	text := sr.Schema{Schema: s.String()}
 	const latest, all = -1, -2
 	result, err := r.client.CheckCompatibility(ctx, subject, all, text)
 	if err != nil && unknownRequest(err) {
-		// Not every registry has that request. Of the others it is the latest
-		// that is asked about; Register has the last word.
+		// Some registries lack this request. There, check against the latest version
+		// only; Register still checks fully.
 		result, err = r.client.CheckCompatibility(ctx, subject, latest, text)
 	}
 	switch {
@@ -387,7 +391,7 @@ func (r *Registry) Compatible(ctx context.Context, subject string, s *Schema) er
 	case !result.Is:
 		why := strings.Join(result.Messages, "; ")
 		if why == "" {
-			why = "the registry does not say why"
+			why = "the registry gives no reason"
 		}
 		return r.incompatible(subject, s, why)
 	}
@@ -395,24 +399,24 @@ func (r *Registry) Compatible(ctx context.Context, subject string, s *Schema) er
 }
 
 func (r *Registry) incompatible(subject string, s *Schema, why string) error {
-	return fmt.Errorf("%w: %s with what the registry at %s has under subject %s: %s; keep the old fields, and give new ones defaults",
-		ErrIncompatible, s.Name(), r.where, subject, why)
+	return fmt.Errorf("%w: %s with subject %s of the registry at %s: %s; keep the old fields, and give new fields defaults",
+		ErrIncompatible, s.Name(), subject, r.where, why)
 }
 
-// Ping asks the registry for something small.
+// Ping checks with a small request that the registry is up.
 func (r *Registry) Ping(ctx context.Context) error {
 	if _, err := r.client.SupportedTypes(ctx); err != nil {
-		return r.explain("asking whether it is there", err)
+		return r.explain("ping", err)
 	}
 	return nil
 }
 
-// Subject returns the subject of a topic's schema: one for each event type
-// (Confluent's TopicRecordNameStrategy).
+// Subject returns the subject of an event type's schema on a topic, by Confluent's
+// TopicRecordNameStrategy.
 func Subject(topic string, s *Schema) string { return topic + "-" + s.Name() }
 
-// code returns the registry's own code for an error, 0 if there is none: then it
-// is not the registry that answered, or not about what was asked.
+// code returns the registry's own error code. It returns 0 if there is none: then the
+// error is not an answer of the registry to the request.
 func code(err error) int {
 	var answer *sr.ResponseError
 	if !errors.As(err, &answer) {
@@ -421,39 +425,40 @@ func code(err error) int {
 	return answer.ErrorCode
 }
 
-// unknownRequest reports whether whoever answered does not know the request.
+// unknownRequest reports whether the server does not know the request.
 func unknownRequest(err error) bool {
 	var answer *sr.ResponseError
 	return errors.As(err, &answer) && answer.ErrorCode < 1000 &&
 		(answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusMethodNotAllowed)
 }
 
-// explain says what was asked, of whom, and what to do.
+// explain wraps an error with the operation, the registry's URLs and a hint for the
+// operator.
 func (r *Registry) explain(what string, err error) error {
 	var answer *sr.ResponseError
 	switch {
 	case errors.Is(err, context.Canceled):
-		return fmt.Errorf("%s: asking the schema registry at %s: %w", what, r.where, err)
+		return fmt.Errorf("%s: querying the schema registry at %s: %w", what, r.where, err)
 	case !errors.As(err, &answer):
-		return fmt.Errorf("%s: the schema registry at %s gives no answer: %w; is it up, and is that its address?", what, r.where, err)
+		return fmt.Errorf("%s: the schema registry at %s does not answer: %w; is it up, and is the address right?", what, r.where, err)
 	}
 	hint := ""
 	switch s := answer.StatusCode; {
 	case s == http.StatusUnauthorized:
 		hint = "; check user and password, or the token, of the registry"
 	case s == http.StatusForbidden:
-		hint = "; this user may not do that: ask who runs the registry"
+		hint = "; this user lacks the permission: ask the operator of the registry"
 	case unknownRequest(err):
 		hint = "; is that a schema registry, and is the path of its URL complete?"
 	case s == http.StatusTooManyRequests:
-		hint = "; it is asked too often"
+		hint = "; it limits the rate of requests"
 	case s >= http.StatusInternalServerError:
-		hint = "; look at the registry's log"
+		hint = "; check the registry's log"
 	}
 	return fmt.Errorf("%s: the schema registry at %s answers %d: %s%s", what, r.where, answer.StatusCode, shorten(answer.Error()), hint)
 }
 
-// shorten keeps the page of a proxy that answered out of a message.
+// shorten limits a message, because a proxy may answer with a whole page.
 func shorten(text string) string {
 	if len(text) <= maxMessage {
 		return text

@@ -19,7 +19,7 @@ import (
 	"millrace/pipeline"
 )
 
-// fakeClock is a clock that only sleepers move.
+// fakeClock is a clock that advances only when someone sleeps.
 type fakeClock struct {
 	mu    sync.Mutex
 	time  time.Time
@@ -40,7 +40,7 @@ func (c *fakeClock) sleep(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-// serve returns a client of a registry that answers so, and its clock.
+// serve returns a client of a registry with the given handler, and the client's clock.
 func serve(t *testing.T, answer http.HandlerFunc) (*Registry, *fakeClock) {
 	t.Helper()
 	server := httptest.NewServer(answer)
@@ -61,16 +61,16 @@ func connect(t *testing.T, cfg RegistryConfig) (*Registry, *fakeClock) {
 
 func reply(w http.ResponseWriter, status int, v any) {
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(v) // the client will say so
+	_ = json.NewEncoder(w).Encode(v) // the client will report it
 }
 
 const orderSchema = `{"type":"record","name":"shop.Order","fields":[{"name":"id","type":"string"}]}`
 
-func TestSchemaIsAskedForOnce(t *testing.T) {
-	var asked atomic.Int32
+func TestConcurrentCallersShareOneRequest(t *testing.T) {
+	var requests atomic.Int32
 	arrived, release := make(chan struct{}), make(chan struct{})
 	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
-		if asked.Add(1) == 1 {
+		if requests.Add(1) == 1 {
 			close(arrived)
 		}
 		<-release
@@ -78,34 +78,34 @@ func TestSchemaIsAskedForOnce(t *testing.T) {
 	})
 	const callers = 20
 	got := make(chan *Schema, callers)
-	ask := func() {
+	get := func() {
 		s, err := r.Schema(t.Context(), SchemaRef{ID: 7})
 		if err != nil {
 			t.Error(err)
 		}
 		got <- s
 	}
-	go ask()
+	go get()
 	<-arrived
 	for range callers - 1 {
-		go ask()
+		go get()
 	}
 	close(release)
 	first := <-got
 	for range callers - 1 {
 		if s := <-got; s != first {
-			t.Error("two callers got two schemas")
+			t.Error("two callers got different schemas")
 		}
 	}
 	if again, err := r.Schema(t.Context(), SchemaRef{ID: 7}); again != first || err != nil {
-		t.Errorf("asked again: %p, %v, expected the schema that is known", again, err)
+		t.Errorf("a later call: %p, %v, want the cached schema", again, err)
 	}
-	if n := asked.Load(); n != 1 {
-		t.Errorf("the registry was asked %d times", n)
+	if n := requests.Load(); n != 1 {
+		t.Errorf("%d requests, want 1", n)
 	}
 }
 
-func TestCallerWhoGivesUpDoesNotFailTheOthers(t *testing.T) {
+func TestACanceledCallerDoesNotFailTheWaiters(t *testing.T) {
 	arrived, release := make(chan struct{}, 2), make(chan struct{})
 	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
 		arrived <- struct{}{}
@@ -115,59 +115,59 @@ func TestCallerWhoGivesUpDoesNotFailTheOthers(t *testing.T) {
 		case <-req.Context().Done():
 		}
 	})
-	hasty, giveUp := context.WithCancel(t.Context())
+	first, cancel := context.WithCancel(t.Context())
 	results := make(chan error, 2)
-	ask := func(ctx context.Context) {
+	get := func(ctx context.Context) {
 		_, err := r.Schema(ctx, SchemaRef{ID: 7})
 		results <- err
 	}
-	go ask(hasty)
+	go get(first)
 	<-arrived
-	go ask(t.Context())
-	giveUp()
+	go get(t.Context())
+	cancel()
 	if err := <-results; !errors.Is(err, context.Canceled) || pipeline.ClassOf(err) != pipeline.ClassAbort {
-		t.Errorf("who gave up got %v", err)
+		t.Errorf("the canceled caller got %v", err)
 	}
-	<-arrived // the other asks for itself, however it had waited
+	<-arrived // the waiter sends a request of its own
 	close(release)
 	if err := <-results; err != nil {
-		t.Errorf("who waited got %v", err)
+		t.Errorf("the waiter got %v", err)
 	}
 }
 
-func TestUnknownSchemaIsRejectedAfterAskingAgain(t *testing.T) {
-	asked, known := 0, false
+func TestUnknownSchemaIsRejectedAfterRetries(t *testing.T) {
+	requests, known := 0, false
 	r, clock := serve(t, func(w http.ResponseWriter, req *http.Request) {
-		if asked++; known {
+		if requests++; known {
 			reply(w, 200, sr.Schema{Schema: orderSchema})
 			return
 		}
 		reply(w, 404, map[string]any{"error_code": 40403, "message": "Schema 7 not found"})
 	})
 	_, err := r.Schema(t.Context(), SchemaRef{ID: 7})
-	if pipeline.ReasonOf(err) != pipeline.ReasonUnknownSchema || asked != unknownTries {
-		t.Fatalf("asked %d times: %v", asked, err)
+	if pipeline.ReasonOf(err) != pipeline.ReasonUnknownSchema || requests != unknownTries {
+		t.Fatalf("%d requests: %v", requests, err)
 	}
 	if !strings.Contains(err.Error(), "id 7") || !strings.Contains(err.Error(), "http://127.0.0.1") {
-		t.Errorf("the error does not say what and where: %v", err)
+		t.Errorf("the error lacks the id or the URL: %v", err)
 	}
 	if len(clock.slept) != unknownTries-1 {
-		t.Errorf("waits between the questions: %v", clock.slept)
+		t.Errorf("waits between the requests: %v", clock.slept)
 	}
 	known = true
-	if _, again := r.Schema(t.Context(), SchemaRef{ID: 7}); !errors.Is(again, err) || asked != unknownTries {
-		t.Errorf("asked %d times: the no is not kept: %v", asked, again)
+	if _, again := r.Schema(t.Context(), SchemaRef{ID: 7}); !errors.Is(again, err) || requests != unknownTries {
+		t.Errorf("%d requests: the rejection is not cached: %v", requests, again)
 	}
 	clock.time = clock.time.Add(unknownKept)
 	if _, err := r.Schema(t.Context(), SchemaRef{ID: 7}); err != nil {
-		t.Errorf("the no is kept for ever: %v", err)
+		t.Errorf("the rejection does not expire: %v", err)
 	}
 }
 
-func TestSchemaThatComesLateIsFound(t *testing.T) {
-	asked := 0
+func TestSchemaThatIsRegisteredLateIsFound(t *testing.T) {
+	requests := 0
 	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
-		if asked++; asked < unknownTries {
+		if requests++; requests < unknownTries {
 			reply(w, 404, map[string]any{"error_code": 40403})
 			return
 		}
@@ -178,7 +178,7 @@ func TestSchemaThatComesLateIsFound(t *testing.T) {
 	}
 }
 
-func TestUnknownSchemasDoNotPileUp(t *testing.T) {
+func TestExpiredRejectionsAreEvicted(t *testing.T) {
 	r, clock := serve(t, func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, 404, map[string]any{"error_code": 40403})
 	})
@@ -188,35 +188,35 @@ func TestUnknownSchemasDoNotPileUp(t *testing.T) {
 		}
 		clock.time = clock.time.Add(unknownKept)
 	}
-	if n := len(r.unknown); n != 1 {
-		t.Errorf("%d answers of no are kept, most of them run out", n)
+	if n := len(r.rejected); n != 1 {
+		t.Errorf("%d rejections are cached, want only the one that has not expired", n)
 	}
 }
 
-// Trouble with a registry says nothing about an event: it must never become a
-// dead letter for that.
-func TestTroubleIsNeverAReject(t *testing.T) {
+// A failure of the registry does not make an event bad, so it must not cause a dead
+// letter.
+func TestRegistryFailuresAreAbortsAndNotCached(t *testing.T) {
 	tests := map[string]struct {
 		answer http.HandlerFunc
 		want   string
 	}{
 		"store error": {func(w http.ResponseWriter, _ *http.Request) {
 			reply(w, 500, map[string]any{"error_code": 50001, "message": "no leader"})
-		}, "answers 500: no leader; look at"},
+		}, "answers 500: no leader; check the registry's log"},
 		"overloaded":        {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(503) }, "answers 503"},
-		"too many requests": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(429) }, "asked too often"},
+		"too many requests": {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(429) }, "limits the rate"},
 		"unauthorized": {func(w http.ResponseWriter, _ *http.Request) {
 			reply(w, 401, map[string]any{"error_code": 401, "message": "Unauthorized"})
 		}, "check user and password"},
-		"forbidden":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, "may not do that"},
+		"forbidden":     {func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(403) }, "lacks the permission"},
 		"a proxy's 404": {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "<html>nothing here</html>", 404) }, "is the path of its URL complete?"},
 		"no such request": {func(w http.ResponseWriter, _ *http.Request) {
 			reply(w, 404, map[string]any{"error_code": 404, "message": "HTTP 404 Not Found"})
 		}, "is the path of its URL complete?"},
-		"no JSON":             {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>welcome</html>") }, "gives no answer"},
-		"hangs up":            {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "gives no answer"},
-		"answers without end": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bytes.Repeat([]byte(" "), maxAnswer+1)) }, "more than 16 MiB"},
-		"a page of an error":  {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, strings.Repeat("x", 100_000), 500) }, "xxx..."},
+		"no JSON":             {func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>welcome</html>") }, "does not answer"},
+		"hangs up":            {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, "does not answer"},
+		"an endless response": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(bytes.Repeat([]byte(" "), maxResponse+1)) }, "more than 16 MiB"},
+		"a long error page":   {func(w http.ResponseWriter, _ *http.Request) { http.Error(w, strings.Repeat("x", 100_000), 500) }, "xxx..."},
 		"reference missing": {func(w http.ResponseWriter, req *http.Request) {
 			if strings.HasPrefix(req.URL.Path, "/schemas/") {
 				reply(w, 200, sr.Schema{Schema: orderSchema, References: []sr.SchemaReference{{Name: "x", Subject: "items", Version: 3}}})
@@ -227,9 +227,9 @@ func TestTroubleIsNeverAReject(t *testing.T) {
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			var asked atomic.Int32
+			var requests atomic.Int32
 			r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
-				asked.Add(1)
+				requests.Add(1)
 				test.answer(w, req)
 			})
 			_, err := r.Schema(t.Context(), SchemaRef{ID: 7})
@@ -242,11 +242,11 @@ func TestTroubleIsNeverAReject(t *testing.T) {
 				}
 			}
 			if len(err.Error()) > maxMessage+500 {
-				t.Errorf("an error of %d bytes", len(err.Error()))
+				t.Errorf("the error has %d bytes", len(err.Error()))
 			}
-			before := asked.Load()
-			if _, err := r.Schema(t.Context(), SchemaRef{ID: 7}); err == nil || asked.Load() == before {
-				t.Errorf("the trouble was kept as an answer: %v", err)
+			before := requests.Load()
+			if _, err := r.Schema(t.Context(), SchemaRef{ID: 7}); err == nil || requests.Load() == before {
+				t.Errorf("the failure was cached: %v", err)
 			}
 		})
 	}
@@ -281,15 +281,15 @@ func TestRegistryThatIsDown(t *testing.T) {
 	}
 }
 
-func TestSchemasThatWeCannotReadAreRejected(t *testing.T) {
+func TestUnreadableSchemasAreRejected(t *testing.T) {
 	for name, schema := range map[string]sr.Schema{
 		"another language": {Schema: `syntax = "proto3";`, Type: sr.TypeProtobuf},
-		"no Avro":          {Schema: `{"type":"table"}`},
+		"not Avro":         {Schema: `{"type":"table"}`},
 		"refers to itself": {Schema: orderSchema, References: []sr.SchemaReference{{Name: "shop.Item", Subject: "items", Version: 1}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
-				// The first is what is asked for; the references, if any, never end.
+				// The requested schema; its chain of references, if any, is endless.
 				if strings.HasPrefix(req.URL.Path, "/schemas/") {
 					reply(w, 200, schema)
 					return
@@ -308,10 +308,10 @@ func TestSchemasThatWeCannotReadAreRejected(t *testing.T) {
 	}
 }
 
-func TestReferencesArePutIn(t *testing.T) {
-	asked := map[string]int{}
+func TestReferencesAreInlined(t *testing.T) {
+	requests := map[string]int{}
 	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
-		asked[req.URL.Path]++
+		requests[req.URL.Path]++
 		price := sr.SchemaReference{Name: "shop.Price", Subject: "price", Version: 1}
 		switch req.URL.Path {
 		case "/schemas/ids/3":
@@ -334,14 +334,14 @@ func TestReferencesArePutIn(t *testing.T) {
 		t.Errorf("the schema is %s", s)
 	}
 	if again, err := ParseSchema(s.String()); err != nil || !SameBytes(s, again) {
-		t.Errorf("its text does not stand alone: %v\n%s", err, s)
+		t.Errorf("its text is not complete: %v\n%s", err, s)
 	}
-	if n := asked["/subjects/price/versions/1"]; n != 1 {
-		t.Errorf("a schema that two refer to was asked for %d times", n)
+	if n := requests["/subjects/price/versions/1"]; n != 1 {
+		t.Errorf("%d requests for a schema with two references to it, want 1", n)
 	}
 }
 
-func TestCredentials(t *testing.T) {
+func TestRequestsCarryCredentialsAndUserAgent(t *testing.T) {
 	var got http.Header
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		got = req.Header
@@ -367,12 +367,12 @@ func TestCredentials(t *testing.T) {
 	}
 	for _, cfg := range []RegistryConfig{{}, {URLs: []string{server.URL}, User: "ann", Token: "t"}} {
 		if _, err := NewRegistry(cfg); err == nil {
-			t.Errorf("%+v is taken", cfg)
+			t.Errorf("%+v is accepted", cfg)
 		}
 	}
 }
 
-func TestCheckOnARegistryWithoutTheNewerRequest(t *testing.T) {
+func TestCompatibleFallsBackToTheLatestVersion(t *testing.T) {
 	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
 		if !strings.HasSuffix(req.URL.Path, "/versions/latest") {
 			reply(w, 404, map[string]any{"error_code": 404, "message": "not found"})

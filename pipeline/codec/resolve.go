@@ -14,30 +14,31 @@ import (
 )
 
 // A Resolver turns bodies of a writer's schema into bodies of the reader's, by
-// Avro's rules of schema resolution: missing fields take their defaults, fields
-// that are gone are left out, numbers are promoted, aliases followed. It is
-// compiled once, works on bytes, and is safe for concurrent use.
+// Avro's rules of schema resolution: missing fields take their defaults, removed
+// fields are dropped, numbers are promoted, aliases are followed. It is compiled
+// once, works on bytes, and is safe for concurrent use.
 //
-// In one thing it departs from the rules, which do not look at logical types: a
-// time in another unit (timestamp-millis read as timestamp-micros) keeps its
-// meaning, where others would read it a thousand times too early or too late.
+// It departs from the rules in one point. The rules ignore logical types, so they read
+// a time in another unit (timestamp-millis as timestamp-micros) a thousand times too
+// early or too late. A Resolver converts the unit.
 type Resolver struct {
 	writer *Schema
 	root   resolveFunc
 	states sync.Pool
 }
 
-// resolveFunc reads a value of the writer's type at the start of enc, appends it
-// as one of the reader's, and returns what follows it. The value has been
-// walked before.
+// resolveFunc reads a value of the writer's type at the start of enc, appends it as a
+// value of the reader's type, and returns the rest of enc. Validate has accepted the
+// value before.
 type resolveFunc func(st *resolveState, dst, enc []byte) (out, rest []byte, err error)
 
-// resolveState is the memory of one resolution.
-type resolveState struct{ fields [][]byte } // of the records that are being read, outermost first
+// resolveState is the scratch memory of one resolution. fields holds the starts of the
+// fields of the records being read, outermost record first.
+type resolveState struct{ fields [][]byte }
 
-// NewResolver compiles the resolution of a pair of schemas. It is nil if there
-// is nothing to do: see [SameBytes]. Schemas that do not resolve are an error,
-// most often an *avro.CompatibilityError.
+// NewResolver compiles the resolution of a pair of schemas. It returns nil if the bytes
+// stay the same: see [SameBytes]. Schemas that do not resolve are an error, usually an
+// *avro.CompatibilityError.
 func NewResolver(writer, reader *Schema) (*Resolver, error) {
 	if SameBytes(writer, reader) {
 		return nil, nil
@@ -45,7 +46,7 @@ func NewResolver(writer, reader *Schema) (*Resolver, error) {
 	if _, err := avro.Resolve(writer.avro, reader.avro); err != nil {
 		return nil, err
 	}
-	c := resolving{aliases: map[string][]string{}, enumDefaults: map[string]string{}, done: map[[2]*Node]*resolveFunc{}}
+	c := resolverCompiler{aliases: map[string][]string{}, enumDefaults: map[string]string{}, done: map[[2]*Node]*resolveFunc{}}
 	c.collect(reader.avro.Root())
 	root, err := c.pair(writer.Root(), reader.Root())
 	if err != nil {
@@ -54,8 +55,8 @@ func NewResolver(writer, reader *Schema) (*Resolver, error) {
 	return &Resolver{writer: writer, root: root}, nil
 }
 
-// Append appends the body as the reader's schema has it. The same body always
-// gives the same bytes. An error is of pipeline.ClassReject.
+// Append appends the body, converted to the reader's schema. The same body always gives
+// the same bytes. An error is of pipeline.ClassReject.
 func (r *Resolver) Append(dst, body []byte) ([]byte, error) {
 	if err := Validate(r.writer.Root(), body); err != nil {
 		return dst, err
@@ -73,15 +74,15 @@ func (r *Resolver) Append(dst, body []byte) ([]byte, error) {
 	return out, nil
 }
 
-// resolving compiles. What a Node does not have of the reader's schema is beside
-// it: aliases by the name of a type, or RECORD.FIELD, and the defaults of enums.
-type resolving struct {
+// resolverCompiler compiles a Resolver. It keeps the parts of the reader's schema that
+// a Node lacks: aliases, by type name or RECORD.FIELD, and enum defaults, by type name.
+type resolverCompiler struct {
 	aliases      map[string][]string
 	enumDefaults map[string]string
 	done         map[[2]*Node]*resolveFunc
 }
 
-func (c *resolving) collect(n *avro.SchemaNode) {
+func (c *resolverCompiler) collect(n *avro.SchemaNode) {
 	if n == nil {
 		return
 	}
@@ -109,12 +110,12 @@ func (c *resolving) collect(n *avro.SchemaNode) {
 	c.collect(n.Values)
 }
 
-func (c *resolving) pair(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) pair(w, r *Node) (resolveFunc, error) {
 	if same(w, r, map[[2]*Node]bool{}) {
 		return copied(w), nil
 	}
 	key := [2]*Node{w, r}
-	if f := c.done[key]; f != nil { // maybe not compiled yet: the schemas are recursive
+	if f := c.done[key]; f != nil { // perhaps still being compiled, if the schemas are recursive
 		return func(st *resolveState, dst, enc []byte) ([]byte, []byte, error) { return (*f)(st, dst, enc) }, nil
 	}
 	f := new(resolveFunc)
@@ -126,7 +127,7 @@ func (c *resolving) pair(w, r *Node) (resolveFunc, error) {
 	return *f, err
 }
 
-func (c *resolving) compile(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) compile(w, r *Node) (resolveFunc, error) {
 	switch {
 	case w.Kind == Union:
 		return c.fromUnion(w, r)
@@ -168,7 +169,7 @@ func (c *resolving) compile(w, r *Node) (resolveFunc, error) {
 	return nil, fmt.Errorf("%s cannot become %s", w, r)
 }
 
-// copied copies a value as it is.
+// copied returns a function that copies a value unchanged.
 func copied(n *Node) resolveFunc {
 	return func(_ *resolveState, dst, enc []byte) ([]byte, []byte, error) {
 		end := end(n, enc)
@@ -176,13 +177,13 @@ func copied(n *Node) resolveFunc {
 	}
 }
 
-// end returns where the valid value at the start of enc ends.
+// end returns the length of the valid value at the start of enc.
 func end(n *Node, enc []byte) int {
 	w := walker{buf: enc}
 	return w.value(n, 0, 0)
 }
 
-// perSecond returns how many units of a time make a second; 0 if n is no time.
+// perSecond returns the number of a time's units in a second, or 0 if n is not a time.
 func perSecond(n *Node) int64 {
 	switch {
 	case n.Kind == Int && n.Logical == "time-millis", n.Kind == Long && (n.Logical == "timestamp-millis" || n.Logical == "local-timestamp-millis"):
@@ -195,8 +196,8 @@ func perSecond(n *Node) int64 {
 	return 0
 }
 
-// rescaled reads a time in one unit and writes it in another. What is finer than
-// the other is cut off, towards the past.
+// rescaled returns a function that converts a time from one unit to another. A coarser
+// unit rounds down, towards the past.
 func rescaled(from, to int64, kind Kind) resolveFunc {
 	return func(_ *resolveState, dst, enc []byte) ([]byte, []byte, error) {
 		v, rest, err := ReadLong(enc)
@@ -211,7 +212,7 @@ func rescaled(from, to int64, kind Kind) resolveFunc {
 		case from > to:
 			by := from / to
 			if v%by < 0 {
-				v -= by // so that the division rounds down
+				v -= by // makes the division round down
 			}
 			v /= by
 		}
@@ -222,7 +223,7 @@ func rescaled(from, to int64, kind Kind) resolveFunc {
 	}
 }
 
-func (c *resolving) enum(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) enum(w, r *Node) (resolveFunc, error) {
 	to := make([]int, len(w.Symbols))
 	for i, symbol := range w.Symbols {
 		to[i] = slices.Index(r.Symbols, symbol)
@@ -242,7 +243,7 @@ func (c *resolving) enum(w, r *Node) (resolveFunc, error) {
 	}, nil
 }
 
-func (c *resolving) fromUnion(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) fromUnion(w, r *Node) (resolveFunc, error) {
 	branches := make([]resolveFunc, len(w.Branches))
 	for i, b := range w.Branches {
 		var err error
@@ -259,9 +260,9 @@ func (c *resolving) fromUnion(w, r *Node) (resolveFunc, error) {
 	}, nil
 }
 
-// toUnion takes the first branch of the writer's own type, or else the first that
-// the value can become.
-func (c *resolving) toUnion(w, r *Node) (resolveFunc, error) {
+// toUnion selects the first branch of the same type as the writer's or, if there is
+// none, the first branch that the value can be converted to.
+func (c *resolverCompiler) toUnion(w, r *Node) (resolveFunc, error) {
 	for _, exact := range []bool{true, false} {
 		for i, b := range r.Branches {
 			if exact && (b.Kind != w.Kind || w.Name != "" && !c.named(w, b)) {
@@ -276,17 +277,17 @@ func (c *resolving) toUnion(w, r *Node) (resolveFunc, error) {
 			}, nil
 		}
 	}
-	return nil, fmt.Errorf("%s is no branch of %s", w, r)
+	return nil, fmt.Errorf("%s matches no branch of %s", w, r)
 }
 
-// named reports whether two named types go by the same name: without the
-// namespace, as Avro has it, or by an alias of the reader's.
-func (c *resolving) named(w, r *Node) bool {
+// named reports whether two named types match by name, without the namespace as in
+// Avro's rules, or by an alias of the reader's type.
+func (c *resolverCompiler) named(w, r *Node) bool {
 	short := func(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
 	return short(w.Name) == short(r.Name) || slices.ContainsFunc(c.aliases[r.Name], func(a string) bool { return a == w.Name || short(a) == short(w.Name) })
 }
 
-func (c *resolving) blocks(w, r *Node) (resolveFunc, error) {
+func (c *resolverCompiler) blocks(w, r *Node) (resolveFunc, error) {
 	item, err := c.pair(w.Elem, r.Elem)
 	if err != nil {
 		return nil, err
@@ -307,13 +308,14 @@ func (c *resolving) blocks(w, r *Node) (resolveFunc, error) {
 			}
 			for range count {
 				if w.Kind == Map {
-					key, rest, err := ReadText(enc)
-					if err != nil {
-						return dst, rest, err
-					}
-					dst, enc = AppendBytes(dst, key), rest
+					var key []byte
+					key, enc, err = ReadText(enc)
+					dst = AppendBytes(dst, key)
 				}
-				if dst, enc, err = item(st, dst, enc); err != nil {
+				if err == nil {
+					dst, enc, err = item(st, dst, enc)
+				}
+				if err != nil {
 					return dst, enc, err
 				}
 			}
@@ -321,11 +323,11 @@ func (c *resolving) blocks(w, r *Node) (resolveFunc, error) {
 	}, nil
 }
 
-// record reads the writer's fields in their order, and appends the reader's in
-// theirs.
-func (c *resolving) record(w, r *Node) (resolveFunc, error) {
+// record returns a function that reads the fields in the writer's order and appends
+// them in the reader's.
+func (c *resolverCompiler) record(w, r *Node) (resolveFunc, error) {
 	type part struct {
-		from  int    // field of the writer; -1: a default
+		from  int    // index of the writer's field; -1 for a default
 		value []byte // the default
 		read  resolveFunc
 	}
@@ -341,7 +343,7 @@ func (c *resolving) record(w, r *Node) (resolveFunc, error) {
 		var err error
 		if parts[i].from = from; from < 0 {
 			if !f.HasDefault {
-				return nil, fmt.Errorf("%s.%s has no default, and the writer does not have it", r.Name, f.Name)
+				return nil, fmt.Errorf("%s.%s has no default, and the writer's schema lacks it", r.Name, f.Name)
 			}
 			parts[i].value, err = AppendDefault(nil, f)
 		} else {
@@ -373,7 +375,7 @@ func (c *resolving) record(w, r *Node) (resolveFunc, error) {
 	}, nil
 }
 
-// SameBytes reports whether bodies of a are, byte for byte, bodies of b with the
+// SameBytes reports whether every body of a is, byte for byte, a body of b with the
 // same meaning.
 func SameBytes(a, b *Schema) bool {
 	return a == b || same(a.Root(), b.Root(), map[[2]*Node]bool{})

@@ -13,8 +13,8 @@ import (
 	"millrace/pipeline"
 )
 
-// resolutions are pairs of types, a value as the writer has it, and how the
-// reader sees it; after "!", why it cannot.
+// resolutions holds pairs of types, a value of the writer's type, and the value of the
+// reader's type or, after "! ", the error.
 var resolutions = []struct{ writer, reader, value, want string }{
 	{`"int"`, `"int"`, `7`, `7`},
 	{`"int"`, `"long"`, `-7`, `-7`},
@@ -29,7 +29,7 @@ var resolutions = []struct{ writer, reader, value, want string }{
 	{`{"type":"array","items":"int"}`, `{"type":"array","items":"long"}`, `[1,2]`, `[1,2]`},
 	{`{"type":"map","values":"int"}`, `{"type":"map","values":["null","double"]}`, `{"a":1}`, `{"a":1}`},
 	{`"int"`, `["null","long"]`, `7`, `7`},
-	{`"int"`, `["null","long","int"]`, `7`, `{"int":7}`}, // its own type comes before one it can become
+	{`"int"`, `["null","long","int"]`, `7`, `{"int":7}`}, // the same type has precedence over a promotion
 	{`["int","long"]`, `"double"`, `{"long":7}`, `7`},
 	{`["null","int"]`, `["double","null"]`, `null`, `null`},
 	{`["null","int","string"]`, `["null","string","long"]`, `{"int":7}`, `7`},
@@ -48,9 +48,9 @@ var resolutions = []struct{ writer, reader, value, want string }{
 	{`{"type":"long","logicalType":"timestamp-micros"}`, `{"type":"long","logicalType":"timestamp-millis"}`, `"1969-12-31T23:59:59.999999Z"`, `"1969-12-31T23:59:59.999Z"`},
 }
 
-// TestResolutionByKinds reads each value of the table, alone and within arrays,
-// maps, unions and records, as twmb/avro does too.
-func TestResolutionByKinds(t *testing.T) {
+// Each value of the table resolves as expected, alone and within an array, a map and a
+// record, and twmb/avro agrees.
+func TestResolutionOfEachKind(t *testing.T) {
 	for i, test := range resolutions {
 		for _, wrap := range [][2]string{
 			{"%s", "%s"}, {`{"type":"array","items":%s}`, "[%s]"}, {`{"type":"map","values":%s}`, `{"k":%s}`},
@@ -100,14 +100,14 @@ func TestResolutionByKinds(t *testing.T) {
 			}
 			theirs, err := reader.Avro().Encode(native)
 			if err != nil || !bytes.Equal(theirs, out) {
-				t.Errorf("%s as %s: %x, but twmb/avro reads %x, %v", test.writer, test.reader, out, theirs, err)
+				t.Errorf("%s as %s: got %x, but twmb/avro gives %x, %v", test.writer, test.reader, out, theirs, err)
 			}
 		}
 	}
 }
 
-// FuzzResolve gives random bytes to every resolution of the table: what comes out
-// is a body of the reader's.
+// FuzzResolve resolves random bytes with every resolution of the table. The output must
+// be a valid body of the reader's schema.
 func FuzzResolve(f *testing.F) {
 	type resolution struct {
 		*Resolver
@@ -145,7 +145,7 @@ func FuzzResolve(f *testing.F) {
 	})
 }
 
-func TestSchemasThatDoNotResolve(t *testing.T) {
+func TestNewResolverRefusesSchemasThatDoNotResolve(t *testing.T) {
 	for _, test := range []struct{ writer, reader string }{
 		{`"string"`, `"int"`},
 		{`"long"`, `"int"`},
@@ -175,7 +175,7 @@ func TestResolvingAllocatesNothing(t *testing.T) {
 	body := encodeEvent(t, writer, orderEvent)
 	dst := make([]byte, 0, 1024)
 	st := new(resolveState)
-	if n := testing.AllocsPerRun(100, func() { // the pool of states is not under test: with the race detector it forgets
+	if n := testing.AllocsPerRun(100, func() { // without the pool of states, which drops some with the race detector
 		st.fields = st.fields[:0]
 		if _, _, err := r.root(st, dst, body); err != nil {
 			t.Fatal(err)
@@ -226,10 +226,9 @@ func BenchmarkResolve(b *testing.B) {
 	})
 }
 
-// TestResolvingKeepsWhatBothSchemasHave reads values of random schemas with the
-// same schema behind another field: what was there stays as it is, byte for byte,
-// the branch of every union included.
-func TestResolvingKeepsWhatBothSchemasHave(t *testing.T) {
+// A reader's schema that only adds a field before a random type does not change the bytes
+// of that type, not even the branches of its unions.
+func TestResolvingKeepsTheBytesOfCommonFields(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var g sampler
 		typ := g.draw(t, 3, false)

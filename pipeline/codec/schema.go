@@ -1,8 +1,13 @@
-// Package codec knows Avro as bytes: schemas as trees that a walk can follow,
-// views over bodies and splices into them, schema resolution, the JSON form of
-// events, Confluent framing, and the schema registry.
+// Package codec reads and writes Avro without decoding it into Go values. It parses
+// schemas into trees, walks over bodies and splices fields into them, resolves
+// schemas, converts between Avro and the JSON form of events, adds and removes
+// Confluent's framing, and talks to the schema registry.
 //
-// Start at [Schema] and [Layout].
+// Start at [Schema] and [Layout] (layout.go). A walk has two parts: a fast program
+// (program.go) and the walker in layout.go, which describes faults.
+//
+// [Schema], [Layout], [Resolver] and [Registry] are safe for concurrent use. [JSON] and
+// [Items] belong to one goroutine.
 package codec
 
 import (
@@ -12,10 +17,10 @@ import (
 	"github.com/twmb/avro"
 )
 
-// Kind is an Avro type.
+// Kind is the kind of an Avro type.
 type Kind uint8
 
-// The Avro types.
+// The kinds of Avro types.
 const (
 	Null Kind = iota
 	Boolean
@@ -35,10 +40,11 @@ const (
 
 var kindNames = [...]string{"null", "boolean", "int", "long", "float", "double", "bytes", "string", "fixed", "enum", "array", "map", "record", "union"}
 
+// String returns the name of the kind in a schema document.
 func (k Kind) String() string { return kindNames[k] }
 
-// A Node is one type in a schema. Nodes of a recursive schema form a cycle. A
-// Node is never changed after Parse.
+// A Node is one type in a schema. Nodes of a recursive schema form a cycle. A Node does
+// not change after [ParseSchema].
 type Node struct {
 	Kind    Kind
 	Name    string // full name of a record, enum or fixed
@@ -52,8 +58,8 @@ type Node struct {
 	Fields           []Field  // of a record, in the order of the body
 	Branches         []*Node  // of a union
 
-	// Tag is set on the type of a field whose values are personal, and so
-	// encrypted: the name that they are bound to. See [PII].
+	// Tag is set on the type of a field with personal data, which is encrypted: the
+	// name that the ciphertexts are bound to. See [PII].
 	Tag string
 }
 
@@ -63,9 +69,9 @@ type Field struct {
 	Doc        string
 	Type       *Node
 	HasDefault bool
-	Default    any // as avro.SchemaField has it
+	Default    any // in the Go types of avro.SchemaField
 
-	pii any // the property, nil if it is not there
+	pii any // value of the property PII, nil if it is not set
 }
 
 // Field returns the record's field of that name, or nil.
@@ -93,7 +99,7 @@ func (n *Node) Nullable() (other *Node, null, branch int, ok bool) {
 	return nil, 0, 0, false
 }
 
-// String returns the type as a person would say it: "string", "array of shop.Item",
+// String returns a readable form of the type: "string", "array of shop.Item",
 // "long (timestamp-micros)", "null or string".
 func (n *Node) String() string {
 	switch n.Kind {
@@ -129,11 +135,10 @@ type Schema struct {
 	root *Node
 }
 
-// ParseSchema parses an Avro schema in JSON. The schema of an event or a state
-// is a record.
+// ParseSchema parses an Avro schema in JSON.
 func ParseSchema(text string) (*Schema, error) {
 	if len(text) > maxSchemaBytes {
-		return nil, fmt.Errorf("schema of %d bytes: at most %d are taken", len(text), maxSchemaBytes)
+		return nil, fmt.Errorf("schema of %d bytes: the maximum is %d", len(text), maxSchemaBytes)
 	}
 	parsed, err := avro.Parse(text)
 	if err != nil {
@@ -147,8 +152,9 @@ func ParseSchema(text string) (*Schema, error) {
 	return &Schema{text, parsed, root}, nil
 }
 
-// Gather returns a record of types that belong to other schemas: what an
-// expression sees beside an event. It has no document, and is never written.
+// Gather returns a record of types from other schemas: the values other than the event
+// that an expression can use. The schema has no document and no body is ever written
+// with it.
 func Gather(name string, fields ...Field) *Schema {
 	return &Schema{root: &Node{Kind: Record, Name: name, Fields: fields}}
 }
@@ -156,17 +162,17 @@ func Gather(name string, fields ...Field) *Schema {
 // Root returns the schema's outermost type.
 func (s *Schema) Root() *Node { return s.root }
 
-// Name returns the full name of the schema's record, or its type if it is none.
+// Name returns the full name of the schema's record, or the type if it is not a record.
 func (s *Schema) Name() string { return s.root.String() }
 
 // String returns the schema document as it was parsed.
 func (s *Schema) String() string { return s.text }
 
-// Avro returns the schema as the Avro library knows it.
+// Avro returns the schema in the form of the Avro library; nil after [Gather].
 func (s *Schema) Avro() *avro.Schema { return s.avro }
 
-// builder turns the library's tree, in which a type that was named before is a
-// reference, into nodes that point at each other.
+// builder converts the library's tree into nodes. In the library's tree, the second use
+// of a named type is a reference by name; among nodes it is a pointer.
 type builder struct{ named map[string]*Node }
 
 func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node, error) {
@@ -225,9 +231,9 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 			}
 			own := Field{Name: f.Name, Doc: f.Doc, Type: t, HasDefault: f.HasDefault, Default: f.Default, pii: f.Props[PII]}
 			if tag, fault := own.tag(); fault == "" {
-				t.Tag = tag // the node is this field's alone: a string, bytes, or a union
+				t.Tag = tag // a string, bytes or a union: a node that only this field uses
 				for _, b := range t.Branches {
-					b.Tag = tag // and so is this
+					b.Tag = tag // only this field uses the branches, too
 				}
 			}
 			n.Fields = append(n.Fields, own)
@@ -245,8 +251,8 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 	return n, err
 }
 
-// name gives a named type its full name and remembers it, before its fields are
-// built, so that they can refer to it.
+// name sets the full name of a named type and registers it. The caller does so before it
+// builds the fields, because they may refer to the type.
 func (b *builder) name(n *Node, in *avro.SchemaNode) {
 	n.Name = in.Name
 	if in.Namespace != "" && !strings.Contains(in.Name, ".") {

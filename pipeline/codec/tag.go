@@ -7,13 +7,13 @@ import (
 	"strings"
 )
 
-// PII is the property of a field in a schema that says that its values are
-// personal. It is true, or a name that the values are bound to in place of the
-// field's own: fields that take values from each other have the same.
+// PII is the schema property that tags a field as personal data. Its value is true, or
+// a name: the ciphertexts of the field are bound to this name instead of the field's
+// own. Fields whose values are copied to each other need the same name.
 const PII = "millrace.pii"
 
-// tag returns the name that the field's values are bound to, "" if it has no
-// property, and what is wrong with that.
+// tag returns the name that the field's ciphertexts are bound to, or "" if it is not
+// tagged. If the property is invalid, fault describes the error.
 func (f *Field) tag() (tag, fault string) {
 	switch given := f.pii.(type) {
 	case nil:
@@ -27,19 +27,19 @@ func (f *Field) tag() (tag, fault string) {
 		tag = given
 	}
 	if tag == "" {
-		return "", fmt.Sprintf("%s is true, or a name, not %v", PII, f.pii)
+		return "", fmt.Sprintf("%s must be true or a name, not %v", PII, f.pii)
 	}
 	n := f.Type
 	if other, _, _, ok := n.Nullable(); ok {
 		n = other
 	}
 	if n.Kind != String && n.Kind != Bytes || n.Logical != "" {
-		return "", fmt.Sprintf("it is %s: what is encrypted is a string or bytes, or null, of no logical type", f.Type)
+		return "", fmt.Sprintf("it is %s: only string and bytes without a logical type, or a union of one of them and null, can be encrypted", f.Type)
 	}
 	return tag, ""
 }
 
-// A TagError says that a field cannot be encrypted.
+// A TagError is the error for a tagged field that cannot be encrypted.
 type TagError struct {
 	Path string // dotted
 	Msg  string
@@ -49,9 +49,9 @@ func (e *TagError) Error() string {
 	return fmt.Sprintf("%s is tagged %s, but %s", e.Path, PII, e.Msg)
 }
 
-// Tagged returns the paths of the fields of a schema that are tagged with [PII]. An
-// error is a [*TagError]: a tag is on another type, or within an array, a map or a
-// union, where encryption does not look.
+// Tagged returns the paths of the fields that are tagged with [PII]. An error is a
+// [*TagError]: the tag is invalid, or it is on a type that cannot be encrypted, or
+// within an array, a map or a union, where fields are not encrypted.
 func (s *Schema) Tagged() (paths [][]string, err error) {
 	type place struct {
 		record *Node
@@ -100,7 +100,7 @@ func (s *Schema) Tagged() (paths [][]string, err error) {
 		return nil, nil
 	}
 	if err = visit(s.root, nil, false); errors.Is(err, errDeepTags) {
-		return nil, nil // no layout is made of it either
+		return nil, nil // NewLayout refuses such a schema
 	}
 	return paths, err
 }

@@ -23,22 +23,22 @@ func TestTaggedFieldsAreFoundThroughRecords(t *testing.T) {
 	}
 	paths, err := s.Tagged()
 	if err != nil || fmt.Sprint(paths) != "[[email] [data photo]]" {
-		t.Errorf("%v, %v", paths, err)
+		t.Errorf("got %v, %v", paths, err)
 	}
-	// Fields that a stage adds leave the tags as they are.
+	// Adding fields keeps the tags.
 	grown, err := s.With([]codec.NewField{{Path: []string{"data", "more"}, Type: "string"}})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if again, err := grown.Tagged(); err != nil || fmt.Sprint(again) != fmt.Sprint(paths) {
-		t.Errorf("with another field: %v, %v", again, err)
+		t.Errorf("with an added field: %v, %v", again, err)
 	}
 	if got := grown.Root().Field("data").Type.Field("photo").Type.Tag; got != "picture" {
 		t.Errorf("the tag is %q", got)
 	}
 }
 
-func TestTagsWhereNothingCanBeEncryptedAreFaults(t *testing.T) {
+func TestTagsOnFieldsThatCannotBeEncryptedAreErrors(t *testing.T) {
 	for typ, want := range map[string]string{
 		`"int"`:                                                  `f is tagged millrace.pii, but it is int`,
 		`["null","long"]`:                                        `null or long`,
@@ -81,13 +81,13 @@ func TestTagsWhereNothingCanBeEncryptedAreFaults(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.Tagged(); err == nil || !strings.Contains(err.Error(), "true, or a name") {
+		if _, err := s.Tagged(); err == nil || !strings.Contains(err.Error(), "must be true or a name") {
 			t.Errorf("%s: %v", tag, err)
 		}
 	}
 }
 
-func TestAMessageDoesNotShowWhatIsPersonal(t *testing.T) {
+func TestErrorsDoNotShowPersonalData(t *testing.T) {
 	s, err := codec.ParseSchema(taggedRecord)
 	if err != nil {
 		t.Fatal(err)

@@ -14,31 +14,29 @@ import (
 	"unicode/utf8"
 )
 
-// A JSON is a JSON value as text, taken apart into tokens: any part of it is
-// found and encoded without a tree of Go values. It is used again for the next
-// text, and belongs to one goroutine.
+// A JSON is a JSON text, split into tokens. Its parts are found and encoded without a
+// tree of Go values. [JSON.Parse] reuses its memory. It belongs to one goroutine.
 type JSON struct {
-	text   []byte // what was parsed and what Set added, each with a zero byte after it
+	text   []byte // the parsed text and the values of Set, each followed by a zero byte
 	tokens []token
-	sorted []int // room to put the keys of maps in order
+	sorted []int // scratch to sort the keys of maps
 }
 
-// token is one value or one key. The tokens of an array's items, and of an
-// object's keys and values in turn, follow its own.
+// token is one value or one key. It is followed by the tokens of an array's items, or
+// of an object's keys and values in turn.
 type token struct {
-	kind       byte // the first byte: { [ " t f n, or 0 for any number
-	escaped    bool // a string with escapes in it
+	kind       byte // the first byte: { [ " t f n, or 0 for a number
+	escaped    bool // a string that contains escapes
 	start, end int  // in the text; of a string, without the quotes
-	size       int  // how many tokens this one and all within it are
-	members    int  // of an object
+	size       int  // number of tokens, this one and its descendants
+	members    int  // number of members of an object
 }
 
-// maxNested is how deep arrays and objects may stand in each other: as many as
-// encoding/json takes.
+// maxNested is the maximum depth of arrays and objects, the same as in encoding/json.
 const maxNested = 10_000
 
-// Parse takes a text apart. It takes what encoding/json takes, if it is UTF-8;
-// an error says in which column the text is wrong.
+// Parse splits a text into tokens. It accepts the same texts as encoding/json, but only
+// in UTF-8. A syntax error gives the column of the fault.
 func (j *JSON) Parse(text []byte) error {
 	j.text = append(append(j.text[:0], text...), 0)
 	j.tokens = j.tokens[:0]
@@ -51,7 +49,7 @@ func (j *JSON) Parse(text []byte) error {
 	return nil
 }
 
-// syntaxError finds out what is wrong with a text.
+// syntaxError returns the error for a text that Parse refuses.
 func syntaxError(text []byte) error {
 	d := json.NewDecoder(bytes.NewReader(text))
 	var value json.RawMessage
@@ -69,9 +67,9 @@ func syntaxError(text []byte) error {
 	return fmt.Errorf("column %d: more text after the end of the JSON", len(text)-len(more)+1)
 }
 
-// The parser's functions take where something begins and return where it ends;
-// they report whether it was there. The zero byte after the text ends whatever
-// is cut short: it has no place in JSON.
+// The functions of the parser take the start of an element and return its end; they
+// report whether it is valid. The zero byte after the text is never valid JSON, so it
+// ends a truncated element without bounds checks.
 
 func (j *JSON) space(i int) int {
 	for j.text[i] == ' ' || j.text[i] == '\n' || j.text[i] == '\r' || j.text[i] == '\t' {
@@ -106,10 +104,10 @@ func (j *JSON) value(i, depth int) (int, bool) {
 	return end, ok
 }
 
-// items parses what is in an object or an array.
+// items parses the content of an object or an array.
 func (j *JSON) items(i, depth int) (end, members int, ok bool) {
 	object := j.text[i] == '{'
-	shut := j.text[i] + 2 // { and }, [ and ] are two apart
+	shut := j.text[i] + 2 // '}' is '{'+2, and ']' is '['+2
 	if i = j.space(i + 1); j.text[i] == shut {
 		return i + 1, 0, true
 	}
@@ -153,20 +151,29 @@ func (j *JSON) string(i int) (int, bool) {
 			return i, false
 		case c == '\\':
 			t.escaped = true
-			i++
-			switch j.text[i] {
-			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
-			case 'u':
-				for range 4 {
-					if i++; !isHex(j.text[i]) {
-						return i, false
-					}
-				}
-			default:
+			var ok bool
+			if i, ok = j.escape(i + 1); !ok {
 				return i, false
 			}
 		}
 	}
+}
+
+// escape checks an escape in a string; i is the position after the backslash. It returns
+// the position of the last byte of the escape.
+func (j *JSON) escape(i int) (int, bool) {
+	switch j.text[i] {
+	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+		return i, true
+	case 'u':
+		for range 4 {
+			if i++; !isHex(j.text[i]) {
+				return i, false
+			}
+		}
+		return i, true
+	}
+	return i, false
 }
 
 func isHex(c byte) bool {
@@ -217,7 +224,7 @@ func (j *JSON) digits(i int) (int, bool) {
 // IsObject reports whether the value is an object.
 func (j *JSON) IsObject() bool { return j.tokens[0].kind == '{' }
 
-// member returns the token of the value of the object's first member of that
+// member returns the index of the value token of the object's first member of that
 // name, or 0.
 func (j *JSON) member(name string) int {
 	for i := 1; i < j.tokens[0].size; i += 1 + j.tokens[i+1].size {
@@ -228,6 +235,7 @@ func (j *JSON) member(name string) int {
 	return 0
 }
 
+// is reports whether a key token is the name.
 func (j *JSON) is(t *token, name string) bool {
 	if t.escaped {
 		return j.unquote(t) == name
@@ -238,7 +246,7 @@ func (j *JSON) is(t *token, name string) bool {
 // Has reports whether the object has a member of that name.
 func (j *JSON) Has(name string) bool { return j.member(name) != 0 }
 
-// Text returns the object's member of that name, if it is a string. It is valid
+// Text returns the object's member of that name, if it is a string. The bytes are valid
 // until the next Parse or Set.
 func (j *JSON) Text(name string) ([]byte, bool) {
 	i := j.member(name)
@@ -251,11 +259,11 @@ func (j *JSON) Text(name string) ([]byte, bool) {
 	return j.text[j.tokens[i].start:j.tokens[i].end], true
 }
 
-// Set gives the object a member, or its member of that name another value, which
-// is JSON. It panics if it is not, or if this is no object.
+// Set sets the object's member of that name to a value in JSON; it adds the member if it
+// does not exist. Set panics if the value is not JSON, or if j is not an object.
 func (j *JSON) Set(name, value string) {
 	if !j.IsObject() {
-		panic("codec: Set on what is no object")
+		panic("codec: Set on a value that is not an object")
 	}
 	at := j.member(name)
 	if at == 0 {
@@ -267,21 +275,21 @@ func (j *JSON) Set(name, value string) {
 	last, start := len(j.tokens), len(j.text)
 	j.text = append(append(j.text, value...), 0)
 	if end, ok := j.value(start, 1); !ok || end != len(j.text)-1 {
-		panic("codec: Set to what is no JSON: " + value)
+		panic("codec: Set to invalid JSON: " + value)
 	}
-	if at != 0 { // the new tokens take the place of the old
+	if at != 0 { // the new tokens replace the old ones
 		added := slices.Clone(j.tokens[last:])
 		j.tokens = slices.Replace(j.tokens[:last], at, at+j.tokens[at].size, added...)
 	}
 	j.tokens[0].size = len(j.tokens)
 }
 
-// AppendAvro appends the value as Avro, by the rules and with the errors of
-// [AppendAvro]; besides, a key that an object has twice is an error.
+// AppendAvro appends the value as Avro, by the rules and with the errors of the function
+// [AppendAvro]. In addition, a duplicate key in an object is an error.
 func (j *JSON) AppendAvro(dst []byte, s *Schema) ([]byte, error) { return j.append(dst, s.root, 0, 0) }
 
-// append encodes token i. What is plain is encoded here; for the rest, and for
-// every error, the value goes the general way.
+// append encodes token i. If the fast path (plain) does not apply, or there is an error,
+// it builds the tree of Go values and leaves it to appendAvro.
 func (j *JSON) append(dst []byte, n *Node, i, depth int) ([]byte, error) {
 	if depth <= maxWalkDepth {
 		out, ok, err := j.plain(dst, n, i, depth)
@@ -296,8 +304,8 @@ func (j *JSON) append(dst []byte, n *Node, i, depth int) ([]byte, error) {
 	return appendAvro(dst, n, v, depth, nil)
 }
 
-// plain encodes token i if it is written in the way that needs no second look.
-// What it appended is void if it was not.
+// plain encodes token i if it has a common form: no escapes, no tags of unions, no
+// unusual numbers. It is not ok otherwise, and then the output is invalid.
 func (j *JSON) plain(dst []byte, n *Node, i, depth int) (out []byte, ok bool, err error) {
 	t := &j.tokens[i]
 	text := j.text[t.start:t.end]
@@ -361,7 +369,7 @@ func (j *JSON) plain(dst []byte, n *Node, i, depth int) (out []byte, ok bool, er
 	return dst, false, nil
 }
 
-// plainInteger returns the integer or the timestamp that a token is.
+// plainInteger returns the integer of a token: a number, or a timestamp in text.
 func plainInteger(n *Node, t *token, text []byte) (int64, bool) {
 	if t.kind == 0 {
 		bits := 64
@@ -410,14 +418,14 @@ func (j *JSON) appendItems(dst []byte, n *Node, i, depth int) ([]byte, error) {
 	return append(dst, 0), nil
 }
 
-// appendEntries encodes an object as a map, in the order of its keys: the same
-// value always gives the same bytes.
+// appendEntries encodes an object as a map, sorted by key: the same value always gives
+// the same bytes. It is not ok (see plain) if a key has escapes or is a duplicate.
 func (j *JSON) appendEntries(dst []byte, n *Node, i, depth int) (out []byte, ok bool, err error) {
 	t := &j.tokens[i]
 	if t.members == 0 {
 		return append(dst, 0), true, nil
 	}
-	first := len(j.sorted) // maps may be within maps
+	first := len(j.sorted) // not 0 within another map
 	defer func() { j.sorted = j.sorted[:first] }()
 	for at := i + 1; at < i+t.size; at += 1 + j.tokens[at+1].size {
 		if j.tokens[at].escaped {
@@ -442,8 +450,8 @@ func (j *JSON) appendEntries(dst []byte, n *Node, i, depth int) (out []byte, ok 
 
 func (j *JSON) key(i int) []byte { return j.text[j.tokens[i].start:j.tokens[i].end] }
 
-// appendFields encodes an object as a record. It is not plain if it has a key
-// that is no field, a key twice, or lacks a field that has no default.
+// appendFields encodes an object as a record. It is not ok (see plain) if a key is not a
+// field or a duplicate, or if a field without a default is missing.
 func (j *JSON) appendFields(dst []byte, n *Node, i, depth int) (out []byte, ok bool, err error) {
 	t := &j.tokens[i]
 	if t.members > len(n.Fields) {
@@ -451,7 +459,7 @@ func (j *JSON) appendFields(dst []byte, n *Node, i, depth int) (out []byte, ok b
 	}
 	end := i + t.size
 	known := 0
-	at := i + 1 // members mostly stand in the order of the fields: look here first
+	at := i + 1 // next member to try: members are usually in the order of the fields
 	for f := range n.Fields {
 		field := &n.Fields[f]
 		found := false
@@ -483,8 +491,7 @@ func (j *JSON) appendFields(dst []byte, n *Node, i, depth int) (out []byte, ok b
 	return dst, known == t.members, nil
 }
 
-// tree returns the value of token i as encoding/json decodes it into any with
-// UseNumber.
+// tree returns the value of token i in the Go types of encoding/json with UseNumber.
 func (j *JSON) tree(i int) (any, error) {
 	t := &j.tokens[i]
 	switch t.kind {
@@ -494,7 +501,7 @@ func (j *JSON) tree(i int) (any, error) {
 			key := j.unquote(&j.tokens[at])
 			v, err := j.tree(at + 1)
 			if _, twice := m[key]; twice && err == nil {
-				err = &PathError{Msg: "the key stands twice"}
+				err = &PathError{Msg: "duplicate key"}
 			}
 			if err != nil {
 				return nil, underKey(key, err)
@@ -529,7 +536,7 @@ func (j *JSON) unquote(t *token) string {
 	}
 	var s string
 	if err := json.Unmarshal(j.text[t.start-1:t.end+1], &s); err != nil {
-		panic(fmt.Sprintf("codec: a string that was parsed is none: %v", err))
+		panic(fmt.Sprintf("codec: a parsed string cannot be unquoted: %v", err))
 	}
 	return s
 }

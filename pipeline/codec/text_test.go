@@ -12,8 +12,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// encodeText encodes a text both ways: token by token, and as the tree of values
-// that encoding/json makes of it.
+// encodeText encodes a text in both ways: token by token, and as the tree of Go values
+// that encoding/json decodes.
 func encodeText(t testing.TB, s *Schema, text string) (tokens, tree []byte, tokensErr, treeErr error) {
 	t.Helper()
 	var j JSON
@@ -25,7 +25,7 @@ func encodeText(t testing.TB, s *Schema, text string) (tokens, tree []byte, toke
 	return tokens, tree, tokensErr, treeErr
 }
 
-func TestTextIsEncodedAsItsTreeIs(t *testing.T) {
+func TestTokensAndTreeEncodeAlike(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var g sampler
 		typ := g.draw(rt, 3, false)
@@ -45,7 +45,7 @@ func TestTextIsEncodedAsItsTreeIs(t *testing.T) {
 	})
 }
 
-func TestTextEdges(t *testing.T) {
+func TestTokensAndTreeEncodeUnusualTextsAlike(t *testing.T) {
 	s := mustParse(t, `{"type":"record","name":"R","fields":[
 		{"name":"s","type":"string","default":"none"},
 		{"name":"n","type":["null","long"],"default":null},
@@ -63,7 +63,7 @@ func TestTextEdges(t *testing.T) {
 		`{"r":{"r":{"m":{"x":"NaN","y":"not a number"}}}}`,
 		`{"r":{"R":{"s":"tagged"}}}`,
 		`{"e":"C"}`,
-		`{"S":"misspelt"}`,
+		`{"S":"misspelled"}`,
 		`{"s":1,"t":2}`,
 	} {
 		tokens, tree, tokensErr, treeErr := encodeText(t, s, text)
@@ -77,12 +77,12 @@ func TestTextEdges(t *testing.T) {
 	}
 }
 
-func TestKeyThatStandsTwiceIsAnError(t *testing.T) {
+func TestDuplicateKeyIsAnError(t *testing.T) {
 	s := shopSchema(t, "OrderCreated")
 	for old, twice := range map[string]struct{ text, want string }{
-		`"version":1`:      {`"version":1,"version":2`, `version: the key stands twice`},
-		`"source":"cdnow"`: {`"source":"a","source":"b"`, `metadata.source: the key stands twice`},
-		`"quantity":1`:     {`"quantity":1,"quantity":1`, `data.items[0].quantity: the key stands twice`},
+		`"version":1`:      {`"version":1,"version":2`, `version: duplicate key`},
+		`"source":"cdnow"`: {`"source":"a","source":"b"`, `metadata.source: duplicate key`},
+		`"quantity":1`:     {`"quantity":1,"quantity":1`, `data.items[0].quantity: duplicate key`},
 	} {
 		var j JSON
 		if err := j.Parse([]byte(strings.Replace(orderJSON, old, twice.text, 1))); err != nil {
@@ -94,7 +94,7 @@ func TestKeyThatStandsTwiceIsAnError(t *testing.T) {
 	}
 }
 
-func TestWhatIsNotJSONIsSaidWithItsColumn(t *testing.T) {
+func TestParseErrorsGiveTheColumn(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                 "the JSON ends too early",
 		`{"a":`:            "the JSON ends too early",
@@ -115,11 +115,11 @@ func TestWhatIsNotJSONIsSaidWithItsColumn(t *testing.T) {
 	}
 	var j JSON
 	if err := j.Parse([]byte(strings.Repeat("[", maxNested+1) + strings.Repeat("]", maxNested+1))); err == nil || !strings.Contains(err.Error(), "max depth") {
-		t.Errorf("too deep: %v", err)
+		t.Errorf("nested too deep: %v", err)
 	}
 }
 
-func TestSet(t *testing.T) {
+func TestSetReplacesAndAddsMembers(t *testing.T) {
 	s := shopSchema(t, "OrderPaid")
 	var j JSON
 	if err := j.Parse([]byte(`{"id":"x","metadata":{"a":"b","c":"d"},"data":{"id":"o"},"ty\u0070e":"paid"}`)); err != nil {
@@ -129,16 +129,16 @@ func TestSet(t *testing.T) {
 		t.Errorf("type %q, %v", typ, ok)
 	}
 	if j.Has("timestamp") || !j.Has("metadata") {
-		t.Error("Has")
+		t.Error("Has finds timestamp, or does not find metadata")
 	}
 	if _, ok := j.Text("data"); ok {
-		t.Error("an object is no text")
+		t.Error("Text returns an object")
 	}
 	j.Set("id", `"4707dafd-3ce1-5973-9f7b-1c9c452822e7"`)
-	j.Set("metadata", `{"é":"1","z":"2","y":"3"}`) // larger than it was
+	j.Set("metadata", `{"é":"1","z":"2","y":"3"}`) // more tokens than before
 	j.Set("timestamp", `"1997-01-01T00:00:00.050Z"`)
 	j.Set("type", `"OrderPaid"`)
-	j.Set("metadata", `{}`) // smaller
+	j.Set("metadata", `{}`) // fewer tokens
 	got, err := j.AppendAvro(nil, s)
 	if err != nil {
 		t.Fatal(err)
@@ -150,13 +150,13 @@ func TestSet(t *testing.T) {
 	}
 }
 
-// FuzzJSON holds Parse to encoding/json, and encoding by tokens to encoding the
-// tree: the same bytes, or the same error.
+// FuzzJSON checks that Parse agrees with encoding/json, and that tokens and tree encode
+// to the same bytes, or return the same error.
 func FuzzJSON(f *testing.F) {
 	f.Add(orderJSON)
 	f.Add(`{"b":true,"f":"NaN","t":"2026-01-02T03:04:05.123456789Z","l":"2026-01-02T03:04:05","d":"2026-01-02","tm":"03:04:05","dec":"-1.5","fd":"2.25",
 		"u":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","bytes":"/w==","many":[null,3,{"map":{"k":{"b":1}}}],"void":[null],"next":null}`)
-	f.Add(`{"b":true,"t":"0","b":null}`) // a key twice, and a fault before it is found
+	f.Add(`{"b":true,"t":"0","b":null}`) // a duplicate key after another error
 	f.Add(`[-0.5e+7,1E-2,"\ud83d\ude00\/",true,false,null,{}]`)
 	f.Add(`{"u":` + nested(20, `{"x":"","next":`, "null", "}") + "}")
 	list := []*Schema{shopSchema(f, "OrderCreated"), shopSchema(f, "UserUpdated"), mustParse(f, everything), mustParse(f, twins)}
@@ -175,19 +175,19 @@ func FuzzJSON(f *testing.F) {
 		var j JSON
 		parsed := j.Parse([]byte(text))
 		if (parsed == nil) != (err == nil && utf8.ValidString(text)) {
-			t.Fatalf("%q: Parse says %v, encoding/json %v", text, parsed, err)
+			t.Fatalf("%q: Parse returns %v, encoding/json %v", text, parsed, err)
 		}
 		if parsed != nil {
 			return
 		}
-		_, twice := j.tree(0) // encoding/json takes the last of two
+		_, duplicate := j.tree(0) // encoding/json uses the last of two equal keys
 		for _, s := range list {
 			tokens, tokensErr := j.AppendAvro(nil, s)
 			tree, treeErr := EncodeJSON(s, v)
 			switch {
-			case twice != nil && tokensErr != nil:
+			case duplicate != nil && tokensErr != nil:
 			case tokensErr != nil && treeErr != nil && tokensErr.Error() == treeErr.Error():
-			case twice != nil || tokensErr != nil || treeErr != nil || !bytes.Equal(tokens, tree):
+			case duplicate != nil || tokensErr != nil || treeErr != nil || !bytes.Equal(tokens, tree):
 				t.Fatalf("%q\ntokens %x, %v\ntree   %x, %v", text, tokens, tokensErr, tree, treeErr)
 			}
 		}
@@ -211,7 +211,7 @@ func BenchmarkJSON(b *testing.B) {
 	}
 }
 
-// twins is a schema with a union of two records that look alike from outside.
+// twins is a schema with a union of records that differ only in nested fields.
 const twins = `{"type":"record","name":"Root","fields":[{"name":"u","type":["null",
 	{"type":"record","name":"A","fields":[{"name":"next","type":["null","A",{"type":"record","name":"B","fields":[
 		{"name":"next","type":["null","A","B"]},{"name":"x","type":"string"}]}],"default":null},{"name":"x","type":"int"}]},
@@ -223,19 +223,19 @@ func nested(depth int, open, leaf, shut string) string {
 	return strings.Repeat(open, depth) + leaf + strings.Repeat(shut, depth)
 }
 
-// Of the branches of a union, the names of the fields tell which is meant, so it
-// takes no search; and where they do not, the search has an end.
-func TestTheBranchesOfAUnionAreFoundInTime(t *testing.T) {
+// The field names usually determine the branch of a union without a search. If they do
+// not, the search is bounded.
+func TestSearchForTheBranchOfAUnionIsBounded(t *testing.T) {
 	s := mustParse(t, twins)
 	const deep = 28
 	for _, test := range []struct{ name, text, err string }{
-		{"told by the fields", `{"u":` + nested(deep, `{"y":1,"next":`, "null", "}") + "}", ""},
-		{"told by the fields, and wrong inside", `{"u":` + nested(deep, `{"y":1,"next":`, "7", "}") + "}", "u" + strings.Repeat(".next", deep) + ": expected null or A or B or C, found number 7"},
-		{"told by tags", `{"u":` + nested(deep, `{"B":{"x":"","next":`, "null", "}}") + "}", ""},
-		{"a search that finds it at once", `{"u":` + nested(deep, `{"x":1,"next":`, "null", "}") + "}", ""},
-		{"a search that is short", `{"u":` + nested(4, `{"x":"","next":`, "null", "}") + "}", ""},
-		{"a search with an end", `{"u":` + nested(deep, `{"x":"","next":`, "null", "}") + "}", `too many ways to read this as branches of unions: say which, as in {"branch": value}`},
-		{"a search in vain", `{"u":` + nested(deep, `{"x":true,"next":`, "null", "}") + "}", `too many ways`},
+		{"determined by the fields", `{"u":` + nested(deep, `{"y":1,"next":`, "null", "}") + "}", ""},
+		{"determined by the fields, with an error inside", `{"u":` + nested(deep, `{"y":1,"next":`, "7", "}") + "}", "u" + strings.Repeat(".next", deep) + ": expected null or A or B or C, found number 7"},
+		{"determined by tags", `{"u":` + nested(deep, `{"B":{"x":"","next":`, "null", "}}") + "}", ""},
+		{"a search with immediate success", `{"u":` + nested(deep, `{"x":1,"next":`, "null", "}") + "}", ""},
+		{"a short search", `{"u":` + nested(4, `{"x":"","next":`, "null", "}") + "}", ""},
+		{"a search beyond the limit", `{"u":` + nested(deep, `{"x":"","next":`, "null", "}") + "}", `too many ways to read this as branches of unions: name the branch, as in {"branch": value}`},
+		{"a search without success", `{"u":` + nested(deep, `{"x":true,"next":`, "null", "}") + "}", `too many ways`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var j JSON
@@ -249,7 +249,7 @@ func TestTheBranchesOfAUnionAreFoundInTime(t *testing.T) {
 			}
 			switch {
 			case test.err == "" && err != nil, test.err != "" && (err == nil || !strings.Contains(err.Error(), test.err)):
-				t.Errorf("%v, want %s", err, test.err)
+				t.Errorf("got %v, want %s", err, test.err)
 			}
 		})
 	}

@@ -9,8 +9,8 @@ import (
 	"slices"
 )
 
-// AppendLong appends an Avro int or long, the index of an enum's symbol or of a
-// union's branch: they are all encoded alike.
+// AppendLong appends an Avro int or long, or the index of an enum's symbol or of a
+// union's branch. They have the same encoding.
 func AppendLong(dst []byte, v int64) []byte { return binary.AppendVarint(dst, v) }
 
 // AppendString appends an Avro string.
@@ -18,7 +18,7 @@ func AppendString(dst []byte, s string) []byte {
 	return append(binary.AppendVarint(dst, int64(len(s))), s...)
 }
 
-// AppendBytes appends Avro bytes, or a string from its UTF-8.
+// AppendBytes appends Avro bytes, or a string given as UTF-8.
 func AppendBytes(dst, b []byte) []byte {
 	return append(binary.AppendVarint(dst, int64(len(b))), b...)
 }
@@ -42,15 +42,15 @@ func AppendDouble(dst []byte, v float64) []byte {
 }
 
 var (
-	errShort  = errors.New("the bytes end too soon")
+	errShort  = errors.New("unexpected end of the input")
 	errVarint = errors.New("a number of more than 64 bits")
-	errLength = errors.New("a length out of range")
+	errLength = errors.New("the length is out of range")
 )
 
 // ReadLong returns the int, long, enum index or union branch at the start of enc,
-// and what follows it.
+// and the rest of enc.
 func ReadLong(enc []byte) (v int64, rest []byte, err error) {
-	if len(enc) > 0 && enc[0] < 0x80 { // by far the most common; this much is inlined
+	if len(enc) > 0 && enc[0] < 0x80 { // fast path: one byte; this part is inlined
 		return int64(enc[0]>>1) ^ -int64(enc[0]&1), enc[1:], nil
 	}
 	return readLong(enc)
@@ -67,8 +67,8 @@ func readLong(enc []byte) (v int64, rest []byte, err error) {
 	return 0, enc, errVarint
 }
 
-// ReadText returns the content of the string or bytes at the start of enc, which it
-// does not copy, and what follows it.
+// ReadText returns the content of the string or bytes at the start of enc, and the rest
+// of enc. It does not copy, and does not check UTF-8.
 func ReadText(enc []byte) (s, rest []byte, err error) {
 	n, rest, err := ReadLong(enc)
 	switch {
@@ -82,7 +82,7 @@ func ReadText(enc []byte) (s, rest []byte, err error) {
 	return rest[:n:n], rest[n:], nil
 }
 
-// ReadBool returns the boolean at the start of enc, and what follows it.
+// ReadBool returns the boolean at the start of enc, and the rest of enc.
 func ReadBool(enc []byte) (v bool, rest []byte, err error) {
 	if len(enc) == 0 {
 		return false, enc, errShort
@@ -93,7 +93,7 @@ func ReadBool(enc []byte) (v bool, rest []byte, err error) {
 	return enc[0] == 1, enc[1:], nil
 }
 
-// ReadFloat returns the float at the start of enc, and what follows it.
+// ReadFloat returns the float at the start of enc, and the rest of enc.
 func ReadFloat(enc []byte) (v float32, rest []byte, err error) {
 	if len(enc) < 4 {
 		return 0, enc, errShort
@@ -101,7 +101,7 @@ func ReadFloat(enc []byte) (v float32, rest []byte, err error) {
 	return math.Float32frombits(binary.LittleEndian.Uint32(enc)), enc[4:], nil
 }
 
-// ReadDouble returns the double at the start of enc, and what follows it.
+// ReadDouble returns the double at the start of enc, and the rest of enc.
 func ReadDouble(enc []byte) (v float64, rest []byte, err error) {
 	if len(enc) < 8 {
 		return 0, enc, errShort
@@ -109,8 +109,8 @@ func ReadDouble(enc []byte) (v float64, rest []byte, err error) {
 	return math.Float64frombits(binary.LittleEndian.Uint64(enc)), enc[8:], nil
 }
 
-// NewRecord returns a record in which every field has its default. A field
-// without one is an error.
+// NewRecord returns the encoding of a record in which every field has its default. A
+// field without a default is an error, unless it is a record (see [AppendDefault]).
 func NewRecord(n *Node) ([]byte, error) {
 	if n.Kind != Record {
 		return nil, fmt.Errorf("%s is not a record", n)
@@ -125,8 +125,8 @@ func NewRecord(n *Node) ([]byte, error) {
 	return dst, nil
 }
 
-// AppendDefault appends the field's default. A record field without one takes
-// those of its own fields.
+// AppendDefault appends the field's default. If a record field has no default, it
+// appends the defaults of its fields.
 func AppendDefault(dst []byte, f *Field) ([]byte, error) {
 	if !f.HasDefault {
 		if f.Type.Kind == Record {
@@ -145,8 +145,7 @@ func AppendDefault(dst []byte, f *Field) ([]byte, error) {
 	return dst, nil
 }
 
-// appendValue encodes a default in the Go types in which the Avro library gives
-// it.
+// appendValue encodes a default, given in the Go types of the Avro library.
 func appendValue(dst []byte, n *Node, v any) ([]byte, error) {
 	switch n.Kind {
 	case Null:
@@ -215,7 +214,7 @@ func appendValue(dst []byte, n *Node, v any) ([]byte, error) {
 		}
 		return dst, nil
 	case Union:
-		// The first branch that takes the value, as the Avro library chooses.
+		// The first branch that accepts the value, the same choice as the Avro library's.
 		for i, b := range n.Branches {
 			if b.Kind == Null && v != nil {
 				continue

@@ -5,16 +5,16 @@ import (
 	"hash/maphash"
 )
 
-// A Cache is a map from keys to rows that change in place, and of which those are
-// dropped that were not used for long when there is no room for all. It is for one
-// goroutine at a time. Make one with [NewCache].
+// A Cache is a map from keys to rows that change in place. If the rows exceed their
+// room, it evicts rows that were not used for long. It belongs to one goroutine at a
+// time. Make one with [NewCache].
 //
-// Entries stand in slabs, as in a [Map]. A row that has outgrown its entry moves to
-// the newest slab, and the old entry says where to. [Cache.Shrink] gives up slabs
-// from the oldest on; what is to stay of them moves to the newest.
+// Entries are stored in slabs, like those of a [Map]. A row that outgrows its entry
+// moves to the newest slab, and the old entry holds the new place. [Cache.Shrink]
+// releases slabs, the oldest first; the entries to keep move to the newest slab.
 //
-// An entry is its size (4 bytes), the length of its row (4; of one that moved,
-// the new place), the length of its key (2), flags (2), key, row, and room to grow.
+// An entry is its size (4 bytes), the length of its row (4; after a move, the new
+// place), the length of its key (2), flags (2), key, row, and room to grow.
 type Cache struct {
 	seed  maphash.Seed
 	index index
@@ -26,19 +26,19 @@ type Cache struct {
 	held   int      // bytes of all slabs
 	spare  [][]byte // memory of slabs that were given up
 
-	touched byte // so that [Cache.Touch] is not for nothing
+	touched byte // sum of the bytes that Touch read; keeps the compiler from removing the reads
 }
 
-// A Ref says where an entry of a Cache stands. It is good until the next Shrink
-// that is not told of it.
+// A Ref refers to an entry of a Cache. It is valid until the next [Cache.Shrink] that
+// does not receive it.
 type Ref uint32
 
 const (
 	cacheHead = 12
 
 	entryMoved  = 1 << 0
-	entryFound  = 1 << 1 // since a Shrink looked at it last
-	entryPinned = 1 << 2 // only while there is a Shrink
+	entryFound  = 1 << 1 // found since the last Shrink that visited it
+	entryPinned = 1 << 2 // only during a Shrink
 )
 
 // NewCache returns an empty cache.
@@ -47,11 +47,10 @@ func NewCache() *Cache { return &Cache{seed: maphash.MakeSeed(), open: -1} }
 // Len returns the number of entries.
 func (c *Cache) Len() int { return c.index.count }
 
-// Bytes returns how much memory the cache takes, with what is dead and what is
-// free.
+// Bytes returns the memory of the cache in bytes, including dead entries and free room.
 func (c *Cache) Bytes() int { return c.held + slabSize*len(c.spare) + c.index.bytes() }
 
-// Find returns the entry of a key, if there is one.
+// Find returns the entry of a key, if there is one, and marks it as used for Shrink.
 func (c *Cache) Find(key []byte) (r Ref, ok bool) {
 	i, ok := c.find(tagOf(maphash.Bytes(c.seed, key)), key)
 	if !ok {
@@ -62,7 +61,7 @@ func (c *Cache) Find(key []byte) (r Ref, ok bool) {
 	return Ref(p), true
 }
 
-// find returns the slot of a key, or the empty one where it would be.
+// find returns the slot of a key, or the empty slot for it.
 func (c *Cache) find(tag uint32, key []byte) (slot int, ok bool) {
 	slots := c.index.slots
 	if len(slots) == 0 {
@@ -85,11 +84,12 @@ func (c *Cache) key(p place) []byte {
 	return b[cacheHead:end:end]
 }
 
-// Key returns the key of an entry. It is good until the next change of the cache,
-// as is what Row returns.
+// Key returns the key of an entry. The bytes are valid until the next change of the
+// cache.
 func (c *Cache) Key(r Ref) []byte { return c.key(c.now(r)) }
 
-// Row returns the row of an entry. Its bytes may be changed.
+// Row returns the row of an entry. The bytes are valid until the next change of the
+// cache. The caller may change them.
 func (c *Cache) Row(r Ref) []byte {
 	p := c.now(r)
 	b := c.slabs[p.slab()][p.at():]
@@ -98,7 +98,7 @@ func (c *Cache) Row(r Ref) []byte {
 	return b[at:end:end]
 }
 
-// now follows an entry to where it moved to.
+// now returns the current place of an entry, after all its moves.
 func (c *Cache) now(r Ref) place {
 	p := place(r)
 	for {
@@ -110,10 +110,10 @@ func (c *Cache) now(r Ref) place {
 	}
 }
 
-// Touch asks the memory for entries that are going to be used: for all of them
-// together, which takes it little longer than for one.
+// Touch loads entries into the processor's cache before their use. The loads overlap, so
+// many entries take little longer than one.
 func (c *Cache) Touch(refs []Ref) {
-	const line = 64 // of the processor's cache
+	const line = 64 // bytes of a cache line
 	sum := byte(0)
 	for _, r := range refs {
 		b := c.slabs[place(r).slab()]
@@ -123,7 +123,8 @@ func (c *Cache) Touch(refs []Ref) {
 	c.touched = sum
 }
 
-// Add adds an entry, whose key the cache does not have, of at most 65535 bytes.
+// Add adds an entry. The cache must not have the key, and the key must have at most 65535
+// bytes.
 func (c *Cache) Add(key, row []byte) Ref {
 	if (c.index.count+1)*4 > len(c.index.slots)*3 {
 		c.index.grow()
@@ -136,8 +137,8 @@ func (c *Cache) Add(key, row []byte) Ref {
 	return Ref(p)
 }
 
-// Set replaces the row of an entry and returns where it stands then. Older Refs of
-// it stay good.
+// Set replaces the row of an entry and returns its current Ref. Older Refs of the entry
+// stay valid.
 func (c *Cache) Set(r Ref, row []byte) Ref {
 	p := c.now(r)
 	b := c.slabs[p.slab()][p.at():]
@@ -147,13 +148,12 @@ func (c *Cache) Set(r Ref, row []byte) Ref {
 		copy(room, row)
 		return Ref(p)
 	}
-	return Ref(c.move(p, row, len(row)/4)) // for one that grew may grow again
+	return Ref(c.move(p, row, len(row)/4)) // with room, because a row that grew may grow again
 }
 
-// move moves an entry, with a row, to the newest slab.
+// move moves an entry to the newest slab, with a new row and room for it to grow.
 func (c *Cache) move(p place, row []byte, room int) place {
-	// The slabs stay where they are while they are read here, for append only ever
-	// makes new ones.
+	// b and key stay valid during append, which may add a slab but never moves one.
 	b := c.slabs[p.slab()][p.at():]
 	key := c.key(p)
 	tag := tagOf(maphash.Bytes(c.seed, key))
@@ -166,7 +166,7 @@ func (c *Cache) move(p place, row []byte, room int) place {
 	return to
 }
 
-// append writes an entry with room for its row to grow.
+// append writes an entry with room bytes for its row to grow, and returns its place.
 func (c *Cache) append(key, row []byte, room int) place {
 	size := (cacheHead + len(key) + len(row) + room + unit - 1) &^ (unit - 1)
 	number := c.room(size)
@@ -217,10 +217,10 @@ func (c *Cache) newSlab(b []byte) (number int) {
 	return number
 }
 
-// Shrink drops entries if the cache takes more memory than room, so that it has an
-// eighth of that to grow into, and returns how many. Those in refs are kept, and
-// refs are changed to where they stand then; all other refs are no longer good.
-// What was found since a Shrink looked at it last stays longer.
+// Shrink evicts entries if the cache takes more than room bytes, until about an eighth of
+// room is free, and returns the number of evicted entries. It keeps the entries in refs and
+// updates these Refs in place; all other Refs become invalid. It prefers to keep an
+// entry that was found since the last Shrink that visited it.
 func (c *Cache) Shrink(room int, refs ...[]Ref) (dropped int) {
 	if c.Bytes() <= room {
 		return 0
@@ -233,7 +233,7 @@ func (c *Cache) Shrink(room int, refs ...[]Ref) (dropped int) {
 		}
 	}
 	goal := max(room/2, room-room/8-c.index.bytes())
-	spared := min(c.held-goal, goal) / 2 // that much may stay because it was found
+	spared := min(c.held-goal, goal) / 2 // bytes of entries to keep because they were found
 	gone := make([]bool, len(c.slabs))
 	n := 0
 	for last := len(c.order); n < last && c.held > goal; n++ {
@@ -285,7 +285,7 @@ func (c *Cache) Shrink(room int, refs ...[]Ref) (dropped int) {
 	return dropped
 }
 
-// keep moves an entry as it is to the newest slab.
+// keep moves an entry unchanged to the newest slab.
 func (c *Cache) keep(p place) {
 	e := c.slabs[p.slab()][p.at():]
 	c.move(p, c.Row(Ref(p)), int(binary.LittleEndian.Uint32(e))-cacheHead-len(c.key(p))-len(c.Row(Ref(p))))

@@ -9,14 +9,13 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A Cache does what Go's map does, whatever is done to it in which order, but for
-// what a Shrink says it dropped. Refs stay good until a Shrink that is not told of
-// them.
-func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
+// A Cache behaves like Go's map under random operations, except for the entries that
+// Shrink evicts. Refs stay valid until a Shrink that does not receive them.
+func TestCacheAgreesWithGoMapExceptForEvictedEntries(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := NewCache()
 		want := map[string]string{}
-		refs := map[string]Ref{} // good ones
+		refs := map[string]Ref{} // valid Refs
 		key := rapid.Custom(func(t *rapid.T) string {
 			return fmt.Sprintf("%.*d", rapid.IntRange(0, 40).Draw(t, "width"), rapid.IntRange(0, 300).Draw(t, "number"))
 		})
@@ -38,7 +37,7 @@ func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
 			default:
 				ref = c.Set(ref, []byte(r))
 			}
-			if !held { // of those that moved, the first: it has the longest way to go
+			if !held { // keep the oldest Ref: it has to follow the most moves
 				refs[k] = ref
 			}
 			want[k] = r
@@ -67,7 +66,7 @@ func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
 			},
 			"shrink": func(t *rapid.T) {
 				room := rapid.SampledFrom([]int{0, 1 << 10, 100 << 10, 4 << 20, 64 << 20}).Draw(t, "room")
-				// Of what is pinned, nothing is dropped.
+				// Pinned entries must not be evicted.
 				pin := [2][]Ref{}
 				var keys [2][]string
 				pinned := map[string]bool{}
@@ -80,7 +79,7 @@ func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
 				before := c.Bytes()
 				dropped := c.Shrink(room, pin[0], pin[1])
 				if before <= room && dropped > 0 {
-					t.Fatalf("%d were dropped, and all had room", dropped)
+					t.Fatalf("%d entries were evicted, although all had room", dropped)
 				}
 				clear(refs)
 				for i := range pin {
@@ -91,14 +90,14 @@ func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
 				for k := range want {
 					if _, ok := c.Find([]byte(k)); !ok {
 						if pinned[k] {
-							t.Fatalf("%q was dropped", k)
+							t.Fatalf("the pinned entry %q was evicted", k)
 						}
 						delete(want, k)
 						dropped--
 					}
 				}
 				if dropped != 0 {
-					t.Fatalf("%d more are said to be dropped than were", dropped)
+					t.Fatalf("Shrink returned %d more than it evicted", dropped)
 				}
 			},
 			"": func(t *rapid.T) {
@@ -112,26 +111,26 @@ func TestCacheAgreesWithGoMapButForWhatItDropped(t *testing.T) {
 				}
 				for k, ref := range refs {
 					if string(c.Row(ref)) != want[k] || string(c.Key(ref)) != k {
-						t.Fatalf("what was held of %q is %.20q of %q, want %.20q", k, c.Row(ref), c.Key(ref), want[k])
+						t.Fatalf("the Ref of %q gives row %.20q and key %q, want row %.20q", k, c.Row(ref), c.Key(ref), want[k])
 					}
 				}
-				if _, ok := c.Find([]byte("a key that nobody sets")); ok {
-					t.Fatal("a row out of nowhere")
+				if _, ok := c.Find([]byte("a key that is never set")); ok {
+					t.Fatal("Find returned a row for a key that was never set")
 				}
 				held := 0
 				for _, b := range c.slabs {
 					held += cap(b)
 				}
 				if held != c.held {
-					t.Fatalf("slabs of %d bytes are counted as %d", held, c.held)
+					t.Fatalf("the slabs have %d bytes, but held is %d", held, c.held)
 				}
 			},
 		})
 	})
 }
 
-// What is found stays longer than what is not, and memory is bounded whatever is.
-func TestCacheKeepsWhatIsFound(t *testing.T) {
+// Entries that are found often stay longer than others, and the memory stays bounded.
+func TestCacheKeepsEntriesThatAreFoundOften(t *testing.T) {
 	const room, often, all = 4 << 20, 2_000, 200_000
 	c := NewCache()
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -153,16 +152,16 @@ func TestCacheKeepsWhatIsFound(t *testing.T) {
 		}
 		c.Shrink(room)
 		if n := c.Bytes(); n > room {
-			t.Fatalf("round %d: %d bytes, and there is room for %d", round, n, room)
+			t.Fatalf("round %d: %d bytes, more than the room of %d", round, n, room)
 		}
 	}
 	if n := c.Len(); n < room/2/130 {
-		t.Errorf("only %d rows are left", n)
+		t.Errorf("only %d rows remain", n)
 	}
 	if missed > 2*often {
-		t.Errorf("%d times one was missed of %d that are asked for all the time", missed, often)
+		t.Errorf("%d misses of the %d keys in constant use", missed, often)
 	}
-	// As many are asked for all the time as have no room.
+	// More keys in constant use than there is room for.
 	for i := range all {
 		get(i)
 	}
@@ -171,13 +170,13 @@ func TestCacheKeepsWhatIsFound(t *testing.T) {
 	}
 	c.Shrink(room)
 	if n := c.Bytes(); n > room {
-		t.Errorf("%d bytes, and there is room for %d", n, room)
+		t.Errorf("%d bytes, more than the room of %d", n, room)
 	}
 }
 
-// Rows that grow with each change take memory for what they are now, and a Cache
-// that was large and is small gives it back.
-func TestCacheGivesMemoryBack(t *testing.T) {
+// A Cache releases its memory when it shrinks, and a row that grows with each change does
+// not retain the memory of its old versions.
+func TestCacheReleasesMemory(t *testing.T) {
 	c := NewCache()
 	const room = 2 << 20
 	for i := range 100_000 {
@@ -189,7 +188,7 @@ func TestCacheGivesMemoryBack(t *testing.T) {
 	c.Shrink(room)
 	c.Shrink(room / 64)
 	if n := c.Bytes(); n > room/64 {
-		t.Fatalf("%d bytes, and there is room for %d", n, room/64)
+		t.Fatalf("%d bytes, more than the room of %d", n, room/64)
 	}
 	ref := c.Add([]byte("grows"), nil)
 	for i := range 100_000 {
@@ -219,7 +218,7 @@ func BenchmarkCacheUpdate(b *testing.B) {
 	for b.Loop() {
 		ref, ok := c.Find(keys[rng.IntN(n)])
 		if !ok {
-			b.Fatal("a row is gone")
+			b.Fatal("a row is missing")
 		}
 		row[0]++
 		c.Set(ref, row)

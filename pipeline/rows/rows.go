@@ -1,8 +1,9 @@
-// Package rows holds rows in memory, by key: of a table, or states. Many, in few
-// bytes more than they have, and in a way that costs the garbage collector
-// nothing, for all it sees is a number of large slices without pointers.
+// Package rows keeps many rows in memory by key: the rows of a table, or states. It adds
+// few bytes per row and costs the garbage collector nothing, because the rows are in
+// large slices without pointers.
 //
-// Start at [Map], or, for rows that change all the time, at [Cache].
+// Start at [Map] (rows.go), which is safe for concurrent use, or, for rows that change
+// often, at [Cache] (cache.go), which belongs to one goroutine at a time.
 package rows
 
 import (
@@ -16,12 +17,12 @@ import (
 // [New].
 //
 // It is divided into shards by the hash of the key, each with a lock, an index
-// and slabs. Entries (key and row) stand in the slabs one after the other and
-// never change: a row that is replaced or deleted leaves a dead entry behind.
-// When a quarter of a shard is dead, the live entries of its deadest slab are
-// copied to the newest, and the slab is left to the garbage collector. So a row
-// that was returned stays as it was for as long as somebody holds it, and readers
-// need no more than a short read lock.
+// and slabs. Entries (key and row) are stored in the slabs one after the other and
+// never change: a row that is replaced or deleted leaves a dead entry behind. When
+// more than a quarter of a shard is dead, the live entries of the slab with the
+// largest dead share are copied to the newest slab, and the old slab is released to
+// the garbage collector. So a returned row stays valid as long as the caller holds
+// it, and a reader needs only a short read lock.
 type Map struct {
 	seed   maphash.Seed
 	shards [shardCount]shard
@@ -36,7 +37,7 @@ const (
 
 // shard is a part of the map.
 type shard struct {
-	mu sync.RWMutex // guards what follows
+	mu sync.RWMutex // guards the fields below
 
 	index index
 
@@ -63,8 +64,8 @@ func New() *Map {
 	return m
 }
 
-// Get returns the row under a key. It must not be changed; it never is by the
-// map. Get allocates nothing.
+// Get returns the row under a key. The caller must not change it; the map never does.
+// Get allocates nothing.
 func (m *Map) Get(key []byte) (row []byte, ok bool) {
 	h := maphash.Bytes(m.seed, key)
 	s := m.shard(h)
@@ -78,8 +79,8 @@ func (m *Map) Get(key []byte) (row []byte, ok bool) {
 	return row, true
 }
 
-// Set puts a row under a key, which it copies both. A row that is there already,
-// byte for byte, costs no memory.
+// Set stores a row under a key. It copies both. If the key has the same row already,
+// Set does nothing.
 func (m *Map) Set(key, row []byte) {
 	h := maphash.Bytes(m.seed, key)
 	s := m.shard(h)
@@ -91,7 +92,7 @@ func (m *Map) Set(key, row []byte) {
 		if bytes.Equal(old, row) {
 			return
 		}
-		s.bury(place(s.index.slots[i]))
+		s.markDead(place(s.index.slots[i]))
 		s.index.slots[i] = slotOf(tagOf(h), s.append(key, row))
 		s.compact(m.seed)
 		return
@@ -104,7 +105,7 @@ func (m *Map) Set(key, row []byte) {
 	s.index.count++
 }
 
-// Delete removes the row under a key, and reports whether there was one.
+// Delete deletes the row under a key and reports whether there was one.
 func (m *Map) Delete(key []byte) bool {
 	h := maphash.Bytes(m.seed, key)
 	s := m.shard(h)
@@ -114,7 +115,7 @@ func (m *Map) Delete(key []byte) bool {
 	if !ok {
 		return false
 	}
-	s.bury(place(s.index.slots[i]))
+	s.markDead(place(s.index.slots[i]))
 	s.index.remove(i)
 	s.compact(m.seed)
 	return true
@@ -131,8 +132,7 @@ func (m *Map) Len() (n int) {
 	return n
 }
 
-// Bytes returns how much memory the map holds, dead entries and free room
-// included.
+// Bytes returns the memory of the map in bytes, including dead entries and free room.
 func (m *Map) Bytes() (n int) {
 	for i := range m.shards {
 		s := &m.shards[i]
@@ -148,7 +148,7 @@ func (m *Map) Bytes() (n int) {
 
 func (m *Map) shard(hash uint64) *shard { return &m.shards[hash&(shardCount-1)] }
 
-// find returns the slot of a key, or the empty one where it would be.
+// find returns the slot of a key, or the empty slot for it. The caller holds the lock.
 func (s *shard) find(tag uint32, key []byte) (slot int, ok bool) {
 	slots := s.index.slots
 	if len(slots) == 0 {
@@ -168,13 +168,13 @@ func (s *shard) find(tag uint32, key []byte) (slot int, ok bool) {
 	}
 }
 
-// entry returns the entry at a place, and how many bytes it takes.
+// entry returns the entry at a place, and its size in bytes.
 func (s *shard) entry(p place) (key, row []byte, size int) {
 	return entryAt(s.slabs[p.slab()].bytes, p.at())
 }
 
-// entryAt reads an entry: the lengths of key and row, key, row, and what is
-// missing to a whole unit.
+// entryAt reads an entry: the lengths of key and row, key, row, and padding to a whole
+// unit.
 func entryAt(b []byte, at int) (key, row []byte, size int) {
 	keyLen, n := binary.Uvarint(b[at:])
 	rowLen, m := binary.Uvarint(b[at+n:])
@@ -236,14 +236,14 @@ func (s *shard) newSlab(size int) int {
 	return len(s.slabs) - 1
 }
 
-// bury counts an entry as dead.
-func (s *shard) bury(p place) {
+// markDead counts an entry as dead.
+func (s *shard) markDead(p place) {
 	_, _, size := s.entry(p)
 	s.slabs[p.slab()].dead += size
 	s.dead += size
 }
 
-// compact makes room as long as more than a quarter of the shard is dead.
+// compact evacuates slabs while more than a quarter of the shard is dead.
 func (s *shard) compact(seed maphash.Seed) {
 	for s.dead > firstSlab && 4*s.dead > s.used {
 		deadest, share := -1, 0.0
@@ -258,7 +258,7 @@ func (s *shard) compact(seed maphash.Seed) {
 	}
 }
 
-// evacuate copies the live entries of a slab to others and gives it up.
+// evacuate copies the live entries of a slab to other slabs and releases it.
 func (s *shard) evacuate(number int, seed maphash.Seed) {
 	if number == s.open {
 		s.open = -1

@@ -12,8 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// A Map does what Go's map does, whatever is done to it in which order, and rows
-// that were returned stay as they were.
+// A Map behaves like Go's map under random operations, and returned rows never change.
 func TestMapAgreesWithGoMap(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := New()
@@ -74,12 +73,12 @@ func TestMapAgreesWithGoMap(t *testing.T) {
 						t.Fatalf("Get(%q) is %.20q, %v; want %.20q", k, got, ok, r)
 					}
 				}
-				if _, ok := m.Get([]byte("a key that nobody sets")); ok {
-					t.Fatal("a row out of nowhere")
+				if _, ok := m.Get([]byte("a key that is never set")); ok {
+					t.Fatal("Get returned a row for a key that was never set")
 				}
 				for _, h := range holds {
 					if string(h.row) != h.want {
-						t.Fatalf("a row that is held was %.20q and is %.20q", h.want, h.row)
+						t.Fatalf("a returned row changed from %.20q to %.20q", h.want, h.row)
 					}
 				}
 				m.check(t)
@@ -88,7 +87,7 @@ func TestMapAgreesWithGoMap(t *testing.T) {
 	})
 }
 
-// check looks at what a Map counts.
+// check verifies the byte counts of a Map.
 func (m *Map) check(t *rapid.T) {
 	for i := range m.shards {
 		s := &m.shards[i]
@@ -113,8 +112,8 @@ func (m *Map) check(t *rapid.T) {
 	}
 }
 
-// Rows that change all the time do not fill the memory.
-func TestReplacedRowsGiveTheirMemoryBack(t *testing.T) {
+// Rows that change often do not fill the memory.
+func TestReplacedAndDeletedRowsReleaseTheirMemory(t *testing.T) {
 	m := New()
 	fill := func(round int) {
 		for i := range 20_000 {
@@ -127,16 +126,16 @@ func TestReplacedRowsGiveTheirMemoryBack(t *testing.T) {
 		fill(round + 2)
 	}
 	if now := m.Bytes(); now > 2*once {
-		t.Errorf("%d bytes after the first round, %d after fifty", once, now)
+		t.Errorf("%d bytes after the first round, %d after fifty more", once, now)
 	}
 	for i := range 20_000 {
 		m.Delete(fmt.Appendf(nil, "user-%d", i))
 	}
 	if m.Len() != 0 {
-		t.Errorf("%d rows are left", m.Len())
+		t.Errorf("%d rows remain", m.Len())
 	}
 	if now := m.Bytes(); now > once {
-		t.Errorf("%d bytes hold no row", now)
+		t.Errorf("%d bytes in an empty Map", now)
 	}
 }
 
@@ -149,8 +148,9 @@ func TestGetAllocatesNothing(t *testing.T) {
 	}
 }
 
-// Run with -race: readers hold rows while a writer replaces them.
-func TestReadersAndWriterAtTheSameTime(t *testing.T) {
+// Readers hold rows while a writer replaces them. The race detector makes this test
+// stricter.
+func TestConcurrentReadersAndWriter(t *testing.T) {
 	m := New()
 	var readers sync.WaitGroup
 	done := make(chan struct{})
@@ -165,7 +165,7 @@ func TestReadersAndWriterAtTheSameTime(t *testing.T) {
 				row, ok := m.Get(fmt.Appendf(nil, "%d", i%500))
 				for j := range row {
 					if row[j] != row[0] {
-						t.Error("half of a row")
+						t.Error("a row with bytes of two versions")
 						return
 					}
 				}
@@ -188,7 +188,7 @@ func TestReadersAndWriterAtTheSameTime(t *testing.T) {
 	readers.Wait()
 }
 
-// benchKey is a key of 12 bytes, as short ids are.
+// benchKey returns a key of 12 bytes, the length of a short id.
 func benchKey(dst []byte, i int) []byte {
 	dst = append(dst[:0], "user"...)
 	return binary.BigEndian.AppendUint64(dst, uint64(i)*0x9e3779b97f4a7c15)
@@ -223,7 +223,7 @@ func BenchmarkGet(b *testing.B) {
 	}
 }
 
-// BenchmarkGoMap is what a Get of Go's map costs, to compare.
+// BenchmarkGoMap measures a lookup in Go's map, for comparison.
 func BenchmarkGoMap(b *testing.B) {
 	for _, n := range []int{1_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprintf("rows=%d", n), func(b *testing.B) {
@@ -261,7 +261,7 @@ func BenchmarkSet(b *testing.B) {
 	}
 }
 
-// BenchmarkMemory says what 10 million rows of 60 bytes under keys of 12 take.
+// BenchmarkMemory reports the memory of 10 million rows of 60 bytes with keys of 12 bytes.
 func BenchmarkMemory(b *testing.B) {
 	const n = 10_000_000
 	for b.Loop() {

@@ -8,8 +8,8 @@ import (
 	"strings"
 )
 
-// KEKs are key-encryption keys, which wrap data keys. The newest wraps new ones;
-// the others unwrap what they have wrapped. They are safe for concurrent use.
+// KEKs are key-encryption keys, which wrap data keys. The newest wraps new data keys; the
+// others only unwrap. They are immutable and safe for concurrent use.
 type KEKs struct {
 	newest string
 	byID   map[string]cipher.AEAD
@@ -17,9 +17,9 @@ type KEKs struct {
 
 var kekID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 
-// ParseKEKs reads key-encryption keys: one on a line, its id and its 32 bytes in
-// base64, the newest last. Empty lines and those that begin with # are nothing.
-// An error never says more of a key than its line.
+// ParseKEKs parses key-encryption keys, one per line: its id and its 32 bytes in base64,
+// the newest key last. It ignores empty lines and lines that begin with #. An error
+// contains no key material, only line numbers and ids.
 func ParseKEKs(text string) (*KEKs, error) {
 	k := &KEKs{byID: map[string]cipher.AEAD{}}
 	for i, line := range strings.Split(text, "\n") {
@@ -28,14 +28,14 @@ func ParseKEKs(text string) (*KEKs, error) {
 		}
 		words := strings.Fields(line)
 		if len(words) != 2 {
-			return nil, fmt.Errorf("line %d: want an id and a key in base64, which are two words, not %d", i+1, len(words))
+			return nil, fmt.Errorf("line %d: want two words, an id and a key in base64, not %d", i+1, len(words))
 		}
 		id := words[0]
 		if !kekID.MatchString(id) {
-			return nil, fmt.Errorf("line %d: an id is letters, digits, dots, dashes and underscores, at most 64: is it the key that stands first?", i+1)
+			return nil, fmt.Errorf("line %d: an id is letters, digits, dots, dashes and underscores, at most 64; is the key before the id?", i+1)
 		}
 		if k.byID[id] != nil {
-			return nil, fmt.Errorf("line %d: the id %s is here for the second time", i+1, id)
+			return nil, fmt.Errorf("line %d: duplicate id %s", i+1, id)
 		}
 		key, err := base64.StdEncoding.Strict().DecodeString(words[1])
 		if err != nil || len(key) != keySize {
@@ -47,23 +47,24 @@ func ParseKEKs(text string) (*KEKs, error) {
 		k.newest = id
 	}
 	if k.newest == "" {
-		return nil, fmt.Errorf("there is no key in it: a line is an id and the output of openssl rand -base64 %d", keySize)
+		return nil, fmt.Errorf("there is no key in it; each line is an id and the output of: openssl rand -base64 %d", keySize)
 	}
 	return k, nil
 }
 
-// wrapped is a data key as it is kept.
+// wrapped is a wrapped data key.
 type wrapped struct {
 	id  KeyID
-	kek string
-	box []byte
+	kek string // id of the key-encryption key
+	box []byte // nonce, encrypted data key and tag
 }
 
+// wrapping returns the associated data of a wrapped key.
 func wrapping(subject string, id KeyID) []byte {
 	return append(append([]byte("millrace key 1\x00"), id[:]...), subject...)
 }
 
-// wrap makes a new data key for a subject, and returns it as it is kept.
+// wrap generates a data key for a subject and returns it wrapped by the newest key.
 func (k *KEKs) wrap(subject string) wrapped {
 	w := wrapped{kek: k.newest}
 	var key [keySize]byte
@@ -73,7 +74,7 @@ func (k *KEKs) wrap(subject string) wrapped {
 	return w
 }
 
-// unwrap returns the data key.
+// unwrap returns the data key. An error is ErrNoKEK.
 func (k *KEKs) unwrap(subject string, w wrapped) (*DataKey, error) {
 	var aead cipher.AEAD
 	if k != nil {
@@ -87,7 +88,7 @@ func (k *KEKs) unwrap(subject string, w wrapped) (*DataKey, error) {
 		err = ErrTampered
 	}
 	if err != nil {
-		return nil, fmt.Errorf("a key of the subject cannot be unwrapped by key-encryption key %s, which is another than that of this name, or the record was changed: %w", w.kek, ErrNoKEK)
+		return nil, fmt.Errorf("key-encryption key %s cannot unwrap a key of the subject; it is not the key that wrapped it, or the record was changed: %w", w.kek, ErrNoKEK)
 	}
 	d := &DataKey{ID: w.id}
 	d.aead, err = newAEAD(key)

@@ -13,18 +13,18 @@ import (
 	"millrace/pipeline/rows"
 )
 
-// The records of a key topic, which is compacted. All of a subject are in one
+// The records of the key topic, which is compacted. All records of a subject are in one
 // partition.
 //
-//	key/ID/SUBJECT      a data key, wrapped: keyRecord. Null: it is destroyed
+//	key/ID/SUBJECT      a wrapped data key: keyRecord. Null: the key is destroyed
 //	erased/SUBJECT      the subject was forgotten: erasedRecord
 //
-// Each key has a record key of its own. With one for the subject, compaction would
-// keep the last of two keys that were made at the same time, and it is the first
-// that counts: what is encrypted with it would be lost.
+// Each data key has a record key of its own. If the record key were the subject's,
+// compaction would keep the last of two data keys that were created at the same time.
+// But producers use the first, so its ciphertexts would be lost.
 //
-// The mark stays, for the null does not: brokers forget it after a while, and then
-// nothing would say that a new key is not to be made.
+// The erased record must stay. The null does not: brokers delete it after a while, and
+// then a producer could create a new key for the subject.
 const (
 	recordFormat = 1
 	keyHead      = "key/"
@@ -43,10 +43,10 @@ type erasedRecord struct {
 	Time   time.Time `json:"time"`
 }
 
-// A Record is one of a key topic, without the rest that Kafka knows of it.
+// A Record is the key and the value of a record of the key topic.
 type Record struct{ Key, Value []byte }
 
-// NewKey returns the record of a new key for a subject.
+// NewKey generates a data key for a subject and returns its record.
 func (k *KEKs) NewKey(subject string, now time.Time) (Record, error) {
 	w := k.wrap(subject)
 	value, err := json.Marshal(keyRecord{recordFormat, w.kek, w.box, now.UTC()})
@@ -55,14 +55,14 @@ func (k *KEKs) NewKey(subject string, now time.Time) (Record, error) {
 
 func recordKey(subject string, id KeyID) []byte { return []byte(keyHead + id.String() + "/" + subject) }
 
-// Erased returns the record that marks a subject as forgotten.
+// Erased returns the record that marks a subject as forgotten since now.
 func Erased(subject string, now time.Time) (Record, error) {
 	value, err := json.Marshal(erasedRecord{recordFormat, now.UTC()})
 	return Record{[]byte(erasedHead + subject), value}, err
 }
 
-// SubjectOf returns whose record it is, by its key, and whether it is one of a data
-// key.
+// SubjectOf parses the key of a record. It returns the subject, and whether the record is
+// that of a data key.
 func SubjectOf(key []byte) (subject string, isKey bool, err error) {
 	subject, _, isKey, err = parseKey(key)
 	return subject, isKey, err
@@ -80,7 +80,7 @@ func parseKey(key []byte) (subject string, id KeyID, isKey bool, err error) {
 			return subject, id, true, nil
 		}
 	}
-	return "", id, false, fmt.Errorf("a record of a key topic has the key %.80q, which is neither %sID/SUBJECT nor %sSUBJECT", key, keyHead, erasedHead)
+	return "", id, false, fmt.Errorf("a record of the key topic has the key %.80q, want %sID/SUBJECT or %sSUBJECT", key, keyHead, erasedHead)
 }
 
 func (id *KeyID) set(raw []byte) *KeyID {
@@ -88,32 +88,34 @@ func (id *KeyID) set(raw []byte) *KeyID {
 	return id
 }
 
-// A Ring is the keys of all subjects, as far as a key topic was read. The keys
-// stay wrapped, in about 170 bytes a subject; those that were used of late are kept
-// unwrapped, too, so many at most. It is safe for concurrent use.
+// A Ring holds the keys of all subjects, from the records of the key topic so far. It
+// keeps the keys wrapped, in about 170 bytes per subject, and caches recently used keys
+// unwrapped. It is safe for concurrent use.
 type Ring struct {
 	keks *KEKs
 
-	mu    sync.Mutex // guards what follows, but for reading rows
-	rows  *rows.Map  // by subject: entry
+	mu   sync.Mutex // guards the fields below, except for reading rows
+	rows *rows.Map  // by subject: entry
+
+	// Unwrapped keys by subject. When fresh is full, it becomes stale, and the keys
+	// that were only in stale are evicted.
 	fresh map[string][]*DataKey
 	stale map[string][]*DataKey
 }
 
-// maxUnwrapped is of how many subjects keys are kept unwrapped, about.
+// maxUnwrapped is about the maximum number of subjects with unwrapped keys.
 const maxUnwrapped = 1 << 13
 
-// NewRing returns an empty Ring. Without KEKs it knows which keys there are, but
-// can use none.
+// NewRing returns an empty Ring. If keks is nil, the Ring knows the ids of the keys but
+// cannot unwrap any.
 func NewRing(keks *KEKs) *Ring {
 	return &Ring{keks: keks, rows: rows.New(), fresh: map[string][]*DataKey{}}
 }
 
-// entry is what is known of a subject: the keys in the order of their records, the
-// last of each.
+// entry is the state of a subject.
 type entry struct {
-	erased int64 // when it was forgotten, in seconds since 1970; 0 if it was not
-	keys   []wrapped
+	erased int64     // time of erasure, in seconds since 1970; 0 if it is not erased
+	keys   []wrapped // in the order of the last record of each
 }
 
 func (e *entry) append(dst []byte) []byte {
@@ -126,7 +128,7 @@ func (e *entry) append(dst []byte) []byte {
 	return dst
 }
 
-// readEntry reads what entry.append wrote; the boxes are the row's own.
+// readEntry parses the output of entry.append. The boxes share memory with the row.
 func readEntry(row []byte) (e entry) {
 	if len(row) == 0 {
 		return e
@@ -145,8 +147,8 @@ func readEntry(row []byte) (e entry) {
 	return e
 }
 
-// Take takes in a record, in the order of its partition. One that cannot be
-// understood is an error, and as if it were not there.
+// Take applies a record. The records of a partition must come in their order. A record
+// that cannot be parsed is an error and changes nothing.
 func (r *Ring) Take(in Record) error {
 	subject, id, isKey, err := parseKey(in.Key)
 	if err != nil {
@@ -164,15 +166,15 @@ func (r *Ring) Take(in Record) error {
 		}
 		var v keyRecord
 		if err := json.Unmarshal(in.Value, &v); err != nil || v.Format != recordFormat || !kekID.MatchString(v.KEK) || len(v.Wrapped) == 0 || len(v.Wrapped) > 255 {
-			return fmt.Errorf("the key %s of a subject is in a form that this program does not know", id)
+			return fmt.Errorf("the key %s of a subject has a format that this version cannot read", id)
 		}
-		// Behind the others, as a reader finds it who comes after compaction.
+		// At the end, where it is for a reader after compaction.
 		e.keys = append(e.keys, wrapped{id, v.KEK, v.Wrapped})
 	case in.Value == nil:
 		e.erased = 0
 	default:
 		var v erasedRecord
-		// A mark that cannot be read is one all the same: it is safer to refuse.
+		// Fail safe: a record that cannot be parsed still marks the subject as forgotten.
 		if err := json.Unmarshal(in.Value, &v); err != nil || v.Time.Unix() <= 0 {
 			v.Time = time.Unix(1, 0)
 		}
@@ -188,11 +190,11 @@ func (r *Ring) Take(in Record) error {
 	return nil
 }
 
-// Current returns the key by which a subject's fields are encrypted: of those that
-// it has, the first in the log. An error is ErrNoKey, ErrErased or ErrNoKEK.
+// Current returns the key to encrypt a subject's fields with: the first of its keys in the
+// log. An error is ErrNoKey, ErrErased or ErrNoKEK.
 func (r *Ring) Current(subject string) (*DataKey, error) { return r.find(subject, nil) }
 
-// Find returns the key of a ciphertext. An error is ErrNoKey, ErrErased or ErrNoKEK.
+// Find returns the subject's key with the id, to decrypt a ciphertext. An error is ErrNoKey, ErrErased or ErrNoKEK.
 func (r *Ring) Find(subject string, id KeyID) (*DataKey, error) { return r.find(subject, &id) }
 
 func (r *Ring) find(subject string, id *KeyID) (*DataKey, error) {
@@ -237,5 +239,5 @@ func (r *Ring) Forgotten(subject string) bool {
 	return readEntry(row).erased != 0
 }
 
-// Len returns the number of subjects, those that were forgotten included.
+// Len returns the number of subjects, including the forgotten ones.
 func (r *Ring) Len() int { return r.rows.Len() }

@@ -1,22 +1,25 @@
-// Package seal encrypts single fields, each under a key of the subject that it is
-// about, so that who destroys that key has destroyed the subject's data in every
-// copy of it. It knows neither Kafka nor Avro.
+// Package seal encrypts single fields, each with a key of its data subject. Destroying
+// the key makes the subject's data unreadable in every copy (crypto-shredding). The
+// package is independent of Kafka and Avro.
 //
-// There are two layers of keys, as is usual. A [DataKey] encrypts the fields of
-// one subject with AES-256-GCM. It is kept, wrapped by a key-encryption key, in a
-// record of a compacted topic; [KEKs] are the few of those that an operator has,
-// in a file. A [Ring] knows what the topic's records say, in the order of the log.
+// There are two layers of keys (envelope encryption). A [DataKey] encrypts the fields of
+// one subject with AES-256-GCM. It is stored in a record of a compacted topic, the key
+// topic, wrapped by a key-encryption key. [KEKs] are the few key-encryption keys of the
+// operator, from a file. A [Ring] holds the keys in the records of the key topic.
 //
-// A ciphertext says by itself how it is to be read:
+// Start at [Ring] (ring.go), and [DataKey.AppendText] and [ParseText] (seal.go). [Ring],
+// [KEKs] and [DataKey] are safe for concurrent use.
 //
-//	sealed:                  and then, in a text, base64url without padding of
+// A ciphertext is self-describing:
+//
+//	sealed:                  in a text, the rest is in base64url without padding
 //	version                  1 byte, 1
 //	key id                   8 bytes
 //	nonce                    12 bytes, random
-//	ciphertext and tag       as long as the plaintext, and 16 bytes
+//	ciphertext and tag       the length of the plaintext, and 16 bytes
 //
-// Its associated data are its subject and the name of its field, so that it can be
-// read nowhere else.
+// Its associated data are its subject and the name of its field, so it cannot be
+// decrypted as another field or for another subject.
 package seal
 
 import (
@@ -35,28 +38,29 @@ const (
 	version    = 1
 	keySize    = 32 // AES-256
 	headSize   = 1 + len(KeyID{})
-	sealedOver = headSize + 12 + 16 // more than the plaintext has, in bytes
+	sealedOver = headSize + 12 + 16 // bytes added to the plaintext, without the prefix
 )
 
-// Errors of what cannot be read.
+// Errors of ciphertexts that cannot be decrypted.
 var (
-	// ErrErased: the subject was forgotten, and its keys are destroyed.
+	// ErrErased means that the subject was forgotten, and its keys are destroyed.
 	ErrErased = errors.New("the subject was forgotten, and its key is destroyed")
-	// ErrNoKey: the subject has no such key.
+	// ErrNoKey means that the subject does not have the key.
 	ErrNoKey = errors.New("there is no such key")
-	// ErrNoKEK: the key is wrapped by a key-encryption key that is not at hand.
-	ErrNoKEK = errors.New("the key-encryption key is not at hand")
-	// ErrTampered: what is there is no ciphertext of this key for this place.
-	ErrTampered = errors.New("it was changed, or is of another subject or field")
+	// ErrNoKEK means that the key cannot be unwrapped, because its key-encryption key is
+	// missing or another one.
+	ErrNoKEK = errors.New("the key-encryption key is missing")
+	// ErrTampered means that the value is not a ciphertext of this key for this place.
+	ErrTampered = errors.New("the ciphertext was changed, or belongs to another subject or field")
 )
 
-// base64url is strict: one ciphertext has one text.
+// base64url is strict, so a ciphertext has only one text.
 var base64url = base64.RawURLEncoding.Strict()
 
-// A Place is what a ciphertext is bound to.
+// A Place is the subject and the field that a ciphertext is bound to.
 type Place struct{ Subject, Field string }
 
-// associated returns the place as associated data.
+// associated returns the associated data of the place.
 func (p Place) associated() []byte {
 	b := append(make([]byte, 0, 24+len(p.Subject)+len(p.Field)), "millrace field 1\x00"...)
 	b = binary.AppendUvarint(b, uint64(len(p.Subject)))
@@ -64,9 +68,10 @@ func (p Place) associated() []byte {
 	return append(b, p.Field...)
 }
 
-// A KeyID tells the keys of a subject apart.
+// A KeyID identifies a key of a subject.
 type KeyID [8]byte
 
+// String returns the id in hexadecimal.
 func (id KeyID) String() string { return hex.EncodeToString(id[:]) }
 
 // A DataKey encrypts the fields of a subject. It is safe for concurrent use.
@@ -75,8 +80,8 @@ type DataKey struct {
 	aead cipher.AEAD
 }
 
-// newAEAD returns AES-256-GCM that makes a nonce for each message and puts it
-// before the ciphertext. A key is good for 2^32 of them.
+// newAEAD returns AES-256-GCM that generates a random nonce per message and prepends it to
+// the ciphertext. A key must not encrypt more than 2^32 messages.
 func newAEAD(key []byte) (cipher.AEAD, error) {
 	block, err := aes.NewCipher(key)
 	if err != nil {
@@ -85,10 +90,10 @@ func newAEAD(key []byte) (cipher.AEAD, error) {
 	return cipher.NewGCMWithRandomNonce(block)
 }
 
-// randomBytes fills b; the standard library ends the program if it cannot.
+// randomBytes fills b. crypto/rand ends the program if it cannot.
 func randomBytes(b []byte) { _, _ = rand.Read(b) }
 
-// AppendBytes appends the ciphertext of a value.
+// AppendBytes appends the ciphertext of a value as bytes.
 func (k *DataKey) AppendBytes(dst, plain []byte, at Place) []byte {
 	return k.seal(append(dst, prefix...), plain, at)
 }
@@ -104,15 +109,15 @@ func (k *DataKey) seal(dst, plain []byte, at Place) []byte {
 	return k.aead.Seal(dst, nil, plain, at.associated())
 }
 
-// A Sealed is a ciphertext that was taken apart.
+// A Sealed is a parsed ciphertext. It may share memory with the value it was parsed from.
 type Sealed struct {
 	KeyID KeyID
 	box   []byte // nonce, ciphertext and tag
 }
 
-// ParseBytes takes a value apart that [DataKey.AppendBytes] made. It is not ok if
-// the value is no ciphertext: plaintext, from before the field was encrypted. An
-// error is [ErrTampered].
+// ParseBytes parses a value of [DataKey.AppendBytes]. It returns ok as false if the value
+// is not a ciphertext but plaintext, from before the field was encrypted. An error is
+// [ErrTampered].
 func ParseBytes(value []byte) (s Sealed, ok bool, err error) {
 	raw, ok := bytes.CutPrefix(value, []byte(prefix))
 	if !ok {
@@ -126,14 +131,14 @@ func ParseBytes(value []byte) (s Sealed, ok bool, err error) {
 	return s, true, nil
 }
 
-// ParseText is [ParseBytes] for [DataKey.AppendText].
+// ParseText parses a value of [DataKey.AppendText], with the results of [ParseBytes].
 func ParseText(value []byte) (s Sealed, ok bool, err error) {
 	text, ok := bytes.CutPrefix(value, []byte(prefix))
 	if !ok {
 		return s, false, nil
 	}
 	raw, err := base64url.AppendDecode([]byte(prefix), text)
-	if err != nil || bytes.ContainsAny(text, "\r\n") { // which decoding skips
+	if err != nil || bytes.ContainsAny(text, "\r\n") { // the decoder ignores line breaks
 		return s, true, ErrTampered
 	}
 	return ParseBytes(raw)

@@ -17,8 +17,8 @@ import (
 
 var now = time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 
-// kekLine returns a line of a file of key-encryption keys; the same id gives the
-// same key.
+// kekLine returns a line of a file of key-encryption keys. The key depends only on the
+// id.
 func kekLine(id string) string {
 	key := bytes.Repeat([]byte(id+"-"), 32)[:32]
 	return id + " " + base64.StdEncoding.EncodeToString(key) + "\n"
@@ -36,7 +36,7 @@ func keks(t interface{ Fatal(...any) }, ids ...string) *seal.KEKs {
 	return k
 }
 
-// newKey puts a new key for a subject into a ring, and returns it.
+// newKey adds a new key for a subject to a ring and returns it.
 func newKey(t *testing.T, r *seal.Ring, k *seal.KEKs, subject string) *seal.DataKey {
 	t.Helper()
 	record, err := k.NewKey(subject, now)
@@ -53,45 +53,46 @@ func newKey(t *testing.T, r *seal.Ring, k *seal.KEKs, subject string) *seal.Data
 	return key
 }
 
-func open(key *seal.DataKey, text []byte, at seal.Place) (string, error) {
+// decrypt parses and decrypts a text.
+func decrypt(key *seal.DataKey, text []byte, at seal.Place) (string, error) {
 	s, ok, err := seal.ParseText(text)
 	if err != nil || !ok {
-		return "", errors.Join(err, fmt.Errorf("a ciphertext: %v", ok))
+		return "", errors.Join(err, fmt.Errorf("ParseText returns ok %v", ok))
 	}
 	plain, err := key.Open(s, at)
 	return string(plain), err
 }
 
-func TestWhatIsSealedIsReadAgainAndDoesNotShow(t *testing.T) {
+func TestCiphertextsAreDecryptedAndHideThePlaintext(t *testing.T) {
 	r, k := seal.NewRing(keks(t, "a")), keks(t, "a")
 	key := newKey(t, r, k, "u-1")
 	at := seal.Place{Subject: "u-1", Field: "email"}
 	for _, plain := range []string{"", "x", "anna@example.com", "sealed:", strings.Repeat("long ", 10_000), "\x00\xff"} {
 		text, raw := key.AppendText([]byte("before"), []byte(plain), at), key.AppendBytes(nil, []byte(plain), at)
 		if len(raw) != len("sealed:")+37+len(plain) {
-			t.Errorf("%.20q is %d bytes", plain, len(raw))
+			t.Errorf("the ciphertext of %.20q has %d bytes", plain, len(raw))
 		}
 		text = text[len("before"):]
 		if again := key.AppendText(nil, []byte(plain), at); bytes.Equal(again, text) {
-			t.Error("two ciphertexts of the same are the same")
+			t.Error("two ciphertexts of the same plaintext are equal")
 		}
 		if len(plain) > 3 && (bytes.Contains(text[len("sealed:"):], []byte(plain)) || bytes.Contains(raw[len("sealed:"):], []byte(plain))) {
-			t.Errorf("%.20q shows", plain)
+			t.Errorf("the ciphertext contains the plaintext %.20q", plain)
 		}
-		if got, err := open(key, text, at); err != nil || got != plain {
-			t.Errorf("%.20q is read as %.20q, %v", plain, got, err)
+		if got, err := decrypt(key, text, at); err != nil || got != plain {
+			t.Errorf("the text of %.20q is decrypted to %.20q, %v", plain, got, err)
 		}
 		s, ok, err := seal.ParseBytes(raw)
 		if err != nil || !ok || s.KeyID != key.ID {
 			t.Fatal(ok, err)
 		}
 		if got, err := key.Open(s, at); err != nil || string(got) != plain {
-			t.Errorf("%.20q is read as %.20q, %v", plain, got, err)
+			t.Errorf("the bytes of %.20q are decrypted to %.20q, %v", plain, got, err)
 		}
 	}
 }
 
-func TestACiphertextIsReadInItsPlaceAlone(t *testing.T) {
+func TestACiphertextIsBoundToItsKeyAndPlace(t *testing.T) {
 	r, k := seal.NewRing(keks(t, "a")), keks(t, "a")
 	key, other := newKey(t, r, k, "u-1"), newKey(t, r, k, "u-2")
 	at := seal.Place{Subject: "u-1", Field: "email"}
@@ -99,17 +100,17 @@ func TestACiphertextIsReadInItsPlaceAlone(t *testing.T) {
 	for what, place := range map[string]seal.Place{
 		"another subject":  {Subject: "u-2", Field: "email"},
 		"another field":    {Subject: "u-1", Field: "name"},
-		"another division": {Subject: "u-1e", Field: "mail"},
-		"none":             {},
+		"another boundary": {Subject: "u-1e", Field: "mail"},
+		"no place":         {},
 	} {
-		if got, err := open(key, text, place); !errors.Is(err, seal.ErrTampered) {
+		if got, err := decrypt(key, text, place); !errors.Is(err, seal.ErrTampered) {
 			t.Errorf("%s: %q, %v", what, got, err)
 		}
 	}
-	if got, err := open(other, text, at); !errors.Is(err, seal.ErrTampered) {
+	if got, err := decrypt(other, text, at); !errors.Is(err, seal.ErrTampered) {
 		t.Errorf("with another key: %q, %v", got, err)
 	}
-	// Every change of a character is found.
+	// Every changed character is detected.
 	for i := range text {
 		for _, c := range []byte{'A', 'b', '-', '=', '\n'} {
 			changed := bytes.Clone(text)
@@ -132,13 +133,13 @@ func TestACiphertextIsReadInItsPlaceAlone(t *testing.T) {
 	for cut := len("sealed:"); cut < len(text); cut++ {
 		if s, _, err := seal.ParseText(text[:cut]); err == nil {
 			if _, err := key.Open(s, at); err == nil {
-				t.Fatalf("the first %d bytes are read", cut)
+				t.Fatalf("the first %d bytes are decrypted", cut)
 			}
 		}
 	}
 }
 
-func TestKeysAreWrappedByTheNewestAndUnwrappedByAll(t *testing.T) {
+func TestTheNewestKEKWrapsAndAllUnwrap(t *testing.T) {
 	at := seal.Place{Subject: "u-1", Field: "email"}
 	before := keks(t, "2025")
 	first, err := before.NewKey("u-1", now)
@@ -151,7 +152,7 @@ func TestKeysAreWrappedByTheNewestAndUnwrappedByAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Contains(second.Value, []byte(`"2026"`)) {
-		t.Errorf("the newest does not wrap: %s", second.Value)
+		t.Errorf("the newest KEK did not wrap: %s", second.Value)
 	}
 	ring := func(k *seal.KEKs) *seal.Ring {
 		r := seal.NewRing(k)
@@ -171,24 +172,24 @@ func TestKeysAreWrappedByTheNewestAndUnwrappedByAll(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := open(rotated, text, at); err != nil || got != "anna" {
+	if got, err := decrypt(rotated, text, at); err != nil || got != "anna" {
 		t.Errorf("after the rotation: %q, %v", got, err)
 	}
-	// One that is lost, and none at all.
+	// Without the KEK of the key, and without any.
 	for _, k := range []*seal.KEKs{keks(t, "2026"), nil} {
 		if _, err := ring(k).Find("u-1", old.ID); !errors.Is(err, seal.ErrNoKEK) || !strings.Contains(err.Error(), "2025") {
 			t.Errorf("without the key-encryption key: %v", err)
 		}
 	}
-	// Another under the same name.
+	// Another KEK with the same id.
 	other, err := seal.ParseKEKs("2025 " + base64.StdEncoding.EncodeToString(make([]byte, 32)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ring(other).Current("u-1"); !errors.Is(err, seal.ErrNoKEK) {
-		t.Errorf("with another of that name: %v", err)
+		t.Errorf("with another KEK of the same id: %v", err)
 	}
-	// A key that was put under another subject.
+	// A key record copied to another subject.
 	moved := seal.NewRing(both)
 	if err := moved.Take(seal.Record{Key: bytes.Replace(first.Key, []byte("u-1"), []byte("u-9"), 1), Value: first.Value}); err != nil {
 		t.Fatal(err)
@@ -198,16 +199,16 @@ func TestKeysAreWrappedByTheNewestAndUnwrappedByAll(t *testing.T) {
 	}
 }
 
-func TestAFileOfKEKsSaysWhatIsWrongWithItAndNoMore(t *testing.T) {
+func TestParseKEKsNamesTheFaultAndNoKeyMaterial(t *testing.T) {
 	secret := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 31))
 	for text, want := range map[string]string{
 		"":                          "there is no key",
 		"# nothing\n\n":             "there is no key",
 		"2026":                      "line 1",
 		"\n2026 " + secret:          "line 2: the key of 2026 is not 32 bytes",
-		secret + " 2026":            "is it the key that stands first?",
-		"a b c":                     "two words, not 3",
-		kekLine("a") + kekLine("a"): "line 2: the id a is here for the second time",
+		secret + " 2026":            "is the key before the id?",
+		"a b c":                     "want two words, an id and a key in base64, not 3",
+		kekLine("a") + kekLine("a"): "line 2: duplicate id a",
 	} {
 		_, err := seal.ParseKEKs(text)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
@@ -216,7 +217,7 @@ func TestAFileOfKEKsSaysWhatIsWrongWithItAndNoMore(t *testing.T) {
 	}
 }
 
-func TestAForgottenSubjectHasNoKeyAndGetsNone(t *testing.T) {
+func TestAForgottenSubjectHasNoKeyEvenAfterANewKeyRecord(t *testing.T) {
 	k := keks(t, "a")
 	r := seal.NewRing(k)
 	key := newKey(t, r, k, "u-1")
@@ -239,7 +240,7 @@ func TestAForgottenSubjectHasNoKeyAndGetsNone(t *testing.T) {
 			t.Errorf("after %s: %v", record.Key, err)
 		}
 		if !r.Forgotten("u-1") || r.Forgotten("u-2") {
-			t.Error("who is forgotten")
+			t.Error("Forgotten is wrong for u-1 or u-2")
 		}
 	}
 	if _, err := r.Current("u-2"); !errors.Is(err, seal.ErrNoKey) {
@@ -257,8 +258,7 @@ func keyOf(t *testing.T, subject string, key *seal.DataKey) []byte {
 	return out
 }
 
-// Whoever reads a key topic from its start, before and after it was compacted, and
-// whoever follows it, knows the same.
+// A Ring is the same from the full log as from the compacted log.
 func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 	k := keks(t, "a", "b")
 	rapid.Check(t, func(rt *rapid.T) {
@@ -271,7 +271,7 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 			switch what := rapid.IntRange(0, 5).Draw(rt, "what"); {
 			case what < 3:
 				record, err = k.NewKey(subject, now)
-			case what == 3 && len(log) > 0: // again, or destroyed
+			case what == 3 && len(log) > 0: // repeat a record, or destroy a key
 				record = rapid.SampledFrom(log).Draw(rt, "again")
 				if rapid.Bool().Draw(rt, "null") {
 					record.Value = nil
@@ -310,13 +310,13 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 			return out
 		}
 		if full, short := answers(log), answers(compacted); !slices.Equal(full, short) {
-			rt.Fatalf("the log says %v, compacted %v", full, short)
+			rt.Fatalf("the full log gives %v, compacted %v", full, short)
 		}
 	})
 }
 
-// Of two keys that were made at once, the first in the log is everybody's.
-func TestOfTwoKeysTheFirstCounts(t *testing.T) {
+// Of two keys that were created at the same time, every reader uses the first in the log.
+func TestOfTwoKeysTheFirstIsCurrent(t *testing.T) {
 	k := keks(t, "a")
 	one, err := k.NewKey("u-1", now)
 	if err != nil {
@@ -343,7 +343,7 @@ func TestOfTwoKeysTheFirstCounts(t *testing.T) {
 	}
 }
 
-func TestManySubjectsFitIntoLittleMemory(t *testing.T) {
+func TestEvictedKeysAreUnwrappedAgain(t *testing.T) {
 	k := keks(t, "a")
 	r := seal.NewRing(k)
 	for i := range 20_000 {
@@ -359,26 +359,27 @@ func TestManySubjectsFitIntoLittleMemory(t *testing.T) {
 	}
 }
 
-func TestRecordsOfAnotherKindAreErrors(t *testing.T) {
+func TestUnreadableRecordsAreErrors(t *testing.T) {
 	r := seal.NewRing(keks(t, "a"))
 	for _, record := range []seal.Record{
 		{Key: []byte("u-1")}, {Key: []byte("key/12/u-1")}, {Key: []byte("key/0123456789ABCDEF/u-1")}, {Key: []byte("key/0123456789abcdef/")}, {Key: []byte("erased/")},
 		{[]byte("key/0123456789abcdef/u-1"), []byte("{")}, {[]byte("key/0123456789abcdef/u-1"), []byte(`{"format":2,"kek":"a","wrapped":"AAAA"}`)},
 	} {
 		if err := r.Take(record); err == nil {
-			t.Errorf("%s: %s was taken", record.Key, record.Value)
+			t.Errorf("%s: %s was accepted", record.Key, record.Value)
 		}
 	}
 	if r.Len() != 0 {
 		t.Errorf("%d subjects", r.Len())
 	}
-	// A mark is one, whatever it says.
+	// An erased record marks its subject whatever its value.
 	if err := r.Take(seal.Record{Key: []byte("erased/u-1"), Value: []byte("?")}); err != nil || !r.Forgotten("u-1") {
-		t.Errorf("a mark that cannot be read: %v", err)
+		t.Errorf("an unreadable erased record: %v", err)
 	}
 }
 
-// FuzzCiphertext: what comes from a topic never does more than fail.
+// FuzzCiphertext checks that random bytes from a topic cause only errors: no panic, no
+// other error, and no forged plaintext.
 func FuzzCiphertext(f *testing.F) {
 	k := keks(f, "a")
 	r := seal.NewRing(k)
@@ -409,7 +410,7 @@ func FuzzCiphertext(f *testing.F) {
 		for _, parse := range []func([]byte) (seal.Sealed, bool, error){seal.ParseText, seal.ParseBytes} {
 			s, ok, err := parse(in)
 			if ok != bytes.HasPrefix(in, []byte("sealed:")) || !ok && err != nil {
-				t.Errorf("a ciphertext: %v, %v", ok, err)
+				t.Errorf("%q: the parser returns ok %v, %v", in, ok, err)
 			}
 			if err != nil && !errors.Is(err, seal.ErrTampered) {
 				t.Error(err)
@@ -418,7 +419,7 @@ func FuzzCiphertext(f *testing.F) {
 				continue
 			}
 			if plain, err := key.Open(s, at); err == nil && !real[string(in)] {
-				t.Errorf("%q is read as %q", in, plain)
+				t.Errorf("%q is decrypted to %q", in, plain)
 			}
 		}
 		_ = r.Take(seal.Record{Key: in, Value: in})

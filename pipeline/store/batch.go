@@ -15,53 +15,53 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Sizes of tables that the store takes in as they are: a family smaller than minTable shares one with its
-// neighbours, and none grows far beyond maxTable.
+// Sizes of ingested tables, in bytes. A family smaller than minTable shares a table with
+// its neighbors. A table that exceeds maxTable gets no more entries.
 const (
 	minTable = 1 << 20
 	maxTable = 64 << 20
 )
 
-// A Batch collects changes, of one part or of several, that take effect all at
-// once. Of changes to one entry the last counts. It is not safe for concurrent
-// use.
+// A Batch collects changes of one or more parts, which [Batch.Commit] applies
+// atomically. The last of several changes to an entry wins. A Batch is not safe for
+// concurrent use.
 type Batch struct {
 	store  *Store
-	runs   []*run // one for each family of each part
+	runs   []*run // one per family of each part
 	blocks [][]byte
-	n      int
-	bytes  int
+	n      int   // changes
+	bytes  int   // size of keys and values
 	swap   []ref // scratch of sort
 
-	touched byte // so that touch is not for nothing
+	touched byte // sum of the bytes that touch read; keeps the compiler from removing the reads
 }
 
-// run is the changes of one family of one part.
+// run holds the changes of one family of one part.
 type run struct {
 	part    *Part
 	family  Family
 	entries []entry
 	bytes   int
-	mixed   bool // keys did not come in order, each greater than the one before
-	order   []ref
+	mixed   bool  // the keys are not strictly ascending
+	order   []ref // if mixed, after sort: the entries to write
 }
 
-// entry is a change: where key, as it stands on disk, and value are. It has no
-// pointers, so that the garbage collector does not look at a million of them.
+// entry is the position of a change: of its key, in the form on disk, and of its value.
+// It has no pointers, so the garbage collector does not scan a million of them.
 type entry struct {
-	at, key, value uint32 // offset in the block, lengths
+	at, key, value uint32 // offset in the block, length of key and of value
 	block          uint16
 	del            bool
 }
 
-// ref stands for an entry while it is sorted. Most keys of a family are told
-// apart by the first bytes in which they differ at all.
+// ref represents an entry while it is sorted. head is the eight bytes of the key after
+// the common prefix of the family's keys; they distinguish most keys.
 type ref struct {
 	head  uint64
-	index uint32
+	index uint32 // in entries
 }
 
-// Entries stand in blocks of this size; one that is larger has a block of its own.
+// Entries are stored in blocks of this size; a larger entry has a block of its own.
 const (
 	arenaBlock = 1 << 20
 	maxBlocks  = 1 << 16
@@ -76,7 +76,7 @@ func (b *Batch) Put(p *Part, f Family, key, value []byte) { b.add(p, f, key, val
 // Delete deletes an entry, if there is one.
 func (b *Batch) Delete(p *Part, f Family, key []byte) { b.add(p, f, key, nil, true) }
 
-// SetPosition sets the part's position.
+// SetPosition sets the part's position: the offset of the next record to read.
 func (b *Batch) SetPosition(p *Part, next int64) {
 	var value [8]byte
 	binary.BigEndian.PutUint64(value[:], uint64(next))
@@ -105,7 +105,7 @@ func (b *Batch) add(p *Part, f Family, key, value []byte, del bool) {
 	b.n++
 }
 
-// run returns the run of a family. There are few.
+// run returns the run of a family. The search is linear, because there are few.
 func (b *Batch) run(p *Part, f Family) *run {
 	for _, r := range b.runs {
 		if r.family == f && r.part == p {
@@ -123,14 +123,13 @@ func (b *Batch) value(e *entry) []byte {
 	return b.blocks[e.block][e.at+e.key : e.at+e.key+e.value]
 }
 
-// Len returns the number of changes in the batch, and Bytes their size.
+// Len returns the number of changes in the batch.
 func (b *Batch) Len() int { return b.n }
 
-// Bytes returns the size of keys and values in the batch.
+// Bytes returns the size of the keys and values in the batch, in bytes.
 func (b *Batch) Bytes() int { return b.bytes }
 
-// Reset empties the batch and keeps its memory, or what it is likely to need of
-// it.
+// Reset empties the batch. It keeps the memory that the next batch is likely to need.
 func (b *Batch) Reset() {
 	for _, r := range b.runs {
 		r.entries, r.bytes, r.mixed = r.entries[:0], 0, false
@@ -147,8 +146,8 @@ func (b *Batch) Reset() {
 	b.n, b.bytes = 0, 0
 }
 
-// sort puts the runs in order, and the entries in each, and leaves one for each
-// key.
+// sort sorts the runs, and the entries of each mixed run; there it keeps only the last
+// entry of each key.
 func (b *Batch) sort() {
 	slices.SortFunc(b.runs, func(x, y *run) int {
 		return cmp.Or(cmp.Compare(x.part.id, y.part.id), cmp.Compare(x.family, y.family))
@@ -160,9 +159,9 @@ func (b *Batch) sort() {
 	}
 }
 
-// sortRun sorts by radix on eight bytes of the keys, from where they differ, and
-// those with the same eight by comparing. Both keep equal keys in the order in
-// which they came.
+// sortRun sorts by the eight bytes of the keys after their common prefix, with a radix
+// sort, and entries with the same eight bytes by comparing keys. Both sorts are stable,
+// so the last of several equal keys is the latest change.
 func (b *Batch) sortRun(r *run) {
 	first := b.key(&r.entries[0])
 	same := len(first)
@@ -170,7 +169,7 @@ func (b *Batch) sortRun(r *run) {
 		key := b.key(&r.entries[i])
 		same = min(same, len(key))
 		for !bytes.Equal(first[:same], key[:same]) {
-			same-- // seldom, but for the first few
+			same-- // rare after the first few keys
 		}
 	}
 	order := slices.Grow(r.order[:0], len(r.entries))[:len(r.entries)]
@@ -201,7 +200,7 @@ func (b *Batch) sortRun(r *run) {
 	}
 }
 
-// head returns the first eight bytes as a number, zeros if there are fewer.
+// head returns the first eight bytes as a big-endian number, padded with zeros.
 func head(key []byte) uint64 {
 	if len(key) >= 8 {
 		return binary.BigEndian.Uint64(key)
@@ -211,7 +210,8 @@ func head(key []byte) uint64 {
 	return binary.BigEndian.Uint64(h[:])
 }
 
-// radix sorts refs by their heads. It returns them, and memory of the same size.
+// radix sorts refs by their heads, with a stable LSD radix sort between in and out. It
+// returns the sorted one, and the other one as free memory.
 func radix(in, out []ref) (sorted, free []ref) {
 	var counts [8][256]uint32
 	for i := range in {
@@ -223,7 +223,7 @@ func radix(in, out []ref) (sorted, free []ref) {
 	for d := range counts {
 		c := &counts[d]
 		if len(in) == 0 || int(c[byte(in[0].head>>(8*d))]) == len(in) {
-			continue // the same in all
+			continue // all have the same digit
 		}
 		at := uint32(0)
 		for i, n := range c {
@@ -240,15 +240,15 @@ func radix(in, out []ref) (sorted, free []ref) {
 	return in, out
 }
 
-// atOnce is how many entries are asked of the memory at once. Sorted, each is
-// somewhere else, and waiting for many takes as long as for one.
-const atOnce = 16
+// touchedEntries is the number of entries that touch loads together. Sorted entries are
+// scattered over the memory, and overlapping loads take as long as one.
+const touchedEntries = 16
 
-// touch asks the memory for the entries of a sorted run from i on.
+// touch loads the next entries of a sorted run, from i on, into the processor's cache.
 func (b *Batch) touch(r *run, i int) {
-	const line = 64 // of the processor's cache
+	const line = 64 // bytes of a cache line
 	sum := byte(0)
-	for _, o := range r.order[i:min(i+atOnce, len(r.order))] {
+	for _, o := range r.order[i:min(i+touchedEntries, len(r.order))] {
 		e := &r.entries[o.index]
 		block := b.blocks[e.block]
 		for at := e.at; at < e.at+min(e.key+e.value, 4*line); at += line {
@@ -258,7 +258,7 @@ func (b *Batch) touch(r *run, i int) {
 	b.touched = sum
 }
 
-// len returns how many entries of a sorted run are to be written.
+// len returns the number of entries of a sorted run to write.
 func (r *run) len() int {
 	if r.mixed {
 		return len(r.order)
@@ -266,7 +266,7 @@ func (r *run) len() int {
 	return len(r.entries)
 }
 
-// at returns an entry of a sorted run.
+// at returns entry i of a sorted run.
 func (r *run) at(i int) *entry {
 	if r.mixed {
 		return &r.entries[r.order[i].index]
@@ -274,8 +274,8 @@ func (r *run) at(i int) *entry {
 	return &r.entries[i]
 }
 
-// Commit makes the changes, all or none, and empties the batch. After an error
-// none took effect, and the batch is as it was.
+// Commit applies all changes atomically and empties the batch. After an error no change
+// is applied, the batch is unchanged, and the caller may retry.
 func (b *Batch) Commit() error {
 	if b.n == 0 {
 		return nil
@@ -292,10 +292,10 @@ func (b *Batch) Commit() error {
 	return nil
 }
 
-// write goes through the store's log.
+// write commits through the store's write-ahead log.
 func (b *Batch) write() error {
 	batch := b.store.db.NewBatchWithSize(b.bytes + 16*b.n)
-	defer batch.Close() //nolint:errcheck // it was committed, or it does not matter
+	defer batch.Close() //nolint:errcheck // the commit has its own error
 	for _, r := range b.runs {
 		for i := range r.len() {
 			e := r.at(i)
@@ -313,25 +313,25 @@ func (b *Batch) write() error {
 	return batch.Commit(pebble.NoSync)
 }
 
-// ingest writes tables and hands them over in one step.
+// ingest writes sorted tables and adds them to the store in one atomic step.
 func (b *Batch) ingest() error {
 	var paths []string
 	defer func() {
 		for _, p := range paths {
-			_ = b.store.fs.Remove(p) // the store has taken them, or will never; else Open removes them
+			_ = b.store.fs.Remove(p) // linked into the store, or of no use; the next Open removes leftovers
 		}
 	}()
 	w := tableWriter{batch: b}
 	for _, r := range b.runs {
-		// Whoever is large has tables of its own. Then those of a family whose keys
-		// only ever grow overlap with nothing, and stay as they are for good.
+		// A large family has tables of its own. If its keys only ever grow, its tables
+		// overlap with no others and are never compacted.
 		if w.size >= minTable || r.bytes >= minTable {
 			if err := w.close(); err != nil {
 				return err
 			}
 		}
 		for i := range r.len() {
-			if i%atOnce == 0 && r.mixed {
+			if i%touchedEntries == 0 && r.mixed {
 				b.touch(r, i)
 			}
 			if w.size >= maxTable {
@@ -359,7 +359,7 @@ func (b *Batch) ingest() error {
 	return b.store.db.Ingest(context.Background(), paths)
 }
 
-// tableWriter writes one table after the other.
+// tableWriter writes tables, one after the other.
 type tableWriter struct {
 	batch *Batch
 	table *sstable.Writer // nil if none is open

@@ -9,7 +9,7 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// Projections returns the names under which there are parts, in order.
+// Projections returns the names of the projections that have parts, sorted.
 func (s *Store) Projections() (names []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -20,13 +20,13 @@ func (s *Store) Projections() (names []string) {
 	return slices.Compact(names)
 }
 
-// Drop deletes all parts of a projection. Those who still have one find it empty,
-// and must not write to it any more.
+// Drop deletes all parts of a projection. A [Part] that a caller still holds is empty, and
+// the caller must not write to it any more.
 func (s *Store) Drop(projection string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.db.NewBatch()
-	defer b.Close() //nolint:errcheck // it was committed, or it does not matter
+	defer b.Close() //nolint:errcheck // the commit has its own error
 	var err error
 	var gone []partName
 	for n, p := range s.parts {
@@ -50,8 +50,8 @@ func (s *Store) Drop(projection string) error {
 	return nil
 }
 
-// Purge makes sure that what was deleted from the part is no longer on the disk:
-// deleting alone only hides it, until the store gets around to it.
+// Purge removes deleted entries of the part from the disk. A delete only hides an entry
+// until the next compaction of its tables, so Purge flushes and compacts the part.
 func (p *Part) Purge() error {
 	s := p.store
 	if err := s.db.Flush(); err != nil {

@@ -5,7 +5,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Register registers the store's metrics. They are 0 once it is closed.
+// Register registers the store's metrics. They are 0 after [Store.Close], because a
+// scrape may come later.
 func (s *Store) Register(reg prometheus.Registerer) {
 	of := func(f func(m *pebble.Metrics, all *pebble.LevelMetrics) float64) func() float64 {
 		return func() float64 {
@@ -22,45 +23,45 @@ func (s *Store) Register(reg prometheus.Registerer) {
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_bytes",
-			Help: "Size of the store on the disk.",
+			Help: "Size of the store on disk.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 { return float64(m.DiskSpaceUsage()) })),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_tables",
-			Help: "Tables in the store.",
+			Help: "Number of tables in the store.",
 		}, of(func(_ *pebble.Metrics, all *pebble.LevelMetrics) float64 { return float64(all.TablesCount) })),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_compaction_debt_bytes",
-			Help: "How much is to be compacted yet, about. If it only ever grows, the disk or the cores do not keep up with what is written.",
+			Help: "Estimated bytes that wait for compaction. If it keeps growing, the disk or the CPU cannot keep up with the writes.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 { return float64(m.Compact.EstimatedDebt) })),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_read_tables",
-			Help: "How many tables one read may have to look into.",
+			Help: "Maximum number of tables that one read has to search.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 { return float64(m.ReadAmp()) })),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_memory_bytes",
-			Help: "Memory that the store takes beside the Go heap: cached blocks, and what is not in tables yet.",
+			Help: "Memory of the store outside the Go heap: block cache and memtables.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 {
 			return float64(m.BlockCache.Size) + float64(m.MemTable.Size) + float64(m.MemTable.ZombieSize)
 		})),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "millrace_store_cache_hits_total",
-			Help: "Blocks that were read from memory.",
+			Help: "Blocks read from the block cache.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 { return float64(m.BlockCache.Hits) })),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "millrace_store_cache_misses_total",
-			Help: "Blocks that were read from the disk.",
+			Help: "Blocks read from disk.",
 		}, of(func(m *pebble.Metrics, _ *pebble.LevelMetrics) float64 { return float64(m.BlockCache.Misses) })),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "millrace_store_ingested_bytes_total",
-			Help: "Written as tables that the store took in as they were.",
+			Help: "Bytes written as tables that the store ingested without rewriting them.",
 		}, of(func(_ *pebble.Metrics, all *pebble.LevelMetrics) float64 { return float64(all.TableBytesIngested) })),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "millrace_store_flushed_bytes_total",
-			Help: "Written from memory to tables.",
+			Help: "Bytes written from memtables to tables.",
 		}, of(func(_ *pebble.Metrics, all *pebble.LevelMetrics) float64 { return float64(all.TableBytesFlushed) })),
 		prometheus.NewCounterFunc(prometheus.CounterOpts{
 			Name: "millrace_store_compacted_bytes_total",
-			Help: "Written by compactions. Over what was ingested and flushed: how often an entry is written again.",
+			Help: "Bytes written by compactions. Divided by the sum of ingested and flushed bytes, it is how often an entry is rewritten.",
 		}, of(func(_ *pebble.Metrics, all *pebble.LevelMetrics) float64 { return float64(all.TableBytesCompacted) })),
 	)
 }

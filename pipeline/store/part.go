@@ -8,12 +8,13 @@ import (
 	"github.com/cockroachdb/pebble/v2"
 )
 
-// A Family is a kind of entries. Within a part, entries are in order of family,
+// A Family is a kind of entries, 1 to 255. Within a part, entries are sorted by family,
 // then key.
 type Family byte
 
-// A Part is what is kept of one partition of one projection. It is one moment's:
-// when a part is made anew, the old one stays empty for ever.
+// A Part holds the entries and the position of one partition of one projection. After
+// [Store.Part] or [Store.Reset] replaces a part, the old Part is empty, and the caller
+// must not write to it any more. A Part is immutable and safe for concurrent use.
 type Part struct {
 	store    *Store
 	id       uint32
@@ -21,12 +22,13 @@ type Part struct {
 	identity string
 }
 
+// key appends the on-disk key of an entry to dst.
 func (p *Part) key(dst []byte, f Family, key []byte) []byte {
 	return append(append(binary.BigEndian.AppendUint32(dst, p.id), byte(f)), key...)
 }
 
-// Position returns the part's position, and whether it has one: a part without
-// may hold the entries of a restore that was cut short.
+// Position returns the part's position, and whether it has one. A part without a position
+// may hold entries of an interrupted restore.
 func (p *Part) Position() (int64, bool, error) {
 	pos, ok, err := position(p.store.db, p)
 	return pos, ok, p.store.check(err)
@@ -74,34 +76,34 @@ func (p *Part) end(f Family) []byte {
 	return p.key(nil, f+1, nil)
 }
 
-// View returns the part as it is now, for reading. It must be closed.
+// View returns a snapshot of the part. The caller must close it.
 func (p *Part) View() *View { return &View{p, p.store.db.NewSnapshot()} }
 
-// A View is a part at one moment: entries and position that belong together.
+// A View is a snapshot of a part: entries and position from the same commit.
 type View struct {
 	part *Part
 	snap *pebble.Snapshot
 }
 
-// Close ends the view.
+// Close releases the snapshot.
 func (v *View) Close() error { return v.snap.Close() }
 
-// Position is [Part.Position].
+// Position does the same as [Part.Position], in the snapshot.
 func (v *View) Position() (int64, bool, error) {
 	pos, ok, err := position(v.snap, v.part)
 	return pos, ok, v.part.store.check(err)
 }
 
-// Get is [Part.Get].
+// Get does the same as [Part.Get], in the snapshot.
 func (v *View) Get(dst []byte, f Family, key []byte) ([]byte, bool, error) {
 	var scratch [128]byte
 	dst, ok, err := get(v.snap, v.part.key(scratch[:0], f, key), dst)
 	return dst, ok, v.part.store.check(err)
 }
 
-// Scan calls f with the entries of a family whose keys are at least from and
-// below to (nil: to the family's end), in order or in reverse, until f returns
-// false. Key and value are valid only during the call.
+// Scan calls do with the entries of a family whose keys are at least from and less than
+// to, in ascending or reverse order, until do returns false. If to is nil, the range
+// extends to the end of the family. Key and value are valid only during the call.
 func (v *View) Scan(f Family, from, to []byte, reverse bool, do func(key, value []byte) bool) error {
 	upper := v.part.key(nil, f, to)
 	if to == nil {
@@ -127,10 +129,10 @@ func (v *View) Scan(f Family, from, to []byte, reverse bool, do func(key, value 
 	return v.part.store.check(errors.Join(it.Error(), it.Close()))
 }
 
-// A Finder gets entries of a family of which most are not there, as they are when
-// it is made. It looks into filters first, everywhere, which [Part.Get] does not
-// do at the lowest level, and takes longer to make than to use. While it is open, the
-// store keeps what it sees; with the store, it is closed. It is not safe for
+// A Finder looks up entries of a family when most of them do not exist. It sees the store
+// at the time of its creation. It checks Bloom filters on every level; [Part.Get] does
+// not on the lowest level. Creating a Finder costs more than a lookup. While it is open,
+// the store retains the tables that it sees. [Store.Close] closes it. It is not safe for
 // concurrent use.
 type Finder struct {
 	part   *Part
@@ -139,20 +141,20 @@ type Finder struct {
 	key    []byte
 }
 
-// Finder returns a Finder.
+// Finder returns a new Finder. The caller should close it.
 func (p *Part) Finder(f Family) (*Finder, error) {
 	it, err := p.store.db.NewIter(&pebble.IterOptions{LowerBound: p.key(nil, f, nil), UpperBound: p.end(f), UseL6Filters: true})
 	if err != nil {
 		return nil, p.store.check(err)
 	}
-	find := &Finder{part: p, family: f, it: it}
+	finder := &Finder{part: p, family: f, it: it}
 	p.store.mu.Lock()
 	defer p.store.mu.Unlock()
-	p.store.finders[find] = struct{}{}
-	return find, nil
+	p.store.finders[finder] = struct{}{}
+	return finder, nil
 }
 
-// Get is [Part.Get].
+// Get does the same as [Part.Get], at the time of the Finder's creation.
 func (f *Finder) Get(dst, key []byte) ([]byte, bool, error) {
 	f.key = f.part.key(f.key[:0], f.family, key)
 	if !f.it.SeekPrefixGE(f.key) {
@@ -162,7 +164,7 @@ func (f *Finder) Get(dst, key []byte) ([]byte, bool, error) {
 	return append(dst, value...), err == nil, f.part.store.check(err)
 }
 
-// Close ends the Finder.
+// Close releases the tables that the Finder retains. It may be called more than once.
 func (f *Finder) Close() error {
 	s := f.part.store
 	s.mu.Lock()

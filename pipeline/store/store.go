@@ -1,35 +1,35 @@
-// Package store keeps, for each partition of each projection, entries in order
-// of their keys and the position in the log that they stand for, and changes
-// both in one atomic step. It never looks into what it keeps.
+// Package store keeps sorted entries and a log position on disk, for each partition of
+// each projection, and changes both atomically. It does not interpret the entries.
 //
-// A store is a function of the log: whatever is lost or cannot be trusted is
-// made anew from there. So nothing waits for the disk: after kill -9 nothing is
-// missing, after a power failure the last moments may be, and what is there is
-// always a state as it was between two commits.
+// A store is derived from the log and can be rebuilt from it. So a commit does not wait
+// for the disk. After kill -9 no commit is lost; after a power failure the last commits
+// may be lost. In both cases the store is in the state after some commit.
 //
-// Start at [Open], then [Store.Part], [Part.View] and [Batch].
+// Start at [Open], then [Store.Part], [Part.View] and [Batch]. [Store] and [Part] are safe
+// for concurrent use; a [Batch] or a [Finder] belongs to one goroutine at a time.
 //
 // # On disk
 //
-// A directory holds:
+// A directory contains:
 //
-//	FORMAT    "millrace store 2\n"; another number is another format, and a
-//	          directory without the file is not ours and is left alone
-//	LOCK      locked by the process that has it open, whose id is in PID
-//	DAMAGED   there if a checksum was found to be wrong: the next Open starts over
+//	FORMAT    "millrace store 2\n"; another number is another format. A directory
+//	          without this file is not a store, and Open refuses it unless it is empty
+//	LOCK      locked by the process that has the store open
+//	PID       id of that process
+//	DAMAGED   exists after a checksum error: the next Open starts with an empty store
 //	ingest/   tables being written; emptied by Open
 //	db/       Pebble, at its format version 24 (see formatVersion)
 //
-// Keys in db begin with the number of their part, four bytes, big-endian. Part 0
-// is the store's own:
+// Keys in db begin with the number of their part, four bytes, big-endian. Part 0 is for
+// the store itself:
 //
 //	00000000 'n'                              next free number, four bytes
 //	00000000 'p' name 00 partition(4 bytes)   number, four bytes, and the part's identity
 //	part 00                                   position, eight bytes, big-endian
 //	part family key                           an entry; families are 1 to 255
 //
-// A part whose identity is not as expected is deleted by one range delete and
-// gets a new number, so that nothing of it can be read by mistake.
+// A part with another identity than expected is deleted by one range delete and gets a
+// new number, so none of its old entries can be read by mistake.
 package store
 
 import (
@@ -59,13 +59,14 @@ const (
 
 // Options configure a [Store]. The zero value is ready to use.
 type Options struct {
-	CacheBytes int64        // of blocks read; 64 MiB
-	Logger     *slog.Logger // none
-	FS         vfs.FS       // for tests; the operating system's
+	CacheBytes int64        // size of the block cache; default 64 MiB
+	Logger     *slog.Logger // default: no logs
+	FS         vfs.FS       // for tests; default: the operating system's file system
 
-	// IngestBytes is from which size on a batch is written as sorted tables that the
-	// store takes in as they are; 8 MiB. Below that it goes through log and memory:
-	// tables of its own would be small, and some are never made into larger ones.
+	// IngestBytes is the size from which a batch is written as sorted tables and
+	// ingested; default 8 MiB. A smaller batch goes through write-ahead log and
+	// memtable, because its tables would be small, and some are never compacted into
+	// larger ones.
 	IngestBytes int
 }
 
@@ -80,11 +81,11 @@ type Store struct {
 	ingestBytes int
 	writer      sstable.WriterOptions // of tables to be ingested
 
-	mu      sync.Mutex // guards what follows
-	next    uint32     // free part number
+	mu      sync.Mutex // guards the fields below
+	next    uint32     // next free part number
 	parts   map[partName]*Part
-	tables  int                  // written so far, to name the next
-	finders map[*Finder]struct{} // open
+	tables  int                  // number of tables written, to name the next
+	finders map[*Finder]struct{} // the open ones
 	closed  bool
 }
 
@@ -93,12 +94,12 @@ type partName struct {
 	partition int32
 }
 
-// ErrInUse is in the chain of the error when another process has the store.
+// ErrInUse is wrapped by the error of [Open] if another process has the store open.
 var ErrInUse = errors.New("in use")
 
-// Open opens the store in a directory, which it makes if it is not there. A
-// damaged store, or one of another format, is emptied. A directory with other
-// things in it is refused.
+// Open opens the store in a directory, and creates the directory if it does not exist. It
+// empties a store that is damaged or has another format. It refuses a directory that is
+// not a store and not empty.
 func Open(dir string, o Options) (_ *Store, err error) {
 	s := &Store{dir: dir, fs: o.FS, log: o.Logger, parts: map[partName]*Part{}, finders: map[*Finder]struct{}{}}
 	if s.fs == nil {
@@ -123,7 +124,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}()
 	err = s.open(o)
 	if pebble.IsCorruptionError(err) {
-		s.log.Error("the store is damaged; starting over with an empty one", "dir", dir, "err", err)
+		s.log.Error("the store is damaged; starting with an empty one", "dir", dir, "err", err)
 		if err := s.wipe(); err != nil {
 			return nil, err
 		}
@@ -139,10 +140,10 @@ func (s *Store) path(names ...string) string {
 	return s.fs.PathJoin(append([]string{s.dir}, names...)...)
 }
 
-// claim makes sure that the directory is a store's and that nobody else has it.
+// claim checks that the directory is a store, or empty, and locks it.
 func (s *Store) claim() error {
 	if err := s.fs.MkdirAll(s.dir, 0o755); err != nil {
-		return fmt.Errorf("making the data directory: %w", err)
+		return fmt.Errorf("creating the data directory: %w", err)
 	}
 	have, err := s.read("FORMAT")
 	if errors.Is(err, os.ErrNotExist) {
@@ -151,9 +152,9 @@ func (s *Store) claim() error {
 			return err
 		}
 		for _, n := range names {
-			// An Open may have got no further than this.
+			// An interrupted Open may leave LOCK and FORMAT.tmp.
 			if n != "LOCK" && n != "FORMAT.tmp" && n != "lost+found" {
-				return fmt.Errorf("%s is no store, and not empty: there is %s in it. Name a directory of its own", s.dir, n)
+				return fmt.Errorf("%s is not a store and not empty (it contains %s); give the store a directory of its own", s.dir, n)
 			}
 		}
 	} else if err != nil {
@@ -164,9 +165,9 @@ func (s *Store) claim() error {
 		if pid, err := s.read("PID"); err == nil {
 			by = " by process " + strings.TrimSpace(pid)
 		}
-		return fmt.Errorf("%s is %w%s (%w). Each worker needs a data directory of its own", s.dir, ErrInUse, by, err)
+		return fmt.Errorf("%s is %w%s (%w); give each worker a data directory of its own", s.dir, ErrInUse, by, err)
 	}
-	// FORMAT first: without it, what else is there would not be ours.
+	// FORMAT first: without it, a later Open would refuse the other files.
 	if err = s.prepare(have); err == nil {
 		err = s.put("PID", strconv.Itoa(os.Getpid())+"\n", false)
 	}
@@ -176,16 +177,17 @@ func (s *Store) claim() error {
 	return err
 }
 
-// prepare brings the directory into shape, given what FORMAT says.
+// prepare writes FORMAT, or wipes the store if it is damaged or has another format. have
+// is the content of FORMAT, "" if it does not exist.
 func (s *Store) prepare(have string) error {
 	_, err := s.fs.Stat(s.path("DAMAGED"))
 	switch {
 	case err == nil:
-		s.log.Error("the store was found damaged; starting over with an empty one", "dir", s.dir)
+		s.log.Error("the store is marked as damaged; starting with an empty one", "dir", s.dir)
 	case !errors.Is(err, os.ErrNotExist):
 		return err
 	case have != "" && have != format:
-		s.log.Warn("the store is of another format; starting over with an empty one", "dir", s.dir, "format", have, "want", format)
+		s.log.Warn("the store has another format; starting with an empty one", "dir", s.dir, "format", have, "want", format)
 	case have == "":
 		return s.write("FORMAT", format)
 	default:
@@ -194,7 +196,8 @@ func (s *Store) prepare(have string) error {
 	return s.wipe()
 }
 
-// wipe empties the store. If it is cut short, the next Open begins with it.
+// wipe empties the store. If it is interrupted, the next Open repeats it, because DAMAGED
+// exists until the end.
 func (s *Store) wipe() error {
 	if err := s.write("DAMAGED", ""); err != nil {
 		return err
@@ -215,7 +218,7 @@ func (s *Store) read(name string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close() //nolint:errcheck // only read
+	defer f.Close() //nolint:errcheck // opened for reading only
 	buf := make([]byte, 64)
 	n, err := f.ReadAt(buf, 0)
 	if n == 0 && err != nil && err.Error() != "EOF" {
@@ -224,7 +227,7 @@ func (s *Store) read(name string) (string, error) {
 	return string(buf[:n]), nil
 }
 
-// write replaces a small file as a whole, for good.
+// write replaces a small file atomically and durably.
 func (s *Store) write(name, text string) error {
 	if err := s.put(name, text, true); err != nil {
 		return err
@@ -236,8 +239,8 @@ func (s *Store) write(name, text string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// put replaces a small file as a whole. Without sync it does not wait for the
-// disk, which at a restart may have much else to write.
+// put replaces a small file atomically. Without sync it does not wait for the disk, which
+// may be busy after a restart.
 func (s *Store) put(name, text string, sync bool) error {
 	tmp := s.path(name + ".tmp")
 	f, err := s.fs.Create(tmp, vfs.WriteCategoryUnspecified)
@@ -268,8 +271,9 @@ func (s *Store) open(o Options) error {
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                16 << 20,
 		MemTableStopWritesThreshold: 4,
-		// What is in order of the log is never compacted. The rest waits until there
-		// is enough of it that it is worth it, and goes to the bottom in one step.
+		// Tables whose keys are in the order of the log are never compacted. The other
+		// tables collect in level 0 until a compaction is worth its cost; the large
+		// LBaseMaxBytes lets it write directly to the lowest level.
 		L0CompactionThreshold: 16,
 		L0StopWritesThreshold: 64,
 		LBaseMaxBytes:         4 << 30,
@@ -277,7 +281,7 @@ func (s *Store) open(o Options) error {
 		WALBytesPerSync:       1 << 20,
 		EventListener:         &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) { s.damaged(i.Details) }},
 	}
-	opts.TargetFileSizes[0] = 16 << 20 // doubled from level to level
+	opts.TargetFileSizes[0] = 16 << 20 // doubles with each level
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
@@ -293,7 +297,8 @@ func (s *Store) open(o Options) error {
 	return nil
 }
 
-// Close closes the store. Parts and views of it must not be used any more.
+// Close closes the store and its Finders. The caller must have closed all views, and must
+// not use parts of the store any more.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
@@ -306,24 +311,25 @@ func (s *Store) Close() error {
 	return errors.Join(err, s.db.Close(), s.fs.Remove(s.path("PID")), s.lock.Close())
 }
 
-// check turns an error that says that the store is damaged into a fatal one,
-// and leaves a mark for the next Open.
+// check turns a corruption error into a fatal one and marks the store as damaged. It
+// returns other errors unchanged.
 func (s *Store) check(err error) error {
 	if !pebble.IsCorruptionError(err) {
 		return err
 	}
 	s.damaged(err)
-	return pipeline.Fatal("the store in %s is damaged: %w. It is made anew from the log at the next start", s.dir, err)
+	return pipeline.Fatal("the store in %s is damaged: %w; the next start rebuilds it from the log", s.dir, err)
 }
 
+// damaged marks the store as damaged, so that the next Open empties it.
 func (s *Store) damaged(err error) {
-	s.log.Error("the store is damaged; it will be made anew at the next start", "dir", s.dir, "err", err)
+	s.log.Error("the store is damaged; the next start rebuilds it from the log", "dir", s.dir, "err", err)
 	if err := s.write("DAMAGED", ""); err != nil {
-		s.log.Error("leaving a mark of that failed; delete the directory", "dir", s.dir, "err", err)
+		s.log.Error("cannot mark the store as damaged; delete its directory before the next start", "dir", s.dir, "err", err)
 	}
 }
 
-// Keys of the store's own.
+// Keys of part 0.
 var (
 	keyNext  = []byte{0, 0, 0, 0, 'n'}
 	keyParts = []byte{0, 0, 0, 0, 'p'}
@@ -333,7 +339,7 @@ func (n partName) key() []byte {
 	return binary.BigEndian.AppendUint32(append(append(keyParts[:len(keyParts):len(keyParts)], n.name...), 0), uint32(n.partition))
 }
 
-// loadParts reads which parts there are.
+// loadParts reads the parts and the next free number.
 func (s *Store) loadParts() error {
 	s.next = 1
 	value, ok, err := get(s.db, keyNext, nil)
@@ -358,9 +364,9 @@ func (s *Store) loadParts() error {
 	return errors.Join(it.Error(), it.Close())
 }
 
-// Part returns the part of a partition of a projection. identity says what the
-// entries in it were made from and by; if the part was made under another, it is
-// deleted, and an empty one is returned.
+// Part returns the part of a partition of a projection. identity names the source of its
+// entries and the code that derived them. If the part has another identity, Part deletes
+// it and returns an empty one.
 func (s *Store) Part(projection string, partition int32, identity string) (*Part, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -369,22 +375,23 @@ func (s *Store) Part(projection string, partition int32, identity string) (*Part
 		if p.identity == identity {
 			return p, nil
 		}
-		s.log.Warn("the store was made from something else; making this part anew", "projection", projection, "partition", partition, "have", p.identity, "want", identity)
+		s.log.Warn("the part has another identity; starting with an empty one", "projection", projection, "partition", partition, "have", p.identity, "want", identity)
 	}
 	return s.create(n, identity)
 }
 
-// Reset deletes the part and returns an empty one in its place.
+// Reset deletes the part and returns an empty one with the same name and identity.
 func (s *Store) Reset(p *Part) (*Part, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.create(p.name, p.identity)
 }
 
+// create adds an empty part, and deletes the one of the same name. The caller holds mu.
 func (s *Store) create(n partName, identity string) (*Part, error) {
 	p := &Part{store: s, id: s.next, name: n, identity: identity}
 	b := s.db.NewBatch()
-	defer b.Close() //nolint:errcheck // it was committed, or it does not matter
+	defer b.Close() //nolint:errcheck // the commit has its own error
 	err := errors.Join(
 		b.Set(keyNext, binary.BigEndian.AppendUint32(nil, s.next+1), nil),
 		b.Set(n.key(), append(binary.BigEndian.AppendUint32(nil, p.id), identity...), nil),
@@ -403,8 +410,8 @@ func (s *Store) create(n partName, identity string) (*Part, error) {
 	return p, nil
 }
 
-// logger hands on what Pebble has to say. It speaks of every file it touches,
-// which is for those who look for trouble.
+// logger passes Pebble's log messages on. Its info messages are about single files, so
+// they have the debug level.
 type logger struct{ log *slog.Logger }
 
 func (l logger) Infof(format string, args ...any) {
@@ -414,6 +421,6 @@ func (l logger) Errorf(format string, args ...any) {
 	l.log.Error("store: " + fmt.Sprintf(format, args...))
 }
 
-// Fatalf must not return: the disk failed where the store cannot go back, such
-// as in its list of tables. A restart finds the state before.
+// Fatalf must not return: a disk error occurred where Pebble cannot roll back, such as a
+// write of its manifest. After a restart the store is in the state before.
 func (l logger) Fatalf(format string, args ...any) { panic("store: " + fmt.Sprintf(format, args...)) }

@@ -18,7 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// ingestBytes is less than the usual, so that the tests need less memory.
+// ingestBytes is less than the default, so the tests need less memory.
 const ingestBytes = 1 << 20
 
 func open(t testing.TB, fs vfs.FS) *Store {
@@ -30,7 +30,7 @@ func open(t testing.TB, fs vfs.FS) *Store {
 	return s
 }
 
-func closing(t testing.TB, s *Store) {
+func closeStore(t testing.TB, s *Store) {
 	t.Helper()
 	if err := s.Close(); err != nil {
 		t.Error(err)
@@ -39,7 +39,7 @@ func closing(t testing.TB, s *Store) {
 
 func part(t testing.TB, s *Store, name string, partition int32) *Part {
 	t.Helper()
-	p, err := s.Part(name, partition, "made by test")
+	p, err := s.Part(name, partition, "test")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func commit(t testing.TB, b *Batch) {
 	}
 }
 
-// dump returns all of a part, in order.
+// dump returns the position and all entries of a part, in order.
 func dump(t testing.TB, p *Part) string {
 	t.Helper()
 	v := p.View()
@@ -66,7 +66,7 @@ func dump(t testing.TB, p *Part) string {
 	fmt.Fprintf(&out, "at %d %v", next, ok)
 	for f := range 256 {
 		if f == 0 {
-			continue // the position
+			continue // family 0 is the position
 		}
 		if err := v.Scan(Family(f), nil, nil, false, func(key, value []byte) bool {
 			fmt.Fprintf(&out, " %d:%s=%s", f, key, value)
@@ -78,7 +78,7 @@ func dump(t testing.TB, p *Part) string {
 	return out.String()
 }
 
-func TestAStoreKeepsWhatWasCommitted(t *testing.T) {
+func TestAStoreKeepsOnlyCommittedChanges(t *testing.T) {
 	fs := vfs.NewMem()
 	s := open(t, fs)
 	users, orders := part(t, s, "user", 0), part(t, s, "order", 0)
@@ -86,7 +86,7 @@ func TestAStoreKeepsWhatWasCommitted(t *testing.T) {
 	b.Put(users, 1, []byte("b"), []byte("2"))
 	b.Put(users, 1, []byte("a"), []byte("1"))
 	b.Put(users, 2, []byte("a"), []byte("other"))
-	b.Put(users, 1, []byte("b"), []byte("3")) // the last counts
+	b.Put(users, 1, []byte("b"), []byte("3")) // the last change wins
 	b.Put(users, 1, []byte("gone"), nil)
 	b.Delete(users, 1, []byte("gone"))
 	b.Put(users, 255, []byte{0xff, 0xff}, []byte("last"))
@@ -94,7 +94,7 @@ func TestAStoreKeepsWhatWasCommitted(t *testing.T) {
 	b.SetPosition(orders, 1<<40)
 	commit(t, b)
 	if b.Len() != 0 || b.Bytes() != 0 {
-		t.Errorf("a committed batch has %d changes of %d bytes", b.Len(), b.Bytes())
+		t.Errorf("after Commit the batch has %d changes of %d bytes, want none", b.Len(), b.Bytes())
 	}
 	b.Put(users, 1, []byte("never"), nil)
 	want := "at 7 true 1:a=1 1:b=3 2:a=other 255:\xff\xff=last"
@@ -108,16 +108,16 @@ func TestAStoreKeepsWhatWasCommitted(t *testing.T) {
 		if got, want := dump(t, part(t, s, "user", 1)), "at 0 false"; got != want {
 			t.Errorf("got  %s\nwant %s", got, want)
 		}
-		closing(t, s)
+		closeStore(t, s)
 		s = open(t, fs)
 		users, orders = part(t, s, "user", 0), part(t, s, "order", 0)
 	}
-	closing(t, s)
+	closeStore(t, s)
 }
 
-func TestScanGoesBothWaysAndStops(t *testing.T) {
+func TestScanSupportsRangesReverseOrderAndEarlyStop(t *testing.T) {
 	s := open(t, vfs.NewMem())
-	defer closing(t, s)
+	defer closeStore(t, s)
 	p := part(t, s, "p", 0)
 	b := s.NewBatch()
 	for _, k := range []string{"a", "b", "c", "d"} {
@@ -127,7 +127,7 @@ func TestScanGoesBothWaysAndStops(t *testing.T) {
 	}
 	commit(t, b)
 	v := p.View()
-	defer closing2(t, v)
+	defer closeView(t, v)
 	for _, c := range []struct {
 		from, to string
 		reverse  bool
@@ -158,16 +158,16 @@ func TestScanGoesBothWaysAndStops(t *testing.T) {
 	}
 }
 
-func closing2(t testing.TB, v *View) {
+func closeView(t testing.TB, v *View) {
 	t.Helper()
 	if err := v.Close(); err != nil {
 		t.Error(err)
 	}
 }
 
-func TestAViewStaysAsItIs(t *testing.T) {
+func TestAViewDoesNotSeeLaterCommits(t *testing.T) {
 	s := open(t, vfs.NewMem())
-	defer closing(t, s)
+	defer closeStore(t, s)
 	p := part(t, s, "p", 0)
 	fill := func(n int64) {
 		b := s.NewBatch()
@@ -177,19 +177,19 @@ func TestAViewStaysAsItIs(t *testing.T) {
 	}
 	fill(1)
 	v := p.View()
-	defer closing2(t, v)
+	defer closeView(t, v)
 	fill(2)
 	next, _, err := v.Position()
 	value, _, err2 := v.Get(nil, 1, []byte("k"))
 	if err != nil || err2 != nil || next != 1 || string(value) != "1" {
-		t.Errorf("a view from before has position %d and value %q (%v, %v)", next, value, err, err2)
+		t.Errorf("the view has position %d and value %q (%v, %v), want 1 and 1", next, value, err, err2)
 	}
 }
 
-// A batch that is large goes another way than a small one, to the same end.
-func TestLargeBatchesAreAsSmallOnes(t *testing.T) {
+// A large batch is ingested, a small one is written through the log. The result is the same.
+func TestLargeAndSmallBatchesHaveTheSameEffect(t *testing.T) {
 	s := open(t, vfs.NewMem())
-	defer closing(t, s)
+	defer closeStore(t, s)
 	large, small := part(t, s, "large", 0), part(t, s, "small", 0)
 	rng := rand.New(rand.NewPCG(1, 2))
 	for round := range 3 {
@@ -212,12 +212,12 @@ func TestLargeBatchesAreAsSmallOnes(t *testing.T) {
 		big.SetPosition(large, int64(round))
 		one.SetPosition(small, int64(round))
 		if big.Bytes() < ingestBytes {
-			t.Fatalf("only %d bytes: the batch is not a large one", big.Bytes())
+			t.Fatalf("the batch has only %d bytes, so it is not ingested", big.Bytes())
 		}
 		commit(t, big)
 		commit(t, one)
 		if dump(t, large) != dump(t, small) {
-			t.Fatalf("round %d: they differ", round)
+			t.Fatalf("round %d: the parts differ", round)
 		}
 	}
 	if n := s.db.Metrics().Ingest.Count; n == 0 {
@@ -225,7 +225,7 @@ func TestLargeBatchesAreAsSmallOnes(t *testing.T) {
 	}
 }
 
-func TestAPartMadeFromSomethingElseIsMadeAnew(t *testing.T) {
+func TestAPartWithAnotherIdentityIsEmptied(t *testing.T) {
 	fs := vfs.NewMem()
 	s := open(t, fs)
 	fill := func(p *Part) {
@@ -236,43 +236,43 @@ func TestAPartMadeFromSomethingElseIsMadeAnew(t *testing.T) {
 	}
 	first := part(t, s, "p", 0)
 	fill(first)
-	neighbour := part(t, s, "p", 1)
-	fill(neighbour)
+	neighbor := part(t, s, "p", 1)
+	fill(neighbor)
 	if again := part(t, s, "p", 0); again != first {
-		t.Error("a part that is as expected was made anew")
+		t.Error("a part with the expected identity was replaced")
 	}
-	other, err := s.Part("p", 0, "made by somebody else")
+	other, err := s.Part("p", 0, "another identity")
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range []*Part{first, other} {
 		if got := dump(t, p); got != "at 0 false" {
-			t.Errorf("something is left: %s", got)
+			t.Errorf("the part is not empty: %s", got)
 		}
 	}
 	fill(other)
 	if got := dump(t, first); got != "at 0 false" {
-		t.Errorf("the part from before sees the new one: %s", got)
+		t.Errorf("the replaced part sees the entries of the new one: %s", got)
 	}
 	fresh, err := s.Reset(other)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if got := dump(t, fresh); got != "at 0 false" {
-		t.Errorf("after a reset there is %s", got)
+		t.Errorf("after Reset the part is not empty: %s", got)
 	}
-	closing(t, s)
+	closeStore(t, s)
 	s = open(t, fs)
-	defer closing(t, s)
-	if p, err := s.Part("p", 0, "made by somebody else"); err != nil || dump(t, p) != "at 0 false" || p.id != fresh.id {
-		t.Errorf("opened again: %+v, %v", p, err)
+	defer closeStore(t, s)
+	if p, err := s.Part("p", 0, "another identity"); err != nil || dump(t, p) != "at 0 false" || p.id != fresh.id {
+		t.Errorf("after another Open: %+v, %v", p, err)
 	}
 	if got := dump(t, part(t, s, "p", 1)); got != "at 7 true 1:k=v" {
-		t.Errorf("the neighbour has %s", got)
+		t.Errorf("the neighbor has %s", got)
 	}
 }
 
-func TestADirectoryIsForOneProcess(t *testing.T) {
+func TestASecondOpenOfADirectoryFails(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir, Options{IngestBytes: ingestBytes})
 	if err != nil {
@@ -280,16 +280,16 @@ func TestADirectoryIsForOneProcess(t *testing.T) {
 	}
 	_, err = Open(dir, Options{IngestBytes: ingestBytes})
 	if !errors.Is(err, ErrInUse) || !strings.Contains(err.Error(), "process "+strconv.Itoa(os.Getpid())) || !strings.Contains(err.Error(), dir) {
-		t.Errorf("a second Open says %v", err)
+		t.Errorf("the second Open returns %v", err)
 	}
-	closing(t, s)
+	closeStore(t, s)
 	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
 		t.Fatalf("after Close: %v", err)
 	}
-	closing(t, s)
+	closeStore(t, s)
 }
 
-func TestADirectoryWithOtherThingsIsLeftAlone(t *testing.T) {
+func TestOpenRefusesADirectoryWithOtherFiles(t *testing.T) {
 	dir := t.TempDir()
 	precious := filepath.Join(dir, "thesis.tex")
 	if err := os.WriteFile(precious, []byte("x"), 0o600); err != nil {
@@ -300,11 +300,11 @@ func TestADirectoryWithOtherThingsIsLeftAlone(t *testing.T) {
 	}
 	names, err := os.ReadDir(dir)
 	if err != nil || len(names) != 1 {
-		t.Errorf("the directory has now %v (%v)", names, err)
+		t.Errorf("the directory now contains %v (%v)", names, err)
 	}
 }
 
-func TestAnotherFormatIsMadeAnew(t *testing.T) {
+func TestAStoreWithAnotherFormatIsEmptied(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir, Options{IngestBytes: ingestBytes})
 	if err != nil {
@@ -313,22 +313,22 @@ func TestAnotherFormatIsMadeAnew(t *testing.T) {
 	b := s.NewBatch()
 	b.SetPosition(part(t, s, "p", 0), 7)
 	commit(t, b)
-	closing(t, s)
+	closeStore(t, s)
 	if err := os.WriteFile(filepath.Join(dir, "FORMAT"), []byte("millrace store 0\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
 		t.Fatal(err)
 	}
-	defer closing(t, s)
+	defer closeStore(t, s)
 	if got := dump(t, part(t, s, "p", 0)); got != "at 0 false" {
 		t.Errorf("got %s", got)
 	}
 }
 
-// A store in which a byte was changed is found out, either when it is opened or
-// when it is read, and is empty after the next Open at the latest.
-func TestADamagedStoreIsMadeAnew(t *testing.T) {
+// Damage is detected when the store is opened or read, and the store is empty after the
+// next Open at the latest.
+func TestADamagedStoreIsEmptied(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir, Options{IngestBytes: ingestBytes})
 	if err != nil {
@@ -341,7 +341,7 @@ func TestADamagedStoreIsMadeAnew(t *testing.T) {
 	}
 	b.SetPosition(p, 7)
 	commit(t, b)
-	closing(t, s)
+	closeStore(t, s)
 	tables, err := filepath.Glob(filepath.Join(dir, "db", "*.sst"))
 	if err != nil || len(tables) == 0 {
 		t.Fatalf("no tables: %v", err)
@@ -367,34 +367,33 @@ func TestADamagedStoreIsMadeAnew(t *testing.T) {
 	if _, ok, err := p.Get(nil, 1, []byte("1000")); err == nil && ok {
 		t.Fatal("a damaged value was read")
 	}
-	closing(t, s)
+	closeStore(t, s)
 	if s, err = Open(dir, Options{IngestBytes: ingestBytes}); err != nil {
 		t.Fatal(err)
 	}
-	defer closing(t, s)
+	defer closeStore(t, s)
 	if got := dump(t, part(t, s, "p", 0)); got != "at 0 false" {
-		t.Errorf("after the damage there is still %s", got)
+		t.Errorf("the damaged store is not empty: %s", got)
 	}
 }
 
-// TestAfterACrashTheStoreIsAsAfterOneOfItsCommits stops the machine at every
-// write to the disk, with none, some or all of what was not synced lost, and
-// looks at what is there after. Each commit n sets all of a few keys, and the
-// position, to n; so whatever one of them says, all must say.
-func TestAfterACrashTheStoreIsAsAfterOneOfItsCommits(t *testing.T) {
+// The test simulates crashes at random writes to the disk, with none, half or all of the
+// unsynced data lost. After each crash the store must be in the state after some commit:
+// commit n sets the position and every key to n, so all of them must be equal.
+func TestAfterACrashTheStoreIsInTheStateOfACommit(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
 	mem := vfs.NewCrashableMem()
-	var mu sync.Mutex // the store writes in the background, too
+	var mu sync.Mutex // guards the variables below and rng: the store also writes in the background
 	var crashes []*vfs.MemFS
-	var from []int64 // what was committed by then
+	var from []int64 // for each crash, the last commit before it
 	committed := int64(0)
 	watch := errorfs.Wrap(mem, errorfs.InjectorFunc(func(op errorfs.Op) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && rng.IntN(4) == 0 && len(crashes) < 400 {
-			crashes = append(crashes, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rng.IntN(3)], RNG: rng2(rng)}))
+			crashes = append(crashes, mem.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: []int{0, 50, 100}[rng.IntN(3)], RNG: newRand(rng)}))
 			from = append(from, committed)
 		}
 		return nil
@@ -418,7 +417,7 @@ func TestAfterACrashTheStoreIsAsAfterOneOfItsCommits(t *testing.T) {
 		committed = n
 		mu.Unlock()
 	}
-	closing(t, s)
+	closeStore(t, s)
 	if len(crashes) < 20 {
 		t.Fatalf("only %d writes", len(crashes))
 	}
@@ -430,7 +429,7 @@ func TestAfterACrashTheStoreIsAsAfterOneOfItsCommits(t *testing.T) {
 			t.Fatal(err)
 		}
 		if next > from[i]+1 {
-			t.Errorf("crash %d: position %d, when only %d was committed", i, next, from[i])
+			t.Errorf("crash %d: position %d, but the last commit was %d", i, next, from[i])
 		}
 		for k := range keys {
 			value, have, err := p.Get(nil, Family(1+k%3), []byte{byte(k)})
@@ -441,14 +440,14 @@ func TestAfterACrashTheStoreIsAsAfterOneOfItsCommits(t *testing.T) {
 				t.Fatalf("crash %d: position %d (%v), but key %d has %x (%v)", i, next, ok, k, value[:min(8, len(value))], have)
 			}
 		}
-		closing(t, s)
+		closeStore(t, s)
 	}
 }
 
-// A disk that fails while tables are written, at any of the steps, fails the
-// commit and nothing else: the batch is as it was, and can be tried again.
+// A disk error at any write of a table fails the commit and nothing else: the batch is
+// unchanged, and a retry succeeds.
 func TestAFailedCommitChangesNothing(t *testing.T) {
-	var armed atomic.Int64 // the write that fails, counted down
+	var armed atomic.Int64 // number of writes until one fails, that one included; 0: none fails
 	full := errors.New("no space left on device")
 	s := open(t, errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
 		if op.Kind.ReadOrWrite() == errorfs.OpIsWrite && strings.Contains(op.Path, "ingest") && armed.Add(-1) == 0 {
@@ -456,7 +455,7 @@ func TestAFailedCommitChangesNothing(t *testing.T) {
 		}
 		return nil
 	})))
-	defer closing(t, s)
+	defer closeStore(t, s)
 	p := part(t, s, "p", 0)
 	first := s.NewBatch()
 	first.SetPosition(p, 1)
@@ -480,11 +479,11 @@ func TestAFailedCommitChangesNothing(t *testing.T) {
 			t.Fatalf("step %d: %v", step, err)
 		}
 		if got := dump(t, p); got != before {
-			t.Fatalf("step %d failed, and changed the store", step)
+			t.Fatalf("step %d: the failed commit changed the store", step)
 		}
 		commit(t, b)
 		if next, _, err := p.Position(); next != step+1 || err != nil {
-			t.Fatalf("step %d, tried again: position %d, %v", step, next, err)
+			t.Fatalf("step %d, after the retry: position %d, %v", step, next, err)
 		}
 	}
 	if failures < 3 {
@@ -492,7 +491,8 @@ func TestAFailedCommitChangesNothing(t *testing.T) {
 	}
 }
 
-func rng2(r *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(r.Uint64(), 0)) }
+// newRand returns a generator seeded from r.
+func newRand(r *rand.Rand) *rand.Rand { return rand.New(rand.NewPCG(r.Uint64(), 0)) }
 
 func BenchmarkCommit(b *testing.B) {
 	for _, size := range []int{1000, 200_000} {
@@ -501,7 +501,7 @@ func BenchmarkCommit(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			defer closing(b, s)
+			defer closeStore(b, s)
 			p := part(b, s, "p", 0)
 			rng := rand.New(rand.NewPCG(1, 2))
 			batch := s.NewBatch()
@@ -518,8 +518,8 @@ func BenchmarkCommit(b *testing.B) {
 	}
 }
 
-// What was written can be told by the metrics, and a scrape may come too late.
-func TestMetricsTellWhatIsInTheStore(t *testing.T) {
+// The metrics describe the store, and are 0 if a scrape comes after Close.
+func TestMetricsDescribeTheStoreUntilClose(t *testing.T) {
 	s := open(t, vfs.NewMem())
 	p := part(t, s, "p", 0)
 	reg := prometheus.NewPedanticRegistry()
@@ -543,17 +543,17 @@ func TestMetricsTellWhatIsInTheStore(t *testing.T) {
 	}
 	have := read()
 	if have["millrace_store_tables"] < 1 || have["millrace_store_ingested_bytes_total"] == 0 || have["millrace_store_bytes"] < have["millrace_store_ingested_bytes_total"] {
-		t.Errorf("a table was ingested, but the metrics say %v", have)
+		t.Errorf("a table was ingested, but the metrics are %v", have)
 	}
-	closing(t, s)
+	closeStore(t, s)
 	if have := read(); have["millrace_store_tables"] != 0 {
-		t.Errorf("the store is closed, and says %v", have)
+		t.Errorf("after Close the metrics are %v", have)
 	}
 }
 
-func TestAFinderSeesTheStoreAsItWas(t *testing.T) {
+func TestAFinderSeesTheStoreAtItsCreation(t *testing.T) {
 	s := open(t, vfs.NewMem())
-	defer closing(t, s)
+	defer closeStore(t, s)
 	p := part(t, s, "p", 0)
 	put := func(key, value string) {
 		b := s.NewBatch()
@@ -562,22 +562,22 @@ func TestAFinderSeesTheStoreAsItWas(t *testing.T) {
 	}
 	put("a", "1")
 	put("ab", "2")
-	find, err := p.Finder(2)
+	finder, err := p.Finder(2)
 	if err != nil {
 		t.Fatal(err)
 	}
 	put("a", "3")
 	put("b", "4")
 	for key, want := range map[string]string{"a": "1", "ab": "2", "b": "", "": "", "abc": "", "0": ""} {
-		got, ok, err := find.Get([]byte(">"), []byte(key))
+		got, ok, err := finder.Get([]byte(">"), []byte(key))
 		if err != nil || ok != (want != "") || string(got) != ">"+want {
 			t.Errorf("%q: %q, %v, %v, want %q", key, got, ok, err, want)
 		}
 	}
-	if err := find.Close(); err != nil {
+	if err := finder.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := p.Finder(2); err != nil { // left open: the store closes it
+	if _, err := p.Finder(2); err != nil { // closed by the store
 		t.Fatal(err)
 	}
 }
