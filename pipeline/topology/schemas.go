@@ -13,15 +13,15 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A catalog is the records of the .avsc files.
+// A catalog holds the records of the .avsc files.
 type catalog struct {
-	byName  map[string]*codec.Schema   // full
-	byShort map[string][]*codec.Schema // without namespace
-	older   map[string]*codec.Schema   // forms that writers used to use, by file, without .avsc
-	broken  map[string]bool            // files, without .avsc, that did not parse
+	byName  map[string]*codec.Schema   // by full name
+	byShort map[string][]*codec.Schema // by name without namespace
+	older   map[string]*codec.Schema   // shapes of older writers, by file name without .avsc
+	broken  map[string]bool            // files with faults, by file name without .avsc
 }
 
-// olderFile matches the files of older forms of a record, without .avsc.
+// olderFile matches the file name, without .avsc, of an older shape of a record.
 var olderFile = regexp.MustCompile(`\.v[0-9]+$`)
 
 // readSchemas reads the .avsc files of the directory.
@@ -56,11 +56,11 @@ func (d *document) readSchemas(files fs.FS, dir string) *catalog {
 		case err != nil:
 			fail("", "%v", err)
 		case s.Root().Kind != codec.Record:
-			fail("a schema file holds one record", "this is %s, not a record", s.Root())
+			fail("a schema file must contain one record", "the schema is %s, not a record", s.Root())
 		case olderFile.MatchString(strings.TrimSuffix(name, ".avsc")):
 			c.older[strings.TrimSuffix(name, ".avsc")] = s
 		case c.byName[s.Name()] != nil:
-			fail("rename or remove one of them; an older form is in a file such as "+short(s)+".v1.avsc", "%s is in %s already", s.Name(), path.Join(dir, from[s.Name()]))
+			fail("rename or remove one of them; keep an older shape in a file such as "+short(s)+".v1.avsc", "%s is already defined in %s", s.Name(), path.Join(dir, from[s.Name()]))
 		default:
 			from[s.Name()] = name
 			c.byName[s.Name()] = s
@@ -76,8 +76,9 @@ func short(s *codec.Schema) string {
 	return name[strings.LastIndexByte(name, '.')+1:]
 }
 
-// find returns the record of a name, short or full. If there is none, it says so
-// with a hint; without a message it is one whose file did not parse.
+// find returns the record with a name, short or full. If there is none, it returns a
+// message and a hint. The message is empty if the record's file has a fault, which is
+// already reported.
 func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 	if s := c.byName[name]; s != nil {
 		return s, "", ""
@@ -90,7 +91,7 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 		for i := range found {
 			names[i] = found[i].Name()
 		}
-		return nil, "several schemas are named " + name, "write one of " + strings.Join(names, ", ")
+		return nil, "several schemas are named " + name, "write the full name: " + strings.Join(names, " or ")
 	}
 	if c.broken[name[strings.LastIndexByte(name, '.')+1:]] {
 		return nil, "", ""
@@ -98,15 +99,15 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 	names := slices.Concat(slices.Sorted(maps.Keys(c.byShort)), slices.Sorted(maps.Keys(c.byName)))
 	hint = expr.Nearest(name, names)
 	if hint == "" {
-		hint = "schemas are .avsc files, of one record each"
+		hint = "add an .avsc file with this record to the schemas directory"
 		if short := slices.Sorted(maps.Keys(c.byShort)); len(short) > 0 {
-			hint = "there are " + listed(short)
+			hint = "the schemas are " + listed(short)
 		}
 	}
 	return nil, "there is no schema " + name, hint
 }
 
-// listed returns some names as text.
+// listed joins names for a message, and cuts a long list.
 func listed(names []string) string {
 	const most = 8
 	if len(names) > most {

@@ -70,8 +70,8 @@ type Topic struct {
 
 	// Types are the schemas that events are read with, in the order of the
 	// declaration. If the topic declares none, they are the types that its pipelines
-	// write. Types is nil for dead letters, and for an undeclared type list that no
-	// pipeline fills.
+	// write, or the snapshot's schema. Types is nil for dead letters, receipts and keys,
+	// and for a topic without declared types that no pipeline writes.
 	Types []*codec.Schema
 
 	// Bare holds the expressions that replace the envelope of events without one.
@@ -137,8 +137,8 @@ type Pipeline struct {
 	Stages []Stage
 
 	// Bare holds, by event type, the compiled expressions that replace the envelope.
-	// It is nil if the events have an envelope, or if id, time and key all come from
-	// the record itself.
+	// It is nil if the events have an envelope, or if no expression replaces it: the
+	// record's key and timestamp are used then.
 	Bare []expr.BareType
 
 	// Old holds the shapes of older writers that stages read, indexed by
