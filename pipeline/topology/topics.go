@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -159,13 +160,42 @@ func (l *loader) find(args stage.Args, name string) (*topic, stage.Arg) {
 	}
 	t := l.topics[arg.Value.Text]
 	if t == nil {
-		hint := expr.Nearest(arg.Value.Text, slices.Sorted(maps.Keys(l.topics)))
+		hint := l.similarTopic(arg.Value.Text)
 		if hint == "" {
-			hint = "declare it: topics: {" + arg.Value.Text + ": {partitions: NUMBER}}"
+			example := "{partitions: NUMBER}"
+			switch name {
+			case "from":
+				example = "{partitions: NUMBER, types: [TYPE, ...]}"
+			case "topic":
+				example = "{partitions: NUMBER, types: [TYPE], config: {cleanup.policy: compact}}"
+			}
+			hint = fmt.Sprintf("add the line `%s: %s` under topics", arg.Value.Text, example)
 		}
-		l.at(arg.Value, hint, "there is no topic %s", arg.Value.Text)
+		l.at(arg.Value, hint, "the topic %s is not declared", arg.Value.Text)
 	}
 	return t, arg
+}
+
+// similarTopic returns a hint with the declared topic whose name was probably meant, or
+// "". Only the parts after a common prefix of dotted words are compared. With the
+// prefix, shop.orders would be close to shop.users, because the limit grows with the
+// length of the name.
+func (l *loader) similarTopic(name string) string {
+	var similar []string
+	for _, declared := range slices.Sorted(maps.Keys(l.topics)) {
+		rest, other := name, declared
+		for {
+			word, after, ok := strings.Cut(rest, ".")
+			if !ok || !strings.HasPrefix(other, word+".") {
+				break
+			}
+			rest, other = after, other[len(word)+1:]
+		}
+		if expr.Nearest(rest, []string{other}) != "" {
+			similar = append(similar, declared)
+		}
+	}
+	return expr.Nearest(name, similar)
 }
 
 // claim gives a topic an exclusive use, such as asEvents. It returns false, with a
