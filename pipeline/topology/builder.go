@@ -3,7 +3,9 @@ package topology
 import (
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
+	"strings"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -121,7 +123,7 @@ func (b *builder) stage(item stage.Item) bool {
 			on = append(on, name)
 		}
 	}
-	if b.grouped(faults, on); len(faults) > 0 || !decoded {
+	if b.grouped(b.hintTypes(faults), on); len(faults) > 0 || !decoded {
 		b.failed = true
 		grower, ok := built.(stage.Grower)
 		if ok {
@@ -184,6 +186,54 @@ func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Inp
 		in.Types[i] = stage.Type{Name: b.names[i], Schema: b.schemas[i], Consts: consts, Env: b.envs[i], On: s.On[i]}
 	}
 	return in, true
+}
+
+// noField matches the fault of an expression or a path that uses a field which an event
+// type does not have: the name of the record and the path in it.
+var noField = regexp.MustCompile(`^(\S+) has no field ([\w.]+)$`)
+
+// hintTypes adds a hint to faults about a field that only some event types have: limit
+// the stage to these types.
+func (b *builder) hintTypes(faults []expr.Fault) []expr.Fault {
+	faults = slices.Clone(faults)
+	for i, f := range faults {
+		m := noField.FindStringSubmatch(f.Msg)
+		typ := slices.Index(b.names, f.Type)
+		if m == nil || typ < 0 || m[1] != b.schemas[typ].Name() { // a record inside the event
+			continue
+		}
+		var have []string
+		for typ, s := range b.schemas {
+			if b.blocked[typ] == "" && hasField(s.Root(), strings.Split(m[2], ".")) {
+				have = append(have, b.names[typ])
+			}
+		}
+		verb := "have"
+		if len(have) == 1 {
+			verb = "has"
+		}
+		if len(have) > 0 {
+			names := strings.Join(have, ", ")
+			faults[i].Hint = fmt.Sprintf("only %s %s this field: limit the stage with on: [%s]", names, verb, names)
+		}
+	}
+	return faults
+}
+
+// hasField reports whether a record has a field at a path. Of a field that may be null,
+// the other type counts.
+func hasField(n *codec.Node, path []string) bool {
+	for _, name := range path {
+		if other, _, _, ok := n.Nullable(); ok {
+			n = other
+		}
+		f := n.Field(name)
+		if n.Kind != codec.Record || f == nil {
+			return false
+		}
+		n = f.Type
+	}
+	return true
 }
 
 // ownArgs returns the parameters that are not common to all stages, without items
