@@ -119,7 +119,11 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 			hint = "the schemas there are " + listed(short)
 		}
 	}
-	return nil, fmt.Sprintf("there is no schema %s in %s (expected file: %s.avsc)", name, c.dir, baseName(name)), hint
+	file := baseName(name)
+	if olderFile.MatchString(name) {
+		file = name
+	}
+	return nil, fmt.Sprintf("there is no schema %s in %s (expected file: %s.avsc)", name, c.dir, file), hint
 }
 
 // listed joins names for a message, and cuts a long list.
