@@ -141,38 +141,7 @@ func dump(plan *topology.Topology) string {
 		}
 	}
 	for _, pl := range plan.Pipelines {
-		p("\npipeline %s, %s", pl.Name, pl.Guarantee)
-		p("  from %s, dead letters to %s", pl.From.Name, pl.DeadLetter.Name)
-		if pl.Receipts != nil {
-			p("  receipts to %s", pl.Receipts.Name)
-		}
-		for _, t := range pl.Writes() {
-			p("  to %s", t.Name)
-		}
-		for _, s := range pl.Stages {
-			p("  stage %s: %s, on error %s", s.Name, s.Kind.Name, []string{"dead letter", "skip", "stop"}[s.OnError])
-			for i, on := range s.On {
-				if on {
-					p("    %s: reads %s, writes %s", pl.Types[i].Name(), paths(s.Built.Reads(i)), paths(s.Built.Writes(i)))
-				}
-			}
-		}
-		for i := range pl.Types {
-			var slots []string
-			for s := range pl.Layouts[i].Len() {
-				slots = append(slots, pl.Layouts[i].Path(s))
-			}
-			p("  %s: %s", pl.Types[i].Name(), strings.Join(slots, ", "))
-			if !pl.Emits[i] {
-				p("    never comes out")
-			}
-			if added := added(pl.Types[i].Root(), pl.Output[i].Root(), ""); added != "" {
-				p("    adds%s", added)
-			}
-		}
-		for _, old := range pl.Old {
-			p("  old shape of %s: %s", pl.Types[old.Type].Name(), old.Schema)
-		}
+		dumpPipeline(p, pl)
 	}
 	if e := plan.Encryption; e != nil {
 		p("\nencryption with the keys on %s", e.Keys.Name)
@@ -181,28 +150,67 @@ func dump(plan *topology.Topology) string {
 		}
 	}
 	for _, pr := range plan.Projections {
-		p("\nprojection %s", pr.Name)
-		if pr.Subjects {
-			p("  of the subjects of what is encrypted")
-		}
-		p("  from %s, snapshots to %s, state %s", pr.From.Name, pr.Snapshots.Name, pr.Fold.State().Name())
-		if w := pr.Fold.Window(); w.Size > 0 {
-			p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Keep)
-		}
-		if pr.Late != nil {
-			p("  late events to %s", pr.Late.Name)
-		}
-		if wait, apply := pr.Fold.Wait(); wait != fold.DefaultWait || apply {
-			p("  waits %d records, then applies: %v", wait, apply)
-		}
-		if pr.Publish != (topology.Publish{}) {
-			p("  publishes %+v", pr.Publish)
-		}
-		if pr.Fold.AnyPartition() {
-			p("  in any partition")
-		}
+		dumpProjection(p, pr)
 	}
 	return b.String()
+}
+
+func dumpPipeline(p func(format string, args ...any), pl *topology.Pipeline) {
+	p("\npipeline %s, %s", pl.Name, pl.Guarantee)
+	p("  from %s, dead letters to %s", pl.From.Name, pl.DeadLetter.Name)
+	if pl.Receipts != nil {
+		p("  receipts to %s", pl.Receipts.Name)
+	}
+	for _, t := range pl.Writes() {
+		p("  to %s", t.Name)
+	}
+	for _, s := range pl.Stages {
+		p("  stage %s: %s, on error %s", s.Name, s.Kind.Name, []string{"dead letter", "skip", "stop"}[s.OnError])
+		for i, on := range s.On {
+			if on {
+				p("    %s: reads %s, writes %s", pl.Types[i].Name(), paths(s.Built.Reads(i)), paths(s.Built.Writes(i)))
+			}
+		}
+	}
+	for i := range pl.Types {
+		var slots []string
+		for s := range pl.Layouts[i].Len() {
+			slots = append(slots, pl.Layouts[i].Path(s))
+		}
+		p("  %s: %s", pl.Types[i].Name(), strings.Join(slots, ", "))
+		if !pl.Emits[i] {
+			p("    never comes out")
+		}
+		if added := added(pl.Types[i].Root(), pl.Output[i].Root(), ""); added != "" {
+			p("    adds%s", added)
+		}
+	}
+	for _, old := range pl.Old {
+		p("  old shape of %s: %s", pl.Types[old.Type].Name(), old.Schema)
+	}
+}
+
+func dumpProjection(p func(format string, args ...any), pr *topology.Projection) {
+	p("\nprojection %s", pr.Name)
+	if pr.Subjects {
+		p("  of the subjects of what is encrypted")
+	}
+	p("  from %s, snapshots to %s, state %s", pr.From.Name, pr.Snapshots.Name, pr.Fold.State().Name())
+	if w := pr.Fold.Window(); w.Size > 0 {
+		p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Keep)
+	}
+	if pr.Late != nil {
+		p("  late events to %s", pr.Late.Name)
+	}
+	if wait, apply := pr.Fold.Wait(); wait != fold.DefaultWait || apply {
+		p("  waits %d records, then applies: %v", wait, apply)
+	}
+	if pr.Publish != (topology.Publish{}) {
+		p("  publishes %+v", pr.Publish)
+	}
+	if pr.Fold.AnyPartition() {
+		p("  in any partition")
+	}
 }
 
 // added lists the fields of a record that the record before it does not have.
