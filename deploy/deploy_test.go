@@ -1,6 +1,7 @@
-// Package deploy_test holds what Millrace is deployed with to what Millrace is:
-// every flag, variable, port and metric that a file here names exists, and what
-// the files promise of their containers (nobody is root, nothing is unpinned) is so.
+// Package deploy_test checks that the deployment files match the programs: every flag,
+// variable, port and metric that they name exists, containers are confined (no root, no
+// unpinned images), and the generated parts of the documentation are up to date.
+// Nothing is started; the tests read the files, the flags and the source.
 package deploy_test
 
 import (
@@ -43,14 +44,14 @@ func readYAML(t *testing.T, path string, into any) {
 	}
 }
 
-// programs are the services, each as it is started.
+// binaries are the constructors of the commands, by service.
 var binaries = map[string]func(*cli.Env) *cobra.Command{
 	"producer":  producer.Command,
 	"processor": programs.Processor,
 	"projector": programs.Projector,
 }
 
-// port is where a service answers: that of the default of its --listen.
+// port returns the port that a service listens on by default.
 func port(t *testing.T, program string) string {
 	t.Helper()
 	run, _, err := binaries[program](&cli.Env{}).Find([]string{"run"})
@@ -66,7 +67,7 @@ func port(t *testing.T, program string) string {
 
 var variableForm = regexp.MustCompile(`MILLRACE_[A-Z0-9_]*[A-Z0-9]`)
 
-// variables returns the environment variables that a command takes.
+// variables returns the environment variables that a command reads.
 func variables(t *testing.T, cmd *cobra.Command) map[string]bool {
 	t.Helper()
 	known := map[string]bool{}
@@ -75,7 +76,7 @@ func variables(t *testing.T, cmd *cobra.Command) map[string]bool {
 			known[v] = true
 		}
 	})
-	if known["MILLRACE_REGISTRY"] { // its help names these in short
+	if known["MILLRACE_REGISTRY"] { // the help text abbreviates these
 		for _, v := range []string{"USER", "PASSWORD", "PASSWORD_FILE", "TOKEN", "TOKEN_FILE"} {
 			known["MILLRACE_REGISTRY_"+v] = true
 		}
@@ -88,7 +89,7 @@ func variables(t *testing.T, cmd *cobra.Command) map[string]bool {
 	return known
 }
 
-// properties are the Kafka client settings there are, as -X list shows them.
+// properties returns the names of the Kafka client settings that -X list shows.
 func properties(t *testing.T) (names []string) {
 	t.Helper()
 	var list bytes.Buffer
@@ -102,14 +103,14 @@ func properties(t *testing.T) (names []string) {
 		names = append(names, strings.Fields(line)[0])
 	}
 	if len(names) < 10 {
-		t.Fatalf("-X list shows %v", names)
+		t.Fatalf("-X list shows only %v", names)
 	}
 	return names
 }
 
-// tryCommand runs a program with a command line and an environment as far as it
-// goes without a broker: it parses both, reads the topology and the settings of
-// the Kafka client, prints those and ends.
+// tryCommand runs a program with a command line and an environment, without a broker.
+// With -X dump, the program parses both, reads the topology and the settings of the
+// Kafka client, prints the settings and exits.
 func tryCommand(t *testing.T, program string, args []string, env map[string]string) {
 	t.Helper()
 	cmd, _, err := binaries[program](&cli.Env{}).Find(args)
@@ -120,7 +121,7 @@ func tryCommand(t *testing.T, program string, args []string, env map[string]stri
 	known := variables(t, cmd)
 	for name := range env {
 		if strings.HasPrefix(name, "MILLRACE_") && !known[name] {
-			t.Errorf("%s: the program knows no variable %s", program, name)
+			t.Errorf("%s: the program does not read the variable %s", program, name)
 		}
 	}
 	var stderr, stdout bytes.Buffer
@@ -134,8 +135,8 @@ func tryCommand(t *testing.T, program string, args []string, env map[string]stri
 	}
 }
 
-// isHealthcheck reports whether a container's test asks the program's own
-// /readyz, at the address of env.
+// isHealthcheck reports whether the health check of a container runs the program's
+// healthcheck command.
 func isHealthcheck(t *testing.T, program string, test []string) bool {
 	t.Helper()
 	if len(test) < 3 || test[0] != "CMD" || test[1] != "/"+program {
@@ -145,7 +146,7 @@ func isHealthcheck(t *testing.T, program string, test []string) bool {
 	return err == nil && cmd.Name() == "healthcheck" && cmd.ParseFlags(flags) == nil
 }
 
-// compose is what the tests look at of docker-compose.yml.
+// compose is the part of docker-compose.yml that the tests check.
 type compose struct {
 	Services map[string]service
 	Volumes  map[string]any
@@ -182,12 +183,12 @@ func readCompose(t *testing.T) (c compose) {
 		t.Fatal(err)
 	}
 	if len(c.Services) < 7 {
-		t.Fatalf("docker-compose.yml has the services %v", slices.Sorted(maps.Keys(c.Services)))
+		t.Fatalf("docker-compose.yml has only the services %v", slices.Sorted(maps.Keys(c.Services)))
 	}
 	return c
 }
 
-func TestComposeStartsProgramsAsTheyAre(t *testing.T) {
+func TestComposeUsesValidFlagsAndVariables(t *testing.T) {
 	c := readCompose(t)
 	for name := range binaries {
 		s, ok := c.Services[name]
@@ -196,7 +197,7 @@ func TestComposeStartsProgramsAsTheyAre(t *testing.T) {
 			continue
 		}
 		if s.Build.Target != name || !strings.HasPrefix(s.Image, "millrace/"+name+":") {
-			t.Errorf("%s is the image %s, target %q", name, s.Image, s.Build.Target)
+			t.Errorf("%s has the image %s and the build target %q", name, s.Image, s.Build.Target)
 		}
 		env := maps.Clone(s.Environment)
 		if env["MILLRACE_TOPOLOGY"] != "/etc/millrace/topology.yaml" || !slices.Contains(s.Volumes, "./topology.yaml:/etc/millrace/topology.yaml:ro") {
@@ -205,18 +206,18 @@ func TestComposeStartsProgramsAsTheyAre(t *testing.T) {
 		env["MILLRACE_TOPOLOGY"] = "../topology.yaml"
 		tryCommand(t, name, s.Command, env)
 		if want := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "INSIDE://"); env["MILLRACE_BROKERS"] != want {
-			t.Errorf("%s looks for Kafka at %q, which is at %q", name, env["MILLRACE_BROKERS"], want)
+			t.Errorf("%s connects to Kafka at %q, want %q", name, env["MILLRACE_BROKERS"], want)
 		}
 		if want := "http://registry:" + c.Services["registry"].Environment["KARAPACE_PORT"]; env["MILLRACE_REGISTRY"] != want {
-			t.Errorf("%s looks for the registry at %q, which is at %q", name, env["MILLRACE_REGISTRY"], want)
+			t.Errorf("%s connects to the registry at %q, want %q", name, env["MILLRACE_REGISTRY"], want)
 		}
 	}
 	if got := c.Services["producer"].Profiles; !slices.Equal(got, []string{"inject"}) {
-		t.Errorf("the producer's profiles are %v: it is started when asked for, with --profile inject", got)
+		t.Errorf("the producer has the profiles %v, want inject only", got)
 	}
 }
 
-// inside returns the address after a prefix, of those that a variable lists.
+// inside returns the address with a prefix from the list in a variable of a service.
 func (c compose) inside(t *testing.T, service, variable, prefix string) string {
 	t.Helper()
 	for _, l := range strings.Split(c.Services[service].Environment[variable], ",") {
@@ -224,11 +225,11 @@ func (c compose) inside(t *testing.T, service, variable, prefix string) string {
 			return addr
 		}
 	}
-	t.Errorf("%s: %s has no %s", service, variable, prefix)
+	t.Errorf("%s: %s has no address with the prefix %s", service, variable, prefix)
 	return ""
 }
 
-func TestComposeAnswersWhereItIsAsked(t *testing.T) {
+func TestComposeAddressesAgree(t *testing.T) {
 	c := readCompose(t)
 	var prometheus struct {
 		ScrapeConfigs []struct {
@@ -245,13 +246,13 @@ func TestComposeAnswersWhereItIsAsked(t *testing.T) {
 	for _, name := range []string{"processor", "projector"} {
 		p := port(t, name)
 		if got := c.Services[name].Environment["MILLRACE_LISTEN"]; got != "0.0.0.0:"+p {
-			t.Errorf("%s listens on %q, want 0.0.0.0:%s: others are to reach it", name, got, p)
+			t.Errorf("%s listens on %q, want 0.0.0.0:%s, so other containers can reach it", name, got, p)
 		}
 		if got := targets[name]; got != name+":"+p {
-			t.Errorf("Prometheus asks the %s at %q, want %s:%s", name, got, name, p)
+			t.Errorf("Prometheus scrapes the %s at %q, want %s:%s", name, got, name, p)
 		}
 		if !slices.Contains(c.Services[name].Ports, "127.0.0.1:"+p+":"+p) {
-			t.Errorf("%s has the ports %v on this machine, want %s", name, c.Services[name].Ports, p)
+			t.Errorf("%s publishes the ports %v on localhost, want %s", name, c.Services[name].Ports, p)
 		}
 		if !strings.Contains(dockerfile, "MILLRACE_LISTEN=0.0.0.0:"+p) || !strings.Contains(dockerfile, "EXPOSE "+p) {
 			t.Errorf("the image of the %s does not listen on and expose %s", name, p)
@@ -260,24 +261,24 @@ func TestComposeAnswersWhereItIsAsked(t *testing.T) {
 	for name, s := range c.Services {
 		for _, p := range s.Ports {
 			if !strings.HasPrefix(p, "127.0.0.1:") {
-				t.Errorf("%s: the port %s is open to other machines, where nobody is asked who they are", name, p)
+				t.Errorf("%s: the port %s is open to other machines, but has no authentication", name, p)
 			}
 		}
 	}
-	// A client on this machine that is given no address finds both.
+	// A client on this machine finds Kafka and the registry by its default addresses.
 	_, brokerPort, _ := net.SplitHostPort(kafka.DefaultBroker)
 	if got := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "LOCAL://"); got != "localhost:"+brokerPort {
-		t.Errorf("Kafka sends clients of this machine to %q; the programs' default is %s", got, kafka.DefaultBroker)
+		t.Errorf("Kafka advertises %q to clients on this machine; the programs' default is %s", got, kafka.DefaultBroker)
 	}
 	if got, want := c.Services["registry"].Ports, cli.DefaultRegistry[strings.LastIndex(cli.DefaultRegistry, ":")+1:]; len(got) != 1 || !strings.HasPrefix(got[0], "127.0.0.1:"+want+":") {
-		t.Errorf("the registry is at %v on this machine; the programs' default is %s", got, cli.DefaultRegistry)
+		t.Errorf("the registry publishes %v on this machine; the programs' default is %s", got, cli.DefaultRegistry)
 	}
 }
 
 var pinned = regexp.MustCompile(`:v?\d+\.\d+\.\d+(-[a-z0-9.]+)?$`)
 
-// writable are the services whose file system can't be read-only; docker-compose.yml
-// says why.
+// writable lists the services whose file system cannot be read-only. The reasons are in
+// docker-compose.yml.
 var writable = []string{"kafka", "registry"}
 
 func TestComposeConfinesItsContainers(t *testing.T) {
@@ -288,9 +289,9 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 		if !own && !pinned.MatchString(s.Image) {
 			t.Errorf("%s: the image %s is not pinned to a version", name, s.Image)
 		}
-		// Our images have their user in the Dockerfile, which has a test below.
+		// The user of our own images is set in the Dockerfile; see TestImagesHaveNoRootAndNoShell.
 		if user, _, _ := strings.Cut(s.User, ":"); !own && (user == "" || user == "0" || user == "root") {
-			t.Errorf("%s runs as %q", name, s.User)
+			t.Errorf("%s runs as user %q", name, s.User)
 		}
 		if s.ReadOnly == slices.Contains(writable, name) {
 			t.Errorf("%s: read_only is %v", name, s.ReadOnly)
@@ -300,12 +301,12 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 		}
 		mib, err := strconv.Atoi(strings.TrimSuffix(s.MemLimit, "m"))
 		if err != nil {
-			t.Errorf("%s: mem_limit %q, want a number and m", name, s.MemLimit)
+			t.Errorf("%s: mem_limit is %q, want a number followed by m", name, s.MemLimit)
 		}
 		total += mib
 		if limit := s.Environment["GOMEMLIMIT"]; limit != "" {
 			if heap, err := strconv.Atoi(strings.TrimSuffix(limit, "MiB")); err != nil || heap*100 < mib*80 || heap*100 > mib*92 {
-				t.Errorf("%s: GOMEMLIMIT %s of mem_limit %s, want about 90 %%", name, limit, s.MemLimit)
+				t.Errorf("%s: GOMEMLIMIT is %s, want about 90%% of mem_limit %s", name, limit, s.MemLimit)
 			}
 		} else if own {
 			t.Errorf("%s has no GOMEMLIMIT", name)
@@ -313,7 +314,7 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 		switch {
 		case name == "producer":
 			if !s.Healthcheck.Disable {
-				t.Error("the producer ends by itself; it has nothing to be asked")
+				t.Error("the producer exits when it is done, so it must have no health check")
 			}
 		case own:
 			if !isHealthcheck(t, name, s.Healthcheck.Test) {
@@ -323,11 +324,11 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 			t.Errorf("%s has no health check", name)
 		}
 		if own && s.StopGrace <= transactionTimeout(t)+drain {
-			t.Errorf("%s is killed %v after it was told to stop, in the middle of its last transaction", name, s.StopGrace)
+			t.Errorf("%s is killed %v after a stop request, possibly during its last transaction", name, s.StopGrace)
 		}
 		for on, d := range s.DependsOn {
 			if d.Condition != "service_healthy" {
-				t.Errorf("%s waits for %s to be %s", name, on, d.Condition)
+				t.Errorf("%s waits for the condition %[3]s of %[2]s, want service_healthy", name, on, d.Condition)
 			}
 		}
 		for _, v := range s.Volumes {
@@ -342,15 +343,15 @@ func TestComposeConfinesItsContainers(t *testing.T) {
 		}
 	}
 	if total > 2048 {
-		t.Errorf("the containers may take %d MiB in all, more than 2 GiB", total)
+		t.Errorf("the memory limits add up to %d MiB, want at most 2048", total)
 	}
 }
 
-// drain is what a stop takes besides the transaction: a batch and the HTTP
-// requests at hand, 5 s each.
+// drain is the time that a stop takes in addition to the transaction: 5 s for the
+// current batch and 5 s for HTTP requests in flight.
 const drain = 10 * time.Second
 
-// transactionTimeout is the default of --transaction-timeout.
+// transactionTimeout returns the default of --transaction-timeout.
 func transactionTimeout(t *testing.T) time.Duration {
 	t.Helper()
 	run, _, err := programs.Processor(&cli.Env{}).Find([]string{"run"})
@@ -364,7 +365,7 @@ func transactionTimeout(t *testing.T) time.Duration {
 	return d
 }
 
-func TestComposeRunsTheKafkaThatIsTested(t *testing.T) {
+func TestComposeRunsTheTestedKafkaVersion(t *testing.T) {
 	var pom struct {
 		Version string `xml:"properties>kafka.version"`
 	}
@@ -372,7 +373,7 @@ func TestComposeRunsTheKafkaThatIsTested(t *testing.T) {
 		t.Fatal(err)
 	}
 	if got := readCompose(t).Services["kafka"].Image; got != "apache/kafka:"+pom.Version || pom.Version == "" {
-		t.Errorf("docker-compose.yml has %s; the tests run on %q", got, pom.Version)
+		t.Errorf("docker-compose.yml has %s; the tests use version %q", got, pom.Version)
 	}
 }
 
@@ -385,31 +386,32 @@ func TestImagesHaveNoRootAndNoShell(t *testing.T) {
 	}
 	for name := range binaries {
 		if from[name] != "base" {
-			t.Errorf("the image of the %s is made from %q, want base", name, from[name])
+			t.Errorf("the image of the %s is based on %q, want base", name, from[name])
 		}
 		if !strings.Contains(dockerfile, `ENTRYPOINT ["/`+name+`"]`) {
-			t.Errorf("the image of the %s does not start it", name)
+			t.Errorf("the image of the %s does not have /%[1]s as its entry point", name)
 		}
 	}
 	if from["base"] != "scratch" {
-		t.Errorf("base is made from %q, want scratch", from["base"])
+		t.Errorf("the stage base is based on %q, want scratch", from["base"])
 	}
 	if users := regexp.MustCompile(`(?m)^USER (.*)$`).FindAllStringSubmatch(dockerfile, -1); len(users) != 1 || users[0][1] != "65532:65532" {
-		t.Errorf("the images run as %v", users)
+		t.Errorf("the images run as %v, want 65532:65532", users)
 	}
 	for _, want := range []string{"CGO_ENABLED=0", "-trimpath", "ARG VERSION", "ca-certificates.crt", "zoneinfo.zip"} {
 		if !strings.Contains(dockerfile, want) {
-			t.Errorf("the Dockerfile has no %s", want)
+			t.Errorf("the Dockerfile does not contain %s", want)
 		}
 	}
 	if !pinned.MatchString(from["build"]) {
-		t.Errorf("the compiler %s is not pinned", from["build"])
+		t.Errorf("the compiler image %s is not pinned to a version", from["build"])
 	}
 	goVersion := regexp.MustCompile(`(?m)^go (\d+\.\d+)`).FindStringSubmatch(readFile(t, "../go.mod"))
 	if !strings.HasPrefix(from["build"], "golang:"+goVersion[1]+".") {
-		t.Errorf("the compiler is %s, and go.mod wants %s", from["build"], goVersion[1])
+		t.Errorf("the compiler image is %s, but go.mod requires Go %s", from["build"], goVersion[1])
 	}
-	// What is built is in the context, and what the Makefile sets is set here.
+	// The build sets the same version variable as the Makefile, and the build context
+	// contains all sources.
 	ldflag := regexp.MustCompile(`-X (\S+)=`)
 	have, want := ldflag.FindStringSubmatch(dockerfile), ldflag.FindStringSubmatch(readFile(t, "../Makefile"))
 	if have == nil || want == nil || have[1] != want[1] {
@@ -418,7 +420,7 @@ func TestImagesHaveNoRootAndNoShell(t *testing.T) {
 	ignored := readFile(t, "../.dockerignore")
 	for _, dir := range []string{"go.mod", "go.sum", "cmd", "pipeline", "schemas"} {
 		if !strings.Contains(ignored, "\n!"+dir+"\n") {
-			t.Errorf(".dockerignore leaves out %s", dir)
+			t.Errorf(".dockerignore excludes %s", dir)
 		}
 	}
 }

@@ -17,10 +17,10 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-var update = flag.Bool("update", false, "write anew what is made from the code: tables in docs/operations.md, kubernetes/topology.yaml")
+var update = flag.Bool("update", false, "regenerate the tables in docs/operations.md and kubernetes/topology.yaml")
 
 // checkSection compares the part of docs/operations.md between the comments
-// <!-- name --> and <!-- /name --> with what it has to be.
+// <!-- name --> and <!-- /name --> with the generated text. -update replaces it.
 func checkSection(t *testing.T, name, want string) {
 	t.Helper()
 	const path = "../docs/operations.md"
@@ -29,22 +29,21 @@ func checkSection(t *testing.T, name, want string) {
 	before, rest, ok := strings.Cut(doc, begin)
 	have, after, ok2 := strings.Cut(rest, end)
 	if !ok || !ok2 {
-		t.Fatalf("%s has no part between %q and %q", path, strings.TrimSpace(begin), end)
+		t.Fatalf("%s has no section between %q and %q", path, strings.TrimSpace(begin), end)
 	}
 	if have == want {
 		return
 	}
 	if !*update {
-		t.Fatalf("the part %q of %s is not what the code says; go test ./deploy -update writes it:\n%s", name, path, want)
+		t.Fatalf("the section %q of %s differs from the code; go test ./deploy -update rewrites it:\n%s", name, path, want)
 	}
 	if err := os.WriteFile(path, []byte(before+begin+want+end+after), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// What a document names exists: flags and variables of a program, files of the
-// repository, headings of a page.
-func TestDocumentsNameWhatThereIs(t *testing.T) {
+// The flags, variables, files and headings that the documents name exist.
+func TestDocumentsHaveNoDanglingReferences(t *testing.T) {
 	flags, env := map[string]bool{}, map[string]bool{}
 	var collect func(cmd *cobra.Command)
 	collect = func(cmd *cobra.Command) {
@@ -57,13 +56,13 @@ func TestDocumentsNameWhatThereIs(t *testing.T) {
 	for _, program := range binaries {
 		collect(program(&cli.Env{}))
 	}
-	env["MILLRACE_TEST_KAFKA"] = true // of the tests
+	env["MILLRACE_TEST_KAFKA"] = true // read by the tests
 	millrace := regexp.MustCompile("(?:producer|processor|projector) [a-z]+ [^`\n]*")
 	for _, doc := range []string{"../docs/operations.md", "../docs/docker.md"} {
 		text := readFile(t, doc)
 		for _, v := range variableForm.FindAllString(text, -1) {
 			if !env[v] {
-				t.Errorf("%s: no program knows the variable %s", doc, v)
+				t.Errorf("%s: no program reads the variable %s", doc, v)
 			}
 		}
 		for _, line := range millrace.FindAllString(text, -1) {
@@ -87,7 +86,7 @@ func TestDocumentsNameWhatThereIs(t *testing.T) {
 	}
 }
 
-// anchors returns what the headings of a page are linked by.
+// anchors returns the anchors of the headings of a page.
 func anchors(page string) (out []string) {
 	for _, h := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
 		h := strings.ToLower(regexp.MustCompile(`[^\w -]`).ReplaceAllString(h[1], ""))
@@ -96,7 +95,7 @@ func anchors(page string) (out []string) {
 	return out
 }
 
-// The flags of a worker in docs/operations.md are those of its help.
+// The table of flags in docs/operations.md is generated from the help of the workers.
 func TestOperationsListsTheFlags(t *testing.T) {
 	rows := map[string]string{}
 	for _, name := range []string{"processor", "projector"} {
@@ -127,7 +126,7 @@ func TestOperationsListsTheFlags(t *testing.T) {
 	}
 	delete(rows, "help")
 	var b strings.Builder
-	b.WriteString("| flag | variable | default | what it says |\n| --- | --- | --- | --- |\n")
+	b.WriteString("| flag | variable | default | meaning |\n| --- | --- | --- | --- |\n")
 	for _, name := range slices.Sorted(maps.Keys(rows)) {
 		b.WriteString(rows[name])
 	}

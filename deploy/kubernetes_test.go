@@ -15,8 +15,7 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// object is what the tests look at of a Kubernetes manifest. Fields that it lacks
-// are not looked at here; those it has are spelt as Kubernetes spells them.
+// object is the part of a Kubernetes manifest that the tests check.
 type object struct {
 	file     string
 	Kind     string
@@ -106,7 +105,7 @@ func readManifests(t *testing.T) (all []object) {
 	t.Helper()
 	files, err := filepath.Glob("kubernetes/*.yaml")
 	if err != nil || len(files) < 5 {
-		t.Fatalf("the manifests are %v (%v)", files, err)
+		t.Fatalf("found only the manifests %v (%v)", files, err)
 	}
 	for _, file := range files {
 		decode := yaml.NewDecoder(strings.NewReader(readFile(t, file)))
@@ -134,7 +133,7 @@ func find(t *testing.T, all []object, kind, name string) object {
 	return all[i]
 }
 
-func TestKubernetesStartsProgramsAsTheyAre(t *testing.T) {
+func TestKubernetesUsesValidFlagsAndVariables(t *testing.T) {
 	all := readManifests(t)
 	for _, name := range []string{"processor", "projector"} {
 		set := find(t, all, "StatefulSet", name)
@@ -148,12 +147,12 @@ func TestKubernetesStartsProgramsAsTheyAre(t *testing.T) {
 			if from := e.ValueFrom.FieldRef.FieldPath; from != "" {
 				env[e.Name] = name + "-0"
 				if e.Name == "MILLRACE_INSTANCE" && from != "metadata.name" {
-					t.Errorf("%s: an instance is named by %s, want the pod's name, which comes back with it", name, from)
+					t.Errorf("%s: MILLRACE_INSTANCE comes from %s, want metadata.name, which a restarted pod keeps", name, from)
 				}
 			}
 		}
 		if env["MILLRACE_INSTANCE"] == "" || env["MILLRACE_STATIC"] != "true" {
-			t.Errorf("%s is no static member: instance %q, static %q", name, env["MILLRACE_INSTANCE"], env["MILLRACE_STATIC"])
+			t.Errorf("%s is not a static member: instance %q, static %q", name, env["MILLRACE_INSTANCE"], env["MILLRACE_STATIC"])
 		}
 		mounted := map[string]string{}
 		for _, m := range c.VolumeMounts {
@@ -165,10 +164,10 @@ func TestKubernetesStartsProgramsAsTheyAre(t *testing.T) {
 			}
 			data := find(t, all, "ConfigMap", v.ConfigMap.Name).Data
 			if env["MILLRACE_TOPOLOGY"] != mounted[v.Name]+"/topology.yaml" || data["topology.yaml"] == "" {
-				t.Errorf("%s reads %s, and %s is mounted at %s", name, env["MILLRACE_TOPOLOGY"], v.ConfigMap.Name, mounted[v.Name])
+				t.Errorf("%s reads the topology %s, but %s is mounted at %s", name, env["MILLRACE_TOPOLOGY"], v.ConfigMap.Name, mounted[v.Name])
 			}
 		}
-		// The files of the Secret are the cluster's; any others do here.
+		// The files of the Secret exist only in a cluster; the test uses placeholders.
 		dir := t.TempDir()
 		for k, v := range env {
 			if secret := mounted["kafka"]; strings.HasPrefix(v, secret+"/") {
@@ -191,16 +190,16 @@ func TestKubernetesStartsProgramsAsTheyAre(t *testing.T) {
 			probe
 			path string
 		}{{c.StartupProbe, "/startupz"}, {c.LivenessProbe, "/livez"}, {c.ReadinessProbe, "/readyz"}} {
-			// A check has two seconds to answer.
+			// The program's checks may take 2 s, so the probe needs a longer timeout.
 			if probe.HTTPGet.Path != probe.path || probe.HTTPGet.Port != "http" || probe.Timeout < 3 {
-				t.Errorf("%s: the probe of %s is %+v", name, probe.path, probe.probe)
+				t.Errorf("%s: the probe for %s is %+v", name, probe.path, probe.probe)
 			}
 		}
 	}
 }
 
-// The ConfigMap has the repository's topology, without the line that tells editors
-// where its JSON Schema is. -update writes it.
+// The ConfigMap contains the repository's topology, without the comment that names the
+// JSON Schema for editors. -update rewrites it.
 func TestKubernetesRunsTheTopologyOfTheRepository(t *testing.T) {
 	const path = "kubernetes/topology.yaml"
 	want := readFile(t, "../topology.yaml")
@@ -211,7 +210,7 @@ func TestKubernetesRunsTheTopologyOfTheRepository(t *testing.T) {
 		return
 	}
 	if !*update {
-		t.Fatalf("%s is not the topology.yaml of the repository; go test ./deploy -update writes it", path)
+		t.Fatalf("%s differs from the topology.yaml of the repository; go test ./deploy -update rewrites it", path)
 	}
 	head, _, _ := strings.Cut(readFile(t, path), "  topology.yaml: |\n")
 	var b strings.Builder
@@ -243,51 +242,51 @@ func TestKubernetesConfinesItsPods(t *testing.T) {
 			t.Errorf("%s keeps privileges: %+v, %+v", name, p.SecurityContext, s)
 		}
 		if !pinned.MatchString(c.Image) || !strings.HasSuffix(strings.Split(c.Image, ":")[0], "/millrace/"+name) {
-			t.Errorf("%s is the image %s", name, c.Image)
+			t.Errorf("%s has the image %s, want .../millrace/%[1]s with a pinned version", name, c.Image)
 		}
 		if grace := time.Duration(p.TerminationGrace) * time.Second; grace <= transactionTimeout(t)+drain {
-			t.Errorf("%s is killed after %v, in the middle of its last transaction", name, grace)
+			t.Errorf("%s is killed %v after a stop request, possibly during its last transaction", name, grace)
 		}
 		if c.Resources.Requests["memory"] == "" || c.Resources.Requests["cpu"] == "" || c.Resources.Limits["memory"] == "" || c.Resources.Limits["cpu"] != "" {
-			t.Errorf("%s: resources %+v; want requests, a limit of memory and none of CPU", name, c.Resources)
+			t.Errorf("%s: resources are %+v; want requests, a memory limit and no CPU limit", name, c.Resources)
 		}
 		if pdb := find(t, all, "PodDisruptionBudget", name); pdb.Spec.MaxUnavailable != 1 {
-			t.Errorf("%s: the cluster may take away %d pods at once", name, pdb.Spec.MaxUnavailable)
+			t.Errorf("%s: the disruption budget allows %d unavailable pods, want 1", name, pdb.Spec.MaxUnavailable)
 		}
 		if got := set.Spec.Template.Metadata.Labels["app.kubernetes.io/name"]; got != name {
-			t.Errorf("the pods of %s have the name %q, by which others find them", name, got)
+			t.Errorf("the pods of %s have the label app.kubernetes.io/name %q, which services select by", name, got)
 		}
 	}
 	projector := find(t, all, "StatefulSet", "projector").Spec
 	if len(projector.VolumeClaimTemplates) != 1 || projector.VolumeClaimTemplates[0].Metadata.Name != "data" || projector.Template.Spec.SecurityContext.FSGroup != 65532 {
-		t.Error("the projector has no volume of its own for its data")
+		t.Error("the projector has no writable volume for its data")
 	}
 	listed := struct{ Resources []string }{}
 	readYAML(t, "kubernetes/kustomization.yaml", &listed)
 	for _, o := range all {
 		file := filepath.Base(o.file)
-		apart := file == "kustomization.yaml" || file == "scaling.yaml"
-		if apart == slices.Contains(listed.Resources, file) {
-			t.Errorf("kustomization.yaml: %s is listed: %v", file, !apart)
+		unlisted := file == "kustomization.yaml" || file == "scaling.yaml"
+		if unlisted == slices.Contains(listed.Resources, file) {
+			t.Errorf("kustomization.yaml lists %s: %v, want %v", file, unlisted, !unlisted)
 		}
 	}
 }
 
-func TestScalingGoesByAMetricThatThereIs(t *testing.T) {
+func TestScalingUsesAnExistingMetric(t *testing.T) {
 	all := readManifests(t)
 	scaled := find(t, all, "ScaledObject", "processor")
 	if to := scaled.Spec.ScaleTargetRef; to.Kind != "StatefulSet" || to.Name != find(t, all, "StatefulSet", "processor").Metadata.Name {
-		t.Errorf("it scales %+v", to)
+		t.Errorf("scaling.yaml scales %+v, want the StatefulSet processor", to)
 	}
 	have := allMetrics(t)
 	for _, trigger := range scaled.Spec.Triggers {
 		q := query{"scaling.yaml", trigger.Metadata["query"]}
 		metrics, _ := q.names()
 		if len(metrics) != 1 || have[metrics[0]] == nil {
-			t.Errorf("the query %q asks for %v", q.expr, metrics)
+			t.Errorf("the query %q uses the metrics %v, want one that the code has", q.expr, metrics)
 		}
 	}
-	// More sessions than partitions have nothing to do.
+	// Sessions in excess of the partitions would be idle.
 	sessions, _ := strconv.Atoi(find(t, all, "ConfigMap", "millrace-client").Data["MILLRACE_SESSIONS"])
 	var topology struct {
 		Topics    map[string]struct{ Partitions int }
@@ -299,6 +298,6 @@ func TestScalingGoesByAMetricThatThereIs(t *testing.T) {
 		most = max(most, topology.Topics[p.From].Partitions)
 	}
 	if n := scaled.Spec.MaxReplicaCount; n*sessions > most || most == 0 {
-		t.Errorf("%d pods of %d sessions read %d partitions", n, sessions, most)
+		t.Errorf("%d pods with %d sessions each are too many for %d partitions", n, sessions, most)
 	}
 }

@@ -25,14 +25,14 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// metric is a metric that the programs have.
+// metric is a metric of the programs.
 type metric struct {
 	name, kind, help string
 	labels           []string
 }
 
-// ownMetrics reads from the source which metrics the code makes, so that a name
-// in a dashboard is held to the code and not to somebody's list of names.
+// ownMetrics reads the metrics of the programs from their source, by name. Dashboards
+// are checked against the code itself, not against a separate list of names.
 func ownMetrics(t *testing.T) map[string]metric {
 	t.Helper()
 	found := map[string]metric{}
@@ -47,7 +47,7 @@ func ownMetrics(t *testing.T) map[string]metric {
 		}
 		for _, m := range metricsOf(t, fset, file) {
 			if other, ok := found[m.name]; ok && other.help != m.help {
-				t.Errorf("%s: two metrics have the name %s", path, m.name)
+				t.Errorf("%s: two metrics have the name %s but different help texts", path, m.name)
 			}
 			found[m.name] = m
 		}
@@ -57,14 +57,14 @@ func ownMetrics(t *testing.T) map[string]metric {
 		t.Fatal(err)
 	}
 	if len(found) < 10 {
-		t.Fatalf("found %d metrics in the source: has the way they are made changed?", len(found))
+		t.Fatalf("found only %d metrics in the source: are they created in a different way now?", len(found))
 	}
 	return found
 }
 
-// metricsOf finds the calls of prometheus.NewCounterVec and its like in a file.
-// A call in a function whose parameters it uses counts once for each call of
-// that function in the file.
+// metricsOf finds the calls of prometheus.NewCounterVec and similar functions in a file.
+// A call inside a helper function yields one metric for each call of the helper in the
+// file.
 func metricsOf(t *testing.T, fset *token.FileSet, file *ast.File) (out []metric) {
 	t.Helper()
 	var within []ast.Node
@@ -106,8 +106,9 @@ func isIdent(e ast.Expr, name string) bool {
 	return ok && id.Name == name
 }
 
-// bindings returns what the parameters of the innermost function are, once for
-// each of its calls in the file; once nothing if it is called elsewhere.
+// bindings returns the arguments of the innermost function that encloses a node: one
+// binding for each call of the function in the file, or a single nil binding if there
+// is none.
 func bindings(file *ast.File, within []ast.Node) []map[string][]ast.Expr {
 	for i := len(within) - 1; i > 0; i-- {
 		var name string
@@ -154,8 +155,8 @@ func bind(params *ast.FieldList, args []ast.Expr) map[string][]ast.Expr {
 	return bound
 }
 
-// literal returns a composite literal, also where it is the value that a
-// variable of the same function was declared with.
+// literal returns the composite literal that an expression is, or that initializes the
+// local variable that it names.
 func literal(e ast.Expr) (*ast.CompositeLit, bool) {
 	if id, ok := e.(*ast.Ident); ok && id.Obj != nil {
 		assign, ok := id.Obj.Decl.(*ast.AssignStmt)
@@ -168,33 +169,14 @@ func literal(e ast.Expr) (*ast.CompositeLit, bool) {
 	return lit, ok
 }
 
+// readMetric reads a metric from the call that creates it. args holds the arguments of
+// the enclosing function.
 func readMetric(kind string, call *ast.CallExpr, args map[string][]ast.Expr) (m metric, err error) {
 	m.kind = kind
 	rest := call.Args[1:]
 	if opts, ok := call.Args[0].(*ast.CompositeLit); ok {
 		for _, e := range opts.Elts {
-			kv := e.(*ast.KeyValueExpr)
-			switch key := kv.Key.(*ast.Ident).Name; key {
-			case "Name":
-				m.name, err = text(kv.Value, args)
-			case "Help":
-				m.help, err = text(kv.Value, args)
-			case "ConstLabels":
-				labels, ok := literal(kv.Value)
-				if !ok {
-					return m, fmt.Errorf("write ConstLabels as a literal, or as a variable that is one")
-				}
-				for _, l := range labels.Elts {
-					label, err := text(l.(*ast.KeyValueExpr).Key, args)
-					if err != nil {
-						return m, err
-					}
-					m.labels = append(m.labels, label)
-				}
-			case "Namespace", "Subsystem":
-				return m, fmt.Errorf("write the metric's name as one, so that it can be searched for; not with %s", key)
-			}
-			if err != nil {
+			if err := m.readOption(e.(*ast.KeyValueExpr), args); err != nil {
 				return m, err
 			}
 		}
@@ -208,7 +190,7 @@ func readMetric(kind string, call *ast.CallExpr, args map[string][]ast.Expr) (m 
 		rest = call.Args[2:]
 	}
 	if m.name == "" || m.help == "" {
-		return m, fmt.Errorf("a metric without a name or help")
+		return m, fmt.Errorf("the metric has no name or no help")
 	}
 	if len(rest) == 0 {
 		return m, nil
@@ -220,17 +202,44 @@ func readMetric(kind string, call *ast.CallExpr, args map[string][]ast.Expr) (m 
 	case *ast.Ident:
 		labels = args[l.Name]
 	}
+	return m, m.readLabels(labels, args)
+}
+
+// readOption reads a field of prometheus.CounterOpts and similar types.
+func (m *metric) readOption(kv *ast.KeyValueExpr, args map[string][]ast.Expr) (err error) {
+	switch key := kv.Key.(*ast.Ident).Name; key {
+	case "Name":
+		m.name, err = text(kv.Value, args)
+	case "Help":
+		m.help, err = text(kv.Value, args)
+	case "ConstLabels":
+		labels, ok := literal(kv.Value)
+		if !ok {
+			return fmt.Errorf("write ConstLabels as a literal, or as a local variable that is initialized with one")
+		}
+		var keys []ast.Expr
+		for _, l := range labels.Elts {
+			keys = append(keys, l.(*ast.KeyValueExpr).Key)
+		}
+		return m.readLabels(keys, args)
+	case "Namespace", "Subsystem":
+		return fmt.Errorf("write the full name of the metric in Name, without %s, to make it searchable", key)
+	}
+	return err
+}
+
+func (m *metric) readLabels(labels []ast.Expr, args map[string][]ast.Expr) error {
 	for _, l := range labels {
 		label, err := text(l, args)
 		if err != nil {
-			return m, err
+			return err
 		}
 		m.labels = append(m.labels, label)
 	}
-	return m, nil
+	return nil
 }
 
-// text returns the string that an expression of literals, parameters and + is.
+// text evaluates an expression of string literals, parameters and +.
 func text(e ast.Expr, args map[string][]ast.Expr) (string, error) {
 	switch e := e.(type) {
 	case *ast.BasicLit:
@@ -247,11 +256,11 @@ func text(e ast.Expr, args map[string][]ast.Expr) (string, error) {
 			return text(bound[0], nil)
 		}
 	}
-	return "", fmt.Errorf("the name, help or labels of a metric can't be read from the source: use literals")
+	return "", fmt.Errorf("cannot evaluate the name, help or labels of the metric: use string literals")
 }
 
-// allMetrics adds those of the client, the runtime and Prometheus itself to the
-// programs' own: name -> its labels.
+// allMetrics returns the labels of all metrics by name: the metrics of the programs, the
+// Kafka client, the Go runtime and Prometheus itself.
 func allMetrics(t *testing.T) map[string][]string {
 	t.Helper()
 	all := map[string][]string{
@@ -271,7 +280,7 @@ func allMetrics(t *testing.T) map[string][]string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	client, err := kgo.NewClient(opts...) // connects when it is used, which it is not
+	client, err := kgo.NewClient(opts...) // it is not used, so it does not connect
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -279,8 +288,8 @@ func allMetrics(t *testing.T) map[string][]string {
 	return all
 }
 
-// recorder is a registry that notes which metrics, with which labels, a
-// collector says that it has.
+// recorder is a registry that records the names and labels of the metrics that
+// collectors describe.
 type recorder map[string][]string
 
 var descForm = regexp.MustCompile(`fqName: "([^"]+)".*constLabels: \{([^}]*)\}, variableLabels: \{([^}]*)\}`)
@@ -292,7 +301,7 @@ func (r recorder) Register(c prometheus.Collector) error {
 	for d := range descs {
 		f := descForm.FindStringSubmatch(d.String())
 		if f == nil {
-			return fmt.Errorf("a description in another form: %v", d)
+			return fmt.Errorf("unexpected form of a metric description: %v", d)
 		}
 		labels := strings.FieldsFunc(f[3], func(r rune) bool { return r == ',' || r == ' ' })
 		for _, m := range matcherForm.FindAllStringSubmatch(f[2], -1) {
@@ -313,10 +322,10 @@ func (r recorder) MustRegister(all ...prometheus.Collector) {
 
 func (recorder) Unregister(prometheus.Collector) bool { return true }
 
-// scraped are the labels that Prometheus adds.
+// scraped lists the labels that Prometheus adds to every metric.
 var scraped = []string{"job", "instance"}
 
-// query is a PromQL expression and where it stands.
+// query is a PromQL expression and its location in a file.
 type query struct{ at, expr string }
 
 func rules(t *testing.T) (queries []query, recorded []string, alerts []string) {
@@ -395,7 +404,7 @@ func (d dashboard) queries() (out []query) {
 }
 
 var (
-	// A metric is a name that is followed neither by ( nor by a label's operator.
+	// metricForm matches metrics and functions; a function is followed by (.
 	metricForm   = regexp.MustCompile(`[a-zA-Z_:][a-zA-Z0-9_:]*`)
 	quotedForm   = regexp.MustCompile(`"[^"]*"`)
 	bracesForm   = regexp.MustCompile(`\{[^}]*\}`)
@@ -427,11 +436,11 @@ func (q query) names() (metrics, grouping []string) {
 	return metrics, grouping
 }
 
-func TestQueriesUseMetricsThatTheCodeHas(t *testing.T) {
+func TestQueriesUseExistingMetrics(t *testing.T) {
 	queries, recorded, _ := rules(t)
 	queries = append(queries, readDashboard(t).queries()...)
 	if len(queries) < 30 {
-		t.Fatalf("found %d queries: are rules and dashboard read?", len(queries))
+		t.Fatalf("found only %d queries in rules and dashboard", len(queries))
 	}
 	have := allMetrics(t)
 	known := slices.Clone(scraped)
@@ -445,7 +454,7 @@ func TestQueriesUseMetricsThatTheCodeHas(t *testing.T) {
 		}
 		for _, m := range metrics {
 			if _, ok := have[m]; !ok && !slices.Contains(recorded, m) {
-				t.Errorf("%s: nothing in the code makes the metric %s", q.at, m)
+				t.Errorf("%s: the code has no metric %s", q.at, m)
 			}
 		}
 		for _, l := range grouping {
@@ -456,18 +465,18 @@ func TestQueriesUseMetricsThatTheCodeHas(t *testing.T) {
 		for _, s := range selectorForm.FindAllStringSubmatch(q.expr, -1) {
 			labels, ok := have[s[1]]
 			if !ok {
-				continue // said above, or recorded
+				continue // reported above, or recorded by a rule
 			}
 			for _, m := range matcherForm.FindAllStringSubmatch(quotedForm.ReplaceAllString(s[2], ""), -1) {
 				if l := m[1]; !slices.Contains(labels, l) && !slices.Contains(scraped, l) {
-					t.Errorf("%s: %s has no label %s, but %v", q.at, s[1], l, labels)
+					t.Errorf("%s: %s has no label %s; its labels are %v", q.at, s[1], l, labels)
 				}
 			}
 		}
 	}
 }
 
-func TestDashboardIsProvisionedWhole(t *testing.T) {
+func TestDashboardIsCompleteAndProvisioned(t *testing.T) {
 	d := readDashboard(t)
 	var variables []string
 	for _, v := range d.Templating.List {
@@ -481,7 +490,7 @@ func TestDashboardIsProvisionedWhole(t *testing.T) {
 			continue
 		}
 		if p.Datasource.UID != "${datasource}" {
-			t.Errorf("panel %q asks %q and not the variable's source", p.Title, p.Datasource.UID)
+			t.Errorf("panel %q uses the data source %q, want the variable datasource", p.Title, p.Datasource.UID)
 		}
 		for x := p.GridPos.X; x < p.GridPos.X+p.GridPos.W; x++ {
 			for y := p.GridPos.Y; y < p.GridPos.Y+p.GridPos.H; y++ {
@@ -493,7 +502,7 @@ func TestDashboardIsProvisionedWhole(t *testing.T) {
 		}
 	}
 	if rows == 0 || rows > 7 {
-		t.Errorf("%d rows: a dashboard is read at a glance", rows)
+		t.Errorf("the dashboard has %d rows, want 1 to 7", rows)
 	}
 	for _, q := range d.queries() {
 		for _, v := range regexp.MustCompile(`\$\{?(\w+)`).FindAllStringSubmatch(q.expr, -1) {
@@ -525,18 +534,19 @@ func TestDashboardIsProvisionedWhole(t *testing.T) {
 		return ""
 	}
 	if at := mounted("./deploy/grafana/dashboards"); at == "" || len(provider.Providers) != 1 || provider.Providers[0].Options.Path != at {
-		t.Errorf("Grafana looks for dashboards in %+v, and they are in %q", provider.Providers, at)
+		t.Errorf("Grafana reads dashboards from %+v, but they are mounted at %q", provider.Providers, at)
 	}
 	if at := mounted("./deploy/grafana/provisioning"); at != "/etc/grafana/provisioning" {
-		t.Errorf("the provisioning is in %q, where Grafana does not look", at)
+		t.Errorf("the provisioning is mounted at %q, want /etc/grafana/provisioning", at)
 	}
 }
 
-// Each alert is shown firing, says what to do, and the runbook has no others.
+// Each alert has a test that fires, a test that does not, and a runbook. The runbook has
+// no other alerts.
 func TestAlertsHaveARunbookAndATest(t *testing.T) {
 	_, _, alerts := rules(t)
 	if len(alerts) < 8 {
-		t.Fatalf("found %d alerts", len(alerts))
+		t.Fatalf("found only %d alerts", len(alerts))
 	}
 	var runbook []string
 	for _, h := range regexp.MustCompile(`(?m)^#+ (Millrace\w+)$`).FindAllStringSubmatch(readFile(t, "../docs/operations.md"), -1) {
@@ -545,7 +555,7 @@ func TestAlertsHaveARunbookAndATest(t *testing.T) {
 	slices.Sort(alerts)
 	slices.Sort(runbook)
 	if !slices.Equal(alerts, runbook) {
-		t.Errorf("rules.yml has the alerts %v, and docs/operations.md headings for %v", alerts, runbook)
+		t.Errorf("rules.yml has the alerts %v, but docs/operations.md has headings for %v", alerts, runbook)
 	}
 	var tests struct {
 		Tests []struct {
@@ -568,30 +578,30 @@ func TestAlertsHaveARunbookAndATest(t *testing.T) {
 	}
 	for _, a := range alerts {
 		if !firing[a] || !quiet[a] {
-			t.Errorf("rules_test.yml shows %s firing: %v, not firing: %v; want both", a, firing[a], quiet[a])
+			t.Errorf("rules_test.yml tests %s firing: %v, not firing: %v; want both", a, firing[a], quiet[a])
 		}
 	}
 }
 
-func TestMetricsAreNamedByTheRules(t *testing.T) {
+func TestMetricNamesFollowConventions(t *testing.T) {
 	for _, m := range ownMetrics(t) {
 		if !strings.HasPrefix(m.name, "millrace_") {
-			t.Errorf("%s has not the prefix millrace_", m.name)
+			t.Errorf("%s does not have the prefix millrace_", m.name)
 		}
 		if (m.kind == "counter") != strings.HasSuffix(m.name, "_total") {
-			t.Errorf("%s is a %s: counters end in _total, and nothing else does", m.name, m.kind)
+			t.Errorf("%s is a %s: only the names of counters end in _total", m.name, m.kind)
 		}
 		if regexp.MustCompile(`_(milliseconds|ms|micros|kilobytes|mib|percent)(_|$)`).MatchString(m.name) {
-			t.Errorf("%s is not in a base unit", m.name)
+			t.Errorf("%s does not use a base unit", m.name)
 		}
 	}
 }
 
-// The table of metrics in docs/operations.md is made from the code; -update
-// writes it.
+// The table of metrics in docs/operations.md is generated from the code; -update
+// rewrites it.
 func TestOperationsListsTheMetrics(t *testing.T) {
 	var b strings.Builder
-	b.WriteString("| metric | kind | labels | what it says |\n| --- | --- | --- | --- |\n")
+	b.WriteString("| metric | kind | labels | meaning |\n| --- | --- | --- | --- |\n")
 	for _, m := range slices.SortedFunc(maps.Values(ownMetrics(t)), func(a, b metric) int { return cmp.Compare(a.name, b.name) }) {
 		labels := "`" + strings.Join(m.labels, "`, `") + "`"
 		if len(m.labels) == 0 {

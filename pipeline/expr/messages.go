@@ -316,7 +316,7 @@ func numberHint(a, b string) string {
 	if a == "int" && b == "double" || a == "double" && b == "int" {
 		return "write a whole number as 2.0, or use double(x)"
 	}
-	return ""
+	return timeHint(a, b)
 }
 
 // splitTop splits a string at the commas outside parentheses.

@@ -14,13 +14,14 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// source is a scalar as others see it.
+// source returns the scalar in the form that other packages use.
 func (s *scalar) source() expr.Source {
 	return expr.Source{Text: s.text, Line: s.start.line, Col: s.start.col}
 }
 
-// resolve follows an alias. It counts, so that aliases of aliases do not make a
-// file of a few lines endless; nil says that it has gone too far.
+// resolve follows an alias. It counts nodes, because aliases of aliases could expand
+// a file of a few lines without bound. It returns nil, with a fault, beyond the limit
+// and for a tagged node.
 func (d *document) resolve(n *yaml.Node) *yaml.Node {
 	for n != nil && n.Kind == yaml.AliasNode {
 		n = n.Alias
@@ -30,12 +31,12 @@ func (d *document) resolve(n *yaml.Node) *yaml.Node {
 	}
 	if d.values++; d.values > maxValues {
 		if d.values == maxValues+1 {
-			d.whole("", "more than %d names and values, those of aliases counted each time", maxValues)
+			d.whole("", "more than %d names and values; each use of an alias counts", maxValues)
 		}
 		return nil
 	}
 	if n.Style&yaml.TaggedStyle != 0 {
-		d.fault(place{n.Line, n.Column}, "a value that begins with ! needs quotes", "the tag %s means nothing here", n.Tag)
+		d.fault(place{n.Line, n.Column}, "put a value that starts with ! in quotes", "tags are not supported: %s", n.Tag)
 		return nil
 	}
 	return n
@@ -45,7 +46,7 @@ func isEmpty(n *yaml.Node) bool {
 	return n.Kind == yaml.ScalarNode && n.Tag == "!!null"
 }
 
-// nodeWord says what a node is.
+// nodeWord describes a node in messages.
 func nodeWord(n *yaml.Node) string {
 	switch {
 	case n.Kind == yaml.MappingNode:
@@ -58,7 +59,7 @@ func nodeWord(n *yaml.Node) string {
 	return "a single value"
 }
 
-// formWord says what a parameter has to be.
+// formWord describes the expected form of a parameter in messages.
 func formWord(p stage.Param) string {
 	switch p.Form {
 	case stage.Expression:
@@ -76,16 +77,16 @@ func formWord(p stage.Param) string {
 	case stage.Texts:
 		return "a mapping from names to values"
 	case stage.Group:
-		return "a mapping"
+		return strings.Join(append(slices.Clone(p.Values), "a mapping"), " or ")
 	case stage.Named:
-		return "a mapping by name"
+		return "a mapping from names to mappings"
 	case stage.Cases, stage.Choices:
 		return "a list of mappings"
 	}
 	return "a single value"
 }
 
-// formExample shows how a parameter is written.
+// formExample returns an example value of a parameter for hints.
 func formExample(p stage.Param) string {
 	switch p.Form {
 	case stage.Expression:
@@ -103,7 +104,7 @@ func formExample(p stage.Param) string {
 	case stage.Texts:
 		return "{NAME: VALUE}"
 	case stage.Group:
-		return "{...}"
+		return strings.Join(append(slices.Clone(p.Values), "{...}"), " or ")
 	case stage.Named:
 		return "{NAME: {...}}"
 	case stage.Cases, stage.Choices:
@@ -115,10 +116,10 @@ func formExample(p stage.Param) string {
 	return "NAME"
 }
 
-// args decodes a mapping of params. at is what the mapping belongs to, for what
-// is missing in it, and what is its name in messages: "topic shop.events". It is
-// not ok if there were faults. Then what was faulty is left out, but lists and
-// mappings are there without what was faulty in them: more can be checked.
+// args decodes a mapping of params. A missing parameter is reported at at, and what
+// names the mapping in messages: "topic shop.events". ok is false if there were
+// faults. Faulty values are left out then; a list or mapping keeps its sound items,
+// so the caller can check these.
 func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stage.Param) (args stage.Args, ok bool) {
 	before := len(d.faults)
 	given := map[string]place{}
@@ -133,7 +134,7 @@ func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stag
 			}
 		}
 	case !isEmpty(n):
-		d.fault(place{n.Line, n.Column}, paramNames(params), "%s is a mapping, but here is %s", what, nodeWord(n))
+		d.fault(place{n.Line, n.Column}, paramNames(params), "%s must be a mapping, not %s", what, nodeWord(n))
 		return nil, false
 	}
 	for _, p := range params {
@@ -145,7 +146,7 @@ func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stag
 			d.at(at, fmt.Sprintf("add %s: %s. %s.", p.Name, formExample(p), strings.TrimSuffix(first, ".")), "%s has no %s", what, p.Name)
 		}
 		if p.Default != "" {
-			// A constant of the program: it decodes, or its test fails.
+			// A default is a constant of the program, so decoding it does not fail.
 			def := stage.Arg{Name: p.Name, Key: at, Value: expr.Source{Text: p.Default, Line: at.Line, Col: at.Col}}
 			d.text(&def, p, &scalar{text: p.Default, start: place{at.Line, at.Col}, plain: true})
 			args = append(args, def)
@@ -160,32 +161,36 @@ func paramNames(params []stage.Param) string {
 		names[i] = p.Name
 	}
 	if len(names) == 0 {
-		return "it takes nothing"
+		return "no parameters are allowed here"
 	}
-	return "it takes " + strings.Join(names, ", ")
+	return "allowed parameters: " + strings.Join(names, ", ")
 }
 
-// key decodes a name on the left of a colon.
+// key decodes the name before a colon. given holds the names of the mapping so far.
 func (d *document) key(n *yaml.Node, given map[string]place) (*scalar, bool) {
 	if n = d.resolve(n); n == nil {
 		return nil, false
 	}
 	if n.Kind != yaml.ScalarNode {
-		d.fault(place{n.Line, n.Column}, "a value that begins with [ or { needs quotes", "a name is expected here, not %s", nodeWord(n))
+		d.fault(place{n.Line, n.Column}, "put a name that starts with [ or { in quotes", "expected a name, not %s", nodeWord(n))
 		return nil, false
 	}
 	s := d.scalar(n)
 	if s.text == "" {
-		d.fault(s.start, "", "there is no name before the colon")
+		d.fault(s.start, "", "the name before the colon is empty")
 		return nil, false
 	}
 	if first, twice := given[s.text]; twice {
-		d.fault(s.start, "remove one of them", "%s is here for the second time; the first is at %d:%d", s.text, first.line, first.col)
+		d.fault(s.start, "remove one of them", duplicate, s.text, first.line, first.col)
 		return nil, false
 	}
 	given[s.text] = s.start
 	return s, true
 }
+
+// duplicate is the format of the fault for a name that is given twice. Its
+// arguments are the name, and the line and column of the first one.
+const duplicate = "duplicate %s; the first one is at %d:%d"
 
 func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param, given map[string]place) (stage.Arg, bool) {
 	name, ok := d.key(key, given)
@@ -201,11 +206,11 @@ func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param,
 		hint := expr.Nearest(name.text, names)
 		switch {
 		case name.text == "<<":
-			hint = "merge keys are not taken: write out what is merged, or use an alias for a whole value"
+			hint = "YAML merge keys are not supported: repeat the merged keys, or use an alias for a whole value"
 		case hint == "":
 			hint = paramNames(params)
 		}
-		d.fault(name.start, hint, "%s has no %q", what, name.text)
+		d.fault(name.start, hint, "%s has no parameter %q", what, name.text)
 		return stage.Arg{}, false
 	}
 	arg := stage.Arg{Name: name.text, Key: name.source()}
@@ -213,7 +218,8 @@ func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param,
 	return arg, ok
 }
 
-// value decodes the value of a parameter. It returns false if there is none.
+// value decodes the value of a parameter. It returns false if there is no value to
+// use.
 func (d *document) value(arg *stage.Arg, p stage.Param, n *yaml.Node) bool {
 	if n = d.resolve(n); n == nil {
 		return false
@@ -225,9 +231,9 @@ func (d *document) value(arg *stage.Arg, p stage.Param, n *yaml.Node) bool {
 		}
 		hint := p.Name + ": " + formExample(p)
 		if p.Form == stage.Expression {
-			hint = "an expression that begins with { or [ needs quotes"
+			hint = "put an expression that starts with { or [ in quotes"
 		}
-		d.fault(place{n.Line, n.Column}, hint, "%s is %s, but here is %s", p.Name, formWord(p), nodeWord(n))
+		d.fault(place{n.Line, n.Column}, hint, "%s must be %s, not %s", p.Name, formWord(p), nodeWord(n))
 		return false
 	}
 	switch p.Form {
@@ -256,14 +262,14 @@ func (d *document) value(arg *stage.Arg, p stage.Param, n *yaml.Node) bool {
 		return true
 	}
 	if n.Kind != yaml.ScalarNode || isEmpty(n) && (p.Form != stage.Expression || n.Value == "") {
-		return wrong() // null is an expression
+		return wrong() // the word null is a valid expression
 	}
 	s := d.scalar(n)
 	arg.Value = s.source()
 	return d.text(arg, p, s)
 }
 
-// item returns an item, and remembers if it is faulty.
+// item returns an item of a list or mapping, and records whether it has faults.
 func (d *document) item(key expr.Source, args stage.Args, ok bool) stage.Item {
 	if !ok {
 		d.faulty[place{key.Line, key.Col}] = true
@@ -271,7 +277,7 @@ func (d *document) item(key expr.Source, args stage.Args, ok bool) stage.Item {
 	return stage.Item{Key: key, Args: args}
 }
 
-// entries decodes a mapping of any names.
+// entries decodes a mapping whose names are not fixed.
 func (d *document) entries(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 	given := map[string]place{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
@@ -290,9 +296,9 @@ func (d *document) entries(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 		case value.Kind != yaml.ScalarNode:
 			hint := ""
 			if p.Form == stage.Assignments {
-				hint = "an expression that begins with { or [ needs quotes"
+				hint = "put an expression that starts with { or [ in quotes"
 			}
-			d.fault(place{value.Line, value.Column}, hint, "%s is to be %s, but here is %s", key.text, entryWord(p), nodeWord(value))
+			d.fault(place{value.Line, value.Column}, hint, "%s must be %s, not %s", key.text, entryWord(p), nodeWord(value))
 		case isEmpty(value) && value.Value == "":
 			d.fault(key.start, "", "%s is empty", key.text)
 		default:
@@ -308,12 +314,13 @@ func entryWord(p stage.Param) string {
 	return "a single value"
 }
 
-// itemWord names one item of a Named parameter: topics holds a topic.
+// itemWord names an item of a Named parameter in messages: an item of topics is a
+// topic.
 func itemWord(p stage.Param, name string) string {
 	return strings.TrimSuffix(p.Name, "s") + " " + name
 }
 
-// list decodes a list.
+// list decodes a list of words, cases or choices.
 func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 	given := map[string]place{}
 	for _, item := range n.Content {
@@ -325,12 +332,12 @@ func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 		switch p.Form {
 		case stage.Words:
 			if item.Kind != yaml.ScalarNode || isEmpty(item) {
-				d.fault(at, p.Name+": "+formExample(p), "%s holds names, but here is %s", p.Name, nodeWord(item))
+				d.fault(at, p.Name+": "+formExample(p), "%s must contain names, not %s", p.Name, nodeWord(item))
 				continue
 			}
 			s := d.scalar(item)
 			if first, twice := given[s.text]; twice {
-				d.fault(s.start, "remove one of them", "%s is here for the second time; the first is at %d:%d", s.text, first.line, first.col)
+				d.fault(s.start, "remove one of them", duplicate, s.text, first.line, first.col)
 				continue
 			}
 			given[s.text] = s.start
@@ -347,8 +354,8 @@ func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 	}
 }
 
-// choice decodes a mapping of one name and what it takes. If it is no such
-// thing, the item has no arguments.
+// choice decodes a mapping of a single name to its parameters. If the node has
+// another form, the returned item has no arguments.
 func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	at := place{n.Line, n.Column}
 	item := stage.Item{Key: expr.Source{Line: at.line, Col: at.col}}
@@ -358,7 +365,11 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	}
 	one := strings.TrimSuffix(p.Name, "s")
 	if n.Kind != yaml.MappingNode || len(n.Content) == 0 {
-		d.fault(at, "- filter: {keep: EXPRESSION}", "a %s is a mapping of one name, but here is %s", one, nodeWord(n))
+		describe := nodeWord(n)
+		if n.Kind == yaml.MappingNode {
+			describe = "an empty mapping"
+		}
+		d.fault(at, "- filter: {keep: EXPRESSION}", "a %s must be a mapping with a single name, not %s", one, describe)
 		return item
 	}
 	key, ok := d.key(n.Content[0], map[string]place{})
@@ -370,14 +381,14 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	if i < 0 {
 		hint := expr.Nearest(key.text, names)
 		if hint == "" {
-			hint = "there are " + strings.Join(names, ", ")
+			hint = "choose one of " + strings.Join(names, ", ")
 		}
-		d.fault(key.start, hint, "there is no %s %q", one, key.text)
+		d.fault(key.start, hint, "unknown %s %q", one, key.text)
 		return item
 	}
 	if len(n.Content) > 2 {
 		second := n.Content[2]
-		d.fault(place{second.Line, second.Column}, "indent what belongs to "+key.text+" below it, or begin the next with a dash", "a %s is one name and what it takes; here is a second", one)
+		d.fault(place{second.Line, second.Column}, "indent the parameters of "+key.text+" below it, or start the next "+one+" with a dash", "a %s has a single name, but this is a second one", one)
 		return item
 	}
 	args, ok := d.args(n.Content[1], item.Key, key.text, p.Params[i].Params)
@@ -385,7 +396,7 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	return item
 }
 
-// allowed checks a word.
+// allowed checks a word against the values that a parameter allows.
 func (d *document) allowed(p stage.Param, s *scalar) bool {
 	if s.text == "" {
 		d.fault(s.start, "", "%s is empty", p.Name)
@@ -395,21 +406,19 @@ func (d *document) allowed(p stage.Param, s *scalar) bool {
 		return true
 	}
 	hint := expr.Nearest(s.text, p.Values)
-	if hint == "" && len(p.Values) < 4 {
-		hint = "it is " + strings.Join(p.Values, " or ")
-	} else if hint == "" {
-		hint = "it is one of " + strings.Join(p.Values, ", ")
+	if hint == "" {
+		hint = "allowed values: " + strings.Join(p.Values, ", ")
 	}
 	d.fault(s.start, hint, "%s cannot be %q", p.Name, s.text)
 	return false
 }
 
-// text decodes a single value.
+// text decodes a single value by the form of its parameter.
 func (d *document) text(arg *stage.Arg, p stage.Param, s *scalar) bool {
 	if s.broken {
 		return false
 	}
-	loose := s.plain || s.given
+	unquoted := s.plain || s.expanded
 	switch p.Form {
 	case stage.Word:
 		return d.allowed(p, s)
@@ -418,24 +427,24 @@ func (d *document) text(arg *stage.Arg, p stage.Param, s *scalar) bool {
 	case stage.Number:
 		n, err := strconv.ParseInt(s.text, 10, 64)
 		switch {
-		case err != nil || !loose:
-			d.fault(s.start, "write it in digits, without quotes", "%s is a whole number, not %q", p.Name, s.text)
+		case err != nil || !unquoted:
+			d.fault(s.start, "write the number in digits, without quotes", "%s must be a whole number, not %q", p.Name, s.text)
 			return false
 		case n < p.Min || n > p.Max:
-			d.fault(s.start, "", "%s is from %d to %d, not %d", p.Name, p.Min, p.Max, n)
+			d.fault(s.start, "", "%s must be from %d to %d, not %d", p.Name, p.Min, p.Max, n)
 			return false
 		}
 		arg.Number = n
 	case stage.Flag:
-		if s.text != "true" && s.text != "false" || !loose {
-			d.fault(s.start, "write true or false, without quotes", "%s is true or false, not %q", p.Name, s.text)
+		if s.text != "true" && s.text != "false" || !unquoted {
+			d.fault(s.start, "write true or false, without quotes", "%s must be true or false, not %q", p.Name, s.text)
 			return false
 		}
 		arg.Flag = s.text == "true"
 	case stage.Duration:
 		v, ok := parseDuration(s.text)
 		if !ok {
-			d.fault(s.start, "numbers with units, such as 250ms, 10m, 1h30m or 7d", "%s is a duration, not %q", p.Name, s.text)
+			d.fault(s.start, "write numbers with units, such as 250ms, 10m, 1h30m or 7d", "%s must be a duration, not %q", p.Name, s.text)
 			return false
 		}
 		arg.Duration = v
@@ -445,8 +454,8 @@ func (d *document) text(arg *stage.Arg, p stage.Param, s *scalar) bool {
 
 var daysBefore = regexp.MustCompile(`^([0-9]{1,5})d(.*)$`)
 
-// parseDuration takes what time.ParseDuration does, but nothing below zero, and
-// days in front.
+// parseDuration parses a duration in the format of time.ParseDuration, with an
+// optional number of days (7d) in front. Negative durations and signs are invalid.
 func parseDuration(text string) (time.Duration, bool) {
 	var days time.Duration
 	if m := daysBefore.FindStringSubmatch(text); m != nil {

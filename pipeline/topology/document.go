@@ -15,14 +15,14 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Limits of a topology. What goes beyond them is refused, not cut off.
+// Limits of a topology. A file that exceeds the first two is refused.
 const (
 	maxBytes  = 1 << 20
-	maxValues = 100_000 // names and values, aliases resolved
-	maxFaults = 100     // that are listed
+	maxValues = 100_000 // names and values; an alias counts as a full copy
+	maxFaults = 100     // listed faults; the rest are only counted
 )
 
-// A document is topology.yaml while it is read.
+// A document is the topology.yaml that is being loaded. It collects the faults.
 type document struct {
 	name   string
 	lines  []string
@@ -30,17 +30,18 @@ type document struct {
 	lookup func(string) (string, bool)
 
 	byNode  map[*yaml.Node]*scalar
-	byPlace map[place]*scalar // by their first character
-	faulty  map[place]bool    // items that were not decoded whole, by their key
-	values  int               // decoded so far
+	byPlace map[place]*scalar // by the place of the first character
+	faulty  map[place]bool    // items with faults inside, by the place of their key
+	values  int               // names and values decoded so far
 	faults  Faults
 }
 
-// parse returns the document and its outermost node, nil if there is none.
+// parse returns the document and its root node. The node is nil if the text could
+// not be parsed; the faults are in the document.
 func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Node) {
 	d := &document{name: src.Name, lookup: lookup, byNode: map[*yaml.Node]*scalar{}, byPlace: map[place]*scalar{}, faulty: map[place]bool{}}
 	if len(src.Text) > maxBytes {
-		d.whole("split it", "%d bytes: a topology has at most %d", len(src.Text), maxBytes)
+		d.whole("split the file", "the file has %d bytes; a topology has at most %d", len(src.Text), maxBytes)
 		return d, nil
 	}
 	text := bytes.TrimPrefix(src.Text, []byte("\uFEFF"))
@@ -50,10 +51,10 @@ func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Nod
 	}
 	for i, line := range d.lines {
 		if col, c := unprintable(line); col > 0 && c == utf8.RuneError {
-			d.fault(place{i + 1, col}, "save the file as UTF-8", "these bytes are not UTF-8")
+			d.fault(place{i + 1, col}, "save the file as UTF-8", "invalid UTF-8")
 			return d, nil
 		} else if col > 0 {
-			d.fault(place{i + 1, col}, `within "..." it can be written \x`+fmt.Sprintf("%02X", c), "the control character %02X cannot stand in YAML", c)
+			d.fault(place{i + 1, col}, `in a "..." string, write it as \x`+fmt.Sprintf("%02X", c), "YAML does not allow the control character %02X", c)
 			return d, nil
 		}
 	}
@@ -65,29 +66,29 @@ func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Nod
 	var root, second yaml.Node
 	switch err := loader.Load(&root); {
 	case errors.Is(err, io.EOF):
-		d.whole("it needs at least a name and topics", "the file is empty")
+		d.whole("a topology needs at least name and topics", "the file is empty")
 		return d, nil
 	case err != nil:
 		d.syntax(err)
 		return d, nil
 	}
 	if err := loader.Load(&second); err == nil {
-		d.fault(place{max(1, second.Line), max(1, second.Column)}, "keep one of them", "a second document begins here; a topology is one")
+		d.fault(place{max(1, second.Line), max(1, second.Column)}, "keep one of the documents", "a second YAML document starts here; a topology is a single document")
 	} else if !errors.Is(err, io.EOF) {
 		d.syntax(err)
 	}
 	if root.Kind != yaml.DocumentNode || len(root.Content) != 1 {
-		d.whole("it needs at least a name and topics", "the file is empty")
+		d.whole("a topology needs at least name and topics", "the file is empty")
 		return d, nil
 	}
 	return d, root.Content[0]
 }
 
-// lineEnd is what ends a line for YAML 1.1, and so for the parser's places.
+// lineEnd matches the line endings of YAML 1.1. The parser counts lines by them.
 var lineEnd = regexp.MustCompile("\r\n|[\r\n\u0085\u2028\u2029]")
 
-// unprintable returns the column of the first character that YAML does not take,
-// 0 if there is none; it is utf8.RuneError if it is no character at all.
+// unprintable returns the first character of a line that YAML does not allow, and
+// its column; 0 if there is none. Invalid UTF-8 is returned as utf8.RuneError.
 func unprintable(line string) (col int, c rune) {
 	for rest := line; rest != ""; {
 		c, size := utf8.DecodeRuneInString(rest)
@@ -100,17 +101,18 @@ func unprintable(line string) (col int, c rune) {
 	return 0, 0
 }
 
-// syntax turns an error of the parser into a fault.
+// syntax adds a fault for an error of the YAML parser, in plainer words where
+// possible.
 func (d *document) syntax(err error) {
 	var load *yaml.LoadError
 	if !errors.As(err, &load) || load.Mark.Line == 0 {
-		d.whole("", "this is not YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
+		d.whole("", "invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
 		return
 	}
 	at := place{load.Mark.Line, max(1, load.Mark.Column)}
 	msg, hint := load.Message, ""
 	if load.ContextMsg != "" && load.ContextMark.Line > 0 && load.ContextMark != load.Mark {
-		hint = fmt.Sprintf("%s that begins at %d:%d", load.ContextMsg, load.ContextMark.Line, load.ContextMark.Column)
+		hint = fmt.Sprintf("%s that starts at %d:%d", load.ContextMsg, load.ContextMark.Line, load.ContextMark.Column)
 	}
 	found := rune(0)
 	if at.line <= len(d.runes) && at.col <= len(d.runes[at.line-1]) {
@@ -118,25 +120,25 @@ func (d *document) syntax(err error) {
 	}
 	switch {
 	case found == '\t':
-		msg, hint = "a tab cannot indent", "use spaces"
+		msg, hint = "tabs are not allowed in indentation", "use spaces"
 	case strings.Contains(msg, "mapping values are not allowed"):
-		msg, hint = "a colon and a blank within a value would begin another", "put the value in quotes"
+		msg, hint = "a colon followed by a space is not allowed inside an unquoted value", "put the value in quotes"
 	case strings.HasPrefix(msg, "did not find expected ',' or "):
-		msg = fmt.Sprintf("the %c of %d:%d should go on or be closed here", map[byte]rune{']': '[', '}': '{'}[msg[len(msg)-2]], load.ContextMark.Line, load.ContextMark.Column)
-		hint = "within [ ] and { }, a value that has one of , ? [ ] { } in it needs quotes"
+		msg = fmt.Sprintf("the %c at %d:%d is not closed: expected a comma or the closing bracket here", map[byte]rune{']': '[', '}': '{'}[msg[len(msg)-2]], load.ContextMark.Line, load.ContextMark.Column)
+		hint = "inside [ ] and { }, put a value that contains , ? [ ] { or } in quotes"
 	case strings.Contains(msg, "end of stream") && strings.Contains(load.ContextMsg, "quoted"):
-		msg = fmt.Sprintf("the quote of %d:%d is not closed", load.ContextMark.Line, load.ContextMark.Column)
+		msg = fmt.Sprintf("the quote at %d:%d is not closed", load.ContextMark.Line, load.ContextMark.Column)
 		hint = ""
 	case strings.Contains(msg, "cannot start any token"):
-		msg, hint = fmt.Sprintf("a value cannot begin with %c", found), "put it in quotes"
+		msg, hint = fmt.Sprintf("an unquoted value cannot start with %c", found), "put the value in quotes"
 	case strings.Contains(msg, "unknown escape character"):
-		hint = "in \"...\" a backslash is written twice; in '...' once"
+		hint = "write a backslash twice in \"...\" and once in '...'"
 	case strings.Contains(msg, "max depth"):
-		msg, hint = "nested too deep", ""
+		msg, hint = "nested too deeply", ""
 	case strings.HasPrefix(msg, "unknown anchor"):
-		msg, hint = strings.TrimSuffix(msg, " referenced"), "a value that begins with * needs quotes"
+		msg, hint = strings.TrimSuffix(msg, " referenced"), "put a value that starts with * in quotes"
 	}
-	d.fault(at, hint, "this is not YAML: %s", msg)
+	d.fault(at, hint, "invalid YAML: %s", msg)
 }
 
 // fault adds a fault at a place.
@@ -148,17 +150,17 @@ func (d *document) fault(at place, hint, format string, args ...any) {
 	d.faults = append(d.faults, f)
 }
 
-// whole adds a fault of the file as a whole.
+// whole adds a fault of the whole file.
 func (d *document) whole(hint, format string, args ...any) {
 	d.faults = append(d.faults, Fault{File: d.name, Msg: fmt.Sprintf(format, args...), Hint: hint})
 }
 
-// at adds a fault in something that was written in the file.
+// at adds a fault at a value of the file.
 func (d *document) at(src expr.Source, hint, format string, args ...any) {
 	d.fault(place{src.Line, src.Col}, hint, format, args...)
 }
 
-// place returns where a character of a source stands.
+// place returns the place of a character of a value. offset counts characters.
 func (d *document) place(src expr.Source, offset int) place {
 	first := place{src.Line, src.Col}
 	if s, ok := d.byPlace[first]; ok && offset > 0 {
@@ -167,7 +169,8 @@ func (d *document) place(src expr.Source, offset int) place {
 	return first
 }
 
-// sorted returns the faults in the order of the file, each once.
+// sorted returns the faults in the order of the file, without duplicates and at
+// most maxFaults of them. Faults of topology.yaml come before faults of schemas.
 func (d *document) sorted() Faults {
 	slices.SortStableFunc(d.faults, func(a, b Fault) int {
 		switch {

@@ -9,8 +9,8 @@ import (
 	"millrace/schemas"
 )
 
-// The examples of docs/projections.md, and examples/orders-per-user, load without
-// a warning.
+// The examples in docs/projections.md, and examples/orders-per-user, load without
+// warnings.
 func TestExamplesOfProjectionsLoad(t *testing.T) {
 	page, err := os.ReadFile("../../docs/projections.md")
 	if err != nil {
@@ -27,7 +27,7 @@ func TestExamplesOfProjectionsLoad(t *testing.T) {
 		}
 	}
 	if len(texts) < 4 {
-		t.Fatalf("%d examples: where are the others?", len(texts))
+		t.Fatalf("found only %d examples", len(texts))
 	}
 	for _, text := range texts {
 		plan, err := topology.Load(topology.Source{Name: "example", Text: []byte(text)}, topology.Options{Schemas: schemas.FS})

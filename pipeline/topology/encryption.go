@@ -3,7 +3,6 @@ package topology
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -12,16 +11,16 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// Encryption says how fields that are tagged as personal ([codec.PII]) are
-// encrypted.
+// Encryption is the configuration for encrypting the fields that schemas tag as
+// personal ([codec.PII]).
 type Encryption struct {
-	Keys *Topic // the compacted topic of the keys
+	Keys *Topic // the compacted topic that holds the keys
 
-	subjects map[string]string // by full name of a record
+	subjects map[string]string // path of the data subject's id, by full name of a record
 }
 
-// Subject returns the dotted path of the field that says whose the tagged fields of
-// a record are, "" if it has none.
+// Subject returns the dotted path of the field that holds the data subject's id of a
+// record's tagged fields. It is "" if none is configured.
 func (e *Encryption) Subject(s *codec.Schema) string {
 	if e == nil {
 		return ""
@@ -29,24 +28,22 @@ func (e *Encryption) Subject(s *codec.Schema) string {
 	return e.subjects[s.Name()]
 }
 
-// keyPartitions is how many partitions a key topic has that is not declared: always
-// the same, for a subject's keys are in one.
+// keyPartitions is the number of partitions of an undeclared key topic. It is fixed,
+// because all keys of a subject are in one partition.
 const keyPartitions = 12
 
-// keyLag is how long a key that was destroyed stands in the key topic, before it is
-// compacted, if the topic does not say: a day, in milliseconds.
+// keyLag is the default of max.compaction.lag.ms of the key topic: how long a
+// destroyed key stays in the topic before compaction removes it. One day, in ms.
 const keyLag = "86400000"
 
-const asKeys = "the keys of subjects"
-
 var encryptionParams = []stage.Param{
-	{Name: "key_topic", Form: stage.Word, Required: true, Doc: "The compacted topic that the keys are on, each wrapped by a key-encryption key. It need not be declared, and then has 12 partitions."},
+	{Name: "key_topic", Form: stage.Word, Required: true, Doc: "The compacted topic for the keys. Each key is wrapped by a key-encryption key. The topic does not have to be declared under topics; it then has 12 partitions."},
 	{Name: "subject", Form: stage.Texts, Required: true,
-		Doc: "Whose the tagged fields are: from the name of each record that has some, events and states, to the path of the field with the subject's id."},
+		Doc: "The data subject of the tagged fields: for each record with tagged fields (events and states), the path of the field that holds the subject's id."},
 }
 
-// declareEncryption takes in the topic and the subjects; what they are for is
-// checked when all is known.
+// declareEncryption adds the key topic to the plan. checkEncryption checks the rest
+// at the end, when the whole plan is known.
 func (l *loader) declareEncryption(args stage.Args) {
 	arg, ok := args.Find("encryption")
 	if !ok || len(arg.Items) == 0 {
@@ -60,8 +57,7 @@ func (l *loader) declareEncryption(args stage.Args) {
 	}
 	t := l.topics[name.Value.Text]
 	if t == nil {
-		if !topicName.MatchString(name.Value.Text) || name.Value.Text == "." || name.Value.Text == ".." {
-			l.at(name.Value, "letters, digits, dots, dashes and underscores, at most 249", "%q cannot be the name of a topic", name.Value.Text)
+		if !l.checkTopicName(name.Value) {
 			return
 		}
 		t = &topic{Topic: &Topic{Name: name.Value.Text, Partitions: keyPartitions}, name: name.Value}
@@ -71,7 +67,7 @@ func (l *loader) declareEncryption(args stage.Args) {
 		l.topics[t.Name] = t
 		l.plan.Topics = append(l.plan.Topics, t.Topic)
 	} else if t.typed {
-		l.at(name.Value, "remove its types", "%s is declared to hold events, and cannot hold keys", t.Name)
+		l.at(name.Value, "remove types from the topic", "%s declares event types, so it cannot hold encryption keys", t.Name)
 	}
 	if !l.claim(t, name.Value, asKeys) {
 		return
@@ -83,21 +79,7 @@ func (l *loader) declareEncryption(args stage.Args) {
 	l.plan.Encryption.Keys = t.Topic
 }
 
-// compact sees to it that a topic is compacted.
-func (l *loader) compact(t *topic, at expr.Source, deletes string) {
-	switch policy := t.Config["cleanup.policy"]; policy {
-	case "", "compact":
-		t.Config = maps.Clone(t.Config)
-		if t.Config == nil {
-			t.Config = map[string]string{}
-		}
-		t.Config["cleanup.policy"] = "compact"
-	default:
-		l.at(at, "set it to compact, or leave it out", "%s has cleanup.policy %s, which deletes %s", t.Name, policy, deletes)
-	}
-}
-
-// readSubjects reads where the subject of each record is.
+// readSubjects reads and checks the path of the subject's id in each record.
 func (l *loader) readSubjects() {
 	arg, _ := l.encryption.Find("subject")
 	given := map[string]expr.Source{}
@@ -110,13 +92,13 @@ func (l *loader) readSubjects() {
 			continue
 		}
 		if first, twice := given[s.Name()]; twice {
-			l.at(e.Key, "remove one of them", "%s is here for the second time; the first is at %d:%d", s.Name(), first.Line, first.Col)
+			l.at(e.Key, "remove one of them", duplicate, s.Name(), first.Line, first.Col)
 			continue
 		}
 		given[s.Name()] = e.Key
-		l.plan.Encryption.subjects[s.Name()] = e.Value.Text // even if it is faulty: it is not missing
+		l.plan.Encryption.subjects[s.Name()] = e.Value.Text // also if it is faulty, so it is not reported as missing
 		if tagged, _ := s.Tagged(); len(tagged) == 0 {
-			l.at(e.Key, fmt.Sprintf("tag some in its schema with %q: true, or remove it here", codec.PII), "%s has no tagged field", s.Name())
+			l.at(e.Key, fmt.Sprintf("tag a field in its schema with %q: true, or remove %s here", codec.PII, e.Key.Text), "%s has no tagged field", s.Name())
 			continue
 		}
 		if msg, hint := badSubject(s, e.Value.Text); msg != "" {
@@ -124,11 +106,12 @@ func (l *loader) readSubjects() {
 		}
 	}
 	if len(arg.Entries) == 0 && arg.Name != "" {
-		l.at(arg.Key, "subject: {RECORD: PATH}", "subject is empty")
+		l.at(arg.Key, "write subject: {RECORD: PATH}", "subject is empty")
 	}
 }
 
-// badSubject says what is wrong with a path as that of a subject.
+// badSubject checks the path of a subject's id in a record. The message is empty if
+// the path is valid.
 func badSubject(s *codec.Schema, path string) (msg, hint string) {
 	n := s.Root()
 	names := strings.Split(path, ".")
@@ -144,20 +127,20 @@ func badSubject(s *codec.Schema, path string) (msg, hint string) {
 		n = f.Type
 	}
 	if n.Tag != "" {
-		return fmt.Sprintf("%s of %s is encrypted itself, and cannot say whose it is", path, s.Name()), "name a field that is not tagged"
+		return fmt.Sprintf("%s of %s is encrypted, so it cannot hold the subject's id", path, s.Name()), "name a field that is not tagged"
 	}
 	if other, _, _, ok := n.Nullable(); ok {
 		n = other
 	}
 	if n.Kind != codec.String && n.Kind != codec.Int && n.Kind != codec.Long {
-		return fmt.Sprintf("%s of %s is %s, but a subject's id is a string, an int or a long", path, s.Name(), n), ""
+		return fmt.Sprintf("%s of %s is %s, but a subject's id must be a string, an int or a long", path, s.Name(), n), ""
 	}
 	return "", ""
 }
 
-// encrypted checks that it is known how the tagged fields of a record are
-// encrypted that stands somewhere.
-func (l *loader) encrypted(at expr.Source, s *codec.Schema) {
+// checkTagged checks that encryption is configured for the tagged fields of a record
+// that is in use. Each record is checked once.
+func (l *loader) checkTagged(at expr.Source, s *codec.Schema) {
 	tagged, _ := s.Tagged()
 	if len(tagged) == 0 || l.seenTags[s.Name()] {
 		return
@@ -171,28 +154,27 @@ func (l *loader) encrypted(at expr.Source, s *codec.Schema) {
 		names[i] = strings.Join(tagged[i], ".")
 	}
 	if l.plan.Encryption == nil {
-		l.at(at, fmt.Sprintf("encryption: {key_topic: NAME, subject: {%s: PATH}}", short(s)), "%s has fields that are tagged as personal (%s), but nothing says how they are encrypted", s.Name(), listed(names))
+		l.at(at, fmt.Sprintf("add encryption: {key_topic: NAME, subject: {%s: PATH}}", short(s)), "%s has fields that are tagged as personal (%s), but the topology configures no encryption", s.Name(), listed(names))
 		return
 	}
 	if arg, ok := l.encryption.Find("subject"); ok && l.plan.Encryption.Subject(s) == "" {
-		l.at(arg.Key, fmt.Sprintf("subject: {%s: PATH}", short(s)), "nothing says whose the tagged fields of %s are (%s)", s.Name(), listed(names))
+		l.at(arg.Key, fmt.Sprintf("add %s: PATH", short(s)), "%s has tagged fields (%s), but no path under subject", s.Name(), listed(names))
 	}
 }
 
-// checkEncryption checks all that is known of tagged fields, when everything is
-// built.
+// checkEncryption checks the use of tagged fields in the finished plan.
 func (l *loader) checkEncryption() {
 	for _, plain := range l.plan.Topics {
 		t := l.topics[plain.Name]
 		for i, word := range t.words {
-			l.encrypted(word, t.Types[i])
+			l.checkTagged(word, t.Types[i])
 		}
 	}
 	for _, p := range l.projections {
 		p.projection.Subjects = l.keyedBySubject(p)
 		arg, ok := p.args.Find("state")
 		if s, _, _ := l.schemas.find(arg.Value.Text); ok && s != nil {
-			l.encrypted(arg.Value, s)
+			l.checkTagged(arg.Value, s)
 			if path := l.plan.Encryption.Subject(s); path != "" && p.projection.Fold != nil {
 				l.checkSubject(p, s, path)
 			}
@@ -200,12 +182,12 @@ func (l *loader) checkEncryption() {
 	}
 	if l.plan.Encryption != nil && len(l.seenTags) == 0 && len(l.plan.Encryption.subjects) > 0 && len(l.faults) == 0 {
 		arg, _ := l.encryption.Find("subject")
-		l.at(arg.Key, "remove encryption, or give a topic types that have some", "no record with tagged fields is on a topic or is a state")
+		l.at(arg.Key, "remove encryption, or use a record with tagged fields", "no topic and no state uses a record with tagged fields")
 	}
 }
 
-// keyedBySubject reports whether the aggregates of a projection are the subjects of
-// its events' encrypted fields.
+// keyedBySubject reports whether each aggregate of a projection is the data subject
+// of the encrypted fields in its events.
 func (l *loader) keyedBySubject(p *declared) (is bool) {
 	key, _ := p.args.Find("key")
 	on, _ := p.args.Find("on")
@@ -222,8 +204,8 @@ func (l *loader) keyedBySubject(p *declared) (is bool) {
 	return is
 }
 
-// subjectOf returns the path of the subject of a type that a word names, "" if it
-// has none.
+// subjectOf returns the path of the subject's id in the type that a word names, ""
+// if it has none.
 func (l *loader) subjectOf(word string, types []*codec.Schema) string {
 	for _, t := range types {
 		if word == short(t) || word == t.Name() {
@@ -233,38 +215,40 @@ func (l *loader) subjectOf(word string, types []*codec.Schema) string {
 	return ""
 }
 
-// checkSubject checks that a state's subject is that of the events whose tagged
-// fields it takes over: they cannot be read with another.
+// checkSubject checks that a state has the same subject as the events whose tagged
+// fields it copies. With another subject, and so another key, the fields could not be
+// decrypted.
 func (l *loader) checkSubject(p *declared, state *codec.Schema, path string) {
 	tagged, _ := state.Tagged()
 	key, _ := p.args.Find("key")
 	stateArg, _ := p.args.Find("state")
 	on, _ := p.args.Find("on")
-	never := true
+	neverSet := true
 	for _, item := range on.Items {
 		of := cmp.Or(l.subjectOf(item.Key.Text, p.projection.From.Types), key.Value.Text)
 		set, _ := item.Args.Find("set")
-		takes, sets := false, false
+		copies, sets := false, false
 		for _, e := range set.Entries {
-			takes = takes || slices.ContainsFunc(tagged, func(p []string) bool { return strings.Join(p, ".") == e.Key.Text })
+			copies = copies || slices.ContainsFunc(tagged, func(p []string) bool { return strings.Join(p, ".") == e.Key.Text })
 			if e.Key.Text != path {
 				continue
 			}
-			sets, never = true, false
+			sets, neverSet = true, false
 			if e.Value.Text != of {
-				l.at(e.Value, path+": "+of, "%s says whose the encrypted fields of %s are, and so has to be that of %s", path, state.Name(), item.Key.Text)
+				l.at(e.Value, "set "+path+": "+of, "%s holds the subject's id of %s, so it must be the subject's id of %s", path, state.Name(), item.Key.Text)
 			}
 		}
-		if takes && !sets && of != key.Value.Text {
-			l.at(item.Key, fmt.Sprintf("set: {%s: %s, ...}", path, of), "%s sets encrypted fields of %s, but not %s, which says whose they are", item.Key.Text, state.Name(), path)
+		if copies && !sets && of != key.Value.Text {
+			l.at(item.Key, fmt.Sprintf("write set: {%s: %s, ...}", path, of), "%s sets encrypted fields of %s, but not %s, which holds the subject's id", item.Key.Text, state.Name(), path)
 		}
 	}
-	if never {
-		l.at(stateArg.Value, path+": PATH", "no event sets %s of %s, which says whose its encrypted fields are", path, state.Name())
+	if neverSet {
+		l.at(stateArg.Value, "set "+path+" in an event type under on", "no event sets %s of %s, which holds the subject's id for its encrypted fields", path, state.Name())
 	}
 }
 
-// keepsSubject checks that a stage leaves the subject of encrypted fields alone.
+// keepsSubject checks that a stage does not change the subject's id of encrypted
+// fields.
 func (b *builder) keepsSubject(s Stage, at expr.Source) {
 	for i, schema := range b.schemas {
 		path := b.plan.Encryption.Subject(schema)
@@ -273,7 +257,7 @@ func (b *builder) keepsSubject(s Stage, at expr.Source) {
 		}
 		for _, w := range s.Built.Writes(i) {
 			if strings.Join(w, ".") == path {
-				b.at(at, "set another field", "stage %s sets %s of %s, which says whose its encrypted fields are: they could not be read any more", s.Name, path, b.names[i])
+				b.at(at, "set another field", "stage %s sets %s of %s, which holds the subject's id: the encrypted fields could not be decrypted any more", s.Name, path, b.names[i])
 				b.failed = true
 			}
 		}

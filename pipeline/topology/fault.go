@@ -6,19 +6,20 @@ import (
 	"strings"
 )
 
-// A Fault is one thing that is wrong with a topology or its schemas.
+// A Fault is one error in a topology or in its schemas.
 type Fault struct {
 	File string `json:"file"`
-	// Line and Col are where it is, from 1, counted in characters. They are 0
-	// if it is about the file as a whole.
+	// Line and Col are the place of the fault, from 1, counted in characters. Both
+	// are 0 if the fault concerns the whole file.
 	Line int    `json:"line,omitempty"`
 	Col  int    `json:"column,omitempty"`
 	Msg  string `json:"message"`
-	Hint string `json:"hint,omitempty"` // what to do about it
-	Text string `json:"text,omitempty"` // of the line, without its end
+	Hint string `json:"hint,omitempty"` // how to fix it
+	Text string `json:"text,omitempty"` // the line, without its line ending
 }
 
-// Error returns the fault in one line, as compilers do: file:line:col: message.
+// Error returns the fault on one line in the form of compilers:
+// file:line:col: message.
 func (f Fault) Error() string {
 	if f.Line == 0 {
 		return f.File + ": " + f.Msg
@@ -26,11 +27,11 @@ func (f Fault) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", f.File, f.Line, f.Col, f.Msg)
 }
 
-// Faults is every fault that was found, in the order of the file.
+// Faults holds all faults that were found, in the order of the file.
 type Faults []Fault
 
-// Error returns the faults for people: each with its line, a caret below the
-// place, and what to do.
+// Error returns the faults for a human reader: each with its line, a caret below
+// the place, and the hint.
 func (f Faults) Error() string {
 	var b strings.Builder
 	for i := range f {
@@ -48,7 +49,7 @@ func (f Faults) Unwrap() []error {
 	return out
 }
 
-// maxShown is how many characters of a line are shown.
+// maxShown is the number of characters of a line that a message shows.
 const maxShown = 120
 
 func (f *Fault) write(b *strings.Builder) {
@@ -66,8 +67,8 @@ func (f *Fault) write(b *strings.Builder) {
 	}
 }
 
-// window returns the part of the line around the fault, and the blanks that
-// put a caret below it. Tabs stay tabs, so that both shift alike.
+// window returns the part of the line around the fault, and the blanks that align
+// a caret below it. A tab stays a tab in both, so both lines shift alike.
 func (f *Fault) window() (shown, before string) {
 	line := []rune(strings.ToValidUTF8(f.Text, "\uFFFD"))
 	at := min(f.Col-1, len(line))
@@ -85,7 +86,7 @@ func (f *Fault) window() (shown, before string) {
 	part := slices.Clone(line[start:end])
 	for i, r := range part {
 		if r < ' ' && r != '\t' || r == 0x7f {
-			part[i] = '\uFFFD' // what would move a terminal's cursor
+			part[i] = '\uFFFD' // a control character could move the terminal's cursor
 		}
 	}
 	shown = string(part)

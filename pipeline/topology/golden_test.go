@@ -19,14 +19,14 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// environment is what ${VAR} is looked up in.
+// environment resolves ${VAR}.
 func environment(name string) (string, bool) {
 	value, ok := map[string]string{"PREFIX": "shop", "EMPTY": "", "LIMIT": "100.0", "PARTITIONS": "6"}[name]
 	return value, ok
 }
 
-// load reads testdata/NAME.yaml. Its schemas are those in testdata/NAME, else
-// the shipped ones.
+// load loads testdata/DIR/NAME.yaml. Its schemas are in testdata/DIR/NAME if that is
+// a directory; otherwise the shipped schemas are used.
 func load(t *testing.T, dir, name string) (*topology.Topology, error) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("testdata", dir, name+".yaml"))
@@ -46,7 +46,7 @@ func isDir(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// names returns the topologies in a directory of testdata.
+// names returns the names of the topologies in a directory of testdata.
 func names(t *testing.T, dir string) (names []string) {
 	t.Helper()
 	files, err := filepath.Glob(filepath.Join("testdata", dir, "*.yaml"))
@@ -59,7 +59,7 @@ func names(t *testing.T, dir string) (names []string) {
 	return names
 }
 
-// golden compares with testdata/DIR/NAME.txt.
+// golden compares got with testdata/DIR/NAME.txt.
 func golden(t *testing.T, dir, name, got string) {
 	t.Helper()
 	path := filepath.Join("testdata", dir, name+".txt")
@@ -73,21 +73,21 @@ func golden(t *testing.T, dir, name, got string) {
 		t.Fatal(err)
 	}
 	if got != string(want) {
-		t.Errorf("got:\n%s\nwant, as in %s (-update rewrites it):\n%s", got, path, want)
+		t.Errorf("got:\n%s\nwant the content of %s (-update rewrites it):\n%s", got, path, want)
 	}
 }
 
-// A bad topology gives exactly the message beside it.
+// A faulty topology yields exactly the message in its .txt file.
 func TestBadTopologies(t *testing.T) {
 	all := names(t, "bad")
 	if len(all) < 40 {
-		t.Errorf("%d bad topologies: at least 40 are promised", len(all))
+		t.Errorf("found %d faulty topologies, want at least 40", len(all))
 	}
 	for _, name := range all {
 		t.Run(name, func(t *testing.T) {
 			plan, err := load(t, "bad", name)
 			if err == nil || plan != nil {
-				t.Fatal("it was taken")
+				t.Fatal("Load accepted the topology")
 			}
 			var faults topology.Faults
 			if !errors.As(err, &faults) || len(faults) == 0 {
@@ -98,7 +98,7 @@ func TestBadTopologies(t *testing.T) {
 	}
 }
 
-// A good topology gives the plan beside it.
+// A valid topology yields the plan in its .txt file.
 func TestGoodTopologies(t *testing.T) {
 	for _, name := range names(t, "good") {
 		t.Run(name, func(t *testing.T) {
@@ -111,7 +111,7 @@ func TestGoodTopologies(t *testing.T) {
 	}
 }
 
-// dump returns a plan as text.
+// dump describes a plan as text.
 func dump(plan *topology.Topology) string {
 	var b strings.Builder
 	p := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
@@ -141,38 +141,7 @@ func dump(plan *topology.Topology) string {
 		}
 	}
 	for _, pl := range plan.Pipelines {
-		p("\npipeline %s, %s", pl.Name, pl.Guarantee)
-		p("  from %s, dead letters to %s", pl.From.Name, pl.DeadLetter.Name)
-		if pl.Receipts != nil {
-			p("  receipts to %s", pl.Receipts.Name)
-		}
-		for _, t := range pl.Writes() {
-			p("  to %s", t.Name)
-		}
-		for _, s := range pl.Stages {
-			p("  stage %s: %s, on error %s", s.Name, s.Kind.Name, []string{"dead letter", "skip", "stop"}[s.OnError])
-			for i, on := range s.On {
-				if on {
-					p("    %s: reads %s, writes %s", pl.Types[i].Name(), paths(s.Built.Reads(i)), paths(s.Built.Writes(i)))
-				}
-			}
-		}
-		for i := range pl.Types {
-			var slots []string
-			for s := range pl.Layouts[i].Len() {
-				slots = append(slots, pl.Layouts[i].Path(s))
-			}
-			p("  %s: %s", pl.Types[i].Name(), strings.Join(slots, ", "))
-			if !pl.Emits[i] {
-				p("    never comes out")
-			}
-			if added := added(pl.Types[i].Root(), pl.Output[i].Root(), ""); added != "" {
-				p("    adds%s", added)
-			}
-		}
-		for _, old := range pl.Old {
-			p("  old shape of %s: %s", pl.Types[old.Type].Name(), old.Schema)
-		}
+		dumpPipeline(p, pl)
 	}
 	if e := plan.Encryption; e != nil {
 		p("\nencryption with the keys on %s", e.Keys.Name)
@@ -181,31 +150,70 @@ func dump(plan *topology.Topology) string {
 		}
 	}
 	for _, pr := range plan.Projections {
-		p("\nprojection %s", pr.Name)
-		if pr.Subjects {
-			p("  of the subjects of what is encrypted")
-		}
-		p("  from %s, snapshots to %s, state %s", pr.From.Name, pr.Snapshots.Name, pr.Fold.State().Name())
-		if w := pr.Fold.Window(); w.Size > 0 {
-			p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Keep)
-		}
-		if pr.Late != nil {
-			p("  late events to %s", pr.Late.Name)
-		}
-		if wait, apply := pr.Fold.Wait(); wait != fold.DefaultWait || apply {
-			p("  waits %d records, then applies: %v", wait, apply)
-		}
-		if pr.Publish != (topology.Publish{}) {
-			p("  publishes %+v", pr.Publish)
-		}
-		if pr.Fold.AnyPartition() {
-			p("  in any partition")
-		}
+		dumpProjection(p, pr)
 	}
 	return b.String()
 }
 
-// added lists the fields of a record that were not there before.
+func dumpPipeline(p func(format string, args ...any), pl *topology.Pipeline) {
+	p("\npipeline %s, %s", pl.Name, pl.Guarantee)
+	p("  from %s, dead letters to %s", pl.From.Name, pl.DeadLetter.Name)
+	if pl.Receipts != nil {
+		p("  receipts to %s", pl.Receipts.Name)
+	}
+	for _, t := range pl.Writes() {
+		p("  to %s", t.Name)
+	}
+	for _, s := range pl.Stages {
+		p("  stage %s: %s, on error %s", s.Name, s.Kind.Name, []string{"dead letter", "skip", "stop"}[s.OnError])
+		for i, on := range s.On {
+			if on {
+				p("    %s: reads %s, writes %s", pl.Types[i].Name(), paths(s.Built.Reads(i)), paths(s.Built.Writes(i)))
+			}
+		}
+	}
+	for i := range pl.Types {
+		var slots []string
+		for s := range pl.Layouts[i].Len() {
+			slots = append(slots, pl.Layouts[i].Path(s))
+		}
+		p("  %s: %s", pl.Types[i].Name(), strings.Join(slots, ", "))
+		if !pl.Emits[i] {
+			p("    never comes out")
+		}
+		if added := added(pl.Types[i].Root(), pl.Output[i].Root(), ""); added != "" {
+			p("    adds%s", added)
+		}
+	}
+	for _, old := range pl.Old {
+		p("  old shape of %s: %s", pl.Types[old.Type].Name(), old.Schema)
+	}
+}
+
+func dumpProjection(p func(format string, args ...any), pr *topology.Projection) {
+	p("\nprojection %s", pr.Name)
+	if pr.Subjects {
+		p("  of the subjects of what is encrypted")
+	}
+	p("  from %s, snapshots to %s, state %s", pr.From.Name, pr.Snapshots.Name, pr.Fold.State().Name())
+	if w := pr.Fold.Window(); w.Size > 0 {
+		p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Keep)
+	}
+	if pr.Late != nil {
+		p("  late events to %s", pr.Late.Name)
+	}
+	if wait, apply := pr.Fold.Wait(); wait != fold.DefaultWait || apply {
+		p("  waits %d records, then applies: %v", wait, apply)
+	}
+	if pr.Publish != (topology.Publish{}) {
+		p("  publishes %+v", pr.Publish)
+	}
+	if pr.Fold.AnyPartition() {
+		p("  in any partition")
+	}
+}
+
+// added lists the fields of a record that the record before it does not have.
 func added(before, after *codec.Node, path string) (out string) {
 	for _, f := range after.Fields {
 		was := before.Field(f.Name)

@@ -7,15 +7,16 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// The grammar of topology.yaml. The file is decoded by it, and the JSON Schema
-// for editors is made from it.
+// This file declares the grammar of topology.yaml. Files are decoded by it
+// (decode.go), and the JSON Schema for editors is generated from it (schema.go).
 
-// The values of a pipeline's guarantee, a topic's envelope, a projection's
-// partitioner, on_gap and publish, and a stage's on_error.
+// The values of a pipeline's guarantee.
 const (
 	ExactlyOnce = "exactly_once"
 	AtLeastOnce = "at_least_once"
+)
 
+const (
 	envelopeMillrace = "millrace"
 	envelopeNone     = "none"
 
@@ -34,40 +35,40 @@ const (
 
 var topicParams = []stage.Param{
 	{Name: "partitions", Form: stage.Number, Required: true, Min: 1, Max: 100_000,
-		Doc: "How many partitions the topic has. It is created with them; another number of an existing topic is an error."},
+		Doc: "The number of partitions. The topic is created with it. It is an error if an existing topic has another number."},
 	{Name: "replication", Form: stage.Number, Min: 1, Max: 1000,
-		Doc: "How many brokers hold each partition, when the topic is created. Without it, the brokers decide."},
+		Doc: "The replication factor that the topic is created with. The default of the brokers applies if it is not set."},
 	{Name: "types", Form: stage.Words,
-		Doc: "The event types on the topic: names of records in the schemas directory, short or with namespace. " +
-			"A topic that a pipeline writes need not say: it has the types that come out of the pipeline."},
+		Doc: "The event types on the topic: names of records in the schemas directory, with or without namespace. " +
+			"Optional for a topic that a pipeline writes: it then has the types that the pipeline writes."},
 	{Name: "config", Form: stage.Texts,
-		Doc: "Settings of the topic as Kafka names them, such as retention.ms, when it is created."},
+		Doc: "Kafka settings that the topic is created with, such as retention.ms."},
 	{Name: "envelope", Form: stage.Word, Values: []string{envelopeMillrace, envelopeNone},
-		Doc: "What its records carry beside their data: the fields id, type and timestamp, or nothing that Millrace knows of " +
-			"(millrace if not given, but of a topic that a pipeline writes, what its events came with)."},
+		Doc: "The envelope of the records: millrace means the fields id, type and timestamp, none means that the records have no such fields. " +
+			"The default is millrace; a topic that a pipeline writes inherits the envelope of the pipeline's input."},
 	{Name: "headers", Form: stage.Word, Values: []string{string(CloudEvents), string(NoHeaders)},
-		Doc: "The headers of its records. With cloudevents, what producers and pipelines write has the attributes of a CloudEvent in binary mode, ce_id and so on; with none, it has no such headers. " +
-			"If not given, it is as on the topic that a pipeline reads."},
-	{Name: "id", Form: stage.Expression, Doc: "What stands for an event's id, on a topic with envelope: none. Without it, its events have none: projections find no duplicates among them."},
-	{Name: "time", Form: stage.Expression, Doc: "What stands for an event's time, on a topic with envelope: none. Without it, the record's timestamp does."},
-	{Name: "key", Form: stage.Expression, Doc: "What stands for the aggregate's id, on a topic with envelope: none. Without it, the record's key does. It is the record's key of what a pipeline writes."},
+		Doc: "The headers of the records. With cloudevents, producers and pipelines write the attributes of a CloudEvent in binary mode (ce_id and so on); with none, they remove these headers. " +
+			"If not set, a topic that a pipeline writes inherits the setting of the pipeline's input."},
+	{Name: "id", Form: stage.Expression, Doc: "An expression for the event's id, on a topic with envelope: none. If not set, the events have no id, and projections detect no duplicates."},
+	{Name: "time", Form: stage.Expression, Doc: "An expression for the event's time, on a topic with envelope: none. If not set, it is the record's timestamp."},
+	{Name: "key", Form: stage.Expression, Doc: "An expression for the aggregate's id, on a topic with envelope: none. If not set, it is the record's key. Pipelines also use it as the key of the records that they write."},
 }
 
 var tableParams = []stage.Param{
-	{Name: "topic", Form: stage.Word, Doc: "A compacted topic whose newest record under each key is a row. Give this or file."},
-	{Name: "file", Form: stage.Word, Doc: "A file of rows, .json, .jsonl or .csv; the path is relative to the topology. Give this or topic."},
-	{Name: "key", Form: stage.Word, Doc: "The field that is a row's key; of a file."},
-	{Name: "schema", Form: stage.Word, Doc: "The record that a row is, in the schemas directory; of a file."},
+	{Name: "topic", Form: stage.Word, Doc: "A compacted topic; the newest record of each key is a row. Set either topic or file."},
+	{Name: "file", Form: stage.Word, Doc: "A file of rows: .json, .jsonl or .csv. The path is relative to the topology. Set either file or topic."},
+	{Name: "key", Form: stage.Word, Doc: "The field that holds a row's key. Only for a file."},
+	{Name: "schema", Form: stage.Word, Doc: "The record in the schemas directory that describes a row. Only for a file."},
 }
 
-// commonParams are those of every stage.
+// commonParams are the parameters of every stage.
 var commonParams = []stage.Param{
 	{Name: "name", Form: stage.Word,
-		Doc: "The stage's name in metrics, dead letters and saved state. It is unique in the pipeline, and is the kind of the stage if not given."},
+		Doc: "The name of the stage in metrics, dead letters and saved state. It must be unique in the pipeline. The default is the kind of the stage."},
 	{Name: "on", Form: stage.Words,
-		Doc: "The event types that the stage is for; all if not given. Others pass through it untouched."},
+		Doc: "The event types that the stage handles; all types by default. Other events pass unchanged."},
 	{Name: "on_error", Form: stage.Word, Values: []string{onErrorDeadLetter, onErrorSkip, onErrorStop}, Default: onErrorDeadLetter,
-		Doc: "What becomes of an event that the stage rejects: a dead letter, or it goes on as if the stage were not there, or the worker stops."},
+		Doc: "What happens to an event that the stage rejects: dead_letter writes it to the dead letter topic, skip continues as if the stage did not exist, stop stops the worker."},
 }
 
 func pipelineParams(kinds map[string]stage.Kind) []stage.Param {
@@ -80,56 +81,56 @@ func pipelineParams(kinds map[string]stage.Kind) []stage.Param {
 	}
 	return []stage.Param{
 		{Name: "from", Form: stage.Word, Required: true, Doc: "The topic to read."},
-		{Name: "stages", Form: stage.Choices, Doc: "What is done to each event, in this order.", Params: stages},
-		{Name: "to", Form: stage.Word, Required: true, Doc: "The topic to write what passes to."},
+		{Name: "stages", Form: stage.Choices, Doc: "The stages that process each event, in this order.", Params: stages},
+		{Name: "to", Form: stage.Word, Required: true, Doc: "The topic for the events that pass all stages."},
 		{Name: "dead_letter", Form: stage.Word, Required: true,
-			Doc: "The topic for records that cannot be decoded and for events that a stage rejects. They are kept byte for byte."},
+			Doc: "The topic for records that cannot be decoded and for events that a stage rejects. Their bytes are kept unchanged."},
 		{Name: "receipts", Form: stage.Word,
-			Doc: "The topic for receipts: for each event that is filtered or becomes a dead letter, which stage that was, under the event's id. Projectors behind the pipeline answer from them."},
+			Doc: "The topic for receipts. A receipt names, under the event's id, the stage that filtered or rejected the event. Projectors that read the pipeline's output use receipts in their answers."},
 		{Name: "guarantee", Form: stage.Word, Values: []string{ExactlyOnce, AtLeastOnce}, Default: ExactlyOnce,
 			Doc: "exactly_once commits outputs and offsets in one transaction; at_least_once may write an event twice after a crash."},
 	}
 }
 
 var projectionParams = []stage.Param{
-	{Name: "from", Form: stage.Word, Required: true, Doc: "The topic of the events to fold."},
-	{Name: "key", Form: stage.Word, Doc: "The path of the aggregate's id in each event type under on. It may be left out where the topic has envelope: none: then the events' key is the aggregate's id."},
-	{Name: "state", Form: stage.Word, Required: true, Doc: "The record that the state of an aggregate is, in the schemas directory. Each of its fields has a default."},
-	{Name: "on", Form: stage.Named, Required: true, Doc: "What an event of each type does; the types that are not here do nothing.", Params: []stage.Param{
+	{Name: "from", Form: stage.Word, Required: true, Doc: "The topic with the events to fold."},
+	{Name: "key", Form: stage.Word, Doc: "The path of the aggregate's id in every event type under on. Optional if the topic has envelope: none; the key of the events is the aggregate's id then."},
+	{Name: "state", Form: stage.Word, Required: true, Doc: "The record in the schemas directory that describes the state of an aggregate. Every field needs a default."},
+	{Name: "on", Form: stage.Named, Required: true, Doc: "The effect of each event type on the state. Types that are not listed have no effect.", Params: []stage.Param{
 		{Name: "set", Form: stage.Assignments,
-			Doc: "From fields of the state to their new values. The event's fields are at top level, those of the state, as it was before the event, under state."},
-		{Name: "delete", Form: stage.Flag, Default: "false", Doc: "Whether the aggregate is gone after this event. Its last state is kept, and no late event brings it back."},
+			Doc: "Fields of the state and expressions for their new values. An expression sees the event's fields at top level, and the state before the event under state."},
+		{Name: "delete", Form: stage.Flag, Default: "false", Doc: "Whether the event deletes the aggregate. The last state is kept, and a late event does not restore the aggregate."},
 	}},
-	{Name: "snapshots", Form: stage.Word, Required: true, Doc: "The compacted topic to publish the states on. It need not be declared."},
+	{Name: "snapshots", Form: stage.Word, Required: true, Doc: "The compacted topic for the states. It does not have to be declared under topics."},
 	{Name: "partitioner", Form: stage.Word, Values: []string{partitionerKey, partitionerOther}, Default: partitionerKey,
-		Doc: "What decides in which partition an aggregate's events stand. By key, murmur2 of the aggregate's id does, as with Kafka's own producers, " +
-			"and an event that stands elsewhere is not folded, for the aggregate would have two states. With other, whoever writes the topic sees to it, and nothing is checked."},
-	{Name: "window", Form: stage.Group, Doc: "A state for each key and stretch of event time, instead of one for each key. Its id is KEY@START: u-1@2026-01-01T10:00:00Z.", Params: []stage.Param{
-		{Name: "tumbling", Form: stage.Duration, Doc: "The length of windows that follow one upon the other. Give this or hopping."},
-		{Name: "hopping", Form: stage.Duration, Doc: "The length of windows that overlap. Give this or tumbling."},
-		{Name: "every", Form: stage.Duration, Doc: "How long after one hopping window the next begins."},
+		Doc: "How events are assigned to partitions. key means by the murmur2 hash of the aggregate's id, as Kafka's own producers do; " +
+			"an event in another partition is not folded, because its aggregate would have two states. other means that the writer of the topic decides, and nothing is checked."},
+	{Name: "window", Form: stage.Group, Doc: "Keeps one state for each key and window of event time, instead of one state for each key. The id of such a state is KEY@START: u-1@2026-01-01T10:00:00Z.", Params: []stage.Param{
+		{Name: "tumbling", Form: stage.Duration, Doc: "The length of windows that do not overlap. Set either tumbling or hopping."},
+		{Name: "hopping", Form: stage.Duration, Doc: "The length of windows that overlap. Set either hopping or tumbling."},
+		{Name: "every", Form: stage.Duration, Doc: "The time from the start of a hopping window to the start of the next."},
 	}},
-	{Name: "grace", Form: stage.Duration, Default: "0s", Doc: "How long after its end a window still takes events. Time is that of the events: the latest in the partition so far."},
-	{Name: "keep", Form: stage.Duration, Doc: "How long after its end a window's state is kept, by the same time; for ever if not given. Then its snapshot is deleted."},
-	{Name: "late", Form: stage.Word, Doc: "The topic for events that a window no longer takes, as dead letters. Without it, they are counted only."},
-	{Name: "wait", Form: stage.Number, Min: 1, Max: 100_000, Doc: "How many records of the partition an event waits for the one before it, by the field sequence; 1,000 if not given."},
+	{Name: "grace", Form: stage.Duration, Default: "0s", Doc: "How long after its end a window still accepts events. The clock is event time: the latest time in the partition so far."},
+	{Name: "keep", Form: stage.Duration, Doc: "How long after its end the state of a window is kept, in event time. Its snapshot is deleted afterwards. If not set, states are kept forever."},
+	{Name: "late", Form: stage.Word, Doc: "The topic for events that a window no longer accepts, as dead letters. If not set, such events are only counted."},
+	{Name: "wait", Form: stage.Number, Min: 1, Max: 100_000, Doc: "How many records of the partition an event waits for its predecessor, by the field sequence. The default is 1,000."},
 	{Name: "on_gap", Form: stage.Word, Values: []string{onGapBlock, onGapApply}, Default: onGapBlock,
-		Doc: "What becomes of an event that waited in vain: block keeps it and all later ones of its aggregate until somebody releases it, apply goes on without what is missing."},
-	{Name: "publish", Form: stage.Group, Values: []string{publishEvery}, Doc: "When snapshots are published: with every batch that changed something (every, or not given), or, to publish less, as one of these says.", Params: []stage.Param{
-		{Name: "events", Form: stage.Number, Min: 1, Max: 1 << 40, Doc: "After so many records of a partition."},
-		{Name: "every", Form: stage.Duration, Doc: "After so long."},
-		{Name: "recovery", Form: stage.Duration, Doc: "So often that a partition whose store is lost is folded again from its snapshots within this time, as measured."},
+		Doc: "What happens if the predecessor does not arrive in time: block holds back the event and all later events of its aggregate until an operator releases it, apply continues without the missing events."},
+	{Name: "publish", Form: stage.Group, Values: []string{publishEvery}, Doc: "When snapshots are published. every, the default, publishes with every batch that changed a state. To publish less often, set one of these.", Params: []stage.Param{
+		{Name: "events", Form: stage.Number, Min: 1, Max: 1 << 40, Doc: "Publish after this many records of a partition."},
+		{Name: "every", Form: stage.Duration, Doc: "Publish after this time."},
+		{Name: "recovery", Form: stage.Duration, Doc: "Publish often enough to rebuild a partition whose store is lost from its snapshots within this time. The worker measures how long folding takes."},
 	}},
-	{Name: "max_state", Form: stage.Number, Min: 1, Max: 1 << 30, Doc: "How many bytes a state may have; 900,000 if not given. An event that would make it larger cannot be folded."},
+	{Name: "max_state", Form: stage.Number, Min: 1, Max: 1 << 30, Doc: "The maximum size of a state in bytes. The default is 900,000. An event that would exceed it is not folded."},
 }
 
 func fileParams(kinds map[string]stage.Kind) []stage.Param {
 	return []stage.Param{
-		{Name: "name", Form: stage.Word, Required: true, Doc: "The name of the topology: a part of the names of consumer groups."},
+		{Name: "name", Form: stage.Word, Required: true, Doc: "The name of the topology. It is part of the names of consumer groups."},
 		{Name: "topics", Form: stage.Named, Required: true, Doc: "The topics, by name.", Params: topicParams},
-		{Name: "tables", Form: stage.Named, Doc: "What stages can look up by key, by name.", Params: tableParams},
-		{Name: "pipelines", Form: stage.Named, Doc: "Each reads a topic, runs stages over its events and writes what passes.", Params: pipelineParams(kinds)},
-		{Name: "encryption", Form: stage.Group, Doc: "How fields that schemas tag as personal are encrypted, each subject's with a key of its own.", Params: encryptionParams},
-		{Name: "projections", Form: stage.Named, Doc: "Each folds the events of a topic into the states of aggregates.", Params: projectionParams},
+		{Name: "tables", Form: stage.Named, Doc: "The tables, by name. Stages look up their rows by key.", Params: tableParams},
+		{Name: "pipelines", Form: stage.Named, Doc: "The pipelines, by name. A pipeline reads a topic, runs stages over its events and writes the events that pass.", Params: pipelineParams(kinds)},
+		{Name: "encryption", Form: stage.Group, Doc: "Encryption of the fields that schemas tag as personal. Each data subject has its own key.", Params: encryptionParams},
+		{Name: "projections", Form: stage.Named, Doc: "The projections, by name. A projection folds the events of a topic into states of aggregates.", Params: projectionParams},
 	}
 }

@@ -9,8 +9,8 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// kinds are the built-in stages and three that use what the framework has for
-// stages of other kinds.
+// kinds returns the built-in stages, and three stages that use features of the
+// framework which few built-in stages use.
 func kinds() map[string]stage.Kind {
 	all := stage.Builtin()
 	for _, k := range []stage.Kind{switchKind(), oldKind(), everyFormKind()} {
@@ -19,7 +19,7 @@ func kinds() map[string]stage.Kind {
 	return all
 }
 
-// nothing is a stage that does nothing.
+// nothing implements a stage without effects.
 type nothing struct{}
 
 func (nothing) Process(context.Context, *pipeline.Event) (pipeline.Verdict, error) {
@@ -30,7 +30,7 @@ func (nothing) Writes(int) [][]string           { return nil }
 func (nothing) Bind([]*codec.Layout) error      { return nil }
 func (nothing) Volatile(int) ([][]string, bool) { return nil, false }
 
-// switchStage sends events to other topics.
+// switchStage routes events to other topics.
 type switchStage struct {
 	nothing
 	topics []string
@@ -67,7 +67,7 @@ func (s *switchStage) Topics() []string             { return s.topics }
 func (s *switchStage) Targets(int) ([]string, bool) { return s.topics, true }
 func (s *switchStage) Clone() stage.Built           { return s }
 
-// oldStage reads an older shape.
+// oldStage reads events in an older shape.
 type oldStage struct {
 	nothing
 	shapes []stage.Shape

@@ -20,7 +20,7 @@ import (
 	"millrace/schemas"
 )
 
-// base is a topology to which pipelines or projections can be appended.
+// base is a topology that tests append pipelines or projections to.
 const base = `name: shop
 topics:
   shop.events: {partitions: 6, types: [UserCreated, UserDeleted, OrderCreated, OrderPaid]}
@@ -28,7 +28,7 @@ topics:
   shop.dead_letters: {partitions: 3}
 `
 
-// enriched is base with one pipeline of these stages.
+// enriched returns base with one pipeline that has these stages.
 func enriched(stages string) string {
 	return base + "pipelines:\n  enrich:\n    from: shop.events\n    to: shop.enriched\n    dead_letter: shop.dead_letters\n    stages:\n" + stages
 }
@@ -47,8 +47,8 @@ func mustLoad(t *testing.T, text string) *topology.Topology {
 	return plan
 }
 
-// What would cost more than it is worth is refused, and quickly.
-func TestBombsAreRefused(t *testing.T) {
+// Input that would expand without bound is rejected quickly.
+func TestBombsAreRejected(t *testing.T) {
 	laughs := "name: shop\ntopics:\n  a: {partitions: 1, config: &a {"
 	for i := range 1000 {
 		laughs += fmt.Sprintf("k%d: v, ", i)
@@ -60,9 +60,9 @@ func TestBombsAreRefused(t *testing.T) {
 	for name, test := range map[string]struct{ text, want string }{
 		"size":        {strings.Repeat("#", 1<<20+1), "a topology has at most 1048576"},
 		"aliases":     {laughs, "more than 100000 names and values"},
-		"flow depth":  {"name: " + strings.Repeat("[", 100_000), "nested too deep"},
-		"block depth": {strings.Repeat("- ", 100_000), "nested too deep"},
-		"self":        {"name: shop\ntopics: &a {shop.events: *a}", "has no \"shop.events\""},
+		"flow depth":  {"name: " + strings.Repeat("[", 100_000), "nested too deeply"},
+		"block depth": {strings.Repeat("- ", 100_000), "nested too deeply"},
+		"self":        {"name: shop\ntopics: &a {shop.events: *a}", "has no parameter \"shop.events\""},
 		"faults":      {base + strings.Repeat("x: y\n", 5000), "and 49"},
 	} {
 		_, err := loadText(test.text)
@@ -72,33 +72,33 @@ func TestBombsAreRefused(t *testing.T) {
 	}
 }
 
-func TestFaultsAreErrorsForPrograms(t *testing.T) {
+func TestFaultsAreMachineReadable(t *testing.T) {
 	_, err := loadText(base + "pipeline: {}\nname: again\n")
 	var faults topology.Faults
 	if !errors.As(err, &faults) || len(faults) != 2 {
 		t.Fatalf("got %v", err)
 	}
-	want := topology.Fault{File: "topology.yaml", Line: 6, Col: 1, Msg: `the topology has no "pipeline"`, Hint: `did you mean "pipelines"?`, Text: "pipeline: {}"}
+	want := topology.Fault{File: "topology.yaml", Line: 6, Col: 1, Msg: `the topology has no parameter "pipeline"`, Hint: `did you mean "pipelines"?`, Text: "pipeline: {}"}
 	if faults[0] != want {
 		t.Errorf("got %#v, want %#v", faults[0], want)
 	}
 	var first topology.Fault
 	if !errors.As(err, &first) || first != want {
-		t.Errorf("errors.As gives %v", first)
+		t.Errorf("errors.As finds %v", first)
 	}
-	if got := first.Error(); got != `topology.yaml:6:1: the topology has no "pipeline"` {
-		t.Errorf("in one line it is %q", got)
+	if got := first.Error(); got != `topology.yaml:6:1: the topology has no parameter "pipeline"` {
+		t.Errorf("Error returns %q", got)
 	}
 }
 
-func TestControlCharactersAreNotShown(t *testing.T) {
+func TestMessagesContainNoControlCharacters(t *testing.T) {
 	_, err := loadText("name: shop\ntopics: {\"\x1b[2J\\e\": {}}\n")
 	if err == nil || strings.ContainsRune(err.Error(), 0x1b) {
 		t.Errorf("got %q", err)
 	}
 }
 
-func TestParametersHaveTheirValues(t *testing.T) {
+func TestParametersAreDecodedIntoStages(t *testing.T) {
 	plan := mustLoad(t, enriched(`
       - forms:
           word: green
@@ -153,7 +153,7 @@ flag "true" 0 0s true
 	}
 }
 
-func TestStagesAreToldOfTablesTopicsAndSchemas(t *testing.T) {
+func TestStagesReceiveTablesTopicsAndSchemas(t *testing.T) {
 	plan := mustLoad(t, enriched("      - forms: {}\n")+`tables:
   users: {topic: shop.user.snapshots}
 projections:
@@ -173,16 +173,15 @@ projections:
 		t.Errorf("schema Ordr: %v", err)
 	}
 	if got := in.Types[2].Env.Clock(); !got.Equal(clock()) {
-		t.Errorf("the clock of expressions says %v", got)
+		t.Errorf("the clock of expressions returns %v", got)
 	}
 	if in.Types[2].Consts["type"] != "OrderCreated" {
 		t.Errorf("constants are %v", in.Types[2].Consts)
 	}
 }
 
-// An added field is in what comes out, with its value, and what comes after it
-// can use it.
-func TestAddedFieldsComeOut(t *testing.T) {
+// An added field is in the output with its value, and later stages can use it.
+func TestAddedFieldsAreInTheOutput(t *testing.T) {
 	plan := mustLoad(t, enriched(`
       - enrich:
           on: [OrderCreated]
@@ -209,15 +208,15 @@ func TestAddedFieldsComeOut(t *testing.T) {
 		t.Errorf("placed is %v", got["placed"])
 	}
 	if _, err := codec.NewResolver(p.Types[typ], p.Output[typ]); err != nil {
-		t.Errorf("events of before cannot be read with the schema of after: %v", err)
+		t.Errorf("input events cannot be read with the output schema: %v", err)
 	}
 	if p.Output[3] != p.Types[3] {
-		t.Errorf("OrderPaid has changed to %s", p.Output[3])
+		t.Errorf("the schema of OrderPaid changed to %s", p.Output[3])
 	}
 }
 
-// A chain belongs to a session: two of them share nothing that changes.
-func TestChainsShareNothing(t *testing.T) {
+// A chain belongs to one session. Two chains share no mutable state.
+func TestChainsShareNoState(t *testing.T) {
 	p := mustLoad(t, enriched(`      - enrich: {on: [OrderCreated], set: {metadata.user: data.user_id, data.user_id: "'x'"}}`+"\n")).Pipelines[0]
 	const typ = 2
 	body := encode(t, p.Types[typ], orderCreated())
@@ -239,7 +238,7 @@ func TestChainsShareNothing(t *testing.T) {
 	}
 }
 
-func TestHashIsOfWhatIsSaid(t *testing.T) {
+func TestHashDependsOnContentOnly(t *testing.T) {
 	first := enriched("      - filter: {keep: \"true\"}\n")
 	hash := func(text string) string { return mustLoad(t, text).Hash() }
 	want := hash(first)
@@ -252,7 +251,7 @@ func TestHashIsOfWhatIsSaid(t *testing.T) {
 		"a variable's value":  strings.Replace(first, "6", `"${PARTITIONS}"`, 1),
 	} {
 		if got := hash(same); got != want {
-			t.Errorf("%s: the hash is another: %s, not %s", name, got, want)
+			t.Errorf("%s: the hash changed from %s to %s", name, want, got)
 		}
 	}
 	for name, other := range map[string]string{
@@ -264,7 +263,7 @@ func TestHashIsOfWhatIsSaid(t *testing.T) {
 		"on_error":   strings.Replace(first, `"true"`, `"true", on_error: skip`, 1),
 	} {
 		if got := hash(other); got == want {
-			t.Errorf("%s: the hash is the same", name)
+			t.Errorf("%s: the hash did not change", name)
 		}
 	}
 	files := fstest.MapFS{}
@@ -285,13 +284,12 @@ func TestHashIsOfWhatIsSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	if plan.Hash() == want {
-		t.Error("another schema: the hash is the same")
+		t.Error("another schema: the hash did not change")
 	}
 }
 
-// The example of every stage is one that can be loaded, for all types or for
-// OrderCreated.
-func TestExamplesOfStagesAreRight(t *testing.T) {
+// The example of every stage loads, for all types or for OrderCreated.
+func TestExamplesOfStagesLoad(t *testing.T) {
 	all := stage.Builtin()
 	all["go"] = stage.Go(stage.Func{Name: "tier", New: func(*stage.Fields, map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
 		return func(context.Context, *pipeline.Event) (pipeline.Verdict, error) { return pipeline.Pass, nil }, stage.Deterministic, nil
@@ -308,7 +306,7 @@ projections:
 	}
 	for name, kind := range all {
 		if kind.Doc == "" || kind.Example == "" || kind.Name != name {
-			t.Errorf("stage %s: it has no name, text or example", name)
+			t.Errorf("stage %s has no doc or no example, or its name is %q", name, kind.Name)
 		}
 		err := try(name, kind.Example)
 		if err != nil && try(name, "on: [OrderCreated]\n"+kind.Example) != nil {
@@ -317,16 +315,16 @@ projections:
 	}
 }
 
-// Every parameter says what it is, and its default is one.
+// Every parameter has a description, and its attributes are consistent.
 func TestParametersAreDescribed(t *testing.T) {
 	var visit func(where string, params []stage.Param)
 	visit = func(where string, params []stage.Param) {
 		for _, p := range params {
 			if p.Doc == "" || !strings.HasSuffix(p.Doc, ".") && !strings.HasSuffix(p.Doc, ")") {
-				t.Errorf("%s %s: %q is no sentence", where, p.Name, p.Doc)
+				t.Errorf("%s %s: the description %q is not a sentence", where, p.Name, p.Doc)
 			}
 			if p.Default != "" && p.Required {
-				t.Errorf("%s %s: required, and has a default", where, p.Name)
+				t.Errorf("%s %s: a required parameter has a default", where, p.Name)
 			}
 			if p.Form == stage.Number && p.Max <= p.Min {
 				t.Errorf("%s %s: no number is from %d to %d", where, p.Name, p.Min, p.Max)
@@ -351,7 +349,7 @@ func BenchmarkLoad(b *testing.B) {
 	}
 }
 
-// A large file takes as long as its length: 200 pipelines.
+// BenchmarkLoadMany loads 200 pipelines. The time has to grow linearly with the file.
 func BenchmarkLoadMany(b *testing.B) {
 	text := base + "pipelines:\n"
 	for i := range 200 {

@@ -8,22 +8,22 @@ import (
 	"go.yaml.in/yaml/v4"
 )
 
-// A place is a character of the file, from 1:1.
+// A place is the position of a character in the file; both numbers start at 1.
 type place struct{ line, col int }
 
-// A scalar is a text in the file, after quotes, escapes and ${VAR} are resolved,
-// and where each of its characters comes from.
+// A scalar is a text of the file, after quotes, escapes and ${VAR} are resolved. It
+// knows the place in the file of each of its characters.
 type scalar struct {
 	text  string
-	start place   // of the first character: behind the quote
-	at    []place // by character, and one more for the end; nil if that cannot be told
+	start place   // place of the first character, after an opening quote
+	at    []place // place of each character, plus the end; nil if unknown
 	plain bool    // neither quoted nor a block
-	given bool    // a variable's value is part of it
 
-	broken bool // a variable is not there, and that has been said
+	expanded bool // the text contains the value of a variable
+	broken   bool // a variable is malformed or not set; the fault is already reported
 }
 
-// place returns where a character of the text comes from.
+// place returns the place in the file of a character of the text.
 func (s *scalar) place(offset int) place {
 	if s.at == nil || offset < 0 {
 		return s.start
@@ -31,17 +31,17 @@ func (s *scalar) place(offset int) place {
 	return s.at[min(offset, len(s.at)-1)]
 }
 
-// An aligner goes through a scalar's value and its source side by side. The
-// parser says what the value is; so it cannot come to a wrong value, it only
-// finds, or fails to find, the places.
+// An aligner walks through a scalar's parsed value and its source text in parallel,
+// to find the place of each character. The value itself comes from the YAML parser:
+// if the aligner fails, only the places are unknown, and the value is still right.
 type aligner struct {
 	lines [][]rune
 	pos   place
-	empty bool // the position is behind the line end that a fold swallows
+	empty bool // the position is after the line ending that folding removes
 }
 
-// peek returns the character at the position; '\n' at the end of a line, 0 at
-// the end of the file.
+// peek returns the character at the position: '\n' at the end of a line, 0 at the
+// end of the file.
 func (a *aligner) peek() rune {
 	if a.pos.line > len(a.lines) {
 		return 0
@@ -67,11 +67,11 @@ func (a *aligner) skip(set string) {
 	}
 }
 
-// align finds the places of the characters of a scalar's value. first is that of
-// the first one even if the others cannot be told.
+// align returns the places of the characters of a scalar's value. If they cannot be
+// found, at is nil and only first, the place of the first character, is known.
 func align(lines [][]rune, n *yaml.Node) (first place, at []place) {
 	a := &aligner{lines: lines, pos: place{n.Line, n.Column}}
-	// A node begins with its tag and anchor.
+	// A node starts at its tag or anchor, if it has any.
 	for range 2 {
 		if c := a.peek(); n.Value != "" && (c == '&' || c == '!') {
 			for c := a.peek(); c != ' ' && c != '\n' && c != 0; c = a.peek() {
@@ -97,11 +97,11 @@ func align(lines [][]rune, n *yaml.Node) (first place, at []place) {
 		a.next()
 		begin := a.pos
 		a.skip(" \n")
-		if a.pos.col == 1 { // nothing but empty lines
+		if a.pos.col == 1 { // only empty lines
 			return begin, nil
 		}
 		if strings.HasPrefix(strings.TrimLeft(n.Value, "\n"), " ") {
-			return a.pos, nil // whose indentation is not that of its first line
+			return a.pos, nil // the first line is indented more than the block
 		}
 		indent := a.pos.col
 		if len(value) > 0 && value[0] == '\n' {
@@ -123,8 +123,8 @@ func align(lines [][]rune, n *yaml.Node) (first place, at []place) {
 	return first, append(at, a.pos)
 }
 
-// plain takes one character of a plain text. Where the text goes on in another
-// line there is a blank for the line's end.
+// plain consumes one character c of an unquoted value. A line break in the source is
+// a blank in the value.
 func (a *aligner) plain(c rune) (place, bool) {
 	p := a.pos
 	if got := a.peek(); got == c && c != '\n' && c != ' ' {
@@ -134,7 +134,8 @@ func (a *aligner) plain(c rune) (place, bool) {
 	if c != ' ' && c != '\n' {
 		return p, false
 	}
-	// A blank of the text, or the blanks and line ends around a fold.
+	// Either a blank of the text, or the blanks and line endings around a line break
+	// that is folded into one.
 	if a.peek() == ' ' && !a.blankToEnd() {
 		a.next()
 		return p, c == ' '
@@ -155,7 +156,7 @@ func (a *aligner) plain(c rune) (place, bool) {
 	return p, true
 }
 
-// blankToEnd reports whether nothing but blanks follows in the line.
+// blankToEnd reports whether only blanks follow in the line.
 func (a *aligner) blankToEnd() bool {
 	if a.pos.line > len(a.lines) {
 		return true
@@ -181,7 +182,7 @@ func (a *aligner) single(c rune) (place, bool) {
 	return a.plain(c)
 }
 
-// escapes are those of one letter.
+// escapes are the escape sequences of a single letter.
 var escapes = map[rune]rune{
 	'0': 0, 'a': '\a', 'b': '\b', 't': '\t', '\t': '\t', 'n': '\n', 'v': '\v', 'f': '\f', 'r': '\r', 'e': 0x1b,
 	' ': ' ', '"': '"', '/': '/', '\\': '\\', 'N': 0x85, '_': 0xa0, 'L': 0x2028, 'P': 0x2029,
@@ -197,7 +198,7 @@ func (a *aligner) double(c rune) (place, bool) {
 	a.next()
 	digits := map[rune]int{'x': 2, 'u': 4, 'U': 8}[letter]
 	if digits == 0 {
-		if letter == '\n' { // the line goes on in the next
+		if letter == '\n' { // an escaped line ending joins the lines
 			a.skip(" \t")
 			return a.double(c)
 		}
@@ -213,7 +214,8 @@ func (a *aligner) double(c rune) (place, bool) {
 	return p, err == nil && rune(got) == c
 }
 
-// block takes one character of a block scalar that is indented to a column.
+// block consumes one character c of a block scalar whose lines start at column
+// indent.
 func (a *aligner) block(c rune, indent int, literal bool) (place, bool) {
 	p := a.pos
 	got := a.peek()
@@ -229,7 +231,7 @@ func (a *aligner) block(c rune, indent int, literal bool) (place, bool) {
 	a.enter(indent)
 	if c == '\n' && !literal {
 		if !a.empty && a.peek() == '\n' && a.pos.line < len(a.lines) {
-			a.next() // an empty line is one line end: that before it is folded
+			a.next() // an empty line yields one line ending; the one before it is folded
 			a.enter(indent)
 		}
 		a.empty = true
@@ -237,14 +239,14 @@ func (a *aligner) block(c rune, indent int, literal bool) (place, bool) {
 	return p, true
 }
 
-// enter goes over the indentation of a line.
+// enter skips the indentation of a line.
 func (a *aligner) enter(indent int) {
 	for a.pos.col < indent && a.peek() == ' ' {
 		a.next()
 	}
 }
 
-// scalar returns what a scalar node says.
+// scalar returns the resolved text of a scalar node.
 func (d *document) scalar(n *yaml.Node) *scalar {
 	if s, ok := d.byNode[n]; ok {
 		return s
@@ -259,17 +261,17 @@ func (d *document) scalar(n *yaml.Node) *scalar {
 	return s
 }
 
-// expand puts the values of variables in place of ${VAR} and ${VAR:-default},
-// and ${ in place of $${.
+// expand replaces ${VAR} and ${VAR:-default} by the value of the variable, and $${
+// by ${. Each character of a value gets the place of its variable.
 func (d *document) expand(s *scalar) {
 	in := s.text
 	var out strings.Builder
 	var at []place
-	offset := 0 // in characters of in
-	keep := func(text string, fixed bool) {
+	offset := 0 // of in, in characters of s.text
+	keep := func(text string, variable bool) {
 		out.WriteString(text)
 		for i := range utf8.RuneCountInString(text) {
-			if fixed {
+			if variable {
 				i = 0
 			}
 			at = append(at, s.place(offset+i))
@@ -297,18 +299,18 @@ func (d *document) expand(s *scalar) {
 		name, fallback, has := strings.Cut(inside, ":-")
 		switch value, ok := d.lookup(name); {
 		case !closed || !isVariable(name):
-			d.fault(s.place(offset), "write ${NAME} or ${NAME:-default}; for a plain ${ write $${", "${ begins a variable, but there is none")
+			d.fault(s.place(offset), "write ${NAME} or ${NAME:-default}; for a literal ${ write $${", "${ is not followed by a valid variable name and }")
 			keep("${"+rest, true)
 			s.broken, after = true, ""
 		case has && value == "":
 			keep(fallback, true)
 		case !ok:
-			d.fault(s.place(offset), "set it, or give a default: ${"+name+":-default}", "the environment variable %s is not set", name)
+			d.fault(s.place(offset), "set it, or add a default: ${"+name+":-default}", "the environment variable %s is not set", name)
 			s.broken = true
 		default:
 			keep(strings.ToValidUTF8(value, "\uFFFD"), true)
 		}
-		s.given = true
+		s.expanded = true
 		offset += 2 + utf8.RuneCountInString(inside) + 1
 		in = after
 	}

@@ -9,7 +9,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// texts are the scalars of a document, in order.
+// texts returns the scalars of a document, in order.
 func texts(t testing.TB, src string) (*document, []*yaml.Node) {
 	t.Helper()
 	d, root := parse(Source{Name: "t.yaml", Text: []byte(src)}, func(string) (string, bool) { return "value", true })
@@ -30,7 +30,7 @@ func texts(t testing.TB, src string) (*document, []*yaml.Node) {
 	return d, out
 }
 
-// find returns the place of the one character in the text that is c.
+// find returns the place of the only occurrence of c in the text.
 func find(src string, c rune) place {
 	for i, line := range lineEnd.Split(src, -1) {
 		if col := slices.Index([]rune(line), c); col >= 0 {
@@ -40,8 +40,8 @@ func find(src string, c rune) place {
 	return place{}
 }
 
-// Wherever the § is in a value, it is found where it is in the file.
-func TestPlacesInScalars(t *testing.T) {
+// The § in a value has the place of the § in the file.
+func TestPlacesOfCharactersInScalars(t *testing.T) {
 	for _, src := range []string{
 		"k: a §",
 		"k: {x: [b, 'a §']}",
@@ -89,31 +89,32 @@ func TestPlacesInScalars(t *testing.T) {
 			}
 			found = true
 			if got, want := s.place(at), find(strings.TrimPrefix(src, "\ufeff"), '§'); got != want {
-				t.Errorf("%q: § of %q is said to be at %v, and is at %v", src, s.text, got, want)
+				t.Errorf("%q: the § of %q has the place %v, want %v", src, s.text, got, want)
 			}
 		}
 		if !found {
-			t.Errorf("%q: no value has the §", src)
+			t.Errorf("%q: no value contains §", src)
 		}
 	}
 }
 
-// Where the places cannot be told, there is the beginning; there is no wrong one.
-func TestPlaceThatCannotBeTold(t *testing.T) {
+// If the places are unknown, every character has the place of the first one. A wrong
+// place is never returned.
+func TestUnknownPlacesAreTheStart(t *testing.T) {
 	for _, src := range []string{
-		"k: |2\n   a\n  §\n",     // the first line is indented by more than the block
-		"k: >\n  a\n\n   b\n  §", // a folded block with a line that is not folded
+		"k: |2\n   a\n  §\n",     // the first line is indented more than the block
+		"k: >\n  a\n\n   b\n  §", // a folded block with a more indented line, which is not folded
 	} {
 		d, nodes := texts(t, src)
 		s := d.scalar(nodes[1])
 		at := s.place(slices.Index([]rune(s.text), '§'))
 		if at != s.start && at != find(src, '§') {
-			t.Errorf("%q: § is said to be at %v", src, at)
+			t.Errorf("%q: the § has the place %v", src, at)
 		}
 	}
 }
 
-func TestValueOfVariableIsWhereTheVariableIs(t *testing.T) {
+func TestValueOfVariableHasThePlaceOfTheVariable(t *testing.T) {
 	d, nodes := texts(t, "k: 'a ${LONG} b'")
 	s := d.scalar(nodes[1])
 	if s.text != "a value b" {
@@ -121,13 +122,13 @@ func TestValueOfVariableIsWhereTheVariableIs(t *testing.T) {
 	}
 	for offset, want := range map[int]int{0: 5, 2: 7, 6: 7, 7: 14, 8: 15, 9: 16} {
 		if got := s.place(offset); got != (place{1, want}) {
-			t.Errorf("character %d is said to be at %v, and is at column %d", offset, got, want)
+			t.Errorf("character %d has the place %v, want column %d", offset, got, want)
 		}
 	}
 }
 
-// However a text is written, each of its characters is found where it is, or
-// the beginning is.
+// In every style of YAML, each character of a text has its own place, or the place of
+// the start.
 func TestPlacesOfAnyText(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		word := rapid.StringMatching(`[a-zé🙂'"$#:{}\\. -]{0,12}`)
@@ -146,10 +147,10 @@ func TestPlacesOfAnyText(t *testing.T) {
 		n := root.Content[1]
 		first, at := align(d.runes, n)
 		if at == nil && n.Style&(yaml.TaggedStyle|yaml.FoldedStyle|yaml.LiteralStyle) == 0 {
-			t.Fatalf("%q: the places are not told", out)
+			t.Fatalf("%q: the places are unknown", out)
 		}
 		if first.line > len(d.lines)+1 {
-			t.Fatalf("%q: begins at %v", out, first)
+			t.Fatalf("%q: the first character has the place %v", out, first)
 		}
 		for i, c := range []rune(n.Value) {
 			if at == nil {
@@ -158,7 +159,7 @@ func TestPlacesOfAnyText(t *testing.T) {
 			a := aligner{lines: d.runes, pos: at[i]}
 			blank := strings.ContainsRune(" \t\n", c)
 			if got := a.peek(); got != c && got != '\\' && !(blank && strings.ContainsRune(" \t\n", got)) {
-				t.Fatalf("%q: character %d, %q, is said to be at %v, where %q is", out, i, c, at[i], got)
+				t.Fatalf("%q: character %d, %q, has the place %v, where the file has %q", out, i, c, at[i], got)
 			}
 		}
 	})

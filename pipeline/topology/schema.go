@@ -7,14 +7,14 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// JSONSchema returns a JSON Schema (2020-12) of topology.yaml with stages of
-// these kinds, for editors. It says no less than a file may hold, but not all
-// that Load asks of it.
+// JSONSchema returns a JSON Schema (2020-12) of topology.yaml with these kinds of
+// stages, for editors. It accepts every file that Load accepts. Load checks more than
+// the schema can express.
 func JSONSchema(kinds map[string]stage.Kind) []byte {
 	schema := object(fileParams(kinds))
 	schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
 	schema["title"] = "Millrace topology"
-	schema["description"] = "Topics, tables, pipelines and projections. ${VAR} and ${VAR:-default} in any name or value stand for environment variables."
+	schema["description"] = "Topics, tables, pipelines and projections. ${VAR} and ${VAR:-default} in any name or value are replaced by environment variables."
 	schema["$defs"] = map[string]any{
 		"expression": map[string]any{
 			"description": "An expression in CEL, the Common Expression Language.",
@@ -24,12 +24,12 @@ func JSONSchema(kinds map[string]stage.Kind) []byte {
 	}
 	text, err := json.MarshalIndent(schema, "", "  ")
 	if err != nil {
-		panic(err) // maps of texts and numbers
+		panic(err) // impossible: the maps hold only strings, numbers and booleans
 	}
 	return append(text, '\n')
 }
 
-// object is the schema of a mapping of params.
+// object returns the schema of a mapping of params.
 func object(params []stage.Param) map[string]any {
 	properties := map[string]any{}
 	required := []string{}
@@ -42,7 +42,8 @@ func object(params []stage.Param) map[string]any {
 	return map[string]any{"type": "object", "properties": properties, "required": required, "additionalProperties": false}
 }
 
-// optional is the schema of a mapping that may be left empty.
+// optional returns the schema of a mapping of params. The mapping may be null if no
+// parameter is required.
 func optional(params []stage.Param) map[string]any {
 	s := object(params)
 	if len(s["required"].([]string)) == 0 {
@@ -53,7 +54,7 @@ func optional(params []stage.Param) map[string]any {
 
 func ref(name string) map[string]any { return map[string]any{"$ref": "#/$defs/" + name} }
 
-// orVariable adds that a variable may stand for the value.
+// orVariable also allows a string with a variable in place of the value.
 func orVariable(s map[string]any) map[string]any {
 	return map[string]any{"anyOf": []any{s, ref("variable")}}
 }
@@ -65,7 +66,7 @@ func word(p stage.Param) map[string]any {
 	return map[string]any{"type": "string", "minLength": 1}
 }
 
-// value is the schema of a parameter's value.
+// value returns the schema of a parameter's value.
 func value(p stage.Param) map[string]any {
 	var s map[string]any
 	var def any = p.Default
@@ -102,7 +103,7 @@ func value(p stage.Param) map[string]any {
 		one["minProperties"], one["maxProperties"] = 1, 1
 		s = map[string]any{"type": "array", "items": one}
 	default:
-		panic(fmt.Sprintf("no form %d", p.Form))
+		panic(fmt.Sprintf("unknown form %d", p.Form))
 	}
 	s["description"] = p.Doc
 	if p.Default != "" {

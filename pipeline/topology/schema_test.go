@@ -13,7 +13,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// compile returns the JSON Schema with stages of these kinds.
+// compile returns the compiled JSON Schema for these kinds of stages.
 func compile(t *testing.T, kinds map[string]stage.Kind) *jsonschema.Schema {
 	t.Helper()
 	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(topology.JSONSchema(kinds)))
@@ -31,7 +31,7 @@ func compile(t *testing.T, kinds map[string]stage.Kind) *jsonschema.Schema {
 	return s
 }
 
-// values returns a file as an editor sees it.
+// values returns the values of a YAML file, as a validator in an editor sees them.
 func values(t *testing.T, path string) any {
 	t.Helper()
 	text, err := os.ReadFile(path)
@@ -58,11 +58,11 @@ func TestSchemaForEditorsIsUpToDate(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("%s is not what the grammar and the stages say; go test ./pipeline/topology -update rewrites it", path)
+		t.Errorf("%s differs from the grammar and the stages; go test ./pipeline/topology -update rewrites it", path)
 	}
 }
 
-func TestSchemaTakesGoodTopologies(t *testing.T) {
+func TestSchemaAcceptsValidTopologies(t *testing.T) {
 	if err := compile(t, stage.Builtin()).Validate(values(t, "../../topology.yaml")); err != nil {
 		t.Errorf("the shipped topology: %v", err)
 	}
@@ -74,8 +74,8 @@ func TestSchemaTakesGoodTopologies(t *testing.T) {
 	}
 }
 
-// What is wrong in its structure is underlined in an editor.
-func TestSchemaRefusesBadStructure(t *testing.T) {
+// Faults in the structure of a file are visible in an editor.
+func TestSchemaRejectsFaultyStructure(t *testing.T) {
 	s := compile(t, kinds())
 	for _, name := range []string{
 		"add-faults", "cases", "every-form", "guarantee", "many-faults", "no-dead-letter", "no-name", "no-to", "no-topics",
@@ -84,7 +84,7 @@ func TestSchemaRefusesBadStructure(t *testing.T) {
 		"unknown-key-without-a-neighbour", "unknown-stage", "unknown-top-level-key",
 	} {
 		if s.Validate(values(t, filepath.Join("testdata", "bad", name+".yaml"))) == nil {
-			t.Errorf("%s is taken", name)
+			t.Errorf("the schema accepts %s", name)
 		}
 	}
 }

@@ -13,25 +13,30 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A catalog is the records of the .avsc files.
+// A catalog holds the records of the .avsc files.
 type catalog struct {
-	byName  map[string]*codec.Schema   // full
-	byShort map[string][]*codec.Schema // without namespace
-	older   map[string]*codec.Schema   // forms that writers used to use, by file, without .avsc
-	broken  map[string]bool            // files, without .avsc, that did not parse
+	dir     string                     // name of the directory for messages
+	byName  map[string]*codec.Schema   // by full name
+	byShort map[string][]*codec.Schema // by name without namespace
+	byFile  map[string]*codec.Schema   // by file name without .avsc
+	older   map[string]*codec.Schema   // shapes of older writers, by file name without .avsc
+	broken  map[string]bool            // files with faults, by file name without .avsc
 }
 
-// olderFile matches the files of older forms of a record, without .avsc.
+// olderFile matches the file name, without .avsc, of an older shape of a record.
 var olderFile = regexp.MustCompile(`\.v[0-9]+$`)
 
 // readSchemas reads the .avsc files of the directory.
 func (d *document) readSchemas(files fs.FS, dir string) *catalog {
-	c := &catalog{byName: map[string]*codec.Schema{}, byShort: map[string][]*codec.Schema{}, older: map[string]*codec.Schema{}, broken: map[string]bool{}}
-	if files == nil {
-		return c
-	}
 	if dir == "" {
 		dir = "schemas"
+	}
+	c := &catalog{
+		dir: dir, byName: map[string]*codec.Schema{}, byShort: map[string][]*codec.Schema{}, byFile: map[string]*codec.Schema{},
+		older: map[string]*codec.Schema{}, broken: map[string]bool{},
+	}
+	if files == nil {
+		return c
 	}
 	names, err := fs.Glob(files, "*.avsc")
 	if err != nil {
@@ -39,13 +44,14 @@ func (d *document) readSchemas(files fs.FS, dir string) *catalog {
 	}
 	from := map[string]string{}
 	for _, name := range names {
-		fail := func(hint, format string, args ...any) {
-			d.faults = append(d.faults, Fault{File: path.Join(dir, name), Msg: fmt.Sprintf(format, args...), Hint: hint})
-			c.broken[strings.TrimSuffix(name, ".avsc")] = true
+		file, base := path.Join(dir, name), strings.TrimSuffix(name, ".avsc")
+		fail := func(f Fault) {
+			d.faults = append(d.faults, f)
+			c.broken[base] = true
 		}
 		text, err := fs.ReadFile(files, name)
 		if err != nil {
-			fail("", "%v", err)
+			fail(Fault{File: file, Msg: err.Error()})
 			continue
 		}
 		s, err := codec.ParseSchema(string(text))
@@ -54,30 +60,34 @@ func (d *document) readSchemas(files fs.FS, dir string) *catalog {
 		}
 		switch {
 		case err != nil:
-			fail("", "%v", err)
+			fail(schemaFault(file, text, err))
 		case s.Root().Kind != codec.Record:
-			fail("a schema file holds one record", "this is %s, not a record", s.Root())
-		case olderFile.MatchString(strings.TrimSuffix(name, ".avsc")):
-			c.older[strings.TrimSuffix(name, ".avsc")] = s
+			fail(Fault{File: file, Msg: fmt.Sprintf("the schema is %s, not a record", s.Root()), Hint: "a schema file must contain one record"})
+		case olderFile.MatchString(base):
+			c.older[base] = s
 		case c.byName[s.Name()] != nil:
-			fail("rename or remove one of them; an older form is in a file such as "+short(s)+".v1.avsc", "%s is in %s already", s.Name(), path.Join(dir, from[s.Name()]))
+			fail(Fault{
+				File: file, Msg: fmt.Sprintf("%s is already defined in %s", s.Name(), path.Join(dir, from[s.Name()])),
+				Hint: "rename or remove one of them; keep an older shape in a file such as " + short(s) + ".v1.avsc",
+			})
 		default:
 			from[s.Name()] = name
 			c.byName[s.Name()] = s
 			c.byShort[short(s)] = append(c.byShort[short(s)], s)
+			c.byFile[base] = s
 		}
 	}
 	return c
 }
 
 // short returns the name of a schema's record without its namespace.
-func short(s *codec.Schema) string {
-	name := s.Name()
-	return name[strings.LastIndexByte(name, '.')+1:]
-}
+func short(s *codec.Schema) string { return baseName(s.Name()) }
 
-// find returns the record of a name, short or full. If there is none, it says so
-// with a hint; without a message it is one whose file did not parse.
+func baseName(name string) string { return name[strings.LastIndexByte(name, '.')+1:] }
+
+// find returns the record with a name, short or full. If there is none, it returns a
+// message and a hint. The message is empty if the record's file has a fault, which is
+// already reported.
 func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 	if s := c.byName[name]; s != nil {
 		return s, "", ""
@@ -90,23 +100,33 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 		for i := range found {
 			names[i] = found[i].Name()
 		}
-		return nil, "several schemas are named " + name, "write one of " + strings.Join(names, ", ")
+		return nil, "several schemas are named " + name, "write the full name: " + strings.Join(names, " or ")
 	}
-	if c.broken[name[strings.LastIndexByte(name, '.')+1:]] {
+	if c.broken[name] || c.broken[baseName(name)] {
 		return nil, "", ""
+	}
+	for _, file := range []string{name, baseName(name)} {
+		if s := c.byFile[file]; s != nil {
+			return nil, fmt.Sprintf("there is no schema %s: %s.avsc in %s defines the record %s", name, file, c.dir, s.Name()),
+				fmt.Sprintf("write %s here, or rename the record in the file", short(s))
+		}
 	}
 	names := slices.Concat(slices.Sorted(maps.Keys(c.byShort)), slices.Sorted(maps.Keys(c.byName)))
 	hint = expr.Nearest(name, names)
 	if hint == "" {
-		hint = "schemas are .avsc files, of one record each"
+		hint = c.dir + " contains no usable .avsc file"
 		if short := slices.Sorted(maps.Keys(c.byShort)); len(short) > 0 {
-			hint = "there are " + listed(short)
+			hint = "the schemas there are " + listed(short)
 		}
 	}
-	return nil, "there is no schema " + name, hint
+	file := baseName(name)
+	if olderFile.MatchString(name) {
+		file = name
+	}
+	return nil, fmt.Sprintf("there is no schema %s in %s (expected file: %s.avsc)", name, c.dir, file), hint
 }
 
-// listed returns some names as text.
+// listed joins names for a message, and cuts a long list.
 func listed(names []string) string {
 	const most = 8
 	if len(names) > most {

@@ -1,9 +1,24 @@
-// Package topology turns topology.yaml and the Avro schemas beside it into a
-// checked plan: topics, pipelines with their stages built and bound, and
-// projections with their folds compiled.
+// Package topology loads topology.yaml and the Avro schemas in its schemas
+// directory, and turns them into a checked plan: topics, tables, pipelines with
+// their stages built and bound, and projections with their folds compiled.
 //
-// [Load] finds every fault in one run, and says of each where it is and what to
-// do. What it returns without a fault can be run as it is.
+// [Load] is the entry point. It reports every fault of a file in one run, each
+// with its place and a hint how to fix it. A plan that loads without a fault can
+// be run without further checks.
+//
+// Start reading at Load in load.go, which shows the order of the steps:
+//
+//   - document.go, decode.go and scalar.go parse the YAML text and decode it by the
+//     parameters that grammar.go declares; every value keeps its place in the file.
+//   - schemas.go reads the .avsc files.
+//   - topics.go, tables.go, encryption.go, pipeline.go, builder.go and projection.go
+//     check one subject each and build the plan.
+//   - warn.go looks for things that work but are probably unintended.
+//   - schema.go turns the grammar into a JSON Schema for editors.
+//
+// A single goroutine runs Load. Nothing changes a [Topology] afterwards, except
+// for the rows of its tables, which the program sets. Any number of goroutines may
+// read it; stages with state are cloned for each session by [Pipeline.Chain].
 package topology
 
 import (
@@ -18,10 +33,10 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// A Topology is the checked plan. Lists are in the order of the file.
+// A Topology is the checked plan. Its lists keep the order of the file.
 type Topology struct {
 	Name        string
-	Topics      []*Topic // those that are declared, then those of snapshots that are not
+	Topics      []*Topic // the declared topics, then undeclared topics of snapshots and keys
 	Tables      []*Table
 	Pipelines   []*Pipeline
 	Projections []*Projection
@@ -31,11 +46,12 @@ type Topology struct {
 	warnings []Warning
 }
 
-// Hash identifies what the topology says, in 32 hexadecimal digits: schemas and
-// variables included; comments, layout and the order of what has a name are not.
+// Hash returns an identifier of the topology's content, 32 hexadecimal digits.
+// Schemas, files of tables and values of variables are part of it. Comments,
+// layout and the order of named items are not.
 func (t *Topology) Hash() string { return t.hash }
 
-// Topic returns the topic of that name, or nil.
+// Topic returns the topic with that name, or nil.
 func (t *Topology) Topic(name string) *Topic {
 	for _, topic := range t.Topics {
 		if topic.Name == name {
@@ -52,64 +68,66 @@ type Topic struct {
 	Replication int // 0: the brokers decide
 	Config      map[string]string
 
-	// Types are the schemas by which events are read, in the order declared; of
-	// a topic that does not say, what its pipelines write. They are nil for one
-	// that nobody writes, and for dead letters.
+	// Types are the schemas that events are read with, in the order of the
+	// declaration. If the topic declares none, they are the types that its pipelines
+	// write, or the snapshot's schema. Types is nil for dead letters, receipts and keys,
+	// and for a topic without declared types that no pipeline writes.
 	Types []*codec.Schema
 
-	// Bare says what stands for the envelope of events that have none. It is nil
-	// where they have one.
+	// Bare holds the expressions that replace the envelope of events without one.
+	// It is nil if the events have an envelope.
 	Bare *expr.Bare
 
-	// Headers are those that its records have, and Source is where the events come
-	// from that do not say so, if they are those of CloudEvents.
+	// Headers are the headers of the topic's records. Source is the CloudEvents
+	// source of events that come without one; it is set if Headers is CloudEvents.
 	Headers Headers
 	Source  string
 
-	// Snapshots is the projection whose states are on the topic, or nil.
+	// Snapshots is the projection that publishes its states on the topic, or nil.
 	Snapshots *Projection
 }
 
-// Headers says which headers the records of a topic have beside those that they
-// came with.
+// Headers selects the headers that records of a topic get in addition to the
+// headers that they came with.
 type Headers string
 
 const (
-	// AsTheyCame leaves headers alone.
+	// AsTheyCame leaves the headers unchanged.
 	AsTheyCame Headers = ""
-	// CloudEvents are the attributes of a CloudEvent in binary mode.
+	// CloudEvents adds the attributes of a CloudEvent in binary mode.
 	CloudEvents Headers = "cloudevents"
-	// NoHeaders are those that came, without those of CloudEvents.
+	// NoHeaders removes the headers of a CloudEvent and keeps all others.
 	NoHeaders Headers = "none"
 )
 
-// A Table is something that stages look up by key: a topic, or a file. The
-// program sets Rows before it asks for a Chain.
+// A Table is a set of rows that stages look up by key. The rows come from a topic
+// or a file. The program sets Rows before it calls Pipeline.Chain.
 type Table struct {
 	stage.Table
 
-	// Topic is what rows are read from; nil for a file. Where it holds the
+	// Topic is the topic that holds the rows; nil for a file. If the topic holds the
 	// snapshots of a projection, a row is the state of an aggregate.
 	Topic *Topic
 
-	// File is the path as it was written, Text what the file holds, and Key the
-	// field that is the key.
+	// File is the path as it is written in the topology, Text is the content of the
+	// file, and Key is the field that holds a row's key.
 	File string
 	Text []byte
 	Key  string
 }
 
-// A Pipeline reads a topic, runs a chain of stages over its events and writes
-// what passes.
+// A Pipeline reads a topic, runs a chain of stages over its events and writes the
+// events that pass.
 type Pipeline struct {
 	Name                 string
 	From, To, DeadLetter *Topic
-	Receipts             *Topic // for what became of events that did not come out; nil if nobody is told
+	Receipts             *Topic // receives a receipt for each filtered or rejected event; nil for none
 	Guarantee            string // ExactlyOnce or AtLeastOnce
 
-	// By type: its schema as it is read, the layout of the fields that the
-	// stages use, the schema after the last stage, whether an event of the type
-	// can come so far, and the topics that it may then be written to.
+	// The following slices are indexed by event type. Types holds the schema that
+	// the type is read with, Layouts the fields that stages use, and Output the
+	// schema after the last stage. Emits reports whether events of the type can pass
+	// all stages, and Targets lists the topics that they may then be written to.
 	Types   []*codec.Schema
 	Layouts []*codec.Layout
 	Output  []*codec.Schema
@@ -118,18 +136,19 @@ type Pipeline struct {
 
 	Stages []Stage
 
-	// Bare finds, by type, what stands for the envelope of events that have none;
-	// nil where they have one, or their records say it all.
+	// Bare holds, by event type, the compiled expressions that replace the envelope.
+	// It is nil if the events have an envelope, or if no expression replaces it: the
+	// record's key and timestamp are used then.
 	Bare []expr.BareType
 
-	// Old are the shapes of older writers that stages read, by
+	// Old holds the shapes of older writers that stages read, indexed by
 	// pipeline.Event.OldType.
 	Old []Old
 
 	routes []*Topic
 }
 
-// Old is an event type as an older writer wrote it.
+// Old is an event type in the shape that an older writer used.
 type Old struct {
 	Type   int
 	Schema *codec.Schema
@@ -141,12 +160,12 @@ type Stage struct {
 	Name    string // unique in the pipeline
 	Kind    stage.Kind
 	Built   stage.Built
-	On      []bool // by type: it is for such events, and they can come here
+	On      []bool // by event type: the stage handles the type, and such events can reach it
 	OnError pipeline.OnError
 }
 
-// Writes returns the topics that the pipeline writes what passes to, each once:
-// To first, then those that a stage may choose.
+// Writes returns the topics that the pipeline writes passing events to, without
+// duplicates: To first, then the topics that a stage may choose.
 func (p *Pipeline) Writes() []*Topic {
 	out := []*Topic{p.To}
 	for _, t := range p.routes {
@@ -157,7 +176,8 @@ func (p *Pipeline) Writes() []*Topic {
 	return out
 }
 
-// Chain returns a new chain of the stages, for one session.
+// Chain returns a new chain of the stages. It belongs to one session and shares no
+// mutable state with other chains.
 func (p *Pipeline) Chain() *pipeline.Chain {
 	c := &pipeline.Chain{}
 	for _, s := range p.Stages {
@@ -166,51 +186,51 @@ func (p *Pipeline) Chain() *pipeline.Chain {
 	return c
 }
 
-// A Projection folds the events of a topic into the states of aggregates, and
-// publishes them.
+// A Projection folds the events of a topic into states of aggregates and publishes
+// these states.
 type Projection struct {
 	Name      string
 	From      *Topic
 	Fold      *fold.Fold
 	Snapshots *Topic
-	Late      *Topic // for events that no window takes any more; nil if they are counted only
+	Late      *Topic // for events that no window accepts any more; nil if they are only counted
 	Publish   Publish
 
-	// Subjects says that the aggregates are the subjects of the encrypted fields in
-	// the events that are folded.
+	// Subjects reports that each aggregate is the data subject of the encrypted
+	// fields in the events that are folded into it.
 	Subjects bool
 }
 
-// Publish says when snapshots are published: at most one of its fields is set. The
-// zero value is with every batch.
+// Publish is the rule when snapshots are published. At most one field is set. The
+// zero value publishes with every batch.
 type Publish struct {
-	Events   int64         // after so many records of a partition
-	Every    time.Duration // after so long
-	Recovery time.Duration // so that folding from the snapshots on takes so long
+	Events   int64         // after this many records of a partition
+	Every    time.Duration // after this time
+	Recovery time.Duration // often enough to rebuild a lost partition from its snapshots within this time
 }
 
-// A Source is the text of a topology and what to call it in faults.
+// A Source is the text of a topology and the file name that faults show for it.
 type Source struct {
 	Name string
 	Text []byte
 }
 
-// Options say what a topology is read with.
+// Options are the surroundings that a topology is loaded in.
 type Options struct {
-	// Schemas holds the .avsc files, and SchemasName is what to call their
-	// directory in faults; "schemas" if empty.
+	// Schemas holds the .avsc files. SchemasName is the directory name that faults
+	// show; "schemas" if empty.
 	Schemas     fs.FS
 	SchemasName string
 
-	// LookupEnv is what ${VAR} is looked up with; nil knows no variable.
+	// LookupEnv resolves ${VAR}; with nil, no variable is set.
 	LookupEnv func(string) (string, bool)
 
-	// Stages are the kinds of stages there are; nil means stage.Builtin.
+	// Stages are the available kinds of stages; nil means stage.Builtin.
 	Stages map[string]stage.Kind
 
-	// Clock is what now() reads; nil means time.Now.
+	// Clock is the clock of now(); nil means time.Now.
 	Clock func() time.Time
 
-	// File reads files that the topology names; nil reads none.
+	// File reads the files that the topology names; with nil, reading any file fails.
 	File func(path string) ([]byte, error)
 }

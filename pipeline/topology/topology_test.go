@@ -12,7 +12,7 @@ import (
 	"millrace/schemas"
 )
 
-// clock is what now() reads in tests.
+// clock is the clock of now() in tests.
 func clock() time.Time { return time.Date(2026, 1, 31, 12, 0, 0, 0, time.UTC) }
 
 func shipped(t *testing.T) *topology.Topology {
@@ -28,7 +28,7 @@ func shipped(t *testing.T) *topology.Topology {
 	return plan
 }
 
-// encode returns an event in Avro. Its JSON form has what the schema asks for.
+// encode returns an event in Avro.
 func encode(t *testing.T, s *codec.Schema, event map[string]any) []byte {
 	t.Helper()
 	body, err := s.Avro().Encode(event)
@@ -46,7 +46,7 @@ func orderCreated() map[string]any {
 	}
 }
 
-// run takes an event through a new chain, and returns its body after that.
+// run processes an event in a new chain and returns the resulting body.
 func run(t *testing.T, p *topology.Pipeline, typ int, body []byte) (out []byte) {
 	t.Helper()
 	e := pipeline.Event{Record: &pipeline.Record{}, Type: typ, OldType: -1}
@@ -80,11 +80,11 @@ func TestShippedTopologyRuns(t *testing.T) {
 	}
 	metadata := got["metadata"].(map[string]any)
 	if metadata["processed_at"] != "2026-01-31T12:00:00Z" || metadata["pipeline"] != "enrich" || metadata["source"] != "web" {
-		t.Errorf("metadata is %v", metadata)
+		t.Errorf("got the metadata %v", metadata)
 	}
 	for i, s := range p.Types {
 		if want := s.Name() != "shop.UserDeleted"; p.Emits[i] != want {
-			t.Errorf("Emits %s is %v", s.Name(), p.Emits[i])
+			t.Errorf("Emits of %s is %v, want %v", s.Name(), p.Emits[i], want)
 		}
 	}
 }

@@ -10,30 +10,30 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// A Warning is something that runs, but may not be what was meant.
+// A Warning reports something that works but is probably unintended.
 type Warning struct {
 	Fault
-	Rule string `json:"rule"` // one of the rules below
+	Rule string `json:"rule"` // one of the Rule constants
 }
 
-// The rules of warnings.
+// The rules that a Warning can name.
 const (
-	RuleUnusedTopic    = "unused-topic"    // nothing reads or writes it
-	RuleUnusedTable    = "unused-table"    // no stage looks into it
-	RuleShortRetention = "short-retention" // Kafka deletes events that a projection is made of
-	RuleNothingComes   = "nothing-comes"   // a pipeline writes nothing, or nothing to one of its topics
-	RuleOtherKey       = "other-key"       // a projection folds by another field than its events are keyed by
+	RuleUnusedTopic    = "unused-topic"    // nothing reads or writes a topic
+	RuleUnusedTable    = "unused-table"    // no stage uses a table
+	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
+	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
+	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
 )
 
-// Warnings returns what may not be meant, in the order of the file.
+// Warnings returns the warnings in the order of the file.
 func (t *Topology) Warnings() []Warning { return t.warnings }
 
-// warn looks for what may not be meant. The plan is complete and has no faults.
+// warn collects the warnings. It needs a complete plan without faults.
 func (l *loader) warn(args stage.Args) {
 	uses := l.uses()
 	for _, t := range l.plan.Topics {
 		if have := l.topics[t.Name]; !uses[t] {
-			l.warning(RuleUnusedTopic, have.name, "remove it, or read it", "nothing reads or writes topic %s", t.Name)
+			l.warning(RuleUnusedTopic, have.name, "remove the topic, or use it", "nothing reads or writes topic %s", t.Name)
 		}
 	}
 	l.warnTables(args)
@@ -58,7 +58,7 @@ func (l *loader) warning(rule string, at expr.Source, hint, format string, args 
 	l.plan.warnings = append(l.plan.warnings, Warning{f, rule})
 }
 
-// uses returns the topics that something reads or writes.
+// uses returns the topics that the plan reads or writes.
 func (l *loader) uses() map[*Topic]bool {
 	used := map[*Topic]bool{}
 	for _, p := range l.plan.Pipelines {
@@ -84,7 +84,7 @@ func (l *loader) uses() map[*Topic]bool {
 	return used
 }
 
-// warnTables finds tables that no stage names.
+// warnTables warns of tables that no stage names.
 func (l *loader) warnTables(args stage.Args) {
 	named := map[string]bool{}
 	for _, p := range l.pipelines {
@@ -100,13 +100,14 @@ func (l *loader) warnTables(args stage.Args) {
 	tables, _ := args.Find("tables")
 	for _, t := range tables.Items {
 		if !named[t.Key.Text] {
-			l.warning(RuleUnusedTable, t.Key, "remove it: each worker would read all of it and keep it in memory", "no stage looks into table %s", t.Key.Text)
+			l.warning(RuleUnusedTable, t.Key, "remove the table: every worker reads all of its rows and keeps them in memory", "no stage uses table %s", t.Key.Text)
 		}
 	}
 }
 
-// warnRetention finds projections whose events Kafka deletes: they could not be
-// built anew. A time or a size that is given counts as meant.
+// warnRetention warns of projections whose events Kafka deletes, because such a
+// projection cannot be rebuilt. An explicit retention time or size is taken as
+// intended.
 func (l *loader) warnRetention() {
 	seen := map[*Topic]bool{}
 	for _, d := range l.projections {
@@ -118,23 +119,23 @@ func (l *loader) warnRetention() {
 		from, _ := d.args.Find("from")
 		switch policy := p.From.Config["cleanup.policy"]; {
 		case strings.Contains(policy, "compact"):
-			l.warning(RuleShortRetention, from.Value, "fold a topic that is not compacted", "%s is compacted: Kafka keeps the newest event of each key alone, and %s is made of all", p.From.Name, d.what)
+			l.warning(RuleShortRetention, from.Value, "fold a topic that is not compacted", "%s is compacted, so Kafka keeps only the newest event of each key, but %s needs all events", p.From.Name, d.what)
 		case p.From.Config["retention.ms"] == "" && p.From.Config["retention.bytes"] == "":
-			l.warning(RuleShortRetention, from.Value, `give the topic config: {retention.ms: "-1"}, or the time that you mean`,
-				"%s does not say how long it keeps events, which is 7 days unless the brokers are told otherwise; %s cannot be built anew from what is gone", p.From.Name, d.what)
+			l.warning(RuleShortRetention, from.Value, `set config: {retention.ms: "-1"} on the topic, or an explicit time`,
+				"%s sets no retention, so the brokers' default applies (usually 7 days); %s cannot be rebuilt from deleted events", p.From.Name, d.what)
 		}
 	}
 }
 
-// keying is what the records of a type are keyed by: a path or an expression, and
-// who says so.
+// keying is one way in which records get their key: the path or expression of the
+// key, and the part of the system that sets it ("the producer").
 type keying struct{ key, by string }
 
-// envelopeKey is the record key that our producers give an event.
+// envelopeKey is the path of the record key that Millrace's producer sets.
 const envelopeKey = "data.id"
 
-// keyings returns by what the records of a type on a topic are keyed, one for
-// each way in which they come there. What is not known is left out.
+// keyings returns the keys of the records of a type on a topic: one for each way in
+// which such records get there. Unknown keys are left out.
 func (l *loader) keyings(t *Topic, typ string) (out []keying) {
 	written := false
 	for _, d := range l.pipelines {
@@ -160,8 +161,8 @@ func (l *loader) keyings(t *Topic, typ string) (out []keying) {
 	return nil
 }
 
-// rekeyed returns the key that the last rekey stage gives events of a type, and
-// the stage's name, "" if there is none.
+// rekeyed returns the key that the last rekey stage of a pipeline sets for events of
+// a type, and the name of that stage. The name is "" if there is none.
 func (l *loader) rekeyed(d *declared, typ int) (key, name string) {
 	items, _ := d.args.Find("stages")
 	for i, s := range d.pipeline.Stages {
@@ -175,8 +176,8 @@ func (l *loader) rekeyed(d *declared, typ int) (key, name string) {
 	return key, name
 }
 
-// warnKeys finds projections whose key is not what their events are keyed by: the
-// events of an aggregate then stand in several partitions, and cannot be folded.
+// warnKeys warns of projections whose key is not the record key of their events.
+// The events of an aggregate are then spread over partitions and cannot be folded.
 func (l *loader) warnKeys() {
 	for _, d := range l.projections {
 		p := d.projection
@@ -184,29 +185,29 @@ func (l *loader) warnKeys() {
 		if p.From == nil || p.Fold == nil || !ok || p.Fold.AnyPartition() {
 			continue
 		}
-		said := map[keying]bool{}
+		reported := map[keying]bool{}
 		for i, s := range p.From.Types {
 			if !p.Fold.Folds(i) {
 				continue
 			}
 			for _, have := range l.keyings(p.From, s.Name()) {
-				if have.key == key.Value.Text || said[have] {
+				if have.key == key.Value.Text || reported[have] {
 					continue
 				}
-				said[have] = true
-				l.warning(RuleOtherKey, key.Value, fmt.Sprintf("let a pipeline with the stage rekey: {key: %s} write a topic, and fold that", key.Value.Text),
-					"%s folds by %s, but %s keys the events on %s by %s: those of one aggregate stand in several partitions, and what does not stand where its aggregate belongs is not folded",
+				reported[have] = true
+				l.warning(RuleOtherKey, key.Value, fmt.Sprintf("add a pipeline with the stage rekey: {key: %s}, and fold the topic that it writes", key.Value.Text),
+					"%s folds by %s, but %s keys the events on %s by %s: the events of an aggregate are spread over several partitions, and an event in the wrong partition is not folded",
 					d.what, key.Value.Text, have.by, p.From.Name, have.key)
 			}
 		}
 	}
 }
 
-// warnPipeline finds topics to which nothing comes.
+// warnPipeline warns of a pipeline, or of one of its topics, that no event reaches.
 func (l *loader) warnPipeline(d *declared) {
 	p := d.pipeline
 	if !slices.Contains(p.Emits, true) {
-		l.warning(RuleNothingComes, d.name, "", "nothing comes out of %s: its stages let no event pass", d.what)
+		l.warning(RuleNothingComes, d.name, "", "%s writes no events: its stages let none pass", d.what)
 		return
 	}
 	for _, t := range p.Writes() {
@@ -215,6 +216,6 @@ func (l *loader) warnPipeline(d *declared) {
 			continue
 		}
 		i := slices.IndexFunc(d.targets, func(have target) bool { return have.Topic == t })
-		l.warning(RuleNothingComes, d.targets[i].at, "let to name one of the topics that events are routed to", "%s writes nothing to %s: what comes out is routed elsewhere", d.what, t.Name)
+		l.warning(RuleNothingComes, d.targets[i].at, "set to: to one of the topics that events are routed to", "%s writes no events to %s: all of them are routed elsewhere", d.what, t.Name)
 	}
 }

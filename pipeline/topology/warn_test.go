@@ -5,8 +5,7 @@ import (
 	"testing"
 )
 
-// A topology that runs, but may not be what was meant, gives the warnings beside
-// it.
+// A topology that loads but is suspicious yields the warnings in its .txt file.
 func TestWarnings(t *testing.T) {
 	for _, name := range names(t, "warn") {
 		t.Run(name, func(t *testing.T) {

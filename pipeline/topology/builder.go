@@ -1,0 +1,445 @@
+package topology
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+	"millrace/pipeline/stage"
+)
+
+// A builder builds one pipeline, stage by stage. Slices are indexed by event type.
+type builder struct {
+	*loader
+	*declared
+	from *topic
+
+	names   []string               // names of the types for messages
+	schemas []*codec.Schema        // the schemas after the stages so far
+	envs    []*expr.Env            // environments over these schemas; nil if not made yet
+	blocked []string               // the stage that lets no event of the type pass; "" if there is none
+	failed  bool                   // the pipeline has faults
+	first   map[string]expr.Source // the first stage of each name
+}
+
+func (b *builder) build() {
+	pl := b.pipeline
+	pl.Types = b.from.Types
+	b.names = typeNames(pl.Types)
+	b.schemas = slices.Clone(pl.Types)
+	b.envs = make([]*expr.Env, len(pl.Types))
+	b.blocked = make([]string, len(pl.Types))
+	pl.Targets = make([][]*Topic, len(pl.Types))
+	for i := range pl.Targets {
+		pl.Targets[i] = []*Topic{pl.To}
+	}
+	b.first = map[string]expr.Source{}
+	b.failed = b.from.unsure || pl.To == nil
+	stages, _ := b.args.Find("stages")
+	for _, item := range stages.Items {
+		if !b.stage(item) {
+			b.failed = true
+			return
+		}
+	}
+	if b.failed {
+		return
+	}
+	pl.Output = b.schemas
+	pl.Emits = make([]bool, len(pl.Types))
+	for i := range pl.Emits {
+		if pl.Emits[i] = b.blocked[i] == ""; !pl.Emits[i] {
+			pl.Targets[i] = nil
+		}
+	}
+	b.checkCloudEvents()
+	if err := b.bind(); err != nil {
+		b.at(b.name, "", "%s: %v", b.what, err)
+		b.failed = true
+	}
+}
+
+// checkCloudEvents finds topics that would get CloudEvents without an id.
+func (b *builder) checkCloudEvents() {
+	bare := b.from.Bare
+	for _, t := range b.targets {
+		switch {
+		case t.Headers != CloudEvents || bare == nil:
+		case bare.ID.Text == "":
+			b.at(t.at, "set id: EXPRESSION on "+b.from.Name, "a CloudEvent needs an id, but the events that %s reads have none", b.what)
+		case b.splits():
+			b.at(t.at, "write to a topic with headers: none", "a CloudEvent needs its own id, but the parts of a split event without an envelope have none")
+		}
+	}
+}
+
+// writesCloudEvents reports whether a topic that the pipeline writes has CloudEvents
+// headers.
+func (b *builder) writesCloudEvents() bool {
+	return slices.ContainsFunc(b.targets, func(t target) bool { return t.Headers == CloudEvents })
+}
+
+// stage builds one stage. It returns false if the stages after it cannot be checked.
+func (b *builder) stage(item stage.Item) bool {
+	if len(item.Args) == 0 {
+		b.failed = true
+		return false // the kind of the stage is unknown, and so is its effect on schemas
+	}
+	arg := item.Args[0]
+	kind := b.o.Stages[arg.Name]
+	args := arg.Items[0].Args
+	decoded := !b.faulty[place{item.Key.Line, item.Key.Col}]
+	s := Stage{Name: b.stageName(kind, args, item.Key), Kind: kind}
+	if given, ok := args.Find("on_error"); ok {
+		s.OnError = map[string]pipeline.OnError{onErrorSkip: pipeline.Skip, onErrorStop: pipeline.Stop}[given.Value.Text]
+	}
+	s.On = b.on(args, item.Key, s.Name)
+	if s.On == nil {
+		b.failed = true
+		return true
+	}
+	if !decoded {
+		b.failed = true
+		if lacksRequired(kind, args) {
+			return !kind.Grows
+		}
+	}
+	in, ok := b.input(s, args, item.Key)
+	if !ok {
+		return false
+	}
+	built, faults := kind.New(in)
+	if !decoded { // a parameter may only seem to be missing because its value was faulty
+		faults = slices.DeleteFunc(faults, func(f expr.Fault) bool { return f.Source == in.At || f.Source.Line == 0 })
+	}
+	var on []string
+	for i, name := range b.names {
+		if s.On[i] {
+			on = append(on, name)
+		}
+	}
+	if b.grouped(b.hintTypes(faults), on); len(faults) > 0 || !decoded {
+		b.failed = true
+		grower, ok := built.(stage.Grower)
+		if ok {
+			b.grow(grower)
+		}
+		return decoded && ok || !kind.Grows
+	}
+	s.Built = built
+	b.keepsSubject(s, item.Key)
+	b.pipeline.Stages = append(b.pipeline.Stages, s)
+	b.applyEffects(s)
+	return true
+}
+
+// stageName returns the name of a stage and checks that it is valid and unique.
+func (b *builder) stageName(kind stage.Kind, args stage.Args, key expr.Source) string {
+	name, at := kind.Name, key
+	if given, ok := args.Find("name"); ok {
+		name, at = given.Value.Text, given.Value
+		b.checkName("stage", given.Value)
+	}
+	if first, twice := b.first[name]; twice {
+		b.at(at, "use another name: the metrics and the state of a stage are stored under its name", "%s has two stages named %s; the first one is at %d:%d", b.what, name, first.Line, first.Col)
+		b.failed = true
+	}
+	b.first[name] = at
+	return name
+}
+
+// lacksRequired reports whether a required parameter of a stage is missing.
+func lacksRequired(kind stage.Kind, args stage.Args) bool {
+	return slices.ContainsFunc(kind.Params, func(p stage.Param) bool {
+		_, given := args.Find(p.Name)
+		return p.Required && !given
+	})
+}
+
+// input returns the input of a stage's constructor. ok is false, with a fault, if the
+// environment of a type cannot be made.
+func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Input, ok bool) {
+	in = stage.Input{
+		At: key, Name: s.Name, Tables: b.tables, Schema: b.schema, File: b.o.File,
+		ID: b.eventID(key), Args: b.ownArgs(args),
+		Types: make([]stage.Type, len(b.schemas)),
+	}
+	for _, t := range b.plan.Topics {
+		in.Topics = append(in.Topics, t.Name)
+	}
+	for i := range b.schemas {
+		consts := b.consts(i)
+		if b.envs[i] == nil {
+			env, err := b.env(b.schemas[i], consts)
+			if err != nil {
+				b.at(key, "", "%s: %v", b.names[i], err)
+				b.failed = true
+				return in, false
+			}
+			b.envs[i] = env
+		}
+		in.Types[i] = stage.Type{Name: b.names[i], Schema: b.schemas[i], Consts: consts, Env: b.envs[i], On: s.On[i]}
+	}
+	return in, true
+}
+
+// noField matches the fault of an expression or a path that uses a field which an event
+// type does not have: the name of the record and the path in it.
+var noField = regexp.MustCompile(`^(\S+) has no field ([\w.]+)$`)
+
+// hintTypes adds a hint to faults about a field that only some event types have: limit
+// the stage to these types.
+func (b *builder) hintTypes(faults []expr.Fault) []expr.Fault {
+	faults = slices.Clone(faults)
+	for i, f := range faults {
+		m := noField.FindStringSubmatch(f.Msg)
+		typ := slices.Index(b.names, f.Type)
+		if m == nil || typ < 0 || m[1] != b.schemas[typ].Name() { // a record inside the event
+			continue
+		}
+		var have []string
+		for typ, s := range b.schemas {
+			if b.blocked[typ] == "" && hasField(s.Root(), strings.Split(m[2], ".")) {
+				have = append(have, b.names[typ])
+			}
+		}
+		verb := "have"
+		if len(have) == 1 {
+			verb = "has"
+		}
+		if len(have) > 0 {
+			names := strings.Join(have, ", ")
+			faults[i].Hint = fmt.Sprintf("only %s %s this field: limit the stage with on: [%s]", names, verb, names)
+		}
+	}
+	return faults
+}
+
+// hasField reports whether a record has a field at a path. Of a field that may be null,
+// the other type counts.
+func hasField(n *codec.Node, path []string) bool {
+	for _, name := range path {
+		if other, _, _, ok := n.Nullable(); ok {
+			n = other
+		}
+		f := n.Field(name)
+		if n.Kind != codec.Record || f == nil {
+			return false
+		}
+		n = f.Type
+	}
+	return true
+}
+
+// ownArgs returns the parameters that are not common to all stages, without items
+// that have faults.
+func (b *builder) ownArgs(args stage.Args) (out stage.Args) {
+	for _, a := range args {
+		if slices.ContainsFunc(commonParams, func(p stage.Param) bool { return p.Name == a.Name }) {
+			continue
+		}
+		a.Items = slices.Clone(a.Items)
+		a.Items = slices.DeleteFunc(a.Items, func(i stage.Item) bool { return b.faulty[place{i.Key.Line, i.Key.Col}] })
+		out = append(out, a)
+	}
+	return out
+}
+
+// schema finds a schema for a stage: an older shape by its file name, or a record.
+func (b *builder) schema(name string) (*codec.Schema, error) {
+	if s := b.loader.schemas.older[name]; s != nil {
+		return s, nil
+	}
+	s, msg, hint := b.loader.schemas.find(name)
+	if s == nil {
+		if near := expr.Nearest(name, slices.Sorted(maps.Keys(b.loader.schemas.older))); near != "" {
+			hint = near
+		}
+	}
+	switch {
+	case s != nil:
+		return s, nil
+	case msg == "":
+		return nil, fmt.Errorf("the schema of %s has faults", name)
+	}
+	return nil, &expr.Error{Msg: msg, Hint: hint}
+}
+
+// consts returns the fields whose value follows from the event type.
+func (b *builder) consts(typ int) map[string]string {
+	if b.from.Bare != nil {
+		return nil
+	}
+	return map[string]string{"type": short(b.schemas[typ])}
+}
+
+// eventID returns the expression for an event's id; it is empty if events have none.
+func (b *builder) eventID(at expr.Source) expr.Source {
+	if bare := b.from.Bare; bare != nil && !b.splits() {
+		return bare.ID
+	} else if bare != nil {
+		return expr.Source{}
+	}
+	return expr.Source{Text: "id", Line: at.Line, Col: at.Col}
+}
+
+// on reports, by event type, whether a stage handles it. It returns nil, with a
+// fault, if the stage handles no type.
+func (b *builder) on(args stage.Args, at expr.Source, name string) []bool {
+	on := make([]bool, len(b.schemas))
+	given, ok := args.Find("on")
+	some := false
+	for i := range on {
+		on[i] = !ok && b.blocked[i] == ""
+		some = some || on[i]
+	}
+	if !ok {
+		if !some {
+			b.at(at, "remove the stage, or the one that blocks it", "no event can reach stage %s: stage %s lets none pass", name, b.blocked[0])
+			return nil
+		}
+		return on
+	}
+	if len(given.Words) == 0 {
+		b.at(given.Key, "remove on to handle all types", "stage %s handles no type: on is empty", name)
+		return nil
+	}
+	for _, word := range given.Words {
+		i := b.typeOf(word, b.pipeline.Types, b.from)
+		switch {
+		case i < 0:
+			b.failed = true
+		case b.blocked[i] != "":
+			b.at(word, "remove it here, or let it pass there", "no %s can reach stage %s: stage %s lets none pass", b.names[i], name, b.blocked[i])
+			b.failed = true
+		default:
+			on[i], some = true, true
+		}
+	}
+	if !some {
+		return nil
+	}
+	return on
+}
+
+// applyEffects records the effects of a stage on types, schemas and targets.
+func (b *builder) applyEffects(s Stage) {
+	if gate, ok := s.Built.(stage.Gate); ok {
+		for i := range b.blocked {
+			if s.On[i] && !gate.Passes(i) {
+				b.blocked[i] = s.Name
+			}
+		}
+	}
+	if grower, ok := s.Built.(stage.Grower); ok {
+		b.grow(grower)
+	}
+	if router, ok := s.Built.(stage.Router); ok {
+		for _, name := range router.Topics() {
+			if t := b.topics[name]; t != nil {
+				b.pipeline.routes = append(b.pipeline.routes, t.Topic)
+			}
+		}
+		for i := range b.pipeline.Targets {
+			b.route(router, i)
+		}
+	}
+}
+
+// grow takes over the schemas that a stage changed.
+func (b *builder) grow(g stage.Grower) {
+	for i, grown := range g.Schemas() {
+		if grown != nil {
+			b.schemas[i], b.envs[i] = grown, nil
+		}
+	}
+}
+
+// route updates the targets of a type by the topics that a router sends it to.
+func (b *builder) route(router stage.Router, typ int) {
+	names, own := router.Targets(typ)
+	targets := b.pipeline.Targets[typ]
+	if !own {
+		targets = nil
+	}
+	for _, name := range names {
+		if t := b.topics[name]; t != nil && !slices.Contains(targets, t.Topic) {
+			targets = append(targets, t.Topic)
+		}
+	}
+	b.pipeline.Targets[typ] = targets
+}
+
+// bind makes the layouts of the fields that the stages use, and binds the stages to
+// them.
+func (b *builder) bind() error {
+	pl := b.pipeline
+	pl.Layouts = make([]*codec.Layout, len(pl.Types))
+	if bare := pl.From.Bare; bare != nil && *bare != (expr.Bare{}) {
+		pl.Bare = make([]expr.BareType, len(pl.Types))
+		for i, s := range pl.Types {
+			pl.Bare[i], _ = bare.Compile(s, pl.From.Name) // checkBare found no faults
+		}
+	}
+	for i := range pl.Types {
+		var err error
+		if pl.Layouts[i], err = codec.NewDerivedLayout(pl.Types[i], pl.Output[i], b.usedPaths(i)); err != nil {
+			return err
+		}
+		if pl.Bare != nil {
+			if err := pl.Bare[i].Bind(pl.Layouts[i]); err != nil {
+				return err
+			}
+		}
+	}
+	for _, s := range pl.Stages {
+		if up, ok := s.Built.(stage.Upcaster); ok {
+			if err := b.bindOld(up); err != nil {
+				return fmt.Errorf("stage %s: %w", s.Name, err)
+			}
+		}
+		if err := s.Built.Bind(pl.Layouts); err != nil {
+			return fmt.Errorf("stage %s: %w", s.Name, err)
+		}
+	}
+	return nil
+}
+
+// usedPaths returns the fields of a type that the pipeline reads or writes.
+func (b *builder) usedPaths(typ int) (paths [][]string) {
+	pl := b.pipeline
+	if pl.Bare != nil {
+		paths = append(paths, pl.Bare[typ].Paths()...)
+	}
+	if pl.From.Bare == nil && b.writesCloudEvents() {
+		paths = append(paths, []string{"id"}, []string{"timestamp"})
+	}
+	for _, s := range pl.Stages {
+		if s.On[typ] {
+			paths = append(paths, s.Built.Reads(typ)...)
+			paths = append(paths, s.Built.Writes(typ)...)
+		}
+	}
+	return paths
+}
+
+// bindOld adds the older shapes that a stage reads to the plan, and binds the stage to
+// their layouts.
+func (b *builder) bindOld(up stage.Upcaster) error {
+	first := len(b.pipeline.Old)
+	var layouts []*codec.Layout
+	for _, shape := range up.Shapes() {
+		layout, err := codec.NewLayout(shape.Schema, shape.Paths)
+		if err != nil {
+			return err
+		}
+		layouts = append(layouts, layout)
+		b.pipeline.Old = append(b.pipeline.Old, Old{shape.Type, shape.Schema, layout})
+	}
+	return up.BindOld(first, layouts)
+}
