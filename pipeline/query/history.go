@@ -41,7 +41,7 @@ func moment(r *http.Request) (at At, fault string) {
 		*to = t
 	}
 	if given > 1 {
-		return at, "give only one of at_version, at_time and at_recorded_time"
+		return at, "at_version, at_time and at_recorded_time exclude each other; give one"
 	}
 	return at, ""
 }
