@@ -10,13 +10,13 @@ import (
 	"time"
 )
 
-// results is what a run found.
+// results holds the results of a run.
 type results struct {
 	machine, broker, day string
 	events, size, rounds int
-	measured             map[string]measured
+	measured             map[string]measured      // by variant
 	latency              map[string]time.Duration // p99, by variant
-	pace                 float64                  // events/s at which it was measured
+	pace                 float64                  // events/s of the latency measurement
 	chain                chain
 }
 
@@ -29,7 +29,7 @@ func (r *results) add(key string, m measured) {
 	r.measured[key] = m
 }
 
-// A ratio is one of the numbers that are to be reached.
+// A ratio is a number with its goal.
 type ratio struct {
 	name  string
 	value float64
@@ -37,7 +37,7 @@ type ratio struct {
 	met   bool
 }
 
-// ratios returns the numbers, without those for which something was not run.
+// ratios returns the numbers whose variants and steps were run.
 func (r *results) ratios() (out []ratio) {
 	of := func(name, over, under string, f func(measured) float64, goal string, met func(float64) bool) {
 		a, okA := r.measured[over]
@@ -51,13 +51,13 @@ func (r *results) ratios() (out []ratio) {
 	rate := func(m measured) float64 { return m.rate }
 	most := func(v float64) func(float64) bool { return func(x float64) bool { return x <= v } }
 	least := func(v float64) func(float64) bool { return func(x float64) bool { return x >= v } }
-	any := func(float64) bool { return true }
+	none := func(float64) bool { return true }
 	of("ratio_b_over_a", "b", "a", cpu, "CPU: at most 1.2, then below 1.0", most(1.2))
-	of("ratio_b_over_a0", "b", "a0", cpu, "CPU: for information", any)
-	of("ratio_lookup_over_a", "b2", "a", cpu, "CPU: for information", any)
+	of("ratio_b_over_a0", "b", "a0", cpu, "CPU: for information", none)
+	of("ratio_lookup_over_a", "b2", "a", cpu, "CPU: for information", none)
 	of("ratio_c_over_b", "c", "b", cpu, "CPU: at least 3", least(3))
 	of("ratio_eos_over_alo", "b", "db", rate, "throughput: at least 0.9", least(0.9))
-	of("ratio_a_eos_over_alo", "a", "da", rate, "throughput: for information", any)
+	of("ratio_a_eos_over_alo", "a", "da", rate, "throughput: for information", none)
 	ms := func(key string) float64 { return float64(r.latency[key].Microseconds()) / 1000 }
 	if goal := float64((commitInterval + 50*time.Millisecond).Milliseconds()); r.latency["b"] > 0 {
 		out = append(out, ratio{"p99_ms", ms("b"), fmt.Sprintf("at %.0f events/s, half of the full load: at most %.0f", r.pace, goal), ms("b") <= goal})
@@ -70,6 +70,7 @@ func (r *results) ratios() (out []ratio) {
 	return out
 }
 
+// rows calls row for each measured variant, in the order of the table.
 func (r *results) rows(row func(v variant, m measured)) {
 	for _, v := range variants {
 		if m, ok := r.measured[v.key]; ok {
@@ -78,17 +79,17 @@ func (r *results) rows(row func(v variant, m measured)) {
 	}
 }
 
-// conditions says what was the same for all variants.
+// conditions describes the conditions that all variants share.
 func (r *results) conditions() string {
 	rounds := "one round"
 	if r.rounds > 1 {
 		rounds = fmt.Sprintf("the best of %d rounds", r.rounds)
 	}
-	return fmt.Sprintf("%d events of %d bytes in %d partitions; for each loop a process with one session (one member of the group), GOMAXPROCS=%d and a commit every %v, but for a0; %s",
+	return fmt.Sprintf("%d events of %d bytes in %d partitions; each loop is a process with one session (one member of the group), GOMAXPROCS=%d and a commit every %v (a0: after every poll); %s",
 		r.events, r.size, partitions, processors(), commitInterval, rounds)
 }
 
-// print writes the table, and then a line for each number.
+// print writes the table, the missed goals, and a line NAME=VALUE for each number.
 func (r *results) print(w io.Writer) {
 	fmt.Fprintf(w, "\n%s\n%s\n%s\n\n", r.machine, r.broker, r.conditions())
 	fmt.Fprintf(w, "%-4s %-64s %-14s %10s %14s %8s\n", "", "loop", "guarantee", "events/s", "CPU us/event", "MiB")
@@ -106,7 +107,7 @@ func (r *results) print(w io.Writer) {
 	}
 }
 
-// markdown is the same for docs/benchmarks.md.
+// markdown returns the results for docs/benchmarks.md.
 func (r *results) markdown() string {
 	var s strings.Builder
 	fmt.Fprintf(&s, "Measured on %s: %s. Broker: %s. %s.\n\n", r.day, r.machine, r.broker, upper(r.conditions()))
@@ -130,8 +131,8 @@ func (r *results) markdown() string {
 
 func upper(s string) string { return strings.ToUpper(s[:1]) + s[1:] }
 
-// writeSection puts text between the markers of a section of a file, and leaves
-// the rest of the file as it is. A section that is not there is added at the end.
+// writeSection replaces the text between the markers of a section of a file. It appends a
+// missing section.
 func writeSection(file, section, text string) error {
 	begin, end := "<!-- "+section+": written by make bench -->", "<!-- "+section+": end -->"
 	have, err := os.ReadFile(file)
@@ -144,7 +145,7 @@ func writeSection(file, section, text string) error {
 	case from >= 0 && to > from:
 		page = page[:from] + begin + "\n" + text + page[to:]
 	case from >= 0 || to >= 0:
-		return fmt.Errorf("%s has only one of the markers %s and %s, or both the wrong way round", file, begin, end)
+		return fmt.Errorf("%s has only one of the markers %s and %s, or has them in the wrong order", file, begin, end)
 	default:
 		page += "\n" + begin + "\n" + text + end + "\n"
 	}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestASectionIsReplacedAndTheRestStays(t *testing.T) {
+func TestWriteSectionReplacesOnlyItsSection(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "page.md")
 	for _, step := range []struct{ section, text string }{{"one", "1\n"}, {"two", "2\n"}, {"one", "1 again\n"}} {
 		if err := writeSection(file, step.section, step.text); err != nil {
@@ -22,11 +22,11 @@ func TestASectionIsReplacedAndTheRestStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := writeSection(file, "one", "1\n"); err == nil {
-		t.Error("a marker is missing, and it writes")
+		t.Error("a file with a missing marker was accepted")
 	}
 }
 
-func TestEventsDiffer(t *testing.T) {
+func TestEventHasItsOwnIDAndKeys(t *testing.T) {
 	kinds := []eventKind{
 		{name: "OrderCreated", value: []byte("id 000000000000 key 99999999 user 88888888"), id: 3, keys: []int{20}, user: 34},
 		{name: "UserCreated", value: []byte("id 000000000000 key 99999999"), id: 3, keys: []int{20}},
