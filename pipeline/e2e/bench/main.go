@@ -95,7 +95,7 @@ func benchMain(args []string) (err error) {
 	flags.StringVar(&b.bin, "bin", "build/bin", "`directory` of the programs sandbox and processor")
 	flags.StringVar(&brokers, "b", "", "`host:port` of an external Kafka; the program creates topics there that begin with bench-, and deletes them")
 	flags.IntVar(&b.events, "events", 2_000_000, "number of events")
-	flags.IntVar(&b.rounds, "rounds", 1, "how often to run each loop; the least CPU time counts")
+	flags.IntVar(&b.rounds, "rounds", 1, "how often to run each loop; the results are the means of the rounds")
 	flags.StringVar(&b.only, "only", "", "run only these `variants` and steps (latency, chain), separated by commas; ratios need both of their variants")
 	flags.Float64Var(&b.pace, "rate", 0, "`events` per second for the latency (default: half of the rate of the pipeline while events are sent and read)")
 	flags.StringVar(&b.profile, "profile", "", "write CPU profiles to this `directory`")
@@ -196,7 +196,7 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 	logf("wrote %d events of %d bytes in %.1f s", b.events, b.size, time.Since(began).Seconds())
 	r := &results{
 		machine: machine(), broker: b.cluster.describe(ctx), events: b.events, size: b.size, rounds: b.rounds,
-		day: time.Now().UTC().Format(time.DateOnly), measured: map[string]measured{}, latency: map[string]time.Duration{},
+		day: time.Now().UTC().Format(time.DateOnly), measured: map[string][]measured{}, latency: map[string]time.Duration{},
 	}
 	for round := range b.rounds {
 		for _, v := range variants {
@@ -208,7 +208,7 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 				return nil, fmt.Errorf("%s (%s, %s): %w", v.key, v.name, v.guarantee, err)
 			}
 			logf("%-3s %8.0f events/s  %6.3f us of CPU per event", v.key, m.rate, m.micros)
-			r.add(v.key, m)
+			r.measured[v.key] = append(r.measured[v.key], m)
 		}
 	}
 	if b.selected("b") && b.selected("c") {
