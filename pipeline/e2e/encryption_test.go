@@ -19,13 +19,13 @@ import (
 	"millrace/schemas"
 )
 
-// sealedBox is a box whose topology encrypts what is personal: events go through a
-// pipeline to two projections, of users, and of orders with the customer's name.
+// sealedBox is a rebuildBox whose topology encrypts personal fields. Events go through a
+// pipeline to two projections: users, and orders with the customer's name.
 type sealedBox struct {
 	*rebuildBox
-	flags   []string            // where Kafka, the registry and the schemas are
-	secrets map[string][]string // by person, what must not be read where it is not to be
-	logs    []string            // files
+	flags   []string            // flags for Kafka, the registry and the schemas
+	secrets map[string][]string // personal values by user
+	logs    []string            // log files of the workers
 }
 
 func newSealedBox(t *testing.T) *sealedBox {
@@ -55,7 +55,7 @@ func newSealedBox(t *testing.T) *sealedBox {
 		}
 		out := strings.NewReplacer(pairs...).Replace(string(text))
 		if out == string(text) {
-			t.Fatalf("%s is not as it was", name)
+			t.Fatalf("%s.avsc does not have the expected fields", name)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name+".avsc"), []byte(out), 0o600); err != nil {
 			t.Fatal(err)
@@ -117,7 +117,8 @@ projections:
 	return b
 }
 
-// keks writes a file of key-encryption keys of these ids, the newest last.
+// keks writes a file of key-encryption keys with these ids, newest last, and returns its
+// path.
 func (b *sealedBox) keks(name string, ids ...string) string {
 	b.t.Helper()
 	var text strings.Builder
@@ -131,7 +132,7 @@ func (b *sealedBox) keks(name string, ids ...string) string {
 	return file
 }
 
-// send sends events, which may be refused.
+// send sends events, and returns the producer's error.
 func (b *sealedBox) send(kek string, lines ...string) error {
 	b.t.Helper()
 	file := filepath.Join(b.dir, "events.jsonl")
@@ -150,7 +151,7 @@ func (b *sealedBox) order(id, user string) string {
 	return fmt.Sprintf(`{"type":"OrderCreated","data":{"id":%q,"user_id":%q,"customer":%q,"items":[],"total_amount":1}}`, id, user, b.secrets[user][1])
 }
 
-// leaks returns the secrets of people that stand in what a name is given to.
+// leaks returns a message for each secret of the users in data. name describes data.
 func (b *sealedBox) leaks(name string, data []byte, of ...string) (out []string) {
 	for _, id := range of {
 		for _, s := range b.secrets[id] {
@@ -162,8 +163,8 @@ func (b *sealedBox) leaks(name string, data []byte, of ...string) (out []string)
 	return out
 }
 
-// answers asks everything that there is to ask of the users and orders, and returns
-// all that was answered.
+// answers queries users and orders through all HTTP endpoints and commands, and returns
+// all answers.
 func (b *sealedBox) answers(w *worker) []byte {
 	b.t.Helper()
 	var all bytes.Buffer
@@ -192,7 +193,8 @@ func (b *sealedBox) answers(w *worker) []byte {
 	return all.Bytes()
 }
 
-// feed returns what a feed says of what there is, up to where it waits for more.
+// feed returns the messages of a feed up to the first frontier, which comes after all
+// existing aggregates.
 func (b *sealedBox) feed(url string) []byte {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
@@ -217,8 +219,11 @@ func (b *sealedBox) feed(url string) []byte {
 	return all
 }
 
-func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestPersonalFieldsAreEncryptedEverywhere checks that personal values are in plaintext
+// only in answers: not on topics, in stores or in logs. It also replaces and loses
+// key-encryption keys, and destroys the key of a user, whose values must then be gone.
+func TestPersonalFieldsAreEncryptedEverywhere(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newSealedBox(t)
 	first := b.keks("first", "2025")
 	if out, err := b.run("producer", "send", "--dry-run", os.DevNull); err != nil {
@@ -295,7 +300,7 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 	w = b.projector("--kek-file", first)
 	b.await("the same after a restart", everything)
 
-	// A new key-encryption key wraps what is new, the old one unwraps.
+	// The newest key-encryption key wraps new keys; the old one still unwraps old keys.
 	both := b.keks("both", "2025", "2026")
 	b.secrets["u-carl"] = []string{"carl.covert@example.com", "Carl Covertly"}
 	if err := b.send(both, b.user("u-carl")); err != nil {
@@ -317,9 +322,9 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 			return err
 		}
 	}
-	b.await("a key that is not at hand to be said", has("u-carl", "email", "<nil> no_kek"))
+	b.await("the missing key-encryption key to be reported", has("u-carl", "email", "<nil> no_kek"))
 	if err := b.send(first, b.user("u-carl")); err == nil || !strings.Contains(err.Error(), "2026") {
-		t.Errorf("a key-encryption key is lost to the producer: %v", err)
+		t.Errorf("a producer without the key-encryption key: %v", err)
 	}
 	for _, test := range []struct{ flag, anna, carl string }{
 		{"--kek-file=" + both, "anna.new@example.com ", "carl.covert@example.com "},
@@ -353,15 +358,15 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 		t.Fatal(err)
 	}
 	if done.Key.Topic != "sealed.keys" || done.Key.Destroyed != 1 || len(done.Workers) != 1 {
-		t.Errorf("forget says %+v", done)
+		t.Errorf("forget reports %+v", done)
 	}
-	said := map[string]string{}
+	left := map[string]string{}
 	for _, l := range done.Left {
-		said[l.Where] += l.What + " | " + l.Until + "\n"
+		left[l.Where] += l.What + " | " + l.Until + "\n"
 	}
 	for where, want := range map[string]string{"sealed.keys": "24h0m0s from now", "sealed.enriched": "cannot be read any more", "sealed.events": "cannot be read any more", "sealed.order.snapshots": ""} {
-		if !strings.Contains(said[where], want) {
-			t.Errorf("forget says of %s: %s", where, said[where])
+		if !strings.Contains(left[where], want) {
+			t.Errorf("forget reports for %s: %s, want %q", where, left[where], want)
 		}
 	}
 	gone := func(when string) {
@@ -371,27 +376,27 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 			t.Errorf("%s: %v\n%s", when, l, all)
 		}
 		if n := bytes.Count(all, []byte("encrypted, and not shown:")); n < 3 { // list, get, history
-			t.Errorf("%s: %d commands say that something is not shown:\n%s", when, n, all)
+			t.Errorf("%s: %d commands report hidden fields, want at least 3:\n%s", when, n, all)
 		}
 		if err := has("u-bert", "email", b.secrets["u-bert"][0]+" ")(); err != nil {
 			t.Errorf("%s: %v", when, err)
 		}
-		for _, ask := range []string{"", "?at_version=1", "/history"} {
-			body, _, err := fetch(w.url + "/v1/projections/order/o-1" + ask)
+		for _, query := range []string{"", "?at_version=1", "/history"} {
+			body, _, err := fetch(w.url + "/v1/projections/order/o-1" + query)
 			if err != nil || !bytes.Contains(body, []byte(`"customer":null`)) || !bytes.Contains(body, []byte(`customer":"erased"`)) {
-				t.Errorf("%s: o-1%s: %s, %v", when, ask, body, err)
+				t.Errorf("%s: o-1%s: %s, %v", when, query, body, err)
 			}
 		}
 		if _, status, _ := fetch(w.url + "/v1/projections/user/u-anna"); status != http.StatusNotFound {
-			t.Errorf("%s: the user: %d", when, status)
+			t.Errorf("%s: the forgotten user: status %d, want 404", when, status)
 		}
 	}
-	gone("at once")
+	gone("immediately")
 	if code, _ := etagOf(t, w.url+"/v1/projections/order/o-1", etag); code != http.StatusOK {
-		t.Errorf("who has the plaintext is told that it is still good: %d", code)
+		t.Errorf("the ETag of the plaintext is still valid: status %d", code)
 	}
 	if err := b.send(both, `{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err == nil || !strings.Contains(err.Error(), "data.id: the subject was forgotten") {
-		t.Errorf("an event of who was forgotten: %v", err)
+		t.Errorf("an event of a forgotten user: %v", err)
 	} else if l := b.leaks("the producer's message", []byte(err.Error()), "u-anna"); l != nil {
 		t.Error(l)
 	}
@@ -401,23 +406,23 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 		t.Fatal(err)
 	}
 	w = b.projector("--kek-file", both)
-	b.await("states made anew", has("u-bert", "email", b.secrets["u-bert"][0]+" "))
-	gone("with a new disk")
+	b.await("the states to be restored", has("u-bert", "email", b.secrets["u-bert"][0]+" "))
+	gone("after the loss of the store")
 	keys := map[string]bool{}
 	for _, r := range readCommitted(t, b.brokers, "sealed.keys") {
 		if strings.HasPrefix(string(r.Key), "key/") && strings.HasSuffix(string(r.Key), "/u-anna") {
 			keys[string(r.Key)] = r.Value != nil
 		}
 	}
-	for key, there := range keys {
-		if there {
-			t.Errorf("the last of %s is not null", key)
+	for key, exists := range keys {
+		if exists {
+			t.Errorf("the last record of %s is not null", key)
 		}
 	}
 	if len(keys) != 1 {
-		t.Errorf("keys of who was forgotten: %v", keys)
+		t.Errorf("keys of the forgotten user: %v, want one", keys)
 	}
-	// A version that is built later is made of the same log.
+	// A version that is built later reads the same log.
 	text, err := os.ReadFile(b.topology)
 	if err != nil {
 		t.Fatal(err)
@@ -444,7 +449,7 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 	for _, file := range b.logs {
 		text, err := os.ReadFile(file)
 		if err != nil || len(text) == 0 {
-			t.Errorf("the log %s has %d bytes: %v", file, len(text), err)
+			t.Errorf("reading the log %s: %d bytes, %v", file, len(text), err)
 		}
 		if l := b.leaks("the log "+file, text, "u-anna", "u-bert"); l != nil {
 			t.Error(l)
@@ -452,7 +457,7 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 	}
 }
 
-// process starts a worker, whose log is kept.
+// process starts a worker and remembers its log.
 func (b *sealedBox) process(name string, args ...string) *worker {
 	b.t.Helper()
 	w := startWorker(b.t, name, append(args, b.flags...)...)
@@ -460,12 +465,14 @@ func (b *sealedBox) process(name string, args ...string) *worker {
 	return w
 }
 
+// projector starts the projector with the instance and data directory "one".
 func (b *sealedBox) projector(args ...string) *worker {
 	b.t.Helper()
 	return b.process("projector", append([]string{"--instance", "one", "--data-dir", filepath.Join(b.dir, "one")}, args...)...)
 }
 
-// etagOf asks with a tag that is known already, and returns the status and the tag.
+// etagOf sends a GET request with an ETag in If-None-Match, unless it is "", and returns
+// the status and the answer's ETag.
 func etagOf(t *testing.T, url, known string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
