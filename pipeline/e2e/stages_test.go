@@ -499,6 +499,14 @@ func sendInvalidRecords(t *testing.T, brokers []string, topic string, n int) {
 // readCommitted returns the committed records of a topic.
 func readCommitted(t *testing.T, brokers []string, topic string) (records []*kgo.Record) {
 	t.Helper()
+	eachCommitted(t, brokers, topic, func(r *kgo.Record) { records = append(records, r) })
+	return records
+}
+
+// eachCommitted calls f with the committed records of a topic. It uses only the Kafka
+// client, with isolation level read_committed, and no code of Millrace.
+func eachCommitted(t *testing.T, brokers []string, topic string, f func(*kgo.Record)) {
+	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
 	if err != nil {
 		t.Fatal(err)
@@ -529,12 +537,11 @@ func readCommitted(t *testing.T, brokers []string, topic string) (records []*kgo
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			if !r.Attrs.IsControl() {
-				records = append(records, r)
+				f(r)
 			}
 			if end, _ := ends.Lookup(topic, r.Partition); r.Offset >= end.Offset-1 {
 				delete(from, r.Partition)
 			}
 		})
 	}
-	return records
 }
