@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -255,34 +254,9 @@ func TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts(t *testing.T) {
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	send := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(events, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		b.must("producer", "send", events)
-	}
-	send(first.String())
+	b.send(first.String())
 	stable, restarted := b.start("stable"), b.start("restarted")
-	b.await("both to have partitions", func() error {
-		for _, w := range []*rebuildWorker{stable, restarted} {
-			var has []struct {
-				Offsets map[string]int64 `json:"offsets"`
-			}
-			body, _, err := fetch(w.url + "/internal/v1/versions")
-			if err == nil {
-				err = json.Unmarshal(body, &has)
-			}
-			if err != nil {
-				return err
-			}
-			if len(has) != 1 || len(has[0].Offsets) != 2 {
-				return fmt.Errorf("%s has %v", w.name, has)
-			}
-		}
-		return nil
-	})
+	b.awaitPartitions(2, stable, restarted)
 
 	var mu sync.Mutex
 	both := []string{stable.url, restarted.url} // guarded by mu
@@ -361,34 +335,74 @@ func TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts(t *testing.T) {
 		t.Errorf("%d events at one worker, %d at the other, want the same %d", len(want), len(got), n)
 	}
 
-	// Block aggregates of both workers.
-	var bad strings.Builder
-	var ids []string
-	for i := range 8 {
-		ids = append(ids, rebuildUser(i))
-		fmt.Fprintf(&bad, `{"type":"UserUpdated","data":{"id":%q,"name":"bad"}}`+"\n", rebuildUser(i))
-		fmt.Fprintf(&bad, `{"type":"UserUpdated","data":{"id":%q,"name":"good"}}`+"\n", rebuildUser(i))
-	}
-	send(bad.String())
-	type list struct {
-		Items []struct {
-			ID        string `json:"id"`
-			Partition int    `json:"partition"`
-			Queued    int    `json:"queued"`
-		} `json:"items"`
-	}
-	look := func(w *rebuildWorker) (all list) {
-		t.Helper()
-		if err := json.Unmarshal(w.query("blocked", "user", "--json"), &all); err != nil {
-			t.Fatal(err)
+	// Release aggregates of both workers, half of them while one worker restarts.
+	ids := b.blockUsers(8, stable, restarted)
+	started := make(chan struct{})
+	for i, id := range ids {
+		if i == len(ids)/2 {
+			restarted.stop()
+			go func() { restart(); close(started) }()
 		}
-		return all
+		stable.checkRelease(id)
 	}
-	for _, w := range []*rebuildWorker{stable, restarted} {
+	if code, body := stable.release("nobody", ""); code != http.StatusNotFound || !strings.Contains(body, "projector blocked user") {
+		t.Errorf("unknown user: %d %s", code, body)
+	}
+	if left := stable.blocked(); len(left) > 0 {
+		t.Errorf("still blocked: %v", left)
+	}
+	for _, id := range ids {
+		body, _, err := fetch(stable.url + "/v1/projections/user/" + id)
+		if err != nil || !bytes.Contains(body, []byte(`"name":"good"`)) {
+			t.Errorf("%s: %v %s", id, err, body)
+		}
+	}
+	<-started
+	restarted.stop()
+	stable.stop()
+}
+
+// awaitPartitions waits until each of the workers has n partitions.
+func (b *rebuildBox) awaitPartitions(n int, workers ...*rebuildWorker) {
+	b.t.Helper()
+	b.await(fmt.Sprintf("%d workers to have %d partitions each", len(workers), n), func() error {
+		for _, w := range workers {
+			var has []struct {
+				Offsets map[string]int64 `json:"offsets"`
+			}
+			body, _, err := fetch(w.url + "/internal/v1/versions")
+			if err == nil {
+				err = json.Unmarshal(body, &has)
+			}
+			if err != nil {
+				return err
+			}
+			if len(has) != 1 || len(has[0].Offsets) != n {
+				return fmt.Errorf("%s has %v", w.name, has)
+			}
+		}
+		return nil
+	})
+}
+
+// blockUsers blocks the first n users, each with one event queued, waits until all workers
+// list them, and returns their ids. They must be in at least three partitions, so more than
+// one worker owns some.
+func (b *rebuildBox) blockUsers(n int, workers ...*rebuildWorker) (ids []string) {
+	b.t.Helper()
+	var events []string
+	for i := range n {
+		ids = append(ids, rebuildUser(i))
+		for _, name := range []string{"bad", "good"} {
+			events = append(events, fmt.Sprintf(`{"type":"UserUpdated","data":{"id":%q,"name":%q}}`+"\n", rebuildUser(i), name))
+		}
+	}
+	b.send(events...)
+	for _, w := range workers {
 		b.await("all of "+strings.Join(ids, ", ")+" to be blocked", func() error {
 			var have []string
 			partitions := map[int]bool{}
-			for _, it := range look(w).Items {
+			for _, it := range w.blocked() {
 				if it.Queued == 1 {
 					have = append(have, it.ID)
 				}
@@ -400,49 +414,53 @@ func TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts(t *testing.T) {
 			return nil
 		})
 	}
-	post := func(id, query string) (int, string) {
-		t.Helper()
-		resp, err := http.Post(stable.url+"/v1/blocked/user/"+id+"/release"+query, "", nil) //nolint:noctx // bounded by the test's own timeout
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(body)
+	return ids
+}
+
+type blockedUser struct {
+	ID        string `json:"id"`
+	Partition int    `json:"partition"`
+	Queued    int    `json:"queued"`
+}
+
+// blocked returns the blocked users that a worker lists.
+func (w *rebuildWorker) blocked() []blockedUser {
+	w.t.Helper()
+	var list struct {
+		Items []blockedUser `json:"items"`
 	}
-	for i, id := range ids {
-		if i == len(ids)/2 {
-			// A release must also succeed while the owner is restarting.
-			restarted.stop()
-			started := make(chan struct{})
-			go func() { restart(); close(started) }()
-			defer func() { <-started }()
-		}
-		if code, body := post(id, ""); code != http.StatusOK || !strings.Contains(body, `"events":2,"blocked":{`) {
-			t.Errorf("%s, without skip: %d %s", id, code, body)
-		}
-		if code, body := post(id, "?skip=true"); code != http.StatusOK || !strings.Contains(body, `"events":2}`) {
-			t.Errorf("%s: %d %s", id, code, body)
-		}
-		if code, body := post(id, ""); code != http.StatusConflict || !strings.Contains(body, "is not blocked") {
-			t.Errorf("%s, again: %d %s", id, code, body)
-		}
+	if err := json.Unmarshal(w.query("blocked", "user", "--json"), &list); err != nil {
+		w.t.Fatal(err)
 	}
-	if code, body := post("nobody", ""); code != http.StatusNotFound || !strings.Contains(body, "projector blocked user") {
-		t.Errorf("unknown user: %d %s", code, body)
+	return list.Items
+}
+
+// release requests the release of a user and returns the status and the body.
+func (w *rebuildWorker) release(id, query string) (int, string) {
+	w.t.Helper()
+	resp, err := http.Post(w.url+"/v1/blocked/user/"+id+"/release"+query, "", nil) //nolint:noctx // bounded by the test's own timeout
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	if left := look(stable).Items; len(left) > 0 {
-		t.Errorf("still blocked: %v", left)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	for _, id := range ids {
-		body, _, err := fetch(stable.url + "/v1/projections/user/" + id)
-		if err != nil || !bytes.Contains(body, []byte(`"name":"good"`)) {
-			t.Errorf("%s: %v %s", id, err, body)
-		}
+	return resp.StatusCode, string(body)
+}
+
+// checkRelease releases a user that blockUsers blocked: first without skip, which blocks it
+// again, and then with skip.
+func (w *rebuildWorker) checkRelease(id string) {
+	w.t.Helper()
+	if code, body := w.release(id, ""); code != http.StatusOK || !strings.Contains(body, `"events":2,"blocked":{`) {
+		w.t.Errorf("%s, without skip: %d %s", id, code, body)
 	}
-	restarted.stop()
-	stable.stop()
+	if code, body := w.release(id, "?skip=true"); code != http.StatusOK || !strings.Contains(body, `"events":2}`) {
+		w.t.Errorf("%s: %d %s", id, code, body)
+	}
+	if code, body := w.release(id, ""); code != http.StatusConflict || !strings.Contains(body, "is not blocked") {
+		w.t.Errorf("%s, again: %d %s", id, code, body)
+	}
 }

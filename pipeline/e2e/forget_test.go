@@ -20,11 +20,7 @@ func TestForgottenUserNeverComesBack(t *testing.T) {
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	if err := os.WriteFile(events, []byte(first.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.must("producer", "send", events)
+	b.send(first.String())
 	w := b.start("one")
 	stopLoad := b.load()
 	id := rebuildUser(0) // one of the users that the load updates

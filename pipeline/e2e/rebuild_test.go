@@ -331,11 +331,7 @@ func TestChangedFoldIsRebuiltPromotedAndRolledBackWithoutFailedReads(t *testing.
 	for i := 0; i < rebuildUsers; i += 2 {
 		first.WriteString(updated(i, 0)) // users with odd numbers are never updated
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	if err := os.WriteFile(events, []byte(first.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.must("producer", "send", events)
+	b.send(first.String())
 	w := b.start("one")
 	r := &reader{urls: []string{w.url}}
 	stopReading := r.read(1)

@@ -2,9 +2,6 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -19,31 +16,9 @@ func TestReadsSucceedWhileOtherWorkerRestarts(t *testing.T) {
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	if err := os.WriteFile(events, []byte(first.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.must("producer", "send", events)
+	b.send(first.String())
 	stable, restarted := b.start("stable"), b.start("restarted")
-
-	b.await("both to have partitions", func() error {
-		for _, w := range []*rebuildWorker{stable, restarted} {
-			var has []struct {
-				Offsets map[string]int64 `json:"offsets"`
-			}
-			body, _, err := fetch(w.url + "/internal/v1/versions")
-			if err == nil {
-				err = json.Unmarshal(body, &has)
-			}
-			if err != nil {
-				return err
-			}
-			if len(has) != 1 || len(has[0].Offsets) != 2 {
-				return fmt.Errorf("%s has %v", w.name, has)
-			}
-		}
-		return nil
-	})
+	b.awaitPartitions(2, stable, restarted)
 	for _, w := range []*rebuildWorker{stable, restarted} {
 		for i := range rebuildUsers {
 			if _, _, err := fetch(w.url + "/v1/projections/user/" + rebuildUser(i)); err != nil {
@@ -53,39 +28,8 @@ func TestReadsSucceedWhileOtherWorkerRestarts(t *testing.T) {
 		if _, status, _ := fetch(w.url + "/v1/projections/user/nobody"); status != 404 {
 			t.Errorf("unknown user: status %d, want 404", status)
 		}
-		listed := 0
-		last := ""
-		for cursor := ""; ; {
-			body, _, err := fetch(w.url + "/v1/projections/user?limit=70&cursor=" + cursor)
-			if err != nil {
-				t.Fatal(err)
-			}
-			var page struct {
-				Items []struct {
-					ID string `json:"id"`
-				} `json:"items"`
-				Next       string     `json:"next_cursor"`
-				Partitions []struct{} `json:"partitions"`
-			}
-			if err := json.Unmarshal(body, &page); err != nil {
-				t.Fatal(err)
-			}
-			if len(page.Partitions) != 4 {
-				t.Errorf("the list covers %d partitions, want 4", len(page.Partitions))
-			}
-			for _, it := range page.Items {
-				if it.ID <= last {
-					t.Errorf("%s comes after %s", it.ID, last)
-				}
-				last = it.ID
-				listed++
-			}
-			if cursor = page.Next; cursor == "" {
-				break
-			}
-		}
-		if listed != rebuildUsers {
-			t.Errorf("%s lists %d users, want %d", w.name, listed, rebuildUsers)
+		if n := w.listUsers(); n != rebuildUsers {
+			t.Errorf("%s lists %d users, want %d", w.name, n, rebuildUsers)
 		}
 	}
 
@@ -122,4 +66,40 @@ func TestReadsSucceedWhileOtherWorkerRestarts(t *testing.T) {
 	stopLoad()
 	restarted.stop()
 	stable.stop()
+}
+
+// listUsers lists all users page by page, checks the order and the number of partitions,
+// and returns the number of users.
+func (w *rebuildWorker) listUsers() (n int) {
+	w.t.Helper()
+	last := ""
+	for cursor := ""; ; {
+		body, _, err := fetch(w.url + "/v1/projections/user?limit=70&cursor=" + cursor)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		var page struct {
+			Items []struct {
+				ID string `json:"id"`
+			} `json:"items"`
+			Next       string     `json:"next_cursor"`
+			Partitions []struct{} `json:"partitions"`
+		}
+		if err := json.Unmarshal(body, &page); err != nil {
+			w.t.Fatal(err)
+		}
+		if len(page.Partitions) != 4 {
+			w.t.Errorf("the list covers %d partitions, want 4", len(page.Partitions))
+		}
+		for _, it := range page.Items {
+			if it.ID <= last {
+				w.t.Errorf("%s comes after %s", it.ID, last)
+			}
+			last = it.ID
+			n++
+		}
+		if cursor = page.Next; cursor == "" {
+			return n
+		}
+	}
 }

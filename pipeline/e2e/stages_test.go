@@ -109,8 +109,40 @@ func checkStageCounts(t *testing.T, brokers []string, registry string) {
 	if out := got.of("millrace_events_in_total") - got.of("millrace_events_filtered_total") - got.of("millrace_dead_letters_total"); out != got.of("millrace_events_out_total") {
 		t.Errorf("the pipeline's in - filtered - dead letters = %d, out = %d", out, got.of("millrace_events_out_total"))
 	}
+	passed, rejected := checkStages(t, got, want)
+	written := 0
+	for topic, n := range want.topics {
+		records := readCommitted(t, brokers, run+"."+topic)
+		if len(records) != n {
+			t.Errorf("%d records on %s, expected %d", len(records), topic, n)
+		}
+		written += len(records)
+	}
+	if written != passed {
+		t.Errorf("%d records on the topics, but the last stage passed %d", written, passed)
+	}
+	dead := map[string]int{}
+	for _, r := range readCommitted(t, brokers, run+".dead_letters") {
+		for _, h := range r.Headers {
+			if h.Key == "dlq.reason" {
+				dead[string(h.Value)]++
+			}
+		}
+	}
+	if !maps.Equal(dead, want.dead) {
+		t.Errorf("dead letters %v, expected %v", dead, want.dead)
+	}
+	if n := rejected + invalid; sum(dead) != n {
+		t.Errorf("%d dead letters, but %d records were rejected", sum(dead), n)
+	}
+}
+
+// checkStages checks the counts of every stage. It returns the number of records that the
+// last stage passed, and the number that all stages rejected.
+func checkStages(t *testing.T, got counters, want expectation) (passed, rejected int) {
+	t.Helper()
 	stages := []string{"leavers", "once", "sane", "cents", "trifles", "modest", "customer", "private", "stamp", "by-user", "by-kind", "lines"}
-	in, rejected := want.sent, 0
+	in := want.sent
 	for _, name := range stages {
 		s := got.stage(name)
 		t.Logf("%-10s %v", name, s)
@@ -127,31 +159,7 @@ func checkStageCounts(t *testing.T, brokers []string, registry string) {
 		}
 		in, rejected = s.passed, rejected+s.rejected
 	}
-	written := 0
-	for topic, n := range want.topics {
-		records := readCommitted(t, brokers, run+"."+topic)
-		if len(records) != n {
-			t.Errorf("%d records on %s, expected %d", len(records), topic, n)
-		}
-		written += len(records)
-	}
-	if written != in {
-		t.Errorf("%d records on the topics, but the last stage passed %d", written, in)
-	}
-	dead := map[string]int{}
-	for _, r := range readCommitted(t, brokers, run+".dead_letters") {
-		for _, h := range r.Headers {
-			if h.Key == "dlq.reason" {
-				dead[string(h.Value)]++
-			}
-		}
-	}
-	if !maps.Equal(dead, want.dead) {
-		t.Errorf("dead letters %v, expected %v", dead, want.dead)
-	}
-	if n := rejected + invalid; sum(dead) != n {
-		t.Errorf("%d dead letters, but %d records were rejected", sum(dead), n)
-	}
+	return in, rejected
 }
 
 // stageCounts holds the counts of a stage. passed includes skipped.
@@ -212,7 +220,13 @@ func writeEvents(t *testing.T, to string) expectation {
 	if err := out.Flush(); err != nil {
 		t.Fatal(err)
 	}
+	return expect(t, events, twice)
+}
 
+// expect computes the expected results of events. twice holds the indexes of the events
+// that are sent twice.
+func expect(t *testing.T, events []purchase, twice map[int]bool) expectation {
+	t.Helper()
 	deleted := map[string]bool{} // users
 	for _, p := range events {
 		if p.Type == "UserDeleted" {
