@@ -156,14 +156,14 @@ type stream struct {
 	d    Description
 	keep *filter
 
-	frontier map[int32]Position
-	next     map[int32]int64 // next offset to read, by partition
-	stalled  []Stall
-	said     time.Time // time of the last stalled message
-	beat     time.Time // time of the last frontier
-	buf      bytes.Buffer
-	begun    bool  // something was written
-	broken   error // from writing to the client
+	frontier  map[int32]Position
+	next      map[int32]int64 // next offset to read, by partition
+	stalled   []Stall
+	stallSent time.Time // time of the last stalled message
+	beat      time.Time // time of the last frontier
+	buf       bytes.Buffer
+	begun     bool  // something was written
+	broken    error // from writing to the client
 }
 
 // send writes the messages for some changes. It is the callback of
@@ -251,10 +251,10 @@ func (s *stream) stall(now []Stall) error {
 	if s.stalled = slices.Clone(now); !same {
 		s.beat = time.Time{}
 	}
-	if len(now) == 0 || same && time.Since(s.said) < feedBeat {
+	if len(now) == 0 || same && time.Since(s.stallSent) < feedBeat {
 		return nil
 	}
-	s.said = time.Now()
+	s.stallSent = time.Now()
 	if err := s.message(kindStalled, "", feedStalled{made{s.d.Name, s.d.Version}, now}); err != nil {
 		return err
 	}

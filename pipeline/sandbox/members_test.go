@@ -65,7 +65,7 @@ func TestMemberThatDiesDuringJoinIsRemoved(t *testing.T) {
 	joined := false
 	s.broker.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		join := req.(*kmsg.JoinGroupRequest)
-		if !joined && join.MemberID != "" && wire.ours(join.MemberID) {
+		if !joined && join.MemberID != "" && wire.isVictim(join.MemberID) {
 			joined = true
 			time.AfterFunc(10*time.Millisecond, wire.cut) // by then the broker has the request and waits for the first member
 		}
@@ -130,9 +130,9 @@ func (c *cutter) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return conn, err
 }
 
-// ours reports whether a member id belongs to the victim: kfake derives member ids from
+// isVictim reports whether a member id belongs to the victim: kfake derives member ids from
 // client ids.
-func (c *cutter) ours(id string) bool { return len(id) > 4 && id[:4] == "dies" }
+func (c *cutter) isVictim(id string) bool { return len(id) > 4 && id[:4] == "dies" }
 
 func (c *cutter) cut() {
 	c.mu.Lock()
