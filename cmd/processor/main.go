@@ -1,4 +1,5 @@
-// Command processor is described by its own --help and in README.md.
+// Command processor runs the pipelines of a topology: it reads events, runs them through
+// stages, and writes the results in transactions. See processor --help and README.md.
 package main
 
 import (

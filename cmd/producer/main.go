@@ -1,4 +1,5 @@
-// Command producer is described by its own --help and in README.md.
+// Command producer encodes JSON lines as Avro events and sends them to topics. See
+// producer --help and README.md.
 package main
 
 import (

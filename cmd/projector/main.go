@@ -1,4 +1,5 @@
-// Command projector is described by its own --help and in README.md.
+// Command projector folds events into the states of aggregates and serves them over HTTP.
+// See projector --help and README.md.
 package main
 
 import (

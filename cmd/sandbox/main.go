@@ -1,4 +1,5 @@
-// Command sandbox is described by its own --help and in README.md.
+// Command sandbox runs an embedded Kafka broker and schema registry for development. See
+// sandbox --help and README.md.
 package main
 
 import (

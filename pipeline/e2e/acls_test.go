@@ -19,13 +19,13 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// permission is one of those that `processor explain --json` names.
+// permission is a permission in the output of `processor explain --json`.
 type permission struct {
 	Operation, Resource, Name, Pattern string
 	Optional                           bool
 }
 
-// permissions returns what a worker needs, by explain.
+// permissions returns the permissions that a worker needs according to explain.
 func permissions(t *testing.T, args ...string) (all []permission) {
 	t.Helper()
 	out, err := exec.Command(filepath.Join(bin, "processor"), append([]string{"explain", "--json"}, args...)...).Output()
@@ -46,7 +46,7 @@ func permissions(t *testing.T, args ...string) (all []permission) {
 	return all
 }
 
-// rule returns the ACL that gives a user a permission.
+// rule returns the ACL that grants a permission to a user.
 func (p permission) rule(t *testing.T, user string) *kadm.ACLBuilder {
 	t.Helper()
 	operation, err := kmsg.ParseACLOperation(p.Operation)
@@ -66,13 +66,13 @@ func (p permission) rule(t *testing.T, user string) *kadm.ACLBuilder {
 	case "transactional-id":
 		return rule.TransactionalIDs(p.Name)
 	}
-	t.Fatalf("explain names a %s, for which this test has no rule", p.Resource)
+	t.Fatalf("explain names the resource type %s, which this test does not know", p.Resource)
 	return nil
 }
 
-// On a broker that checks permissions, a worker does its work with those that
-// explain names, and not without any one of them that is not optional.
-func TestKafkaWantsThePermissionsThatExplainNames(t *testing.T) {
+// TestKafkaPermissionsOfExplain checks the permissions that explain names, on a broker with
+// ACLs: a worker runs with all of them, and fails without any that is not optional.
+func TestKafkaPermissionsOfExplain(t *testing.T) {
 	const user, password = "worker", "not-a-secret"
 	onKafkaWith(t, kafkatest.Config{Users: map[string]string{user: password}}, func(t *testing.T, b *kafkatest.Broker, _ []string) {
 		if b.Outside() {
@@ -104,7 +104,7 @@ func TestKafkaWantsThePermissionsThatExplainNames(t *testing.T) {
 			"-X", "security.protocol=SASL_PLAINTEXT", "-X", "sasl.mechanism=PLAIN", "-X", "sasl.username=" + user, "-X", "sasl.password.file=" + secret}, common...)
 		all := permissions(t, with...)
 		if len(all) < 5 {
-			t.Fatalf("explain names %v", all)
+			t.Fatalf("explain names only %v", all)
 		}
 		allow := func(p permission) {
 			t.Helper()
@@ -124,22 +124,23 @@ func TestKafkaWantsThePermissionsThatExplainNames(t *testing.T) {
 			allow(p)
 		}
 
-		// With all of them, it even makes its topics.
+		// With all permissions, the worker also creates its topics.
 		w := startWorker(t, "processor", with...)
 		send := exec.Command(filepath.Join(bin, "producer"), append([]string{"generate", "--events", "2000", "-b", strings.Join(b.Brokers(), ",")}, common...)...)
 		if out, err := send.CombinedOutput(); err != nil {
 			t.Fatalf("producer generate: %v\n%s", err, out)
 		}
-		w.await(t, "done", func(ctx context.Context) (bool, error) {
+		w.await(t, "all events to be counted", func(ctx context.Context) (bool, error) {
 			_, text, err := get(ctx, w.url+"/metrics")
 			return strings.Contains(string(text), `millrace_events_in_total{pipeline="enrich"} 2000`), err
 		})
 		w.stop(t)
 		if text, err := os.ReadFile(w.output); err != nil || strings.Contains(string(text), "held to the default") {
-			t.Errorf("the worker does not know what its topics take: %v\n%s", err, text)
+			t.Errorf("the worker cannot read the limits of its topics: %v\n%s", err, text)
 		}
 
-		// Without one of them, it says so. Topics need not be created any more.
+		// Without one permission, a dry run reports that. Create is no longer needed: the
+		// topics exist.
 		for _, p := range all {
 			if p.Operation == "Create" {
 				continue
@@ -148,20 +149,21 @@ func TestKafkaWantsThePermissionsThatExplainNames(t *testing.T) {
 				forbid(p)
 				defer allow(p)
 				if p.Optional {
-					lessSure(t, p.Name, with...)
+					dryRunWithoutLimit(t, p.Name, with...)
 					return
 				}
-				out := refused(t, with...)
+				out := failingDryRun(t, with...)
 				if !strings.Contains(strings.ToUpper(out), "AUTHORIZATION") && !strings.Contains(strings.ToLower(out), "not allowed") && !strings.Contains(strings.ToLower(out), "may not") {
-					t.Errorf("it does not say that it lacks a permission:\n%s", out)
+					t.Errorf("the output does not mention a missing permission:\n%s", out)
 				}
 			})
 		}
 	})
 }
 
-// lessSure runs a dry-run that has to succeed without knowing what a topic takes.
-func lessSure(t *testing.T, topic string, args ...string) {
+// dryRunWithoutLimit runs a dry run that must succeed without reporting the record limit of
+// a topic.
+func dryRunWithoutLimit(t *testing.T, topic string, args ...string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -175,8 +177,8 @@ func lessSure(t *testing.T, topic string, args ...string) {
 	}
 }
 
-// refused runs a dry-run that has to fail, and returns what it printed.
-func refused(t *testing.T, args ...string) string {
+// failingDryRun runs a dry run that must fail, and returns its output.
+func failingDryRun(t *testing.T, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -20,23 +19,25 @@ import (
 	"time"
 )
 
-// feedReader follows the feed of users: at each of the addresses in turn, going on
-// where it was, and each time as far as pause messages if that is not 0.
+// feedReader follows the feed of users. It connects to the addresses in turn, and resumes
+// with the last message id. If pause is not 0, it disconnects after about pause messages.
+// The fields below mu are guarded by it while the reader runs, except last, which only the
+// reader's goroutine uses.
 type feedReader struct {
 	pause int
 
 	mu      sync.Mutex
-	told    map[string]int // by user: how often
-	offsets map[int]int64  // by partition: of the last event
-	kinds   map[string]int // messages
-	faults  []string
-	last    string
-	visits  int
-	bodies  map[string]string // the last of each kind
+	seen    map[string]int    // number of snapshots by user
+	offsets map[int]int64     // offset of the last event by partition
+	kinds   map[string]int    // number of messages by kind
+	faults  []string          // at most 10
+	last    string            // last message id
+	visits  int               // number of connections
+	bodies  map[string]string // last message by kind
 }
 
 func newFeedReader(pause int) *feedReader {
-	return &feedReader{pause: pause, told: map[string]int{}, offsets: map[int]int64{}, kinds: map[string]int{}, bodies: map[string]string{}}
+	return &feedReader{pause: pause, seen: map[string]int{}, offsets: map[int]int64{}, kinds: map[string]int{}, bodies: map[string]string{}}
 }
 
 func (r *feedReader) fault(format string, args ...any) {
@@ -47,9 +48,10 @@ func (r *feedReader) fault(format string, args ...any) {
 	}
 }
 
-var errPause = errors.New("that is enough for now")
+var errPause = errors.New("pause")
 
-// follow follows until it is stopped. A worker that is not there is left out.
+// follow follows the feed in a goroutine until stop is called. Errors count as faults only
+// if there is a single address; otherwise the next address is tried.
 func (r *feedReader) follow(urls func() []string) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
@@ -65,6 +67,7 @@ func (r *feedReader) follow(urls func() []string) (stop func()) {
 	return func() { cancel(); work.Wait() }
 }
 
+// visit connects to a feed and reads it until it ends or the reader pauses.
 func (r *feedReader) visit(ctx context.Context, at string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)
 	if err != nil {
@@ -79,7 +82,7 @@ func (r *feedReader) visit(ctx context.Context, at string) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		body, _ := io.ReadAll(resp.Body) // it is only for the message
+		body, _ := io.ReadAll(resp.Body) // only for the error text
 		return fmt.Errorf("%s: %s", resp.Status, body)
 	}
 	r.mu.Lock()
@@ -98,7 +101,7 @@ func (r *feedReader) visit(ctx context.Context, at string) error {
 			id = value
 		case "data":
 			r.take(event, id, value)
-			// Only where it was said how to go on is nothing told twice.
+			// Pause only after a message with an id. Resuming elsewhere would repeat messages.
 			if left--; r.pause > 0 && left <= 0 && id != "" {
 				return errPause
 			}
@@ -109,6 +112,7 @@ func (r *feedReader) visit(ctx context.Context, at string) error {
 	return fmt.Errorf("the feed ended: %w", errors.Join(lines.Err(), io.ErrUnexpectedEOF))
 }
 
+// take records a message.
 func (r *feedReader) take(event, id, data string) {
 	if event == "snapshot" {
 		var s struct {
@@ -121,7 +125,7 @@ func (r *feedReader) take(event, id, data string) {
 		}
 		r.mu.Lock()
 		before, ok := r.offsets[s.Partition]
-		r.told[s.ID]++
+		r.seen[s.ID]++
 		r.offsets[s.Partition] = s.Offset
 		r.mu.Unlock()
 		if ok && s.Offset <= before && r.pause > 0 {
@@ -137,22 +141,23 @@ func (r *feedReader) take(event, id, data string) {
 	}
 }
 
-// all returns an error unless each of n users was told once.
+// all returns an error unless the feed delivered each of n users exactly once.
 func (r *feedReader) all(n int) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, times := range r.told {
+	for id, times := range r.seen {
 		if times != 1 {
-			return fmt.Errorf("%s was told %d times", id, times)
+			return fmt.Errorf("%s was delivered %d times", id, times)
 		}
 	}
-	if len(r.told) != n {
-		return fmt.Errorf("%d users were told, there are %d", len(r.told), n)
+	if len(r.seen) != n {
+		return fmt.Errorf("%d users were delivered, want %d", len(r.seen), n)
 	}
 	return nil
 }
 
-// createUsers sends new users, each once, until it is stopped, and returns how many.
+// createUsers sends new users, starting with number first, until stop is called. stop
+// returns the number after the last user.
 func (b *rebuildBox) createUsers(first int) (stop func() int) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.t.Context()))
@@ -174,12 +179,12 @@ func (b *rebuildBox) createUsers(first int) (stop func() int) {
 		for {
 			select {
 			case <-ctx.Done():
-				_ = in.Close() // it ends by that
+				_ = in.Close() // the end of its input ends the producer
 				return
 			case <-tick.C:
 			}
 			if _, err := io.WriteString(in, created(n)); err != nil {
-				return // the exit code tells
+				return // the producer's exit code reports the error
 			}
 			n++
 		}
@@ -195,8 +200,8 @@ func (b *rebuildBox) createUsers(first int) (stop func() int) {
 	}
 }
 
-// ask has the command ask a worker.
-func (w *rebuildWorker) ask(args ...string) []byte {
+// query runs a projector command against this worker and returns its output.
+func (w *rebuildWorker) query(args ...string) []byte {
 	w.t.Helper()
 	cmd := exec.CommandContext(w.t.Context(), filepath.Join(bin, "projector"), append(args, "--address", w.url)...)
 	var errs bytes.Buffer
@@ -208,7 +213,7 @@ func (w *rebuildWorker) ask(args ...string) []byte {
 	return out
 }
 
-// createdEvents goes through the list of events at a worker, to its end.
+// createdEvents returns the ids of all UserCreated events, page by page, from a worker.
 func createdEvents(at string, limit int) (ids []string, err error) {
 	for cursor := ""; ; {
 		body, _, err := fetch(fmt.Sprintf("%s/v1/events?type=UserCreated&limit=%d&cursor=%s", at, limit, url.QueryEscape(cursor)))
@@ -226,7 +231,7 @@ func createdEvents(at string, limit int) (ids []string, err error) {
 			return nil, err
 		}
 		if len(page.Partitions) != 4 {
-			return nil, fmt.Errorf("a page of %d partitions", len(page.Partitions))
+			return nil, fmt.Errorf("the page covers %d partitions, want 4", len(page.Partitions))
 		}
 		for _, it := range page.Items {
 			ids = append(ids, it.ID)
@@ -237,30 +242,131 @@ func createdEvents(at string, limit int) (ids []string, err error) {
 	}
 }
 
-// TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted has one of two workers
-// stopped, killed and started again while users are created, the feed is followed
-// at the other without a break and by one who goes from worker to worker, and the
-// events are listed; then it releases at one worker what is blocked at the other.
-func TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts stops, kills and restarts one of
+// two workers while users are created. Meanwhile one reader follows the feed of the other
+// worker without a break, another reader switches between the workers, and events are
+// listed. Then it releases aggregates of both workers through one of them.
+func TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 4)
 	b.declare(4, `, status: "data.name == 'bad' ? string(1 / (size(state.id) - size(data.id))) : 'active'"`)
 	var first strings.Builder
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	send := func(text string) {
+	b.send(first.String())
+	stable, restarted := b.start("stable"), b.start("restarted")
+	b.awaitPartitions(2, stable, restarted)
+
+	var mu sync.Mutex
+	both := []string{stable.url, restarted.url} // guarded by mu
+	single, resumed := newFeedReader(0), newFeedReader(170)
+	stopSingle := single.follow(func() []string { return []string{stable.url} })
+	stopResumed := resumed.follow(func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return both
+	})
+	restart := func() {
 		t.Helper()
-		if err := os.WriteFile(events, []byte(text), 0o600); err != nil {
+		restarted = b.start("restarted")
+		mu.Lock()
+		defer mu.Unlock()
+		both = []string{stable.url, restarted.url}
+	}
+	stopLoad := b.createUsers(rebuildUsers)
+	lists := 0
+	var failed []string
+	listing, stopListing := context.WithCancel(context.Background())
+	var work sync.WaitGroup
+	work.Go(func() {
+		for listing.Err() == nil {
+			// A worker that is down for more than five seconds is reported as missing, which
+			// is a correct answer.
+			if _, _, err := fetch(stable.url + "/v1/events?type=UserCreated&limit=100"); err != nil && !strings.Contains(err.Error(), "no worker that is ready has") {
+				failed = append(failed, err.Error())
+			}
+			lists++
+		}
+	})
+	for range 2 {
+		restarted.stop()
+		restart()
+		if err := restarted.cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
-		b.must("producer", "send", events)
+		if err := <-restarted.done; err == nil {
+			t.Error("the killed worker exited with code 0")
+		}
+		restart()
 	}
-	send(first.String())
-	stays, goes := b.start("stays"), b.start("goes")
-	b.await("both to have partitions", func() error {
-		for _, w := range []*rebuildWorker{stays, goes} {
+	stopListing()
+	work.Wait()
+	n := stopLoad()
+	for name, r := range map[string]*feedReader{"of one worker": single, "of alternating workers": resumed} {
+		b.await("all users in the feed "+name, func() error { return r.all(n) })
+	}
+	stopSingle()
+	stopResumed()
+	for name, r := range map[string]*feedReader{"of one worker": single, "of alternating workers": resumed} {
+		if err := r.all(n); err != nil || len(r.faults) > 0 {
+			t.Errorf("feed %s: %v\n%s", name, err, strings.Join(r.faults, "\n"))
+		}
+		t.Logf("feed %s: %d users, %d connections, messages %v", name, len(r.seen), r.visits, r.kinds)
+	}
+	if single.visits != 1 || single.kinds["end"] > 0 {
+		t.Errorf("the feed of the stable worker needed %d connections: %s", single.visits, single.bodies["end"])
+	}
+	if len(failed) > 0 {
+		t.Errorf("some of %d lists of events failed: %v", lists, failed)
+	}
+	t.Logf("%d lists of events during the restarts", lists)
+
+	// All workers list the same events in the same order, for any page size.
+	want, err := createdEvents(stable.url, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := createdEvents(restarted.url, 333)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(got, want) || len(want) != n {
+		t.Errorf("%d events at one worker, %d at the other, want the same %d", len(want), len(got), n)
+	}
+
+	// Release aggregates of both workers, half of them while one worker restarts.
+	ids := b.blockUsers(8, stable, restarted)
+	started := make(chan struct{})
+	for i, id := range ids {
+		if i == len(ids)/2 {
+			restarted.stop()
+			go func() { restart(); close(started) }()
+		}
+		stable.checkRelease(id)
+	}
+	if code, body := stable.release("nobody", ""); code != http.StatusNotFound || !strings.Contains(body, "projector blocked user") {
+		t.Errorf("unknown user: %d %s", code, body)
+	}
+	if left := stable.blocked(); len(left) > 0 {
+		t.Errorf("still blocked: %v", left)
+	}
+	for _, id := range ids {
+		body, _, err := fetch(stable.url + "/v1/projections/user/" + id)
+		if err != nil || !bytes.Contains(body, []byte(`"name":"good"`)) {
+			t.Errorf("%s: %v %s", id, err, body)
+		}
+	}
+	<-started
+	restarted.stop()
+	stable.stop()
+}
+
+// awaitPartitions waits until each of the workers has n partitions.
+func (b *rebuildBox) awaitPartitions(n int, workers ...*rebuildWorker) {
+	b.t.Helper()
+	b.await(fmt.Sprintf("%d workers to have %d partitions each", len(workers), n), func() error {
+		for _, w := range workers {
 			var has []struct {
 				Offsets map[string]int64 `json:"offsets"`
 			}
@@ -271,117 +377,32 @@ func TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			if len(has) != 1 || len(has[0].Offsets) != 2 {
+			if len(has) != 1 || len(has[0].Offsets) != n {
 				return fmt.Errorf("%s has %v", w.name, has)
 			}
 		}
 		return nil
 	})
+}
 
-	var mu sync.Mutex
-	both := []string{stays.url, goes.url}
-	single, resumed := newFeedReader(0), newFeedReader(170)
-	stopSingle := single.follow(func() []string { return []string{stays.url} })
-	stopResumed := resumed.follow(func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		return both
-	})
-	restart := func() {
-		t.Helper()
-		goes = b.start("goes")
-		mu.Lock()
-		defer mu.Unlock()
-		both = []string{stays.url, goes.url}
-	}
-	stopLoad := b.createUsers(rebuildUsers)
-	lists := 0
-	var failed []string
-	listing, stopListing := context.WithCancel(context.Background())
-	var work sync.WaitGroup
-	work.Go(func() {
-		for listing.Err() == nil {
-			// A worker that takes longer than five seconds to come back is said to be missing.
-			if _, _, err := fetch(stays.url + "/v1/events?type=UserCreated&limit=100"); err != nil && !strings.Contains(err.Error(), "no worker that is ready has") {
-				failed = append(failed, err.Error())
-			}
-			lists++
-		}
-	})
-	for range 2 {
-		goes.stop()
-		restart()
-		if err := goes.cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		if err := <-goes.done; err == nil {
-			t.Error("it ended as if it had not been killed")
-		}
-		restart()
-	}
-	stopListing()
-	work.Wait()
-	n := stopLoad()
-	for name, r := range map[string]*feedReader{"without a break": single, "from worker to worker": resumed} {
-		b.await("all users in the feed "+name, func() error { return r.all(n) })
-	}
-	stopSingle()
-	stopResumed()
-	for name, r := range map[string]*feedReader{"without a break": single, "from worker to worker": resumed} {
-		if err := r.all(n); err != nil || len(r.faults) > 0 {
-			t.Errorf("%s: %v\n%s", name, err, strings.Join(r.faults, "\n"))
-		}
-		t.Logf("%s: %d users in %d visits, messages %v", name, len(r.told), r.visits, r.kinds)
-	}
-	if single.visits != 1 || single.kinds["end"] > 0 {
-		t.Errorf("the feed that nobody left was followed %d times: %s", single.visits, single.bodies["end"])
-	}
-	if len(failed) > 0 {
-		t.Errorf("of %d lists of events some failed: %v", lists, failed)
-	}
-	t.Logf("%d lists of events while it was restarted", lists)
-
-	// The same events, in the same order, by pages of any size at any worker.
-	want, err := createdEvents(stays.url, 1000)
-	if err != nil {
-		t.Fatal(err)
-	}
-	got, err := createdEvents(goes.url, 333)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Equal(got, want) || len(want) != n {
-		t.Errorf("%d events at one worker, %d at the other, there are %d", len(want), len(got), n)
-	}
-
-	// Some of each worker are blocked.
-	var bad strings.Builder
-	var ids []string
-	for i := range 8 {
+// blockUsers blocks the first n users, each with one event queued, waits until all workers
+// list them, and returns their ids. They must be in at least three partitions, so more than
+// one worker owns some.
+func (b *rebuildBox) blockUsers(n int, workers ...*rebuildWorker) (ids []string) {
+	b.t.Helper()
+	var events []string
+	for i := range n {
 		ids = append(ids, rebuildUser(i))
-		fmt.Fprintf(&bad, `{"type":"UserUpdated","data":{"id":%q,"name":"bad"}}`+"\n", rebuildUser(i))
-		fmt.Fprintf(&bad, `{"type":"UserUpdated","data":{"id":%q,"name":"good"}}`+"\n", rebuildUser(i))
-	}
-	send(bad.String())
-	type list struct {
-		Items []struct {
-			ID        string `json:"id"`
-			Partition int    `json:"partition"`
-			Queued    int    `json:"queued"`
-		} `json:"items"`
-	}
-	look := func(w *rebuildWorker) (all list) {
-		t.Helper()
-		if err := json.Unmarshal(w.ask("blocked", "user", "--json"), &all); err != nil {
-			t.Fatal(err)
+		for _, name := range []string{"bad", "good"} {
+			events = append(events, fmt.Sprintf(`{"type":"UserUpdated","data":{"id":%q,"name":%q}}`+"\n", rebuildUser(i), name))
 		}
-		return all
 	}
-	for _, w := range []*rebuildWorker{stays, goes} {
-		b.await("all of them to be blocked", func() error {
+	b.send(events...)
+	for _, w := range workers {
+		b.await("all of "+strings.Join(ids, ", ")+" to be blocked", func() error {
 			var have []string
 			partitions := map[int]bool{}
-			for _, it := range look(w).Items {
+			for _, it := range w.blocked() {
 				if it.Queued == 1 {
 					have = append(have, it.ID)
 				}
@@ -393,49 +414,53 @@ func TestAnyOfTwoWorkersTellsAllWhileTheOtherIsRestarted(t *testing.T) {
 			return nil
 		})
 	}
-	post := func(id, query string) (int, string) {
-		t.Helper()
-		resp, err := http.Post(stays.url+"/v1/blocked/user/"+id+"/release"+query, "", nil) //nolint:noctx // bounded by the test's own timeout
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return resp.StatusCode, string(body)
+	return ids
+}
+
+type blockedUser struct {
+	ID        string `json:"id"`
+	Partition int    `json:"partition"`
+	Queued    int    `json:"queued"`
+}
+
+// blocked returns the blocked users that a worker lists.
+func (w *rebuildWorker) blocked() []blockedUser {
+	w.t.Helper()
+	var list struct {
+		Items []blockedUser `json:"items"`
 	}
-	for i, id := range ids {
-		if i == len(ids)/2 {
-			// Whoever has it may just be on its way back.
-			goes.stop()
-			restarted := make(chan struct{})
-			go func() { restart(); close(restarted) }()
-			defer func() { <-restarted }()
-		}
-		if code, body := post(id, ""); code != http.StatusOK || !strings.Contains(body, `"events":2,"blocked":{`) {
-			t.Errorf("%s, without skip: %d %s", id, code, body)
-		}
-		if code, body := post(id, "?skip=true"); code != http.StatusOK || !strings.Contains(body, `"events":2}`) {
-			t.Errorf("%s: %d %s", id, code, body)
-		}
-		if code, body := post(id, ""); code != http.StatusConflict || !strings.Contains(body, "is not blocked") {
-			t.Errorf("%s, again: %d %s", id, code, body)
-		}
+	if err := json.Unmarshal(w.query("blocked", "user", "--json"), &list); err != nil {
+		w.t.Fatal(err)
 	}
-	if code, body := post("nobody", ""); code != http.StatusNotFound || !strings.Contains(body, "projector blocked user") {
-		t.Errorf("nobody: %d %s", code, body)
+	return list.Items
+}
+
+// release requests the release of a user and returns the status and the body.
+func (w *rebuildWorker) release(id, query string) (int, string) {
+	w.t.Helper()
+	resp, err := http.Post(w.url+"/v1/blocked/user/"+id+"/release"+query, "", nil) //nolint:noctx // bounded by the test's own timeout
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	if left := look(stays).Items; len(left) > 0 {
-		t.Errorf("still blocked: %v", left)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		w.t.Fatal(err)
 	}
-	for _, id := range ids {
-		body, _, err := fetch(stays.url + "/v1/projections/user/" + id)
-		if err != nil || !bytes.Contains(body, []byte(`"name":"good"`)) {
-			t.Errorf("%s: %v %s", id, err, body)
-		}
+	return resp.StatusCode, string(body)
+}
+
+// checkRelease releases a user that blockUsers blocked: first without skip, which blocks it
+// again, and then with skip.
+func (w *rebuildWorker) checkRelease(id string) {
+	w.t.Helper()
+	if code, body := w.release(id, ""); code != http.StatusOK || !strings.Contains(body, `"events":2,"blocked":{`) {
+		w.t.Errorf("%s, without skip: %d %s", id, code, body)
 	}
-	goes.stop()
-	stays.stop()
+	if code, body := w.release(id, "?skip=true"); code != http.StatusOK || !strings.Contains(body, `"events":2}`) {
+		w.t.Errorf("%s: %d %s", id, code, body)
+	}
+	if code, body := w.release(id, ""); code != http.StatusConflict || !strings.Contains(body, "is not blocked") {
+		w.t.Errorf("%s, again: %d %s", id, code, body)
+	}
 }

@@ -24,19 +24,19 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// told is an event as it stands in the file.
-type told struct {
+// fileEvent is an event of a file.
+type fileEvent struct {
 	ID   string         `json:"id"`
 	Type string         `json:"type"`
 	Time time.Time      `json:"timestamp"`
 	Data map[string]any `json:"data"`
 }
 
-// chronicle is the events of a file by aggregate, in the order of the file.
+// chronicle holds the events of a file by aggregate, in the order of the file.
 type chronicle struct {
-	events      int
-	of          map[string][]told // by projection and id: "user u-00001"
-	names       []string          // of those, in the order of their first events
+	events      int                    // number of events
+	of          map[string][]fileEvent // by projection and id: "user u-00001"
+	names       []string               // keys of "of", in the order of their first events
 	first, last time.Time
 }
 
@@ -53,10 +53,10 @@ func readChronicle(t *testing.T, file string) *chronicle {
 			t.Fatal(err)
 		}
 	}
-	c := &chronicle{of: map[string][]told{}}
+	c := &chronicle{of: map[string][]fileEvent{}}
 	lines := bufio.NewScanner(in)
 	for lines.Scan() {
-		var e told
+		var e fileEvent
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Fatal(err)
 		}
@@ -83,9 +83,9 @@ func readChronicle(t *testing.T, file string) *chronicle {
 	return c
 }
 
-// asOf returns the state of an aggregate before its first event that is later than
-// a time, by what topology.yaml says in words of this test's own, and its version:
-// 0 if there was nothing.
+// asOf returns the state of an aggregate before its first event after a time, and its
+// version, or version 0 if there was no event before. It is an independent implementation
+// of the folds in topology.yaml.
 func (c *chronicle) asOf(name string, at time.Time) (state map[string]any, version int) {
 	state = map[string]any{}
 	for _, e := range c.of[name] {
@@ -93,7 +93,7 @@ func (c *chronicle) asOf(name string, at time.Time) (state map[string]any, versi
 			return state, version
 		}
 		if state["status"] == "deleted" {
-			continue // an event after the end changes nothing
+			continue // events after a deletion are late and change nothing
 		}
 		version++
 		switch e.Type {
@@ -118,11 +118,11 @@ func (c *chronicle) asOf(name string, at time.Time) (state map[string]any, versi
 	return state, version
 }
 
-// TestStatesOfThePastAreAsTheFileSays asks a projector for 1,000 users and orders
-// as of some time, and adds up the same from the file that was sent. The file is
-// that of a real shop, if MILLRACE_CDNOW names it; the times begin with the end of
-// its first year.
-func TestStatesOfThePastAreAsTheFileSays(t *testing.T) {
+// TestStatesOfThePastMatchTheFile queries 1,000 past states of users and orders, and
+// compares them with states folded from the sent file. The file is MILLRACE_CDNOW, or
+// synthetic events if that is not set. A quarter of the times is the end of the real
+// file's first year.
+func TestStatesOfThePastMatchTheFile(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if text := os.Getenv("MILLRACE_SEED"); text != "" {
 		var err error
@@ -154,7 +154,7 @@ func TestStatesOfThePastAreAsTheFileSays(t *testing.T) {
 	}
 	file := os.Getenv("MILLRACE_CDNOW")
 	if file == "" {
-		t.Log("MILLRACE_CDNOW is not set: made-up events are used instead")
+		t.Log("MILLRACE_CDNOW is not set: using synthetic events")
 		file = filepath.Join(dir, "events.jsonl")
 		if out, err := run("producer", "generate", "-n", "20000", "--seed", fmt.Sprint(seed), "--out", file).CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
@@ -162,38 +162,38 @@ func TestStatesOfThePastAreAsTheFileSays(t *testing.T) {
 	}
 	c := readChronicle(t, file)
 
-	var said bytes.Buffer
+	var output bytes.Buffer
 	address := filepath.Join(dir, "address")
 	projector := run("projector", "run", "--listen", "127.0.0.1:0", "--listen-file", address, "--data-dir", filepath.Join(dir, "data"))
-	projector.Stdout, projector.Stderr = &said, &said
+	projector.Stdout, projector.Stderr = &output, &output
 	if err := projector.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- projector.Wait() }()
 	defer func() {
-		_ = projector.Process.Signal(syscall.SIGTERM) // it may have ended
+		_ = projector.Process.Signal(syscall.SIGTERM) // fails if the process has ended
 		if err := <-ended; err != nil {
-			t.Errorf("the projector: %v\n%s", err, said.String())
+			t.Errorf("the projector: %v\n%s", err, output.String())
 		}
 	}()
 	if out, err := run("producer", "send", file).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 
-	// Until all is folded.
+	// Wait until all events are folded.
 	var base string
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for folded := false; !folded; {
 		select {
 		case <-ctx.Done():
-			t.Fatalf("it is not all folded: %s", said.String())
+			t.Fatalf("not all events were folded in time: %s", output.String())
 		case <-tick.C:
 		}
 		text, err := os.ReadFile(address)
 		if err != nil {
-			continue // it is starting
+			continue // still starting
 		}
 		base = "http://" + string(bytes.TrimSpace(text)) + "/v1/projections"
 		var all struct {
@@ -221,7 +221,7 @@ func TestStatesOfThePastAreAsTheFileSays(t *testing.T) {
 		name := c.names[rng.IntN(len(c.names))]
 		at := c.first.Add(time.Duration(rng.Int64N(int64(c.last.Sub(c.first)) + 1))).Truncate(time.Microsecond)
 		switch n % 4 {
-		case 1: // as an event of its own happens, or just before
+		case 1: // at the time of one of its events, or one microsecond before
 			of := c.of[name]
 			at = of[rng.IntN(len(of))].Time.Add(-time.Duration(rng.IntN(2)) * time.Microsecond)
 		case 2:
@@ -240,16 +240,16 @@ func TestStatesOfThePastAreAsTheFileSays(t *testing.T) {
 		case version == 0:
 			none++
 			if status != http.StatusNotFound {
-				t.Fatalf("%s as of %s: status %d, but it was not there yet", name, at, status)
+				t.Fatalf("%s as of %s: status %d, but the aggregate did not exist yet", name, at, status)
 			}
 		case status != http.StatusOK || got.Version != version || !reflect.DeepEqual(got.State, want):
 			t.Fatalf("%s as of %s: status %d, version %d, %v\nwant version %d, %v", name, at, status, got.Version, got.State, version, want)
 		}
 	}
-	t.Logf("%d states of the past are right, %d of them of aggregates that were not there yet", times, none)
+	t.Logf("%d past states match, %d of them before the aggregate's first event", times, none)
 }
 
-// getJSON asks, and reads the answer if it is one.
+// getJSON returns the status of a GET request, and decodes an answer with status 200.
 func getJSON(ctx context.Context, t *testing.T, at string, into any) (status int) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, at, nil)

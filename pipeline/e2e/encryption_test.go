@@ -19,13 +19,14 @@ import (
 	"millrace/schemas"
 )
 
-// sealedBox is a box whose topology encrypts what is personal: events go through a
-// pipeline to two projections, of users, and of orders with the customer's name.
+// sealedBox is a rebuildBox whose topology encrypts personal fields. Events go through a
+// pipeline to two projections: users, and orders with the customer's name.
 type sealedBox struct {
 	*rebuildBox
-	flags   []string            // where Kafka, the registry and the schemas are
-	secrets map[string][]string // by person, what must not be read where it is not to be
-	logs    []string            // files
+	flags   []string            // flags for Kafka, the registry and the schemas
+	secrets map[string][]string // personal values by user
+	logs    []string            // log files of the workers
+	worker  *worker             // the projector that start started last
 }
 
 func newSealedBox(t *testing.T) *sealedBox {
@@ -55,7 +56,7 @@ func newSealedBox(t *testing.T) *sealedBox {
 		}
 		out := strings.NewReplacer(pairs...).Replace(string(text))
 		if out == string(text) {
-			t.Fatalf("%s is not as it was", name)
+			t.Fatalf("%s.avsc does not have the expected fields", name)
 		}
 		if err := os.WriteFile(filepath.Join(dir, name+".avsc"), []byte(out), 0o600); err != nil {
 			t.Fatal(err)
@@ -117,7 +118,8 @@ projections:
 	return b
 }
 
-// keks writes a file of key-encryption keys of these ids, the newest last.
+// keks writes a file of key-encryption keys with these ids, newest last, and returns its
+// path.
 func (b *sealedBox) keks(name string, ids ...string) string {
 	b.t.Helper()
 	var text strings.Builder
@@ -131,7 +133,7 @@ func (b *sealedBox) keks(name string, ids ...string) string {
 	return file
 }
 
-// send sends events, which may be refused.
+// send sends events, and returns the producer's error.
 func (b *sealedBox) send(kek string, lines ...string) error {
 	b.t.Helper()
 	file := filepath.Join(b.dir, "events.jsonl")
@@ -150,7 +152,7 @@ func (b *sealedBox) order(id, user string) string {
 	return fmt.Sprintf(`{"type":"OrderCreated","data":{"id":%q,"user_id":%q,"customer":%q,"items":[],"total_amount":1}}`, id, user, b.secrets[user][1])
 }
 
-// leaks returns the secrets of people that stand in what a name is given to.
+// leaks returns a message for each secret of the users in data. name describes data.
 func (b *sealedBox) leaks(name string, data []byte, of ...string) (out []string) {
 	for _, id := range of {
 		for _, s := range b.secrets[id] {
@@ -162,8 +164,8 @@ func (b *sealedBox) leaks(name string, data []byte, of ...string) (out []string)
 	return out
 }
 
-// answers asks everything that there is to ask of the users and orders, and returns
-// all that was answered.
+// answers queries users and orders through all HTTP endpoints and commands, and returns
+// all answers.
 func (b *sealedBox) answers(w *worker) []byte {
 	b.t.Helper()
 	var all bytes.Buffer
@@ -192,7 +194,8 @@ func (b *sealedBox) answers(w *worker) []byte {
 	return all.Bytes()
 }
 
-// feed returns what a feed says of what there is, up to where it waits for more.
+// feed returns the messages of a feed up to the first frontier, which comes after all
+// existing aggregates.
 func (b *sealedBox) feed(url string) []byte {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
@@ -217,109 +220,151 @@ func (b *sealedBox) feed(url string) []byte {
 	return all
 }
 
-func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestPersonalFieldsAreEncryptedEverywhere checks that personal values are in plaintext
+// only in answers: not on topics, in stores or in logs. It also replaces and loses
+// key-encryption keys, and destroys the key of a user, whose values must then be gone.
+func TestPersonalFieldsAreEncryptedEverywhere(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newSealedBox(t)
 	first := b.keks("first", "2025")
-	if out, err := b.run("producer", "send", "--dry-run", os.DevNull); err != nil {
-		t.Fatalf("a dry run needs no keys: %v\n%s", err, out)
-	}
-	for _, args := range [][]string{{"producer", "send", os.DevNull}, {"projector", "run", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(b.dir, "none")}} {
-		if _, err := b.run(args[0], args[1:]...); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "--kek-file") {
-			t.Errorf("%v without keys: %v", args, err)
-		}
-	}
+	b.checkKeysAreRequired()
 	if err := b.send(first, b.user("u-anna"), b.user("u-bert"), b.order("o-1", "u-anna"), b.order("o-2", "u-bert"),
 		`{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err != nil {
 		t.Fatal(err)
 	}
 	processor := b.process("processor", "--instance", "p")
-	w := b.projector("--kek-file", first)
-	everything := func() error {
-		all := b.answers(w)
-		for id, of := range b.secrets {
-			for _, s := range of {
-				if !bytes.Contains(all, []byte(s)) {
-					return fmt.Errorf("%s of %s is not in the answers:\n%s", s, id, all)
-				}
-			}
-		}
-		if bytes.Contains(all, []byte("sealed:")) || bytes.Contains(all, []byte(`"hidden":`)) {
-			return fmt.Errorf("ciphertext in the answers:\n%s", all)
-		}
-		return nil
-	}
-	b.await("plaintext in the answers", everything)
+	b.start("--kek-file", first)
+	b.await("plaintext in the answers", b.everythingShown)
+	b.worker.stop(t)
+	b.checkNoPlaintext("before")
+	b.start("--kek-file", first)
+	b.await("the same after a restart", b.everythingShown)
 
-	topics := []string{"sealed.events", "sealed.enriched", "sealed.dead_letters", "sealed.user.snapshots", "sealed.order.snapshots", "sealed.keys", "sealed-control"}
-	raw := func() (all []byte) {
-		for _, topic := range topics {
-			for _, r := range readCommitted(t, b.brokers, topic) {
-				all = append(append(append(all, r.Key...), r.Value...), '\n')
-				for _, h := range r.Headers {
-					all = append(all, h.Value...)
-				}
-			}
-		}
-		return all
-	}
-	inside := func(when string) {
-		t.Helper()
-		all := raw()
-		if l := b.leaks("a topic", all, "u-anna", "u-bert"); l != nil {
-			t.Errorf("%s: %v", when, l)
-		}
-		if !bytes.Contains(all, []byte("sealed:")) || !bytes.Contains(all, []byte("u-bert")) {
-			t.Errorf("%s: the topics were not read", when)
-		}
-		var files []byte
-		if err := filepath.WalkDir(filepath.Join(b.dir, "one"), func(path string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() {
-				return err
-			}
-			data, err := os.ReadFile(path)
-			files = append(files, data...)
-			return err
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if l := b.leaks("the store", files, "u-anna", "u-bert"); l != nil {
-			t.Errorf("%s: %v", when, l)
-		}
-		if !bytes.Contains(files, []byte("u-bert")) {
-			t.Errorf("%s: the files of the store were not read", when)
-		}
-	}
-	w.stop(t)
-	inside("before")
-	w = b.projector("--kek-file", first)
-	b.await("the same after a restart", everything)
-
-	// A new key-encryption key wraps what is new, the old one unwraps.
 	both := b.keks("both", "2025", "2026")
-	b.secrets["u-carl"] = []string{"carl.covert@example.com", "Carl Covertly"}
-	if err := b.send(both, b.user("u-carl")); err != nil {
+	b.checkKeyEncryptionKeys(first, both)
+	b.checkForget(both)
+	b.worker.stop(t)
+	b.checkNoPlaintext("after")
+	if err := os.RemoveAll(filepath.Join(b.dir, "one")); err != nil {
 		t.Fatal(err)
 	}
-	has := func(user, field, want string) func() error {
-		return func() error {
-			body, _, err := fetch(w.url + "/v1/projections/user/" + user)
-			var a struct {
-				State  map[string]any    `json:"state"`
-				Hidden map[string]string `json:"hidden"`
-			}
-			if err == nil {
-				err = json.Unmarshal(body, &a)
-			}
-			if got := fmt.Sprint(a.State[field], " ", a.Hidden[field]); err == nil && got != want {
-				err = fmt.Errorf("%s of %s is %s, want %s", field, user, got, want)
-			}
-			return err
+	b.start("--kek-file", both)
+	b.await("the states to be restored", b.shows("u-bert", "email", b.secrets["u-bert"][0]+" "))
+	b.checkGone("after the loss of the store")
+	b.checkKeyTopic()
+	b.rebuildOrders()
+	b.checkGone("in another version")
+	b.worker.stop(t)
+	processor.stop(t)
+	for _, file := range b.logs {
+		text, err := os.ReadFile(file)
+		if err != nil || len(text) == 0 {
+			t.Errorf("reading the log %s: %d bytes, %v", file, len(text), err)
+		}
+		if l := b.leaks("the log "+file, text, "u-anna", "u-bert"); l != nil {
+			t.Error(l)
 		}
 	}
-	b.await("a key that is not at hand to be said", has("u-carl", "email", "<nil> no_kek"))
+}
+
+// checkKeysAreRequired checks that programs that need key-encryption keys do not run
+// without them.
+func (b *sealedBox) checkKeysAreRequired() {
+	b.t.Helper()
+	if out, err := b.run("producer", "send", "--dry-run", os.DevNull); err != nil {
+		b.t.Fatalf("a dry run needs no keys: %v\n%s", err, out)
+	}
+	for _, args := range [][]string{{"producer", "send", os.DevNull}, {"projector", "run", "--listen", "127.0.0.1:0", "--data-dir", filepath.Join(b.dir, "none")}} {
+		if _, err := b.run(args[0], args[1:]...); err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(err.Error(), "--kek-file") {
+			b.t.Errorf("%v without keys: %v", args, err)
+		}
+	}
+}
+
+// everythingShown returns an error unless the answers hold all secrets in plaintext.
+func (b *sealedBox) everythingShown() error {
+	all := b.answers(b.worker)
+	for id, of := range b.secrets {
+		for _, s := range of {
+			if !bytes.Contains(all, []byte(s)) {
+				return fmt.Errorf("%s of %s is not in the answers:\n%s", s, id, all)
+			}
+		}
+	}
+	if bytes.Contains(all, []byte("sealed:")) || bytes.Contains(all, []byte(`"hidden":`)) {
+		return fmt.Errorf("ciphertext in the answers:\n%s", all)
+	}
+	return nil
+}
+
+// checkNoPlaintext checks that the topics and the store hold no secrets.
+func (b *sealedBox) checkNoPlaintext(when string) {
+	b.t.Helper()
+	var all []byte
+	for _, topic := range []string{"sealed.events", "sealed.enriched", "sealed.dead_letters", "sealed.user.snapshots", "sealed.order.snapshots", "sealed.keys", "sealed-control"} {
+		for _, r := range readCommitted(b.t, b.brokers, topic) {
+			all = append(append(append(all, r.Key...), r.Value...), '\n')
+			for _, h := range r.Headers {
+				all = append(all, h.Value...)
+			}
+		}
+	}
+	if l := b.leaks("a topic", all, "u-anna", "u-bert"); l != nil {
+		b.t.Errorf("%s: %v", when, l)
+	}
+	if !bytes.Contains(all, []byte("sealed:")) || !bytes.Contains(all, []byte("u-bert")) {
+		b.t.Errorf("%s: the topics were not read", when)
+	}
+	var files []byte
+	if err := filepath.WalkDir(filepath.Join(b.dir, "one"), func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		data, err := os.ReadFile(path)
+		files = append(files, data...)
+		return err
+	}); err != nil {
+		b.t.Fatal(err)
+	}
+	if l := b.leaks("the store", files, "u-anna", "u-bert"); l != nil {
+		b.t.Errorf("%s: %v", when, l)
+	}
+	if !bytes.Contains(files, []byte("u-bert")) {
+		b.t.Errorf("%s: the files of the store were not read", when)
+	}
+}
+
+// shows returns a condition: the projector answers with a value of a field, followed by a
+// space and the reason if the field is hidden.
+func (b *sealedBox) shows(user, field, want string) func() error {
+	return func() error {
+		body, _, err := fetch(b.worker.url + "/v1/projections/user/" + user)
+		var a struct {
+			State  map[string]any    `json:"state"`
+			Hidden map[string]string `json:"hidden"`
+		}
+		if err == nil {
+			err = json.Unmarshal(body, &a)
+		}
+		if got := fmt.Sprint(a.State[field], " ", a.Hidden[field]); err == nil && got != want {
+			err = fmt.Errorf("%s of %s is %s, want %s", field, user, got, want)
+		}
+		return err
+	}
+}
+
+// checkKeyEncryptionKeys adds a key-encryption key, and restarts the projector with
+// different sets of them. The newest key-encryption key wraps new keys; the old one still
+// unwraps old keys. first and both are files with the old one and with both.
+func (b *sealedBox) checkKeyEncryptionKeys(first, both string) {
+	b.t.Helper()
+	b.secrets["u-carl"] = []string{"carl.covert@example.com", "Carl Covertly"}
+	if err := b.send(both, b.user("u-carl")); err != nil {
+		b.t.Fatal(err)
+	}
+	b.await("the missing key-encryption key to be reported", b.shows("u-carl", "email", "<nil> no_kek"))
 	if err := b.send(first, b.user("u-carl")); err == nil || !strings.Contains(err.Error(), "2026") {
-		t.Errorf("a key-encryption key is lost to the producer: %v", err)
+		b.t.Errorf("a producer without the key-encryption key: %v", err)
 	}
 	for _, test := range []struct{ flag, anna, carl string }{
 		{"--kek-file=" + both, "anna.new@example.com ", "carl.covert@example.com "},
@@ -327,15 +372,20 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 		{"--no-decrypt", "<nil> no_kek", "<nil> no_kek"},
 		{"--kek-file=" + both, "anna.new@example.com ", "carl.covert@example.com "},
 	} {
-		w.stop(t)
-		w = b.projector(test.flag)
-		b.await(test.flag, has("u-anna", "email", test.anna))
-		b.await(test.flag, has("u-carl", "email", test.carl))
+		b.worker.stop(b.t)
+		b.start(test.flag)
+		b.await(test.flag, b.shows("u-anna", "email", test.anna))
+		b.await(test.flag, b.shows("u-carl", "email", test.carl))
 	}
+}
 
-	before, etag := etagOf(t, w.url+"/v1/projections/order/o-1", "")
+// checkForget forgets a user and checks the report, the answers and the producer after
+// that.
+func (b *sealedBox) checkForget(kek string) {
+	b.t.Helper()
+	before, etag := etagOf(b.t, b.worker.url+"/v1/projections/order/o-1", "")
 	if before != http.StatusOK {
-		t.Fatal(before)
+		b.t.Fatal(before)
 	}
 	var done struct {
 		Key struct {
@@ -350,80 +400,85 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 		} `json:"left"`
 	}
 	if err := json.Unmarshal(b.must("projector", "forget", "user", "u-anna", "--json"), &done); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	if done.Key.Topic != "sealed.keys" || done.Key.Destroyed != 1 || len(done.Workers) != 1 {
-		t.Errorf("forget says %+v", done)
+		b.t.Errorf("forget reports %+v", done)
 	}
-	said := map[string]string{}
+	left := map[string]string{}
 	for _, l := range done.Left {
-		said[l.Where] += l.What + " | " + l.Until + "\n"
+		left[l.Where] += l.What + " | " + l.Until + "\n"
 	}
 	for where, want := range map[string]string{"sealed.keys": "24h0m0s from now", "sealed.enriched": "cannot be read any more", "sealed.events": "cannot be read any more", "sealed.order.snapshots": ""} {
-		if !strings.Contains(said[where], want) {
-			t.Errorf("forget says of %s: %s", where, said[where])
+		if !strings.Contains(left[where], want) {
+			b.t.Errorf("forget reports for %s: %s, want %q", where, left[where], want)
 		}
 	}
-	gone := func(when string) {
-		t.Helper()
-		all := b.answers(w)
-		if l := b.leaks("an answer", all, "u-anna"); l != nil {
-			t.Errorf("%s: %v\n%s", when, l, all)
-		}
-		if n := bytes.Count(all, []byte("encrypted, and not shown:")); n < 3 { // list, get, history
-			t.Errorf("%s: %d commands say that something is not shown:\n%s", when, n, all)
-		}
-		if err := has("u-bert", "email", b.secrets["u-bert"][0]+" ")(); err != nil {
-			t.Errorf("%s: %v", when, err)
-		}
-		for _, ask := range []string{"", "?at_version=1", "/history"} {
-			body, _, err := fetch(w.url + "/v1/projections/order/o-1" + ask)
-			if err != nil || !bytes.Contains(body, []byte(`"customer":null`)) || !bytes.Contains(body, []byte(`customer":"erased"`)) {
-				t.Errorf("%s: o-1%s: %s, %v", when, ask, body, err)
-			}
-		}
-		if _, status, _ := fetch(w.url + "/v1/projections/user/u-anna"); status != http.StatusNotFound {
-			t.Errorf("%s: the user: %d", when, status)
-		}
+	b.checkGone("immediately")
+	if code, _ := etagOf(b.t, b.worker.url+"/v1/projections/order/o-1", etag); code != http.StatusOK {
+		b.t.Errorf("the ETag of the plaintext is still valid: status %d", code)
 	}
-	gone("at once")
-	if code, _ := etagOf(t, w.url+"/v1/projections/order/o-1", etag); code != http.StatusOK {
-		t.Errorf("who has the plaintext is told that it is still good: %d", code)
-	}
-	if err := b.send(both, `{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err == nil || !strings.Contains(err.Error(), "data.id: the subject was forgotten") {
-		t.Errorf("an event of who was forgotten: %v", err)
+	if err := b.send(kek, `{"type":"UserUpdated","data":{"id":"u-anna","email":"anna.new@example.com"}}`); err == nil || !strings.Contains(err.Error(), "data.id: the subject was forgotten") {
+		b.t.Errorf("an event of a forgotten user: %v", err)
 	} else if l := b.leaks("the producer's message", []byte(err.Error()), "u-anna"); l != nil {
-		t.Error(l)
+		b.t.Error(l)
 	}
-	w.stop(t)
-	inside("after")
-	if err := os.RemoveAll(filepath.Join(b.dir, "one")); err != nil {
-		t.Fatal(err)
+}
+
+// checkGone checks that no answer holds the secrets of the forgotten user u-anna, and that
+// the other users are as before.
+func (b *sealedBox) checkGone(when string) {
+	b.t.Helper()
+	all := b.answers(b.worker)
+	if l := b.leaks("an answer", all, "u-anna"); l != nil {
+		b.t.Errorf("%s: %v\n%s", when, l, all)
 	}
-	w = b.projector("--kek-file", both)
-	b.await("states made anew", has("u-bert", "email", b.secrets["u-bert"][0]+" "))
-	gone("with a new disk")
-	keys := map[string]bool{}
-	for _, r := range readCommitted(t, b.brokers, "sealed.keys") {
+	if n := bytes.Count(all, []byte("encrypted, and not shown:")); n < 3 { // list, get, history
+		b.t.Errorf("%s: %d commands report hidden fields, want at least 3:\n%s", when, n, all)
+	}
+	if err := b.shows("u-bert", "email", b.secrets["u-bert"][0]+" ")(); err != nil {
+		b.t.Errorf("%s: %v", when, err)
+	}
+	for _, query := range []string{"", "?at_version=1", "/history"} {
+		body, _, err := fetch(b.worker.url + "/v1/projections/order/o-1" + query)
+		if err != nil || !bytes.Contains(body, []byte(`"customer":null`)) || !bytes.Contains(body, []byte(`customer":"erased"`)) {
+			b.t.Errorf("%s: o-1%s: %s, %v", when, query, body, err)
+		}
+	}
+	if _, status, _ := fetch(b.worker.url + "/v1/projections/user/u-anna"); status != http.StatusNotFound {
+		b.t.Errorf("%s: the forgotten user: status %d, want 404", when, status)
+	}
+}
+
+// checkKeyTopic checks that the key of the forgotten user ends with a tombstone.
+func (b *sealedBox) checkKeyTopic() {
+	b.t.Helper()
+	keys := map[string]bool{} // whether the last record has a value
+	for _, r := range readCommitted(b.t, b.brokers, "sealed.keys") {
 		if strings.HasPrefix(string(r.Key), "key/") && strings.HasSuffix(string(r.Key), "/u-anna") {
 			keys[string(r.Key)] = r.Value != nil
 		}
 	}
-	for key, there := range keys {
-		if there {
-			t.Errorf("the last of %s is not null", key)
+	for key, exists := range keys {
+		if exists {
+			b.t.Errorf("the last record of %s is not null", key)
 		}
 	}
 	if len(keys) != 1 {
-		t.Errorf("keys of who was forgotten: %v", keys)
+		b.t.Errorf("keys of the forgotten user: %v, want one", keys)
 	}
-	// A version that is built later is made of the same log.
+}
+
+// rebuildOrders builds and promotes a second version of the projection of orders, from the
+// same log.
+func (b *sealedBox) rebuildOrders() {
+	b.t.Helper()
 	text, err := os.ReadFile(b.topology)
 	if err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	if err := os.WriteFile(b.topology, bytes.Replace(text, []byte("customer: data.customer}"), []byte(`customer: data.customer, status: "'paid'"}`), 1), 0o600); err != nil {
-		t.Fatal(err)
+		b.t.Fatal(err)
 	}
 	b.must("projector", "rebuild", "order")
 	b.await("version 2 to be comparable", func() error {
@@ -432,27 +487,15 @@ func TestPersonalFieldsAreEncryptedEverywhereUntilTheirKeyIsDestroyed(t *testing
 	})
 	b.must("projector", "promote", "order")
 	b.await("answers of version 2", func() error {
-		body, _, err := fetch(w.url + "/v1/projections/order/o-2")
+		body, _, err := fetch(b.worker.url + "/v1/projections/order/o-2")
 		if err == nil && !(bytes.Contains(body, []byte(`"paid"`)) && bytes.Contains(body, []byte(b.secrets["u-bert"][1]))) {
 			err = fmt.Errorf("%s", body)
 		}
 		return err
 	})
-	gone("in another version")
-	w.stop(t)
-	processor.stop(t)
-	for _, file := range b.logs {
-		text, err := os.ReadFile(file)
-		if err != nil || len(text) == 0 {
-			t.Errorf("the log %s has %d bytes: %v", file, len(text), err)
-		}
-		if l := b.leaks("the log "+file, text, "u-anna", "u-bert"); l != nil {
-			t.Error(l)
-		}
-	}
 }
 
-// process starts a worker, whose log is kept.
+// process starts a worker and remembers its log.
 func (b *sealedBox) process(name string, args ...string) *worker {
 	b.t.Helper()
 	w := startWorker(b.t, name, append(args, b.flags...)...)
@@ -460,12 +503,14 @@ func (b *sealedBox) process(name string, args ...string) *worker {
 	return w
 }
 
-func (b *sealedBox) projector(args ...string) *worker {
+// start starts the projector with the instance and data directory "one".
+func (b *sealedBox) start(args ...string) {
 	b.t.Helper()
-	return b.process("projector", append([]string{"--instance", "one", "--data-dir", filepath.Join(b.dir, "one")}, args...)...)
+	b.worker = b.process("projector", append([]string{"--instance", "one", "--data-dir", filepath.Join(b.dir, "one")}, args...)...)
 }
 
-// etagOf asks with a tag that is known already, and returns the status and the tag.
+// etagOf sends a GET request with an ETag in If-None-Match, unless it is "", and returns
+// the status and the answer's ETag.
 func etagOf(t *testing.T, url, known string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)

@@ -11,23 +11,19 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// TestWhatIsForgottenNeverComesBack forgets a user of whom events keep coming,
-// and lets the worker go on, restart, lose its disk, and build another version.
-func TestWhatIsForgottenNeverComesBack(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestForgottenUserNeverComesBack forgets a user whose events keep arriving. The user must
+// stay forgotten after a restart, the loss of the store, and a rebuild.
+func TestForgottenUserNeverComesBack(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 2)
 	var first strings.Builder
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	if err := os.WriteFile(events, []byte(first.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.must("producer", "send", events)
+	b.send(first.String())
 	w := b.start("one")
 	stopLoad := b.load()
-	id := rebuildUser(0) // that the load updates
+	id := rebuildUser(0) // one of the users that the load updates
 	about := func() string { return w.url + "/v1/projections/user/" + id }
 	b.await("some history", func() error {
 		body, _, err := fetch(about() + "/history")
@@ -69,7 +65,7 @@ func TestWhatIsForgottenNeverComesBack(t *testing.T) {
 			t.Errorf("%s: another user: %v", when, err)
 		}
 	}
-	gone("at once")
+	gone("immediately")
 	w.stop()
 	w = b.start("one")
 	gone("after a restart")
@@ -78,7 +74,7 @@ func TestWhatIsForgottenNeverComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = b.start("one")
-	gone("with a new disk")
+	gone("after the loss of the store")
 	b.declare(2, `, email: "data.email != null ? data.email : state.email"`)
 	b.must("projector", "rebuild", "user")
 	b.await("version 2 to be comparable", func() error {
@@ -104,8 +100,8 @@ func TestWhatIsForgottenNeverComesBack(t *testing.T) {
 	}
 }
 
-// last returns the value of the last committed record of a key, nil if there is
-// none or it is null, and how many there are.
+// last returns the value of the last committed record of a key, and the number of records
+// of the key. The value is nil if there is no record or its value is null.
 func (b *rebuildBox) last(topic, key string) (value []byte, n int) {
 	b.t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.ConsumeTopics(topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
@@ -113,7 +109,7 @@ func (b *rebuildBox) last(topic, key string) (value []byte, n int) {
 		b.t.Fatal(err)
 	}
 	defer cl.Close()
-	ends := map[int32]bool{}
+	ends := map[int32]bool{} // partitions that are read to the end; there are two
 	for len(ends) < 2 {
 		fetches := cl.PollFetches(b.t.Context())
 		if err := fetches.Err(); err != nil {

@@ -34,9 +34,10 @@ pipelines:
 
 const noteSchema = `{"type": "record", "name": "Note", "fields": [{"name": "id", "type": "string"}, {"name": "text", "type": "string"}]}`
 
-// What topics take decides, also when that is changed while a worker runs: what fits
-// is there once, what does not is a dead letter, and no batch is too large for ever.
-func TestKafkaTopicsSayHowLargeTheirRecordsMayBe(t *testing.T) {
+// TestKafkaRecordLimitsOfTopics checks that the topics' limits apply, even if a limit
+// changes while a worker runs: a record that fits is written once, a larger one becomes a
+// dead letter, and no batch fails forever.
+func TestKafkaRecordLimitsOfTopics(t *testing.T) {
 	onKafka(t, func(t *testing.T, b *kafkatest.Broker, _ []string) {
 		registry, err := sandbox.New(sandbox.Config{NoBroker: true})
 		if err != nil {
@@ -69,7 +70,7 @@ func TestKafkaTopicsSayHowLargeTheirRecordsMayBe(t *testing.T) {
 			for _, n := range sizes {
 				text := make([]byte, n)
 				for i := range text {
-					text[i] = byte('0' + rand.Uint32()%64) // that does not compress
+					text[i] = byte('0' + rand.Uint32()%64) // hardly compressible
 				}
 				line, err := json.Marshal(map[string]string{"id": fmt.Sprint("n-", sent), "text": string(text)})
 				if err != nil {
@@ -84,7 +85,7 @@ func TestKafkaTopicsSayHowLargeTheirRecordsMayBe(t *testing.T) {
 				t.Fatalf("producer send: %v\n%s", err, out)
 			}
 		}
-		small := func(n int, more ...int) []int {
+		small := func(n int, more ...int) []int { // n small sizes in addition to more
 			for range n {
 				more = append(more, 300)
 			}
@@ -93,7 +94,7 @@ func TestKafkaTopicsSayHowLargeTheirRecordsMayBe(t *testing.T) {
 		w := startWorker(t, "processor", append(where, "--sessions", "2")...)
 		done := func() {
 			t.Helper()
-			w.await(t, "done", func(ctx context.Context) (bool, error) {
+			w.await(t, "all events to be counted", func(ctx context.Context) (bool, error) {
 				_, text, err := get(ctx, w.url+"/metrics")
 				for _, pl := range []string{"little", "much"} {
 					if !strings.Contains(string(text), fmt.Sprintf("millrace_events_in_total{pipeline=%q} %d\n", pl, sent)) {
@@ -132,7 +133,7 @@ func TestKafkaTopicsSayHowLargeTheirRecordsMayBe(t *testing.T) {
 			}
 		}
 		if text, err := os.ReadFile(w.output); err != nil || !bytes.Contains(text, []byte("MESSAGE_TOO_LARGE")) {
-			t.Errorf("no batch was too large, so this test is about less than it says: %v", err)
+			t.Errorf("no batch was too large, so the test did not cover the changed limit: %v", err)
 		}
 	})
 }

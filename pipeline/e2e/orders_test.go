@@ -17,14 +17,14 @@ import (
 	"time"
 )
 
-// ordered is what users ordered, from outside of Millrace.
+// ordered holds the expected totals of users, computed without Millrace.
 type ordered struct {
 	Orders map[string]int64 `json:"orders_of_user"`
 	Cents  map[string]int64 `json:"amount_cents_of_user"`
 }
 
-// orderEvents returns a file of events and what it comes to, for some users: that
-// of MILLRACE_CDNOW, else one that is made up.
+// orderEvents returns a file of events and the expected totals of some users: the file of
+// MILLRACE_CDNOW if it is set, or else synthetic orders.
 func orderEvents(t *testing.T) (file string, want ordered) {
 	t.Helper()
 	if file = os.Getenv("MILLRACE_CDNOW"); file != "" {
@@ -36,11 +36,11 @@ func orderEvents(t *testing.T) (file string, want ordered) {
 			t.Fatal(err)
 		}
 		if len(want.Orders) != 10 || len(want.Cents) != 10 {
-			t.Fatalf("%d and %d users are named, not ten", len(want.Orders), len(want.Cents))
+			t.Fatalf("expected totals of %d and %d users, want 10", len(want.Orders), len(want.Cents))
 		}
 		return file, want
 	}
-	t.Log("MILLRACE_CDNOW is not set: made-up events are used instead")
+	t.Log("MILLRACE_CDNOW is not set: using synthetic events")
 	const seed, users, orders = 7, 50, 5000
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
@@ -66,8 +66,8 @@ func orderEvents(t *testing.T) (file string, want ordered) {
 	return file, want
 }
 
-// TestOrdersPerUserAddUp runs examples/orders-per-user: orders, which are keyed by
-// order, are given the user's key by a pipeline and added up by a projection.
+// TestOrdersPerUserAddUp runs examples/orders-per-user: a pipeline keys orders by user, and
+// a projection adds them up.
 func TestOrdersPerUserAddUp(t *testing.T) {
 	const topology = "../../examples/orders-per-user/topology.yaml"
 	file, want := orderEvents(t)
@@ -77,15 +77,15 @@ func TestOrdersPerUserAddUp(t *testing.T) {
 	up := exec.CommandContext(ctx, filepath.Join(bin, "sandbox"), "up", "--bin", bin, "-t", topology)
 	up.Cancel = func() error { return up.Process.Signal(syscall.SIGTERM) }
 	up.WaitDelay = 30 * time.Second
-	said, says := io.Pipe()
-	up.Stdout, up.Stderr = says, says
+	output, writer := io.Pipe()
+	up.Stdout, up.Stderr = writer, writer
 	if err := up.Start(); err != nil {
 		t.Fatal(err)
 	}
 	ready := make(chan [3]string, 1)
 	go func() { // ends with the pipe
 		var at [3]string
-		lines := bufio.NewScanner(said)
+		lines := bufio.NewScanner(output)
 		kafka := regexp.MustCompile(`Kafka at (\S+), schema registry at (\S+)`)
 		projector := regexp.MustCompile(`projector ready at (\S+)`)
 		for lines.Scan() {
@@ -102,13 +102,13 @@ func TestOrdersPerUserAddUp(t *testing.T) {
 	stopped := make(chan error, 1)
 	go func() {
 		err := up.Wait()
-		says.Close()
+		writer.Close()
 		stopped <- err
 	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-stopped; err != nil {
-			t.Logf("the sandbox, told to stop: %v", err)
+			t.Logf("stopping the sandbox: %v", err)
 		}
 	})
 	at, ok := <-ready
@@ -129,7 +129,7 @@ func TestOrdersPerUserAddUp(t *testing.T) {
 			if orders == want.Orders[user] && cents == want.Cents[user] {
 				break
 			}
-			// They only grow: more than there are is not a matter of waiting.
+			// Totals only grow, so waiting cannot fix a total that is too large.
 			if orders > want.Orders[user] || cents > want.Cents[user] {
 				t.Fatalf("%s has %d orders of %d cents, want %d of %d", user, orders, cents, want.Orders[user], want.Cents[user])
 			}
@@ -142,8 +142,8 @@ func TestOrdersPerUserAddUp(t *testing.T) {
 	}
 }
 
-// ordersOf asks the projector what a user ordered; nothing, if it has not heard of
-// the user yet.
+// ordersOf returns the projector's totals of a user, or zeros if the projection does not
+// have the user yet.
 func ordersOf(ctx context.Context, t *testing.T, projector, user string) (orders, cents int64) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, projector+"/v1/projections/user-orders/"+user, nil)
@@ -169,7 +169,7 @@ func ordersOf(ctx context.Context, t *testing.T, projector, user string) (orders
 		t.Fatal(err)
 	}
 	if got.State.UserID != user {
-		t.Fatalf("the answer about %s is about %s", user, got.State.UserID)
+		t.Fatalf("the answer for %s is the state of %s", user, got.State.UserID)
 	}
 	return got.State.Orders, got.State.Cents
 }

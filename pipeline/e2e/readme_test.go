@@ -13,15 +13,15 @@ import (
 	"time"
 )
 
-// A command of a document, and what it shows as its output.
+// A command is a command in a document, with the output that the document shows.
 type command struct {
 	line int
 	text string
 	want []string
 }
 
-// commands returns those of the ```console blocks of a document: lines that
-// begin with "$ ", each followed by its output.
+// commands returns the commands in the ```console blocks of a document: lines that begin
+// with "$ ", each followed by its output.
 func commands(t *testing.T, name string) (all []command) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("../..", name))
@@ -45,8 +45,8 @@ func commands(t *testing.T, name string) (all []command) {
 
 var number = regexp.MustCompile(`[0-9]+(\\\.[0-9]+)?`)
 
-// matches reports whether a command printed what the document shows. There, ...
-// stands for anything, and times and rates are what they happen to be.
+// matches reports whether the output of a command is as in the document. In the document,
+// "..." matches any text, and numbers in lines with "per second" match any number.
 func (c command) matches(output string) bool {
 	got := strings.FieldsFunc(output, func(r rune) bool { return r == '\n' })
 	if len(got) != len(c.want) {
@@ -67,12 +67,12 @@ func (c command) matches(output string) bool {
 
 var address = regexp.MustCompile(`127\.0\.0\.1:[0-9]+`)
 
-// What the README shows is what happens: with `make run` in one terminal, its
-// commands in another.
-func TestTheReadmeShowsWhatHappens(t *testing.T) {
+// TestReadmeCommands runs the commands of the README next to the programs of `make run`
+// and compares their output.
+func TestReadmeCommands(t *testing.T) {
 	all := commands(t, "README.md")
 	if len(all) < 3 {
-		t.Fatalf("README.md shows %d commands", len(all))
+		t.Fatalf("README.md has %d commands, want at least 3", len(all))
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
@@ -94,7 +94,7 @@ func TestTheReadmeShowsWhatHappens(t *testing.T) {
 			t.Errorf("sandbox up: %v", err)
 		}
 	}()
-	// Where everything is: other addresses than the usual ones if those are taken.
+	// Read the addresses: `sandbox up` uses other ports if the default ones are taken.
 	at := map[string]string{}
 	lines := bufio.NewScanner(out)
 	for len(at) < 4 && lines.Scan() {
@@ -105,20 +105,20 @@ func TestTheReadmeShowsWhatHappens(t *testing.T) {
 		}
 	}
 	if len(at) < 4 {
-		t.Fatalf("sandbox up says where %v is, and no more", at)
+		t.Fatalf("sandbox up printed only the addresses %v", at)
 	}
-	usual := strings.NewReplacer("127.0.0.1:9101", at["processor"], "127.0.0.1:9102", at["projector"], "build/bin/", bin+string(filepath.Separator))
+	addresses := strings.NewReplacer("127.0.0.1:9101", at["processor"], "127.0.0.1:9102", at["projector"], "build/bin/", bin+string(filepath.Separator))
 	for _, c := range all {
 		run := func() (string, error) {
-			cmd := exec.CommandContext(ctx, "sh", "-c", usual.Replace(c.text))
+			cmd := exec.CommandContext(ctx, "sh", "-c", addresses.Replace(c.text))
 			cmd.Dir = "../.."
 			cmd.Env = append(os.Environ(), "MILLRACE_BROKERS="+at["Kafka"], "MILLRACE_REGISTRY=http://"+at["schema registry"], "MILLRACE_ADDRESS="+at["projector"])
 			text, err := cmd.CombinedOutput()
 			return string(text), err
 		}
 		got, err := run()
-		// Only questions are asked again: what was sent may be on its way, and a
-		// counter is not there before it has counted.
+		// Repeat only queries: sent events may still be in flight, and a counter exists only
+		// after its first increment.
 		for strings.HasPrefix(c.text, "curl ") && (err != nil || !c.matches(got)) && ctx.Err() == nil {
 			got, err = run()
 		}
@@ -126,7 +126,7 @@ func TestTheReadmeShowsWhatHappens(t *testing.T) {
 			t.Fatalf("README.md:%d: %s: %v\n%s", c.line, c.text, err, got)
 		}
 		if !c.matches(got) {
-			t.Fatalf("README.md:%d: %s\nprints\n%s\nbut is shown with\n%s", c.line, c.text, got, strings.Join(c.want, "\n"))
+			t.Fatalf("README.md:%d: %s\nprinted\n%s\nbut the README shows\n%s", c.line, c.text, got, strings.Join(c.want, "\n"))
 		}
 	}
 }

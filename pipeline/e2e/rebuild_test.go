@@ -26,7 +26,8 @@ const (
 	patience     = time.Minute
 )
 
-// rebuildBox is a sandbox, a topology of one projection, and what runs there.
+// rebuildBox is a sandbox and a topology with one projection, on which a test runs
+// programs.
 type rebuildBox struct {
 	t        *testing.T
 	dir      string
@@ -57,7 +58,7 @@ func newRebuildBox(t *testing.T, partitions int) *rebuildBox {
 	return b
 }
 
-// declare writes the topology; more is what else an update does.
+// declare writes the topology. more is appended to the assignments of UserUpdated.
 func (b *rebuildBox) declare(partitions int, more string) {
 	b.t.Helper()
 	text := fmt.Sprintf(`name: rebuilt
@@ -86,7 +87,7 @@ func (b *rebuildBox) command(ctx context.Context, program string, args ...string
 	return cmd
 }
 
-// run runs a command to its end and returns what it printed.
+// run runs a command to its end and returns its stdout.
 func (b *rebuildBox) run(program string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
 	defer cancel()
@@ -99,6 +100,7 @@ func (b *rebuildBox) run(program string, args ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// must is run for commands that must succeed.
 func (b *rebuildBox) must(program string, args ...string) []byte {
 	b.t.Helper()
 	out, err := b.run(program, args...)
@@ -108,17 +110,17 @@ func (b *rebuildBox) must(program string, args ...string) []byte {
 	return out
 }
 
-// worker is a projector.
+// rebuildWorker is a projector process.
 type rebuildWorker struct {
 	*rebuildBox
 	name string
 	cmd  *exec.Cmd
 	url  string
-	done chan error
+	done chan error // receives the result of Wait
 }
 
-// start starts a projector, with a data directory of its name, and waits until it
-// is ready.
+// start starts a projector with the data directory b.dir/name and waits until it is
+// ready.
 func (b *rebuildBox) start(name string, args ...string) *rebuildWorker {
 	b.t.Helper()
 	file := filepath.Join(b.dir, name+".addr")
@@ -132,9 +134,9 @@ func (b *rebuildBox) start(name string, args ...string) *rebuildWorker {
 	if err := w.cmd.Start(); err != nil {
 		b.t.Fatal(err)
 	}
-	go func() { w.done <- w.cmd.Wait() }() // stop and kill wait for it
+	go func() { w.done <- w.cmd.Wait() }() // ends with the process
 	b.t.Cleanup(func() {
-		_ = w.cmd.Process.Kill() // it has ended, mostly
+		_ = w.cmd.Process.Kill() // fails if the process has ended, which is normal
 	})
 	b.await("the projector "+name+" to be ready", func() error {
 		addr, err := os.ReadFile(file)
@@ -148,6 +150,7 @@ func (b *rebuildBox) start(name string, args ...string) *rebuildWorker {
 	return w
 }
 
+// stop ends the projector with SIGTERM.
 func (w *rebuildWorker) stop() {
 	w.t.Helper()
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -158,7 +161,7 @@ func (w *rebuildWorker) stop() {
 	}
 }
 
-// await asks until there is no error.
+// await calls cond until it returns no error.
 func (b *rebuildBox) await(what string, cond func() error) {
 	b.t.Helper()
 	ctx, cancel := context.WithTimeout(b.t.Context(), patience)
@@ -172,13 +175,13 @@ func (b *rebuildBox) await(what string, cond func() error) {
 		}
 		select {
 		case <-ctx.Done():
-			b.t.Fatalf("waited in vain for %s: %v", what, err)
+			b.t.Fatalf("timeout waiting for %s: %v", what, err)
 		case <-tick.C:
 		}
 	}
 }
 
-// fetch returns an answer; an error is one that is not 200, too.
+// fetch returns the answer to a GET request. A status other than 200 is an error.
 func fetch(url string) (body []byte, status int, err error) {
 	resp, err := http.Get(url) //nolint:noctx // bounded by the test's own timeout
 	if err != nil {
@@ -202,7 +205,7 @@ func updated(i, n int) string {
 	return fmt.Sprintf(`{"type":"UserUpdated","data":{"id":%q,"email":"new-%d@example.com","name":"name %d"}}`+"\n", rebuildUser(i), i, n)
 }
 
-// load sends updates of every other user until it is stopped.
+// load sends updates of every second user until stop is called.
 func (b *rebuildBox) load() (stop func()) {
 	b.t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.t.Context()))
@@ -223,12 +226,12 @@ func (b *rebuildBox) load() (stop func()) {
 		for n := 0; ; n++ {
 			select {
 			case <-ctx.Done():
-				_ = in.Close() // it ends by that
+				_ = in.Close() // the end of its input ends the producer
 				return
 			case <-tick.C:
 			}
 			if _, err := io.WriteString(in, updated(n*2%rebuildUsers, n)); err != nil {
-				return // the exit code tells
+				return // the producer's exit code reports the error
 			}
 		}
 	})
@@ -242,19 +245,20 @@ func (b *rebuildBox) load() (stop func()) {
 	}
 }
 
-// reader asks for users, one after the other, and remembers what was wrong.
+// reader queries users one after another and collects the faults. The fields below mu are
+// guarded by it while the reader runs.
 type reader struct {
 	urls []string
 
 	mu       sync.Mutex
 	reads    int
-	versions map[string]int // answers, by projection version
-	faults   []string
-	longest  time.Duration // that an answer took
+	versions map[string]int // number of answers by projection version
+	faults   []string       // at most 10
+	longest  time.Duration  // maximum response time
 }
 
-// read reads until it is stopped. Every answer has to be there, and none may be
-// older than one before, of the same version of the projection.
+// read queries random users in a goroutine until stop is called. Every query must
+// succeed, and answers of the same projection version must never go back.
 func (r *reader) read(seed uint64) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var work sync.WaitGroup
@@ -262,8 +266,8 @@ func (r *reader) read(seed uint64) (stop func()) {
 	work.Go(func() {
 		rng := rand.New(rand.NewPCG(seed, 0))
 		type place struct {
-			made string
-			of   string
+			made string // projection version
+			of   string // partition or user
 		}
 		offsets, versions := map[place]int64{}, map[place]int64{}
 		for ctx.Err() == nil {
@@ -285,11 +289,11 @@ func (r *reader) read(seed uint64) (stop func()) {
 			switch {
 			case err != nil:
 			case answer.ID != id:
-				err = fmt.Errorf("asked for %s and got %s", id, answer.ID)
+				err = fmt.Errorf("requested %s, got %s", id, answer.ID)
 			case answer.Version < versions[of]:
-				err = fmt.Errorf("%s was at version %d, and is at %d", id, versions[of], answer.Version)
+				err = fmt.Errorf("%s went back from version %d to %d", id, versions[of], answer.Version)
 			case answer.Offset < offsets[at]:
-				err = fmt.Errorf("partition %s was at offset %d, and is at %d", at.of, offsets[at], answer.Offset)
+				err = fmt.Errorf("partition %s went back from offset %d to %d", at.of, offsets[at], answer.Offset)
 			}
 			offsets[at], versions[of] = answer.Offset, answer.Version
 			r.mu.Lock()
@@ -308,29 +312,26 @@ func (r *reader) read(seed uint64) (stop func()) {
 	}
 }
 
+// seen returns the number of answers of a projection version.
 func (r *reader) seen(version string) int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.versions[version]
 }
 
-// TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead does all
-// of it while events come in and somebody reads.
-func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestChangedFoldIsRebuiltPromotedAndRolledBackWithoutFailedReads rebuilds, compares,
+// promotes and rolls back a changed fold while events arrive and a client reads.
+func TestChangedFoldIsRebuiltPromotedAndRolledBackWithoutFailedReads(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 4)
 	var first strings.Builder
 	for i := range rebuildUsers {
 		first.WriteString(created(i))
 	}
 	for i := 0; i < rebuildUsers; i += 2 {
-		first.WriteString(updated(i, 0)) // the others never change
+		first.WriteString(updated(i, 0)) // users with odd numbers are never updated
 	}
-	events := filepath.Join(b.dir, "events.jsonl")
-	if err := os.WriteFile(events, []byte(first.String()), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	b.must("producer", "send", events)
+	b.send(first.String())
 	w := b.start("one")
 	r := &reader{urls: []string{w.url}}
 	stopReading := r.read(1)
@@ -353,7 +354,7 @@ func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *t
 		t.Fatalf("before: %+v", before)
 	}
 	if _, err := b.run("projector", "rebuild", "user"); err == nil || !strings.Contains(err.Error(), "there is nothing to rebuild") {
-		t.Errorf("rebuild of what is there: %v", err)
+		t.Errorf("rebuild of an unchanged fold: %v", err)
 	}
 	b.declare(4, `, email: "data.email != null ? data.email : state.email", status: "'changed'"`)
 	b.must("projector", "rebuild", "user")
@@ -366,7 +367,7 @@ func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *t
 		return fmt.Errorf("%+v", look())
 	})
 	if _, err := b.run("projector", "promote", "user"); err == nil || !strings.Contains(err.Error(), "nobody has compared") {
-		t.Errorf("promoted before anybody looked: %v", err)
+		t.Errorf("promote without a diff: %v", err)
 	}
 
 	var d struct {
@@ -386,7 +387,7 @@ func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *t
 		t.Errorf("diff: %+v, want the users with even numbers", d)
 	}
 	if len(d.Fields) != 2 || d.Fields["email"].Differ != rebuildUsers/2 || d.Fields["status"].Differ != rebuildUsers/2 {
-		t.Errorf("diff by field: %+v, want email and status, of those that were updated", d.Fields)
+		t.Errorf("diff by field: %+v, want email and status of the updated users", d.Fields)
 	}
 
 	b.must("projector", "promote", "user")
@@ -409,7 +410,7 @@ func TestAChangedFoldIsBuiltComparedPromotedAndRolledBackWithoutAFailedRead(t *t
 	stopReading()
 	stopLoad()
 	if len(r.faults) > 0 {
-		t.Errorf("of %d reads some failed:\n%s", r.reads, strings.Join(r.faults, "\n"))
+		t.Errorf("some of %d reads failed:\n%s", r.reads, strings.Join(r.faults, "\n"))
 	}
 	t.Logf("%d reads, none failed, the longest took %v; answers by version: %v", r.reads, r.longest, r.versions)
 

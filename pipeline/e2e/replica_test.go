@@ -17,7 +17,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// send sends lines.
+// send sends events, given as JSON lines.
 func (b *rebuildBox) send(lines ...string) {
 	b.t.Helper()
 	events := filepath.Join(b.dir, "events.jsonl")
@@ -37,8 +37,9 @@ func (b *rebuildBox) admin() *kadm.Client {
 	return kadm.NewClient(cl)
 }
 
-// ends returns where the topics end, but for those of the prefixes.
-func (b *rebuildBox) ends(adm *kadm.Client, but ...string) map[string]int64 {
+// ends returns the end offsets of all partitions, except those of topics with one of the
+// prefixes.
+func (b *rebuildBox) ends(adm *kadm.Client, except ...string) map[string]int64 {
 	b.t.Helper()
 	listed, err := adm.ListEndOffsets(b.t.Context())
 	if err != nil {
@@ -46,15 +47,16 @@ func (b *rebuildBox) ends(adm *kadm.Client, but ...string) map[string]int64 {
 	}
 	out := map[string]int64{}
 	listed.Each(func(o kadm.ListedOffset) {
-		if !slices.ContainsFunc(but, func(prefix string) bool { return strings.HasPrefix(o.Topic, prefix) }) {
+		if !slices.ContainsFunc(except, func(prefix string) bool { return strings.HasPrefix(o.Topic, prefix) }) {
 			out[fmt.Sprint(o.Topic, "/", o.Partition)] = o.Offset
 		}
 	})
 	return out
 }
 
-// told is what a worker says of a user, without how far it was when it said so.
-func (w *rebuildWorker) told(id string) (string, error) {
+// answersAbout returns the worker's answers about a user: state, history, why and version
+// 1, without positions.
+func (w *rebuildWorker) answersAbout(id string) (string, error) {
 	var all []byte
 	for _, path := range []string{"", "/history", "/why", "?at_version=1"} {
 		body, _, err := fetch(w.url + "/v1/projections/user/" + id + path)
@@ -77,42 +79,43 @@ func (w *rebuildWorker) told(id string) (string, error) {
 	return string(all), nil
 }
 
-// agrees waits until a replica says the same of all users as a worker of the group.
-func (w *rebuildWorker) agrees(owner *rebuildWorker) {
+// awaitAgreement waits until a replica and a worker of the group answer the same about
+// all users.
+func (w *rebuildWorker) awaitAgreement(owner *rebuildWorker) {
 	w.t.Helper()
 	for i := range rebuildUsers {
-		w.await("the replica to say the same of "+rebuildUser(i), func() error {
-			want, err := owner.told(rebuildUser(i))
+		w.await("the replica to agree about "+rebuildUser(i), func() error {
+			want, err := owner.answersAbout(rebuildUser(i))
 			if err != nil {
 				return err
 			}
-			got, err := w.told(rebuildUser(i))
+			got, err := w.answersAbout(rebuildUser(i))
 			if err == nil && got != want {
-				err = fmt.Errorf("it says\n%s, want\n%s", got, want)
+				err = fmt.Errorf("it answers\n%s, want\n%s", got, want)
 			}
 			return err
 		})
 	}
 }
 
-// TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace starts a replica beside two
-// workers and compares what they say; then it is left alone, restarted, and given the
-// disk of another worker.
-func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestReplicaAnswersAsTheOwnersAndWritesNothing starts a replica beside two workers and
+// compares their answers. Then the replica runs alone, restarts, and uses the data
+// directory of another worker.
+func TestReplicaAnswersAsTheOwnersAndWritesNothing(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {
 		first = append(first, created(i), updated(i, i))
 	}
 	b.send(first...)
-	const short = "--session-timeout=6s" // for which partitions wait whose worker has stopped
+	const short = "--session-timeout=6s" // partitions of a stopped worker wait that long
 	one := b.start("one", short)
 	two := b.start("two", short)
 	stopLoad := b.load()
 	r := b.start("replica", "--replica")
 	stopLoad()
-	r.agrees(one)
+	r.awaitAgreement(one)
 
 	list := func(w *rebuildWorker) string {
 		var page struct {
@@ -137,10 +140,10 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 		t.Errorf("the replica lists\n%s, want\n%s", got, want)
 	}
 	if _, status, _ := fetch(r.url + "/v1/projections/user/nobody"); status != 404 {
-		t.Errorf("nobody: %d", status)
+		t.Errorf("unknown user: status %d, want 404", status)
 	}
 
-	// The group has the members that the two workers are, and no other.
+	// The two workers are the only members of the group.
 	adm := b.admin()
 	groups, err := adm.DescribeGroups(t.Context())
 	if err != nil {
@@ -155,7 +158,7 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 		t.Errorf("groups: %v with members %v", groups.Names(), members)
 	}
 
-	// Alone, it goes on answering, and adds nothing anywhere.
+	// Without workers, the replica still answers and follows, and it writes nothing.
 	one.stop()
 	two.stop()
 	offsets := func() string {
@@ -175,13 +178,13 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 	}
 	r.stop()
 	if got := offsets(); got != committed {
-		t.Errorf("the group's offsets were %s, and are %s", committed, got)
+		t.Errorf("the group's offsets changed from %s to %s", committed, got)
 	}
 	if got := b.ends(adm, "rebuilt.events", "rebuilt-control"); !maps.Equal(got, ends) {
-		t.Errorf("topics ended at %v, and end at %v", ends, got)
+		t.Errorf("the ends of the topics changed from %v to %v", ends, got)
 	}
 
-	// A restart goes on from its store; one on the disk of a worker from that.
+	// After a restart, the replica continues from its store.
 	r = b.start("replica", "--replica")
 	if body, _, err := fetch(r.url + "/v1/projections/user/u-new"); err != nil {
 		t.Errorf("%v %s", err, body)
@@ -192,13 +195,13 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 	}
 	_ = resp.Body.Close()
 	if resp.StatusCode != http.StatusMisdirectedRequest || resp.Header.Get("Content-Type") != "application/problem+json" {
-		t.Errorf("a release, with no worker of the group: %s", resp.Status)
+		t.Errorf("a release without a worker of the group: %s", resp.Status)
 	}
 	if out, err := b.run("projector", "run", "--replica", "--instance", "second", "--data-dir", filepath.Join(b.dir, "replica"), "--listen", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), "Each worker needs a data directory of its own") {
-		t.Errorf("a second one on its disk: %v %s", err, out)
+		t.Errorf("a second replica on the same data directory: %v %s", err, out)
 	}
 	one = b.start("one", short)
-	b.await("the worker to refuse to release what is not blocked", func() error {
+	b.await("the worker to reject the release of an aggregate that is not blocked", func() error {
 		resp, err := http.Post(r.url+"/v1/blocked/user/"+rebuildUser(1)+"/release", "", nil)
 		if err != nil {
 			return err
@@ -209,7 +212,7 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 		}
 		return nil
 	})
-	r.agrees(one)
+	r.awaitAgreement(one)
 	var erased struct{ Workers, Silent []string }
 	if err := json.Unmarshal(b.must("projector", "forget", "user", rebuildUser(3), "--json"), &erased); err != nil {
 		t.Fatal(err)
@@ -218,10 +221,11 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 		t.Errorf("erased: %+v", erased)
 	}
 	if _, status, _ := fetch(r.url + "/v1/projections/user/" + rebuildUser(3)); status != 404 {
-		t.Errorf("what was forgotten: %d", status)
+		t.Errorf("the forgotten user: status %d, want 404", status)
 	}
 	r.stop()
 	one.stop()
+	// A replica on the data directory of a worker continues from the worker's store.
 	if err := os.Rename(filepath.Join(b.dir, "one"), filepath.Join(b.dir, "other")); err != nil {
 		t.Fatal(err)
 	}
@@ -232,10 +236,10 @@ func TestAReplicaSaysWhatItsOwnersSayAndLeavesNoTrace(t *testing.T) {
 	r.stop()
 }
 
-// TestAReplicaFollowsTheLiveVersionWithoutAFailedRead reads from a replica alone
-// while another version is built, promoted and rolled back.
-func TestAReplicaFollowsTheLiveVersionWithoutAFailedRead(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestReplicaFollowsTheLiveVersionWithoutFailedReads reads from a replica while another
+// version is built, promoted and rolled back.
+func TestReplicaFollowsTheLiveVersionWithoutFailedReads(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {
@@ -286,26 +290,26 @@ func TestAReplicaFollowsTheLiveVersionWithoutAFailedRead(t *testing.T) {
 	stopLoad()
 	stopReading()
 	if len(r.faults) > 0 {
-		t.Errorf("of %d reads some failed:\n%s", r.reads, strings.Join(r.faults, "\n"))
+		t.Errorf("some of %d reads failed:\n%s", r.reads, strings.Join(r.faults, "\n"))
 	}
 	b.must("projector", "retire", "user", "--version", "2")
-	b.await("the replica to have let go of the version", func() error {
+	b.await("the replica to release the retired version", func() error {
 		body, _, err := fetch(replica.url + "/metrics")
 		if err == nil && strings.Contains(string(body), `millrace_followed_lag_records{group="rebuilt-projector-user-v2"`) {
-			err = fmt.Errorf("it still follows it")
+			err = fmt.Errorf("it still follows version 2")
 		}
 		return err
 	})
-	replica.agrees(w)
+	replica.awaitAgreement(w)
 	replica.stop()
 	w.stop()
 }
 
-// TestAStandbyGoesOnWhereAKilledWorkerWas kills one of two workers, which both are
-// standbys, and has the other take over, while events come in: nothing is lost, and
-// nothing is restored.
-func TestAStandbyGoesOnWhereAKilledWorkerWas(t *testing.T) {
-	t.Parallel() // it waits more than it works
+// TestStandbyTakesOverFromAKilledWorker runs two workers that are standbys of each other,
+// and kills one while events arrive. The other one must take over without losing events
+// and without a restore.
+func TestStandbyTakesOverFromAKilledWorker(t *testing.T) {
+	t.Parallel() // mostly waits
 	b := newRebuildBox(t, 4)
 	var first []string
 	for i := range rebuildUsers {
@@ -348,7 +352,7 @@ func TestAStandbyGoesOnWhereAKilledWorkerWas(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := <-two.done; err == nil {
-		t.Error("it ended as if it had not been killed")
+		t.Error("the killed worker exited with code 0")
 	}
 	began := time.Now()
 	b.await("the other to have all partitions", func() error {
@@ -358,7 +362,7 @@ func TestAStandbyGoesOnWhereAKilledWorkerWas(t *testing.T) {
 		_, _, err := fetch(one.url + "/readyz")
 		return err
 	})
-	t.Logf("all partitions %v after the kill, of which 6 s are the session timeout", time.Since(began))
+	t.Logf("took over all partitions %v after the kill, including 6 s of session timeout", time.Since(began))
 	stopLoad()
 	for i := range rebuildUsers {
 		b.await("the last event of "+rebuildUser(i), func() error {
@@ -375,25 +379,25 @@ func TestAStandbyGoesOnWhereAKilledWorkerWas(t *testing.T) {
 		}
 		return nil
 	})
-	said := map[string]string{}
+	answers := map[string]string{}
 	for i := range rebuildUsers {
 		id := rebuildUser(i)
 		var err error
-		if said[id], err = one.told(id); err != nil {
+		if answers[id], err = one.answersAbout(id); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := two.told(id); err != nil || got != said[id] {
-			t.Errorf("%s: %v\n%s, want\n%s", id, err, got, said[id])
+		if got, err := two.answersAbout(id); err != nil || got != answers[id] {
+			t.Errorf("%s: %v\n%s, want\n%s", id, err, got, answers[id])
 		}
 	}
 	two.stop()
 	one.stop()
 
-	// The snapshots, from which a worker without a store begins, are complete.
+	// A worker without a store restores the same answers from the snapshots.
 	fresh := b.start("fresh", "--session-timeout", "6s")
-	for id, want := range said {
-		if got, err := fresh.told(id); err != nil || got != want {
-			t.Errorf("from the snapshots, %s: %v\n%s, want\n%s", id, err, got, want)
+	for id, want := range answers {
+		if got, err := fresh.answersAbout(id); err != nil || got != want {
+			t.Errorf("%s, restored from snapshots: %v\n%s, want\n%s", id, err, got, want)
 		}
 	}
 	fresh.stop()

@@ -30,10 +30,10 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// stagesFile is the topology of a dozen stages that these tests run.
+// stagesFile is a topology with a dozen stages.
 const stagesFile = "../../examples/shop-stages/topology.yaml"
 
-func TestEveryStageAddsUpOnTheSandbox(t *testing.T) {
+func TestStageCountsOnTheSandbox(t *testing.T) {
 	box, err := sandbox.New(sandbox.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -43,10 +43,10 @@ func TestEveryStageAddsUpOnTheSandbox(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	everyStageAddsUp(t, box.Brokers(), box.RegistryURL())
+	checkStageCounts(t, box.Brokers(), box.RegistryURL())
 }
 
-func TestKafkaEveryStageAddsUp(t *testing.T) {
+func TestKafkaStageCounts(t *testing.T) {
 	onKafka(t, func(t *testing.T, b *kafkatest.Broker, _ []string) {
 		registry, err := sandbox.New(sandbox.Config{NoBroker: true})
 		if err != nil {
@@ -57,14 +57,14 @@ func TestKafkaEveryStageAddsUp(t *testing.T) {
 				t.Error(err)
 			}
 		})
-		everyStageAddsUp(t, b.Brokers(), registry.RegistryURL())
+		checkStageCounts(t, b.Brokers(), registry.RegistryURL())
 	})
 }
 
-// everyStageAddsUp sends events, some of them twice, and some records that are
-// none, through the topology, and compares what each stage counted, and what is
-// on the topics, with what a few lines of Go make of the same events.
-func everyStageAddsUp(t *testing.T, brokers []string, registry string) {
+// checkStageCounts sends events, some of them twice, and some records that are not events
+// through the topology. It compares the counts of each stage and of the topics with
+// expectations that writeEvents computes from the same events.
+func checkStageCounts(t *testing.T, brokers []string, registry string) {
 	if out, err := exec.Command(filepath.Join(bin, "processor"), "lint", "--strict", "-t", stagesFile).CombinedOutput(); err != nil {
 		t.Fatalf("processor lint: %v\n%s", err, out)
 	}
@@ -72,7 +72,7 @@ func everyStageAddsUp(t *testing.T, brokers []string, registry string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Names of this run: a real cluster may have what another run left.
+	// The names are unique, because a cluster may have topics of earlier runs.
 	run := fmt.Sprintf("stages-%d", time.Now().UnixNano())
 	text = bytes.ReplaceAll(text, []byte("name: shop-stages"), []byte("name: "+run))
 	text = bytes.ReplaceAll(text, []byte("stages.events"), []byte(run+".events"))
@@ -87,46 +87,29 @@ func everyStageAddsUp(t *testing.T, brokers []string, registry string) {
 	want := writeEvents(t, input)
 	where := []string{"-b", strings.Join(brokers, ","), "-r", registry, "-t", topology}
 
-	// All users first, so that it is known which orders have a customer.
+	// Load all users first, so it is known which orders have a customer.
 	projector := startWorker(t, "projector", append(where, "--data-dir", filepath.Join(dir, "projector"))...)
 	if out, err := exec.Command(filepath.Join(bin, "producer"), append([]string{"send", input}, where...)...).CombinedOutput(); err != nil {
 		t.Fatalf("producer send: %v\n%s", err, out)
 	}
 	awaitLag(t, projector, brokers, run+"-projector", run+".events")
 	projector.stop(t)
-	const strangers = 3
-	want.dead["bad_frame"] = strangers
-	sendStrangers(t, brokers, run+".events", strangers)
+	const invalid = 3
+	want.dead["bad_frame"] = invalid
+	sendInvalidRecords(t, brokers, run+".events", invalid)
 
 	processor := startWorker(t, "processor", where...)
 	awaitLag(t, processor, brokers, run+"-tidy", run+".events")
-	got := processor.metrics(t, "tidy", want.sent+strangers)
+	got := processor.metrics(t, "tidy", want.sent+invalid)
 	processor.stop(t)
 	if text, err := os.ReadFile(processor.output); err != nil || bytes.Contains(text, []byte("record of the table cannot be read")) {
-		t.Errorf("the table had records that are no rows: %v", err)
+		t.Errorf("the table had records that are not rows: %v", err)
 	}
 
 	if out := got.of("millrace_events_in_total") - got.of("millrace_events_filtered_total") - got.of("millrace_dead_letters_total"); out != got.of("millrace_events_out_total") {
 		t.Errorf("the pipeline's in - filtered - dead letters = %d, out = %d", out, got.of("millrace_events_out_total"))
 	}
-	stages := []string{"leavers", "once", "sane", "cents", "trifles", "modest", "customer", "private", "stamp", "by-user", "by-kind", "lines"}
-	in, rejected := want.sent, 0
-	for _, name := range stages {
-		s := got.stage(name)
-		t.Logf("%-10s %v", name, s)
-		if s.in != in {
-			t.Errorf("%s: %d in, but the stage before passed %d", name, s.in, in)
-		}
-		if s.in+s.added != s.passed+s.filtered+s.rejected {
-			t.Errorf("%s: %d in + %d added, but %d passed + %d filtered + %d rejected", name, s.in, s.added, s.passed, s.filtered, s.rejected)
-		}
-		expected := want.stages[name]
-		expected.in, expected.passed = in, in+expected.added-expected.filtered-expected.rejected
-		if s != expected {
-			t.Errorf("%s: %v, expected %v", name, s, expected)
-		}
-		in, rejected = s.passed, rejected+s.rejected
-	}
+	passed, rejected := checkStages(t, got, want)
 	written := 0
 	for topic, n := range want.topics {
 		records := readCommitted(t, brokers, run+"."+topic)
@@ -135,8 +118,8 @@ func everyStageAddsUp(t *testing.T, brokers []string, registry string) {
 		}
 		written += len(records)
 	}
-	if written != in {
-		t.Errorf("%d records on the topics, but the last stage passed %d", written, in)
+	if written != passed {
+		t.Errorf("%d records on the topics, but the last stage passed %d", written, passed)
 	}
 	dead := map[string]int{}
 	for _, r := range readCommitted(t, brokers, run+".dead_letters") {
@@ -149,29 +132,53 @@ func everyStageAddsUp(t *testing.T, brokers []string, registry string) {
 	if !maps.Equal(dead, want.dead) {
 		t.Errorf("dead letters %v, expected %v", dead, want.dead)
 	}
-	if n := rejected + strangers; sum(dead) != n {
+	if n := rejected + invalid; sum(dead) != n {
 		t.Errorf("%d dead letters, but %d records were rejected", sum(dead), n)
 	}
 }
 
-// stageCounts is what became of the events that reached a stage. Those skipped
-// are among the passed.
+// checkStages checks the counts of every stage. It returns the number of records that the
+// last stage passed, and the number that all stages rejected.
+func checkStages(t *testing.T, got counters, want expectation) (passed, rejected int) {
+	t.Helper()
+	stages := []string{"leavers", "once", "sane", "cents", "trifles", "modest", "customer", "private", "stamp", "by-user", "by-kind", "lines"}
+	in := want.sent
+	for _, name := range stages {
+		s := got.stage(name)
+		t.Logf("%-10s %v", name, s)
+		if s.in != in {
+			t.Errorf("%s: %d in, but the previous stage passed %d", name, s.in, in)
+		}
+		if s.in+s.added != s.passed+s.filtered+s.rejected {
+			t.Errorf("%s: %d in + %d added, but %d passed + %d filtered + %d rejected", name, s.in, s.added, s.passed, s.filtered, s.rejected)
+		}
+		expected := want.stages[name]
+		expected.in, expected.passed = in, in+expected.added-expected.filtered-expected.rejected
+		if s != expected {
+			t.Errorf("%s: %v, expected %v", name, s, expected)
+		}
+		in, rejected = s.passed, rejected+s.rejected
+	}
+	return in, rejected
+}
+
+// stageCounts holds the counts of a stage. passed includes skipped.
 type stageCounts struct{ in, added, passed, filtered, rejected, skipped int }
 
 func (s stageCounts) String() string {
 	return fmt.Sprintf("%d in + %d added = %d passed + %d filtered + %d rejected (%d skipped)", s.in, s.added, s.passed, s.filtered, s.rejected, s.skipped)
 }
 
-// expectation is what is to become of the events that were written to a file.
+// expectation holds the expected results for a file of events.
 type expectation struct {
-	sent   int
-	stages map[string]stageCounts // but for in and passed
-	topics map[string]int         // records
-	dead   map[string]int         // by reason
+	sent   int                    // events, including duplicates
+	stages map[string]stageCounts // by stage, without in and passed
+	topics map[string]int         // number of records, by topic
+	dead   map[string]int         // number of dead letters, by reason
 }
 
-// writeEvents writes the purchases of a real shop, where they are at hand, and
-// then a made-up story that has all types; every fiftieth event is there twice.
+// writeEvents writes the purchases of a real shop (if MILLRACE_CDNOW is set), followed by
+// synthetic events of all types. It writes every fiftieth event twice.
 func writeEvents(t *testing.T, to string) expectation {
 	t.Helper()
 	f, err := os.Create(to)
@@ -201,7 +208,7 @@ func writeEvents(t *testing.T, to string) expectation {
 	if file := os.Getenv("MILLRACE_CDNOW"); file != "" {
 		purchasesOf(t, file, add)
 	} else {
-		t.Log("MILLRACE_CDNOW is not set: all events are made up")
+		t.Log("MILLRACE_CDNOW is not set: using only synthetic events")
 	}
 	for e := range (shop.Story{Seed: 3, Events: 20_000, Start: time.Date(2024, 5, 1, 0, 0, 0, 0, time.UTC)}).Tell() {
 		line, err := json.Marshal(e)
@@ -213,11 +220,17 @@ func writeEvents(t *testing.T, to string) expectation {
 	if err := out.Flush(); err != nil {
 		t.Fatal(err)
 	}
+	return expect(t, events, twice)
+}
 
-	left := map[string]bool{} // users
+// expect computes the expected results of events. twice holds the indexes of the events
+// that are sent twice.
+func expect(t *testing.T, events []purchase, twice map[int]bool) expectation {
+	t.Helper()
+	deleted := map[string]bool{} // users
 	for _, p := range events {
 		if p.Type == "UserDeleted" {
-			left[p.Data.ID] = true
+			deleted[p.Data.ID] = true
 		}
 	}
 	want := expectation{sent: len(events) + len(twice), stages: map[string]stageCounts{}, topics: map[string]int{}, dead: map[string]int{}}
@@ -232,8 +245,8 @@ func writeEvents(t *testing.T, to string) expectation {
 		if twice[i] {
 			copies = 2
 		}
-		// Of an event that becomes a dead letter, dedupe remembers nothing: sent
-		// back, it would be none of its duplicates. So both are rejected.
+		// Dedupe forgets an event that becomes a dead letter, because the event may be
+		// sent again and must then pass. So both copies are rejected.
 		switch {
 		case p.Type == "UserDeleted":
 			count("leavers", func(s *stageCounts) { s.filtered += copies })
@@ -242,7 +255,7 @@ func writeEvents(t *testing.T, to string) expectation {
 			count("sane", func(s *stageCounts) { s.rejected += copies })
 			want.dead["assert"] += copies
 			continue
-		case p.Type == "OrderCreated" && cents >= 700 && left[p.Data.UserID]:
+		case p.Type == "OrderCreated" && cents >= 700 && deleted[p.Data.UserID]:
 			if cents > 25000 {
 				count("modest", func(s *stageCounts) { s.skipped += copies })
 			}
@@ -268,13 +281,13 @@ func writeEvents(t *testing.T, to string) expectation {
 	}
 	for _, stage := range []string{"leavers", "once", "trifles", "modest", "customer", "lines"} {
 		if want.stages[stage] == (stageCounts{}) {
-			t.Errorf("no event of the test is a case for the stage %s", stage)
+			t.Errorf("no event of the test covers the stage %s", stage)
 		}
 	}
 	return want
 }
 
-// purchase is of an event what the stages look at.
+// purchase holds the fields of an event that the stages read.
 type purchase struct {
 	Type string `json:"type"`
 	Data struct {
@@ -285,6 +298,7 @@ type purchase struct {
 	} `json:"data"`
 }
 
+// purchasesOf calls add with each line of a gzip file.
 func purchasesOf(t *testing.T, file string, add func(line []byte)) {
 	t.Helper()
 	f, err := os.Open(file)
@@ -305,15 +319,15 @@ func purchasesOf(t *testing.T, file string, add func(line []byte)) {
 	}
 }
 
-// worker is a processor or a projector as a process.
+// worker is a processor or projector process.
 type worker struct {
 	name, url string
 	cmd       *exec.Cmd
-	output    string // file
-	exited    chan struct{}
+	output    string        // file with its stdout and stderr
+	exited    chan struct{} // closed when the process has ended
 }
 
-// startWorker starts one and waits until it is ready.
+// startWorker starts a worker and waits until it is ready.
 func startWorker(t *testing.T, name string, args ...string) *worker {
 	t.Helper()
 	dir := t.TempDir()
@@ -330,18 +344,18 @@ func startWorker(t *testing.T, name string, args ...string) *worker {
 		t.Fatal(err)
 	}
 	go func() {
-		_ = w.cmd.Wait() // ProcessState has it
+		_ = w.cmd.Wait() // the result is in ProcessState
 		close(w.exited)
 	}()
 	t.Cleanup(func() {
-		_ = w.cmd.Process.Kill() // if it has not ended: the test has failed
+		_ = w.cmd.Process.Kill() // in case a failed test did not stop it
 		<-w.exited
 		if t.Failed() {
 			text, _ := os.ReadFile(w.output)
 			t.Logf("%s printed:\n%s", name, text[max(0, len(text)-4096):])
 		}
 	})
-	w.await(t, "ready", func(ctx context.Context) (bool, error) {
+	w.await(t, "readiness", func(ctx context.Context) (bool, error) {
 		at, err := os.ReadFile(addr)
 		if err != nil || len(at) == 0 {
 			return false, nil
@@ -353,7 +367,8 @@ func startWorker(t *testing.T, name string, args ...string) *worker {
 	return w
 }
 
-// await asks until the answer is yes; the worker has to live.
+// await polls cond until it returns true. It fails the test after three minutes, on an
+// error, or if the worker ends.
 func (w *worker) await(t *testing.T, what string, cond func(context.Context) (bool, error)) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
@@ -370,15 +385,15 @@ func (w *worker) await(t *testing.T, what string, cond func(context.Context) (bo
 		}
 		select {
 		case <-w.exited:
-			t.Fatalf("%s ended by itself: %v", w.name, w.cmd.ProcessState)
+			t.Fatalf("%s ended unexpectedly: %v", w.name, w.cmd.ProcessState)
 		case <-ctx.Done():
-			t.Fatalf("%s: not %s: %v", w.name, what, ctx.Err())
+			t.Fatalf("%s: waiting for %s: %v", w.name, what, ctx.Err())
 		case <-tick.C:
 		}
 	}
 }
 
-// stop ends the worker as it is to be ended.
+// stop ends the worker with SIGTERM and checks that it exits with code 0.
 func (w *worker) stop(t *testing.T) {
 	t.Helper()
 	if err := w.cmd.Process.Signal(syscall.SIGTERM); err != nil {
@@ -408,16 +423,16 @@ func get(ctx context.Context, url string) (code int, body []byte, err error) {
 	return resp.StatusCode, body, err
 }
 
-// awaitLag waits until a group has committed all there is on a topic.
+// awaitLag waits until a group has committed all records of a topic.
 func awaitLag(t *testing.T, w *worker, brokers []string, group, topic string) {
 	t.Helper()
-	w.await(t, "done with "+topic, func(ctx context.Context) (bool, error) {
+	w.await(t, "lag 0 on "+topic, func(ctx context.Context) (bool, error) {
 		lag, err := kafka.Lag(ctx, kafka.Config{Brokers: brokers}, group, topic)
 		return lag == 0, err
 	})
 }
 
-// counters are what a processor says of one of its pipelines.
+// counters are the counter metrics of a pipeline.
 type counters []counter
 
 type counter struct {
@@ -425,11 +440,11 @@ type counter struct {
 	value       int
 }
 
-// metrics returns them when the pipeline has counted so many events in: the
-// group's offsets may be seen before that.
+// metrics returns the counters of a pipeline once it has counted in input events. The
+// committed offsets of the group may be visible before that.
 func (w *worker) metrics(t *testing.T, pipeline string, in int) (found counters) {
 	t.Helper()
-	w.await(t, "counted all events", func(ctx context.Context) (bool, error) {
+	w.await(t, "the counters of all events", func(ctx context.Context) (bool, error) {
 		_, text, err := get(ctx, w.url+"/metrics")
 		if err != nil {
 			return false, err
@@ -456,7 +471,7 @@ func (w *worker) metrics(t *testing.T, pipeline string, in int) (found counters)
 	return found
 }
 
-// of returns the sum of what is counted under a name.
+// of returns the sum of all counters with a name.
 func (c counters) of(name string) (n int) {
 	for _, one := range c {
 		if one.name == name {
@@ -479,8 +494,8 @@ func sum(counts map[string]int) (n int) {
 	return n
 }
 
-// sendStrangers writes records that are no events.
-func sendStrangers(t *testing.T, brokers []string, topic string, n int) {
+// sendInvalidRecords writes n records that are not events.
+func sendInvalidRecords(t *testing.T, brokers []string, topic string, n int) {
 	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...))
 	if err != nil {
@@ -498,13 +513,21 @@ func sendStrangers(t *testing.T, brokers []string, topic string, n int) {
 // readCommitted returns the committed records of a topic.
 func readCommitted(t *testing.T, brokers []string, topic string) (records []*kgo.Record) {
 	t.Helper()
+	eachCommitted(t, brokers, topic, func(r *kgo.Record) { records = append(records, r) })
+	return records
+}
+
+// eachCommitted calls f with the committed records of a topic. It uses only the Kafka
+// client, with isolation level read_committed, and no code of Millrace.
+func eachCommitted(t *testing.T, brokers []string, topic string, f func(*kgo.Record)) {
+	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(brokers...), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	// Not where the committed records end: the marker of the last transaction may
-	// have yet to come, and who reads up to the very end waits for it.
+	// Read up to the high watermark, not the last stable offset: the marker of the last
+	// transaction may still be missing, and this reader then waits for it.
 	ends, err := kadm.NewClient(cl).ListEndOffsets(t.Context(), topic)
 	if err == nil {
 		err = ends.Error()
@@ -512,7 +535,7 @@ func readCommitted(t *testing.T, brokers []string, topic string) (records []*kgo
 	if err != nil {
 		t.Fatal(err)
 	}
-	from := map[int32]kgo.Offset{}
+	from := map[int32]kgo.Offset{} // partitions that are not read to the end yet
 	ends.Each(func(o kadm.ListedOffset) {
 		if o.Offset > 0 {
 			from[o.Partition] = kgo.NewOffset().AtStart()
@@ -528,12 +551,11 @@ func readCommitted(t *testing.T, brokers []string, topic string) (records []*kgo
 		}
 		fetches.EachRecord(func(r *kgo.Record) {
 			if !r.Attrs.IsControl() {
-				records = append(records, r)
+				f(r)
 			}
 			if end, _ := ends.Lookup(topic, r.Partition); r.Offset >= end.Offset-1 {
 				delete(from, r.Partition)
 			}
 		})
 	}
-	return records
 }

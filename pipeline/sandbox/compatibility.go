@@ -6,18 +6,19 @@ import (
 	"github.com/twmb/avro"
 )
 
-// DefaultCompatibility is what a new registry demands of the versions of a
-// subject: a replay reads every old one.
+// DefaultCompatibility is the compatibility level of a new registry. A replay reads
+// records of all old versions, so the newest schema must be able to read them all.
 const DefaultCompatibility = "BACKWARD_TRANSITIVE"
 
-// compatibility is a level: which way, and against how many versions.
+// compatibility is a compatibility level.
 type compatibility struct {
-	backward   bool // the new schema reads what the old one wrote
-	forward    bool // the old schema reads what the new one writes
-	transitive bool // against every version, not the latest alone
+	backward   bool // the new schema must read data of the old one
+	forward    bool // the old schema must read data of the new one
+	transitive bool // check against all versions, not only the latest
 }
 
-// Source of the names: Confluent's "Schema Evolution and Compatibility".
+// compatibilities maps names to levels. Source: Confluent's "Schema Evolution and
+// Compatibility".
 var compatibilities = map[string]compatibility{
 	"NONE":                {},
 	"BACKWARD":            {backward: true},
@@ -28,16 +29,17 @@ var compatibilities = map[string]compatibility{
 	"FULL_TRANSITIVE":     {backward: true, forward: true, transitive: true},
 }
 
-// compatible checks a schema against one version, and returns what is wrong.
+// compatible checks a schema against one version of its subject, and returns the
+// faults.
 func (c compatibility) compatible(schema, old *avro.Schema, version int) (faults []string) {
 	if c.backward {
 		if err := avro.CheckCompatibility(old, schema); err != nil {
-			faults = append(faults, fmt.Sprintf("the new schema cannot read what was written with version %d: %v", version, err))
+			faults = append(faults, fmt.Sprintf("the new schema cannot read data of version %d: %v", version, err))
 		}
 	}
 	if c.forward {
 		if err := avro.CheckCompatibility(schema, old); err != nil {
-			faults = append(faults, fmt.Sprintf("version %d cannot read what is written with the new schema: %v", version, err))
+			faults = append(faults, fmt.Sprintf("version %d cannot read data of the new schema: %v", version, err))
 		}
 	}
 	return faults

@@ -7,7 +7,7 @@ import (
 	"path/filepath"
 )
 
-// readFile returns what a file has, nil if there is none.
+// readFile returns the content of a file, or nil if the file does not exist.
 func readFile(name string) ([]byte, error) {
 	data, err := os.ReadFile(name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -16,7 +16,8 @@ func readFile(name string) ([]byte, error) {
 	return data, err
 }
 
-// writeFile replaces a file. After a crash, it is the old one or the new one.
+// writeFile replaces a file atomically: after a crash, the file has either its old or
+// its new content. The new content is durable when writeFile returns.
 func writeFile(name string, data []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(name), filepath.Base(name)+".*.tmp")
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"io"
 )
 
-// lockDir has no way here to keep a second sandbox out.
+// lockDir always fails, because this system has no flock.
 func lockDir(string) (io.Closer, error) {
-	return nil, errors.New("a data directory cannot be locked on this system: run the sandbox in memory")
+	return nil, errors.New("cannot lock a data directory on this system: run the sandbox in memory")
 }

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// lockDir makes the directory this sandbox's, until the lock is closed or the
-// process ends, however that ends.
+// lockDir locks a directory for this sandbox. The lock ends when it is closed or the
+// process ends, even by a crash.
 func lockDir(dir string) (io.Closer, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -20,7 +20,7 @@ func lockDir(dir string) (io.Closer, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			err = fmt.Errorf("%s is in use by another sandbox: stop that one, or take another directory", dir)
+			err = fmt.Errorf("%s is in use by another sandbox: stop that sandbox, or use another directory", dir)
 		}
 		return nil, errors.Join(err, f.Close())
 	}

@@ -11,69 +11,73 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// members takes out of their groups the members that have died while they
-// waited for the answer to a join. A broker does that after the session timeout;
-// kfake begins to count only when the answer has been sent, so such a member
-// would keep its partitions for ever. Groups of the consumer protocol, which
-// have no joins, are not touched.
-type members struct {
-	client *kgo.Client
-	sweeps time.Duration // time between two looks
+// memberWatcher removes dead members from their groups if they died while they waited
+// for the response to a JoinGroup request. A real broker removes them after the session
+// timeout. kfake starts that timeout only when it sends the response, so such a member
+// would keep its partitions forever. Groups of the consumer protocol (KIP-848) have no
+// joins and are not affected.
+type memberWatcher struct {
+	client   *kgo.Client
+	interval time.Duration // time between two sweeps
 
 	mu   sync.Mutex
-	life map[member]life
+	seen map[member]lastSeen // guarded by mu; written by the broker's goroutines and by run
 }
 
 type member struct{ group, id string }
 
-// life is the last that was heard of a member.
-type life struct {
+// lastSeen is the last sign of life of a member, and its session timeout. The timeout
+// is 0 if no join was seen.
+type lastSeen struct {
 	at      time.Time
 	timeout time.Duration
 }
 
-// sessionTimeout is that of a member whose join was not seen.
+// sessionTimeout is the assumed timeout of a member whose join was not seen.
 const sessionTimeout = 45 * time.Second
 
-// watchMembers begins to listen to what members say. Run does the rest.
-func watchMembers(c *kfake.Cluster, sweeps time.Duration) (*members, error) {
+// watchMembers starts to record the requests of members. The caller must call run,
+// which removes dead members and closes the watcher's client.
+func watchMembers(c *kfake.Cluster, interval time.Duration) (*memberWatcher, error) {
 	client, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
 	if err != nil {
 		return nil, err
 	}
-	m := &members{client: client, sweeps: sweeps, life: map[member]life{}}
+	m := &memberWatcher{client: client, interval: interval, seen: map[member]lastSeen{}}
 	for _, key := range []kmsg.Key{kmsg.JoinGroup, kmsg.SyncGroup, kmsg.Heartbeat} {
-		// Not handled, the request goes its way and the function stays.
+		// The function returns false (not handled), so kfake still processes the request
+		// and keeps the function for later requests.
 		c.ControlKey(int16(key), func(req kmsg.Request) (kmsg.Response, error, bool) {
-			m.hear(req)
+			m.observe(req)
 			return nil, nil, false
 		})
 	}
 	return m, nil
 }
 
-func (m *members) hear(req kmsg.Request) {
+// observe records a request as a sign of life of its member.
+func (m *memberWatcher) observe(req kmsg.Request) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var who member
+	var sender member
 	switch req := req.(type) {
 	case *kmsg.JoinGroupRequest:
-		who = member{req.Group, req.MemberID}
-		m.life[who] = life{timeout: time.Duration(req.SessionTimeoutMillis) * time.Millisecond}
+		sender = member{req.Group, req.MemberID}
+		m.seen[sender] = lastSeen{timeout: time.Duration(req.SessionTimeoutMillis) * time.Millisecond}
 	case *kmsg.SyncGroupRequest:
-		who = member{req.Group, req.MemberID}
+		sender = member{req.Group, req.MemberID}
 	case *kmsg.HeartbeatRequest:
-		who = member{req.Group, req.MemberID}
+		sender = member{req.Group, req.MemberID}
 	}
-	l := m.life[who]
+	l := m.seen[sender]
 	l.at = time.Now()
-	m.life[who] = l
+	m.seen[sender] = l
 }
 
-// run looks after the groups until the context ends.
-func (m *members) run(ctx context.Context) {
+// run sweeps the groups until the context ends. It then closes the client.
+func (m *memberWatcher) run(ctx context.Context) {
 	defer m.client.Close()
-	tick := time.NewTicker(m.sweeps)
+	tick := time.NewTicker(m.interval)
 	defer tick.Stop()
 	for {
 		select {
@@ -85,50 +89,57 @@ func (m *members) run(ctx context.Context) {
 	}
 }
 
-// sweep takes out who has been silent for too long. What fails is tried again by
-// the next one.
-func (m *members) sweep(ctx context.Context) {
+// sweep removes members that were silent for longer than their session timeout. It
+// ignores errors, because the next sweep tries again.
+func (m *memberWatcher) sweep(ctx context.Context) {
 	adm := kadm.NewClient(m.client)
 	groups, err := adm.DescribeGroups(ctx)
 	if err != nil {
 		return
 	}
 	now := time.Now()
-	alive := map[member]life{}
+	alive := map[member]lastSeen{}
 	for _, g := range groups {
 		for _, desc := range g.Members {
-			who := member{g.Group, desc.MemberID}
-			l := m.last(who)
+			id := member{g.Group, desc.MemberID}
+			l := m.lastSeen(id)
 			if l.at.IsZero() {
 				l.at = now
 			}
 			if l.timeout == 0 {
 				l.timeout = sessionTimeout
 			}
-			alive[who] = l
-			// While a rebalance is prepared, members wait and say nothing.
-			if g.State == "Stable" && now.Sub(l.at) > l.timeout+m.sweeps {
-				leave := kmsg.NewPtrLeaveGroupRequest()
-				leave.Group, leave.MemberID = g.Group, desc.MemberID
-				gone := kmsg.NewLeaveGroupRequestMember()
-				gone.MemberID = desc.MemberID
-				leave.Members = append(leave.Members, gone)
-				_, _ = leave.RequestWith(ctx, m.client) // see above
+			alive[id] = l
+			// During a rebalance, live members may be silent while they wait for a response.
+			if g.State == "Stable" && now.Sub(l.at) > l.timeout+m.interval {
+				m.remove(ctx, id)
 			}
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for who, l := range m.life { // what was heard meanwhile is newer
-		if _, ok := alive[who]; ok || now.Sub(l.at) < sessionTimeout {
-			alive[who] = l
+	// Entries of m.seen may be newer than those read above, so they win. An entry of an
+	// unknown member is kept for a while: it may belong to a pending join.
+	for id, l := range m.seen {
+		if _, ok := alive[id]; ok || now.Sub(l.at) < sessionTimeout {
+			alive[id] = l
 		}
 	}
-	m.life = alive
+	m.seen = alive
 }
 
-func (m *members) last(who member) life {
+// remove sends a LeaveGroup request in the name of a member.
+func (m *memberWatcher) remove(ctx context.Context, id member) {
+	leave := kmsg.NewPtrLeaveGroupRequest()
+	leave.Group, leave.MemberID = id.group, id.id
+	gone := kmsg.NewLeaveGroupRequestMember()
+	gone.MemberID = id.id
+	leave.Members = append(leave.Members, gone)
+	_, _ = leave.RequestWith(ctx, m.client) // the next sweep tries again
+}
+
+func (m *memberWatcher) lastSeen(id member) lastSeen {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.life[who]
+	return m.seen[id]
 }

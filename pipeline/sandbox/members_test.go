@@ -12,10 +12,10 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// A member that dies while it waits for the answer to its join does not keep
-// partitions from those that live.
-func TestAMemberThatDiesInAJoinIsMissed(t *testing.T) {
-	t.Parallel() // it waits for a session timeout, which is 6 s at least
+// A member that dies while it waits for the response to its JoinGroup request loses its
+// partitions to the live members.
+func TestMemberThatDiesDuringJoinIsRemoved(t *testing.T) {
+	t.Parallel() // waits for a session timeout, which is at least 6 s
 	s, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -30,19 +30,19 @@ func TestAMemberThatDiesInAJoinIsMissed(t *testing.T) {
 	opts := []kgo.Opt{
 		kgo.ConsumerGroup("g"), kgo.ConsumeTopics("t"), kgo.SessionTimeout(6 * time.Second), kgo.HeartbeatInterval(200 * time.Millisecond),
 		kgo.RebalanceTimeout(2 * time.Second),
-		kgo.Balancers(kgo.RangeBalancer()), // a cooperative group would rebalance once more, and so notice
+		kgo.Balancers(kgo.RangeBalancer()), // a cooperative group would rebalance again, and so detect the death
 	}
 	var mu sync.Mutex
-	has := map[int32]bool{}
+	assigned := map[int32]bool{} // partitions of the survivor; guarded by mu
 	all := make(chan struct{}, 1)
-	lives := consumer(t, s, append(opts,
+	survivor := consumer(t, s, append(opts,
 		kgo.OnPartitionsAssigned(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, p := range ps["t"] {
-				has[p] = true
+				assigned[p] = true
 			}
-			if len(has) == 4 {
+			if len(assigned) == 4 {
 				select {
 				case all <- struct{}{}:
 				default:
@@ -53,29 +53,29 @@ func TestAMemberThatDiesInAJoinIsMissed(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			for _, p := range ps["t"] {
-				delete(has, p)
+				delete(assigned, p)
 			}
 		}))...)
-	poll(ctx, lives)
+	poll(ctx, survivor)
 	<-all
 
-	// The second one asks to join, which the group can only answer when the
-	// first has joined anew; its wire is cut at that moment.
+	// The second member sends JoinGroup. The group answers only after the first member
+	// has joined again. Cut the second member's connection before that.
 	wire := &cutter{}
 	joined := false
 	s.broker.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
 		join := req.(*kmsg.JoinGroupRequest)
-		if !joined && join.MemberID != "" && wire.ours(join.MemberID) {
+		if !joined && join.MemberID != "" && wire.isVictim(join.MemberID) {
 			joined = true
-			time.AfterFunc(10*time.Millisecond, wire.cut) // the broker has the request, and waits for the first
+			time.AfterFunc(10*time.Millisecond, wire.cut) // by then the broker has the request and waits for the first member
 		}
 		return nil, nil, false
 	})
-	dies := consumer(t, s, append(opts, kgo.ClientID("dies"), kgo.Dialer(wire.dial), kgo.RetryTimeout(100*time.Millisecond), kgo.RequestRetries(1))...)
-	poll(ctx, dies)
+	victim := consumer(t, s, append(opts, kgo.ClientID("dies"), kgo.Dialer(wire.dial), kgo.RetryTimeout(100*time.Millisecond), kgo.RequestRetries(1))...)
+	poll(ctx, victim)
 	for {
 		mu.Lock()
-		n := len(has)
+		n := len(assigned)
 		mu.Unlock()
 		if wire.isCut() && n == 4 {
 			groups, err := kadm.NewClient(admin).DescribeGroups(ctx, "g")
@@ -87,7 +87,7 @@ func TestAMemberThatDiesInAJoinIsMissed(t *testing.T) {
 			}
 		}
 		if ctx.Err() != nil {
-			t.Fatalf("cut: %v; the member that lives has %d of 4 partitions", wire.isCut(), n)
+			t.Fatalf("connection cut: %v; the survivor has %d of 4 partitions", wire.isCut(), n)
 		}
 	}
 }
@@ -102,7 +102,7 @@ func consumer(t *testing.T, s *Sandbox, opts ...kgo.Opt) *kgo.Client {
 	return cl
 }
 
-// poll keeps a consumer going until the context ends.
+// poll polls a consumer until the context ends.
 func poll(ctx context.Context, cl *kgo.Client) {
 	go func() {
 		for ctx.Err() == nil && !cl.PollFetches(ctx).IsClientClosed() {
@@ -110,11 +110,11 @@ func poll(ctx context.Context, cl *kgo.Client) {
 	}()
 }
 
-// cutter is a wire that can be cut for good.
+// cutter dials connections, and can close them and refuse new ones.
 type cutter struct {
 	mu    sync.Mutex
-	conns []net.Conn
-	gone  bool
+	conns []net.Conn // guarded by mu
+	gone  bool       // guarded by mu
 }
 
 func (c *cutter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -130,9 +130,9 @@ func (c *cutter) dial(ctx context.Context, network, addr string) (net.Conn, erro
 	return conn, err
 }
 
-// ours reports whether a member is the one behind the wire: kfake makes ids of
+// isVictim reports whether a member id belongs to the victim: kfake derives member ids from
 // client ids.
-func (c *cutter) ours(id string) bool { return len(id) > 4 && id[:4] == "dies" }
+func (c *cutter) isVictim(id string) bool { return len(id) > 4 && id[:4] == "dies" }
 
 func (c *cutter) cut() {
 	c.mu.Lock()

@@ -16,16 +16,16 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 )
 
-// registry is a schema registry for Avro. Of a change, either all is kept, in
-// its file too if it has one, or nothing.
+// registry is a schema registry for Avro. Changes are atomic, in memory and in the
+// file.
 type registry struct {
-	file string // "": in memory alone
+	file string // "" means in memory only
 
 	mu    sync.Mutex
-	state *registryState // replaced as a whole, never changed
+	state *registryState // guarded by mu; replaced as a whole, the value never changes
 }
 
-// registryState is all that a registry knows, as its file has it.
+// registryState is the data of a registry, in the format of its file.
 type registryState struct {
 	Format        int                      `json:"format"` // 1
 	NextID        int                      `json:"next_id"`
@@ -34,29 +34,29 @@ type registryState struct {
 	Subjects      map[string]storedSubject `json:"subjects"`
 }
 
-// storedSchema is a schema under its id. Equal ones share an id, among all
-// subjects.
+// storedSchema is a schema. Equal schemas share an id across all subjects.
 type storedSchema struct {
-	Text       string               `json:"schema"` // without needless blanks
+	Text       string               `json:"schema"` // compact JSON
 	References []sr.SchemaReference `json:"references,omitempty"`
 }
 
-// storedSubject has the versions under a name, in their order. A subject may
-// have a level and no versions.
+// storedSubject holds the versions of a subject in ascending order. A subject may have
+// a level and no versions.
 type storedSubject struct {
-	Compatibility string          `json:"compatibility,omitempty"` // "": the registry's
+	Compatibility string          `json:"compatibility,omitempty"` // "" means the registry's level
 	Versions      []storedVersion `json:"versions,omitempty"`
 }
 
 type storedVersion struct {
 	Version int  `json:"version"`
 	ID      int  `json:"id"`
-	Deleted bool `json:"deleted,omitempty"` // softly: its id is still answered
+	Deleted bool `json:"deleted,omitempty"` // soft deleted: its schema id can still be read
 }
 
 const registryFormat = 1
 
-// openRegistry reads the file, if there is one.
+// openRegistry reads the registry's file, or starts with an empty registry if the file
+// does not exist.
 func openRegistry(file string) (*registry, error) {
 	r := &registry{file: file, state: &registryState{
 		Format: registryFormat, NextID: 1, Compatibility: DefaultCompatibility,
@@ -85,20 +85,21 @@ func openRegistry(file string) (*registry, error) {
 	return r, nil
 }
 
-// check finds what could not have been written by us.
+// check returns an error if the state cannot be the work of this package, for example
+// after damage to the file.
 func (s *registryState) check() error {
 	if s.Format != registryFormat {
 		return fmt.Errorf("format %d, expected %d", s.Format, registryFormat)
 	}
 	if _, ok := compatibilities[s.Compatibility]; !ok {
-		return fmt.Errorf("compatibility %q is none", s.Compatibility)
+		return fmt.Errorf("unknown compatibility %q", s.Compatibility)
 	}
 	if s.Schemas == nil || s.Subjects == nil {
 		return errors.New("schemas or subjects are missing")
 	}
 	for id := range s.Schemas {
 		if id < 1 || id >= s.NextID {
-			return fmt.Errorf("schema id %d, but the next is %d", id, s.NextID)
+			return fmt.Errorf("schema id %d is not below next_id %d", id, s.NextID)
 		}
 		if _, err := s.parse(s.Schemas[id]); err != nil {
 			return fmt.Errorf("schema id %d: %w", id, err)
@@ -111,25 +112,26 @@ func (s *registryState) check() error {
 				return fmt.Errorf("subject %s: version %d after %d", name, v.Version, last)
 			}
 			if _, ok := s.Schemas[v.ID]; !ok {
-				return fmt.Errorf("subject %s version %d: there is no schema id %d", name, v.Version, v.ID)
+				return fmt.Errorf("subject %s version %d: unknown schema id %d", name, v.Version, v.ID)
 			}
 			last = v.Version
 		}
 		if _, ok := compatibilities[subject.Compatibility]; !ok && subject.Compatibility != "" {
-			return fmt.Errorf("subject %s: compatibility %q is none", name, subject.Compatibility)
+			return fmt.Errorf("subject %s: unknown compatibility %q", name, subject.Compatibility)
 		}
 	}
 	return nil
 }
 
-// read returns the state now. It is not changed.
+// read returns the current state. The caller must not change it.
 func (r *registry) read() *registryState {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.state
 }
 
-// change lets f change a copy of the state, and keeps it if f has no error.
+// change calls f with a copy of the state. If f succeeds, change writes the copy to the
+// file and makes it the current state.
 func (r *registry) change(f func(*registryState) error) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -145,14 +147,14 @@ func (r *registry) change(f func(*registryState) error) error {
 			err = writeFile(r.file, append(data, '\n'))
 		}
 		if err != nil {
-			return &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, "the change could not be kept: " + err.Error()}
+			return &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, "cannot save the change: " + err.Error()}
 		}
 	}
 	r.state = &next
 	return nil
 }
 
-// apiError is an error as the REST API tells it.
+// apiError is an error in the format of the REST API.
 type apiError struct {
 	status  int
 	Code    int    `json:"error_code"`
@@ -161,8 +163,7 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.Message }
 
-// fail returns an error of the API. The first three digits of its code are the
-// HTTP status.
+// fail returns an apiError. The HTTP status is the first three digits of the code.
 func fail(e *sr.Error, format string, args ...any) error {
 	status := e.Code
 	for status > 999 {
@@ -171,17 +172,17 @@ func fail(e *sr.Error, format string, args ...any) error {
 	return &apiError{status, e.Code, fmt.Sprintf(format, args...)}
 }
 
-// newSchema takes a schema that a client sent.
+// newSchema checks a schema from a client.
 func (s *registryState) newSchema(in sr.Schema) (storedSchema, error) {
 	if in.Type != sr.TypeAvro {
-		return storedSchema{}, fail(sr.ErrInvalidSchema, "schema type %s: this registry takes AVRO only", in.Type)
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "schema type %s: this registry supports only AVRO", in.Type)
 	}
 	if in.SchemaMetadata != nil || in.SchemaRuleSet != nil {
-		return storedSchema{}, fail(sr.ErrInvalidSchema, "metadata and ruleSet: this registry has none")
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "this registry does not support metadata and ruleSet")
 	}
 	var text bytes.Buffer
 	if err := json.Compact(&text, []byte(in.Schema)); err != nil {
-		return storedSchema{}, fail(sr.ErrInvalidSchema, "the schema is no JSON: %v", err)
+		return storedSchema{}, fail(sr.ErrInvalidSchema, "the schema is not JSON: %v", err)
 	}
 	stored := storedSchema{text.String(), in.References}
 	if _, err := s.parse(stored); err != nil {
@@ -190,7 +191,7 @@ func (s *registryState) newSchema(in sr.Schema) (storedSchema, error) {
 	return stored, nil
 }
 
-// parse parses a schema and those that it refers to.
+// parse parses a schema and its references.
 func (s *registryState) parse(schema storedSchema) (*avro.Schema, error) {
 	var cache avro.SchemaCache
 	return s.parseInto(&cache, schema, 0)
@@ -200,12 +201,12 @@ const maxReferenceDepth = 16
 
 func (s *registryState) parseInto(cache *avro.SchemaCache, schema storedSchema, depth int) (*avro.Schema, error) {
 	if depth > maxReferenceDepth {
-		return nil, fmt.Errorf("references over more than %d schemas", maxReferenceDepth)
+		return nil, fmt.Errorf("references are nested deeper than %d levels", maxReferenceDepth)
 	}
 	for _, ref := range schema.References {
 		v, ok := s.version(ref.Subject, ref.Version, true)
 		if !ok {
-			return nil, fmt.Errorf("reference %s: there is no subject %s with version %d", ref.Name, ref.Subject, ref.Version)
+			return nil, fmt.Errorf("reference %s: subject %s has no version %d", ref.Name, ref.Subject, ref.Version)
 		}
 		if _, err := s.parseInto(cache, s.Schemas[v.ID], depth+1); err != nil {
 			return nil, fmt.Errorf("reference %s: %w", ref.Name, err)
@@ -214,14 +215,14 @@ func (s *registryState) parseInto(cache *avro.SchemaCache, schema storedSchema, 
 	return cache.Parse(schema.Text)
 }
 
-// identity is equal for schemas that say the same: blanks and the order of keys
-// do not count, all else does, for docs, defaults and aliases are part of it.
+// identity returns a text that is equal for equal schemas. White space and the order of
+// keys do not matter; everything else does, including docs, defaults and aliases.
 func (s storedSchema) identity() string {
 	dec := json.NewDecoder(bytes.NewReader([]byte(s.Text)))
 	dec.UseNumber()
 	var v any
 	if err := dec.Decode(&v); err != nil {
-		return s.Text // cannot be: it was parsed
+		return s.Text // cannot happen: the schema was parsed before
 	}
 	text, err := json.Marshal([]any{v, s.References})
 	if err != nil {
@@ -230,7 +231,8 @@ func (s storedSchema) identity() string {
 	return string(text)
 }
 
-// guid is the same for equal schemas in every registry (RFC 9562, version 8).
+// guid returns a UUID (RFC 9562, version 8) that is the same for equal schemas in every
+// registry.
 func (s storedSchema) guid() string {
 	sum := sha256.Sum256([]byte(s.identity()))
 	g := sum[:16]
@@ -239,7 +241,7 @@ func (s storedSchema) guid() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", g[:4], g[4:6], g[6:8], g[8:10], g[10:])
 }
 
-// versions returns those of a subject, deleted ones too if asked for.
+// versions returns the versions of a subject. deleted includes soft-deleted ones.
 func (s *registryState) versions(subject string, deleted bool) []storedVersion {
 	all := s.Subjects[subject].Versions
 	if deleted {
@@ -248,7 +250,7 @@ func (s *registryState) versions(subject string, deleted bool) []storedVersion {
 	return slices.DeleteFunc(slices.Clone(all), func(v storedVersion) bool { return v.Deleted })
 }
 
-// latest as a version is the last there is.
+// latest as a version number means the last version.
 const latest = -1
 
 func (s *registryState) version(subject string, number int, deleted bool) (storedVersion, bool) {
@@ -264,7 +266,7 @@ func (s *registryState) version(subject string, number int, deleted bool) (store
 	return storedVersion{}, false
 }
 
-// find returns the version of a subject that is this schema.
+// find returns the version of a subject with this schema.
 func (s *registryState) find(subject string, schema storedSchema, deleted bool) (storedVersion, bool) {
 	identity := schema.identity()
 	for _, v := range s.versions(subject, deleted) {
@@ -275,7 +277,7 @@ func (s *registryState) find(subject string, schema storedSchema, deleted bool) 
 	return storedVersion{}, false
 }
 
-// level returns what is demanded of a subject's new versions.
+// level returns the compatibility level of a subject.
 func (s *registryState) level(subject string) compatibility {
 	name := s.Subjects[subject].Compatibility
 	if name == "" {
@@ -284,7 +286,7 @@ func (s *registryState) level(subject string) compatibility {
 	return compatibilities[name]
 }
 
-// incompatible checks a schema against versions, and returns what is wrong.
+// incompatible checks a schema against versions of a subject, and returns the faults.
 func (s *registryState) incompatible(subject string, schema storedSchema, against []storedVersion) (faults []string, err error) {
 	level := s.level(subject)
 	parsed, err := s.parse(schema)
@@ -301,7 +303,7 @@ func (s *registryState) incompatible(subject string, schema storedSchema, agains
 	return faults, nil
 }
 
-// checked returns the versions that a subject's next is checked against.
+// checked returns the versions against which a new version of a subject is checked.
 func (s *registryState) checked(subject string) []storedVersion {
 	all := s.versions(subject, false)
 	if !s.level(subject).transitive && len(all) > 1 {
@@ -310,7 +312,8 @@ func (s *registryState) checked(subject string) []storedVersion {
 	return all
 }
 
-// register adds a version, unless it is there.
+// register returns the version of a subject with a schema. It adds the version if it
+// does not exist.
 func (s *registryState) register(subject string, in sr.Schema) (storedVersion, error) {
 	schema, err := s.newSchema(in)
 	if err != nil {
@@ -324,7 +327,7 @@ func (s *registryState) register(subject string, in sr.Schema) (storedVersion, e
 		return storedVersion{}, err
 	}
 	if len(faults) > 0 {
-		return storedVersion{}, fail(sr.ErrIncompatibleSchema, "the schema is incompatible with an earlier one of subject %q: %s", subject, faults[0])
+		return storedVersion{}, fail(sr.ErrIncompatibleSchema, "the schema is incompatible with an earlier version of subject %q: %s", subject, faults[0])
 	}
 	v := storedVersion{Version: 1, ID: s.idOf(schema)}
 	if v.ID == 0 {
@@ -341,7 +344,7 @@ func (s *registryState) register(subject string, in sr.Schema) (storedVersion, e
 	return v, nil
 }
 
-// idOf returns the id under which an equal schema is known, or 0.
+// idOf returns the id of an equal schema, or 0 if there is none.
 func (s *registryState) idOf(schema storedSchema) int {
 	identity := schema.identity()
 	for _, id := range slices.Sorted(maps.Keys(s.Schemas)) {
@@ -352,7 +355,8 @@ func (s *registryState) idOf(schema storedSchema) int {
 	return 0
 }
 
-// deleteSubject deletes all versions, softly or, after that, for good.
+// deleteSubject deletes all versions of a subject. A permanent delete is possible only
+// after a soft delete.
 func (s *registryState) deleteSubject(subject string, permanent bool) (versions []int, err error) {
 	all, live := s.versions(subject, true), s.versions(subject, false)
 	switch {
@@ -361,13 +365,13 @@ func (s *registryState) deleteSubject(subject string, permanent bool) (versions 
 	case permanent && len(live) > 0:
 		return nil, fail(sr.ErrSubjectNotSoftDeleted, "subject %q was not deleted first before being permanently deleted", subject)
 	case !permanent && len(live) == 0:
-		return nil, fail(sr.ErrSubjectSoftDeleted, "subject %q was soft deleted; set permanent=true to delete it for good", subject)
+		return nil, fail(sr.ErrSubjectSoftDeleted, "subject %q was soft deleted; set permanent=true to delete it permanently", subject)
 	}
-	which := live
+	doomed := live
 	if permanent {
-		which = all
+		doomed = all
 	}
-	for _, v := range which {
+	for _, v := range doomed {
 		if err := s.unreferenced(subject, v.Version); err != nil {
 			return nil, err
 		}
@@ -377,7 +381,8 @@ func (s *registryState) deleteSubject(subject string, permanent bool) (versions 
 	return versions, nil
 }
 
-// deleteVersion deletes one version, softly or, after that, for good.
+// deleteVersion deletes one version and returns its number. A permanent delete is
+// possible only after a soft delete.
 func (s *registryState) deleteVersion(subject string, number int, permanent bool) (int, error) {
 	if len(s.versions(subject, true)) == 0 {
 		return 0, fail(sr.ErrSubjectNotFound, "subject %q not found", subject)
@@ -389,7 +394,7 @@ func (s *registryState) deleteVersion(subject string, number int, permanent bool
 	case permanent && !v.Deleted:
 		return 0, fail(sr.ErrSchemaVersionNotSoftDeleted, "subject %q version %d was not deleted first before being permanently deleted", subject, v.Version)
 	case !permanent && v.Deleted:
-		return 0, fail(sr.ErrSchemaVersionSoftDeleted, "subject %q version %d was soft deleted; set permanent=true to delete it for good", subject, v.Version)
+		return 0, fail(sr.ErrSchemaVersionSoftDeleted, "subject %q version %d was soft deleted; set permanent=true to delete it permanently", subject, v.Version)
 	}
 	if err := s.unreferenced(subject, v.Version); err != nil {
 		return 0, err
@@ -398,14 +403,15 @@ func (s *registryState) deleteVersion(subject string, number int, permanent bool
 	return v.Version, nil
 }
 
+// unreferenced returns an error if a schema in use refers to a version.
 func (s *registryState) unreferenced(subject string, version int) error {
 	if ids := s.referencedBy(subject, version); len(ids) > 0 {
-		return fail(sr.ErrReferenceExists, "subject %q version %d is referenced by the schemas with the ids %v", subject, version, ids)
+		return fail(sr.ErrReferenceExists, "subject %q version %d is referenced by the schemas with ids %v", subject, version, ids)
 	}
 	return nil
 }
 
-// referencedBy returns the ids of schemas in use that refer to a version.
+// referencedBy returns the sorted ids of the schemas in use that refer to a version.
 func (s *registryState) referencedBy(subject string, version int) []int {
 	used := s.used(false)
 	ids := []int{}
@@ -420,7 +426,8 @@ func (s *registryState) referencedBy(subject string, version int) []int {
 	return ids
 }
 
-// used returns the ids that a version has.
+// used returns the schema ids of all versions of all subjects. deleted includes
+// soft-deleted versions.
 func (s *registryState) used(deleted bool) map[int]bool {
 	used := map[int]bool{}
 	for name := range s.Subjects {
@@ -431,8 +438,8 @@ func (s *registryState) used(deleted bool) map[int]bool {
 	return used
 }
 
-// drop deletes versions of a subject, and for good also the schemas that no
-// version has any more. Ids are never given again.
+// drop deletes versions of a subject. A permanent delete also deletes schemas without
+// a version. Ids are never reused.
 func (s *registryState) drop(subject string, versions []int, permanent bool) {
 	sub := s.Subjects[subject]
 	sub.Versions = slices.Clone(sub.Versions)

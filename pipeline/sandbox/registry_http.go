@@ -13,16 +13,15 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 )
 
-// maxRequest is how large a request may be, in bytes.
+// maxRequest is the maximum size of a request in bytes.
 const maxRequest = 2 << 20
 
-// registryMode is the one mode that this registry has.
+// registryMode is the only mode that this registry supports.
 const registryMode = "READWRITE"
 
-// registryAPI serves a registry over HTTP.
-//
-// Source: Confluent's "Schema Registry API Reference". What clients in use need
-// is there; contexts, exporters, rules and other languages than Avro are not.
+// registryAPI serves a registry over HTTP. It implements the part of Confluent's
+// "Schema Registry API Reference" that common clients need. It does not support
+// contexts, exporters, rules, and schema types other than Avro.
 type registryAPI struct {
 	*registry
 	log *slog.Logger
@@ -70,14 +69,15 @@ func (a registryAPI) handler() http.Handler {
 		mux.HandleFunc(pattern, a.serve(f))
 	}
 	mux.HandleFunc("/", a.serve(func(r *http.Request) (any, error) {
-		return nil, &apiError{http.StatusNotFound, http.StatusNotFound, "this registry has no " + r.Method + " " + r.URL.Path}
+		return nil, &apiError{http.StatusNotFound, http.StatusNotFound, "this registry does not support " + r.Method + " " + r.URL.Path}
 	}))
 	return mux
 }
 
-// rawText is an answer that is JSON already.
+// rawText is an answer that is already encoded as JSON.
 type rawText string
 
+// serve returns a handler that writes the result of f as JSON.
 func (a registryAPI) serve(f func(*http.Request) (any, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, maxRequest)
@@ -89,13 +89,13 @@ func (a registryAPI) serve(f func(*http.Request) (any, error)) http.HandlerFunc 
 				known = &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, err.Error()}
 			}
 			status, answer = known.status, known
-			a.log.Debug("registry refused a request", "method", r.Method, "path", r.URL.Path, "code", known.Code, "err", known.Message)
+			a.log.Debug("registry rejected a request", "method", r.Method, "path", r.URL.Path, "code", known.Code, "err", known.Message)
 		}
 		body, isText := answer.(rawText)
 		if !isText {
 			text, err := json.Marshal(answer)
 			if err != nil {
-				a.log.Error("registry has no answer", "method", r.Method, "path", r.URL.Path, "err", err)
+				a.log.Error("registry cannot encode an answer", "method", r.Method, "path", r.URL.Path, "err", err)
 				http.Error(w, "", http.StatusInternalServerError)
 				return
 			}
@@ -104,7 +104,7 @@ func (a registryAPI) serve(f func(*http.Request) (any, error)) http.HandlerFunc 
 		w.Header().Set("Content-Type", "application/vnd.schemaregistry.v1+json")
 		w.WriteHeader(status)
 		if _, err := w.Write([]byte(body)); err != nil {
-			a.log.Debug("registry could not answer", "path", r.URL.Path, "err", err)
+			a.log.Debug("registry cannot write an answer", "path", r.URL.Path, "err", err)
 		}
 	}
 }
@@ -116,7 +116,7 @@ func decode(r *http.Request, v any) error {
 		return fail(sr.ErrSchemaTooLarge, "the request has more than %d bytes", tooLarge.Limit)
 	}
 	if err != nil {
-		return &apiError{http.StatusBadRequest, http.StatusBadRequest, "the request is not the JSON it should be: " + err.Error()}
+		return &apiError{http.StatusBadRequest, http.StatusBadRequest, "the request is not the expected JSON: " + err.Error()}
 	}
 	return nil
 }
@@ -134,12 +134,12 @@ func versionNumber(r *http.Request) (int, error) {
 	}
 	n, err := strconv.ParseInt(text, 10, 32)
 	if err != nil || n < 1 {
-		return 0, fail(sr.ErrInvalidVersion, "the version %q is neither a number from 1 to 2^31-1 nor latest", text)
+		return 0, fail(sr.ErrInvalidVersion, "version %q: want a number from 1 to 2^31-1, or latest", text)
 	}
 	return int(n), nil
 }
 
-// describe returns a version as the API shows it.
+// describe returns a version in the format of the API.
 func (s *registryState) describe(subject string, v storedVersion) sr.SubjectSchema {
 	schema := s.Schemas[v.ID]
 	return sr.SubjectSchema{
@@ -148,8 +148,9 @@ func (s *registryState) describe(subject string, v storedVersion) sr.SubjectSche
 	}
 }
 
-// schemaByID finds the schema that the path names. A schema is known by its id as
-// long as a version has it, be that deleted softly: there may be records of it.
+// schemaByID returns the schema whose id is in the path. A schema can be read as long as
+// a version has it, even a soft-deleted one, because topics may still hold records with
+// its id.
 func (s *registryState) schemaByID(r *http.Request) (int, storedSchema, error) {
 	id, err := strconv.Atoi(r.PathValue("id"))
 	if err == nil {
@@ -191,7 +192,7 @@ func (a registryAPI) getSchemaVersions(r *http.Request) (any, error) {
 	return versions, err
 }
 
-// eachVersionOf calls f with each version that has the schema.
+// eachVersionOf calls f with each version that has the schema in the path.
 func (a registryAPI) eachVersionOf(r *http.Request, f func(subject string, v storedVersion)) error {
 	state := a.read()
 	id, _, err := state.schemaByID(r)
@@ -242,7 +243,8 @@ func (a registryAPI) getSchemas(r *http.Request) (any, error) {
 	return schemas, nil
 }
 
-// subjects returns the names that a request asks for. Each has a version.
+// subjects returns the subjects that match the request's parameters. Each has at least
+// one version.
 func (s *registryState) subjects(r *http.Request) []string {
 	prefix := r.URL.Query().Get("subjectPrefix")
 	names := []string{}
@@ -294,7 +296,7 @@ func (a registryAPI) postVersion(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if in.ID > 0 || in.Version > 0 {
-		return nil, fail(sr.ErrOperationNotPermitted, "an id or version of the client's choice: this registry has no IMPORT mode")
+		return nil, fail(sr.ErrOperationNotPermitted, "the request sets an id or version, but this registry has no IMPORT mode")
 	}
 	var out sr.SubjectSchema
 	err := a.change(func(s *registryState) error {
@@ -319,8 +321,8 @@ func (a registryAPI) getVersions(r *http.Request) (any, error) {
 	return numbers, nil
 }
 
-// asked returns the version that the path names.
-func (s *registryState) asked(r *http.Request) (sr.SubjectSchema, error) {
+// versionInPath returns the version that the path names.
+func (s *registryState) versionInPath(r *http.Request) (sr.SubjectSchema, error) {
 	subject, deleted := r.PathValue("subject"), flagged(r, "deleted")
 	number, err := versionNumber(r)
 	if err != nil {
@@ -336,16 +338,16 @@ func (s *registryState) asked(r *http.Request) (sr.SubjectSchema, error) {
 	return s.describe(subject, v), nil
 }
 
-func (a registryAPI) getVersion(r *http.Request) (any, error) { return a.read().asked(r) }
+func (a registryAPI) getVersion(r *http.Request) (any, error) { return a.read().versionInPath(r) }
 
 func (a registryAPI) getVersionText(r *http.Request) (any, error) {
-	v, err := a.read().asked(r)
+	v, err := a.read().versionInPath(r)
 	return rawText(v.Schema.Schema), err
 }
 
 func (a registryAPI) getReferencedBy(r *http.Request) (any, error) {
 	state := a.read()
-	v, err := state.asked(r)
+	v, err := state.versionInPath(r)
 	if err != nil {
 		return nil, err
 	}
@@ -373,7 +375,8 @@ func (a registryAPI) deleteVersionRequest(r *http.Request) (any, error) {
 	return number, err
 }
 
-// A level has another name in answers to GET than everywhere else.
+// The API names the level differently in answers to GET (shownLevel) and elsewhere
+// (givenLevel).
 type (
 	shownLevel struct {
 		Level string `json:"compatibilityLevel"`
@@ -390,7 +393,7 @@ func (a registryAPI) getConfig(r *http.Request) (any, error) {
 	case own != "":
 		return shownLevel{own}, nil
 	case subject != "" && !flagged(r, "defaultToGlobal"):
-		return nil, fail(sr.ErrSubjectLevelCompatibilityNotConfigured, "subject %q has no compatibility of its own", subject)
+		return nil, fail(sr.ErrSubjectLevelCompatibilityNotConfigured, "subject %q has no compatibility level of its own", subject)
 	}
 	return shownLevel{state.Compatibility}, nil
 }
@@ -402,13 +405,13 @@ func (a registryAPI) putConfig(r *http.Request) (any, error) {
 	}
 	in.Level = strings.ToUpper(in.Level)
 	if _, ok := compatibilities[in.Level]; !ok {
-		return nil, fail(sr.ErrInvalidCompatibilityLevel, "compatibility %q is none of %s", in.Level,
+		return nil, fail(sr.ErrInvalidCompatibilityLevel, "unknown compatibility %q: want one of %s", in.Level,
 			strings.Join(slices.Sorted(maps.Keys(compatibilities)), ", "))
 	}
 	return in, a.setLevel(r.PathValue("subject"), in.Level)
 }
 
-// deleteConfig answers with the level that there was.
+// deleteConfig answers with the deleted level.
 func (a registryAPI) deleteConfig(r *http.Request) (any, error) {
 	state, subject := a.read(), r.PathValue("subject")
 	if subject == "" {
@@ -416,7 +419,7 @@ func (a registryAPI) deleteConfig(r *http.Request) (any, error) {
 	}
 	own := state.Subjects[subject].Compatibility
 	if own == "" {
-		return nil, fail(sr.ErrSubjectLevelCompatibilityNotConfigured, "subject %q has no compatibility of its own", subject)
+		return nil, fail(sr.ErrSubjectLevelCompatibilityNotConfigured, "subject %q has no compatibility level of its own", subject)
 	}
 	return givenLevel{own}, a.setLevel(subject, "")
 }
@@ -437,16 +440,16 @@ func (a registryAPI) setLevel(subject, level string) error {
 	})
 }
 
-// checkAll checks a schema as if it were to be registered.
+// checkAll checks a schema against the same versions as a registration.
 func (a registryAPI) checkAll(r *http.Request) (any, error) {
 	state := a.read()
 	return state.answerCheck(r, state.checked(r.PathValue("subject")))
 }
 
-// checkOne checks a schema against one version alone.
+// checkOne checks a schema against a single version.
 func (a registryAPI) checkOne(r *http.Request) (any, error) {
 	state := a.read()
-	v, err := state.asked(r)
+	v, err := state.versionInPath(r)
 	if err != nil {
 		return nil, err
 	}
@@ -488,7 +491,7 @@ func (a registryAPI) putMode(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if strings.ToUpper(in.Mode) != registryMode {
-		return nil, fail(sr.ErrInvalidMode, "mode %q: this registry has %s only", in.Mode, registryMode)
+		return nil, fail(sr.ErrInvalidMode, "mode %q: this registry supports only %s", in.Mode, registryMode)
 	}
 	return map[string]string{"mode": registryMode}, nil
 }

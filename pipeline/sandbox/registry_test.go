@@ -37,9 +37,9 @@ func registryOnly(t *testing.T) *sandbox.Sandbox {
 	return start(t, sandbox.Config{NoBroker: true})
 }
 
-// ask sends a request to the registry and returns the status and the answer as
-// one line.
-func ask(t *testing.T, box *sandbox.Sandbox, method, path, body string) string {
+// request sends a request to the registry and returns the status and the body on one
+// line.
+func request(t *testing.T, box *sandbox.Sandbox, method, path, body string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, box.RegistryURL()+path, strings.NewReader(body))
 	if err != nil {
@@ -57,7 +57,7 @@ func ask(t *testing.T, box *sandbox.Sandbox, method, path, body string) string {
 	return fmt.Sprintf("%d %s", resp.StatusCode, answer)
 }
 
-// schemaBody is a request with a schema.
+// schemaBody returns the body of a request with a schema.
 func schemaBody(t *testing.T, schema string) string {
 	t.Helper()
 	body, err := json.Marshal(map[string]string{"schema": schema})
@@ -67,7 +67,7 @@ func schemaBody(t *testing.T, schema string) string {
 	return string(body)
 }
 
-// order is a record with these fields.
+// order returns a record schema with these fields.
 func order(fields ...string) string {
 	return `{"type":"record","name":"Order","namespace":"shop","fields":[` + strings.Join(fields, ",") + `]}`
 }
@@ -82,8 +82,8 @@ const (
 )
 
 func TestCompatibilityLevels(t *testing.T) {
-	// Each history is registered with no demands; then its last schema is the
-	// candidate.
+	// All schemas of a history but the last are registered without checks. The last one
+	// is the candidate.
 	histories := map[string][]string{
 		"the same":                        {order(id), order(id)},
 		"field added with default":        {order(id), order(id, noteDefault)},
@@ -107,7 +107,7 @@ func TestCompatibilityLevels(t *testing.T) {
 		{"int to long", "NONE BACKWARD BACKWARD_TRANSITIVE"},
 		{"long to int", "NONE FORWARD FORWARD_TRANSITIVE"},
 		{"another record", "NONE"},
-		// Here it counts whether the latest alone is looked at.
+		// In these histories, transitive levels differ from the others.
 		{"default gone while field was", "NONE BACKWARD FORWARD FORWARD_TRANSITIVE FULL"},
 		{"field back, default in between", "NONE BACKWARD BACKWARD_TRANSITIVE FORWARD FULL"},
 		{"long to int, over an addition", "NONE BACKWARD FORWARD FORWARD_TRANSITIVE FULL"},
@@ -118,38 +118,38 @@ func TestCompatibilityLevels(t *testing.T) {
 		for _, level := range levels {
 			t.Run(test.history+"/"+level, func(t *testing.T) {
 				box := registryOnly(t)
-				ask(t, box, "PUT", "/config", `{"compatibility":"NONE"}`)
+				request(t, box, "PUT", "/config", `{"compatibility":"NONE"}`)
 				history := histories[test.history]
 				candidate := schemaBody(t, history[len(history)-1])
 				for _, schema := range history[:len(history)-1] {
-					if got := ask(t, box, "POST", "/subjects/s/versions", schemaBody(t, schema)); !strings.HasPrefix(got, "200 ") {
+					if got := request(t, box, "POST", "/subjects/s/versions", schemaBody(t, schema)); !strings.HasPrefix(got, "200 ") {
 						t.Fatal(got)
 					}
 				}
-				ask(t, box, "PUT", "/config/s", `{"compatibility":"`+level+`"}`)
+				request(t, box, "PUT", "/config/s", `{"compatibility":"`+level+`"}`)
 				want := strings.Contains(" "+test.compatible+" ", " "+level+" ")
-				check := ask(t, box, "POST", "/compatibility/subjects/s/versions?verbose=true", candidate)
+				check := request(t, box, "POST", "/compatibility/subjects/s/versions?verbose=true", candidate)
 				if strings.Contains(check, `"is_compatible":true`) != want {
-					t.Errorf("compatible should be %v, but the check says %s", want, check)
+					t.Errorf("the check answers %s, want compatible: %v", check, want)
 				}
 				if !want && !strings.Contains(check, `"messages":["`) {
-					t.Errorf("no reason: %s", check)
+					t.Errorf("the check gives no reason: %s", check)
 				}
-				registered := ask(t, box, "POST", "/subjects/s/versions", candidate)
+				registered := request(t, box, "POST", "/subjects/s/versions", candidate)
 				if strings.HasPrefix(registered, "200 ") != want {
-					t.Errorf("compatible should be %v, but registering says %s", want, registered)
+					t.Errorf("registering answers %s, want compatible: %v", registered, want)
 				}
 				if !want && !strings.HasPrefix(registered, `409 {"error_code":409,`) {
-					t.Errorf("refused with %s", registered)
+					t.Errorf("rejected with %s", registered)
 				}
 			})
 		}
 	}
 }
 
-func TestEveryOldVersionIsReadByDefault(t *testing.T) {
+func TestDefaultLevelIsBackwardTransitive(t *testing.T) {
 	box := registryOnly(t)
-	if got := ask(t, box, "GET", "/config", ""); got != `200 {"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
+	if got := request(t, box, "GET", "/config", ""); got != `200 {"compatibilityLevel":"BACKWARD_TRANSITIVE"}` {
 		t.Error(got)
 	}
 }
@@ -172,7 +172,7 @@ func TestEqualSchemasShareAnID(t *testing.T) {
 	}
 	spaced := parse(t, `{ "name": "Order", "namespace": "shop", "type": "record", "fields": [ `+id+` ] }`)
 	if c := register("c", spaced); c != a {
-		t.Errorf("written otherwise the id is %d, expected %d", c, a)
+		t.Errorf("with other white space the id is %d, expected %d", c, a)
 	}
 	if again := register("a", first); again != a {
 		t.Errorf("registered again the id is %d, expected %d", again, a)
@@ -183,16 +183,16 @@ func TestEqualSchemasShareAnID(t *testing.T) {
 	if documented := register("d", parse(t, strings.Replace(order(id), `"type":"record"`, `"type":"record","doc":"An order."`, 1))); documented == a {
 		t.Error("a schema with another doc has the same id, so the doc would be lost")
 	}
-	if got := ask(t, box, "GET", fmt.Sprintf("/schemas/ids/%d/versions", a), ""); got !=
+	if got := request(t, box, "GET", fmt.Sprintf("/schemas/ids/%d/versions", a), ""); got !=
 		`200 [{"subject":"a","version":1},{"subject":"b","version":1},{"subject":"c","version":1}]` {
 		t.Error(got)
 	}
-	if got := ask(t, box, "GET", "/subjects/a/versions", ""); got != "200 [1,2]" {
+	if got := request(t, box, "GET", "/subjects/a/versions", ""); got != "200 [1,2]" {
 		t.Error(got)
 	}
 }
 
-func TestAnswersAreConfluents(t *testing.T) {
+func TestAnswersMatchConfluentRegistry(t *testing.T) {
 	schema, other := schemaBody(t, order(id)), schemaBody(t, order(id, noteDefault))
 	steps := []struct{ method, path, body, want string }{
 		{"GET", "/", "", `200 {}`},
@@ -227,7 +227,7 @@ func TestAnswersAreConfluents(t *testing.T) {
 		{"POST", "/subjects/s", schemaBody(t, order(note)), `404 {"error_code":40403,`},
 		{"POST", "/subjects/s", schema, `200 {"subject":"s","version":1,"id":1,`},
 		{"POST", "/compatibility/subjects/s/versions/1?verbose=true", schemaBody(t, order(note)),
-			`200 {"is_compatible":false,"messages":["the new schema cannot read what was written with version 1: avro: incompatible at note:`},
+			`200 {"is_compatible":false,"messages":["the new schema cannot read data of version 1: avro: incompatible at note:`},
 
 		{"GET", "/config/s", "", `404 {"error_code":40408,`},
 		{"GET", "/config/s?defaultToGlobal=true", "", `200 {"compatibilityLevel":"BACKWARD_TRANSITIVE"}`},
@@ -242,7 +242,7 @@ func TestAnswersAreConfluents(t *testing.T) {
 		{"DELETE", "/subjects/s/versions/1", "", `404 {"error_code":40406,`},
 		{"GET", "/subjects/s/versions", "", `200 [2]`},
 		{"GET", "/subjects/s/versions?deleted=true", "", `200 [1,2]`},
-		{"GET", "/schemas/ids/1/schema", "", `200 ` + order(id)}, // records of it may be left
+		{"GET", "/schemas/ids/1/schema", "", `200 ` + order(id)}, // topics may still hold records with it
 		{"DELETE", "/subjects/s/versions/1?permanent=true", "", `200 1`},
 		{"GET", "/schemas/ids/1", "", `404 {"error_code":40403,`},
 		{"DELETE", "/subjects/s?permanent=true", "", `404 {"error_code":40405,`},
@@ -252,18 +252,18 @@ func TestAnswersAreConfluents(t *testing.T) {
 		{"GET", "/subjects?deleted=true", "", `200 ["s"]`},
 		{"DELETE", "/subjects/s?permanent=true", "", `200 [2]`},
 		{"DELETE", "/subjects/s", "", `404 {"error_code":40401,`},
-		{"POST", "/subjects/s/versions", schema, `200 {"subject":"s","version":1,"id":3,`}, // ids are not given twice
+		{"POST", "/subjects/s/versions", schema, `200 {"subject":"s","version":1,"id":3,`}, // ids are not reused
 		{"POST", "/subjects/a%2Fb/versions", schema, `200 {"subject":"a/b","version":1,"id":3,`},
 	}
 	box := registryOnly(t)
 	for _, s := range steps {
-		if got := ask(t, box, s.method, s.path, s.body); !strings.HasPrefix(got, s.want) {
-			t.Errorf("%s %s %s\nis   %s\nwant %s", s.method, s.path, s.body, got, s.want)
+		if got := request(t, box, s.method, s.path, s.body); !strings.HasPrefix(got, s.want) {
+			t.Errorf("%s %s %s\ngot  %s\nwant %s", s.method, s.path, s.body, got, s.want)
 		}
 	}
 }
 
-func TestReferencesAreResolvedAndHold(t *testing.T) {
+func TestReferencesAreResolvedAndPreventDeletion(t *testing.T) {
 	box := registryOnly(t)
 	item := `{"type":"record","name":"Item","namespace":"shop","fields":[` + id + `]}`
 	cart := `{"type":"record","name":"Cart","namespace":"shop","fields":[{"name":"items","type":{"type":"array","items":"shop.Item"}}]}`
@@ -271,18 +271,18 @@ func TestReferencesAreResolvedAndHold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, box, "POST", "/subjects/cart/versions", string(body)); !strings.Contains(got, "there is no subject item with version 1") {
-		t.Errorf("a reference to nothing: %s", got)
+	if got := request(t, box, "POST", "/subjects/cart/versions", string(body)); !strings.Contains(got, "subject item has no version 1") {
+		t.Errorf("with a dangling reference: %s", got)
 	}
-	ask(t, box, "POST", "/subjects/item/versions", schemaBody(t, item))
-	if got := ask(t, box, "POST", "/subjects/cart/versions", string(body)); !strings.HasPrefix(got, "200 ") {
+	request(t, box, "POST", "/subjects/item/versions", schemaBody(t, item))
+	if got := request(t, box, "POST", "/subjects/cart/versions", string(body)); !strings.HasPrefix(got, "200 ") {
 		t.Fatal(got)
 	}
-	if got := ask(t, box, "GET", "/subjects/item/versions/1/referencedby", ""); got != "200 [2]" {
+	if got := request(t, box, "GET", "/subjects/item/versions/1/referencedby", ""); got != "200 [2]" {
 		t.Error(got)
 	}
-	if got := ask(t, box, "DELETE", "/subjects/item", ""); !strings.HasPrefix(got, `422 {"error_code":42206,`) {
-		t.Errorf("what is referred to was deleted: %s", got)
+	if got := request(t, box, "DELETE", "/subjects/item", ""); !strings.HasPrefix(got, `422 {"error_code":42206,`) {
+		t.Errorf("deleting a referenced subject: %s", got)
 	}
 	s, err := newRegistry(t, box).Schema(t.Context(), codec.SchemaRef{ID: 2})
 	if err != nil {
@@ -293,7 +293,7 @@ func TestReferencesAreResolvedAndHold(t *testing.T) {
 	}
 }
 
-func TestOurClientOnThisRegistry(t *testing.T) {
+func TestCodecRegistryClient(t *testing.T) {
 	box := registryOnly(t)
 	client := newRegistry(t, box)
 	ctx := t.Context()
@@ -306,10 +306,10 @@ func TestOurClientOnThisRegistry(t *testing.T) {
 		t.Errorf("subject %s", subject)
 	}
 	if err := client.Compatible(ctx, subject, s); err != nil {
-		t.Errorf("nothing is registered, but %v", err)
+		t.Errorf("compatibility with an empty subject: %v", err)
 	}
 	if _, err := client.Lookup(ctx, subject, s); !errors.Is(err, codec.ErrNotRegistered) {
-		t.Errorf("looking up what is not there: %v", err)
+		t.Errorf("lookup of an unregistered schema: %v", err)
 	}
 	n, err := client.Register(ctx, subject, s)
 	if err != nil {
@@ -340,7 +340,7 @@ func TestOurClientOnThisRegistry(t *testing.T) {
 		t.Error("a level that does not exist was set")
 	}
 	var shown sr.SubjectSchema
-	answer, _ := strings.CutPrefix(ask(t, box, "GET", "/subjects/"+subject+"/versions/1", ""), "200 ")
+	answer, _ := strings.CutPrefix(request(t, box, "GET", "/subjects/"+subject+"/versions/1", ""), "200 ")
 	if err := json.Unmarshal([]byte(answer), &shown); err != nil {
 		t.Fatal(err)
 	}
@@ -358,17 +358,17 @@ func byGUID(t *testing.T, text string) codec.SchemaRef {
 	return codec.SchemaRef{ByGUID: true, GUID: [16]byte(guid)}
 }
 
-func TestDamagedRegistryFileIsNotTrusted(t *testing.T) {
+func TestDamagedRegistryFileIsRejected(t *testing.T) {
 	for name, text := range map[string]string{
-		"cut short":        `{"format":1,"next_id":2`,
-		"another format":   `{"format":2,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{}}`,
-		"unknown field":    `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{},"x":1}`,
-		"id to come":       `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{"1":{"schema":"\"int\""}},"subjects":{}}`,
-		"invalid schema":   `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{"1":{"schema":"\"inn\""}},"subjects":{}}`,
-		"missing schema":   `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{},"subjects":{"s":{"versions":[{"version":1,"id":1}]}}}`,
-		"versions astray":  `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{"1":{"schema":"\"int\""}},"subjects":{"s":{"versions":[{"version":1,"id":1},{"version":1,"id":1}]}}}`,
-		"no such level":    `{"format":1,"next_id":1,"compatibility":"","schemas":{},"subjects":{}}`,
-		"something behind": `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{}} {}`,
+		"truncated":            `{"format":1,"next_id":2`,
+		"unknown format":       `{"format":2,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{}}`,
+		"unknown field":        `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{},"x":1}`,
+		"id not below next_id": `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{"1":{"schema":"\"int\""}},"subjects":{}}`,
+		"invalid schema":       `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{"1":{"schema":"\"inn\""}},"subjects":{}}`,
+		"missing schema":       `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{},"subjects":{"s":{"versions":[{"version":1,"id":1}]}}}`,
+		"repeated version":     `{"format":1,"next_id":2,"compatibility":"NONE","schemas":{"1":{"schema":"\"int\""}},"subjects":{"s":{"versions":[{"version":1,"id":1},{"version":1,"id":1}]}}}`,
+		"unknown level":        `{"format":1,"next_id":1,"compatibility":"","schemas":{},"subjects":{}}`,
+		"trailing value":       `{"format":1,"next_id":1,"compatibility":"NONE","schemas":{},"subjects":{}} {}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -377,7 +377,7 @@ func TestDamagedRegistryFileIsNotTrusted(t *testing.T) {
 			}
 			box, err := sandbox.New(sandbox.Config{NoBroker: true, DataDir: dir})
 			if err == nil {
-				t.Fatal("it was trusted", box.Close())
+				t.Fatal("the file was accepted", box.Close())
 			}
 			if !strings.Contains(err.Error(), "registry.json: ") {
 				t.Errorf("the error does not name the file: %v", err)
@@ -386,17 +386,17 @@ func TestDamagedRegistryFileIsNotTrusted(t *testing.T) {
 	}
 }
 
-func TestChangeThatCannotBeKeptIsNotMade(t *testing.T) {
+func TestChangeThatCannotBeSavedIsNotApplied(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "data")
 	box := start(t, sandbox.Config{NoBroker: true, DataDir: dir})
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	if got := ask(t, box, "POST", "/subjects/s/versions", schemaBody(t, order(id))); !strings.HasPrefix(got, `500 {"error_code":50001,`) {
+	if got := request(t, box, "POST", "/subjects/s/versions", schemaBody(t, order(id))); !strings.HasPrefix(got, `500 {"error_code":50001,`) {
 		t.Error(got)
 	}
-	if got := ask(t, box, "GET", "/subjects", ""); got != "200 []" {
-		t.Errorf("what was not kept is shown: %s", got)
+	if got := request(t, box, "GET", "/subjects", ""); got != "200 []" {
+		t.Errorf("the unsaved change is visible: %s", got)
 	}
 }
 

@@ -1,10 +1,10 @@
-// Package sandbox is Kafka and a schema registry for a laptop and for tests, in
-// this process: an embedded broker that speaks Kafka's protocol, transactions
-// and groups included, and a registry that refuses incompatible schemas as the
-// real ones do. It is for one machine and keeps no copies; production is Apache
-// Kafka or what is compatible with it.
+// Package sandbox runs a Kafka broker and a schema registry in this process, for
+// development and tests. The broker supports transactions and consumer groups. The
+// registry rejects incompatible schemas as production registries do. There is no
+// replication: use Apache Kafka or a compatible system in production.
 //
-// Start at [New].
+// Start reading at [New]. A Sandbox owns all of its goroutines; [Sandbox.Close] stops
+// them and waits for them. Its methods are safe for concurrent use.
 package sandbox
 
 import (
@@ -24,40 +24,41 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 )
 
-// Config says what a sandbox is to be. The zero value is one in memory, on free
-// ports.
+// Config configures a sandbox. The zero value keeps all data in memory and listens on
+// free ports.
 type Config struct {
-	// Addresses to listen on, as host:port. The host must be of this machine
-	// alone, for there are no passwords; port 0 takes a free one.
-	KafkaAddr    string // "": 127.0.0.1:0
-	RegistryAddr string // "": 127.0.0.1:0
+	// Addresses to listen on, as host:port. Port 0 selects a free port. The host must
+	// be a loopback address, because the sandbox has no authentication.
+	KafkaAddr    string // "" means 127.0.0.1:0
+	RegistryAddr string // "" means 127.0.0.1:0
 
-	// NoBroker leaves the broker out: a registry beside an outside cluster.
+	// NoBroker starts only the registry, for use with an external cluster.
 	NoBroker bool
 
-	// DataDir keeps everything across restarts: topics, records, committed
-	// offsets, schemas. "": in memory. One sandbox at a time has a directory.
+	// DataDir is the directory that keeps topics, records, committed offsets and
+	// schemas across restarts. Only one sandbox at a time can use it. "" keeps all data
+	// in memory.
 	DataDir string
 
-	Logger *slog.Logger // nil: nothing is logged
+	Logger *slog.Logger // nil disables logging
 }
 
 const anyAddr = "127.0.0.1:0"
 
-// A Sandbox is a broker and a registry that run.
+// A Sandbox is a running broker and registry.
 type Sandbox struct {
-	broker   *kfake.Cluster // nil without one
+	broker   *kfake.Cluster // nil with Config.NoBroker
 	logger   *brokerLogger
 	server   *http.Server
-	address  string // of the registry
-	serving  sync.WaitGroup
-	lock     io.Closer          // nil in memory
-	stop     context.CancelFunc // of what looks after the groups; nil without a broker
+	address  string             // of the registry
+	serving  sync.WaitGroup     // the HTTP server and the member watcher
+	lock     io.Closer          // lock of the data directory; nil in memory
+	stop     context.CancelFunc // stops the member watcher; nil without a broker
 	closing  sync.Once
-	closeErr error
+	closeErr error // set by closing
 }
 
-// New starts a sandbox. Close stops it.
+// New starts a sandbox. The caller must close it.
 func New(cfg Config) (_ *Sandbox, err error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -94,7 +95,7 @@ func New(cfg Config) (_ *Sandbox, err error) {
 	}
 	s.serving.Go(func() {
 		if err := s.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-			cfg.Logger.Error("the registry's server ended", "err", err)
+			cfg.Logger.Error("registry server failed", "err", err)
 		}
 	})
 	if cfg.NoBroker {
@@ -103,17 +104,17 @@ func New(cfg Config) (_ *Sandbox, err error) {
 	if s.broker, err = startBroker(cfg, s.logger); err != nil {
 		return s, err
 	}
-	groups, err := watchMembers(s.broker, time.Second)
+	watcher, err := watchMembers(s.broker, time.Second)
 	if err != nil {
 		return s, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	s.serving.Go(func() { groups.run(ctx) })
+	s.serving.Go(func() { watcher.run(ctx) })
 	return s, nil
 }
 
-// listen listens on an address of this machine.
+// listen listens on a loopback address. what names the server in errors.
 func listen(what, addr string) (net.Listener, error) {
 	if addr == "" {
 		addr = anyAddr
@@ -123,11 +124,11 @@ func listen(what, addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("address of the %s: %w", what, err)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return nil, fmt.Errorf("address of the %s: %s can be reached from outside, and there are no passwords; take 127.0.0.1", what, addr)
+		return nil, fmt.Errorf("address of the %s: %s is reachable from other machines, and the sandbox has no authentication; use 127.0.0.1", what, addr)
 	}
 	l, err := net.Listen("tcp", addr)
 	if err != nil {
-		return nil, fmt.Errorf("address of the %s: %w; port 0 takes a free one", what, err)
+		return nil, fmt.Errorf("address of the %s: %w; port 0 selects a free port", what, err)
 	}
 	return l, nil
 }
@@ -136,12 +137,12 @@ func startBroker(cfg Config, logger *brokerLogger) (*kfake.Cluster, error) {
 	opts := []kfake.Opt{
 		kfake.NumBrokers(1),
 		kfake.DefaultNumPartitions(1),
-		kfake.ClusterID("sandbox-" + rand.Text()), // a new cluster each time, but for a directory that has one
+		kfake.ClusterID("sandbox-" + rand.Text()), // ignored if the data directory already has an id
 		kfake.WithLogger(logger),
 		kfake.ListenFn(func(string, string) (net.Listener, error) { return listen("broker", cfg.KafkaAddr) }),
-		// A group has its members' answers a second after a change at the
-		// latest, also with the server-side protocol. The classic one has no
-		// initial delay here.
+		// In the server-side group protocol (KIP-848), members respond to a rebalance in
+		// their heartbeats. At this interval the group has all responses within a second.
+		// The classic protocol has no initial delay in kfake.
 		kfake.BrokerConfigs(map[string]string{"group.consumer.heartbeat.interval.ms": "500"}),
 	}
 	if cfg.DataDir != "" {
@@ -154,7 +155,7 @@ func startBroker(cfg Config, logger *brokerLogger) (*kfake.Cluster, error) {
 	return broker, nil
 }
 
-// Brokers returns the addresses of the broker, none if there is none.
+// Brokers returns the addresses of the broker, or nil with Config.NoBroker.
 func (s *Sandbox) Brokers() []string {
 	if s.broker == nil {
 		return nil
@@ -165,8 +166,8 @@ func (s *Sandbox) Brokers() []string {
 // RegistryURL returns the URL of the schema registry.
 func (s *Sandbox) RegistryURL() string { return "http://" + s.address }
 
-// Close stops both and, with a data directory, keeps what there is. An error
-// says that something may not have been kept.
+// Close stops the broker and the registry, and saves their data if there is a data
+// directory. After an error, some data may not have been saved.
 func (s *Sandbox) Close() error {
 	s.closing.Do(func() {
 		var faults []error
@@ -194,14 +195,15 @@ func (s *Sandbox) Close() error {
 	return s.closeErr
 }
 
-// brokerLogger passes on what the broker logs. A broker that cannot keep its
-// state when it is closed only logs that, so it is remembered here.
+// brokerLogger forwards the broker's log messages. A broker that fails to save its
+// state while it closes only logs the error, so brokerLogger also collects the errors
+// that are logged after startClosing.
 type brokerLogger struct {
 	log *slog.Logger
 
 	mu      sync.Mutex
-	closing bool
-	errs    []error
+	closing bool    // guarded by mu
+	errs    []error // guarded by mu
 }
 
 func (l *brokerLogger) Logf(level kfake.LogLevel, format string, args ...any) {
@@ -212,7 +214,7 @@ func (l *brokerLogger) Logf(level kfake.LogLevel, format string, args ...any) {
 	case kfake.LogLevelWarn:
 		at = slog.LevelWarn
 	case kfake.LogLevelInfo:
-		at = slog.LevelDebug // of each request
+		at = slog.LevelDebug // kfake logs every request at this level
 	}
 	if level == kfake.LogLevelError {
 		l.mu.Lock()

@@ -16,7 +16,7 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// within bounds what a test waits for.
+// within returns a context with the timeout of a single step of a test.
 func within(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	t.Cleanup(cancel)
@@ -70,7 +70,7 @@ func consume(t *testing.T, cl *kgo.Client, n int) (values []string) {
 	return values
 }
 
-func TestReadersSeeWhatWasCommitted(t *testing.T) {
+func TestReadCommittedSkipsAbortedRecords(t *testing.T) {
 	box := start(t, sandbox.Config{})
 	writer := client(t, box, kgo.TransactionalID("writer"))
 	createTopic(t, writer, "t")
@@ -80,11 +80,11 @@ func TestReadersSeeWhatWasCommitted(t *testing.T) {
 	transact(t, writer, "t", kgo.TryAbort, "lost")
 	transact(t, writer, "t", kgo.TryCommit, "c")
 	if got := consume(t, reader, 3); !slices.Equal(got, []string{"a", "b", "c"}) {
-		t.Errorf("a reader of what is committed saw %v", got)
+		t.Errorf("a read_committed reader saw %v", got)
 	}
-	careless := client(t, box, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
-	if got := consume(t, careless, 4); !slices.Contains(got, "lost") {
-		t.Errorf("the aborted record was not there to be skipped: %v", got)
+	uncommitted := client(t, box, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	if got := consume(t, uncommitted, 4); !slices.Contains(got, "lost") {
+		t.Errorf("a read_uncommitted reader does not see the aborted record: %v", got)
 	}
 }
 
@@ -103,7 +103,7 @@ func TestSecondWriterFencesTheFirst(t *testing.T) {
 	}
 }
 
-func TestTopicsAreNotCreatedByAccident(t *testing.T) {
+func TestTopicsAreNotCreatedAutomatically(t *testing.T) {
 	box := start(t, sandbox.Config{})
 	cl := client(t, box, kgo.AllowAutoTopicCreation(), kgo.UnknownTopicRetries(0))
 	err := cl.ProduceSync(within(t), &kgo.Record{Topic: "mispelt"}).FirstErr()
@@ -112,7 +112,7 @@ func TestTopicsAreNotCreatedByAccident(t *testing.T) {
 	}
 }
 
-func TestRestartFromDirectory(t *testing.T) {
+func TestRestartKeepsTheDataDirectory(t *testing.T) {
 	dir := t.TempDir()
 	box, err := sandbox.New(sandbox.Config{DataDir: dir})
 	if err != nil {
@@ -139,7 +139,7 @@ func TestRestartFromDirectory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ask(t, box, "PUT", "/config/s", `{"compatibility":"FULL"}`)
+	request(t, box, "PUT", "/config/s", `{"compatibility":"FULL"}`)
 	clusterID := describe(t, writer)
 	writer.Close()
 	if err := box.Close(); err != nil {
@@ -149,11 +149,11 @@ func TestRestartFromDirectory(t *testing.T) {
 	box = start(t, sandbox.Config{DataDir: dir})
 	writer = client(t, box, kgo.TransactionalID("writer"))
 	if now := describe(t, writer); now != clusterID {
-		t.Errorf("it was\n%s\nand is now\n%s", clusterID, now)
+		t.Errorf("cluster and topic ids changed: they were\n%s\nand are now\n%s", clusterID, now)
 	}
 	transact(t, writer, "t", kgo.TryCommit, "c")
 	if got := consume(t, client(t, box, group...), 1); !slices.Equal(got, []string{"c"}) {
-		t.Errorf("after the offsets that were committed comes %v", got)
+		t.Errorf("the group resumes with %v", got)
 	}
 	all := client(t, box, kgo.ConsumeTopics("t"), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchIsolationLevel(kgo.ReadCommitted()))
 	if got := consume(t, all, 3); !slices.Equal(got, []string{"a", "b", "c"}) {
@@ -162,7 +162,7 @@ func TestRestartFromDirectory(t *testing.T) {
 	if found, err := newRegistry(t, box).Lookup(t.Context(), "s", schema); found != registered || err != nil {
 		t.Errorf("the schema has the id %d, %v; it was %d", found, err, registered)
 	}
-	if got := ask(t, box, "GET", "/config/s", ""); got != `200 {"compatibilityLevel":"FULL"}` {
+	if got := request(t, box, "GET", "/config/s", ""); got != `200 {"compatibilityLevel":"FULL"}` {
 		t.Error(got)
 	}
 	next, err := newRegistry(t, box).Register(t.Context(), "s", parse(t, order(id, noteDefault)))
@@ -171,7 +171,8 @@ func TestRestartFromDirectory(t *testing.T) {
 	}
 }
 
-// describe returns the ids by which a store knows its cluster.
+// describe returns the cluster and topic ids, by which a projection's store recognizes its
+// cluster.
 func describe(t *testing.T, cl *kgo.Client) string {
 	t.Helper()
 	meta, err := kadm.NewClient(cl).Metadata(within(t), "t")
@@ -181,15 +182,15 @@ func describe(t *testing.T, cl *kgo.Client) string {
 	return fmt.Sprint(meta.Cluster, meta.Topics["t"].ID)
 }
 
-func TestDirectoryHasOneSandbox(t *testing.T) {
+func TestDataDirectoryIsLocked(t *testing.T) {
 	dir := t.TempDir()
 	first := start(t, sandbox.Config{NoBroker: true, DataDir: dir})
 	second, err := sandbox.New(sandbox.Config{NoBroker: true, DataDir: dir})
 	if err == nil {
-		t.Fatal("a second one started", second.Close())
+		t.Fatal("a second sandbox started", second.Close())
 	}
 	if !strings.Contains(err.Error(), "in use by another sandbox") {
-		t.Errorf("the second one says: %v", err)
+		t.Errorf("the second sandbox failed with: %v", err)
 	}
 	if err := first.Close(); err != nil {
 		t.Fatal(err)
@@ -197,7 +198,7 @@ func TestDirectoryHasOneSandbox(t *testing.T) {
 	start(t, sandbox.Config{NoBroker: true, DataDir: dir})
 }
 
-func TestAddressesAreOfThisMachine(t *testing.T) {
+func TestOnlyFreeLoopbackAddressesAreAccepted(t *testing.T) {
 	for _, cfg := range []sandbox.Config{
 		{KafkaAddr: "0.0.0.0:0"}, {RegistryAddr: "0.0.0.0:0"}, {RegistryAddr: ":0"}, {KafkaAddr: "192.0.2.1:0"}, {RegistryAddr: "nonsense"},
 	} {
@@ -208,16 +209,16 @@ func TestAddressesAreOfThisMachine(t *testing.T) {
 	taken := start(t, sandbox.Config{})
 	box, err := sandbox.New(sandbox.Config{KafkaAddr: taken.Brokers()[0]})
 	if err == nil {
-		t.Fatal("it took an address that is taken", box.Close())
+		t.Fatal("a sandbox started on an address in use", box.Close())
 	}
 	if !strings.Contains(err.Error(), "address of the broker") {
-		t.Errorf("the error does not say whose address: %v", err)
+		t.Errorf("the error does not name the server: %v", err)
 	}
 }
 
-func TestRegistryAlone(t *testing.T) {
+func TestRegistryWithoutBroker(t *testing.T) {
 	box := registryOnly(t)
 	if got := box.Brokers(); got != nil {
-		t.Errorf("without a broker its addresses are %v", got)
+		t.Errorf("broker addresses without a broker: %v", got)
 	}
 }

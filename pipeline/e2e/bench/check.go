@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -20,11 +21,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// sampleSize is how many events of each partition are compared.
+// sampleSize is the number of events of each partition that are compared.
 const sampleSize = 200
 
-// sample makes sure that all events are on the output topic once, and returns the
-// first ones as JSON, by id, without the time at which they were processed.
+// sample checks the number of events on an output topic, and returns the first ones as
+// JSON, by id, without their processing time.
 func (b *bench) sample(ctx context.Context, topic string, total int64) (map[string]string, error) {
 	codecs := map[string]*goavro.Codec{}
 	for _, k := range b.kinds {
@@ -47,7 +48,7 @@ func (b *bench) sample(ctx context.Context, topic string, total int64) (map[stri
 		}
 		native, rest, err := codecs[name].NativeFromBinary(r.Value[5:])
 		if err != nil || len(rest) > 0 {
-			faults.set(fmt.Errorf("%s offset %d: %d bytes are left: %w", topic, r.Offset, len(rest), err))
+			faults.set(fmt.Errorf("%s offset %d: %d bytes after the event: %w", topic, r.Offset, len(rest), err))
 			return
 		}
 		event := native.(map[string]any)
@@ -60,50 +61,50 @@ func (b *bench) sample(ctx context.Context, topic string, total int64) (map[stri
 		return nil, err
 	}
 	if n != total {
-		return nil, fmt.Errorf("%d events are on %s, not %d", n, topic, total)
+		return nil, fmt.Errorf("%d events on %s, want %d", n, topic, total)
 	}
 	return sample, faults.get()
 }
 
-// sameWork makes sure that two variants wrote the same events.
+// sameWork returns an error unless two variants wrote the same events.
 func (b *bench) sameWork(one, other string) error {
 	compared := 0
 	for id, text := range b.samples[one] {
 		switch second, ok := b.samples[other][id]; {
 		case !ok:
 		case second != text:
-			return fmt.Errorf("variants %s and %s do not do the same:\n%s\n%s", one, other, text, second)
+			return fmt.Errorf("variants %s and %s wrote different events:\n%s\n%s", one, other, text, second)
 		default:
 			compared++
 		}
 	}
 	if compared == 0 {
-		return fmt.Errorf("variants %s and %s have no event in common among their first", one, other)
+		return fmt.Errorf("variants %s and %s have no event in common in their samples", one, other)
 	}
 	return nil
 }
 
-// fullLoad returns how many events a second a variant handles that are sent, as
-// fast as can be, and read back meanwhile: all on this machine.
+// fullLoad returns the rate of a variant in events per second at full load: this
+// program sends events as fast as possible and reads the output at the same time.
 func (b *bench) fullLoad(ctx context.Context, v variant, name string) (rate float64, err error) {
 	_, rate, err = b.paced(ctx, v, name, 0, 0, 5*time.Second)
 	return rate, err
 }
 
-// latency runs a variant at a rate and returns how long events take from the
-// producer's call to a reader of committed records, at the 99th percentile.
+// latency runs a variant at a rate and returns the 99th percentile of the time from the
+// call of Produce to the receipt of the committed output record.
 func (b *bench) latency(ctx context.Context, v variant, name string, rate float64) (p99 time.Duration, err error) {
 	delays, _, err := b.paced(ctx, v, name, rate, 3*time.Second, 10*time.Second)
 	if err != nil {
 		return 0, err
 	}
-	say("%-3s at %.0f events/s: median %v, p99 %v, most %v", v.key, rate, delays[len(delays)/2], delays[len(delays)*99/100], delays[len(delays)-1])
+	logf("%-3s at %.0f events/s: median %v, p99 %v, max %v", v.key, rate, delays[len(delays)/2], delays[len(delays)*99/100], delays[len(delays)-1])
 	return delays[len(delays)*99/100], nil
 }
 
-// paced sends events at a rate, or as fast as can be if it is 0, while a variant
-// runs and its output is read. It returns how long those took that were sent
-// after the warm-up, in order of time, and how many were read per second.
+// paced runs a variant while this program sends events at a rate and reads the output.
+// Rate 0 means as fast as possible. It returns the sorted delays of the events sent after
+// the warm-up, and the number of events read per second.
 func (b *bench) paced(ctx context.Context, v variant, name string, rate float64, warmup, length time.Duration) (delays []time.Duration, read float64, err error) {
 	input, output := name+".events", name+".out"
 	group, topics := name, []string{input, output}
@@ -125,102 +126,132 @@ func (b *bench) paced(ctx context.Context, v variant, name string, rate float64,
 			err = stopped
 		}
 	}()
-	reader, err := kgo.NewClient(kgo.SeedBrokers(b.cluster.brokers...), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+	l := &load{kinds: b.kinds, rate: rate, warmup: warmup, length: length}
+	l.reader, err = kgo.NewClient(kgo.SeedBrokers(b.cluster.brokers...), kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.ConsumeTopics(output), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()), kgo.FetchMaxWait(100*time.Millisecond))
 	if err != nil {
 		return nil, 0, err
 	}
-	defer reader.Close()
-	writer, err := kgo.NewClient(kgo.SeedBrokers(b.cluster.brokers...), kgo.DefaultProduceTopic(input), kgo.ProducerLinger(0))
+	defer l.reader.Close()
+	l.writer, err = kgo.NewClient(kgo.SeedBrokers(b.cluster.brokers...), kgo.DefaultProduceTopic(input), kgo.ProducerLinger(0))
 	if err != nil {
 		return nil, 0, err
 	}
-	defer writer.Close()
+	defer l.writer.Close()
 
-	// One event first, so that the group is there when time begins to count.
-	sent := 0
-	var failed firstError
-	send := func() {
-		r := event(b.kinds, sent)
-		r.Headers = []kgo.RecordHeader{{Key: "sent", Value: strconv.AppendInt(nil, time.Now().UnixNano(), 10)}}
-		writer.Produce(ctx, r, func(_ *kgo.Record, err error) { failed.set(err) })
-		sent++
-	}
-	send()
+	// Wait for the output of one event, so the group is ready when the clock starts.
+	l.send(ctx)
 	first, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	if err := reader.PollFetches(first).Err(); err != nil {
+	if err := l.reader.PollFetches(first).Err(); err != nil {
 		return nil, 0, err
 	}
-	began := time.Now()
-	all := make(chan int, 1)
-	go func() { // ends with the last event sent, or ctx
-		defer close(all)
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for ctx.Err() == nil {
-			since := time.Since(began)
-			if since >= warmup+length {
-				all <- sent
-				return
-			}
-			if rate == 0 { // as fast as the writer takes them
-				for range 100 {
-					send()
-				}
-				continue
-			}
-			for due := int(rate * since.Seconds()); sent-1 < due; {
-				send()
-			}
-			<-tick.C
+	l.received, l.began = 1, time.Now()
+	total := make(chan int, 1)
+	go l.sendAll(ctx, total)
+	if err := l.receive(ctx, total, c.alive); err != nil {
+		return nil, 0, err
+	}
+	slices.Sort(l.delays)
+	if len(l.delays) == 0 {
+		return nil, 0, fmt.Errorf("no events in %v", length)
+	}
+	return l.delays, float64(l.received) / time.Since(l.began).Seconds(), nil
+}
+
+// load sends events to a variant and receives its output. From began on, one goroutine
+// runs sendAll and another one runs receive.
+type load struct {
+	kinds          []eventKind
+	rate           float64 // events/s; 0 means as fast as possible
+	warmup, length time.Duration
+	reader, writer *kgo.Client
+	began          time.Time
+
+	sent     int             // owned by the goroutine of sendAll
+	received int             // owned by the goroutine of receive
+	delays   []time.Duration // owned by the goroutine of receive
+	failed   firstError      // shared
+}
+
+// send sends the next event, with the current time in a header.
+func (l *load) send(ctx context.Context) {
+	r := event(l.kinds, l.sent)
+	r.Headers = []kgo.RecordHeader{{Key: "sent", Value: strconv.AppendInt(nil, time.Now().UnixNano(), 10)}}
+	l.writer.Produce(ctx, r, func(_ *kgo.Record, err error) { l.failed.set(err) })
+	l.sent++
+}
+
+// sendAll sends events until the warm-up and the measurement are over, or ctx ends. It
+// then closes total; before that, it sends the number of all events unless ctx ended.
+func (l *load) sendAll(ctx context.Context, total chan<- int) {
+	defer close(total)
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for ctx.Err() == nil {
+		since := time.Since(l.began)
+		if since >= l.warmup+l.length {
+			total <- l.sent
+			return
 		}
-	}()
-	total, got := -1, 1
-	for total < 0 || got < total {
+		if l.rate == 0 { // the writer blocks while its buffer is full
+			for range 100 {
+				l.send(ctx)
+			}
+			continue
+		}
+		for due := int(l.rate * since.Seconds()); l.sent-1 < due; {
+			l.send(ctx)
+		}
+		<-tick.C
+	}
+}
+
+// receive reads the output until all events have arrived. At full load, it stops when the
+// last event is sent, because the rest is read with less load. alive returns an error if
+// the worker has ended.
+func (l *load) receive(ctx context.Context, sent <-chan int, alive func() error) error {
+	total := -1 // number of all events; -1 while they are still being sent
+	for total < 0 || l.received < total {
 		next, cancel := context.WithTimeout(ctx, time.Second)
-		fetches := reader.PollFetches(next)
+		fetches := l.reader.PollFetches(next)
 		cancel()
 		if ctx.Err() != nil {
-			return nil, 0, ctx.Err()
+			return ctx.Err()
 		}
 		now := time.Now()
-		fetches.EachRecord(func(r *kgo.Record) {
-			got++
-			at, err := strconv.ParseInt(string(r.Headers[0].Value), 10, 64)
-			failed.set(err)
-			if when := time.Unix(0, at); when.Sub(began) >= warmup {
-				delays = append(delays, now.Sub(when))
-			}
-		})
-		if err := failed.get(); err != nil {
-			return nil, 0, err
+		fetches.EachRecord(func(r *kgo.Record) { l.take(r, now) })
+		if err := errors.Join(l.failed.get(), alive()); err != nil {
+			return err
 		}
-		if err := c.alive(); err != nil {
-			return nil, 0, err
+		if now.Sub(l.began) > 4*(l.warmup+l.length) {
+			return fmt.Errorf("the worker does not keep up: %d events sent, %d received", total, l.received)
 		}
-		if now.Sub(began) > 4*(warmup+length) {
-			return nil, 0, fmt.Errorf("it does not keep up: %d events sent, %d came", total, got)
-		}
-		if rate == 0 && total >= 0 {
-			break // while they were sent, for what is left is read with less to do
+		if l.rate == 0 && total >= 0 {
+			return nil
 		}
 		select {
-		case n, ok := <-all:
+		case n, ok := <-sent:
 			if ok {
 				total = n
 			}
 		default:
 		}
 	}
-	slices.Sort(delays)
-	if len(delays) == 0 {
-		return nil, 0, fmt.Errorf("no events in %v", length)
-	}
-	return delays, float64(got) / time.Since(began).Seconds(), nil
+	return nil
 }
 
-// resident returns how much memory a process had at most, in MiB.
+// take counts an output record, and adds its delay if it was sent after the warm-up.
+func (l *load) take(r *kgo.Record, now time.Time) {
+	l.received++
+	at, err := strconv.ParseInt(string(r.Headers[0].Value), 10, 64)
+	l.failed.set(err)
+	if when := time.Unix(0, at); when.Sub(l.began) >= l.warmup {
+		l.delays = append(l.delays, now.Sub(when))
+	}
+}
+
+// resident returns the peak resident memory of a process in MiB, or 0 if unknown.
 func resident(s *os.ProcessState) float64 {
 	if u, ok := s.SysUsage().(*syscall.Rusage); ok {
 		return float64(u.Maxrss) / 1024
@@ -228,8 +259,8 @@ func resident(s *os.ProcessState) float64 {
 	return 0
 }
 
-// profileOf takes a CPU profile of a processor while it works. Naive loops write
-// theirs themselves.
+// profileOf starts to take a CPU profile of a processor, if profiles are requested. stop
+// waits for the profile. Naive loops write their own profiles.
 func (b *bench) profileOf(ctx context.Context, v variant) (stop func()) {
 	if b.profile == "" || v.pipeline == "" {
 		return func() {}
@@ -238,16 +269,17 @@ func (b *bench) profileOf(ctx context.Context, v variant) (stop func()) {
 	go func() { // ends with the profile
 		defer close(done)
 		if err := b.fetchProfile(ctx, filepath.Join(b.profile, v.key+".pprof")); err != nil {
-			say("no profile of %s: %v", v.key, err)
+			logf("cannot profile %s: %v", v.key, err)
 		}
 	}()
 	return func() { <-done }
 }
 
+// fetchProfile writes a profile of five seconds to a file.
 func (b *bench) fetchProfile(ctx context.Context, to string) error {
 	var addr []byte
 	file := filepath.Join(b.dir, "address")
-	err := await(ctx, time.Minute, "the address of the processor", func() (bool, error) {
+	err := await(ctx, time.Minute, "waiting for the processor's address", func() (bool, error) {
 		var err error
 		addr, err = os.ReadFile(file)
 		return err == nil && len(addr) > 0, nil
@@ -273,9 +305,9 @@ func (b *bench) fetchProfile(ctx context.Context, to string) error {
 	return err
 }
 
-// chain is what filter, enrich and encode cost without Kafka.
+// chain is the cost per event of filter, enrich and encode without Kafka.
 type chain struct {
-	nanos  float64
+	nanos  float64 // nanoseconds
 	allocs float64
 }
 
@@ -285,11 +317,11 @@ var chainLine = regexp.MustCompile(`BenchmarkChain\S*\s+\d+\s+([0-9.]+) ns/op.*?
 func chainAlone(ctx context.Context) (c chain, err error) {
 	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkChain$", "-benchmem", "millrace/pipeline/processor/chain").CombinedOutput()
 	if err != nil {
-		return c, fmt.Errorf("the benchmark of the chain: %w\n%s", err, out)
+		return c, fmt.Errorf("running BenchmarkChain: %w\n%s", err, out)
 	}
 	m := chainLine.FindSubmatch(out)
 	if m == nil {
-		return c, fmt.Errorf("the benchmark of the chain said nothing of allocations:\n%s", out)
+		return c, fmt.Errorf("BenchmarkChain reported no allocations:\n%s", out)
 	}
 	if c.nanos, err = strconv.ParseFloat(string(m[1]), 64); err != nil {
 		return c, err

@@ -23,26 +23,27 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// cluster is the one broker of a run, with a registry.
+// cluster is the Kafka cluster of a run, with a registry. If it is external, box is the
+// registry; otherwise child is a sandbox process with both.
 type cluster struct {
 	brokers  []string
-	registry string
-	outside  bool
+	registry string // URL
+	external bool
 	adm      *kadm.Client
 
-	child *child           // the sandbox, or
-	box   *sandbox.Sandbox // a registry beside an outside cluster
+	child *child
+	box   *sandbox.Sandbox
 }
 
-// open starts a sandbox, unless there are brokers.
+// open connects to the brokers. Without brokers, it starts a sandbox.
 func open(ctx context.Context, bin string, brokers []string) (_ *cluster, err error) {
-	c := &cluster{brokers: brokers, outside: len(brokers) > 0}
+	c := &cluster{brokers: brokers, external: len(brokers) > 0}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.close())
 		}
 	}()
-	if c.outside {
+	if c.external {
 		if c.box, err = sandbox.New(sandbox.Config{NoBroker: true}); err != nil {
 			return nil, err
 		}
@@ -51,9 +52,9 @@ func open(ctx context.Context, bin string, brokers []string) (_ *cluster, err er
 		if c.child, err = start(filepath.Join(bin, "sandbox"), nil, "run", "--kafka-listen", "127.0.0.1:0", "--registry-listen", "127.0.0.1:0"); err != nil {
 			return nil, err
 		}
-		said := regexp.MustCompile(`Kafka +(\S+)\n +schema registry +(\S+)\n`)
-		err := await(ctx, time.Minute, "the sandbox", func() (bool, error) {
-			if at := said.FindStringSubmatch(c.child.output.String()); at != nil {
+		addresses := regexp.MustCompile(`Kafka +(\S+)\n +schema registry +(\S+)\n`)
+		err := await(ctx, time.Minute, "starting the sandbox", func() (bool, error) {
+			if at := addresses.FindStringSubmatch(c.child.output.String()); at != nil {
 				c.brokers, c.registry = strings.Split(at[1], ","), at[2]
 				return true, nil
 			}
@@ -84,9 +85,9 @@ func (c *cluster) close() (err error) {
 	return err
 }
 
-// describe says what broker it is.
+// describe describes the broker.
 func (c *cluster) describe(ctx context.Context) string {
-	if !c.outside {
+	if !c.external {
 		return "sandbox run (franz-go's kfake), a process on the same machine, in memory"
 	}
 	if v, err := c.adm.ApiVersions(ctx); err == nil {
@@ -94,18 +95,18 @@ func (c *cluster) describe(ctx context.Context) string {
 			return "Apache Kafka or compatible, " + b.VersionGuess()
 		}
 	}
-	return "an outside cluster"
+	return "an external cluster"
 }
 
-// create makes a topic.
+// create creates a topic.
 func (c *cluster) create(ctx context.Context, topic string) error {
 	_, err := c.adm.CreateTopic(ctx, partitions, -1, nil, topic)
 	return err
 }
 
-// ends returns where the records of a topic end, by partition. That is not where
-// the committed ones do: the marker of the last transaction may have yet to come,
-// and who reads up to here waits for it.
+// ends returns the high watermark of each partition of a topic. The last stable offset
+// may still be lower, because the marker of the last transaction may be missing; a
+// reader that reads up to the high watermark waits for the marker.
 func (c *cluster) ends(ctx context.Context, topic string) (map[int32]int64, error) {
 	listed, err := c.adm.ListEndOffsets(ctx, topic)
 	if err != nil {
@@ -116,11 +117,11 @@ func (c *cluster) ends(ctx context.Context, topic string) (map[int32]int64, erro
 	return ends, listed.Error()
 }
 
-// committed returns how many events of a topic a group has committed.
+// committed returns the number of events of a topic that a group has committed.
 func (c *cluster) committed(ctx context.Context, group, topic string) (n int64, err error) {
 	offsets, err := c.adm.FetchOffsets(ctx, group)
 	if errors.Is(err, kerr.GroupIDNotFound) || kerr.IsRetriable(err) {
-		return 0, nil // nobody has joined it yet, or the first group of a cluster waits for its topic of offsets
+		return 0, nil // the group has no members yet, or the cluster is still creating __consumer_offsets
 	}
 	if err != nil {
 		return 0, err
@@ -133,7 +134,7 @@ func (c *cluster) committed(ctx context.Context, group, topic string) (n int64, 
 	return n, offsets.Error()
 }
 
-// read calls f with the committed records of a topic, and returns their number.
+// read calls f with each committed record of a topic, and returns their number.
 func (c *cluster) read(ctx context.Context, topic string, f func(*kgo.Record)) (n int64, err error) {
 	left, err := c.ends(ctx, topic)
 	if err != nil {
@@ -173,24 +174,24 @@ func (c *cluster) read(ctx context.Context, topic string, f func(*kgo.Record)) (
 	return n, nil
 }
 
-// child is a process that was started.
+// child is a started process.
 type child struct {
 	name   string
 	cmd    *exec.Cmd
 	output output
-	exited chan struct{}
-	err    error // how it ended, once exited is closed
+	exited chan struct{} // closed when the process has ended
+	err    error         // result of Wait; read it only after exited is closed
 }
 
-// start starts a program with some variables more, without those that tell
-// programs of Millrace about another cluster.
+// start starts a program with additional environment variables. It removes the
+// variables that would point Millrace programs to another cluster.
 func start(program string, env []string, args ...string) (*child, error) {
 	c := &child{name: filepath.Base(program), cmd: exec.Command(program, args...), exited: make(chan struct{})}
 	own := slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, "MILLRACE_") })
 	c.cmd.Env = append(own, env...)
 	c.cmd.Stdout, c.cmd.Stderr = &c.output, &c.output
 	if err := c.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w; is --bin where make build put the programs?", c.name, err)
+		return nil, fmt.Errorf("starting %s: %w; set -bin to the directory of the programs that make build built", c.name, err)
 	}
 	go func() {
 		c.err = c.cmd.Wait()
@@ -203,13 +204,14 @@ func start(program string, env []string, args ...string) (*child, error) {
 func (c *child) alive() error {
 	select {
 	case <-c.exited:
-		return fmt.Errorf("%s ended by itself: %v; it printed:\n%s", c.name, c.cmd.ProcessState, c.output.String())
+		return fmt.Errorf("%s ended unexpectedly: %v; it printed:\n%s", c.name, c.cmd.ProcessState, c.output.String())
 	default:
 		return nil
 	}
 }
 
-// stop asks the child to end, and waits for it.
+// stop sends SIGTERM to the child and waits until it has ended. It kills a child that
+// does not end within 30 s.
 func (c *child) stop() error {
 	if err := c.alive(); err != nil {
 		return err
@@ -220,25 +222,25 @@ func (c *child) stop() error {
 	select {
 	case <-c.exited:
 	case <-time.After(30 * time.Second):
-		_ = c.cmd.Process.Kill() // what matters is said below
+		_ = c.cmd.Process.Kill() // the error below is more important
 		<-c.exited
 		return fmt.Errorf("%s did not stop within 30 s; it printed:\n%s", c.name, c.output.String())
 	}
 	if c.err != nil {
-		return fmt.Errorf("%s did not stop well: %w; it printed:\n%s", c.name, c.err, c.output.String())
+		return fmt.Errorf("%s failed while stopping: %w; it printed:\n%s", c.name, c.err, c.output.String())
 	}
 	return nil
 }
 
-// cpu returns the CPU time of a child that has ended, user and system.
+// cpu returns the user and system CPU time of a child that has ended.
 func (c *child) cpu() time.Duration {
 	return c.cmd.ProcessState.UserTime() + c.cmd.ProcessState.SystemTime()
 }
 
-// output is what a child prints, up to some size.
+// output holds the first 256 KiB of a child's output. It is safe for concurrent use.
 type output struct {
 	mu   sync.Mutex
-	text bytes.Buffer
+	text bytes.Buffer // guarded by mu
 }
 
 var _ io.Writer = (*output)(nil)
@@ -257,9 +259,10 @@ func (o *output) String() string {
 	return o.text.String()
 }
 
-// await asks until the answer is yes.
-func await(ctx context.Context, patience time.Duration, what string, cond func() (bool, error)) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s: not after %v", what, patience))
+// await polls cond until it returns true or an error. what names the condition in the
+// timeout error.
+func await(ctx context.Context, timeout time.Duration, what string, cond func() (bool, error)) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("%s: timeout after %v", what, timeout))
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()

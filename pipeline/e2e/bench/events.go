@@ -15,29 +15,30 @@ import (
 	"millrace/schemas"
 )
 
-// partitions is how many every topic of the benchmark has.
+// partitions is the number of partitions of every topic of the benchmark.
 const partitions = 4
 
-// users is how many of them there are, and rows of the table that is looked up.
+// users is the number of users, and of rows in the lookup table.
 const users = 10_000
 
-// An eventKind is one type of event: encoded once, and then given another id,
-// and another aggregate, for each event.
+// An eventKind is a type of event. Its value is encoded once and copied for each event,
+// with another id and aggregate written over it.
 type eventKind struct {
 	name  string
-	value []byte // framed
-	id    int    // where in value its last 12 digits stand
-	keys  []int  // where the aggregate's number stands, 8 digits
-	user  int    // where the number of a user stands, 8 digits; 0 if nowhere
+	value []byte // with schema id
+	id    int    // offset in value of the last 12 digits of the id
+	keys  []int  // offsets of the aggregate's number, 8 digits
+	user  int    // offset of the user's number, 8 digits; 0 if there is none
 }
 
+// Placeholders in the encoded values.
 const (
 	noID   = "4707dafd-3ce1-4973-9f7b-000000000000"
 	noKey  = "-99999999"
 	noUser = "-88888888"
 )
 
-// kinds registers the types for a topic and returns an event of each.
+// kinds registers the event types for a topic and encodes an event of each.
 func kinds(ctx context.Context, registry *sr.Client, topic string) ([]eventKind, error) {
 	metadata := map[string]any{"channel": "web", "region": "eu"}
 	var out []eventKind
@@ -84,7 +85,7 @@ func kinds(ctx context.Context, registry *sr.Client, topic string) ([]eventKind,
 	return out, nil
 }
 
-// codecOf returns goavro's codec for a shipped schema, and the schema.
+// codecOf returns goavro's codec for a schema of package schemas, and the schema's text.
 func codecOf(name string) (*goavro.Codec, string, error) {
 	text, err := schemas.FS.ReadFile(name + ".avsc")
 	if err != nil {
@@ -94,7 +95,7 @@ func codecOf(name string) (*goavro.Codec, string, error) {
 	return codec, string(text), err
 }
 
-// event returns the nth event: of four, three are orders.
+// event returns the nth event. Three of four events are orders.
 func event(kinds []eventKind, n int) *kgo.Record {
 	k := &kinds[0]
 	if n%4 == 3 {
@@ -116,14 +117,14 @@ func event(kinds []eventKind, n int) *kgo.Record {
 	return &kgo.Record{Key: key, Value: value}
 }
 
-// digits writes n in decimal, with zeros in front.
+// digits writes n in decimal, with leading zeros.
 func digits(to []byte, n int) {
 	for i := len(to) - 1; i >= 0; i-- {
 		to[i], n = byte('0'+n%10), n/10
 	}
 }
 
-// usersCSV is the table.
+// usersCSV returns the lookup table.
 func usersCSV() []byte {
 	var text bytes.Buffer
 	text.WriteString("id,email,name,status\n")
@@ -133,7 +134,7 @@ func usersCSV() []byte {
 	return text.Bytes()
 }
 
-// fill writes n events to a topic and returns their average size, key and value.
+// fill writes n events to a topic and returns the mean size of key and value in bytes.
 func fill(ctx context.Context, cluster []string, kinds []eventKind, topic string, n int) (int, error) {
 	cl, err := kgo.NewClient(kgo.SeedBrokers(cluster...), kgo.DefaultProduceTopic(topic), kgo.ProducerLinger(20*time.Millisecond), kgo.ProducerBatchMaxBytes(900_000))
 	if err != nil {
@@ -153,10 +154,10 @@ func fill(ctx context.Context, cluster []string, kinds []eventKind, topic string
 	return size / n, failed.get()
 }
 
-// firstError keeps the first of several errors. It is safe for concurrent use.
+// firstError keeps the first error. It is safe for concurrent use.
 type firstError struct {
 	mu  sync.Mutex
-	err error
+	err error // guarded by mu
 }
 
 func (f *firstError) set(err error) {

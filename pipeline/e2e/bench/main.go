@@ -1,13 +1,13 @@
-// Command bench compares, on one broker and over the same events, what an event
-// costs in a pipeline of Millrace with what it costs in loops as one writes them
-// with the client alone. `make bench` runs it.
+// Command bench compares the cost of an event in a Millrace pipeline with its cost in
+// simple loops on the Kafka client. All loops run on the same broker and read the same
+// events. `make bench` runs it.
 //
-// Each loop is a process of its own with a group of its own, whose CPU time is
-// what the system says of it when it has ended; so neither the broker's work nor
-// this program's is in it. Start reading at [variants].
+// Each loop is a separate process with its own group. Its CPU time is the time that the
+// system reports when the process ends, so it includes neither the broker nor this
+// program. Start reading at [variants].
 //
-// `bench projector` runs the benchmarks of the projector and holds them against
-// their goals: see [probes].
+// `bench projector` runs the projector's benchmarks and compares them with their goals;
+// see [probes].
 package main
 
 import (
@@ -48,63 +48,63 @@ func main() {
 	}
 }
 
-// A variant is one loop over all events.
+// A variant is a loop over all events. Exactly one of pipeline and work is set.
 type variant struct {
-	key       string // in the table, and for ratios
+	key       string // identifies the variant in tables and ratios
 	name      string
 	guarantee string
-	pipeline  string        // of topology.yaml, run by processor; or else
-	work      string        // of a naive loop
-	interval  time.Duration // between commits
+	pipeline  string        // pipeline of topology.yaml, run by processor
+	work      string        // work of a naive loop
+	interval  time.Duration // between commits; 0 commits after every poll
 }
 
-// commitInterval is that of all variants but the one that is as in the client's
-// example.
+// commitInterval is the commit interval of all variants except a0.
 const commitInterval = 100 * time.Millisecond
 
+// variants are the measured loops, in the order of a round.
 var variants = []variant{
 	{"a0", "copy, as in the client's example: a transaction for each poll", exactlyOnce, "", workCopy, 0},
-	{"a", "copy, nothing else", exactlyOnce, "", workCopy, commitInterval},
+	{"a", "copy only", exactlyOnce, "", workCopy, commitInterval},
 	{"b", "Millrace: filter and enrich", exactlyOnce, "enrich", "", commitInterval},
 	{"b2", "Millrace: filter, enrich and lookup", exactlyOnce, "lookup", "", commitInterval},
-	{"c", "decode everything with goavro: filter and enrich", exactlyOnce, "", workGoavro, commitInterval},
-	{"da", "copy, nothing else", atLeastOnce, "", workCopy, commitInterval},
+	{"c", "filter and enrich, decoding everything with goavro", exactlyOnce, "", workGoavro, commitInterval},
+	{"da", "copy only", atLeastOnce, "", workCopy, commitInterval},
 	{"db", "Millrace: filter and enrich", atLeastOnce, "enrich", "", commitInterval},
 }
 
-// bench is one run.
+// bench is a run of this program. The main goroutine owns it.
 type bench struct {
-	bin     string
-	self    string // this program
-	dir     string // for files, removed at the end
+	bin     string // directory of the programs under test
+	self    string // path of this program, which also runs the naive loops
+	dir     string // temporary directory
 	events  int
 	rounds  int
-	only    string
-	pace    float64 // events/s at which latency is measured; 0: half of what is handled at full load
-	profile string  // directory for CPU profiles, "" for none
+	only    string  // value of -only
+	pace    float64 // events/s for the latency; 0 means half of the rate at full load
+	profile string  // directory for CPU profiles; "" means none
 	cluster *cluster
 	kinds   []eventKind
-	size    int // of an event, on average
-	samples map[string]map[string]string
+	size    int                          // mean size of an event in bytes
+	samples map[string]map[string]string // by variant: the first output events, by id
 }
 
 func benchMain(args []string) (err error) {
 	b := &bench{samples: map[string]map[string]string{}}
 	var brokers, out string
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
-	flags.StringVar(&b.bin, "bin", "build/bin", "`directory` with the programs sandbox and processor")
-	flags.StringVar(&brokers, "b", "", "`host:port` of an outside Kafka; topics that begin with bench- are made there and deleted")
-	flags.IntVar(&b.events, "events", 2_000_000, "how many events")
-	flags.IntVar(&b.rounds, "rounds", 1, "how often each loop is run; the least CPU time counts")
-	flags.StringVar(&b.only, "only", "", "run only the `variants` of these names, with a comma between them; then there are no ratios")
-	flags.Float64Var(&b.pace, "rate", 0, "`events` per second at which latency is measured (default: half of what the pipeline handles while they are sent and read)")
-	flags.StringVar(&b.profile, "profile", "", "write CPU profiles to a `directory`")
-	flags.StringVar(&out, "out", "", "put the results into a `file`, such as docs/benchmarks.md")
+	flags.StringVar(&b.bin, "bin", "build/bin", "`directory` of the programs sandbox and processor")
+	flags.StringVar(&brokers, "b", "", "`host:port` of an external Kafka; the program creates topics there that begin with bench-, and deletes them")
+	flags.IntVar(&b.events, "events", 2_000_000, "number of events")
+	flags.IntVar(&b.rounds, "rounds", 1, "how often to run each loop; the results are the means of the rounds")
+	flags.StringVar(&b.only, "only", "", "run only these `variants` and steps (latency, chain), separated by commas; ratios need both of their variants")
+	flags.Float64Var(&b.pace, "rate", 0, "`events` per second for the latency (default: half of the rate of the pipeline while events are sent and read)")
+	flags.StringVar(&b.profile, "profile", "", "write CPU profiles to this `directory`")
+	flags.StringVar(&out, "out", "", "write the results to their section of this `file`, such as docs/benchmarks.md")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
 	if b.events < 1000 || b.rounds < 1 {
-		return fmt.Errorf("%d events, %d rounds: at least 1000 and 1 are needed", b.events, b.rounds)
+		return fmt.Errorf("%d events and %d rounds: want at least 1000 events and 1 round", b.events, b.rounds)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -155,10 +155,11 @@ func (b *bench) writeFiles() error {
 	return os.WriteFile(filepath.Join(b.dir, "topology.yaml"), topologyYAML, 0o600)
 }
 
-func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+// logf reports progress to the user.
+func logf(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
 
-// wanted reports whether a step is to be done.
-func (b *bench) wanted(key string) bool {
+// selected reports whether -only selects a variant or step.
+func (b *bench) selected(key string) bool {
 	if b.only == "" {
 		return true
 	}
@@ -170,13 +171,15 @@ func (b *bench) wanted(key string) bool {
 	return false
 }
 
-// run runs everything once, b.rounds times over.
+// run fills a topic with events, runs all selected variants b.rounds times, and then
+// measures latency and the chain.
 func (b *bench) run(ctx context.Context) (*results, error) {
 	registry, err := sr.NewClient(sr.URLs(b.cluster.registry))
 	if err != nil {
 		return nil, err
 	}
-	// Another name each time: an outside cluster may have what a run before left.
+	// The name is unique, because an external cluster may have topics and groups of
+	// earlier runs.
 	run := "bench-" + strconv.FormatInt(time.Now().Unix(), 36)
 	input := run + ".events"
 	defer b.delete(input)
@@ -190,30 +193,30 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 	if b.size, err = fill(ctx, b.cluster.brokers, b.kinds, input, b.events); err != nil {
 		return nil, err
 	}
-	say("%d events of %d bytes are there after %.1f s", b.events, b.size, time.Since(began).Seconds())
+	logf("wrote %d events of %d bytes in %.1f s", b.events, b.size, time.Since(began).Seconds())
 	r := &results{
 		machine: machine(), broker: b.cluster.describe(ctx), events: b.events, size: b.size, rounds: b.rounds,
-		day: time.Now().UTC().Format(time.DateOnly), measured: map[string]measured{}, latency: map[string]time.Duration{},
+		day: time.Now().UTC().Format(time.DateOnly), measured: map[string][]measured{}, latency: map[string]time.Duration{},
 	}
 	for round := range b.rounds {
 		for _, v := range variants {
-			if !b.wanted(v.key) {
+			if !b.selected(v.key) {
 				continue
 			}
 			m, err := b.measure(ctx, v, input, fmt.Sprintf("%s-%s-%d", run, v.key, round))
 			if err != nil {
 				return nil, fmt.Errorf("%s (%s, %s): %w", v.key, v.name, v.guarantee, err)
 			}
-			say("%-3s %8.0f events/s  %6.3f us of CPU per event", v.key, m.rate, m.micros)
-			r.add(v.key, m)
+			logf("%-3s %8.0f events/s  %6.3f us of CPU per event", v.key, m.rate, m.micros)
+			r.measured[v.key] = append(r.measured[v.key], m)
 		}
 	}
-	if b.wanted("b") && b.wanted("c") {
+	if b.selected("b") && b.selected("c") {
 		if err := b.sameWork("b", "c"); err != nil {
 			return nil, err
 		}
 	}
-	if b.wanted("latency") {
+	if b.selected("latency") {
 		if r.pace = b.pace; r.pace == 0 {
 			full, err := b.fullLoad(ctx, variants[slices.IndexFunc(variants, func(v variant) bool { return v.key == "b" })], run+"-full")
 			if err != nil {
@@ -230,7 +233,7 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 			}
 		}
 	}
-	if b.wanted("chain") {
+	if b.selected("chain") {
 		if r.chain, err = chainAlone(ctx); err != nil {
 			return nil, err
 		}
@@ -238,17 +241,17 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 	return r, nil
 }
 
-// delete removes topics. It is at the end of something: what went wrong before
-// matters more than that one is left.
+// delete removes topics at the end of a step. It only logs an error, because an
+// earlier error of the step matters more.
 func (b *bench) delete(topics ...string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	if _, err := b.cluster.adm.DeleteTopics(ctx, topics...); err != nil {
-		say("topics are left: %v: %v", topics, err)
+		logf("deleting topics %v: %v", topics, err)
 	}
 }
 
-// processors is how many cores each process may use.
+// processors returns the number of cores that each process may use.
 func processors() int { return runtime.NumCPU() }
 
 // start starts the process of a variant.
@@ -265,7 +268,8 @@ func (b *bench) start(v variant, group, input, output string) (*child, error) {
 		}
 		return start(b.self, env, args...)
 	}
-	// The group is NAME-PIPELINE.
+	// The processor's group is NAME-PIPELINE, so the topology's name is the group without
+	// its suffix.
 	env = append(env, "GROUP="+strings.TrimSuffix(group, "-"+v.pipeline), "INPUT="+input, "OUTPUT="+output, "GUARANTEE="+v.guarantee)
 	args := []string{
 		"run", "-b", brokers, "-r", b.cluster.registry, "-t", filepath.Join(b.dir, "topology.yaml"), "--pipeline", v.pipeline,
@@ -277,14 +281,14 @@ func (b *bench) start(v variant, group, input, output string) (*child, error) {
 	return start(filepath.Join(b.bin, "processor"), env, args...)
 }
 
-// measured is what a variant needed.
+// measured is the result of one run of a variant.
 type measured struct {
-	rate   float64 // events per second, from the first commit seen to the last
-	micros float64 // of CPU per event, of the whole process, start and stop included
-	memory float64 // most of it resident, in MiB; 0 if the system does not say
+	rate   float64 // events per second between the first and the last observed commit; 0 if unknown
+	micros float64 // CPU time of the process per event in microseconds, including start and stop
+	memory float64 // peak resident memory in MiB; 0 if unknown
 }
 
-// measure runs a variant over all events, and looks at what it wrote.
+// measure runs a variant over all events and checks its output.
 func (b *bench) measure(ctx context.Context, v variant, input, name string) (m measured, err error) {
 	group, output := name, name+".out"
 	if v.pipeline != "" {
@@ -322,7 +326,7 @@ func (b *bench) measure(ctx context.Context, v variant, input, name string) (m m
 	})
 	stopProfile()
 	if err != nil {
-		_ = c.stop() // because of err
+		_ = c.stop() // err is more important
 		return m, err
 	}
 	if err := c.stop(); err != nil {
@@ -337,7 +341,7 @@ func (b *bench) measure(ctx context.Context, v variant, input, name string) (m m
 	return m, err
 }
 
-// machine says what this was measured on.
+// machine describes this machine.
 func machine() string {
 	model := runtime.GOARCH
 	if info, err := os.ReadFile("/proc/cpuinfo"); err == nil {

@@ -18,17 +18,17 @@ import (
 	"github.com/twmb/franz-go/pkg/sr"
 )
 
-// naive is what one writes with the client alone, and runs as a process of its
-// own: the loops that Millrace is compared with. They look at what may go wrong
-// no more than the client's examples do.
+// naive holds the loops that Millrace is compared with. They use only the Kafka client,
+// and handle errors no better than the client's examples. Each one runs as a separate
+// process.
 type naive struct {
 	cluster              string
 	registry             string
 	group, input, output string
 	work, guarantee      string
-	interval             time.Duration // between commits; 0: one after every poll
-	profile              string
-	change               func(*kgo.Record) ([]byte, error)
+	interval             time.Duration                     // between commits; 0 commits after every poll
+	profile              string                            // file for a CPU profile; "" means none
+	change               func(*kgo.Record) ([]byte, error) // returns the output value
 }
 
 const (
@@ -94,8 +94,8 @@ func (n *naive) options() []kgo.Opt {
 	}
 }
 
-// exactlyOnce is the loop of the client's example of transactions. With an
-// interval, it collects for so long before it ends a transaction, as ours does.
+// exactlyOnce is the loop of the client's transaction example. With an interval, each
+// transaction collects records for that time, as in Millrace.
 func (n *naive) exactlyOnce(ctx context.Context) error {
 	sess, err := kgo.NewGroupTransactSession(append(n.options(), kgo.TransactionalID(n.group))...)
 	if err != nil {
@@ -131,12 +131,12 @@ func (n *naive) exactlyOnce(ctx context.Context) error {
 	}
 }
 
-// producer is what both kinds of client have.
+// producer is the common part of kgo.Client and kgo.GroupTransactSession.
 type producer interface {
 	Produce(ctx context.Context, r *kgo.Record, promise func(*kgo.Record, error))
 }
 
-// copy writes what was fetched to the output topic.
+// copy produces the changed records to the output topic.
 func (n *naive) copy(to producer, fetches kgo.Fetches, promise *kgo.FirstErrPromise) (err error) {
 	fetches.EachRecord(func(r *kgo.Record) {
 		value, failed := n.change(r)
@@ -149,7 +149,7 @@ func (n *naive) copy(to producer, fetches kgo.Fetches, promise *kgo.FirstErrProm
 	return err
 }
 
-// pollUntil polls, but no longer than until a time.
+// pollUntil polls until there are records or the deadline has passed.
 func pollUntil(ctx context.Context, poll func(context.Context) kgo.Fetches, deadline time.Time) (kgo.Fetches, error) {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
@@ -160,7 +160,7 @@ func pollUntil(ctx context.Context, poll func(context.Context) kgo.Fetches, dead
 	return fetches, fetches.Err()
 }
 
-// atLeastOnce commits what it has read after what it wrote is acknowledged.
+// atLeastOnce commits the offsets of its input after its output is acknowledged.
 func (n *naive) atLeastOnce(ctx context.Context) error {
 	cl, err := kgo.NewClient(append(n.options(), kgo.DisableAutoCommit(), kgo.BlockRebalanceOnPoll())...)
 	if err != nil {
@@ -200,8 +200,8 @@ func (n *naive) atLeastOnce(ctx context.Context) error {
 	}
 }
 
-// enricher does what topology.yaml says by decoding each event to a Go map and
-// encoding it again.
+// enricher does the work of the pipeline enrich of topology.yaml: it decodes each event
+// to a Go map, changes it and encodes it again.
 type enricher struct {
 	registry *sr.Client
 	codecs   map[uint32]*goavro.Codec // by schema id
@@ -209,7 +209,7 @@ type enricher struct {
 
 func (e *enricher) change(r *kgo.Record) ([]byte, error) {
 	if len(r.Value) < 5 || r.Value[0] != 0 {
-		return nil, errors.New("a record without a frame")
+		return nil, errors.New("record has no schema id")
 	}
 	id := binary.BigEndian.Uint32(r.Value[1:])
 	codec, err := e.codec(id)
@@ -223,7 +223,7 @@ func (e *enricher) change(r *kgo.Record) ([]byte, error) {
 	event := native.(map[string]any)
 	metadata := event["metadata"].(map[string]any)
 	if event["version"].(int32) < 1 || metadata["channel"] == "test" {
-		return nil, fmt.Errorf("event %v was to be filtered, but the benchmark has no such events", event["id"])
+		return nil, fmt.Errorf("event %v does not pass the filter, but the benchmark has no such events", event["id"])
 	}
 	metadata["pipeline"] = "bench"
 	metadata["processed_at"] = time.Now().UTC().Format("2006-01-02T15:04:05.000000Z07:00")

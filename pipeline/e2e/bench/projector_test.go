@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestWhatABenchmarkReportsIsRead(t *testing.T) {
+func TestReadBenchmarks(t *testing.T) {
 	have := map[string]float64{}
 	readBenchmarks(have, []byte(`goos: linux
 BenchmarkProject/history=true/users=10000-2         	 2000000	      5764 ns/op	    245428 events/cpu-s	         0.1987 snapshots/event

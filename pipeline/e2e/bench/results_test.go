@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-func TestASectionIsReplacedAndTheRestStays(t *testing.T) {
+func TestWriteSectionReplacesOnlyItsSection(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "page.md")
 	for _, step := range []struct{ section, text string }{{"one", "1\n"}, {"two", "2\n"}, {"one", "1 again\n"}} {
 		if err := writeSection(file, step.section, step.text); err != nil {
@@ -22,11 +22,11 @@ func TestASectionIsReplacedAndTheRestStays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := writeSection(file, "one", "1\n"); err == nil {
-		t.Error("a marker is missing, and it writes")
+		t.Error("a file with a missing marker was accepted")
 	}
 }
 
-func TestEventsDiffer(t *testing.T) {
+func TestEventHasItsOwnIDAndKeys(t *testing.T) {
 	kinds := []eventKind{
 		{name: "OrderCreated", value: []byte("id 000000000000 key 99999999 user 88888888"), id: 3, keys: []int{20}, user: 34},
 		{name: "UserCreated", value: []byte("id 000000000000 key 99999999"), id: 3, keys: []int{20}},
@@ -38,5 +38,35 @@ func TestEventsDiffer(t *testing.T) {
 		if r := event(kinds, n); string(r.Key) != want[0] || string(r.Value) != want[1] {
 			t.Errorf("event %d: %s: %s", n, r.Key, r.Value)
 		}
+	}
+}
+
+func TestRatiosAreOfMeansAndShowSingleRounds(t *testing.T) {
+	r := results{measured: map[string][]measured{
+		"a":  {{micros: 1, rate: 100}, {micros: 3, rate: 0}, {micros: 2, rate: 300}},
+		"b":  {{micros: 2, rate: 50}, {micros: 3, rate: 80}, {micros: 4, rate: 150}},
+		"db": {{micros: 2, rate: 100}},
+	}}
+	got := map[string]spread{}
+	for _, n := range r.ratios() {
+		got[n.name] = n.value
+	}
+	for name, want := range map[string]spread{
+		"ratio_b_over_a":     {mean: 1.5, min: 1, max: 2, rounds: 3},
+		"ratio_eos_over_alo": {mean: 0.5, min: 0.5, max: 0.5, rounds: 1},
+	} {
+		if got[name] != want {
+			t.Errorf("%s: got %+v, want %+v", name, got[name], want)
+		}
+	}
+	if len(got) != 2 {
+		t.Errorf("ratios of variants that were not run: %+v", got)
+	}
+	// A rate of 0 is unknown.
+	if got := r.spread("a", rate).cell(0); got != "200 (100 to 300)" {
+		t.Errorf("the rate of a is %s", got)
+	}
+	if got := r.spread("db", micros).cell(3); got != "2.000" {
+		t.Errorf("the CPU time of a single round is %s", got)
 	}
 }

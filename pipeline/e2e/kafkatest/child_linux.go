@@ -2,8 +2,8 @@ package kafkatest
 
 import "syscall"
 
-// dieWithParent makes a process end when this one does, however that ends: a
-// test that runs into its time limit leaves no broker behind.
+// dieWithParent returns attributes that kill a child process when this process ends, even
+// by a crash. A test that exceeds its timeout leaves no broker behind.
 func dieWithParent() *syscall.SysProcAttr {
 	return &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 }

@@ -4,6 +4,6 @@ package kafkatest
 
 import "syscall"
 
-// dieWithParent has no way here to tie a process to this one: after a test that
-// ran into its time limit, look for a java that is left.
+// dieWithParent returns nil, because this system cannot kill a child process together with
+// its parent. A test that exceeds its timeout may leave a java process behind.
 func dieWithParent() *syscall.SysProcAttr { return nil }

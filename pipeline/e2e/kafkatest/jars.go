@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 )
 
-// pom names the broker's jars.
+// pom lists the broker's jars.
 //
 //go:embed pom.xml
 var pom []byte
@@ -23,17 +23,17 @@ func Version() string {
 		Version string `xml:"properties>kafka.version"`
 	}
 	if err := xml.Unmarshal(pom, &project); err != nil || project.Version == "" {
-		panic(fmt.Sprintf("pom.xml has no kafka.version: %v", err)) // it is compiled in
+		panic(fmt.Sprintf("pom.xml has no kafka.version: %v", err)) // a bug: pom.xml is embedded
 	}
 	return project.Version
 }
 
-// fetchJars returns the directory of the jars, build/kafka/VERSION, which it
-// fills the first time. The directory gets its name when it is complete, so
-// neither an interrupted fetch nor another test that fetches does any harm.
+// fetchJars returns the directory of the jars, build/kafka/VERSION. The first call fetches
+// them into a temporary directory, which it renames when it is complete. So interrupted
+// and concurrent fetches are harmless.
 func fetchJars(ctx context.Context) (string, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return "", fmt.Errorf("a real broker needs Java 17 or newer: %w; install a JRE, or set KAFKA_BROKERS to a cluster for tests", err)
+		return "", fmt.Errorf("starting a Kafka broker needs Java 17 or newer: %w; install a JRE, or set KAFKA_BROKERS to a test cluster", err)
 	}
 	root, err := moduleRoot()
 	if err != nil {
@@ -44,7 +44,7 @@ func fetchJars(ctx context.Context) (string, error) {
 		return dir, nil
 	}
 	if _, err := exec.LookPath("mvn"); err != nil {
-		return "", fmt.Errorf("the jars of a real broker are fetched with Maven: %w; install it, or set KAFKA_BROKERS to a cluster for tests", err)
+		return "", fmt.Errorf("fetching the jars of the Kafka broker needs Maven: %w; install it, or set KAFKA_BROKERS to a test cluster", err)
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", err
@@ -56,7 +56,7 @@ func fetchJars(ctx context.Context) (string, error) {
 	if err := fetchInto(ctx, tmp); err != nil {
 		return "", errors.Join(err, os.RemoveAll(tmp))
 	}
-	if complete(dir) { // by another test, meanwhile
+	if complete(dir) { // another test was faster
 		return dir, os.RemoveAll(tmp)
 	}
 	if err := errors.Join(os.RemoveAll(dir), os.Rename(tmp, dir)); err != nil {
@@ -65,7 +65,7 @@ func fetchJars(ctx context.Context) (string, error) {
 	return dir, nil
 }
 
-// complete reports whether a directory has the jars of this very pom.xml.
+// complete reports whether a directory has the jars of the embedded pom.xml.
 func complete(dir string) bool {
 	have, err := os.ReadFile(filepath.Join(dir, "pom.xml"))
 	return err == nil && bytes.Equal(have, pom)
@@ -83,8 +83,8 @@ func fetchInto(ctx context.Context, dir string) error {
 	return nil
 }
 
-// moduleRoot returns the directory of go.mod: where the test is run from, or
-// above.
+// moduleRoot returns the closest directory with a go.mod, starting from the working
+// directory.
 func moduleRoot() (string, error) {
 	from, err := os.Getwd()
 	if err != nil {
@@ -95,7 +95,7 @@ func moduleRoot() (string, error) {
 			return dir, nil
 		}
 		if dir == filepath.Dir(dir) {
-			return "", fmt.Errorf("no go.mod in %s or above", from)
+			return "", fmt.Errorf("no go.mod in %s or its parent directories", from)
 		}
 	}
 }

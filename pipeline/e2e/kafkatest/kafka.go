@@ -1,12 +1,12 @@
-// Package kafkatest gives tests a real Apache Kafka: one node in KRaft mode, a
-// process of its own on the loopback address, with its data in a directory.
+// Package kafkatest starts Apache Kafka for tests: one node in KRaft mode, as a separate
+// process on the loopback address, with its data in a directory.
 //
-// Start at [Start]. Tests that need it run only when [Wanted] says so, and have
-// "Kafka" in their names: that is how `make test-kafka` knows that they ran.
+// Start reading at [Start]. Tests that need Kafka run only if [Wanted] returns true. They
+// have "Kafka" in their names, by which `make test-kafka` selects them and checks that
+// they ran.
 //
-// With KAFKA_BROKERS set (host:port, separated by commas) the tests use that
-// cluster instead, over plaintext. Only such tests as kill the broker then do
-// not run.
+// If KAFKA_BROKERS is set (host:port, separated by commas), the tests use that cluster
+// instead, over plaintext. Tests that kill the broker do not run then.
 package kafkatest
 
 import (
@@ -32,56 +32,56 @@ import (
 )
 
 const (
-	startTimeout = 90 * time.Second // of a JVM that shares two cores with a race detector
-	stopTimeout  = 30 * time.Second // after SIGTERM, before SIGKILL
+	startTimeout = 90 * time.Second // long enough for a JVM that shares two cores with tests under the race detector
+	stopTimeout  = 30 * time.Second // between SIGTERM and SIGKILL
 )
 
-// Wanted reports whether tests on a real broker are asked for: MILLRACE_TEST_KAFKA
-// is set and not 0. Without it, plain `go test ./...` needs no Java.
+// Wanted reports whether MILLRACE_TEST_KAFKA requests tests on a Kafka broker: it is set
+// and not 0. Otherwise `go test ./...` needs no Java.
 func Wanted() bool {
 	v := os.Getenv("MILLRACE_TEST_KAFKA")
 	return v != "" && v != "0"
 }
 
-// Config says how a broker is to be. The zero value is good for most tests.
+// Config configures a broker. The zero value suits most tests.
 type Config struct {
-	// Dir keeps the broker's data and its log, broker.log. If it is empty, that
-	// is a temporary directory, which Stop removes.
+	// Dir is the directory of the broker's data and of its log, broker.log. "" means a
+	// temporary directory, which Stop removes.
 	Dir string
 
-	// Properties are settings of the broker (server.properties) that are added
-	// to those of this package, or take their place.
+	// Properties are broker settings (server.properties). They override those of this
+	// package.
 	Properties map[string]string
 
-	// Users, with their passwords, may connect by SASL PLAIN at the address
-	// that [Broker.SASL] returns, and may there do what ACLs allow, no more. At
-	// the other address everything is allowed.
+	// Users maps user names to passwords. The users connect with SASL PLAIN at the address
+	// that [Broker.SASL] returns, where they may do only what ACLs allow. Clients at the
+	// other address may do everything.
 	Users map[string]string
 }
 
-// Broker is a broker that [Start] has started. Its methods are for one goroutine
-// at a time.
+// Broker is a broker started by [Start], or the cluster of KAFKA_BROKERS. It is not safe
+// for concurrent use.
 type Broker struct {
 	brokers []string
 	sasl    string // "" without users
-	outside bool   // from KAFKA_BROKERS: not ours to stop
+	outside bool   // cluster of KAFKA_BROKERS, which must not be stopped
 
 	dir       string
-	temporary bool   // dir is removed by Stop
+	temporary bool   // Stop removes dir
 	jars      string // directory of the class path
 	clusterID string
 
-	cmd    *exec.Cmd     // the process, nil if none was started yet or it was stopped
+	cmd    *exec.Cmd     // nil while no process runs
 	exited chan struct{} // closed when cmd has ended and waitErr is set
-	// waitErr is how cmd ended; read it after exited is closed.
+	// waitErr is the result of cmd.Wait. Read it only after exited is closed.
 	waitErr error
 }
 
-// Start starts a broker and waits until it answers, up to a minute and a half.
-// The jars come from Maven Central the first time, which takes longer; ctx is for
-// all of that, not for the life of the broker. Stop must follow.
+// Start starts a broker and waits up to 90 seconds until it answers. The first call also
+// fetches the jars from Maven Central. ctx bounds the start, not the life of the broker.
+// The caller must call Stop.
 //
-// It needs java (17 or newer) and mvn on the PATH, and says so if they are not.
+// Start needs java (17 or newer) and mvn on the PATH.
 func Start(ctx context.Context, cfg Config) (*Broker, error) {
 	if list := os.Getenv("KAFKA_BROKERS"); list != "" {
 		b := &Broker{brokers: strings.Split(list, ","), outside: true}
@@ -110,18 +110,18 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 	return b, nil
 }
 
-// Brokers returns the addresses to connect to, as host:port. They stay the same
-// when the broker is started anew.
+// Brokers returns the addresses of the brokers as host:port. A restart does not change
+// them.
 func (b *Broker) Brokers() []string { return slices.Clone(b.brokers) }
 
-// SASL returns the address at which the users of the [Config] connect.
+// SASL returns the address for the users of [Config], or "" if there are none.
 func (b *Broker) SASL() string { return b.sasl }
 
-// Outside reports whether this is the cluster of KAFKA_BROKERS, which cannot be
-// killed and which others may be using.
+// Outside reports whether this is the cluster of KAFKA_BROKERS. Tests cannot kill it, and
+// other programs may use it at the same time.
 func (b *Broker) Outside() bool { return b.outside }
 
-// String says which Kafka this is, and where.
+// String returns the version and the addresses of the broker.
 func (b *Broker) String() string {
 	if b.outside {
 		return "the Kafka of KAFKA_BROKERS at " + strings.Join(b.brokers, ",")
@@ -129,10 +129,10 @@ func (b *Broker) String() string {
 	return "Apache Kafka " + Version() + " at " + strings.Join(b.brokers, ",")
 }
 
-var errOutside = errors.New("the cluster of KAFKA_BROKERS is not this test's to kill or restart")
+var errOutside = errors.New("tests must not kill or restart the cluster of KAFKA_BROKERS")
 
-// Kill ends the broker with SIGKILL, as a power cut would but for what the
-// operating system has not written to the disk yet, and waits until it is gone.
+// Kill ends the broker with SIGKILL and waits until it has ended. Unlike after a power
+// failure, the operating system still writes its page cache to the disk.
 func (b *Broker) Kill() error {
 	if b.outside {
 		return errOutside
@@ -148,8 +148,8 @@ func (b *Broker) Kill() error {
 	return nil
 }
 
-// Restart starts the broker again on its address and data, and waits until it
-// answers. One that is still running is asked to stop first.
+// Restart starts the broker again with the same address and data, and waits until it
+// answers. It stops a running broker first.
 func (b *Broker) Restart(ctx context.Context) error {
 	if b.outside {
 		return errOutside
@@ -162,9 +162,9 @@ func (b *Broker) Restart(ctx context.Context) error {
 	return b.launch(ctx)
 }
 
-// Stop ends the broker, with SIGTERM and after half a minute with SIGKILL, waits
-// for it and removes its directory if that is a temporary one. A broker that had
-// died by itself is an error, with the end of its log.
+// Stop ends the broker with SIGTERM, or after 30 seconds with SIGKILL, and removes a
+// temporary directory. It returns an error with the end of the broker's log if the broker
+// had died before.
 func (b *Broker) Stop() error {
 	if b.outside {
 		return nil
@@ -179,7 +179,7 @@ func (b *Broker) Stop() error {
 	return err
 }
 
-// alive returns why the process is not running.
+// alive returns an error if the process is not running.
 func (b *Broker) alive() error {
 	if b.cmd == nil {
 		return errors.New("the broker is not running")
@@ -209,7 +209,7 @@ func (b *Broker) terminate() error {
 	return err
 }
 
-// settings are those of a single node that is to react quickly and to be small.
+// settings returns the settings of a small node with short timeouts.
 func settings(client, controller, data string) map[string]string {
 	return map[string]string{
 		"process.roles":                  "broker,controller",
@@ -222,10 +222,10 @@ func settings(client, controller, data string) map[string]string {
 		"inter.broker.listener.name":     "PLAINTEXT",
 		"log.dirs":                       data,
 
-		// A topic that a test did not create is a mistake of the test.
+		// Using a topic that does not exist is a bug in the test.
 		"auto.create.topics.enable": "false",
 
-		// There is one node to copy to.
+		// There is only one node for replicas.
 		"offsets.topic.replication.factor":                 "1",
 		"transaction.state.log.replication.factor":         "1",
 		"transaction.state.log.min.isr":                    "1",
@@ -233,12 +233,12 @@ func settings(client, controller, data string) map[string]string {
 		"share.coordinator.state.topic.min.isr":            "1",
 		"min.insync.replicas":                              "1",
 
-		// The default of 50 partitions each costs seconds at the first use.
+		// With the default of 50 partitions each, the first use takes seconds.
 		"offsets.topic.num.partitions":         "4",
 		"transaction.state.log.num.partitions": "4",
 
-		// Tests wait for groups and time-outs: make these short, and let clients
-		// ask for shorter ones.
+		// Tests wait for rebalances and timeouts, so make them short, and allow clients to
+		// request even shorter ones.
 		"group.initial.rebalance.delay.ms":                            "0",
 		"group.min.session.timeout.ms":                                "1000",
 		"group.consumer.min.session.timeout.ms":                       "1000",
@@ -247,22 +247,21 @@ func settings(client, controller, data string) map[string]string {
 		"group.consumer.heartbeat.interval.ms":                        "1000",
 		"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500",
 
-		// A killed broker may come back when its controller has given up the old
-		// one. This is shorter than the default of 9 s, yet long enough for a
-		// busy machine.
+		// A killed broker can register again only after the controller has ended its old
+		// session. 3 s is shorter than the default of 9 s, but enough for a busy machine.
 		"broker.session.timeout.ms":    "3000",
 		"broker.heartbeat.interval.ms": "500",
 
-		// Of a heap of 512 MB.
+		// Small enough for a heap of 512 MB.
 		"log.cleaner.dedupe.buffer.size": "16777216",
 		"num.network.threads":            "2",
 		"num.io.threads":                 "4",
 	}
 }
 
-// format chooses the addresses, writes server.properties and formats the data
-// directory. The features it gets are those of the release, so transactions are
-// those of version 2 (KIP-890).
+// format chooses the addresses, writes server.properties and formats the data directory.
+// The node gets the default features of its release, which include transaction version 2
+// (KIP-890).
 func (b *Broker) format(ctx context.Context, cfg Config) error {
 	client, err := freeAddr()
 	if err != nil {
@@ -297,8 +296,8 @@ func (b *Broker) format(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// guarded returns the settings of a broker that has one address more, with users
-// whose permissions it checks.
+// guarded returns the settings for an additional SASL listener, at which the broker checks
+// the users' permissions.
 func guarded(props map[string]string, addr string, users map[string]string) map[string]string {
 	login := "org.apache.kafka.common.security.plain.PlainLoginModule required"
 	for _, name := range slices.Sorted(maps.Keys(users)) {
@@ -312,7 +311,7 @@ func guarded(props map[string]string, addr string, users map[string]string) map[
 		"listener.name.sasl_plaintext.plain.sasl.jaas.config": login + ";",
 
 		"authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-		"super.users":           "User:ANONYMOUS", // whoever comes without SASL
+		"super.users":           "User:ANONYMOUS", // clients of the plaintext listener
 	}
 }
 
@@ -328,7 +327,7 @@ func (b *Broker) launch(ctx context.Context) error {
 	cmd := exec.Command("java", "-Xmx512m", "-XX:-UsePerfData", "-Djava.awt.headless=true",
 		"-Dorg.slf4j.simpleLogger.showDateTime=true",
 		"-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
-		"-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn", // else pages of defaults
+		"-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn", // info would log pages of defaults
 		"-cp", filepath.Join(b.jars, "*"), "kafka.Kafka", b.properties())
 	cmd.Dir = b.dir
 	cmd.Stdout, cmd.Stderr = log, log
@@ -338,15 +337,15 @@ func (b *Broker) launch(ctx context.Context) error {
 	}
 	exited := make(chan struct{})
 	b.cmd, b.exited = cmd, exited
-	go func() { // ends with the process; Kill, Restart and Stop wait for it
+	go func() { // ends with the process, for which Kill, Restart and Stop wait
 		b.waitErr = cmd.Wait()
 		close(exited)
 	}()
 	return b.ready(ctx)
 }
 
-// ready waits until the broker says that it is one of the living, which a KRaft
-// broker does when its controller has let it in.
+// ready waits until the broker's metadata lists a broker and a controller. A KRaft broker
+// appears there after its controller has accepted it.
 func (b *Broker) ready(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -363,14 +362,14 @@ func (b *Broker) ready(ctx context.Context) error {
 		if err == nil {
 			switch {
 			case b.clusterID != "" && meta.Cluster != b.clusterID:
-				return fmt.Errorf("%s is the address of another Kafka, cluster %s", b.brokers[0], meta.Cluster)
+				return fmt.Errorf("%s is the address of another Kafka cluster, %s", b.brokers[0], meta.Cluster)
 			case len(meta.Brokers) > 0 && meta.Controller >= 0:
 				return nil
 			}
-			err = errors.New("it has no broker or no controller yet")
+			err = errors.New("no broker or no controller yet")
 		}
 		select {
-		case <-b.exited: // nil and so never, if outside
+		case <-b.exited: // nil for an outside cluster, so it never fires
 			return b.alive()
 		case <-ctx.Done():
 			return fmt.Errorf("the broker does not answer: %w (%w)%s", err, ctx.Err(), b.logTail())
@@ -379,7 +378,7 @@ func (b *Broker) ready(ctx context.Context) error {
 	}
 }
 
-// logTail returns the last lines of the broker's log, if it has one.
+// logTail returns the last 4 KiB of the broker's log, or "" if it cannot be read.
 func (b *Broker) logTail() string {
 	f, err := os.Open(filepath.Join(b.dir, "broker.log"))
 	if err != nil {
@@ -388,7 +387,7 @@ func (b *Broker) logTail() string {
 	defer func() { _ = f.Close() }() // only read from
 	const most = 4096
 	if _, err := f.Seek(-most, io.SeekEnd); err != nil {
-		_, err = f.Seek(0, io.SeekStart) // a short log
+		_, err = f.Seek(0, io.SeekStart) // the log is shorter than that
 		if err != nil {
 			return ""
 		}
@@ -400,10 +399,10 @@ func (b *Broker) logTail() string {
 	return "\n" + string(tail)
 }
 
-// freeAddr returns a loopback address that nobody listens on. Its port is below
-// those that the system gives to outgoing connections: while a broker is down,
-// clients go on dialling its port, and one of these dials could otherwise be
-// given that very port, connect to itself, and keep the broker from coming back.
+// freeAddr returns a free loopback address. Its port is below the range that the system
+// uses for outgoing connections. While a broker is down, clients keep dialing its port. If
+// the port were in that range, the system could assign it to such a connection, which
+// would then connect to itself and block the port for the broker.
 func freeAddr() (string, error) {
 	var last error
 	for range 100 {

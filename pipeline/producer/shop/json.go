@@ -5,9 +5,8 @@ import (
 	"time"
 )
 
-// AppendJSON appends the event as encoding/json writes it, but that it leaves <,
-// > and & as they are. It takes an event that a [Story] told, whose texts need no
-// escapes.
+// AppendJSON appends the event to dst in the form of encoding/json with SetEscapeHTML(false).
+// It supports only events of a [Story], whose texts need no escapes.
 func (e *Event) AppendJSON(dst []byte) []byte {
 	dst = appendText(append(dst, `{"id":`...), e.ID)
 	dst = appendText(append(dst, `,"type":`...), e.Type)

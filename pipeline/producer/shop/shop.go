@@ -1,10 +1,13 @@
-// Package shop makes the events of a shop that does not exist: users sign up,
-// change their details, order, pay, get their parcels, and some leave.
+// Package shop generates the events of an example shop: users sign up, change their
+// details, place orders, pay, receive parcels, and some leave.
 //
-// It is pure: the same [Story] gives the same events, wherever and whenever it
-// is told. Every aggregate's part of it is legal: nothing is paid that was not
-// ordered, nothing shipped that was not paid, and of a user who has left, or of
-// their orders, nothing more is heard.
+// Generation is deterministic: the same [Story] gives the same events on every machine.
+// The events are consistent: an order is created before it is paid, and paid before it
+// is shipped. After a user is deleted, there are no more events of the user or of the
+// user's orders.
+//
+// Start reading at [Story.Tell]. The package has no shared state; an iteration belongs to
+// the goroutine that runs it.
 package shop
 
 import (
@@ -17,33 +20,35 @@ import (
 	"unicode"
 )
 
-// A Story says what is to happen. The zero value is an endless one from seed 0.
+// A Story configures a sequence of events. The zero value is an endless sequence with
+// seed 0.
 type Story struct {
-	// Seed decides everything. Users and orders carry it in their ids, so the
-	// stories of two seeds can stand in one topic.
+	// Seed seeds the random generator. Ids of users and orders contain it, so one topic
+	// can hold the stories of several seeds.
 	Seed uint64
-	// Events is how many there are to be; no end if 0.
+	// Events is the number of events; 0 means endless.
 	Events int
-	// Users bounds how many sign up. If 0, about one event in ten is a sign-up.
+	// Users is the maximum number of users. If 0, about one event in ten is a sign-up,
+	// without a maximum.
 	Users int
-	// Start is the time before the first event.
+	// Start is a time before the first event.
 	Start time.Time
-	// Gap is the mean time from one event to the next; a second if 0.
+	// Gap is the mean time between two events; 0 means one second.
 	Gap time.Duration
 }
 
-// An Event is one event in the JSON form of Millrace.
+// An Event is an event in Millrace's JSON form.
 type Event struct {
 	ID        string            `json:"id"`
 	Type      string            `json:"type"`
 	Timestamp time.Time         `json:"timestamp"`
 	Version   int               `json:"version"`
 	Metadata  map[string]string `json:"metadata"`
-	Data      any               `json:"data"` // one of User, Order, OrderID, by Type
+	Data      any               `json:"data"` // a User, Order or OrderID, depending on Type
 }
 
-// User is the data of UserCreated, UserUpdated (what changed) and UserDeleted
-// (the id alone).
+// User is the data of UserCreated, UserUpdated (only the changed fields) and
+// UserDeleted (only the id).
 type User struct {
 	ID    string `json:"id"`
 	Email string `json:"email,omitempty"`
@@ -58,11 +63,11 @@ type Order struct {
 	TotalAmount float64 `json:"total_amount"` // the sum over Items, in whole cents
 }
 
-// Item is one line of an order.
+// Item is a line of an order.
 type Item struct {
 	ProductID string  `json:"product_id"`
 	Quantity  int     `json:"quantity"`
-	Price     float64 `json:"price"` // of one piece
+	Price     float64 `json:"price"` // per piece
 }
 
 // OrderID is the data of OrderPaid and OrderShipped.
@@ -70,8 +75,7 @@ type OrderID struct {
 	ID string `json:"id"`
 }
 
-// Tell returns the story's events in order of time. Each event is new; the
-// caller may keep it.
+// Tell returns the events in order of time. The caller owns each event.
 func (s Story) Tell() iter.Seq[*Event] {
 	return func(yield func(*Event) bool) {
 		t := newTeller(s)
@@ -83,24 +87,27 @@ func (s Story) Tell() iter.Seq[*Event] {
 	}
 }
 
-// How often what happens, in parts of the sum of those that can happen now.
+// Relative frequencies of the actions. An action's probability is its frequency divided
+// by the sum over all actions that are possible at the moment.
 const (
-	oftenOrder  = 100
-	oftenPay    = 98
-	oftenShip   = 96
-	oftenUpdate = 20
-	oftenLeave  = 4
+	orderFrequency  = 100
+	payFrequency    = 98
+	shipFrequency   = 96
+	updateFrequency = 20
+	leaveFrequency  = 4
+)
 
-	abandoned   = 2 // of 100 orders, how many are never paid
-	newcomers   = 10
-	productsNum = 60
+const (
+	abandonedPercent = 2  // percentage of orders that are never paid
+	signUpEvery      = 10 // one event in signUpEvery is a sign-up
+	productCount     = 60
 )
 
 type user struct {
 	id, first, last string
-	number          int // of the sign-up, from 1
-	addresses       int // how many there were before
-	open            int // orders that are under way
+	number          int // sequence number of the sign-up, from 1
+	addresses       int // number of earlier email addresses
+	open            int // number of orders that are neither shipped nor abandoned
 }
 
 type order struct {
@@ -113,15 +120,15 @@ type product struct {
 	cents int
 }
 
-// teller is a story half told.
+// teller is the state of an iteration over a story.
 type teller struct {
 	Story
 	random   *rand.Rand
 	source   *rand.PCG
 	now      time.Time
-	every    int // a sign-up is due at each such event, while there are users to come
-	users    int // who have signed up
-	orders   int // that were made
+	every    int // every such event is a sign-up, up to the maximum of users
+	users    int // number of users so far
+	orders   int // number of orders so far
 	active   []*user
 	unpaid   []order
 	paid     []order
@@ -133,13 +140,13 @@ func newTeller(s Story) *teller {
 		s.Gap = time.Second
 	}
 	source := rand.NewPCG(s.Seed, 0x6d696c6c72616365)
-	t := &teller{Story: s, source: source, random: rand.New(source), now: s.Start.UTC().Truncate(time.Microsecond), every: newcomers}
+	t := &teller{Story: s, source: source, random: rand.New(source), now: s.Start.UTC().Truncate(time.Microsecond), every: signUpEvery}
 	if s.Users > 0 && s.Events > 0 {
-		// All have come after seven tenths of the story.
+		// All users sign up within the first 70 % of the story.
 		t.every = max(1, s.Events*7/10/s.Users)
 	}
-	for i := range productsNum {
-		// Many cheap things, few dear ones.
+	for i := range productCount {
+		// Many cheap products, few expensive ones.
 		cents := 199 + t.random.IntN(20)*100 + t.random.IntN(10)*t.random.IntN(10)*t.random.IntN(10)*50
 		t.products = append(t.products, product{fmt.Sprintf("p-%03d", i+1), cents})
 	}
@@ -152,21 +159,21 @@ func (t *teller) next(n int) *Event {
 	if len(t.active) == 0 || n%t.every == 0 && (t.Users == 0 || t.users < t.Users) {
 		return t.signUp()
 	}
-	pay, ship := oftenPay, oftenShip
+	pay, ship := payFrequency, shipFrequency
 	if len(t.unpaid) == 0 {
 		pay = 0
 	}
 	if len(t.paid) == 0 {
 		ship = 0
 	}
-	switch r := t.random.IntN(oftenOrder + pay + ship + oftenUpdate + oftenLeave); {
-	case r < oftenOrder:
+	switch r := t.random.IntN(orderFrequency + pay + ship + updateFrequency + leaveFrequency); {
+	case r < orderFrequency:
 		return t.order()
-	case r < oftenOrder+pay:
+	case r < orderFrequency+pay:
 		return t.pay()
-	case r < oftenOrder+pay+ship:
+	case r < orderFrequency+pay+ship:
 		return t.ship()
-	case r < oftenOrder+pay+ship+oftenLeave:
+	case r < orderFrequency+pay+ship+leaveFrequency:
 		return t.leave()
 	}
 	return t.update()
@@ -176,7 +183,7 @@ func (t *teller) event(typ string, data any) *Event {
 	return &Event{ID: t.uuid(), Type: typ, Timestamp: t.now, Version: 1, Metadata: map[string]string{"source": "shop"}, Data: data}
 }
 
-// uuid returns a random UUID, of version 4 in form.
+// uuid returns a UUID in the form of version 4, from the story's random source.
 func (t *teller) uuid() string {
 	a, b := t.source.Uint64(), t.source.Uint64()
 	a = a&^0xf000 | 0x4000
@@ -197,7 +204,7 @@ func (t *teller) signUp() *Event {
 
 func (t *teller) order() *Event {
 	t.orders++
-	u := t.active[t.someone()]
+	u := t.active[t.buyer()]
 	o := Order{ID: t.id("o", t.orders, 6), UserID: u.id}
 	total := 0
 	for range 1 + t.random.IntN(2)*t.random.IntN(4) {
@@ -207,7 +214,7 @@ func (t *teller) order() *Event {
 		o.Items = append(o.Items, Item{p.id, quantity, dollars(p.cents)})
 	}
 	o.TotalAmount = dollars(total)
-	if t.random.IntN(100) >= abandoned {
+	if t.random.IntN(100) >= abandonedPercent {
 		t.unpaid = append(t.unpaid, order{o.ID, u})
 		u.open++
 	}
@@ -240,8 +247,8 @@ func (t *teller) update() *Event {
 	return t.event("UserUpdated", changed)
 }
 
-// leave lets somebody go who waits for nothing. If that is hard to find, it is
-// an update instead; the last user stays.
+// leave deletes a user without open orders. The last user is never deleted. If a few
+// random picks find no user to delete, leave returns an update instead.
 func (t *teller) leave() *Event {
 	for range 8 {
 		i := t.random.IntN(len(t.active))
@@ -257,14 +264,14 @@ func (t *teller) leave() *Event {
 	return t.update()
 }
 
-// someone returns the place of an active user: a few order often, most seldom.
-func (t *teller) someone() int {
+// buyer returns the index of an active user. A few users order often, most rarely.
+func (t *teller) buyer() int {
 	r := t.random.Float64()
 	return int(r * r * r * float64(len(t.active)))
 }
 
-// takeEarly takes out one of the first few, so that orders move on roughly in
-// the order in which they came.
+// takeEarly removes and returns one of the first five orders, so orders progress
+// roughly in the order of their creation.
 func (t *teller) takeEarly(list *[]order) order {
 	l := *list
 	i := t.random.IntN(min(len(l), 5))
@@ -277,7 +284,7 @@ func (t *teller) takeEarly(list *[]order) order {
 
 func pick(t *teller, names []string) string { return names[t.random.IntN(len(names))] }
 
-// dollars is the float64 nearest to the amount, as its decimal text reads.
+// dollars returns the float64 nearest to the decimal amount.
 func dollars(cents int) float64 { return float64(cents) / 100 }
 
 func (u *user) name() string { return u.first + " " + u.last }

@@ -29,9 +29,9 @@ func lines(t testing.TB, s Story) []byte {
 	return b.Bytes()
 }
 
-// The golden file holds the story still across Go versions and machines:
-// whoever wrote a seed into a script counts on what it gives.
-func TestSeedTellsTheSameStoryForEver(t *testing.T) {
+// Scripts depend on the events of a seed, so they must not change with the Go version
+// or the machine. The golden file checks that.
+func TestSeedGivesGoldenStory(t *testing.T) {
 	const golden = "testdata/seed-1.jsonl"
 	got := lines(t, Story{Seed: 1, Events: 60, Start: start})
 	if *update {
@@ -44,14 +44,14 @@ func TestSeedTellsTheSameStoryForEver(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
-		t.Errorf("seed 1 tells another story:\n%s\nwant\n%s", got, want)
+		t.Errorf("seed 1 gives other events:\n%s\nwant\n%s", got, want)
 	}
 	if bytes.Equal(got, lines(t, Story{Seed: 2, Events: 60, Start: start})) {
-		t.Error("seed 2 tells the same story as seed 1")
+		t.Error("seed 2 gives the same events as seed 1")
 	}
 }
 
-func TestEventsAreTheJSONThatTheLibraryWrites(t *testing.T) {
+func TestAppendJSONMatchesEncodingJSON(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		story := Story{Seed: rapid.Uint64().Draw(t, "seed"), Events: 300, Start: start}
 		for e := range story.Tell() {
@@ -79,7 +79,7 @@ func BenchmarkStory(b *testing.B) {
 	}
 }
 
-func TestEveryStoryIsLegal(t *testing.T) {
+func TestEveryStoryIsConsistent(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		checkStory(t, Story{
 			Seed:   rapid.Uint64().Draw(t, "seed"),
@@ -100,7 +100,7 @@ func checkStory(t *rapid.T, s Story) {
 	for e := range s.Tell() {
 		n++
 		if ids[e.ID] {
-			t.Fatalf("event id %s twice", e.ID)
+			t.Fatalf("duplicate event id %s", e.ID)
 		}
 		ids[e.ID] = true
 		if e.Timestamp.Before(last) {
@@ -110,7 +110,7 @@ func checkStory(t *rapid.T, s Story) {
 		switch d := e.Data.(type) {
 		case User:
 			if d.Email != "" && emails[d.Email] {
-				t.Fatalf("address %s twice", d.Email)
+				t.Fatalf("duplicate address %s", d.Email)
 			}
 			emails[d.Email] = true
 			switch was := users[d.ID]; {
@@ -122,11 +122,11 @@ func checkStory(t *rapid.T, s Story) {
 				users[d.ID] = "deleted"
 				active--
 			default:
-				t.Fatalf("%s of user %s, who was %q: %+v", e.Type, d.ID, was, d)
+				t.Fatalf("%s of user %s with status %q: %+v", e.Type, d.ID, was, d)
 			}
 		case Order:
 			if e.Type != "OrderCreated" || orders[d.ID] != "" || users[d.UserID] != "active" || len(d.Items) == 0 {
-				t.Fatalf("%s %+v by a user who was %q", e.Type, d, users[d.UserID])
+				t.Fatalf("%s %+v by a user with status %q", e.Type, d, users[d.UserID])
 			}
 			sum := 0.0
 			for _, i := range d.Items {
@@ -142,13 +142,13 @@ func checkStory(t *rapid.T, s Story) {
 		case OrderID:
 			switch was := orders[d.ID]; {
 			case users[buyers[d.ID]] != "active":
-				t.Fatalf("%s %s of a user who has left", e.Type, d.ID)
+				t.Fatalf("%s %s of a deleted user", e.Type, d.ID)
 			case e.Type == "OrderPaid" && was == "created":
 				orders[d.ID] = "paid"
 			case e.Type == "OrderShipped" && was == "paid":
 				orders[d.ID] = "shipped"
 			default:
-				t.Fatalf("%s of order %s, which was %q", e.Type, d.ID, was)
+				t.Fatalf("%s of order %s with status %q", e.Type, d.ID, was)
 			}
 		}
 	}
@@ -162,18 +162,18 @@ func checkStory(t *rapid.T, s Story) {
 		t.Fatalf("%d users after %d events, want %d", len(users), s.Events, s.Users)
 	}
 	if active == 0 {
-		t.Fatal("nobody stayed")
+		t.Fatal("no active user is left")
 	}
 }
 
-func TestAllTypesHappen(t *testing.T) {
+func TestStoryHasAllTypes(t *testing.T) {
 	counts := map[string]int{}
 	for e := range (Story{Seed: 7, Events: 10_000}).Tell() {
 		counts[e.Type]++
 	}
 	for _, typ := range []string{"UserCreated", "UserUpdated", "UserDeleted", "OrderCreated", "OrderPaid", "OrderShipped"} {
 		if counts[typ] < 50 {
-			t.Errorf("%d of %s in 10,000: %v", counts[typ], typ, counts)
+			t.Errorf("%d %s in 10,000 events, want at least 50: %v", counts[typ], typ, counts)
 		}
 	}
 	t.Log(counts)

@@ -8,12 +8,12 @@ import (
 
 type blockedAnswer struct {
 	made
-	Items []BlockedAggregate `json:"items" doc:"By the time of the event that cannot be folded."`
-	Next  string             `json:"next_cursor,omitempty" doc:"Gives the next page; left out if this is the last."`
+	Items []BlockedAggregate `json:"items" doc:"Ordered by the time of the event that cannot be folded."`
+	Next  string             `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page."`
 }
 
-// blocked lists the aggregates that wait for a release. It is no path below
-// /v1/projections/{name}, for there any word is an aggregate's id.
+// blocked lists the aggregates that wait for a release. Its path is not below
+// /v1/projections/{name}, because any word there is an aggregate's id.
 func (a *api) blocked(w http.ResponseWriter, r *http.Request) {
 	p := a.projection(w, r)
 	if p == nil {
@@ -64,13 +64,13 @@ func (a *api) release(w http.ResponseWriter, r *http.Request) {
 	out, err := p.Release(r.Context(), id, skip)
 	switch {
 	case errors.Is(err, ErrNotFound):
-		a.problem(w, http.StatusNotFound, "%s has no aggregate %q, blocked or not: 'projector blocked %[1]s', or /v1/blocked/%[1]s, lists those that can be released", d.Name, id)
+		a.problem(w, http.StatusNotFound, "%s has no aggregate %q: 'projector blocked %[1]s' or /v1/blocked/%[1]s lists the blocked aggregates", d.Name, id)
 	case errors.Is(err, ErrNotBlocked):
-		a.problem(w, http.StatusConflict, "%q is not blocked, so there is nothing to release: 'projector blocked %s', or /v1/blocked/%[2]s, lists what is", id, d.Name)
+		a.problem(w, http.StatusConflict, "%q is not blocked: 'projector blocked %s' or /v1/blocked/%[2]s lists the blocked aggregates", id, d.Name)
 	case err != nil:
 		a.fail(w, r, err)
 	default:
-		a.log.Info("a blocked aggregate was released", "projection", d.Name, "id", id, "skip", skip, "events", out.Events, "blocked_again", out.Blocked != nil)
+		a.log.Info("released a blocked aggregate", "projection", d.Name, "id", id, "skip", skip, "events", out.Events, "blocked_again", out.Blocked != nil)
 		a.answer(w, r, releasedAnswer{made{d.Name, d.Version}, id, out})
 	}
 }

@@ -16,22 +16,24 @@ import (
 
 // The feed is a stream of server-sent events of four kinds:
 //
-//	snapshot  an aggregate as an event, or several of one batch, have left it
-//	frontier  how far each partition is: nothing below is still to come. It comes
-//	          first, and whenever it was quiet for a while
-//	stalled   of which partitions nothing comes for now, and why: they are not in
-//	          frontiers until it does. It comes when that begins, and again and
-//	          again
-//	end       why nothing more follows; connect again
+//	snapshot  the state of an aggregate after one event, or after several events of
+//	          one batch
+//	frontier  the position of each partition: all changes below it were sent. Sent
+//	          first, and whenever the feed was quiet for a while
+//	stalled   the partitions that deliver no changes at the moment, and the reasons.
+//	          Frontiers omit them until they resume. Sent when a stall begins, and
+//	          repeated while it lasts
+//	end       the reason why the feed ends; the client should connect again
 //
-// The id of a message says from which offset of which partition to go on, of all
-// partitions: "0-1200,3-57". It means the same at every worker. Snapshots are sent
-// when what they are made of is committed, of each partition in the order of the
-// log. Each says where to go on after it, but those from before the connection
-// that are not told in that order; then the last of them does. So a reader who
-// comes back with the last id that it saw misses nothing, and sees nothing again
-// that came up to there. Of an aggregate that changed while nobody was connected,
-// the last state is sent.
+// The message id holds the next offset to read in every partition, for example
+// "0-1200,3-57". Every worker accepts it.
+//
+// A snapshot is sent after its events are committed. Snapshots of one partition
+// arrive in the order of the log. Each one has an id, with one exception: aggregates
+// that changed before the connection may be sent in another order, and then only the
+// last of them has an id. So a client that reconnects with the last id it saw misses
+// nothing, and receives nothing again that it received up to that id. For an
+// aggregate that changed while the client was away, only the latest state is sent.
 const (
 	kindSnapshot = "snapshot"
 	kindFrontier = "frontier"
@@ -40,8 +42,8 @@ const (
 )
 
 const (
-	feedBeat  = 5 * time.Second  // between frontiers, at least
-	feedWrite = 10 * time.Second // for a write, at most
+	feedBeat  = 5 * time.Second  // minimum time between frontiers
+	feedWrite = 10 * time.Second // timeout of a write
 )
 
 type feedSnapshot struct {
@@ -61,11 +63,33 @@ type feedStalled struct {
 }
 
 type feedEnd struct {
-	Reason string `json:"reason" doc:"moved, slow, ahead, stopping or failed."`
+	Reason string `json:"reason" doc:"One of moved, slow, ahead, stopping and failed."`
 	Detail string `json:"detail"`
 }
 
-// feed streams changes.
+// feedStart returns the requested starting point, or writes the problem and returns
+// false.
+func (a *api) feedStart(w http.ResponseWriter, r *http.Request) (start Start, ok bool) {
+	start.ID = r.FormValue("id")
+	switch from := r.FormValue("from"); from {
+	case "", "now":
+	case "beginning":
+		start.Beginning = true
+	default:
+		a.problem(w, http.StatusBadRequest, "from=%s: want now or beginning", from)
+		return start, false
+	}
+	if text := r.Header.Get("Last-Event-ID"); text != "" {
+		if start.From, ok = parseFeedID(text); !ok {
+			a.problem(w, http.StatusBadRequest, "Last-Event-ID: %.100s: want a message id of this feed, such as 0-1200,3-57", text)
+			return start, false
+		}
+		start.Beginning = false
+	}
+	return start, true
+}
+
+// feed streams changes until the request ends or the feed cannot continue.
 func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 	p := a.projection(w, r)
 	if p == nil {
@@ -78,35 +102,22 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	start := Start{ID: r.FormValue("id")}
-	switch from := r.FormValue("from"); from {
-	case "", "now":
-	case "beginning":
-		start.Beginning = true
-	default:
-		a.problem(w, http.StatusBadRequest, "from=%s: want now or beginning", from)
+	start, ok := a.feedStart(w, r)
+	if !ok {
 		return
-	}
-	if text := r.Header.Get("Last-Event-ID"); text != "" {
-		var ok bool
-		if start.From, ok = parseFeedID(text); !ok {
-			a.problem(w, http.StatusBadRequest, "Last-Event-ID: %.100s: want the id of a message of this feed, such as 0-1200,3-57", text)
-			return
-		}
-		start.Beginning = false
 	}
 	select {
 	case a.following <- struct{}{}:
 		defer func() { <-a.following }()
 	default:
 		w.Header().Set("Retry-After", "5")
-		a.problem(w, http.StatusServiceUnavailable, "%d feeds are followed already, and no more may", maxFollowers)
+		a.problem(w, http.StatusServiceUnavailable, "%d feeds are open already, which is the limit", maxFollowers)
 		return
 	}
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")
 	h.Set("Cache-Control", "no-store")
-	h.Set("X-Accel-Buffering", "no") // a proxy must not hold it back
+	h.Set("X-Accel-Buffering", "no") // a proxy must not buffer the stream
 	if r.Method == http.MethodHead {
 		return
 	}
@@ -114,7 +125,7 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 	s.buf.WriteString("retry: 1000\n\n")
 	err := p.Follow(r.Context(), start, s.send)
 	if s.broken != nil {
-		return // whoever asked has gone, or does not read
+		return // the client disconnected or does not read
 	}
 	if !s.begun && err != nil {
 		h.Del("X-Accel-Buffering")
@@ -130,36 +141,54 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(err, ErrAhead):
 		end.Reason = "ahead"
 	case errors.Is(err, context.Canceled), err == nil:
-		end = feedEnd{"stopping", "the worker stops"}
+		end = feedEnd{"stopping", "the worker is stopping"}
 	default:
 		a.log.Error("a feed failed", "projection", d.Name, "err", err)
 	}
 	_ = s.message(kindEnd, "", end)
-	_ = s.flush() // whoever asked may have gone
+	_ = s.flush() // an error means that the client disconnected
 }
 
-// stream writes messages of one feed.
+// stream writes the messages of one feed. The goroutine of the request owns it.
 type stream struct {
 	w    http.ResponseWriter
 	ctl  *http.ResponseController
 	d    Description
 	keep *filter
 
-	frontier map[int32]Position
-	next     map[int32]int64 // where to go on
-	stalled  []Stall
-	said     time.Time // when that was last told
-	beat     time.Time // of the last frontier
-	buf      bytes.Buffer
-	begun    bool  // something was written
-	broken   error // of writing
+	frontier  map[int32]Position
+	next      map[int32]int64 // next offset to read, by partition
+	stalled   []Stall
+	stallSent time.Time // time of the last stalled message
+	beat      time.Time // time of the last frontier
+	buf       bytes.Buffer
+	begun     bool  // something was written
+	broken    error // from writing to the client
 }
 
+// send writes the messages for some changes. It is the callback of
+// [Projection.Follow].
 func (s *stream) send(c Changes) error {
 	if c.Stalled != nil {
 		return s.stall(c.Stalled)
 	}
-	pending := -1 // where the last snapshot begins, which gets the id
+	if err := s.snapshots(c); err != nil {
+		return err
+	}
+	if c.Quiet && time.Since(s.beat) >= feedBeat {
+		if err := s.sendFrontier(); err != nil {
+			return err
+		}
+	}
+	return s.flush()
+}
+
+// snapshots buffers a snapshot message for each changed aggregate that passes the
+// filter, and advances the position to c.
+func (s *stream) snapshots(c Changes) error {
+	// Offset in buf of the last snapshot if it was written without an id. Its id is
+	// known only after the loop, when the position is advanced.
+	pending := -1
 	for i := range c.Aggregates {
 		g := &c.Aggregates[i]
 		if c.Next != nil {
@@ -168,7 +197,7 @@ func (s *stream) send(c Changes) error {
 		if s.keep != nil {
 			switch ok, err := s.keep.match(g); {
 			case err != nil:
-				return fmt.Errorf("filter, of aggregate %q: %w", g.ID, err)
+				return fmt.Errorf("filter failed for aggregate %q: %w", g.ID, err)
 			case !ok:
 				continue
 			}
@@ -198,39 +227,41 @@ func (s *stream) send(c Changes) error {
 		fmt.Fprintf(&s.buf, "id: %s\n", s.id())
 		s.buf.Write(last)
 	}
-	if c.Quiet && time.Since(s.beat) >= feedBeat {
-		s.beat = time.Now()
-		all := []Position{}
-		for _, n := range slices.Sorted(maps.Keys(s.frontier)) {
-			if !slices.ContainsFunc(s.stalled, func(x Stall) bool { return x.Partition == n }) {
-				all = append(all, s.frontier[n])
-			}
-		}
-		if err := s.message(kindFrontier, s.id(), feedFrontier{made{s.d.Name, s.d.Version}, all}); err != nil {
-			return err
-		}
-	}
-	return s.flush()
+	return nil
 }
 
-// stall tells of which partitions nothing comes, if those are others than before
-// or it is some time since. When that is over, the next frontier says so, soon.
+// sendFrontier buffers a frontier of all partitions that are not stalled.
+func (s *stream) sendFrontier() error {
+	s.beat = time.Now()
+	all := []Position{}
+	for _, n := range slices.Sorted(maps.Keys(s.frontier)) {
+		if !slices.ContainsFunc(s.stalled, func(x Stall) bool { return x.Partition == n }) {
+			all = append(all, s.frontier[n])
+		}
+	}
+	return s.message(kindFrontier, s.id(), feedFrontier{made{s.d.Name, s.d.Version}, all})
+}
+
+// stall sends the stalled partitions if they changed or the last message is older
+// than feedBeat. A change also makes the next frontier due immediately, so the client
+// soon sees which partitions resumed.
 func (s *stream) stall(now []Stall) error {
 	of := func(a, b Stall) bool { return a.Partition == b.Partition }
 	same := slices.EqualFunc(now, s.stalled, of)
 	if s.stalled = slices.Clone(now); !same {
 		s.beat = time.Time{}
 	}
-	if len(now) == 0 || same && time.Since(s.said) < feedBeat {
+	if len(now) == 0 || same && time.Since(s.stallSent) < feedBeat {
 		return nil
 	}
-	s.said = time.Now()
+	s.stallSent = time.Now()
 	if err := s.message(kindStalled, "", feedStalled{made{s.d.Name, s.d.Version}, now}); err != nil {
 		return err
 	}
 	return s.flush()
 }
 
+// message buffers a message. id may be "".
 func (s *stream) message(kind, id string, v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -243,11 +274,12 @@ func (s *stream) message(kind, id string, v any) error {
 	return nil
 }
 
+// flush writes the buffered messages to the client.
 func (s *stream) flush() error {
 	if s.buf.Len() == 0 {
 		return nil
 	}
-	// A writer without deadlines is a test's.
+	// The ResponseWriter of a test does not support deadlines.
 	if err := s.ctl.SetWriteDeadline(time.Now().Add(feedWrite)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		s.broken = err
 		return err
@@ -262,9 +294,10 @@ func (s *stream) flush() error {
 	return err
 }
 
-// id says where to go on.
+// id returns the current message id.
 func (s *stream) id() string { return feedID(s.next) }
 
+// feedID encodes the next offset to read of each partition as a message id.
 func feedID(at map[int32]int64) string {
 	var text []byte
 	for _, n := range slices.Sorted(maps.Keys(at)) {
@@ -277,6 +310,7 @@ func feedID(at map[int32]int64) string {
 	return string(text)
 }
 
+// parseFeedID is the inverse of feedID. It returns false if text is no message id.
 func parseFeedID(text string) (map[int32]int64, bool) {
 	at := map[int32]int64{}
 	for _, part := range strings.Split(text, ",") {

@@ -12,16 +12,16 @@ import (
 // statusBlocked is the Status of an aggregate that takes no more events for now.
 const statusBlocked = "blocked"
 
-// freshness is what an answer about now has to contain.
+// freshness is the minimum freshness of an answer about the current state.
 type freshness struct {
-	event      Sought // this event, applied
-	minVersion int64
+	event      Sought // event that must be applied; no event if its ID is ""
+	minVersion int64  // 0 means any
 	wait       time.Duration
 }
 
-func (f *freshness) asked() bool { return f.event.ID != "" || f.minVersion > 0 }
+func (f *freshness) required() bool { return f.event.ID != "" || f.minVersion > 0 }
 
-// freshness reads what a request says of it.
+// freshness reads the freshness parameters of a request, or writes the problem.
 func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok bool) {
 	f = freshness{event: Sought{ID: r.FormValue("after_event")}}
 	if text := r.FormValue("min_version"); text != "" {
@@ -35,7 +35,7 @@ func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok
 	if text := r.FormValue("wait"); text != "" {
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d > maxWait {
-			a.problem(w, http.StatusBadRequest, "wait=%s: want a time such as 2s or 500ms, at most %s", text, maxWait)
+			a.problem(w, http.StatusBadRequest, "wait=%s: want a duration such as 2s or 500ms, at most %s", text, maxWait)
 			return f, false
 		}
 		f.wait = d
@@ -45,45 +45,44 @@ func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok
 		p, err := strconv.ParseInt(partition, 10, 32)
 		o, err2 := strconv.ParseInt(offset, 10, 64)
 		if !found || err != nil || err2 != nil || p < 0 || o < 0 || o == math.MaxInt64 {
-			a.problem(w, http.StatusBadRequest, "after_position=%s: want partition and offset of the event, as 3:1234", text)
+			a.problem(w, http.StatusBadRequest, "after_position=%s: want the partition and offset of the event, such as 3:1234", text)
 			return f, false
 		}
 		f.event.Partition, f.event.Next = int32(p), o+1
 	}
 	switch {
 	case f.event.Next > 0 && f.event.ID == "":
-		a.problem(w, http.StatusBadRequest, "after_position says where the event of after_event stands: give both")
+		a.problem(w, http.StatusBadRequest, "after_position is the position of the event in after_event: give both parameters")
 		return f, false
-	case f.wait > 0 && !f.asked():
-		a.problem(w, http.StatusBadRequest, "wait: give after_event or min_version to say what to wait for")
+	case f.wait > 0 && !f.required():
+		a.problem(w, http.StatusBadRequest, "wait needs after_event or min_version")
 		return f, false
 	}
 	return f, true
 }
 
-// await returns the aggregate of a request's path once it is as fresh as is
-// wanted. If it is not in time, or never will be, it answers with that and
-// returns false:
+// await returns the aggregate in the request's path once it is fresh enough. If it is
+// not fresh in time, or can never be, await writes the problem and returns false:
 //
-//	504  it may be so later; outcome says pending
-//	409  the event will never be in the state; outcome says why
+//	504  the event or version may still arrive; outcome is pending
+//	409  the state will never include the event; outcome holds the reason
 func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f freshness) (g Aggregate, ok bool, err error) {
-	if !f.asked() {
+	if !f.required() {
 		g, err = p.Get(r.Context(), r.PathValue("id"))
 		return g, true, err
 	}
 	id := r.PathValue("id")
 	done := a.until(w, r, p, f.wait, func() (bool, *problemAnswer) {
 		if f.event.ID != "" {
-			// It is waited for where the aggregate is: whoever has that also knows whether
-			// it is blocked.
+			// Only the owner of the aggregate knows whether it is blocked, so another worker
+			// must not answer.
 			if g, err = p.Get(r.Context(), id); errors.Is(err, ErrElsewhere) {
 				return true, nil
 			}
 			out, err := p.Outcome(r.Context(), f.event)
 			if err == nil && out.State == Pending && g.Status == statusBlocked {
 				return true, &problemAnswer{Status: http.StatusConflict, Outcome: Blocked, Detail: "an event of " + strconv.Quote(id) +
-					" cannot be folded, and those after it wait until it is released: 'projector blocked' shows why"}
+					" cannot be folded, and later events wait until the aggregate is released: 'projector blocked' shows the reason"}
 			}
 			if problem := notApplied(out, err); problem != nil {
 				return err != nil || out.Final(), problem
@@ -96,13 +95,14 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 			return true, nil
 		}
 		return false, &problemAnswer{Status: http.StatusGatewayTimeout, Outcome: Pending, Detail: "version " + strconv.FormatInt(f.minVersion, 10) + " of " + strconv.Quote(id) +
-			" is not there (yet); it is at version " + strconv.FormatInt(g.Version, 10)}
+			" does not exist yet; the aggregate is at version " + strconv.FormatInt(g.Version, 10)}
 	})
 	return g, done, err
 }
 
-// arrived waits until an event was applied, wherever it belongs. If it is not in time,
-// or never will be, it answers with that as await does, and returns false.
+// arrived waits until an event is applied, on whichever worker. If it is not applied
+// in time, or can never be, arrived writes the problem as await does and returns
+// false.
 func (a *api) arrived(w http.ResponseWriter, r *http.Request, p Projection, f freshness) bool {
 	out, err := p.Await(r.Context(), f.event, 0)
 	if err == nil && !out.Final() && f.wait > 0 {
@@ -123,7 +123,8 @@ func (a *api) arrived(w http.ResponseWriter, r *http.Request, p Projection, f fr
 	return problem == nil
 }
 
-// notApplied says what is known of an event if that is not that it was applied.
+// notApplied returns the problem for an event that is not applied, and nil for an
+// applied one.
 func notApplied(out Outcome, err error) *problemAnswer {
 	status := http.StatusConflict
 	switch {
@@ -139,7 +140,7 @@ func notApplied(out Outcome, err error) *problemAnswer {
 	return &problemAnswer{Status: status, Outcome: out.State, Detail: out.Detail, Pipeline: out.Pipeline, Stage: out.Stage, Reason: out.Reason}
 }
 
-// late answers with why something is not there, or not yet.
+// late writes the problem of an event or version that is missing.
 func (a *api) late(w http.ResponseWriter, problem *problemAnswer) {
 	if problem.Status == http.StatusGatewayTimeout {
 		w.Header().Set("Retry-After", "1")
@@ -147,7 +148,8 @@ func (a *api) late(w http.ResponseWriter, problem *problemAnswer) {
 	a.writeProblem(w, *problem)
 }
 
-// mayWait takes a token of waiting, or says that there is none.
+// mayWait takes a token of a.waiting. If there is none left, it writes the problem and
+// returns false.
 func (a *api) mayWait(w http.ResponseWriter) bool {
 	select {
 	case a.waiting <- struct{}{}:
@@ -155,22 +157,23 @@ func (a *api) mayWait(w http.ResponseWriter) bool {
 	default:
 	}
 	w.Header().Set("Retry-After", "1")
-	a.problem(w, http.StatusServiceUnavailable, "%d requests are waiting already, and no more may", maxWaiting)
+	a.problem(w, http.StatusServiceUnavailable, "%d requests are waiting already, which is the limit", maxWaiting)
 	return false
 }
 
-// until asks again whenever something has changed, until it is done or the wait
-// is over; then it answers with the last problem and returns false.
-func (a *api) until(w http.ResponseWriter, r *http.Request, p Projection, wait time.Duration, ask func() (done bool, problem *problemAnswer)) bool {
-	// What is in memory only, of a partition that has become quiet, is seen when it
-	// is asked for again.
-	const again = 50 * time.Millisecond
+// until calls check after every change until check is done or the wait is over. It
+// returns true if check is done without a problem. Otherwise it writes the last
+// problem and returns false.
+func (a *api) until(w http.ResponseWriter, r *http.Request, p Projection, wait time.Duration, check func() (done bool, problem *problemAnswer)) bool {
+	// States that are only in memory, of a partition that went quiet, are visible only
+	// to a new read, without a signal on Changed. So poll as well.
+	const pollInterval = 50 * time.Millisecond
 	deadline := time.NewTimer(wait)
 	defer deadline.Stop()
 	waits := false
 	for last := wait == 0; ; {
 		changed := p.Changed()
-		done, problem := ask()
+		done, problem := check()
 		if done && problem == nil {
 			return true
 		}
@@ -185,16 +188,16 @@ func (a *api) until(w http.ResponseWriter, r *http.Request, p Projection, wait t
 			defer func() { <-a.waiting }()
 			waits = true
 		}
-		soon := time.NewTimer(again)
+		poll := time.NewTimer(pollInterval)
 		select {
 		case <-changed:
-		case <-soon.C:
+		case <-poll.C:
 		case <-deadline.C:
 			last = true
 		case <-r.Context().Done():
 			a.fail(w, r, r.Context().Err())
 			return false
 		}
-		soon.Stop()
+		poll.Stop()
 	}
 }

@@ -16,8 +16,8 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// moment returns the moment of the past that a request asks about, the zero At if
-// it asks about now.
+// moment returns the past moment that a request names, or the zero At for the current
+// state. fault describes an invalid parameter.
 func moment(r *http.Request) (at At, fault string) {
 	given := 0
 	if text := r.FormValue("at_version"); text != "" {
@@ -36,12 +36,12 @@ func moment(r *http.Request) (at At, fault string) {
 		given++
 		t, err := time.Parse(time.RFC3339Nano, text)
 		if err != nil {
-			return at, fmt.Sprintf("%s=%s: want a time as 2006-01-02T15:04:05Z (RFC 3339)", name, text)
+			return at, fmt.Sprintf("%s=%s: want an RFC 3339 time such as 2006-01-02T15:04:05Z", name, text)
 		}
 		*to = t
 	}
 	if given > 1 {
-		return at, "at_version, at_time and at_recorded_time: give one of them"
+		return at, "at_version, at_time and at_recorded_time exclude each other; give one"
 	}
 	return at, ""
 }
@@ -54,16 +54,16 @@ type eventItem struct {
 	Recorded   time.Time       `json:"recorded_time"`
 	Projection string          `json:"projection"`
 	Aggregate  string          `json:"aggregate"`
-	Version    int64           `json:"version" doc:"That it made of the aggregate."`
+	Version    int64           `json:"version" doc:"Version of the aggregate after the event."`
 	Topic      string          `json:"topic"`
 	Partition  int32           `json:"partition"`
 	Offset     int64           `json:"offset"`
 	Event      json.RawMessage `json:"event,omitempty"`
 
-	Hidden map[string]string `json:"hidden,omitempty" doc:"By dotted path, why an encrypted field of the event is null."`
+	Hidden map[string]string `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason."`
 }
 
-// newEventItem leaves the event itself out if brief is set.
+// newEventItem converts an event. brief leaves out the event's body.
 func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	it := eventItem{
 		ID: e.ID, Type: shortName(e.Type), Time: e.Time.UTC(), Recorded: e.Recorded.UTC(), Projection: d.Name, Aggregate: e.Aggregate,
@@ -77,7 +77,7 @@ func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	return it, err
 }
 
-// shortName is a type's name without its namespace, as in topology.yaml.
+// shortName returns a type's name without its namespace, as in topology.yaml.
 func shortName(s *codec.Schema) string {
 	return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:]
 }
@@ -85,8 +85,8 @@ func shortName(s *codec.Schema) string {
 type historyAnswer struct {
 	made
 	ID         string      `json:"id"`
-	Items      []eventItem `json:"items" doc:"The last first."`
-	Before     int64       `json:"next_before,omitempty" doc:"Gives the next page, as before; left out if this is the last."`
+	Items      []eventItem `json:"items" doc:"Latest first."`
+	Before     int64       `json:"next_before,omitempty" doc:"Value of before for the next page; omitted on the last page."`
 	Partitions []Position  `json:"partitions"`
 }
 
@@ -120,7 +120,9 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) {
 	a.answer(w, r, out)
 }
 
-// version returns a parameter that is a version of an aggregate.
+// version returns a parameter that holds a version of an aggregate, or missing if the
+// request does not have it. If the value is invalid or below least, it writes the
+// problem and returns false.
 func (a *api) version(w http.ResponseWriter, r *http.Request, name string, missing, least int64) (int64, bool) {
 	text := r.FormValue(name)
 	if text == "" {
@@ -128,7 +130,7 @@ func (a *api) version(w http.ResponseWriter, r *http.Request, name string, missi
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n < least {
-		a.problem(w, http.StatusBadRequest, "%s=%s: want a version, a number of %d or more", name, text, least)
+		a.problem(w, http.StatusBadRequest, "%s=%s: want a version of %d or more", name, text, least)
 		return 0, false
 	}
 	return n, true
@@ -138,9 +140,9 @@ type whyAnswer struct {
 	made
 	Position
 	item
-	Fields  map[string]eventItem `json:"fields" doc:"By dotted path, the event that last changed the field. A field that never changed is not there."`
-	Unknown []string             `json:"unknown,omitempty" doc:"Fields whose last change lies before unknown_before: the history is longer than is looked at."`
-	Before  int64                `json:"unknown_before,omitempty" doc:"The version from which on the history was looked at; left out if that was all that matters."`
+	Fields  map[string]eventItem `json:"fields" doc:"Maps the dotted path of a field to the event that last changed it. Fields that never changed are omitted."`
+	Unknown []string             `json:"unknown,omitempty" doc:"Fields whose last change is older than version unknown_before: the search of a long history stops there."`
+	Before  int64                `json:"unknown_before,omitempty" doc:"First version that was searched; omitted if the search was complete."`
 }
 
 func (a *api) why(w http.ResponseWriter, r *http.Request) {
@@ -175,15 +177,15 @@ type diffAnswer struct {
 	ID     string                 `json:"id"`
 	From   side                   `json:"from"`
 	To     side                   `json:"to"`
-	Fields map[string]changedItem `json:"fields" doc:"By dotted path, the fields that differ."`
-	Hidden map[string]string      `json:"hidden,omitempty" doc:"By dotted path, why an encrypted field is null."`
+	Fields map[string]changedItem `json:"fields" doc:"Maps the dotted path of each field that differs to its values."`
+	Hidden map[string]string      `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason."`
 }
 
-// side is one of the two states that are compared.
+// side describes one of the two compared states.
 type side struct {
-	Version   int64      `json:"version" doc:"0: before the first event."`
+	Version   int64      `json:"version" doc:"0 means before the first event."`
 	Deleted   bool       `json:"deleted,omitempty"`
-	EventID   string     `json:"event_id,omitempty" doc:"That made it."`
+	EventID   string     `json:"event_id,omitempty" doc:"Event that produced the version."`
 	EventTime *time.Time `json:"event_time,omitempty"`
 }
 
@@ -198,7 +200,7 @@ func newSide(g Aggregate) side {
 
 // changedItem is a field in two states.
 type changedItem struct {
-	From json.RawMessage `json:"from,omitempty" doc:"Left out before the first event."`
+	From json.RawMessage `json:"from,omitempty" doc:"Omitted if from is before the first event."`
 	To   json.RawMessage `json:"to"`
 }
 
@@ -225,36 +227,47 @@ func (a *api) diff(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	d := p.Describe()
-	out := diffAnswer{made: made{d.Name, d.Version}, Position: after.At, ID: r.PathValue("id"), From: newSide(before), To: newSide(after), Fields: map[string]changedItem{}}
-	old, _, err := tree(d, before)
-	if err == nil {
-		var now any
-		if now, out.Hidden, err = tree(d, after); err == nil {
-			for _, path := range paths {
-				var c changedItem
-				if before.Version > 0 {
-					c.From, err = valueAt(old, path)
-				}
-				var err2 error
-				c.To, err2 = valueAt(now, path)
-				if err = errors.Join(err, err2); err != nil {
-					break
-				}
-				if d.Show != nil && out.Hidden[path] == "" && bytes.Equal(c.From, c.To) {
-					continue // another ciphertext of the same
-				}
-				out.Fields[path] = c
-			}
-		}
-	}
-	if err != nil {
+	out := diffAnswer{made: made{d.Name, d.Version}, Position: after.At, ID: r.PathValue("id"), From: newSide(before), To: newSide(after)}
+	if out.Fields, out.Hidden, err = changedItems(d, before, after, paths); err != nil {
 		a.fail(w, r, err)
 		return
 	}
 	a.answer(w, r, out)
 }
 
-// tree returns a state as what JSON makes of it, numbers as they are written.
+// changedItems returns the values of the fields at paths in two states. It omits fields
+// that differ only in their ciphertext. hidden holds the reasons for hidden fields of
+// after.
+func changedItems(d Description, before, after Aggregate, paths []string) (fields map[string]changedItem, hidden map[string]string, err error) {
+	from, _, err := tree(d, before)
+	if err != nil {
+		return nil, nil, err
+	}
+	to, hidden, err := tree(d, after)
+	if err != nil {
+		return nil, nil, err
+	}
+	fields = map[string]changedItem{}
+	for _, path := range paths {
+		var c changedItem
+		if before.Version > 0 {
+			if c.From, err = valueAt(from, path); err != nil {
+				return nil, nil, err
+			}
+		}
+		if c.To, err = valueAt(to, path); err != nil {
+			return nil, nil, err
+		}
+		if d.Show != nil && hidden[path] == "" && bytes.Equal(c.From, c.To) {
+			continue // two ciphertexts of the same plaintext
+		}
+		fields[path] = c
+	}
+	return fields, hidden, nil
+}
+
+// tree returns a state as decoded JSON. Numbers are json.Number, so they keep their
+// text. Version 0 has no state: v is nil.
 func tree(d Description, g Aggregate) (v any, hidden map[string]string, err error) {
 	if g.Version == 0 {
 		return nil, nil, nil
@@ -269,12 +282,12 @@ func tree(d Description, g Aggregate) (v any, hidden map[string]string, err erro
 	return v, hidden, err
 }
 
-// valueAt returns the value at a dotted path through objects.
+// valueAt returns the value at a dotted path, as JSON.
 func valueAt(v any, path string) (json.RawMessage, error) {
 	for _, name := range strings.Split(path, ".") {
 		o, ok := v.(map[string]any)
 		if !ok {
-			return nil, fmt.Errorf("a state has nothing at %s", path)
+			return nil, fmt.Errorf("the state has no field %s", path)
 		}
 		v = o[name]
 	}
@@ -282,10 +295,10 @@ func valueAt(v any, path string) (json.RawMessage, error) {
 }
 
 type eventAnswer struct {
-	Applied []eventItem `json:"applied" doc:"One for each projection that applied it."`
+	Applied []eventItem `json:"applied" doc:"One entry for each projection that applied the event."`
 }
 
-// event looks in all projections: one event may be applied in several.
+// event searches all projections, because several may have applied the event.
 func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	var out eventAnswer
 	var failed error
@@ -306,29 +319,39 @@ func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	case len(out.Applied) > 0:
 		a.answer(w, r, out)
 	case errors.Is(failed, ErrNotFound):
-		answer := problemAnswer{Status: http.StatusNotFound, Detail: fmt.Sprintf("no event %q was applied to an aggregate that this worker has", r.PathValue("id"))}
-		for _, p := range a.projections {
-			if o, err := p.Outcome(r.Context(), Sought{ID: r.PathValue("id")}); err == nil && o.State != Pending {
-				answer.Outcome, answer.Pipeline, answer.Stage, answer.Reason = o.State, o.Pipeline, o.Stage, o.Reason
-				said := o.Detail
-				if o.Pipeline == "" {
-					said = fmt.Sprintf("by %s it was %s: %s", p.Describe().Name, o.State, o.Detail)
-				}
-				if !strings.Contains(answer.Detail, said) { // of several projections behind one pipeline
-					answer.Detail += "; " + said
-				}
-			}
-		}
-		a.writeProblem(w, answer)
+		a.writeProblem(w, a.unappliedEvent(r))
 	default:
 		a.fail(w, r, failed)
 	}
 }
 
+// unappliedEvent returns the problem for an event that no projection applied, with
+// the outcomes that the projections know.
+func (a *api) unappliedEvent(r *http.Request) problemAnswer {
+	id := r.PathValue("id")
+	answer := problemAnswer{Status: http.StatusNotFound, Detail: fmt.Sprintf("event %q was not applied to any aggregate of this worker", id)}
+	for _, p := range a.projections {
+		o, err := p.Outcome(r.Context(), Sought{ID: id})
+		if err != nil || o.State == Pending {
+			continue
+		}
+		answer.Outcome, answer.Pipeline, answer.Stage, answer.Reason = o.State, o.Pipeline, o.Stage, o.Reason
+		detail := o.Detail
+		if o.Pipeline == "" {
+			detail = fmt.Sprintf("projection %s: %s: %s", p.Describe().Name, o.State, o.Detail)
+		}
+		// Several projections behind one pipeline report the same outcome.
+		if !strings.Contains(answer.Detail, detail) {
+			answer.Detail += "; " + detail
+		}
+	}
+	return answer
+}
+
 type eventsAnswer struct {
 	made
-	Items      []eventItem `json:"items" doc:"The latest by event time first."`
-	Next       string      `json:"next_cursor,omitempty" doc:"Gives the next page; left out if this is the last."`
+	Items      []eventItem `json:"items" doc:"Latest event time first."`
+	Next       string      `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page."`
 	Partitions []Position  `json:"partitions"`
 }
 
@@ -342,14 +365,14 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) {
 		a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
 		return
 	}
-	// The first projection that folds the type has them all.
+	// Every projection that folds the type has all of its events, so use the first.
 	p, typ := a.folding(r.FormValue("type"))
 	if p == nil {
 		hint := expr.Nearest(r.FormValue("type"), a.typeNames())
 		if hint != "" {
 			hint = "; " + hint
 		}
-		a.problem(w, http.StatusBadRequest, "type=%s: want the type of events, one of %s%s", r.FormValue("type"), strings.Join(a.typeNames(), ", "), hint)
+		a.problem(w, http.StatusBadRequest, "type=%s: want an event type, one of %s%s", r.FormValue("type"), strings.Join(a.typeNames(), ", "), hint)
 		return
 	}
 	events, at, err := p.Events(r.Context(), typ, before, limit)
@@ -380,8 +403,8 @@ func newEventItems(d Description, events []Event) (_ []eventItem, err error) {
 	return items, nil
 }
 
-// folding returns the first projection that folds a type, given with or without
-// its namespace, and the full name.
+// folding returns the first projection that folds a type, and the type's full name. name
+// is the type's name with or without its namespace.
 func (a *api) folding(name string) (Projection, string) {
 	for _, p := range a.projections {
 		for _, t := range p.Types() {

@@ -22,26 +22,50 @@ import (
 type listAnswer struct {
 	made
 	Items      []item       `json:"items"`
-	Next       string       `json:"next_cursor,omitempty" doc:"Gives the next page; left out if this is the last. A page may be short, or empty, and not the last."`
-	Partitions []Position   `json:"partitions" doc:"How far each partition was when it was read."`
-	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the states have the event that was asked for."`
+	Next       string       `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page. A page with fewer items than limit, even an empty one, is not necessarily the last."`
+	Partitions []Position   `json:"partitions" doc:"Position of each partition at the time of the read."`
+	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the states include the requested event."`
 }
 
-// listCursor is where a list goes on. It carries what the list is of, so that
-// pages belong together.
+// listCursor is the position at which a list continues. It also holds the filter and
+// sort of the list, so all pages use the same ones.
 type listCursor struct {
 	Filter string `json:"f,omitempty"`
 	Sort   string `json:"s,omitempty"`
-	Key    []byte `json:"k,omitempty"` // of the last item, if there is a sort
-	ID     string `json:"i"`           // of the last item, or the last looked at
+	Key    []byte `json:"k,omitempty"` // sort key of the last item, if the list is sorted
+	ID     string `json:"i"`           // id of the last item (sorted), or of the last aggregate read
 }
 
 func (c listCursor) text() string {
 	raw, err := json.Marshal(c)
 	if err != nil {
-		panic(err) // strings
+		panic(err) // cannot happen: only strings
 	}
 	return base64.RawURLEncoding.EncodeToString(raw)
+}
+
+// listPosition returns the position at which the requested page starts, with its filter
+// and sort. If the cursor is invalid, it writes the problem and returns false.
+func (a *api) listPosition(w http.ResponseWriter, r *http.Request) (at listCursor, ok bool) {
+	at = listCursor{Filter: r.FormValue("filter"), Sort: r.FormValue("sort")}
+	text := r.FormValue("cursor")
+	if text == "" {
+		return at, true
+	}
+	var c listCursor
+	raw, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil {
+		err = json.Unmarshal(raw, &c)
+	}
+	switch {
+	case err != nil:
+		a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
+		return at, false
+	case at.Filter != "" && at.Filter != c.Filter, at.Sort != "" && at.Sort != c.Sort:
+		a.problem(w, http.StatusBadRequest, "cursor: it belongs to a list with another filter or sort; omit filter and sort to continue that list, or omit cursor to start a new one")
+		return at, false
+	}
+	return c, true
 }
 
 func (a *api) list(w http.ResponseWriter, r *http.Request) {
@@ -57,22 +81,9 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	at := listCursor{Filter: r.FormValue("filter"), Sort: r.FormValue("sort")}
-	if text := r.FormValue("cursor"); text != "" {
-		var c listCursor
-		raw, err := base64.RawURLEncoding.DecodeString(text)
-		if err == nil {
-			err = json.Unmarshal(raw, &c)
-		}
-		switch {
-		case err != nil:
-			a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
-			return
-		case at.Filter != "" && at.Filter != c.Filter, at.Sort != "" && at.Sort != c.Sort:
-			a.problem(w, http.StatusBadRequest, "cursor: it goes on with the filter and the sort that it was made for; leave them out, or leave it out")
-			return
-		}
-		at = c
+	at, ok := a.listPosition(w, r)
+	if !ok {
+		return
 	}
 	d := p.Describe()
 	var by *sorting
@@ -97,10 +108,10 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 	positions, err := p.Scan(r.Context(), l.after(), l.see)
 	switch {
 	case errors.Is(l.err, errTooMany):
-		a.problem(w, http.StatusUnprocessableEntity, "%d aggregates were looked at and there are more: that is the most that can be sorted; sort by id, which has no limit, or ask with a filter and no sort", maxScanned)
+		a.problem(w, http.StatusUnprocessableEntity, "there are more than %d aggregates, which is the limit for sorting; sort by id, which has no limit, or use a filter without a sort", maxScanned)
 		return
 	case l.err != nil && pipeline.ClassOf(l.err) == pipeline.ClassReject:
-		a.problem(w, http.StatusBadRequest, "filter, of aggregate %q: %v", l.of, l.err)
+		a.problem(w, http.StatusBadRequest, "filter failed for aggregate %q: %v", l.of, l.err)
 		return
 	case err != nil || l.err != nil:
 		a.fail(w, r, errors.Join(err, l.err))
@@ -129,8 +140,8 @@ type lister struct {
 
 	found   []found
 	scanned int
-	more    bool   // the scan was ended early
-	of      string // the aggregate looked at last
+	more    bool   // there is another page
+	of      string // id of the last aggregate read
 	err     error
 }
 
@@ -139,8 +150,8 @@ type found struct {
 	key []byte
 }
 
-// after returns the id from which on aggregates have to be looked at: with a sort,
-// all.
+// after returns the id after which the scan starts. A sorted list scans all
+// aggregates.
 func (l *lister) after() string {
 	if l.by != nil {
 		return ""
@@ -148,7 +159,8 @@ func (l *lister) after() string {
 	return l.at.ID
 }
 
-// see takes an aggregate, and reports whether another is wanted.
+// see adds an aggregate to the page if it matches, and reports whether the scan
+// continues. It is the callback of [Projection.Scan].
 func (l *lister) see(g Aggregate) bool {
 	if l.scanned == maxScanned {
 		l.more = true
@@ -167,7 +179,7 @@ func (l *lister) see(g Aggregate) bool {
 		}
 	}
 	if l.by == nil && len(l.found) == l.limit {
-		l.more, l.of = true, before // there is another: the next page begins with it
+		l.more, l.of = true, before // the page is full: the next one starts with this aggregate
 		return false
 	}
 	f := found{Aggregate: g}
@@ -176,7 +188,7 @@ func (l *lister) see(g Aggregate) bool {
 			return false
 		}
 		if l.at.ID != "" && l.by.compare(f.key, g.ID, l.at.Key, l.at.ID) <= 0 {
-			return true // on a page before
+			return true // on an earlier page
 		}
 	}
 	f.State = bytes.Clone(g.State)
@@ -187,7 +199,7 @@ func (l *lister) see(g Aggregate) bool {
 	return true
 }
 
-// cut keeps the first of what was found, so that memory stays within bounds.
+// cut sorts the found aggregates and keeps the first limit of them, to bound memory.
 func (l *lister) cut() {
 	slices.SortFunc(l.found, func(a, b found) int { return l.by.compare(a.key, a.ID, b.key, b.ID) })
 	if len(l.found) > l.limit {
@@ -219,11 +231,12 @@ func (l *lister) page() (items []item, next string, err error) {
 	return items, c.text(), nil
 }
 
-// A sorting orders aggregates by one of their fields, then id.
+// A sorting orders aggregates by a field, then by id. Exactly one of "of" and layout is
+// set. It belongs to one request, since key reuses the view.
 type sorting struct {
 	down   bool
-	of     func(*Aggregate) []byte // a field of the aggregate itself
-	layout *codec.Layout           // else one of the state
+	of     func(*Aggregate) []byte // sort key from a field of the aggregate itself
+	layout *codec.Layout           // layout with a field of the state
 	view   pipeline.View
 }
 
@@ -241,7 +254,7 @@ func newSorting(state *codec.Schema, text string) (*sorting, error) {
 	default:
 		path, ok := strings.CutPrefix(name, "state.")
 		if !ok {
-			return nil, errors.New("want id, version, event_time or state.FIELD, with - before it for descending order")
+			return nil, errors.New("want id, version, event_time or state.FIELD, with a leading - for descending order")
 		}
 		layout, err := codec.NewLayout(state, [][]string{strings.Split(path, ".")})
 		if err != nil {
@@ -255,10 +268,10 @@ func newSorting(state *codec.Schema, text string) (*sorting, error) {
 			return nil, err
 		}
 		if layout.Node(0).Tag != "" {
-			return nil, errors.New("it is encrypted, and its order would say nothing")
+			return nil, errors.New("the field is encrypted, and ciphertexts have no useful order")
 		}
 		if !sortable(layout.Node(0)) {
-			return nil, fmt.Errorf("it is %s, which has no order", layout.Node(0))
+			return nil, fmt.Errorf("the field is %s, which has no order", layout.Node(0))
 		}
 		s.layout = layout
 	}
@@ -276,7 +289,7 @@ func sortable(n *codec.Node) bool {
 	return false
 }
 
-// compare orders by key, then id.
+// compare orders by key, then by id. s.down reverses only the order of the keys.
 func (s *sorting) compare(a []byte, aID string, b []byte, bID string) int {
 	c := bytes.Compare(a, b)
 	if s.down {
@@ -285,8 +298,8 @@ func (s *sorting) compare(a []byte, aID string, b []byte, bID string) int {
 	return cmp.Or(c, cmp.Compare(aID, bID))
 }
 
-// key returns the field as bytes that are in order as the values are. Null comes
-// first.
+// key returns the field's value as bytes in an order-preserving encoding. Null sorts
+// before all other values.
 func (s *sorting) key(g *Aggregate) ([]byte, error) {
 	if s.of != nil {
 		return s.of(g), nil
@@ -309,7 +322,7 @@ func (s *sorting) key(g *Aggregate) ([]byte, error) {
 	case codec.Int, codec.Long:
 		v, _, err := codec.ReadLong(enc)
 		return orderedLong(key, v), err
-	case codec.Enum: // by name, as people see it
+	case codec.Enum: // by symbol, not by its index
 		v, _, err := codec.ReadLong(enc)
 		if err == nil && v >= 0 && v < int64(len(n.Symbols)) {
 			key = append(key, n.Symbols[v]...)
@@ -340,8 +353,8 @@ func orderedDouble(dst []byte, v float64) []byte {
 	return binary.BigEndian.AppendUint64(dst, bits)
 }
 
-// The fields of an aggregate that a filter can name beside its state are those of
-// an answer.
+// aggregateSchema has the fields of an aggregate that a filter can read in addition
+// to the state. They are named as in the answers.
 const aggregateSchema = `{"type":"record","name":"Aggregate","fields":[
 	{"name":"id","type":"string"},
 	{"name":"version","type":"long"},
@@ -353,8 +366,8 @@ const aggregateSchema = `{"type":"record","name":"Aggregate","fields":[
 // A filter is a compiled condition. It is safe for concurrent use.
 type filter struct {
 	program *expr.Program
-	own     *codec.Layout // nil if it reads nothing of the aggregate itself
-	state   *codec.Layout // nil if it reads nothing of the state
+	own     *codec.Layout // of aggregateSchema; nil if the condition reads none of its fields
+	state   *codec.Layout // nil if the condition reads no field of the state
 	views   sync.Pool     // of *[2]pipeline.View
 }
 
@@ -410,16 +423,17 @@ func (f *filter) match(g *Aggregate) (bool, error) {
 	return f.program.Bool(&v[0], &v[1])
 }
 
-// filters keeps those that were compiled, for a while: that costs more than to
-// use them.
+// filters caches compiled filters, because compiling costs more than evaluating.
 type filters struct {
 	mu    sync.Mutex
-	known map[[2]string]*filter // by projection and text
+	known map[[2]string]*filter // by projection and text; guarded by mu
 }
 
+// maxFilters is the maximum size of the cache. A full cache is emptied.
 const maxFilters = 256
 
-// filter returns a compiled filter, or says what is wrong with it, and where.
+// filter returns a compiled filter. If it does not compile, filter writes a problem
+// with the faults and their places, and returns nil.
 func (a *api) filter(w http.ResponseWriter, d Description, text string) *filter {
 	key := [2]string{d.Name, text}
 	a.filters.mu.Lock()

@@ -16,8 +16,9 @@ func (a *api) serveDocument(w http.ResponseWriter, r *http.Request) {
 
 type object = map[string]any
 
-// OpenAPI returns the API's description, made of the routes and of the types of
-// their answers. docs/openapi.json is a copy.
+// OpenAPI returns the OpenAPI 3.1 document of the API. It is generated from the
+// routes and the types of their answers. docs/openapi.json is a copy, which a test of
+// pipeline/app compares, and rewrites if UPDATE_SCRIPTS=1 is set.
 func OpenAPI() []byte {
 	schemas := object{}
 	refTo(schemas, reflect.TypeFor[problemAnswer]())
@@ -26,50 +27,57 @@ func OpenAPI() []byte {
 	}
 	paths := object{}
 	for _, r := range routes() {
-		var params []object
-		for _, p := range r.params {
-			params = append(params, p.describe())
-		}
-		ok := object{"description": r.summary + "."}
-		switch {
-		case r.answer != nil:
-			ok["content"] = object{"application/json": object{"schema": refTo(schemas, reflect.TypeOf(r.answer))}}
-		case strings.HasSuffix(r.path, "/feed"):
-			ok["description"] = "Messages of four kinds, told apart by event: snapshot (FeedSnapshot), frontier (FeedFrontier), stalled (FeedStalled) and end (FeedEnd). The id of a message is where to go on, for Last-Event-ID, at any worker. Changes of a partition come in the order of the log; those of two partitions come in any order."
-			ok["content"] = object{"text/event-stream": object{"schema": object{"type": "string"}}}
-		default:
-			ok["content"] = object{"application/json": object{"schema": object{"type": "object"}}}
-		}
-		problem := object{"application/problem+json": object{"schema": object{"$ref": "#/components/schemas/Problem"}}}
-		responses := object{"200": ok, "default": object{"description": "A problem as in RFC 9457.", "content": problem}}
-		for status, text := range r.also {
-			one := object{"description": text}
-			if status >= 400 {
-				one["content"] = problem
-			}
-			responses[strconv.Itoa(status)] = one
-		}
-		op := object{"operationId": r.name, "summary": r.summary, "responses": responses}
-		if len(params) > 0 {
-			op["parameters"] = params
-		}
-		paths[r.path] = object{strings.ToLower(r.verb()): op}
+		paths[r.path] = object{strings.ToLower(r.verb()): r.describe(schemas)}
 	}
 	doc, err := json.MarshalIndent(object{
 		"openapi": "3.1.0",
 		"info": object{
 			"title": "Millrace projector", "version": "1",
-			"description": "Questions about projections. Any worker of a group answers for all of them, or says that it cannot: never with a part. HEAD works wherever GET does. A parameter that is not known is an error.",
+			"description": "Reads projections. Any worker of a group can answer any request; it returns a complete answer or an error, never a part. HEAD works wherever GET does. Unknown parameters are errors.",
 		},
 		"paths":      paths,
 		"components": object{"schemas": schemas},
 	}, "", "  ")
 	if err != nil {
-		panic(err) // strings and numbers
+		panic(err) // cannot happen: only strings and numbers
 	}
 	return append(doc, '\n')
 }
 
+// describe returns the route's OpenAPI operation. It adds the schemas of its answer
+// to schemas.
+func (r *route) describe(schemas object) object {
+	ok := object{"description": r.summary + "."}
+	switch {
+	case r.answer != nil:
+		ok["content"] = object{"application/json": object{"schema": refTo(schemas, reflect.TypeOf(r.answer))}}
+	case strings.HasSuffix(r.path, "/feed"):
+		ok["description"] = "A stream of messages. The event field holds the kind: snapshot (FeedSnapshot), frontier (FeedFrontier), stalled (FeedStalled) or end (FeedEnd). The id of a message can be sent as Last-Event-ID to any worker to resume after the message. Changes of one partition arrive in the order of the log; there is no order between partitions."
+		ok["content"] = object{"text/event-stream": object{"schema": object{"type": "string"}}}
+	default:
+		ok["content"] = object{"application/json": object{"schema": object{"type": "object"}}}
+	}
+	problem := object{"application/problem+json": object{"schema": object{"$ref": "#/components/schemas/Problem"}}}
+	responses := object{"200": ok, "default": object{"description": "Problem details (RFC 9457).", "content": problem}}
+	for status, text := range r.also {
+		one := object{"description": text}
+		if status >= 400 {
+			one["content"] = problem
+		}
+		responses[strconv.Itoa(status)] = one
+	}
+	op := object{"operationId": r.name, "summary": r.summary, "responses": responses}
+	var params []object
+	for _, p := range r.params {
+		params = append(params, p.describe())
+	}
+	if len(params) > 0 {
+		op["parameters"] = params
+	}
+	return op
+}
+
+// describe returns the parameter's OpenAPI object.
 func (p param) describe() object {
 	schema := object{"type": p.kind}
 	switch p.kind {
@@ -96,8 +104,8 @@ func (p param) describe() object {
 	return out
 }
 
-// refTo returns a reference to the schema of a struct, which it adds to those
-// there are.
+// refTo returns a reference to the schema of a struct. It adds the schema to schemas
+// if it is missing.
 func refTo(schemas object, t reflect.Type) object {
 	name := t.Name()
 	switch name {
@@ -109,7 +117,7 @@ func refTo(schemas object, t reflect.Type) object {
 	name = strings.ToUpper(name[:1]) + name[1:]
 	if schemas[name] == nil {
 		schema := object{"type": "object", "additionalProperties": false}
-		schemas[name] = schema // before its fields, which may have it in them
+		schemas[name] = schema // set before the fields, because a type may contain itself
 		properties, required := object{}, []string{}
 		addFields(schemas, t, properties, &required)
 		schema["properties"] = properties
@@ -120,8 +128,8 @@ func refTo(schemas object, t reflect.Type) object {
 	return object{"$ref": "#/components/schemas/" + name}
 }
 
-// addFields adds the fields of a struct as JSON has them: those of an embedded
-// struct are its own.
+// addFields adds the fields of a struct under their JSON names. Fields of an embedded
+// struct are added as fields of the outer one, as encoding/json does.
 func addFields(schemas object, t reflect.Type, properties object, required *[]string) {
 	for i := range t.NumField() {
 		f := t.Field(i)

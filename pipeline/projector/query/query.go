@@ -1,6 +1,6 @@
-// Package query is the HTTP API of projections: the state of an aggregate now and
-// then, lists, histories, and changes as they happen. It asks for what it needs
-// through [Projection] and knows neither Kafka nor how states are kept.
+// Package query serves the HTTP API of projections: current and past states of
+// aggregates, lists, histories, and a feed of changes. It reads all data through
+// [Projection] and depends neither on Kafka nor on the store.
 //
 //	GET /v1/openapi.json
 //	GET /v1/projections
@@ -15,16 +15,19 @@
 //	GET /v1/blocked/{name}?limit=&cursor=
 //	POST /v1/blocked/{name}/{id}/release?skip=
 //
-// A question about now may name an event that the answer has to contain
-// (after_event), or a version that it must not be older than (min_version), and
-// how long it waits for that.
+// A request for a current state may name an event that the state must include
+// (after_event) or a minimum version (min_version), and a timeout for it (wait).
 //
-// Every answer says which fold made it, and up to which offset of which
-// partition it has seen, with how far that is behind. Errors are problems as in
-// RFC 9457. A parameter that is not known is an error.
+// Every answer holds the hash of the fold that produced it, and the offset, lag
+// and age of each partition it was read from. Errors are problem details (RFC
+// 9457). Unknown parameters are errors.
 //
-// Start at [Handler]; routes.go is the list of all there is, from which the
-// OpenAPI document is made.
+// Start reading at [Handler]; routes.go lists all routes, and the OpenAPI document
+// is generated from that list.
+//
+// The handler is safe for concurrent use: net/http calls it from one goroutine per
+// request. The caller owns the projections, and they must be safe for concurrent
+// use too.
 package query
 
 import (
@@ -46,89 +49,90 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// A Projection answers for the partitions of its topic. An error is ErrElsewhere
-// if it cannot for all that a question is about: it never answers with a part.
+// A Projection reads one projection. Its methods are safe for concurrent use. They
+// return ErrElsewhere if any partition of the request is not available here; they
+// never return a partial answer.
 type Projection interface {
 	Describe() Description
-	// Partitions returns how far each of those is that this worker has.
+	// Partitions returns the positions of this worker's partitions.
 	Partitions() []Position
-	// AllPartitions returns how far each partition is, whichever worker has it, and of
-	// which nobody can tell, with why.
+	// AllPartitions returns the positions of the partitions of all workers. absent
+	// maps each partition with an unknown position to the reason.
 	AllPartitions(ctx context.Context) (at []Position, absent map[int32]string, err error)
-	// Get returns an aggregate. An error is ErrNotFound or ErrElsewhere, or
-	// else a failure.
+	// Get returns an aggregate. It fails with ErrNotFound if the aggregate does not
+	// exist, and with ErrElsewhere if another worker owns its partition.
 	Get(ctx context.Context, id string) (Aggregate, error)
-	// Scan calls f with the aggregates whose ids come after a given one, in order
-	// of their ids, until it returns false, and returns how far the partitions
-	// were. State is valid during the call alone.
+	// Scan calls f for each aggregate with an id greater than after, in order of id,
+	// until f returns false. It returns the positions of the partitions it read.
+	// Aggregate.State is valid only during the call of f.
 	Scan(ctx context.Context, after string, f func(Aggregate) bool) ([]Position, error)
 
-	// GetAt returns an aggregate as it was. An error may be ErrNoVersion, and
-	// like those that follow, ErrNoHistory.
+	// GetAt returns an aggregate at a moment of its past. It may fail with
+	// ErrNoVersion. GetAt and the methods below it in this group may fail with
+	// ErrNoHistory.
 	GetAt(ctx context.Context, id string, at At) (Aggregate, error)
-	// History returns the events of an aggregate, the last first, limit at most,
-	// that made versions below before; 0 means all.
+	// History returns at most limit events of an aggregate, latest first, with
+	// versions below before. before = 0 means no bound.
 	History(ctx context.Context, id string, before int64, limit int) ([]Event, error)
-	// Why returns which event last changed each field of an aggregate.
+	// Why returns the last event that changed each field of an aggregate.
 	Why(ctx context.Context, id string) (Why, error)
-	// Diff returns an aggregate as of two versions, and the dotted paths of the
-	// fields in which they differ. Version 0 is before its first event; 0 as the
-	// second version means the latest, and -1 as the first the one before the
-	// second.
+	// Diff returns an aggregate at two versions, and the dotted paths of the fields
+	// that differ. Version 0 is the state before the first event. to = 0 means the
+	// latest version; from = -1 means the version before to.
 	Diff(ctx context.Context, id string, from, to int64) (a, b Aggregate, fields []string, err error)
-	// Types are the event types that are folded.
+	// Types returns the event types that the projection folds.
 	Types() []*codec.Schema
-	// Event returns an event that was applied, by its id.
+	// Event returns an applied event by its id.
 	Event(ctx context.Context, id string) (Event, error)
-	// Events returns those applied of a type, by its full name, the latest by
-	// event time first, that come before a cursor (nil: all), and how far the
-	// partitions were.
+	// Events returns at most limit applied events of a type (its full name), latest
+	// event time first, and the positions of the partitions it read. It returns only
+	// events before the cursor; nil means no bound.
 	Events(ctx context.Context, typ string, before *EventCursor, limit int) ([]Event, []Position, error)
 
-	// Blocked returns the aggregates that wait for a release, the longest first,
-	// that come after a cursor (nil: all).
+	// Blocked returns at most limit aggregates that wait for a release, longest wait
+	// first. It returns only aggregates after the cursor; nil means no bound.
 	Blocked(ctx context.Context, after *EventCursor, limit int) ([]BlockedAggregate, error)
-	// Release folds again what a blocked aggregate missed; skip leaves out the
-	// event at which it was blocked. An error may be ErrNotFound, ErrNotBlocked,
-	// ErrBusy or ErrUnanswered.
+	// Release folds the queued events of a blocked aggregate again. skip leaves out
+	// the event that blocked it. It may fail with ErrNotFound, ErrNotBlocked, ErrBusy
+	// or ErrUnanswered.
 	Release(ctx context.Context, id string, skip bool) (Released, error)
 
-	// Outcome returns what this worker knows to have become of an event.
+	// Outcome returns the outcome of an event as far as this worker knows it.
 	Outcome(ctx context.Context, e Sought) (Outcome, error)
-	// Changed returns a channel that is closed when that may be something else.
+	// Changed returns a channel that is closed when outcomes may have changed.
 	Changed() <-chan struct{}
-	// Await returns what is known to have become of an event, wherever that is known. It
-	// waits for so long while that may change yet.
+	// Await returns the outcome of an event, from whichever worker knows it. It waits
+	// up to wait for a final outcome.
 	Await(ctx context.Context, e Sought, wait time.Duration) (Outcome, error)
-	// Follow calls f with changes until the context ends, f returns an error or
-	// nothing more can follow (ErrMoved, ErrSlow, ErrAhead). First it tells from
-	// where on each partition is followed. Of a partition, changes come in the
-	// order of the log; those of two partitions come in any order.
+	// Follow calls f with changes until the context ends, f returns an error, or the
+	// feed cannot continue (ErrMoved, ErrSlow, ErrAhead). The first calls report the
+	// position at which each partition starts. Changes of one partition arrive in the
+	// order of the log; there is no order between partitions.
 	Follow(ctx context.Context, start Start, f func(Changes) error) error
 }
 
-// At is a moment of an aggregate's past: one of the three. A time means the state
-// before the first event that is later.
+// At is a moment of an aggregate's past. Exactly one field is set. A time means
+// the state before the first later event.
 type At struct {
 	Version  int64
 	Time     time.Time // by the events' own timestamps
 	Recorded time.Time // by the timestamps of their records
 }
 
-// A Why says where the state of an aggregate comes from.
+// A Why explains the state of an aggregate.
 type Why struct {
 	Aggregate Aggregate
-	// Fields has, by dotted path, the event that last changed the field. What was
-	// never changed has its default, and no event.
+	// Fields maps the dotted path of a field to the event that last changed it. A
+	// field that never changed has its default value and no entry.
 	Fields map[string]Event
-	// Before is 0 if the whole history was looked at, or all that matters; else
-	// the fields of Unknown were last changed by an event below that version, or
-	// never.
+	// Before is 0 if the search covered the whole history, or as much of it as it
+	// needed. Otherwise the search stopped at version Before, and the fields in
+	// Unknown were last changed by an earlier event, or never.
 	Before  int64
 	Unknown []string
 }
 
-// An Event is one that was applied.
+// An Event is an event that was applied to an aggregate.
 type Event struct {
 	ID        string
 	Type      *codec.Schema
@@ -138,152 +142,152 @@ type Event struct {
 	Partition int32
 	Offset    int64
 	Aggregate string
-	Version   int64 // that it made of the aggregate
+	Version   int64 // version of the aggregate after the event
 	Body      []byte
 }
 
-// A Sought is an event of which somebody wants to know what became of it.
+// A Sought identifies an event for an outcome query.
 type Sought struct {
 	ID string
-	// Next is the offset behind it, in that partition; 0 if it is not known where it
-	// stands.
+	// Partition and Next give the event's position: Next is its offset plus one.
+	// Next is 0 if the position is unknown.
 	Partition int32
 	Next      int64
 }
 
-// An Outcome is what became of an event in a projection, as far as is known.
+// An Outcome is the known outcome of an event in a projection.
 type Outcome struct {
 	State     OutcomeState
-	Aggregate string // if it is known whose event it is
-	Version   int64  // that it made, if it was applied
-	Detail    string // for people: why
+	Aggregate string // id of the event's aggregate; "" if unknown
+	Version   int64  // version of the aggregate after the event, if applied
+	Detail    string // explanation for people
 
-	// Of one that did not come out of a pipeline: which, where in it, and why.
+	// The pipeline and stage that filtered or rejected the event, and the reason code.
 	Pipeline, Stage, Reason string
-	// Open says that this may yet change for the better, soon.
+	// Open reports that the outcome may still improve soon.
 	Open bool
 }
 
-// Final reports whether there is nothing left to wait for.
+// Final reports whether the outcome cannot change any more.
 func (o *Outcome) Final() bool { return o.State != Pending && !o.Open }
 
-// OutcomeState is a constant word of the API.
+// OutcomeState is an outcome as the API names it.
 type OutcomeState string
 
 const (
-	// Applied: the state has it.
+	// Applied: the state includes the event.
 	Applied OutcomeState = "applied"
-	// Pending: it was not seen here, yet or ever.
+	// Pending: the worker has not seen the event. It may never see it.
 	Pending OutcomeState = "pending"
-	// Rejected: it is bad, and will never be applied.
+	// Rejected: the event is bad and will never be applied.
 	Rejected OutcomeState = "rejected"
-	// Late: its aggregate was deleted before.
+	// Late: the aggregate was deleted before the event.
 	Late OutcomeState = "late"
-	// Filtered: a pipeline on the way to the projection dropped it on purpose.
+	// Filtered: a pipeline before the projection dropped the event on purpose.
 	Filtered OutcomeState = "filtered"
-	// DeadLetter: a pipeline on the way to the projection could not process it.
+	// DeadLetter: a pipeline before the projection could not process the event.
 	DeadLetter OutcomeState = "dead_letter"
-	// Blocked: it was not seen to be applied, and its aggregate is blocked.
+	// Blocked: the event is not known to be applied, and its aggregate is blocked.
 	Blocked OutcomeState = "blocked"
-	// Passed: its place in the log was passed, and it was not applied.
+	// Passed: the projection read past the event's offset without applying it.
 	Passed OutcomeState = "passed"
 )
 
-// A Start says from where changes are followed.
+// A Start is the starting point of a feed.
 type Start struct {
-	ID string // of one aggregate; "" means all
-	// From gives the offset from which on changes are wanted, by partition. If it
-	// is not empty, those not in it are followed from their beginning: they are
-	// newer than whoever wrote it down.
+	ID string // of the only aggregate to follow; "" means all
+	// From maps a partition to the first offset to follow. If From is not empty, a
+	// partition without an entry is followed from its beginning: it was created
+	// after From was written.
 	From map[int32]int64
-	// Beginning means all there is, first.
+	// Beginning requests all existing aggregates first.
 	Beginning bool
 }
 
 // Changes are changes of one partition.
 type Changes struct {
 	Aggregates []Aggregate
-	// Next says, of each of them, from where to go on after it. If it is nil, that
-	// can be said only after all of them.
+	// Next holds, for each aggregate, the offset to resume from after it. If Next is
+	// nil, a reader can resume only after the last aggregate.
 	Next []int64
-	// At is how far the partition is with these changes; if More is set, there
-	// are more to come before it is so far.
+	// At is the partition's position after these changes. If More is set, further
+	// changes follow before the partition reaches At.
 	At   Position
 	More bool
-	// Quiet says that nothing has changed: the position is told for its own sake.
+	// Quiet means that nothing changed; the message only reports the position.
 	Quiet bool
-	// Stalled, if not nil, are all partitions of which nothing can be told for
-	// now; the other members say nothing then.
+	// Stalled, if not nil, lists all partitions that deliver no changes at the moment.
+	// The other fields are then unset.
 	Stalled []Stall
 }
 
-// A Stall is a partition of which nothing can be told for now, and why.
+// A Stall is a partition that delivers no changes at the moment, with the reason.
 type Stall struct {
 	Partition int32  `json:"partition"`
-	Offset    int64  `json:"offset" doc:"From where it goes on, once it does."`
-	Detail    string `json:"detail" doc:"Why nothing comes from it."`
+	Offset    int64  `json:"offset" doc:"Offset from which the partition will resume."`
+	Detail    string `json:"detail" doc:"Why the partition delivers no changes."`
 }
 
-// A BlockedAggregate has an event that cannot be folded, or a gap; its later events
+// A BlockedAggregate has a gap or an event that cannot be folded. Its later events
 // wait.
 type BlockedAggregate struct {
 	ID        string    `json:"id"`
 	Partition int32     `json:"partition"`
-	Offset    int64     `json:"offset" doc:"Of the event that cannot be folded."`
-	Time      time.Time `json:"time" doc:"Of that event's record."`
+	Offset    int64     `json:"offset" doc:"Offset of the event that cannot be folded."`
+	Time      time.Time `json:"time" doc:"Timestamp of that event's record."`
 	Reason    string    `json:"reason"`
 	Error     string    `json:"error"`
-	Queued    int64     `json:"queued" doc:"How many later events wait."`
-	Last      int64     `json:"last,omitempty" doc:"Offset of the last of them; left out if none waits."`
+	Queued    int64     `json:"queued" doc:"Number of later events that wait."`
+	Last      int64     `json:"last,omitempty" doc:"Offset of the last waiting event; omitted if none waits."`
 }
 
-// Cursor is its place in the list of them.
+// Cursor returns the position of b in the list of blocked aggregates.
 func (b *BlockedAggregate) Cursor() EventCursor {
 	return EventCursor{b.Time.UnixMicro(), b.Partition, b.Offset}
 }
 
-// Released says what a release came to.
+// Released is the result of a release.
 type Released struct {
-	Events  int               `json:"events" doc:"That were folded again, or skipped."`
-	Blocked *BlockedAggregate `json:"blocked,omitempty" doc:"If it is blocked again: at the first event that still cannot be folded."`
+	Events  int               `json:"events" doc:"Number of events folded again or skipped."`
+	Blocked *BlockedAggregate `json:"blocked,omitempty" doc:"Set if the aggregate is blocked again, at the first event that still cannot be folded."`
 }
 
-// An EventCursor is a place in a list of events.
+// An EventCursor is a position in a list of events.
 type EventCursor struct {
 	Time      int64 // of the event, in microseconds since 1970
 	Partition int32
 	Offset    int64
 }
 
-// Compare compares two places, the later is the greater.
+// Compare orders cursors by time, partition and offset.
 func (c EventCursor) Compare(d EventCursor) int {
 	return cmp.Or(cmp.Compare(c.Time, d.Time), cmp.Compare(c.Partition, d.Partition), cmp.Compare(c.Offset, d.Offset))
 }
 
 // Errors of a [Projection].
 var (
-	ErrNotFound   = errors.New("there is no such aggregate")
+	ErrNotFound   = errors.New("aggregate not found")
 	ErrElsewhere  = errors.New("another worker has the partition")
-	ErrNoVersion  = errors.New("there is no such version")
-	ErrNoHistory  = errors.New("this worker keeps no history; it runs with --no-history")
-	ErrMoved      = errors.New("partitions came to this worker or went to another")
+	ErrNoVersion  = errors.New("version not found")
+	ErrNoHistory  = errors.New("this worker keeps no history because it runs with --no-history")
+	ErrMoved      = errors.New("this worker gained or lost partitions")
 	ErrSlow       = errors.New("the reader is too slow")
-	ErrAhead      = errors.New("the id of a message is of another log")
-	ErrNotBlocked = errors.New("it is not blocked")
+	ErrAhead      = errors.New("the message id belongs to another log")
+	ErrNotBlocked = errors.New("the aggregate is not blocked")
 	ErrBusy       = errors.New("try again")
-	ErrUnanswered = errors.New("whether it was done is not known")
+	ErrUnanswered = errors.New("the result is unknown")
 )
 
-// A Description says what a projection is.
+// A Description describes a projection.
 type Description struct {
 	Name      string        `json:"name"`
-	Version   string        `json:"projection_version" doc:"Hash of the fold: states made under another are not comparable."`
-	Topic     string        `json:"topic" doc:"Of the events."`
+	Version   string        `json:"projection_version" doc:"Hash of the fold. States from different folds are not comparable."`
+	Topic     string        `json:"topic" doc:"Topic of the events."`
 	Snapshots string        `json:"snapshots" doc:"Topic of the snapshots."`
 	State     *codec.Schema `json:"-"`
 
-	// Show returns a record as it is shown, where fields of it are encrypted. It is
-	// nil where none are.
+	// Show decrypts the encrypted fields of a record. It is nil if the projection has
+	// no encrypted fields.
 	Show func(s *codec.Schema, body []byte) (Shown, error) `json:"-"`
 }
 
@@ -291,10 +295,10 @@ type Description struct {
 type Shown struct {
 	Type   *codec.Node
 	Body   []byte
-	Hidden map[string]string // by dotted path, why a field is null that could not be read
+	Hidden map[string]string // dotted path of a field that cannot be decrypted (it is null) to the reason
 }
 
-// json returns a record as JSON, and what could not be shown of it.
+// json returns a record as JSON, and the reasons for fields that stay hidden.
 func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, hidden map[string]string, err error) {
 	shown := Shown{Type: s.Root(), Body: body}
 	if d.Show != nil {
@@ -306,53 +310,54 @@ func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, 
 	return text, shown.Hidden, err
 }
 
-// A Position is how far a partition was folded.
+// A Position is a projection's progress in a partition.
 type Position struct {
-	Partition int32 `json:"partition" doc:"Of the events' topic."`
-	Offset    int64 `json:"offset" doc:"Next to be folded: the answer has seen all below."`
-	Lag       int64 `json:"lag" doc:"Offsets from there to the log's end."`
-	// Seconds is how old the last record folded is, 0 if the lag is 0, and nil if
-	// that is not known.
-	Seconds *float64 `json:"lag_seconds,omitempty" doc:"Age of the last record folded; 0 if there is no lag. Left out while it is not known."`
+	Partition int32 `json:"partition" doc:"Partition of the events' topic."`
+	Offset    int64 `json:"offset" doc:"Next offset to fold. The answer includes all earlier events."`
+	Lag       int64 `json:"lag" doc:"Number of offsets from there to the end of the log."`
+	// Seconds is the age of the last folded record: 0 if the lag is 0, and nil if the
+	// age is unknown.
+	Seconds *float64 `json:"lag_seconds,omitempty" doc:"Age of the last folded record in seconds; 0 if there is no lag. Omitted while it is unknown."`
 }
 
-// An Aggregate is its state, and where that comes from.
+// An Aggregate is an aggregate's state and its origin.
 type Aggregate struct {
 	ID        string
 	Version   int64
 	Deleted   bool
-	Status    string // as of its snapshot; "" if there is nothing to say of it
-	EventID   string // the last applied
+	Status    string // blocked or gap as in the snapshot; else ""
+	EventID   string // last applied event
 	EventTime time.Time
-	Offset    int64  // where it stands
+	Offset    int64  // of that event
 	State     []byte // Avro
 	At        Position
 }
 
-// Limits of what can be asked.
+// Limits of requests.
 const (
 	defaultLimit = 100
 	maxLimit     = 1000
 	maxWait      = 30 * time.Second
 	maxText      = 4 << 10 // bytes of one parameter
 	maxCursor    = 16 << 10
-	maxScanned   = 200_000 // aggregates looked at for one page
-	maxWaiting   = 256     // requests that wait for an event
-	maxFollowers = 64      // feeds
+	maxScanned   = 200_000 // aggregates read for one page
+	maxWaiting   = 256     // concurrent requests that wait for an event
+	maxFollowers = 64      // concurrent feeds
 )
 
-// api is the handler.
+// api serves the routes. All requests share it; apart from filters (own lock) and
+// the two channels it does not change after Handler returns.
 type api struct {
 	projections []Projection
 	names       map[string]Projection
 	log         *slog.Logger
 	document    []byte // OpenAPI
 	filters     filters
-	waiting     chan struct{} // a token for each request that waits
-	following   chan struct{} // a token for each feed
+	waiting     chan struct{} // holds a token for each waiting request
+	following   chan struct{} // holds a token for each feed
 }
 
-// Handler returns the API of the projections, for paths that begin with /v1/.
+// Handler returns the HTTP API of the projections. It serves all paths below /v1/.
 func Handler(log *slog.Logger, projections ...Projection) http.Handler {
 	a := &api{
 		projections: projections, names: map[string]Projection{}, log: log,
@@ -376,21 +381,21 @@ func Handler(log *slog.Logger, projections ...Projection) http.Handler {
 			if !known.matches(r.URL.Path) {
 				continue
 			}
-			allow, hint := "GET, HEAD", "questions are asked with GET or HEAD"
+			allow, hint := "GET, HEAD", "use GET or HEAD"
 			if known.verb() != http.MethodGet {
-				allow, hint = known.verb(), "it takes "+known.verb()
+				allow, hint = known.verb(), "use "+known.verb()
 			}
 			w.Header().Set("Allow", allow)
-			a.problem(w, http.StatusMethodNotAllowed, "%s is not for %s: %s", r.URL.Path, r.Method, hint)
+			a.problem(w, http.StatusMethodNotAllowed, "%s does not accept %s: %s", r.URL.Path, r.Method, hint)
 			return
 		}
-		a.problem(w, http.StatusNotFound, "there is nothing at %s %s; begin at /v1/projections", r.Method, r.URL.Path)
+		a.problem(w, http.StatusNotFound, "%s %s does not exist; start at /v1/projections", r.Method, r.URL.Path)
 	})
 	return mux
 }
 
-// parameters refuses a request with parameters that the route does not have, or
-// that are given twice or too long.
+// parameters reports whether all query parameters are known to the route, given
+// once, and not too long. Otherwise it writes the problem.
 func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) bool {
 	values := r.URL.Query()
 	for _, name := range slices.Sorted(maps.Keys(values)) {
@@ -409,25 +414,26 @@ func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) b
 			}
 			hint := expr.Nearest(name, names)
 			if hint == "" && len(names) > 0 {
-				hint = "there are " + strings.Join(names, ", ")
+				hint = "known parameters: " + strings.Join(names, ", ")
 			}
 			if hint != "" {
 				hint = "; " + hint
 			}
-			a.problem(w, http.StatusBadRequest, "there is no parameter %s here%s", name, hint)
+			a.problem(w, http.StatusBadRequest, "unknown parameter %s%s", name, hint)
 			return false
 		case len(values[name]) > 1:
 			a.problem(w, http.StatusBadRequest, "%s is given %d times", name, len(values[name]))
 			return false
 		case len(values[name][0]) > most:
-			a.problem(w, http.StatusBadRequest, "%s has %d bytes, at most %d are taken", name, len(values[name][0]), most)
+			a.problem(w, http.StatusBadRequest, "%s has %d bytes; the limit is %d", name, len(values[name][0]), most)
 			return false
 		}
 	}
 	return true
 }
 
-// Unready returns a handler that says why there are no answers yet.
+// Unready returns a handler that answers every request with status 503 and the
+// reason why the API is not available yet.
 func Unready(why string) http.Handler {
 	a := &api{}
 	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -436,16 +442,16 @@ func Unready(why string) http.Handler {
 	})
 }
 
-// described is a projection in the list of them.
+// described is an entry in the list of projections.
 type described struct {
 	Description
-	Partitions []Position        `json:"partitions" doc:"How far each partition is, whichever worker has it."`
-	Absent     []absentPartition `json:"absent,omitempty" doc:"Partitions of which nobody can tell that. Left out if there is none."`
+	Partitions []Position        `json:"partitions" doc:"Progress in each partition, from the worker that has it."`
+	Absent     []absentPartition `json:"absent,omitempty" doc:"Partitions with unknown progress. Omitted if there are none."`
 }
 
 type absentPartition struct {
 	Partition int32  `json:"partition"`
-	Detail    string `json:"detail" doc:"Why: no worker has it, or the one that does has yet to catch up."`
+	Detail    string `json:"detail" doc:"Why the progress is unknown: no worker has the partition, or its worker is still catching up."`
 }
 
 type indexAnswer struct {
@@ -473,14 +479,14 @@ func (a *api) index(w http.ResponseWriter, r *http.Request) {
 type item struct {
 	ID        string          `json:"id"`
 	Version   int64           `json:"version" doc:"Number of events applied."`
-	Deleted   bool            `json:"deleted,omitempty" doc:"It was deleted; its last state is kept."`
-	Status    string          `json:"status,omitempty" doc:"blocked: an event of it cannot be folded, and those after it wait; gap: events of it are missing. Left out if all is well."`
-	EventID   string          `json:"event_id" doc:"Last event applied."`
-	EventTime time.Time       `json:"event_time" doc:"When that happened."`
-	Offset    int64           `json:"event_offset" doc:"Where that stands."`
+	Deleted   bool            `json:"deleted,omitempty" doc:"The aggregate was deleted; its last state is kept."`
+	Status    string          `json:"status,omitempty" doc:"blocked: an event cannot be folded, and later events wait; gap: events are missing. Omitted otherwise."`
+	EventID   string          `json:"event_id" doc:"Id of the last applied event."`
+	EventTime time.Time       `json:"event_time" doc:"Time of that event."`
+	Offset    int64           `json:"event_offset" doc:"Offset of that event."`
 	State     json.RawMessage `json:"state" doc:"A record of the projection's state schema. Encrypted fields are shown in plaintext."`
 
-	Hidden map[string]string `json:"hidden,omitempty" doc:"By dotted path, why an encrypted field is null: erased (its subject was forgotten), no_key, no_kek or tampered."`
+	Hidden map[string]string `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason: erased (its data subject was forgotten), no_key, no_kek or tampered."`
 }
 
 func newItem(d Description, g Aggregate) (item, error) {
@@ -488,17 +494,17 @@ func newItem(d Description, g Aggregate) (item, error) {
 	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime.UTC(), g.Offset, state, hidden}, err
 }
 
-// made says which projection an answer is of.
+// made identifies the projection that produced an answer.
 type made struct {
 	Projection string `json:"projection"`
-	Version    string `json:"projection_version" doc:"Hash of the fold: states made under another are not comparable."`
+	Version    string `json:"projection_version" doc:"Hash of the fold. States from different folds are not comparable."`
 }
 
 type getAnswer struct {
 	made
 	Position
 	item
-	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the state has the event that was asked for."`
+	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the state includes the requested event."`
 }
 
 func (a *api) get(w http.ResponseWriter, r *http.Request) {
@@ -515,8 +521,8 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	if at != (At{}) && fresh.asked() {
-		a.problem(w, http.StatusBadRequest, "after_event and min_version are for the state as it is now; leave out at_version and the times, or them")
+	if at != (At{}) && fresh.required() {
+		a.problem(w, http.StatusBadRequest, "after_event and min_version apply only to the current state; do not combine them with at_version, at_time or at_recorded_time")
 		return
 	}
 	var g Aggregate
@@ -538,7 +544,7 @@ func (a *api) get(w http.ResponseWriter, r *http.Request) {
 	}
 	tag := `"` + d.Version[:min(8, len(d.Version))] + "-" + strconv.FormatInt(g.Version, 10)
 	for _, path := range slices.Sorted(maps.Keys(it.Hidden)) {
-		tag += "-" + path + "." + it.Hidden[path] // what was read before may not be any more
+		tag += "-" + path + "." + it.Hidden[path] // a key can be destroyed without a new version of the state
 	}
 	tag += `"`
 	w.Header().Set("ETag", tag)
@@ -564,7 +570,7 @@ func noneMatch(r *http.Request, tag string) bool {
 	return false
 }
 
-// limit returns how many items are wanted, or says what is wrong with that.
+// limit returns the requested page size, or writes the problem.
 func (a *api) limit(w http.ResponseWriter, r *http.Request) (int, bool) {
 	text := r.FormValue("limit")
 	if text == "" {
@@ -578,7 +584,8 @@ func (a *api) limit(w http.ResponseWriter, r *http.Request) (int, bool) {
 	return n, true
 }
 
-// projection returns the one that the path names, or says that there is none.
+// projection returns the projection that the path names, or writes the problem and
+// returns nil.
 func (a *api) projection(w http.ResponseWriter, r *http.Request) Projection {
 	name := r.PathValue("name")
 	p := a.names[name]
@@ -587,19 +594,19 @@ func (a *api) projection(w http.ResponseWriter, r *http.Request) Projection {
 		if hint == "" {
 			hint = "/v1/projections lists them"
 		}
-		a.problem(w, http.StatusNotFound, "there is no projection %q; %s", name, hint)
+		a.problem(w, http.StatusNotFound, "unknown projection %q; %s", name, hint)
 	}
 	return p
 }
 
-// gzipFrom is the size from which on an answer is worth compressing.
+// gzipFrom is the minimum size in bytes of a compressed answer.
 const gzipFrom = 4 << 10
 
 func (a *api) answer(w http.ResponseWriter, r *http.Request, v any) {
 	body, err := json.Marshal(v)
 	if err != nil {
-		a.log.Error("an answer cannot be made", "err", err)
-		a.problem(w, http.StatusInternalServerError, "the answer cannot be made: %v", err)
+		a.log.Error("cannot encode an answer", "err", err)
+		a.problem(w, http.StatusInternalServerError, "cannot encode the answer: %v", err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -609,15 +616,15 @@ func (a *api) answer(w http.ResponseWriter, r *http.Request, v any) {
 func (a *api) write(w http.ResponseWriter, r *http.Request, body []byte) {
 	w.Header().Add("Vary", "Accept-Encoding")
 	if len(body) < gzipFrom || !acceptsGzip(r) {
-		_, _ = w.Write(body) // whoever asked has gone
+		_, _ = w.Write(body) // an error means that the client disconnected
 		return
 	}
 	w.Header().Set("Content-Encoding", "gzip")
 	z, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 	if err != nil {
-		panic(err) // the level is one
+		panic(err) // cannot happen: the level is valid
 	}
-	_, _ = z.Write(body) // whoever asked has gone
+	_, _ = z.Write(body) // an error means that the client disconnected
 	_ = z.Close()
 }
 
@@ -631,7 +638,7 @@ func acceptsGzip(r *http.Request) bool {
 	return false
 }
 
-// fail answers with an error of a [Projection].
+// fail writes the problem for an error of a [Projection].
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
@@ -649,32 +656,32 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, ErrUnanswered):
 		a.problem(w, http.StatusGatewayTimeout, "%v", err)
 	case r.Context().Err() != nil:
-		a.problem(w, http.StatusServiceUnavailable, "the request was given up: %v", err)
+		a.problem(w, http.StatusServiceUnavailable, "the request was canceled: %v", err)
 	default:
-		a.log.Error("a question cannot be answered", "path", r.URL.Path, "err", err)
+		a.log.Error("request failed", "path", r.URL.Path, "err", err)
 		a.problem(w, http.StatusInternalServerError, "%v", err)
 	}
 }
 
-// problemAnswer is an error as in RFC 9457. There are no types of problems
-// beside the status ("about:blank"); what a program may want to know stands in
-// members of its own.
+// problemAnswer is an error in the format of RFC 9457. The problem type is always
+// "about:blank", so the status is the only type. Details for programs are in
+// extension members.
 type problemAnswer struct {
 	Title  string `json:"title"`
 	Status int    `json:"status"`
 	Detail string `json:"detail"`
 
-	Outcome  OutcomeState `json:"outcome,omitempty" doc:"What is known of the event that was to be waited for."`
-	Pipeline string       `json:"pipeline,omitempty" doc:"That filtered the event, or made it a dead letter."`
-	Stage    string       `json:"stage,omitempty" doc:"Of the pipeline; decode and encode are before the first and behind the last."`
-	Reason   string       `json:"reason,omitempty" doc:"Why the event is a dead letter: a code."`
-	Faults   []fault      `json:"faults,omitempty" doc:"What is wrong in the filter, and where."`
+	Outcome  OutcomeState `json:"outcome,omitempty" doc:"Known outcome of the requested event."`
+	Pipeline string       `json:"pipeline,omitempty" doc:"Pipeline that filtered the event or made it a dead letter."`
+	Stage    string       `json:"stage,omitempty" doc:"Stage of that pipeline; decode comes before the first stage, encode after the last."`
+	Reason   string       `json:"reason,omitempty" doc:"Reason code of the dead letter."`
+	Faults   []fault      `json:"faults,omitempty" doc:"Faults in the filter, with their places."`
 }
 
-// fault is one fault in a parameter.
+// fault is a fault in a parameter.
 type fault struct {
 	Parameter string `json:"parameter"`
-	Offset    int    `json:"offset" doc:"In characters from its start."`
+	Offset    int    `json:"offset" doc:"Place in the parameter, in characters from its start."`
 	Message   string `json:"message"`
 	Hint      string `json:"hint,omitempty"`
 }
@@ -687,9 +694,9 @@ func (a *api) writeProblem(w http.ResponseWriter, p problemAnswer) {
 	p.Title = http.StatusText(p.Status)
 	body, err := json.Marshal(p)
 	if err != nil {
-		panic(err) // strings and numbers
+		panic(err) // cannot happen: only strings and numbers
 	}
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(p.Status)
-	_, _ = w.Write(append(body, '\n')) // whoever asked has gone
+	_, _ = w.Write(append(body, '\n')) // an error means that the client disconnected
 }

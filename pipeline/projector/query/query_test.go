@@ -18,7 +18,7 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// broken is a projection that answers everything with an error.
+// broken is a projection whose methods all fail with err.
 type broken struct{ err error }
 
 func (b broken) Describe() Description { return Description{Name: "p", Version: "0123456789abcdef"} }
@@ -54,7 +54,7 @@ func (b broken) Blocked(context.Context, *EventCursor, int) ([]BlockedAggregate,
 func (b broken) Release(context.Context, string, bool) (Released, error)  { return Released{}, b.err }
 func (b broken) Follow(context.Context, Start, func(Changes) error) error { return b.err }
 
-func TestEveryErrorIsAProblem(t *testing.T) {
+func TestEveryErrorBecomesAProblem(t *testing.T) {
 	for _, c := range []struct {
 		err    error
 		status int
@@ -85,7 +85,7 @@ func TestEveryErrorIsAProblem(t *testing.T) {
 	}
 }
 
-func TestBeforeTheWorkerIsUpItSaysSo(t *testing.T) {
+func TestUnreadyAnswers503(t *testing.T) {
 	w := httptest.NewRecorder()
 	Unready("the worker is starting").ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/v1/projections", nil))
 	if w.Code != http.StatusServiceUnavailable || w.Header().Get("Retry-After") == "" {
@@ -93,20 +93,20 @@ func TestBeforeTheWorkerIsUpItSaysSo(t *testing.T) {
 	}
 }
 
-func TestACursorComesBack(t *testing.T) {
+func TestEventCursorRoundTrip(t *testing.T) {
 	want := EventCursor{Time: -5, Partition: 7, Offset: 1 << 40}
 	got, ok := parseEventCursor(want.text())
 	if !ok || *got != want {
-		t.Errorf("%+v came back as %+v (%v)", want, got, ok)
+		t.Errorf("parsed %+v (%v), want %+v", got, ok, want)
 	}
 	for _, text := range []string{"!", "AAAA", "MSAy"} {
 		if got, ok := parseEventCursor(text); ok {
-			t.Errorf("%q is taken as %+v", text, got)
+			t.Errorf("invalid cursor %q parsed as %+v", text, got)
 		}
 	}
 }
 
-// shelf is a projection of numbered aggregates, in memory.
+// shelf is an in-memory projection of n numbered aggregates.
 type shelf struct {
 	broken
 	n     int
@@ -161,12 +161,12 @@ func get(h http.Handler, method, path string, headers ...string) *httptest.Respo
 	return w
 }
 
-func TestFieldsOfEveryKindSort(t *testing.T) {
+func TestListSortsByFieldsOfEveryKind(t *testing.T) {
 	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, 7))
 	for sort, want := range map[string]string{
 		"state.flag":   "0246135",
 		"-state.flag":  "1350246",
-		"state.count":  "0361245", // null first, then -2, -1, 1, 2
+		"state.count":  "0361245", // nulls (0, 3, 6), then -2, -1, 1, 2
 		"-state.count": "5421036",
 		"state.ratio":  "6543210",
 		"state.word":   "1350246",
@@ -182,7 +182,7 @@ func TestFieldsOfEveryKindSort(t *testing.T) {
 			got += fmt.Sprint(it.Version)
 		}
 		if got != want {
-			t.Errorf("by %s: %s, want %s", sort, got, want)
+			t.Errorf("sort=%s: got %s, want %s", sort, got, want)
 		}
 	}
 	if w := get(h, http.MethodGet, "/v1/projections/s?sort=state.list"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "has no order") {
@@ -190,12 +190,12 @@ func TestFieldsOfEveryKindSort(t *testing.T) {
 	}
 }
 
-func TestAListLooksAtSoManyAggregatesAtMost(t *testing.T) {
+func TestListScansAtMostMaxScannedAggregates(t *testing.T) {
 	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, maxScanned+2))
 	if w := get(h, http.MethodGet, "/v1/projections/s?sort=-version&limit=1"); w.Code != http.StatusUnprocessableEntity {
 		t.Errorf("sorted: %d %s", w.Code, w.Body)
 	}
-	// In order of ids, it goes on from where it got to.
+	// A list in order of id continues where its scan stopped.
 	var page struct {
 		Items []struct{ Version int }
 		Next  string `json:"next_cursor"`
@@ -211,7 +211,7 @@ func TestAListLooksAtSoManyAggregatesAtMost(t *testing.T) {
 	}
 }
 
-func TestHeadGzipAndOtherMethods(t *testing.T) {
+func TestHeadGzipAndMethodNotAllowed(t *testing.T) {
 	srv := httptest.NewServer(Handler(slog.New(slog.DiscardHandler), newShelf(t, 200)))
 	defer srv.Close()
 	for _, c := range []struct {
@@ -223,7 +223,7 @@ func TestHeadGzipAndOtherMethods(t *testing.T) {
 		{http.MethodGet, "/v1/projections/s", "gzip", 200, "gzip", true},
 		{http.MethodGet, "/v1/projections/s", "br, gzip;q=0.5", 200, "gzip", true},
 		{http.MethodGet, "/v1/projections/s", "gzip;q=0", 200, "", true},
-		{http.MethodGet, "/v1/projections/s/x", "gzip", 200, "", true}, // too small to be worth it
+		{http.MethodGet, "/v1/projections/s/x", "gzip", 200, "", true}, // smaller than gzipFrom
 		{http.MethodHead, "/v1/projections/s/x", "", 200, "", false},
 		{http.MethodPost, "/v1/projections/s/x", "", 405, "", true},
 		{http.MethodDelete, "/v1/projections", "", 405, "", true},
@@ -234,7 +234,7 @@ func TestHeadGzipAndOtherMethods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header.Set("Accept-Encoding", c.accept) // and so the client leaves it as it is
+		r.Header.Set("Accept-Encoding", c.accept) // set explicitly, so the client does not decompress
 		resp, err := http.DefaultClient.Do(r)
 		if err != nil {
 			t.Fatal(err)
@@ -265,7 +265,7 @@ func FuzzParseFeedID(f *testing.F) {
 		}
 		again, ok := parseFeedID(feedID(at))
 		if !ok || !maps.Equal(at, again) {
-			t.Errorf("%q is %v, and %v when it is written again", text, at, again)
+			t.Errorf("%q parses as %v, and as %v after a round trip", text, at, again)
 		}
 	})
 }

@@ -6,32 +6,32 @@ import (
 	"strings"
 )
 
-// A route is one question that can be asked.
+// A route is an endpoint of the API.
 type route struct {
-	method  string // "": GET
+	method  string // "" means GET
 	path    string
-	name    string // for programs that are made from the document
+	name    string // operationId, which code generators use as the method name
 	summary string
 	params  []param
-	answer  any // an example of what is answered, for its type; nil if that is not JSON
-	also    map[int]string
+	answer  any            // zero value of the answer's type; nil if the answer has no schema
+	also    map[int]string // further status codes, with their descriptions
 	handle  func(*api, http.ResponseWriter, *http.Request)
 }
 
 // A param is a parameter of a route.
 type param struct {
 	name, in string // in: path, query or header
-	kind     string // string, integer, boolean, or date-time or duration in a string
+	kind     string // string, integer, boolean, date-time or duration (both as strings)
 	doc      string
 	example  any
-	least    int
-	most     int
+	least    int // minimum of an integer
+	most     int // maximum of an integer; 0 means none
 	required bool
 }
 
 func (r *route) verb() string { return cmp.Or(r.method, http.MethodGet) }
 
-// matches reports whether a path is one of the route.
+// matches reports whether the route serves a path.
 func (r *route) matches(path string) bool {
 	want, have := strings.Split(r.path, "/"), strings.Split(path, "/")
 	if len(want) != len(have) {
@@ -46,71 +46,71 @@ func (r *route) matches(path string) bool {
 }
 
 var (
-	pName   = param{name: "name", in: "path", kind: "string", doc: "Of the projection.", example: "order", required: true}
-	pID     = param{name: "id", in: "path", kind: "string", doc: "Of the aggregate.", example: "o-000001", required: true}
-	pLimit  = param{name: "limit", in: "query", kind: "integer", doc: "Items of a page.", least: 1, most: maxLimit}
-	pCursor = param{name: "cursor", in: "query", kind: "string", doc: "next_cursor of the page before. It is opaque, and stays good while the projection is the same."}
+	pName   = param{name: "name", in: "path", kind: "string", doc: "Name of the projection.", example: "order", required: true}
+	pID     = param{name: "id", in: "path", kind: "string", doc: "Id of the aggregate.", example: "o-000001", required: true}
+	pLimit  = param{name: "limit", in: "query", kind: "integer", doc: "Maximum number of items on a page.", least: 1, most: maxLimit}
+	pCursor = param{name: "cursor", in: "query", kind: "string", doc: "next_cursor of the previous page. It is opaque, and stays valid while the projection version is the same."}
 	pFilter = param{name: "filter", in: "query", kind: "string", example: "state.status == 'paid' && version > 1",
-		doc: "A condition in CEL over id, version, deleted, event_id, event_time, event_offset and state.FIELD, typed by the state's schema."}
+		doc: "CEL condition over id, version, deleted, event_id, event_time, event_offset and state.FIELD, typed by the state's schema."}
 
 	fresh = []param{
-		{name: "after_event", in: "query", kind: "string", doc: "Id of an event that the answer has to contain."},
-		{name: "after_position", in: "query", kind: "string", example: "3:1234", doc: "Partition and offset of that event, as the producer was told: then it can be told that it was passed and not applied."},
-		{name: "min_version", in: "query", kind: "integer", least: 1, doc: "Version that the aggregate must have, at least."},
-		{name: "wait", in: "query", kind: "duration", example: "2s", doc: "How long to wait for that, at most 30s."},
+		{name: "after_event", in: "query", kind: "string", doc: "Id of an event that the answer must include."},
+		{name: "after_position", in: "query", kind: "string", example: "3:1234", doc: "Partition and offset of that event, as acknowledged to the producer. With them, the API can report that the event was passed without being applied."},
+		{name: "min_version", in: "query", kind: "integer", least: 1, doc: "Minimum version of the aggregate."},
+		{name: "wait", in: "query", kind: "duration", example: "2s", doc: "How long to wait for the event or version, at most 30s."},
 	}
 )
 
 const (
-	late504 = "What was to be waited for is not there (yet); outcome is pending."
-	gone409 = "The event will never be in the state; outcome says why."
+	late504 = "The event or version did not arrive in time; outcome is pending."
+	gone409 = "The state will never include the event; outcome holds the reason."
 )
 
-// routes returns all there is.
+// routes returns all routes of the API.
 func routes() []*route {
 	return []*route{
 		{path: "/v1/openapi.json", name: "getOpenAPI", summary: "This document", handle: (*api).serveDocument},
-		{path: "/v1/projections", name: "listProjections", summary: "All projections, and how far they are", answer: indexAnswer{}, handle: (*api).index},
+		{path: "/v1/projections", name: "listProjections", summary: "All projections and their progress", answer: indexAnswer{}, handle: (*api).index},
 		{path: "/v1/projections/{name}", name: "listAggregates", summary: "Aggregates of a projection",
 			params: append([]param{pName, pFilter,
-				{name: "sort", in: "query", kind: "string", example: "-state.total_amount", doc: "id, version, event_time or state.FIELD, with - before it for descending order. All but id look at every aggregate, 200000 at most."},
+				{name: "sort", in: "query", kind: "string", example: "-state.total_amount", doc: "id, version, event_time or state.FIELD; a leading - means descending order. All sort keys except id read every aggregate, at most 200000."},
 				pLimit, pCursor}, fresh[0], fresh[1], fresh[3]),
-			answer: listAnswer{}, also: map[int]string{409: gone409, 422: "There are too many aggregates to sort.", 504: late504}, handle: (*api).list},
+			answer: listAnswer{}, also: map[int]string{409: gone409, 422: "Too many aggregates to sort.", 504: late504}, handle: (*api).list},
 		{path: "/v1/projections/{name}/feed", name: "followProjection", summary: "Changes as they happen, as server-sent events",
 			params: []param{pName,
-				{name: "id", in: "query", kind: "string", doc: "Of the one aggregate to follow."}, pFilter,
-				{name: "from", in: "query", kind: "string", example: "beginning", doc: "now, or beginning: all aggregates first."},
-				{name: "Last-Event-ID", in: "header", kind: "string", example: "0-1200,3-57", doc: "Where to go on: the id of a message, from whichever worker."}},
+				{name: "id", in: "query", kind: "string", doc: "Id of the only aggregate to follow."}, pFilter,
+				{name: "from", in: "query", kind: "string", example: "beginning", doc: "now, or beginning, which sends all existing aggregates first."},
+				{name: "Last-Event-ID", in: "header", kind: "string", example: "0-1200,3-57", doc: "Id of the last message seen, from any worker. The feed resumes after it."}},
 			handle: (*api).feed},
-		{path: "/v1/projections/{name}/{id}", name: "getAggregate", summary: "An aggregate now, or as it was",
+		{path: "/v1/projections/{name}/{id}", name: "getAggregate", summary: "Current or past state of an aggregate",
 			params: append([]param{pName, pID,
-				{name: "at_version", in: "query", kind: "integer", least: 1, doc: "As of this version."},
-				{name: "at_time", in: "query", kind: "date-time", example: "1997-12-31T00:00:00Z", doc: "As of a time, by the events' own timestamps: before the first event that is later."},
-				{name: "at_recorded_time", in: "query", kind: "date-time", example: "1997-12-31T00:00:00Z", doc: "The same by the timestamps of their records."},
-				{name: "If-None-Match", in: "header", kind: "string", doc: "ETag of an answer: 304 if it is the same."}}, fresh...),
-			answer: getAnswer{}, also: map[int]string{304: "It is the same.", 409: gone409, 504: late504}, handle: (*api).get},
-		{path: "/v1/projections/{name}/{id}/history", name: "getHistory", summary: "The events of an aggregate, the last first",
-			params: []param{pName, pID, pLimit, {name: "before", in: "query", kind: "integer", least: 1, doc: "Those that made versions below."}},
+				{name: "at_version", in: "query", kind: "integer", least: 1, doc: "Return the state at this version."},
+				{name: "at_time", in: "query", kind: "date-time", example: "1997-12-31T00:00:00Z", doc: "Return the state at this time, by event time: the state before the first later event."},
+				{name: "at_recorded_time", in: "query", kind: "date-time", example: "1997-12-31T00:00:00Z", doc: "Return the state at this time, by record timestamps."},
+				{name: "If-None-Match", in: "header", kind: "string", doc: "ETag of an earlier answer. The answer is 304 if it did not change."}}, fresh...),
+			answer: getAnswer{}, also: map[int]string{304: "The answer did not change.", 409: gone409, 504: late504}, handle: (*api).get},
+		{path: "/v1/projections/{name}/{id}/history", name: "getHistory", summary: "Events of an aggregate, latest first",
+			params: []param{pName, pID, pLimit, {name: "before", in: "query", kind: "integer", least: 1, doc: "Return only events that produced versions below this one."}},
 			answer: historyAnswer{}, handle: (*api).history},
-		{path: "/v1/projections/{name}/{id}/why", name: "getWhy", summary: "Which event last changed each field of an aggregate",
+		{path: "/v1/projections/{name}/{id}/why", name: "getWhy", summary: "The last event that changed each field of an aggregate",
 			params: []param{pName, pID}, answer: whyAnswer{}, handle: (*api).why},
-		{path: "/v1/projections/{name}/{id}/diff", name: "getDiff", summary: "What differs between two versions of an aggregate",
+		{path: "/v1/projections/{name}/{id}/diff", name: "getDiff", summary: "Differences between two versions of an aggregate",
 			params: []param{pName, pID,
-				{name: "from", in: "query", kind: "integer", doc: "The older version; 0 is before the first event. If left out, the one before the other."},
-				{name: "to", in: "query", kind: "integer", least: 1, doc: "The newer version. If left out, the latest."}},
+				{name: "from", in: "query", kind: "integer", doc: "Older version; 0 is the state before the first event. The default is the version before the newer one."},
+				{name: "to", in: "query", kind: "integer", least: 1, doc: "Newer version. The default is the latest."}},
 			answer: diffAnswer{}, handle: (*api).diff},
-		{path: "/v1/events", name: "listEvents", summary: "Events of a type, the latest first",
-			params: []param{{name: "type", in: "query", kind: "string", example: "OrderPaid", doc: "With or without its namespace.", required: true}, pLimit, pCursor},
+		{path: "/v1/events", name: "listEvents", summary: "Events of a type, latest first",
+			params: []param{{name: "type", in: "query", kind: "string", example: "OrderPaid", doc: "Event type, with or without its namespace.", required: true}, pLimit, pCursor},
 			answer: eventsAnswer{}, handle: (*api).events},
 		{path: "/v1/events/{id}", name: "getEvent", summary: "An event by its id",
-			params: []param{{name: "id", in: "path", kind: "string", doc: "Of the event.", required: true}},
+			params: []param{{name: "id", in: "path", kind: "string", doc: "Id of the event.", required: true}},
 			answer: eventAnswer{}, handle: (*api).event},
-		{path: "/v1/blocked/{name}", name: "listBlocked", summary: "Aggregates that wait for a release, the longest first",
+		{path: "/v1/blocked/{name}", name: "listBlocked", summary: "Aggregates that wait for a release, longest wait first",
 			params: []param{pName, pLimit, pCursor}, answer: blockedAnswer{}, handle: (*api).blocked},
-		{method: http.MethodPost, path: "/v1/blocked/{name}/{id}/release", name: "release", summary: "Fold again what a blocked aggregate missed",
-			params: []param{pName, pID, {name: "skip", in: "query", kind: "boolean", doc: "Leave out the event at which it was blocked, or pass over the gap."}},
+		{method: http.MethodPost, path: "/v1/blocked/{name}/{id}/release", name: "release", summary: "Fold the waiting events of a blocked aggregate again",
+			params: []param{pName, pID, {name: "skip", in: "query", kind: "boolean", doc: "Skip the event that blocked the aggregate, or skip the gap."}},
 			answer: releasedAnswer{}, also: map[int]string{
-				404: "There is no such aggregate, blocked or not.", 409: "It is not blocked.",
-				504: "A worker was asked to do it and did not answer: it may be done or not."}, handle: (*api).release},
+				404: "The aggregate does not exist.", 409: "The aggregate is not blocked.",
+				504: "The responsible worker did not answer. The release may or may not have happened."}, handle: (*api).release},
 	}
 }
