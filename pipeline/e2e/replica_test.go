@@ -197,7 +197,7 @@ func TestReplicaAnswersAsTheOwnersAndWritesNothing(t *testing.T) {
 	if resp.StatusCode != http.StatusMisdirectedRequest || resp.Header.Get("Content-Type") != "application/problem+json" {
 		t.Errorf("a release without a worker of the group: %s", resp.Status)
 	}
-	if out, err := b.run("projector", "run", "--replica", "--instance", "second", "--data-dir", filepath.Join(b.dir, "replica"), "--listen", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), "Each worker needs a data directory of its own") {
+	if out, err := b.run("projector", "run", "--replica", "--instance", "second", "--data-dir", filepath.Join(b.dir, "replica"), "--listen", "127.0.0.1:0"); err == nil || !strings.Contains(err.Error(), "give each worker a data directory of its own") {
 		t.Errorf("a second replica on the same data directory: %v %s", err, out)
 	}
 	one = b.start("one", short)

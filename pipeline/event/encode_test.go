@@ -76,7 +76,7 @@ func TestBadLineIsToldByItsField(t *testing.T) {
 		{paid + `,"timestamp":"yesterday"}`, "OrderPaid", `timestamp: expected long (timestamp-micros), found string "yesterday"`},
 		{paid + `,"timestamp":"1969-12-31T23:59:59.999Z"}`, "OrderPaid", `timestamp: 1969-12-31T23:59:59.999Z is before 1970, which a Kafka record's time cannot be`},
 		{paid + `,"metadata":{"a":1}}`, "OrderPaid", `metadata.a: expected string, found number 1`},
-		{paid + `,"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","id":"ec146181-bb13-5def-bc5f-2c4e04918be0"}`, "OrderPaid", `id: the key stands twice`},
+		{paid + `,"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","id":"ec146181-bb13-5def-bc5f-2c4e04918be0"}`, "OrderPaid", `id: duplicate key`},
 		{`{"type":"OrderPaid","data":{}}`, "OrderPaid", `data.id: missing; expected string`},
 		{`{"type":"OrderPaid","data":{"id":""}}`, "OrderPaid", `data.id: expected the record key, found an empty text`},
 		{order(`{"product_id":"p","quantity":1.5,"price":1}`), "OrderCreated", `data.items[0].quantity: expected int, found number 1.5`},

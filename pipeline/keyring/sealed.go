@@ -140,7 +140,7 @@ const (
 	hiddenErased   = "erased"   // its subject was forgotten
 	hiddenNoKey    = "no_key"   // the key topic does not have the key
 	hiddenNoKEK    = "no_kek"   // this worker does not have what the key is wrapped by
-	hiddenTampered = "tampered" // it was changed, or is of another subject or field
+	hiddenTampered = "tampered" // the ciphertext was changed, or belongs to another subject or field
 )
 
 func hiddenBy(err error) string {

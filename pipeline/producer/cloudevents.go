@@ -120,7 +120,7 @@ func structuredEvent(text []byte) (intakeEvent, error) {
 		case err != nil:
 			return intakeEvent{}, err
 		case seen[name]:
-			return intakeEvent{}, &codec.PathError{Path: name, Msg: "the key stands twice"}
+			return intakeEvent{}, &codec.PathError{Path: name, Msg: "duplicate key"}
 		}
 		seen[name] = true
 		if err := e.member(name, raw); err != nil {

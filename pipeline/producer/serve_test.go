@@ -209,7 +209,7 @@ func TestBadRequestsAreToldByTheirField(t *testing.T) {
 		{"time wrong", cloud(`2026-01-02T03:04:05Z`, `today`), []string{asCloud}, 400, `"field":"time","detail":"expected long (timestamp-micros), found string \"today\"`},
 		{"attribute in upper case", cloud(`"n":7`, `"myExt":7`), []string{asCloud}, 400, `"field":"myExt","detail":"the name of an attribute`},
 		{"attribute an object", cloud(`"n":7`, `"n":{}`), []string{asCloud}, 400, `"field":"n","detail":"expected a string, a number or a boolean"`},
-		{"attribute twice", cloud(`"n":7`, `"n":7,"n":8`), []string{asCloud}, 400, `"field":"n","detail":"the key stands twice"`},
+		{"attribute twice", cloud(`"n":7`, `"n":7,"n":8`), []string{asCloud}, 400, `"field":"n","detail":"duplicate key"`},
 		{"data missing", cloud(`,"data":{"id":"o-1"}`, ``), []string{asCloud}, 400, `"field":"data","detail":"missing"`},
 		{"data of another form", cloud(`application/json`, `text/xml`), []string{asCloud}, 400, `"field":"datacontenttype","detail":"expected application/json, found \"text/xml\""`},
 		{"data no base64", cloud(`"data":{"id":"o-1"}`, `"data_base64":"?"`), []string{asCloud}, 400, `"field":"data_base64","detail":"expected a string in base64"`},

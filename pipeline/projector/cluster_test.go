@@ -372,7 +372,7 @@ func TestAReleaseThatIsNotAnsweredIsNotTriedAgain(t *testing.T) {
 	b.v.advertise = strings.TrimPrefix(gone.URL, "http://")
 	b.at = map[int32]int64{}
 	b.assign(2, 3)
-	a.ask(http.MethodPost, "/v1/blocked/user/"+p.id(2, 1)+"/release").Is(504, "whether it was done is not known", "projector blocked user")
+	a.ask(http.MethodPost, "/v1/blocked/user/"+p.id(2, 1)+"/release").Is(504, "the result is unknown", "projector blocked user")
 	mu.Lock()
 	if asked != 1 {
 		t.Errorf("it was asked %d times", asked)

@@ -296,7 +296,7 @@ func (a registryAPI) postVersion(r *http.Request) (any, error) {
 		return nil, err
 	}
 	if in.ID > 0 || in.Version > 0 {
-		return nil, fail(sr.ErrOperationNotPermitted, "the request sets an id or version, but this registry has no IMPORT mode")
+		return nil, fail(sr.ErrOperationNotPermitted, "the request sets an id or version, but this registry does not support IMPORT mode")
 	}
 	var out sr.SubjectSchema
 	err := a.change(func(s *registryState) error {

@@ -42,7 +42,7 @@ type: "'x'"} ^ type is "OrderPaid" in every shop.OrderPaid and cannot be set`},
 		{"a map and an entry of it", `enrich: {on: [OrderPaid], set: {metadata.a: "'x'", metadata: "{'a': 'b'}"}}`, `
 metadata: "{ ^ metadata is set twice`},
 		{"existing field", `enrich: {on: [OrderPaid], add: {data.id: {type: string, value: "'x'"}}}`, `
-data.id: {ty ^ adding data.id to shop.OrderPaid: there is such a field already; to change its value, use set`},
+data.id: {ty ^ adding data.id to shop.OrderPaid: the field already exists; to change its value, use set`},
 		{"wrong type", `enrich: {on: [OrderPaid], set: {version: data.id}, add: {data.n: {type: long, value: data.id}}}`, `
 data.id}, ad ^ version is an int in shop.OrderPaid, but this is a string
 data.id}}} ^ data.n is a long in shop.OrderPaid, but this is a string`},

@@ -36,7 +36,7 @@ filter: {} ^ a filter needs a condition; keep: EXPR, or drop: EXPR`},
 		{"both", `filter: {keep: "true", drop: "false"}`, `
 drop: "false ^ a filter takes keep or drop, not both; drop: x is keep: !(x)`},
 		{"nothing is left", "- filter: {keep: type == 'Nothing'}\n- rekey: {key: id}", `
-rekey: {key: ^ no event can reach stage rekey: filter lets none pass; remove it, or what is before it`},
+rekey: {key: ^ no event can reach stage rekey: stage filter lets none pass; remove the stage, or the one that blocks it`},
 	})
 }
 

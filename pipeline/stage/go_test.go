@@ -175,7 +175,7 @@ fields} ^ type is "OrderCreated" in every shop.OrderCreated and cannot be set`},
 		{"undeclared volatility", `go: {use: undeclared}`, `
 undeclared} ^ Go stage undeclared does not declare its volatility; return stage.Deterministic, stage.VolatileFields or stage.VolatileFate from New`},
 		{"field not in all types", `go: {use: tier, with: {gold: 1}}`, `
-tier, with:  ^ shop.UserCreated has no field data.total_amount; the same for UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled`},
+tier, with:  ^ shop.UserCreated has no field data.total_amount; the same applies to UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled; only OrderCreated has this field: limit the stage with on: [OrderCreated]`},
 	} {
 		t.Run(c.name, func(t *testing.T) { checkBadOf(t, c, withGo(tier, fields, undeclared)) })
 	}

@@ -50,11 +50,11 @@ func TestRekey(t *testing.T) {
 func TestRekeyFaults(t *testing.T) {
 	checkBad(t, []badCase{
 		{"nullable", `rekey: {on: [UserUpdated], key: data.name}`, `
-data.name} ^ data.name can be null, but the key in UserUpdated cannot; say what to take then: data.name != null ? data.name : ...`},
+data.name} ^ data.name can be null, but the key in UserUpdated cannot; give a default: data.name != null ? data.name : ...`},
 		{"neither string nor integer", `rekey: {on: [OrderCreated], key: data.total_amount}`, `
-data.total_a ^ the key is a string in OrderCreated, but this is a double; string(x) makes a string of it`},
+data.total_a ^ the key is a string in OrderCreated, but this is a double; convert it with string(x)`},
 		{"no such field", `rekey: {on: [OrderPaid, OrderShipped], key: data.user_id}`, `
-user_id} ^ shop.OrderPaid has no field data.user_id; the same for all 2 types`},
+user_id} ^ shop.OrderPaid has no field data.user_id; the same applies to all 2 types; only OrderCreated has this field: limit the stage with on: [OrderCreated]`},
 		{"no key", `rekey: {}`, `
 rekey: {} ^ rekey has no key; add key: EXPRESSION. The new key: a string (written as UTF-8) or an integer (written as decimal digits).`},
 	})

@@ -71,9 +71,9 @@ type == 'Ord ^ no event can match this case: for every type, it is false or an e
 		{"not a bool", `route: {on: [OrderCreated], cases: [{when: data.user_id, to: shop.orders}]}`, `
 data.user_id ^ this is a string, but a route needs a bool`},
 		{"dead letters", `route: {cases: [{when: type == 'OrderPaid', to: shop.dead_letters}]}`, `
-shop.dead_le ^ shop.dead_letters cannot hold events: it holds dead letters (22:18); give each a topic of its own`},
+shop.dead_le ^ shop.dead_letters cannot hold events: it already holds dead letters (22:18); use a separate topic for each`},
 		{"a circle", `route: {cases: [{when: type == 'OrderPaid', to: shop.events}]}`, `
-shop.events} ^ events would go round for ever: shop.events -> test, and back to shop.events; write another topic`},
+shop.events} ^ events would circulate forever: shop.events -> test, and back to shop.events; write to another topic`},
 	})
 }
 

@@ -93,7 +93,7 @@ item} ^ shop.OrderCreated has no field data.item; did you mean "items"?`},
 		{"an entry of a map", `split: {on: [OrderCreated], field: metadata.items}`, `
 metadata.ite ^ metadata.items of OrderCreated is not an array; a split needs the path of an array`},
 		{"not in all types", `split: {field: data.items}`, `
-items} ^ shop.UserCreated has no field data.items; the same for UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled`},
+items} ^ shop.UserCreated has no field data.items; the same applies to UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled; only OrderCreated has this field: limit the stage with on: [OrderCreated]`},
 		{"unknown fields in set", `split: {on: [OrderCreated], field: data.items, set: {metadata.a: item.prize, data.total_amount: index, data.nothing: "1"}}`, `
 prize, data. ^ item has no field item.prize; did you mean "price"?
 nothing: "1" ^ shop.OrderCreated has no field data.nothing`},

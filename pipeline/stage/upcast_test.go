@@ -56,7 +56,7 @@ set: {}} ^ an upcast needs at least one field to set; set: {PATH: EXPRESSION}`},
 		{"the version twice", `upcast: {on: [OrderPaid], below: 2, set: {version: "2"}}`, `
 version: "2" ^ the stage already sets the version to 2; remove it`},
 		{"no such schema", `upcast: {from: OrderCreated.v2, set: {metadata.a: "'x'"}}`, `
-OrderCreated ^ there is no schema OrderCreated.v2; did you mean "OrderCreated.v1"?`},
+OrderCreated ^ there is no schema OrderCreated.v2 in schemas (expected file: OrderCreated.v2.avsc); did you mean "OrderCreated.v1"?`},
 		{"the current schema", `upcast: {from: OrderCreated, set: {metadata.a: "'x'"}}`, `
 OrderCreated ^ this is the current schema of OrderCreated, so there is nothing to upcast; name an older schema, from a file such as OrderCreated.v1.avsc`},
 		{"not an event type", `upcast: {from: Order, set: {metadata.a: "'x'"}}`, `
@@ -68,7 +68,7 @@ OrderShipped ^ OrderShipped.v1 cannot be read as OrderShipped: avro: incompatibl
 		{"no such old field", `upcast: {from: OrderCreated.v1, set: {metadata.a: old.data.total_cent}}`, `
 total_cent}} ^ shop.OrderCreated has no field data.total_cent; did you mean "total_cents"?`},
 		{"old without from", `upcast: {on: [OrderPaid], below: 2, set: {metadata.a: old.data.id}}`, `
-old.data.id} ^ shop.OrderPaid has no field old; there is id, type, timestamp, version, metadata, data`},
+old.data.id} ^ shop.OrderPaid has no field old; available names: id, type, timestamp, version, metadata, data`},
 	})
 }
 

@@ -82,17 +82,17 @@ func TestAListIsFilteredAndSorted(t *testing.T) {
 		{"filter=" + url.QueryEscape("version > 'a'"), []string{"at character 9", "cannot compare an int with a string"}},
 		{"filter=version", []string{"filter"}},
 		{"filter=" + url.QueryEscape("state.name["), []string{"filter"}},
-		{"filter=" + url.QueryEscape("10 / (version - 1) > 1"), []string{"filter, of aggregate"}},
+		{"filter=" + url.QueryEscape("10 / (version - 1) > 1"), []string{"filter failed for aggregate"}},
 		{"sort=name", []string{"state.FIELD"}},
 		{"sort=state.nmae", []string{"state.name"}},
-		{"limt=3", []string{"no parameter limt", "limit"}},
+		{"limt=3", []string{"unknown parameter limt", "limit"}},
 		{"limit=1&limit=2", []string{"given 2 times"}},
-		{"filter=" + strings.Repeat("x", 5000), []string{"at most 4096"}},
+		{"filter=" + strings.Repeat("x", 5000), []string{"the limit is 4096"}},
 	} {
 		projectiontest.Ask(t, api, "/v1/projections/user?"+c.query).Is(400, c.has...)
 	}
 	next := projectiontest.Ask(t, api, "/v1/projections/user?limit=3&filter=true").JSON["next_cursor"].(string)
-	projectiontest.Ask(t, api, "/v1/projections/user?filter=false&cursor="+next).Is(400, "goes on with the filter")
+	projectiontest.Ask(t, api, "/v1/projections/user?filter=false&cursor="+next).Is(400, "another filter or sort")
 	fw.stop()
 }
 
@@ -152,7 +152,7 @@ func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
 	}
 	projectiontest.Ask(t, api, "/v1/projections/user?after_event="+projectiontest.FoldedID(2)).Is(200, `"after_event":"applied"`)
 	projectiontest.Ask(t, api, "/v1/projections/user/u?wait=30s&after_event="+projectiontest.FoldedID(3)).Is(409, `"outcome":"late"`, "deleted before")
-	projectiontest.Ask(t, api, "/v1/events/"+projectiontest.FoldedID(3)).Is(404, "by user it was late")
+	projectiontest.Ask(t, api, "/v1/events/"+projectiontest.FoldedID(3)).Is(404, "projection user: late")
 	// An event that the projection has no use for is known by where it stands.
 	projectiontest.Ask(t, api, "/v1/projections/user/u?wait=30s&after_position=0:4&after_event="+projectiontest.FoldedID(4)).Is(409, `"outcome":"passed"`)
 	projectiontest.Ask(t, api, "/v1/projections/user/u?after_position=0:5&after_event=x").Is(504)
