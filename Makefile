@@ -56,12 +56,12 @@ fuzz: ## half a minute (FUZZTIME) of every fuzz target
 		echo "$$dir $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$dir </dev/null || exit 1; \
 	done
 
-# EVENTS=n takes another number of events, BROKERS=host:port an outside Kafka, ROUNDS=n the best of several rounds;
+# EVENTS=n takes another number of events, BROKERS=host:port an outside Kafka, ROUNDS=n the mean of n rounds;
 # the results stand in docs/benchmarks.md, or in OUT=FILE. The benchmarks of single parts are Go's: go test -bench . -benchmem ./...
 bench: PROFILE := cmd/processor/processor.pgo
 bench: build ## what an event costs, beside loops on the client alone; results in docs/benchmarks.md
 	go build -o build/bench ./pipeline/e2e/bench
-	build/bench -bin $(BIN) -events $(or $(EVENTS),2000000) -rounds $(or $(ROUNDS),1) -b '$(BROKERS)' -out $(or $(OUT),docs/benchmarks.md)
+	build/bench -bin $(BIN) -events $(or $(EVENTS),2000000) -rounds $(or $(ROUNDS),12) -b '$(BROKERS)' -out $(or $(OUT),docs/benchmarks.md)
 	@$(MAKE) --no-print-directory bench-projector
 
 # SIZE=n lets fewer events or aggregates be behind than the goals say, for a machine with little time.

@@ -285,6 +285,10 @@ func (d *demo) inject(ctx context.Context) error {
 	args := []string{"send", d.events}
 	if d.events == "" {
 		args = []string{"generate", "--events", strconv.Itoa(d.count), "--seed", strconv.FormatUint(d.seed, 10)}
+		if d.kill {
+			// Spread over seconds, or a fast worker is done before it is killed.
+			args = append(args, "--rate", "20000")
+		}
 	}
 	c := &child{name: "producer", exited: make(chan struct{}), output: &tail{}, cmd: d.command("producer", args...)}
 	c.cmd.Stdout, c.cmd.Stderr = c.output, c.output
