@@ -292,17 +292,27 @@ func (ps *Set) release(ctx context.Context, p *Projection, id string, skip bool,
 
 func (ps *Set) findBlocked(p *Projection, id string) (*Unit, *Lane, blocked) {
 	for _, u := range ps.Assigned() {
-		u.mu.Lock()
-		for _, l := range u.Lanes {
-			if q := l.own.blocked[id]; q != nil && l.Projection == p && !u.revoked {
-				c := q.clone()
-				u.mu.Unlock()
-				return u, l, c
-			}
+		if l, q, ok := u.findBlocked(p, id); ok {
+			return u, l, q
 		}
-		u.mu.Unlock()
 	}
 	return nil, nil, blocked{}
+}
+
+// findBlocked returns the lane of a projection and a copy of what it knows of a
+// blocked aggregate. A revoked unit has none: its lanes are freed.
+func (u *Unit) findBlocked(p *Projection, id string) (*Lane, blocked, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.revoked {
+		return nil, blocked{}, false
+	}
+	for _, l := range u.Lanes {
+		if q := l.own.blocked[id]; q != nil && l.Projection == p {
+			return l, q.clone(), true
+		}
+	}
+	return nil, blocked{}, false
 }
 
 // missed reads from the log what a blocked aggregate missed.
@@ -355,10 +365,13 @@ func (ps *Set) missed(ctx context.Context, l *Lane, q *blocked, dec *event.Decod
 func (ps *Set) releaseNow(u *Unit, l *Lane, q *blocked, events []waiting, skip bool) (r released, ok bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	t := l.own
 	r.partition = u.Partition
+	if u.revoked {
+		return r, false, nil
+	}
+	t := l.own
 	now := t.blocked[q.ID]
-	if u.revoked || now == nil || now.Last != q.Last || now.Offset != q.Offset {
+	if now == nil || now.Last != q.Last || now.Offset != q.Offset {
 		return r, false, nil
 	}
 	if skip {

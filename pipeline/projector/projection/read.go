@@ -55,18 +55,12 @@ func (r *Reader) Fresh() []*Lane {
 // Lanes returns the projection's lanes in this worker, by partition, and whose
 // they are.
 func (r *Reader) Lanes() (lanes []*Lane, units []*Unit) {
-	r.Mu.Lock()
-	for _, u := range r.Units {
-		if u.Topic == r.Topic && (r.Hidden == nil || !r.Hidden(u.Key, false)) {
-			units = append(units, u)
-		}
+	units, left := r.unitsOf(r.Topic)
+	if r.Hidden != nil {
+		units = slices.DeleteFunc(units, func(u *Unit) bool { return r.Hidden(u.Key, false) })
+		left = slices.DeleteFunc(left, func(u *Unit) bool { return r.Hidden(u.Key, true) })
 	}
-	for _, u := range r.left {
-		if u.Topic == r.Topic && r.now().Sub(u.leftAt) < handOver && (r.Hidden == nil || !r.Hidden(u.Key, true)) {
-			units = append(units, u)
-		}
-	}
-	r.Mu.Unlock()
+	units = append(units, left...)
 	slices.SortFunc(units, func(a, b *Unit) int { return int(a.Partition - b.Partition) })
 	lanes = make([]*Lane, 0, len(units))
 	for _, u := range units {
@@ -77,6 +71,24 @@ func (r *Reader) Lanes() (lanes []*Lane, units []*Unit) {
 		}
 	}
 	return lanes, units
+}
+
+// unitsOf returns the units of a topic that are assigned, and those that were given
+// up a short time ago.
+func (ps *Set) unitsOf(topic string) (assigned, left []*Unit) {
+	ps.Mu.Lock()
+	defer ps.Mu.Unlock()
+	for _, u := range ps.Units {
+		if u.Topic == topic {
+			assigned = append(assigned, u)
+		}
+	}
+	for _, u := range ps.left {
+		if u.Topic == topic && ps.now().Sub(u.leftAt) < handOver {
+			left = append(left, u)
+		}
+	}
+	return assigned, left
 }
 
 // freshen writes what was folded to the store, unless the partition is at work:
