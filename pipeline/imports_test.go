@@ -96,19 +96,23 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // HTTP; expr for filters
 	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/projection": { // folding partitions
+	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/projector/query", "pipeline/projector/control", prometheus,
+		"pipeline/event", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", prometheus,
 	},
-	"pipeline/projector": { // run, and what all workers answer together
+	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
+		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
+		"pipeline/projector/query", "pipeline/projector/projection",
+	},
+	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
-		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", cobra, pflag, prometheus, sync,
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
 		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
-		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/projection", cobra, pflag,
+		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
 	},
 
 	// The producer.

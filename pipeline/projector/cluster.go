@@ -1,7 +1,6 @@
 package projector
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -13,36 +12,88 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/reader"
 )
 
-// What a worker answers for all workers is of all partitions or an error: those
-// that it has itself, and those of the others, which it asks.
-
-// holder is another worker that answers for partitions.
-type holder struct {
-	instance, address string
-	partitions        []int32
+// clusterReader answers for the partitions of all workers: it merges the answers of this
+// worker and of the others, which it asks. An answer covers all partitions or is an
+// error. It is a [query.Projection]; its fields are immutable.
+//
+// A question about one aggregate is answered from this worker's partitions, because the
+// forwarder sends it to the worker that has the aggregate.
+type clusterReader struct {
+	local   *reader.Reader
+	name    string // of the projection
+	version int
+	peers   *peers
+	roster  *roster
 }
 
-func (h *holder) String() string { return fmt.Sprintf("worker %s at %s", h.instance, h.address) }
+var _ query.Projection = (*clusterReader)(nil)
 
-// holders returns who answers for the partitions that this worker does not have:
-// the last to have said so.
-func (c *clusterReader) holders() (all []holder) { return c.holdersBut(c.Here()) }
+// Describe implements [query.Projection].
+func (c *clusterReader) Describe() query.Description { return c.local.Describe() }
 
-func (c *clusterReader) holdersBut(here map[int32]bool) (all []holder) {
-	state, _ := c.v.control.Hosts()
-	owners := state.Owners(c.Group, c.Topic)
-	for p := range int32(c.NumPartitions) {
+// Partitions implements [query.Projection].
+func (c *clusterReader) Partitions() []query.Position { return c.local.Partitions() }
+
+// Get implements [query.Projection].
+func (c *clusterReader) Get(ctx context.Context, id string) (query.Aggregate, error) {
+	return c.local.Get(ctx, id)
+}
+
+// GetAt implements [query.Projection].
+func (c *clusterReader) GetAt(ctx context.Context, id string, at query.At) (query.Aggregate, error) {
+	return c.local.GetAt(ctx, id, at)
+}
+
+// History implements [query.Projection].
+func (c *clusterReader) History(ctx context.Context, id string, before int64, limit int) ([]query.Event, error) {
+	return c.local.History(ctx, id, before, limit)
+}
+
+// Why implements [query.Projection].
+func (c *clusterReader) Why(ctx context.Context, id string) (query.Why, error) {
+	return c.local.Why(ctx, id)
+}
+
+// Diff implements [query.Projection].
+func (c *clusterReader) Diff(ctx context.Context, id string, from, to int64) (a, b query.Aggregate, fields []string, err error) {
+	return c.local.Diff(ctx, id, from, to)
+}
+
+// Types implements [query.Projection].
+func (c *clusterReader) Types() []*codec.Schema { return c.local.Types() }
+
+// Event implements [query.Projection].
+func (c *clusterReader) Event(ctx context.Context, id string) (query.Event, error) {
+	return c.local.Event(ctx, id)
+}
+
+// Outcome implements [query.Projection].
+func (c *clusterReader) Outcome(ctx context.Context, e query.Sought) (query.Outcome, error) {
+	return c.local.Outcome(ctx, e)
+}
+
+// Changed implements [query.Projection].
+func (c *clusterReader) Changed() <-chan struct{} { return c.local.Changed() }
+
+// holders returns the workers that answer for the partitions that this worker does not
+// have: of each partition, the last one to have announced it.
+func (c *clusterReader) holders() (all []holder) { return c.holdersExcept(c.local.Here()) }
+
+// holdersExcept returns the workers that answer for all partitions but some.
+func (c *clusterReader) holdersExcept(these map[int32]bool) (all []holder) {
+	state, _ := c.peers.control.Hosts()
+	owners := state.Owners(c.local.Group(), c.local.Topic())
+	for p := range int32(c.local.NumPartitions()) {
 		instance, ok := owners[p]
-		if here[p] || !ok || instance == c.v.w.Flags.Instance {
+		if these[p] || !ok || instance == c.peers.instance {
 			continue
 		}
 		i := slices.IndexFunc(all, func(h holder) bool { return h.instance == instance })
@@ -54,127 +105,50 @@ func (c *clusterReader) holdersBut(here map[int32]bool) (all []holder) {
 	return all
 }
 
-// all returns the positions of all partitions from those that workers told, or
-// ErrElsewhere if some are not there: a part is no answer.
-func (c *clusterReader) all(at []query.Position) ([]query.Position, error) {
-	if at = furthest(at); len(at) == c.NumPartitions {
+// complete returns the positions of all partitions from those that workers reported, or
+// ErrElsewhere if some are missing.
+func (c *clusterReader) complete(at []query.Position) ([]query.Position, error) {
+	if at = furthest(at); len(at) == c.local.NumPartitions() {
 		return at, nil
 	}
-	var missing []string
-	for p := range int32(c.NumPartitions) {
+	var missing []int32
+	for p := range int32(c.local.NumPartitions()) {
 		if !slices.ContainsFunc(at, func(a query.Position) bool { return a.Partition == p }) {
-			missing = append(missing, strconv.Itoa(int(p)))
+			missing = append(missing, p)
 		}
 	}
-	return nil, fmt.Errorf("of %d partitions of %s, no worker that is ready has %s: %w", c.NumPartitions, c.Topic, strings.Join(missing, ", "), query.ErrElsewhere)
+	return nil, fmt.Errorf("of %d partitions of %s, no worker that is ready has %s: %w", c.local.NumPartitions(), c.local.Topic(), numbers(missing), query.ErrElsewhere)
 }
 
-// furthest returns one position of each partition: one that changes hands may be with
-// two workers.
-func furthest(at []query.Position) []query.Position {
-	slices.SortFunc(at, func(a, b query.Position) int {
-		return cmp.Or(cmp.Compare(a.Partition, b.Partition), cmp.Compare(b.Offset, a.Offset))
-	})
-	return slices.CompactFunc(at, func(a, b query.Position) bool { return a.Partition == b.Partition })
+// path returns the path of a request about the projection to another worker.
+func (c *clusterReader) path(what string) string {
+	return fmt.Sprintf("/internal/v1/%s/%s/%d", what, url.PathEscape(c.name), c.version)
 }
 
-// peerPatience is how long another worker gets to begin an answer.
-const peerPatience = 5 * time.Second
-
-// askHolder asks another worker for what it has of the projection, and reads the
-// answer. If it cannot be reached, or does not answer, that is ErrElsewhere.
-func (c *clusterReader) askHolder(ctx context.Context, h holder, what string, values url.Values, read func(io.Reader) error) error {
-	asking, cancel := context.WithCancel(ctx)
-	defer cancel()
-	path := fmt.Sprintf("http://%s/internal/v1/%s/%s/%d?%s", h.address, what, url.PathEscape(c.w.name), c.w.Version, values.Encode())
-	req, err := http.NewRequestWithContext(asking, http.MethodGet, path, nil)
-	if err != nil {
+// fromHolder asks another worker for its part of an answer. It fails with ErrElsewhere
+// if the worker cannot be reached or does not answer.
+func (c *clusterReader) fromHolder(ctx context.Context, h holder, what string, values url.Values, read func(io.Reader) error) error {
+	err := c.peers.get(ctx, h.address, c.path(what), values, read)
+	if err == nil || ctx.Err() != nil {
 		return err
 	}
-	late := time.AfterFunc(peerPatience, cancel)
-	resp, err := c.v.peers.RoundTrip(req)
-	if err == nil {
-		defer resp.Body.Close()
-		if late.Stop() {
-			err = statusError(resp)
-		} else {
-			err = context.Canceled
-		}
-		if err == nil {
-			err = read(resp.Body)
-		}
-	}
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case err == nil:
-		return nil
-	case asking.Err() != nil:
-		err = fmt.Errorf("no answer within %s", peerPatience)
-	}
-	return fmt.Errorf("partitions %s of %s are with %v: %w: %w", numbers(h.partitions), c.Topic, &h, err, query.ErrElsewhere)
+	return c.unreachable(&h, err)
 }
 
-func numbers(ns []int32) string {
-	texts := make([]string, len(ns))
-	for i, n := range ns {
-		texts[i] = strconv.Itoa(int(n))
-	}
-	return strings.Join(texts, ", ")
+// unreachable returns the error for partitions whose worker does not answer.
+func (c *clusterReader) unreachable(h *holder, err error) error {
+	return fmt.Errorf("partitions %s of %s are with %v: %w: %w", numbers(h.partitions), c.local.Topic(), h, err, query.ErrElsewhere)
 }
 
-// statusError returns an error unless an answer is 200.
-func statusError(resp *http.Response) error {
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // it is only for the message
-	return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
-}
-
-// reader returns what reads a version here, nil if nothing does.
-func (v *versions) reader(name string, version int) *projection.Reader {
-	if v.replica {
-		return nil // owners are asked
-	}
-	for _, l := range v.all() {
-		for i, wanted := range l.wanted {
-			if wanted.name == name && wanted.Version == version {
-				return l.readers[i]
-			}
-		}
-	}
-	return nil
-}
-
-// serveReader has a request of another worker answered from a version.
-func (v *versions) serveReader(answer func(r *projection.Reader, w http.ResponseWriter, in *http.Request) error) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
-		number, err := strconv.Atoi(in.PathValue("version"))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		r := v.reader(in.PathValue("name"), number)
-		if r == nil {
-			http.Error(w, "this worker does not have it", http.StatusMisdirectedRequest)
-			return
-		}
-		if err := answer(r, w, in); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-		}
-	})
-}
-
-// askPages asks the other workers for their part of a list.
-func askPages[T any](ctx context.Context, c *clusterReader, what string, q projection.PageQuestion) (parts []T, err error) {
-	page, err := projection.JSONParameter(q)
+// pages asks the other workers for their parts of a list.
+func pages[T any](ctx context.Context, c *clusterReader, what string, q reader.PageQuestion) (parts []T, err error) {
+	page, err := reader.Parameter(q)
 	if err != nil {
 		return nil, err
 	}
 	for _, h := range c.holders() {
 		var part T
-		if err := c.askHolder(ctx, h, what, url.Values{"page": {page}}, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) }); err != nil {
+		if err := c.fromHolder(ctx, h, what, url.Values{"page": {page}}, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) }); err != nil {
 			return nil, err
 		}
 		parts = append(parts, part)
@@ -184,16 +158,16 @@ func askPages[T any](ctx context.Context, c *clusterReader, what string, q proje
 
 // Events implements [query.Projection]: it merges the workers.
 func (c *clusterReader) Events(ctx context.Context, typ string, before *query.EventCursor, limit int) ([]query.Event, []query.Position, error) {
-	events, at, err := c.Reader.Events(ctx, typ, before, limit)
+	events, at, err := c.local.Events(ctx, typ, before, limit)
 	if err != nil {
 		return nil, nil, err
 	}
-	parts, err := askPages[projection.EventsPart](ctx, c, "events", projection.PageQuestion{Type: typ, From: before, Limit: limit})
+	parts, err := pages[reader.EventsPart](ctx, c, "events", reader.PageQuestion{Type: typ, From: before, Limit: limit})
 	if err != nil {
 		return nil, nil, err
 	}
 	schemas := map[string]*codec.Schema{}
-	for _, t := range c.EventTypes {
+	for _, t := range c.local.EventTypes() {
 		schemas[t.Name()] = t
 	}
 	for _, part := range parts {
@@ -207,28 +181,28 @@ func (c *clusterReader) Events(ctx context.Context, typ string, before *query.Ev
 			events = append(events, e.Event)
 		}
 	}
-	if at, err = c.all(at); err != nil {
+	if at, err = c.complete(at); err != nil {
 		return nil, nil, err
 	}
-	place := func(e query.Event) query.EventCursor {
+	cursor := func(e query.Event) query.EventCursor {
 		return query.EventCursor{Time: e.Time.UnixMicro(), Partition: e.Partition, Offset: e.Offset}
 	}
-	slices.SortFunc(events, func(a, b query.Event) int { return place(b).Compare(place(a)) })
-	events = slices.CompactFunc(events, func(a, b query.Event) bool { return place(a) == place(b) })
+	slices.SortFunc(events, func(a, b query.Event) int { return cursor(b).Compare(cursor(a)) })
+	events = slices.CompactFunc(events, func(a, b query.Event) bool { return cursor(a) == cursor(b) })
 	return events[:min(limit, len(events))], at, nil
 }
 
 // Blocked implements [query.Projection]: it merges the workers.
 func (c *clusterReader) Blocked(ctx context.Context, after *query.EventCursor, limit int) ([]query.BlockedAggregate, error) {
-	items, at := c.BlockedPage(after, limit)
-	parts, err := askPages[projection.BlockedPart](ctx, c, "blocked", projection.PageQuestion{From: after, Limit: limit})
+	items, at := c.local.BlockedPage(after, limit)
+	parts, err := pages[reader.BlockedPart](ctx, c, "blocked", reader.PageQuestion{From: after, Limit: limit})
 	if err != nil {
 		return nil, err
 	}
 	for _, part := range parts {
 		items, at = append(items, part.Items...), append(at, part.At...)
 	}
-	if _, err := c.all(at); err != nil {
+	if _, err := c.complete(at); err != nil {
 		return nil, err
 	}
 	slices.SortFunc(items, func(a, b query.BlockedAggregate) int { return a.Cursor().Compare(b.Cursor()) })
@@ -236,29 +210,27 @@ func (c *clusterReader) Blocked(ctx context.Context, after *query.EventCursor, l
 	return items[:min(limit, len(items))], nil
 }
 
-// releasePatience is how long another worker gets for a release, which reads the
-// log.
-const releasePatience = time.Minute
+// releaseTimeout is how long another worker gets for a release, which reads the log.
+const releaseTimeout = time.Minute
 
-// askRelease asks another worker to release. Nothing of that is tried twice: if it
-// is not known whether it was done, that is ErrUnanswered.
-func (c *clusterReader) askRelease(ctx context.Context, h holder, id string, skip bool) (out projection.ReleasedPart, err error) {
-	ctx, cancel := context.WithTimeout(ctx, releasePatience)
+// releaseAt asks another worker for a release. Such a request is not sent twice: if its
+// result is unknown, the error is ErrUnanswered.
+func (c *clusterReader) releaseAt(ctx context.Context, h holder, id string, skip bool) (out reader.ReleasedPart, err error) {
+	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	values := url.Values{"id": {id}, "skip": {strconv.FormatBool(skip)}}
-	path := fmt.Sprintf("http://%s/internal/v1/release/%s/%d?%s", h.address, url.PathEscape(c.w.name), c.w.Version, values.Encode())
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, path, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+h.address+c.path("release")+"?"+values.Encode(), nil)
 	if err != nil {
 		return out, err
 	}
-	// A connection of its own: one that was kept may turn out to be closed when
-	// the request is on its way.
-	once := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerPatience}).DialContext}
+	// A connection of its own: one that was kept may turn out to be closed when the
+	// request is on its way.
+	once := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext}
 	resp, err := once.RoundTrip(req)
 	var dial *net.OpError
 	switch {
 	case errors.As(err, &dial) && dial.Op == "dial":
-		return out, fmt.Errorf("partitions %s of %s are with %v: %w: %w", numbers(h.partitions), c.Topic, &h, err, query.ErrElsewhere)
+		return out, c.unreachable(&h, err)
 	case err == nil:
 		defer resp.Body.Close()
 		switch bad := statusError(resp); {
@@ -270,17 +242,17 @@ func (c *clusterReader) askRelease(ctx context.Context, h holder, id string, ski
 		err = json.NewDecoder(resp.Body).Decode(&out)
 	}
 	if err != nil {
-		return out, fmt.Errorf("%v was asked to release %q: %w: %w; 'projector blocked %s' shows", &h, id, err, query.ErrUnanswered, c.w.name)
+		return out, fmt.Errorf("%v was asked to release %q: %w: %w; check with 'projector blocked %s'", &h, id, err, query.ErrUnanswered, c.name)
 	}
 	return out, nil
 }
 
-// releaseAgain is how soon a release looks again for who has the aggregate.
-const releaseAgain = 100 * time.Millisecond
+// releaseRetry is the delay before a release looks again for the worker that has the
+// aggregate.
+const releaseRetry = 100 * time.Millisecond
 
-// Release implements [query.Projection]: it finds the worker that has the
-// aggregate as blocked, and waits for partitions that are on their way from one
-// worker to another.
+// Release implements [query.Projection]: it finds the worker in which the aggregate is
+// blocked, and waits for partitions that move from one worker to another.
 func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (query.Released, error) {
 	deadline := time.NewTimer(forwardWait)
 	defer deadline.Stop()
@@ -289,7 +261,7 @@ func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (quer
 		if !errors.Is(err, query.ErrElsewhere) {
 			return out, err
 		}
-		again := time.NewTimer(releaseAgain)
+		again := time.NewTimer(releaseRetry)
 		select {
 		case <-again.C:
 		case <-deadline.C:
@@ -303,24 +275,15 @@ func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (quer
 }
 
 func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip bool) (query.Released, error) {
-	// It is blocked where the event stands that cannot be folded. That is where it
-	// belongs, as a rule; but the event may be the trouble because it is not.
-	home := kafka.PartitionOf([]byte(id), c.NumPartitions)
-	others := c.holders()
-	if c.v.replica {
-		others = c.holdersBut(nil)
-	}
-	slices.SortStableFunc(others, func(a, b holder) int {
-		return cmp.Compare(b2i(slices.Contains(b.partitions, home)), b2i(slices.Contains(a.partitions, home)))
-	})
-	var part projection.ReleasedPart
+	var part reader.ReleasedPart
 	var err error
-	if !c.v.replica {
-		part, err = c.ReleasePart(ctx, id, skip)
+	if !c.peers.replica {
+		part, err = c.local.ReleasePart(ctx, id, skip)
 	}
 	known, at := part.Known, part.At
+	others := c.releaseHolders(id)
 	for i := 0; err == nil && part.Released == nil && part.Busy == "" && i < len(others); i++ {
-		part, err = c.askRelease(ctx, others[i], id, skip)
+		part, err = c.releaseAt(ctx, others[i], id, skip)
 		known, at = known || part.Known, append(at, part.At...)
 	}
 	switch {
@@ -331,8 +294,8 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 	case part.Released != nil:
 		return *part.Released, nil
 	}
-	if _, err := c.all(at); err != nil {
-		if c.v.replica {
+	if _, err := c.complete(at); err != nil {
+		if c.peers.replica {
 			err = fmt.Errorf("this worker is a replica and changes nothing, so a worker of the group has to: %w", err)
 		}
 		return query.Released{}, err
@@ -343,9 +306,22 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 	return query.Released{}, query.ErrNotFound
 }
 
-func b2i(b bool) int {
-	if b {
+// releaseHolders returns the other workers in which an aggregate may be blocked, the
+// likeliest first. It is blocked in the partition of the event that cannot be folded,
+// which usually is the partition of the aggregate's id; but the event may be blocked
+// because it is not.
+func (c *clusterReader) releaseHolders(id string) []holder {
+	others := c.holders()
+	if c.peers.replica {
+		others = c.holdersExcept(nil)
+	}
+	home := kafka.PartitionOf([]byte(id), c.local.NumPartitions())
+	rank := func(h holder) int {
+		if slices.Contains(h.partitions, home) {
+			return 0
+		}
 		return 1
 	}
-	return 0
+	slices.SortStableFunc(others, func(a, b holder) int { return cmp.Compare(rank(a), rank(b)) })
+	return others
 }

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
-	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -31,8 +30,9 @@ import (
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/receipt"
 	"millrace/pipeline/store"
-	"millrace/pipeline/worker"
 )
 
 // party is workers of a group, by hand: each has a store and an HTTP server, and
@@ -47,6 +47,10 @@ type party struct {
 	control    *control.Follower // what all of them read
 	offset     int64             // of its topic
 	peers      map[string]*peer
+
+	// What the workers that are started later get.
+	noHistory bool
+	upstream  *receipt.Upstream
 }
 
 // peer is one of them.
@@ -56,12 +60,17 @@ type peer struct {
 	disk    vfs.FS
 	store   *store.Store
 	handler *projection.Handler
-	v       *versions
 	reader  *clusterReader
-	server  *httptest.Server
-	front   *httptest.Server // before it, if somebody overhears what it is asked
-	at      map[int32]int64  // next offset to be read
-	behind  atomic.Bool      // it has yet to catch up
+
+	roster    *roster
+	others    *peers
+	announcer *announcer
+	advertise string // address that the worker announces
+
+	server *httptest.Server
+	front  *httptest.Server // before it, if somebody overhears what it is asked
+	at     map[int32]int64  // next offset to be read
+	behind atomic.Bool      // it has yet to catch up
 }
 
 const partyGroup = "party-projector"
@@ -84,35 +93,40 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 		p.t.Fatal(err)
 	}
 	log := slog.New(slog.DiscardHandler)
-	ps := projection.New(w.store, log, func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil })
-	ps.Tail = func(_ context.Context, _ string, partition int32, from int64, f func(*pipeline.Record) error) error {
-		for i := from; i < int64(len(p.logs[partition])); i++ {
-			if err := f(&p.logs[partition][i]); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	ps.Hidden = func(_ projection.Key, left bool) bool { return left && w.v.others() || w.behind.Load() }
-	ps.End = func(string, int32) int64 { return 1 << 30 } // what is read is asked for while events are added
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: p.partitions}
-	one := &projection.Projection{Fold: p.fold, Partitions: p.partitions, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold), Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100}
-	projection.NewMetrics(prometheus.NewRegistry()).Of(one)
-	ps.Add(events, p.types, one)
-	w.handler = ps.NewHandler(projectiontest.Registry(p.t, p.types))
-	reader := &projection.Reader{Set: ps, Projection: one, Registry: projectiontest.Registry(p.t, p.types), EventTypes: p.types, Topic: projectiontest.EventsTopic, NumPartitions: p.partitions, Group: partyGroup}
-	wanted := wantedVersion{VersionRecord: control.VersionRecord{Version: 1}, name: one.Name()}
-	loop := &versionLoop{group: partyGroup, wanted: []wantedVersion{wanted}, ps: ps, readers: []*projection.Reader{reader}}
-	w.v = &versions{
-		projector: &projector{}, w: &worker.Worker{Log: log, Flags: &worker.Flags{Instance: name}}, control: p.control, peers: &http.Transport{},
-		running: map[string]*versionLoop{partyGroup: loop}, live: map[string]*projection.Reader{one.Name(): reader},
-	}
-	w.reader = &clusterReader{reader, w.v, &loop.wanted[0]}
+	set := projection.New(projection.Config{
+		Store: w.store, Registry: projectiontest.Registry(p.t, p.types), Log: log, NoHistory: p.noHistory,
+		Projections: []projection.Spec{{
+			Fold: p.fold, Events: events, Types: p.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold),
+			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100,
+		}},
+		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
+		Tail: func(_ context.Context, _ string, partition int32, from int64, f func(*pipeline.Record) error) error {
+			for i := from; i < int64(len(p.logs[partition])); i++ {
+				if err := f(&p.logs[partition][i]); err != nil {
+					return err
+				}
+			}
+			return nil
+		},
+		Hidden: func(_ projection.Key, left bool) bool { return left && w.others.exist() || w.behind.Load() },
+		End:    func(string, int32) int64 { return 1 << 30 }, // readers ask for it while events are added
+	})
+	w.handler = set.NewHandler()
+	one := set.Projection("user")
+	local := reader.New(set, one, reader.Config{Group: partyGroup, Upstream: p.upstream})
+	wanted := wantedVersion{name: one.Name(), record: control.VersionRecord{Version: 1}}
+	w.roster = newRoster()
+	w.roster.add(&groupLoop{group: partyGroup, wanted: []wantedVersion{wanted}, set: set, readers: []*reader.Reader{local}})
+	w.roster.setLive(map[string]liveVersion{one.Name(): {local, 1}})
+	w.others = &peers{instance: name, control: p.control, transport: &http.Transport{}}
+	w.announcer = &announcer{instance: name, roster: w.roster, address: func() string { return w.advertise }}
+	w.reader = &clusterReader{local: local, name: one.Name(), version: 1, peers: w.others, roster: w.roster}
 	mux := http.NewServeMux()
 	mux.Handle("/v1/", query.Handler(log, w.reader))
-	w.v.serveInternal(mux)
+	(&internalAPI{roster: w.roster, log: log}).register(mux)
 	w.server = httptest.NewServer(mux)
-	w.v.advertise = strings.TrimPrefix(w.server.URL, "http://")
+	w.advertise = strings.TrimPrefix(w.server.URL, "http://")
 	p.peers[name] = w
 	p.t.Cleanup(func() { w.stop() })
 	return w
@@ -125,7 +139,7 @@ func (w *peer) announce(gone bool) {
 	w.offset++
 	if !gone {
 		var err error
-		if r.Value, err = json.Marshal(w.v.has()); err != nil {
+		if r.Value, err = json.Marshal(w.announcer.record()); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -186,13 +200,13 @@ func (w *peer) kill() {
 		w.front.CloseClientConnections()
 		w.front.Close()
 	}
-	w.handler.Close()
+	w.roster.all()[0].set.Close()
 	w.server.CloseClientConnections()
 	w.server.Close()
 	if err := w.store.Close(); err != nil {
 		w.t.Error(err)
 	}
-	w.v.peers.CloseIdleConnections()
+	w.others.transport.CloseIdleConnections()
 }
 
 func (w *peer) stop() {
@@ -297,7 +311,7 @@ func TestAnyWorkerListsTheEventsOfAll(t *testing.T) {
 	b.kill()
 	for _, path := range []string{"/v1/events?type=UserCreated", "/v1/projections/user", "/v1/blocked/user", "/v1/projections/user/feed"} {
 		got := a.ask(http.MethodGet, path)
-		got.Is(421, "worker b at "+b.v.advertise)
+		got.Is(421, "worker b at "+b.advertise)
 		if got.Header.Get("Retry-After") == "" {
 			t.Errorf("%s does not say when to try again", path)
 		}
@@ -369,7 +383,7 @@ func TestAReleaseThatIsNotAnsweredIsNotTriedAgain(t *testing.T) {
 		panic(http.ErrAbortHandler)
 	}))
 	defer gone.Close()
-	b.v.advertise = strings.TrimPrefix(gone.URL, "http://")
+	b.advertise = strings.TrimPrefix(gone.URL, "http://")
 	b.at = map[int32]int64{}
 	b.assign(2, 3)
 	a.ask(http.MethodPost, "/v1/blocked/user/"+p.id(2, 1)+"/release").Is(504, "the result is unknown", "projector blocked user")
@@ -591,7 +605,7 @@ func TestAFeedSaysOfWhichPartitionsNothingComesAndWhy(t *testing.T) {
 	w.await("all there was", func() bool { return w.states == 4 && w.last == "0-1,1-1,2-1,3-1" })
 	b.kill()
 	w.await("a word about it", func() bool { return w.kinds["stalled"] == 1 })
-	for _, has := range []string{`{"partition":2,"offset":1,"detail":"worker b at ` + b.v.advertise, `{"partition":3,`} {
+	for _, has := range []string{`{"partition":2,"offset":1,"detail":"worker b at ` + b.advertise, `{"partition":3,`} {
 		if got := w.data["stalled"]; !strings.Contains(got, has) || strings.Contains(got, `"partition":0`) {
 			t.Errorf("no %s in %s", has, got)
 		}
@@ -640,7 +654,7 @@ func (w *peer) hang() {
 	until := make(chan struct{})
 	silent := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-until }))
 	w.t.Cleanup(func() { close(until); silent.Close() })
-	w.v.advertise = strings.TrimPrefix(silent.URL, "http://")
+	w.advertise = strings.TrimPrefix(silent.URL, "http://")
 	w.announce(false)
 }
 
@@ -653,7 +667,7 @@ func TestAWorkerThatHangsIsNoSilence(t *testing.T) {
 	w.await("the first frontier", func() bool { return w.kinds["frontier"] > 0 })
 	b.hang()
 	w.await("a word about it", func() bool { return w.kinds["stalled"] > 0 })
-	if got := w.data["stalled"]; !strings.Contains(got, "worker b at "+b.v.advertise) {
+	if got := w.data["stalled"]; !strings.Contains(got, "worker b at "+b.advertise) {
 		t.Error(got)
 	}
 	stop()
@@ -680,9 +694,7 @@ func TestAFeedEndsWhereItCannotGoOn(t *testing.T) {
 	// Another version is promoted.
 	all := projectiontest.Follow(t, b.server.URL+"/v1/projections/user/feed", "")
 	all.Next("frontier")
-	b.v.mu.Lock()
-	b.v.live["user"] = nil
-	b.v.mu.Unlock()
+	b.roster.setLive(nil)
 	if m := all.Next("end"); !strings.Contains(m.Data, `"reason":"moved"`) || !strings.Contains(m.Data, "another version") {
 		t.Errorf("%+v", m)
 	}

@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/reader"
 )
 
 // A feed tells of all partitions, whoever has them. The worker that is asked
@@ -30,9 +30,9 @@ const (
 
 // mergedFeed is a feed over all workers. One goroutine has it; sources send to it.
 type mergedFeed struct {
-	*clusterReader
-	start query.Start
-	f     func(query.Changes) error
+	cluster *clusterReader
+	start   query.Start
+	f       func(query.Changes) error
 
 	partitions []mergedPartition
 	messages   chan feedMessage
@@ -57,7 +57,7 @@ type mergedPartition struct {
 // feedSource follows some partitions at one worker: this one if its instance is
 // empty.
 type feedSource struct {
-	holder
+	at     holder // an empty instance means this worker
 	cancel context.CancelFunc
 }
 
@@ -73,11 +73,11 @@ var errPeerSilent = fmt.Errorf("nothing came from it for %s", feedSilence)
 
 // Follow implements [query.Projection]: it merges the workers.
 func (c *clusterReader) Follow(ctx context.Context, start query.Start, f func(query.Changes) error) error {
-	if err := c.Reaches(start); err != nil {
+	if err := c.local.CheckStart(start); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	m := &mergedFeed{clusterReader: c, start: start, f: f, partitions: make([]mergedPartition, c.NumPartitions), untold: c.NumPartitions, messages: make(chan feedMessage), begin: make(chan struct{})}
+	m := &mergedFeed{cluster: c, start: start, f: f, partitions: make([]mergedPartition, c.local.NumPartitions()), untold: c.local.NumPartitions(), messages: make(chan feedMessage), begin: make(chan struct{})}
 	defer m.work.Wait()
 	defer cancel()
 	return m.run(ctx)
@@ -113,7 +113,7 @@ func (m *mergedFeed) run(ctx context.Context) error {
 			}
 			changed = m.look(ctx)
 		case <-tick.C:
-			if m.v.liveReader(m.w.name) != m.Reader {
+			if m.cluster.roster.liveReader(m.cluster.name) != m.cluster.local {
 				return fmt.Errorf("another version of the projection answers now: %w", query.ErrMoved)
 			}
 			if slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return p.source == nil }) {
@@ -133,8 +133,8 @@ func (m *mergedFeed) run(ctx context.Context) error {
 // look finds sources for the partitions that have none, and lets those go that
 // have their partitions no more. It returns what is closed when to look again.
 func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
-	state, changed := m.v.control.Hosts()
-	owners, here, self := state.Owners(m.Group, m.Topic), m.Here(), m.v.w.Flags.Instance
+	state, changed := m.cluster.peers.control.Hosts()
+	owners, here, self := state.Owners(m.cluster.local.Group(), m.cluster.local.Topic()), m.cluster.local.Here(), m.cluster.peers.instance
 	now := time.Now()
 	var fresh []*feedSource
 	for n := range m.partitions {
@@ -142,7 +142,7 @@ func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
 		here := here[int32(n)]
 		instance, ok := owners[int32(n)]
 		address := state.Workers[instance].Address
-		if s := p.source; s != nil && (here != (s.instance == "") || !here && ok && (instance != s.instance || address != s.address)) {
+		if s := p.source; s != nil && (here != (s.at.instance == "") || !here && ok && (instance != s.at.instance || address != s.at.address)) {
 			m.drop(s) // it may hang, and not know that it lost the partition
 		}
 		if p.source != nil || now.Before(p.again) {
@@ -159,13 +159,13 @@ func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
 		}
 		// Those of which it is not known where they go on are asked for alone.
 		i := slices.IndexFunc(fresh, func(s *feedSource) bool {
-			return s.instance == where.instance && m.partitions[s.partitions[0]].next < 0 == (p.next < 0)
+			return s.at.instance == where.instance && m.partitions[s.at.partitions[0]].next < 0 == (p.next < 0)
 		})
 		if i < 0 {
-			i, fresh = len(fresh), append(fresh, &feedSource{holder: where})
+			i, fresh = len(fresh), append(fresh, &feedSource{at: where})
 		}
 		p.source = fresh[i]
-		fresh[i].partitions = append(fresh[i].partitions, int32(n))
+		fresh[i].at.partitions = append(fresh[i].at.partitions, int32(n))
 	}
 	for _, s := range fresh {
 		m.open(ctx, s)
@@ -176,8 +176,8 @@ func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
 // open starts a source.
 func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	ctx, s.cancel = context.WithCancel(ctx)
-	start := projection.PeerStart{ID: m.start.ID, Partitions: s.partitions}
-	for _, n := range s.partitions {
+	start := reader.PeerStart{ID: m.start.ID, Partitions: s.at.partitions}
+	for _, n := range s.at.partitions {
 		if next := m.partitions[n].next; next >= 0 {
 			if start.From == nil {
 				start.From = map[int32]int64{}
@@ -187,7 +187,7 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	}
 	said := 0
 	hand := func(c query.Changes) error {
-		if said++; said > len(s.partitions) {
+		if said++; said > len(s.at.partitions) {
 			select {
 			case <-m.begin:
 			case <-ctx.Done():
@@ -203,8 +203,8 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	}
 	m.work.Go(func() {
 		var err error
-		if s.instance == "" {
-			err = m.FollowPartitions(ctx, query.Start{ID: start.ID, From: start.From}, s.partitions, hand)
+		if s.at.instance == "" {
+			err = m.cluster.local.FollowPartitions(ctx, query.Start{ID: start.ID, From: start.From}, s.at.partitions, hand)
 		} else {
 			err = m.followPeer(ctx, s, start, hand)
 		}
@@ -216,18 +216,18 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 }
 
 // followPeer is follow at another worker.
-func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start projection.PeerStart, hand func(query.Changes) error) error {
-	text, err := projection.JSONParameter(start)
+func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start reader.PeerStart, hand func(query.Changes) error) error {
+	text, err := reader.Parameter(start)
 	if err != nil {
 		return err
 	}
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var ended error // as the other worker says
-	err = m.askHolder(reading, s.holder, "feed", map[string][]string{"start": {text}}, func(body io.Reader) error {
+	err = m.cluster.fromHolder(reading, s.at, "feed", map[string][]string{"start": {text}}, func(body io.Reader) error {
 		dec := json.NewDecoder(body)
 		for ended == nil {
-			var line projection.PeerChanges
+			var line reader.PeerChanges
 			silent := time.AfterFunc(feedSilence, cancel)
 			err := dec.Decode(&line)
 			if silent.Stop(); err != nil {
@@ -315,16 +315,16 @@ func (m *mergedFeed) ended(ctx context.Context, s *feedSource, err error) error 
 	switch {
 	case errors.Is(err, query.ErrSlow), errors.Is(err, query.ErrAhead):
 		return err
-	case errors.Is(err, query.ErrMoved), s.instance == "" && errors.Is(err, query.ErrElsewhere):
+	case errors.Is(err, query.ErrMoved), s.at.instance == "" && errors.Is(err, query.ErrElsewhere):
 		again = feedLook
-	case s.instance == "":
+	case s.at.instance == "":
 		return err
 	}
 	for n := range m.partitions {
 		if p := &m.partitions[n]; p.source == s {
 			p.source, p.again = nil, time.Now().Add(again)
-			if p.why = err.Error(); s.instance != "" {
-				p.why = fmt.Sprintf("%v: %v", &s.holder, err)
+			if p.why = err.Error(); s.at.instance != "" {
+				p.why = fmt.Sprintf("%v: %v", &s.at, err)
 			}
 		}
 	}
@@ -343,7 +343,7 @@ func (m *mergedFeed) beginning(took time.Duration) error {
 			return nil
 		}
 		if p.next < 0 {
-			return fmt.Errorf("partition %d of %s: %s: %w", n, m.Topic, p.reason(), query.ErrElsewhere)
+			return fmt.Errorf("partition %d of %s: %s: %w", n, m.cluster.local.Topic(), p.reason(), query.ErrElsewhere)
 		}
 	}
 	m.begun = true
@@ -361,8 +361,8 @@ func (p *mergedPartition) reason() string {
 	switch {
 	case p.why != "":
 		return p.why
-	case p.source != nil && p.source.instance != "":
-		return fmt.Sprintf("%v does not answer", &p.source.holder)
+	case p.source != nil && p.source.at.instance != "":
+		return fmt.Sprintf("%v does not answer", &p.source.at)
 	}
 	return "this worker is busy with it"
 }

@@ -24,18 +24,18 @@ import (
 // the same store. Of a partition, one of the two has the store at a time: whoever has
 // it in held or phases.
 type groupFollower struct {
-	group    string
-	standby  bool
-	ps       *projection.Set
-	readers  []*projection.Reader
-	sessions []*kafka.Follower // partitions by their number, as sessions of a group
-	opening  *projection.Handler
-	bounds   func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error)
-	opened   func(ctx context.Context) error // when a partition came
-	restore  *restoring
-	settle   time.Duration // how long a partition is left alone that the group gave up
-	log      *slog.Logger
-	all      []projection.Key
+	group     string
+	name      string // of the restores: that of a standby keeps no worker from being ready
+	standby   bool
+	set       *projection.Set
+	snapshots map[string][]string // snapshots topics by topic of events
+	sessions  []*kafka.Follower   // partitions by their number, as sessions of a group
+	bounds    func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error)
+	opened    func(ctx context.Context) error // called when a partition came
+	restores  *restores
+	settle    time.Duration // delay before a partition that the group revoked is opened
+	log       *slog.Logger
+	all       []projection.Key
 
 	mu      sync.Mutex // guards what follows
 	held    map[projection.Key]bool
@@ -62,56 +62,54 @@ const followSettle = 3 * time.Second
 // followRetries is how long after a failure a partition is opened again, at most.
 const followRetries = 30 * time.Second
 
-// newFollow returns what follows a version loop's partitions: with its own
-// projections if it has no group, else beside them.
-func (v *versions) newFollow(l *versionLoop, ps *projection.Set, readers []*projection.Reader) (*groupFollower, error) {
+// newGroupFollower returns the follower of a loop's group. name is the name of its
+// restores. It must be attached to a set before it is used.
+func newGroupFollower(b *builder, l *groupLoop, name string) *groupFollower {
 	f := &groupFollower{
-		group: l.group, standby: v.standby, ps: ps, readers: readers, restore: v.restore, log: v.w.Log.With("group", l.group),
+		group: l.group, standby: b.options.standby, name: name, restores: b.restores, log: b.w.Log.With("group", l.group),
 		held: map[projection.Key]bool{}, phases: map[projection.Key]followPhase{}, after: map[projection.Key]time.Time{}, tries: map[projection.Key]int{}, why: map[projection.Key]error{}, changed: make(chan struct{}),
 	}
 	f.bounds = func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error) {
-		return kafka.TopicBounds(ctx, v.w.Kafka, topic, false)
+		return kafka.TopicBounds(ctx, b.w.Kafka, topic, false)
 	}
 	f.opened = func(ctx context.Context) error {
-		v.change()
+		b.announcer.changed()
 		return l.erase(ctx)
 	}
-	ps.Follows, ps.End, ps.Ends = true, f.end, f.ends
-	f.opening = ps.NewHandler(v.w.Registry)
-	for _, t := range ps.Topics {
-		for p := range int32(t.Projections[0].Partitions) {
-			f.all = append(f.all, projection.Key{Topic: t.Name, Partition: p})
+	return f
+}
+
+// attach sets the partitions that are followed, and makes the sessions that read them.
+func (f *groupFollower) attach(b *builder, set *projection.Set, specs []projection.Spec) error {
+	f.set, f.snapshots = set, map[string][]string{}
+	for _, spec := range specs {
+		topic := spec.Events.Name
+		if f.snapshots[topic] == nil {
+			for p := range int32(spec.Events.Partitions) {
+				f.all = append(f.all, projection.Key{Topic: topic, Partition: p})
+			}
 		}
+		f.snapshots[topic] = append(f.snapshots[topic], spec.Snapshots)
 	}
 	slices.SortFunc(f.all, func(a, b projection.Key) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))
 	})
 	if f.standby {
-		f.settle = followSettle
 		for _, key := range f.all {
-			f.after[key] = time.Now().Add(f.settle) // the group gives some of them at once
+			f.after[key] = time.Now().Add(f.settle) // the group assigns some of them soon
 		}
 	}
-	for range v.w.Sessions() {
+	for range b.w.Sessions() {
 		one, err := kafka.NewFollower(kafka.FollowerConfig{
-			Client: v.w.Kafka, Group: l.group, Handler: ps.NewFollowHandler(v.w.Registry), Memory: kafka.DefaultMemory / 4 / v.w.Sessions(),
-			Interval: v.w.Flags.CommitInterval, Metrics: v.loops, Logger: v.w.Log,
+			Client: b.w.Kafka, Group: f.group, Handler: set.NewFollower(), Memory: kafka.DefaultMemory / 4 / b.w.Sessions(),
+			Interval: b.w.Flags.CommitInterval, Metrics: b.loops, Logger: b.w.Log,
 		})
 		if err != nil {
-			return nil, err
+			return err
 		}
 		f.sessions = append(f.sessions, one)
 	}
-	return f, nil
-}
-
-// progressName is what the progress of restores calls it: that of a standby keeps
-// nobody from being ready.
-func (f *groupFollower) progressName() string {
-	if f.standby {
-		return standbyName(f.group)
-	}
-	return f.group
+	return nil
 }
 
 func standbyName(group string) string { return group + " standby" }
@@ -173,9 +171,9 @@ func (f *groupFollower) run(ctx context.Context) error {
 	g.Go(func() error { return f.open(ctx) })
 	err := g.Wait()
 	for _, key := range f.all {
-		f.letGo(key, nil)
+		f.stopFollowing(key, nil)
 	}
-	f.restore.gone(f.progressName())
+	f.restores.dropGroup(f.name)
 	return err
 }
 
@@ -193,7 +191,7 @@ func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
 		f.log.Error("partitions cannot be followed from where they are; opening them again", "err", err)
 		for _, key := range f.all {
 			if f.session(key) == s {
-				f.letGo(key, err)
+				f.stopFollowing(key, err)
 			}
 		}
 	}
@@ -241,65 +239,76 @@ func (f *groupFollower) next() (key projection.Key, ok bool, wait time.Duration,
 	return projection.Key{}, false, wait, f.changed
 }
 
-// openOne brings up a partition and makes a session read it.
+// openOne opens a partition and makes a session read it. No lock is held meanwhile: as
+// long as the phase is followOpening, no other goroutine changes it.
 func (f *groupFollower) openOne(ctx context.Context, key projection.Key) error {
-	at, u, err := f.bringUp(ctx, key)
+	at, from, err := f.bringUp(ctx, key)
+	if err == nil && ctx.Err() == nil && !f.isHeld(key) {
+		f.startReading(key, at, from)
+		return nil
+	}
+	// If the group assigned the partition to this worker meanwhile, its loop waits and
+	// continues from here.
+	f.set.Leave(key)
+	failed := err != nil && ctx.Err() == nil
+	fatal := failed && !f.standby && pipeline.ClassOf(err) == pipeline.ClassFatal
 	f.mu.Lock()
-	defer f.mu.Unlock()
-	defer f.tell()
-	if err != nil || ctx.Err() != nil || f.held[key] {
-		// If the group gave it to this worker meanwhile, its loop waits and goes on
-		// from here.
-		f.ps.Leave(key)
-		delete(f.phases, key)
-	}
-	switch {
-	case ctx.Err() != nil:
-		return nil
-	case err != nil && !f.standby && pipeline.ClassOf(err) == pipeline.ClassFatal:
-		return err
-	case err != nil:
+	delete(f.phases, key)
+	if failed {
 		f.failed(key, err)
-		f.log.Warn("a partition cannot be followed; trying again", "topic", key.Topic, "partition", key.Partition, "err", err, "wait", time.Until(f.after[key]).Round(time.Second))
-		return nil
-	case f.held[key]:
-		return nil
 	}
-	from := u.Read
-	f.restore.tail(f.progressName(), f, at, from)
-	f.phases[key] = followReading
-	delete(f.tries, key)
-	delete(f.why, key)
-	s := f.session(key)
-	for _, l := range u.Lanes {
-		s.Add(l.Snapshots, key.Partition, l.Follow.Heard, l.Follow.Heard)
+	wait := time.Until(f.after[key]).Round(time.Second)
+	f.broadcast()
+	f.mu.Unlock()
+	if fatal {
+		return err
 	}
-	s.Add(key.Topic, key.Partition, from, at.End)
-	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from, "lag", at.End-from)
+	if failed {
+		f.log.Warn("a partition cannot be followed; trying again", "topic", key.Topic, "partition", key.Partition, "err", err, "wait", wait)
+	}
 	return nil
 }
 
+// isHeld reports whether the group has assigned a partition to this worker.
+func (f *groupFollower) isHeld(key projection.Key) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held[key]
+}
+
+// startReading makes a session read a partition that was opened.
+func (f *groupFollower) startReading(key projection.Key, at kafka.Partition, from projection.Followed) {
+	f.restores.addTail(f.name, f, at, from.From)
+	s := f.session(key)
+	for topic, offset := range from.Snapshots {
+		s.Add(topic, key.Partition, offset, offset)
+	}
+	s.Add(key.Topic, key.Partition, from.From, at.End)
+	f.mu.Lock()
+	f.phases[key] = followReading
+	delete(f.tries, key)
+	delete(f.why, key)
+	f.broadcast()
+	f.mu.Unlock()
+	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from.From, "lag", at.End-from.From)
+}
+
 // bringUp opens the lanes of a partition.
-func (f *groupFollower) bringUp(ctx context.Context, key projection.Key) (kafka.Partition, *projection.Unit, error) {
-	at := kafka.Partition{Topic: key.Topic, Partition: key.Partition, Committed: -1}
+func (f *groupFollower) bringUp(ctx context.Context, key projection.Key) (at kafka.Partition, from projection.Followed, err error) {
+	at = kafka.Partition{Topic: key.Topic, Partition: key.Partition, Committed: -1}
 	bounds, err := f.bounds(ctx, key.Topic)
 	if err != nil {
-		return at, nil, err
+		return at, from, err
 	}
 	at.Start, at.End = bounds[key.Partition].Start, bounds[key.Partition].End
-	u, err := f.opening.Open(ctx, at)
+	from, err = f.set.OpenFollowed(ctx, at, func(ctx context.Context, topic string) (int64, error) {
+		bounds, err := f.bounds(ctx, topic)
+		return bounds[key.Partition].Start, err
+	})
 	if err != nil {
-		return at, nil, err
+		return at, from, err
 	}
-	for _, l := range u.Lanes {
-		bounds, err := f.bounds(ctx, l.Snapshots)
-		if err != nil {
-			return at, nil, err
-		}
-		l.Follow.Heard = max(l.Follow.Heard, bounds[key.Partition].Start)
-	}
-	f.ps.Follow(u)
-	return at, u, f.opened(ctx)
+	return at, from, f.opened(ctx)
 }
 
 // failed notes that a partition could not be followed. The caller has the lock.
@@ -313,16 +322,16 @@ func (f *groupFollower) failed(key projection.Key, err error) {
 // again.
 const minFollowRetry = 50 * time.Millisecond
 
-// tell tells those who wait that something has changed. The caller has the lock.
-func (f *groupFollower) tell() {
+// broadcast tells those who wait that something has changed. The caller has the lock.
+func (f *groupFollower) broadcast() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
-// letGo ends the following of a partition if it is read, because of an error or for
+// stopFollowing ends the following of a partition if it is read, because of an error or for
 // good: when it returns, the store has what was folded, and nobody writes to its
 // part.
-func (f *groupFollower) letGo(key projection.Key, why error) {
+func (f *groupFollower) stopFollowing(key projection.Key, why error) {
 	f.mu.Lock()
 	if f.phases[key] != followReading {
 		f.mu.Unlock()
@@ -332,23 +341,18 @@ func (f *groupFollower) letGo(key projection.Key, why error) {
 	f.mu.Unlock()
 	s := f.session(key)
 	s.Remove(key.Topic, key.Partition)
-	for _, t := range f.ps.Topics {
-		if t.Name != key.Topic {
-			continue
-		}
-		for _, p := range t.Projections {
-			s.Remove(p.Snapshots, key.Partition)
-		}
+	for _, topic := range f.snapshots[key.Topic] {
+		s.Remove(topic, key.Partition)
 	}
-	f.ps.Leave(key)
-	f.restore.revoked(f.progressName(), key.Topic, key.Partition)
+	f.set.Leave(key)
+	f.restores.dropTail(f.name, key.Topic, key.Partition)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.phases, key)
 	if why != nil {
 		f.failed(key, why)
 	}
-	f.tell()
+	f.broadcast()
 }
 
 // yield lets go of partitions that the group gives to this worker. The one that is
@@ -363,7 +367,7 @@ func (f *groupFollower) yield(ctx context.Context, ps []kafka.Partition) error {
 		key := projection.Key{Topic: p.Topic, Partition: p.Partition}
 		began := time.Now()
 		for {
-			f.letGo(key, nil)
+			f.stopFollowing(key, nil)
 			f.mu.Lock()
 			phase, changed := f.phases[key], f.changed
 			f.mu.Unlock()
@@ -391,5 +395,5 @@ func (f *groupFollower) takeBack(ps []kafka.Partition) {
 		delete(f.held, key)
 		f.after[key] = time.Now().Add(f.settle)
 	}
-	f.tell()
+	f.broadcast()
 }

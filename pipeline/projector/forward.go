@@ -3,98 +3,15 @@ package projector
 import (
 	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"io"
-	"iter"
 	"maps"
-	"net"
 	"net/http"
-	"net/url"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/projector/control"
-	"millrace/pipeline/projector/projection"
-	"millrace/pipeline/projector/query"
 )
-
-// announceTimeout bounds how long a worker that stops tries to say so.
-const announceTimeout = 2 * time.Second
-
-// announce keeps what this worker has on the control topic, so that others can
-// send it the questions it can answer.
-func (v *versions) announce(ctx context.Context) error {
-	say := func(ctx context.Context) error {
-		return control.Write(ctx, v.w.Kafka, v.control.Topic, time.Now(), control.Record{Key: control.WorkerPrefix + v.w.Flags.Instance, Value: v.has()})
-	}
-	const most = 5 * time.Second
-	for wait := 100 * time.Millisecond; ; {
-		var retry <-chan time.Time
-		if err := say(ctx); err != nil && ctx.Err() == nil {
-			v.w.Log.Warn("other workers cannot be told what this one has; trying again", "err", err, "wait", wait)
-			retry, wait = time.After(wait), min(2*wait, most)
-		} else {
-			wait = 100 * time.Millisecond
-		}
-		select {
-		case <-v.moved:
-			continue
-		case <-retry:
-			continue
-		case <-ctx.Done():
-		}
-		last, cancel := context.WithTimeout(context.WithoutCancel(ctx), announceTimeout)
-		defer cancel()
-		if err := control.Write(last, v.w.Kafka, v.control.Topic, time.Now(), control.Record{Key: control.WorkerPrefix + v.w.Flags.Instance}); err != nil {
-			v.w.Log.Warn("other workers could not be told that this one stops", "err", err)
-		}
-		return nil
-	}
-}
-
-// has returns what this worker has.
-func (v *versions) has() control.WorkerRecord {
-	r := control.WorkerRecord{Format: control.Format, Address: v.address(), Epoch: v.epoch, Time: time.Now().UTC(), Has: map[string]map[string][]int32{}}
-	if v.replica {
-		r.Replica = true
-		return r
-	}
-	for _, l := range v.all() {
-		topics := map[string][]int32{}
-		l.ps.Mu.Lock()
-		for key := range l.ps.Units {
-			topics[key.Topic] = append(topics[key.Topic], key.Partition)
-		}
-		l.ps.Mu.Unlock()
-		for _, ps := range topics {
-			slices.Sort(ps)
-		}
-		r.Has[l.group] = topics
-	}
-	return r
-}
-
-// address returns where others reach this worker: as it was told, else where it
-// listens, by the host's name if it listens everywhere.
-func (v *versions) address() string {
-	if v.advertise != "" {
-		return v.advertise
-	}
-	addr := v.w.HTTP.Addr()
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil || !net.ParseIP(host).IsUnspecified() {
-		return addr
-	}
-	if name, err := os.Hostname(); err == nil {
-		return net.JoinHostPort(name, port)
-	}
-	return addr
-}
 
 // Any worker answers any question: what it does not have itself it gets from the
 // worker that has it. Of an aggregate, the whole request goes there; lists are
@@ -108,97 +25,122 @@ const forwardedBy = "Millrace-Forwarded-By"
 // one worker to another.
 const forwardWait = 5 * time.Second
 
-// forwardPatience is how long another worker gets to begin an answer, beside what
+// forwardTimeout is how long another worker gets to begin an answer, beside what
 // a question waits for.
-const forwardPatience = 10 * time.Second
+const forwardTimeout = 10 * time.Second
 
-// forwarding sends questions on that next cannot answer.
-func (v *versions) forwarding(next http.Handler) http.Handler {
+// forwarder sends a question to another worker if this one cannot answer it. Its fields
+// are immutable.
+type forwarder struct {
+	peers  *peers
+	roster *roster
+	ready  func() error // nil if this worker is ready
+}
+
+// wrap returns a handler that forwards the questions that next cannot answer.
+func (f *forwarder) wrap(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(forwardedBy) != "" || r.Method != http.MethodGet && r.Method != http.MethodHead {
 			next.ServeHTTP(w, r)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), forwardWait)
-		defer cancel()
-		for {
-			_, changed := v.control.Now()
-			p := &probe{ResponseWriter: w, header: http.Header{}}
-			next.ServeHTTP(p, r)
-			if !p.held {
-				return
-			}
-			if p.status == http.StatusNotFound && v.replica && v.ready() == nil {
-				p.release(w) // it has everything
-				return
-			}
-			missing := p.status == http.StatusMisdirectedRequest
-			for _, addr := range v.candidates(r, missing) {
-				switch status, done := v.send(w, r, addr); {
-				case done:
-					return
-				case status == http.StatusNotFound && missing:
-					// The owner says so; nobody else knows better, unless
-					// aggregates stand anywhere.
-					missing = false
-				}
-			}
-			if !missing {
-				p.status = http.StatusNotFound
-				p.release(w)
-				return
-			}
-			t := time.NewTimer(50 * time.Millisecond)
-			select {
-			case <-t.C:
-			case <-changed:
-				t.Stop()
-			case <-ctx.Done():
-				t.Stop()
-				w.Header().Set("Retry-After", "1")
-				p.release(w)
-				return
-			}
-		}
+		f.serve(next, w, r)
 	})
 }
 
-// candidates returns who may have what a request asks for, the likeliest first.
-func (v *versions) candidates(r *http.Request, home bool) (out []string) {
-	self := v.w.Flags.Instance
-	state, _ := v.control.Now()
+// serve answers from here or from another worker. It waits for partitions that move
+// from one worker to another.
+func (f *forwarder) serve(next http.Handler, w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), forwardWait)
+	defer cancel()
+	for {
+		_, changed := f.peers.control.Now()
+		p := &probe{ResponseWriter: w, header: http.Header{}}
+		next.ServeHTTP(p, r)
+		if !p.held {
+			return
+		}
+		if p.status == http.StatusNotFound && f.peers.replica && f.ready() == nil {
+			p.release(w) // this worker has everything
+			return
+		}
+		done, decided := f.sendAnywhere(w, r, p.status == http.StatusMisdirectedRequest)
+		if done {
+			return
+		}
+		if decided {
+			p.status = http.StatusNotFound
+			p.release(w)
+			return
+		}
+		t := time.NewTimer(forwardRetry)
+		select {
+		case <-t.C:
+		case <-changed:
+			t.Stop()
+		case <-ctx.Done():
+			t.Stop()
+			w.Header().Set("Retry-After", "1")
+			p.release(w)
+			return
+		}
+	}
+}
+
+// forwardRetry is the delay before a question whose partition is with no worker is
+// tried again.
+const forwardRetry = 50 * time.Millisecond
+
+// sendAnywhere sends a question to the workers that may answer it, until one does
+// (done). elsewhere reports that the partition is not with this worker. decided reports
+// that the owner has answered that the aggregate does not exist: then no other worker
+// has it, unless aggregates may be in any partition.
+func (f *forwarder) sendAnywhere(w http.ResponseWriter, r *http.Request, elsewhere bool) (done, decided bool) {
+	decided = !elsewhere
+	for _, addr := range f.candidates(r, elsewhere) {
+		status, done := f.send(w, r, addr)
+		if done {
+			return true, false
+		}
+		decided = decided || status == http.StatusNotFound
+	}
+	return false, decided
+}
+
+// candidates returns the addresses of the workers that may answer a question, the
+// likeliest first. home reports that the partition of the aggregate is not with this
+// worker.
+func (f *forwarder) candidates(r *http.Request, home bool) (out []string) {
+	state, _ := f.peers.control.Now()
 	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/v1/projections/"), "/")
 	if home && strings.HasPrefix(r.URL.Path, "/v1/projections/") && len(parts) > 1 {
-		v.mu.Lock()
-		reader := v.live[parts[0]]
-		v.mu.Unlock()
-		if reader != nil {
-			partition := kafka.PartitionOf([]byte(parts[1]), reader.NumPartitions)
-			if instance, w, ok := state.Owner(reader.Group, reader.Topic, partition); ok && instance != self {
+		if one := f.roster.liveReader(parts[0]); one != nil {
+			partition := kafka.PartitionOf([]byte(parts[1]), one.NumPartitions())
+			if instance, w, ok := state.Owner(one.Group(), one.Topic(), partition); ok && instance != f.peers.instance {
 				out = append(out, w.Address)
 			}
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
-		if addr := state.Workers[instance].Address; instance != self && len(state.Workers[instance].Has) > 0 && !slices.Contains(out, addr) {
+		if addr := state.Workers[instance].Address; instance != f.peers.instance && len(state.Workers[instance].Has) > 0 && !slices.Contains(out, addr) {
 			out = append(out, addr)
 		}
 	}
 	return out
 }
 
-// send asks another worker and hands on what it answers. done is false if it has
-// no answer, of which nothing was handed on.
-func (v *versions) send(w http.ResponseWriter, r *http.Request, addr string) (status int, done bool) {
+// send sends a question to another worker and passes its answer on. done is false if the
+// other worker has no answer; then nothing was passed on.
+func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (status int, done bool) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	req := r.Clone(ctx)
 	req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", "http", addr, addr
-	req.Header.Set(forwardedBy, v.w.Flags.Instance)
-	// It may be one that hangs. How long it may wait, the request says.
-	wait, _ := time.ParseDuration(r.FormValue("wait")) // it says what is wrong with that
-	late := time.AfterFunc(wait+forwardPatience, cancel)
-	resp, err := v.peers.RoundTrip(req)
+	req.Header.Set(forwardedBy, f.peers.instance)
+	// The other worker may hang. The request determines how long it may wait.
+	wait, _ := time.ParseDuration(r.FormValue("wait")) // the other worker reports a bad value
+	late := time.AfterFunc(wait+forwardTimeout, cancel)
+	resp, err := f.peers.transport.RoundTrip(req)
 	if err != nil {
 		return 0, false
 	}
@@ -215,7 +157,7 @@ func (v *versions) send(w http.ResponseWriter, r *http.Request, addr string) (st
 	if strings.HasPrefix(resp.Header.Get("Content-Type"), "text/event-stream") {
 		out = flushing{w}
 	}
-	_, _ = io.Copy(out, resp.Body) // whoever asked has gone, or sees that the end is missing
+	_, _ = io.Copy(out, resp.Body) // the client is gone, or sees that the end is missing
 	return resp.StatusCode, true
 }
 
@@ -282,132 +224,4 @@ func (p *probe) release(w http.ResponseWriter) {
 	maps.Copy(w.Header(), p.header)
 	w.WriteHeader(p.status)
 	_, _ = w.Write(p.body.Bytes()) // whoever asked has gone
-}
-
-// clusterReader answers for the partitions of all workers where a request cannot
-// just be sent on.
-type clusterReader struct {
-	*projection.Reader
-	v *versions
-	w *wantedVersion
-}
-
-// scanLine is a line of what a worker answers who is asked for a scan: first At,
-// then aggregates, then End.
-type scanLine struct {
-	At        []query.Position `json:"at,omitempty"`
-	Aggregate *query.Aggregate `json:"aggregate,omitempty"`
-	End       bool             `json:"end,omitempty"`
-}
-
-// serveScan answers with the aggregates of this worker's partitions.
-func (v *versions) serveScan(w http.ResponseWriter, r *http.Request) {
-	number, err := strconv.Atoi(r.PathValue("version"))
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	reader := v.reader(r.PathValue("name"), number)
-	if reader == nil {
-		http.Error(w, "this worker does not have it", http.StatusMisdirectedRequest)
-		return
-	}
-	w.Header().Set("Content-Type", "application/x-ndjson")
-	enc := json.NewEncoder(w)
-	failed := enc.Encode(scanLine{At: reader.Partitions()})
-	_, err = reader.Scan(r.Context(), r.FormValue("after"), func(a query.Aggregate) bool {
-		failed = errors.Join(failed, enc.Encode(scanLine{Aggregate: &a}))
-		return failed == nil
-	})
-	if errors.Join(err, failed) == nil {
-		_ = enc.Encode(scanLine{End: true}) // whoever asked sees that it is missing
-	}
-}
-
-// scanned are the aggregates of one worker, in order.
-type scanned struct {
-	next func() (query.Aggregate, bool)
-	stop func()
-	a    query.Aggregate
-	ok   bool
-	at   []query.Position
-	err  error
-}
-
-// Scan implements [query.Projection]: it merges the workers.
-func (c *clusterReader) Scan(ctx context.Context, after string, f func(query.Aggregate) bool) (at []query.Position, err error) {
-	sources := []*scanned{c.local(ctx, after)}
-	for _, h := range c.holders() {
-		sources = append(sources, c.remote(ctx, h, after))
-	}
-	defer func() {
-		for _, s := range sources {
-			s.stop()
-			err = errors.Join(err, s.err)
-		}
-	}()
-	for _, s := range sources {
-		if s.a, s.ok = s.next(); s.err != nil {
-			return nil, s.err
-		}
-		at = append(at, s.at...)
-	}
-	if at, err = c.all(at); err != nil {
-		return nil, err
-	}
-	for {
-		var first *scanned
-		for _, s := range sources {
-			if s.ok && (first == nil || s.a.ID < first.a.ID || s.a.ID == first.a.ID && s.a.At.Offset > first.a.At.Offset) {
-				first = s
-			}
-		}
-		if first == nil {
-			return at, nil
-		}
-		id := first.a.ID
-		if !f(first.a) {
-			return at, nil
-		}
-		for _, s := range sources {
-			// A partition that changes hands may be with two of them.
-			if s.ok && s.a.ID == id {
-				if s.a, s.ok = s.next(); s.err != nil {
-					return nil, s.err
-				}
-			}
-		}
-	}
-}
-
-func (c *clusterReader) local(ctx context.Context, after string) *scanned {
-	s := &scanned{at: c.Partitions()}
-	s.next, s.stop = iter.Pull(func(yield func(query.Aggregate) bool) {
-		_, s.err = c.Reader.Scan(ctx, after, yield)
-	})
-	return s
-}
-
-func (c *clusterReader) remote(ctx context.Context, h holder, after string) *scanned {
-	s := &scanned{}
-	s.next, s.stop = iter.Pull(func(yield func(query.Aggregate) bool) {
-		s.err = c.askHolder(ctx, h, "scan", url.Values{"after": {after}}, func(body io.Reader) error {
-			dec := json.NewDecoder(body)
-			for {
-				var line scanLine
-				if err := dec.Decode(&line); err != nil {
-					return err
-				}
-				switch {
-				case line.End:
-					return nil
-				case line.Aggregate == nil:
-					s.at = line.At
-				case !yield(*line.Aggregate):
-					return nil
-				}
-			}
-		})
-	})
-	return s
 }

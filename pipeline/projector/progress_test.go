@@ -82,7 +82,7 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 	b.revoke(3)
 	is("0-1, 1-2, 2-3, 3: no worker has it", a, b)
 	b.behind.Store(true)
-	at := "worker b at " + b.v.advertise
+	at := "worker b at " + b.advertise
 	is("0-1, 1-2, 2: "+at+" has it, and has yet to catch up, 3: no worker has it", a)
 	is("0-1, 1-2, 2: worker b has it, and has yet to catch up, 3: no worker has it", b)
 	b.behind.Store(false)
@@ -98,7 +98,7 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 
 	var out, talk bytes.Buffer
 	env := &cli.Env{Stdout: &out, Stderr: &talk, Now: time.Now}
-	if code := env.Main([]string{"list", "--address", a.v.advertise}, func(e *cli.Env) *cobra.Command {
+	if code := env.Main([]string{"list", "--address", a.advertise}, func(e *cli.Env) *cobra.Command {
 		root := &cobra.Command{Use: "projector"}
 		root.AddCommand(client.Commands(e)...)
 		return root
@@ -136,7 +136,7 @@ func (w *peer) overheard(path string) <-chan struct{} {
 		}
 		next.ServeHTTP(out, r)
 	}))
-	w.v.advertise = strings.TrimPrefix(w.front.URL, "http://")
+	w.advertise = strings.TrimPrefix(w.front.URL, "http://")
 	w.announce(false)
 	return heard
 }
@@ -187,7 +187,7 @@ func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
 	answer := a.await("30s", fmt.Sprint("&after_position=2:", len(p.logs[2])))
 	p.add(projectiontest.OrderCreated, gone, false)
 	p.workAll()
-	(<-answer).Is(409, `"outcome":"passed"`, "is past 3 of partition 2")
+	(<-answer).Is(409, `"outcome":"passed"`, "is past offset 3 of partition 2")
 	a.ask(http.MethodGet, "/v1/projections/user?wait=30s&after_event="+projectiontest.FoldedID(late)).Is(409, `"outcome":"late"`, "deleted before")
 	pending := <-a.await("1ms", "")
 	pending.Is(504, `"outcome":"pending"`, "was not applied by any partition: it may be on its way")
@@ -209,7 +209,7 @@ func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
 
 	// Its worker goes, and is back in time.
 	b.kill()
-	(<-a.await("1ms", "")).Is(504, `"outcome":"pending"`, "partitions 2 of "+projectiontest.EventsTopic+" are with worker b at "+b.v.advertise)
+	(<-a.await("1ms", "")).Is(504, `"outcome":"pending"`, "partitions 2 of "+projectiontest.EventsTopic+" are with worker b at "+b.advertise)
 	a.ask(http.MethodGet, applied).Is(421, "worker b at") // the list is of b, too
 	answer = a.await("30s", "")
 	p.add(projectiontest.UserCreated, p.id(2, 8), false)
@@ -238,18 +238,16 @@ func knownReceipts(t *testing.T, receipts ...receipt.Receipt) *receipt.Reader {
 
 // Whoever sends one event twice may have it dropped on its way, and applied.
 func TestAListGoesByTheWordThatCountsMost(t *testing.T) {
-	p := newParty(t, 2, "a", "b")
+	p := newParty(t, 2)
 	in, out := &topology.Topic{Name: "in"}, &topology.Topic{Name: projectiontest.EventsTopic}
 	plan := &topology.Topology{Pipelines: []*topology.Pipeline{{Name: "clean", From: in, To: out, DeadLetter: &topology.Topic{Name: "dead"}, Receipts: &topology.Topic{Name: "receipts"}}}}
-	for _, w := range p.peers {
-		w.reader.Upstream = receipt.NewUpstream(plan, out, knownReceipts(t,
-			receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered},
-			receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeDeadLetter, Reason: "bad"},
-			receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered},
-			receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered, Duplicate: true},
-		))
-	}
-	a, b := p.peers["a"], p.peers["b"]
+	p.upstream = receipt.NewUpstream(plan, out, knownReceipts(t,
+		receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered},
+		receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeDeadLetter, Reason: "bad"},
+		receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered},
+		receipt.Receipt{Pipeline: "clean", Outcome: receipt.OutcomeFiltered, Duplicate: true},
+	))
+	a, b := p.start("a", vfs.NewMem()), p.start("b", vfs.NewMem())
 	a.assign(0)
 	b.assign(1)
 	gone := p.id(1, 0)
@@ -271,10 +269,8 @@ func TestAListGoesByTheWordThatCountsMost(t *testing.T) {
 
 func TestWithoutAHistoryAListCannotWaitAnywhere(t *testing.T) {
 	p := newParty(t, 2)
+	p.noHistory = true
 	a, b := p.start("a", vfs.NewMem()), p.start("b", vfs.NewMem())
-	for _, w := range []*peer{a, b} {
-		w.reader.KeepHistory = false
-	}
 	a.assign(0)
 	b.assign(1)
 	a.ask(http.MethodGet, "/v1/projections/user?wait=30s&after_event="+projectiontest.FoldedID(0)).Is(404, "--no-history")
@@ -284,7 +280,7 @@ func TestWithoutAHistoryAListCannotWaitAnywhere(t *testing.T) {
 func TestWhoeverAsksAnotherWorkerWaitsWithTheOwnerOfTheAggregate(t *testing.T) {
 	p, a, b := split(t)
 	id, bad := p.id(3, 0), p.id(3, 1)
-	api := a.v.forwarding(query.Handler(slog.New(slog.DiscardHandler), a.reader))
+	api := (&forwarder{peers: a.others, roster: a.roster}).wrap(query.Handler(slog.New(slog.DiscardHandler), a.reader))
 	path := "/v1/projections/user/" + id
 	heard := b.overheard(path)
 	answer := make(chan projectiontest.Answer, 1)

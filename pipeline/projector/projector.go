@@ -1,9 +1,24 @@
 // Package projector is the worker that folds events into aggregates and answers
 // questions about them over HTTP.
 //
-// Start at [RunCommand] and versions.go, which decides which versions of which
-// projections run here. Answers of all workers are merged in cluster.go and
-// feed.go; forward.go sends a question to the worker that can answer it.
+// Start at [RunCommand] and program.go, which assembles the parts of a worker:
+//
+//   - supervisor starts and stops versions of projections, as the control topic
+//     requires, and chooses the version that answers
+//   - builder makes the loop of a consumer group, and groupLoop is one that runs
+//   - groupFollower keeps partitions that other workers own (standby, replica)
+//   - roster knows which loops run, and announcer tells other workers
+//   - clusterReader merges the answers of all workers, forwarder sends a question to
+//     the worker that can answer it, and internalAPI answers other workers
+//
+// # Owners and locks
+//
+// The goroutine of the supervisor starts and stops loops. Sessions of the loops call
+// groupHandler. HTTP handlers run in goroutines of their own. roster.mu,
+// groupFollower.mu and restores.mu guard what is shared. Each is held only for reads and
+// writes of its own fields: no other lock is taken and nothing is called while one of
+// them is held, except that restores.mu is held while it asks a loop or a follower
+// for its offsets.
 package projector
 
 import (
@@ -22,46 +37,49 @@ import (
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
-	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
 
+// RunCommand returns the command `projector run`.
 func RunCommand(e *cli.Env) *cobra.Command {
-	p := &projector{env: e}
+	c := &runCommand{env: e}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run all projections as a worker of their consumer group",
 		Long: `Folds the events of the topology's projections, as a member of the consumer
 group NAME-projector, publishes the states as snapshots on compacted topics, and
-answers questions over HTTP. More workers share the partitions; give each another
---instance and a --data-dir of its own. With --standby they also keep the states of
-each other's partitions, so as to take them over at once; with --replica, a worker is
-in no group and keeps all states, to answer more questions.
+answers questions over HTTP. Several workers share the partitions; give each its own
+--instance and --data-dir. With --standby, workers also keep the states of each
+other's partitions, to take them over immediately. With --replica, a worker is in no
+group and keeps all states, to answer more questions.
 
-The data directory is a cache: what is in it is taken up again after a stop or a
-crash. If it is lost or does not fit, it is made anew from the snapshots and the
-log.
+The data directory is a cache: the worker continues from it after a stop or a crash.
+If it is lost or does not fit, it is restored from the snapshots and the log.
 
-SIGTERM finishes and commits the batches at hand, then leaves the group. A second
-signal ends the process at once; nothing is lost by that.
+SIGTERM finishes and commits the current batches, then leaves the group. A second
+signal ends the process immediately; nothing is lost by that.
 
-Exit code 0 after a stop; 1 if it could not go on; 2 if the command line or the
+Exit code 0 after a stop; 1 if the worker cannot continue; 2 if the command line or the
 topology is wrong; 3 if another worker has the same --instance.`,
-		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
 	}
-	p.addFlags(cmd.Flags())
+	c.addFlags(cmd.Flags())
 	return cmd
 }
 
-// projector is the worker.
-type projector struct {
-	env       *cli.Env
-	worker    *worker.Flags
-	kek       *keyring.Flags
+// runCommand is the command `projector run`, with its flags.
+type runCommand struct {
+	env    *cli.Env
+	worker *worker.Flags
+	kek    *keyring.Flags
+	options
+}
+
+// options are the flags that only this command has.
+type options struct {
 	noDecrypt bool
 	dataDir   string
 	advertise string
-
 	noHistory bool
 	memory    int // MiB
 	receipts  time.Duration
@@ -69,42 +87,42 @@ type projector struct {
 	standby   bool
 }
 
-func (p *projector) addFlags(flags *pflag.FlagSet) {
-	p.worker = worker.AddFlags(p.env, flags, "projector", worker.ProjectorListen)
-	p.kek = keyring.AddFlags(p.env, flags)
-	flags.BoolVar(&p.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null, and said to be hidden")
-	flags.StringVar(&p.dataDir, "data-dir", "data/projector", "`directory` of the states; another for each worker")
-	flags.StringVar(&p.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: that of --listen, by the host's name if it listens on all addresses)")
-	flags.BoolVar(&p.noHistory, "no-history", false, "keep states alone, not the events that made them: faster and smaller, no questions about the past")
-	flags.IntVar(&p.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, about")
-	flags.DurationVar(&p.receipts, "receipts", time.Hour, "for how long a `time` it is known which events pipelines filtered or made dead letters; 0 for not at all")
-	flags.BoolVar(&p.replica, "replica", false, "be in no group: fold all partitions for questions alone, and publish nothing")
-	flags.BoolVar(&p.standby, "standby", false, "keep the states of partitions that other workers have, so as to take them over at once")
-	p.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
+func (c *runCommand) addFlags(flags *pflag.FlagSet) {
+	c.worker = worker.AddFlags(c.env, flags, "projector", worker.ProjectorListen)
+	c.kek = keyring.AddFlags(c.env, flags)
+	flags.BoolVar(&c.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null and marked as hidden")
+	flags.StringVar(&c.dataDir, "data-dir", "data/projector", "`directory` of the states; another one for each worker")
+	flags.StringVar(&c.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: the address of --listen, with the host's name if it listens on all addresses)")
+	flags.BoolVar(&c.noHistory, "no-history", false, "keep states only, not the events that made them: faster and smaller, no questions about the past")
+	flags.IntVar(&c.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, approximately")
+	flags.DurationVar(&c.receipts, "receipts", time.Hour, "for how long a `time` the worker remembers events that pipelines filtered or made dead letters; 0 disables this")
+	flags.BoolVar(&c.replica, "replica", false, "join no group: fold all partitions for questions only, and publish nothing")
+	flags.BoolVar(&c.standby, "standby", false, "keep the states of partitions that other workers own, to take them over immediately")
+	c.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
 }
 
-func (p *projector) run(ctx context.Context) (err error) {
-	w, err := p.worker.Start()
+func (c *runCommand) run(ctx context.Context) (err error) {
+	w, err := c.worker.Start()
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	if p.replica && p.standby {
-		return cli.Usagef("--replica and --standby: a standby is of the group, and a replica is not; say one of them")
+	if c.replica && c.standby {
+		return cli.Usagef("--replica and --standby exclude each other: a standby is a member of the group, and a replica is not")
 	}
 	if len(w.Topology.Projections) == 0 {
-		return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no projections: there is nothing to run", p.worker.Topology.File)}
+		return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no projections: there is nothing to run", c.worker.Topology.File)}
 	}
-	keys, err := p.keys(w)
+	keys, err := c.keys(w)
 	if err != nil {
 		return err
 	}
-	kept, err := store.Open(p.dataDir, store.Options{Logger: w.Log})
+	kept, err := store.Open(c.dataDir, store.Options{Logger: w.Log})
 	if err != nil {
 		return err
 	}
 	kept.Register(w.Metrics)
-	// Whoever reads from the store ends with w.run.
+	// Everything that reads from the store ends with w.RunWith.
 	defer func() { err = errors.Join(err, kept.Close()) }()
 
 	var api atomic.Pointer[http.Handler]
@@ -112,37 +130,24 @@ func (p *projector) run(ctx context.Context) (err error) {
 	api.Store(&waiting)
 	w.HTTP.Handle("/v1/", http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) { (*api.Load()).ServeHTTP(out, r) }))
 
-	v := p.newVersions(w, kept, keys, func(h http.Handler) { api.Store(&h) })
-	v.serveInternal(w.HTTP)
-	w.HTTP.Ready("restore", func(context.Context) error { return v.ready() })
-	w.HTTP.Startup("restored", func(context.Context) error { return v.started() })
-	return w.RunWith(ctx, v.run)
+	p := c.assemble(w, kept, keys, func(h http.Handler) { api.Store(&h) })
+	p.internal.register(w.HTTP)
+	w.HTTP.Ready("restore", func(context.Context) error { return p.readiness.ready() })
+	w.HTTP.Startup("restored", func(context.Context) error { return p.readiness.started() })
+	return w.RunWith(ctx, p.run)
 }
 
 // keys returns the keys of encrypted fields, nil if nothing is encrypted.
-func (p *projector) keys(w *worker.Worker) (*keyring.Ring, error) {
-	keks, err := p.kek.Load()
+func (c *runCommand) keys(w *worker.Worker) (*keyring.Ring, error) {
+	keks, err := c.kek.Load()
 	topic := keyring.Topic(w.Topology)
 	switch {
 	case err != nil || topic == nil:
 		return nil, err
-	case p.noDecrypt:
+	case c.noDecrypt:
 		keks = nil
 	case keks == nil:
-		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", p.worker.Topology.File, keyring.EnvKEK)
+		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", c.worker.Topology.File, keyring.EnvKEK)
 	}
-	return keyring.New(w.Kafka, topic.Name, topic.Partitions, keks, p.env.Now, w.Log, w.Metrics), nil
-}
-
-// snapshotsTopic is the topic of a version's snapshots as it has to be: as many
-// partitions as the events have, and compacted.
-func snapshotsTopic(pr *topology.Projection, name string) *topology.Topic {
-	t := *pr.Snapshots
-	t.Name = name
-	t.Partitions = pr.From.Partitions
-	t.Config = map[string]string{"cleanup.policy": "compact"}
-	for k, v := range pr.Snapshots.Config {
-		t.Config[k] = v
-	}
-	return &t
+	return keyring.New(w.Kafka, topic.Name, topic.Partitions, keks, c.env.Now, w.Log, w.Metrics), nil
 }

@@ -1,4 +1,4 @@
-package projection
+package projection_test
 
 import (
 	"context"
@@ -13,21 +13,22 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/store"
 )
 
 // asking is a projection of one partition on disk, and the handler that answers
 // about it.
 type asking struct {
-	handler *Handler
+	set     *projection.Set
+	handler *projection.Handler
 	api     http.Handler
 	next    int64
 	types   []*codec.Schema
@@ -40,17 +41,19 @@ func newAsking(b *testing.B) *asking {
 	if err != nil {
 		b.Fatal(err)
 	}
-	ps := New(s, slog.New(slog.DiscardHandler), func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil })
-	ps.End = func(string, int32) int64 { return 1 << 40 }
-	p := &Projection{Fold: projectiontest.UserFold(b, "user", "active"), Identity: "bench", Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100}
-	NewMetrics(prometheus.NewRegistry()).Of(p)
-	ps.Add(kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, types, p)
-	a := &asking{handler: ps.NewHandler(eventtest.SchemaList(types)), types: types}
+	ps := projection.New(projection.Config{
+		Store: s, Registry: eventtest.SchemaList(types), End: func(string, int32) int64 { return 1 << 40 },
+		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
+		Projections: []projection.Spec{{
+			Fold: projectiontest.UserFold(b, "user", "active"), Events: kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, Types: types,
+			Identity: "bench", Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100,
+		}},
+	})
+	a := &asking{set: ps, handler: ps.NewHandler(), types: types}
 	if _, err := a.handler.Assign(b.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: -1, End: 1 << 40}}); err != nil {
 		b.Fatal(err)
 	}
-	fw := &foldWorker{world: &world{t: b, types: types}}
-	a.api = query.Handler(slog.New(slog.DiscardHandler), &Reader{Set: ps, Projection: p, Registry: fw.registry(), EventTypes: types, Topic: projectiontest.EventsTopic, NumPartitions: 1})
+	a.api = query.Handler(slog.New(slog.DiscardHandler), reader.New(ps, ps.Projection("user"), reader.Config{}))
 	b.Cleanup(func() {
 		ps.Close()
 		if err := s.Close(); err != nil {
@@ -60,10 +63,15 @@ func newAsking(b *testing.B) *asking {
 	return a
 }
 
+// discarded is an Emitter that is as fast as can be.
+type discarded struct{}
+
+func (discarded) Emit(*pipeline.Record) {}
+
 // fold folds one event, and ends a batch after each 50,000.
 func (a *asking) fold(b *testing.B, value []byte) {
 	in := pipeline.Record{Topic: projectiontest.EventsTopic, Offset: a.next, Value: value, Time: time.UnixMilli(1767225600_000 + a.next)}
-	if err := a.handler.Handle(b.Context(), &in, &discarded{}); err != nil {
+	if err := a.handler.Handle(b.Context(), &in, discarded{}); err != nil {
 		b.Fatal(err)
 	}
 	if a.next++; a.next%50_000 == 0 {
@@ -74,18 +82,17 @@ func (a *asking) fold(b *testing.B, value []byte) {
 // settle writes all that was folded to the store.
 func (a *asking) settle(b *testing.B) {
 	a.flush(b)
-	for _, u := range a.handler.Units {
-		u.mu.Lock()
-		err := a.handler.save(u)
-		u.mu.Unlock()
-		if err != nil {
-			b.Fatal(err)
+	time.Sleep(100 * time.Millisecond) // a partition that was folded just now is not stored for a question
+	for _, p := range a.set.Partitions(a.set.Projection("user")) {
+		p.Freshen()
+		if next, _, err := p.Position(); next != a.next || err != nil {
+			b.Fatalf("the store is at offset %d (%v), want %d", next, err, a.next)
 		}
 	}
 }
 
 func (a *asking) flush(b *testing.B) {
-	if err := a.handler.Flush(b.Context(), &discarded{}); err != nil {
+	if err := a.handler.Flush(b.Context(), discarded{}); err != nil {
 		b.Fatal(err)
 	}
 	a.handler.EndBatch(true)

@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -15,8 +14,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -70,12 +67,14 @@ func openBenched(b *testing.B, dir string, history bool, restore RestoreFunc) *b
 		b.Fatal(err)
 	}
 	w := &benched{store: s, types: projectiontest.UserTypes(b), fold: projectiontest.UserFold(b, "user", "active")}
-	w.ps = New(s, slog.New(slog.DiscardHandler), restore)
-	w.ps.KeepHistory, w.ps.End = history, func(string, int32) int64 { return 1 << 40 }
-	p := &Projection{Fold: w.fold, Identity: "bench", Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100}
-	NewMetrics(prometheus.NewRegistry()).Of(p)
-	w.ps.Add(kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, w.types, p)
-	w.handler = w.ps.NewHandler(eventtest.SchemaList(w.types))
+	w.ps = New(Config{
+		Store: s, Registry: eventtest.SchemaList(w.types), Restore: restore, NoHistory: !history, End: func(string, int32) int64 { return 1 << 40 },
+		Projections: []Spec{{
+			Fold: w.fold, Events: kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, Types: w.types,
+			Identity: "bench", Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100,
+		}},
+	})
+	w.handler = w.ps.NewHandler()
 	if _, err := w.handler.Assign(b.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: -1, End: 1 << 40}}); err != nil {
 		b.Fatal(err)
 	}
@@ -196,7 +195,7 @@ func BenchmarkRestart(b *testing.B) {
 		began := time.Now()
 		w := openBenched(b, dir, true, noSnapshots)
 		took += time.Since(began)
-		if from := w.ps.Units[Key{projectiontest.EventsTopic, 0}].Lanes[0].next; from < int64(size)/2 {
+		if from := w.ps.units[Key{projectiontest.EventsTopic, 0}].lanes[0].next; from < int64(size)/2 {
 			b.Fatalf("of %d events, the store has %d", size, from)
 		}
 		b.StopTimer()
@@ -259,7 +258,7 @@ func BenchmarkRestoreSnapshots(b *testing.B) {
 			}
 			return int64(len(snapshots)), nil
 		})
-		if from := w.ps.Units[Key{projectiontest.EventsTopic, 0}].Lanes[0].next; from != int64(size) {
+		if from := w.ps.units[Key{projectiontest.EventsTopic, 0}].lanes[0].next; from != int64(size) {
 			b.Fatalf("restored up to %d of %d", from, size)
 		}
 		b.StopTimer()

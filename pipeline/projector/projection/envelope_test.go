@@ -1,7 +1,6 @@
 package projection
 
 import (
-	"net/http"
 	"testing"
 	"time"
 
@@ -34,10 +33,6 @@ func TestExpressionsStandForTheEnvelopeInFolds(t *testing.T) {
 	fw := w.start()
 	fw.run()
 	wants(t, fw, map[string]string{"k/k": "a b", "k/j": "c"})
-	h := fw.api()
-	projectiontest.Ask(t, h, "/v1/events/e%2Fb").Is(http.StatusOK, `"k/k"`, `2026-01-02T10:01:00Z`)
-	projectiontest.Ask(t, h, "/v1/projections/texts/k%2Fk?at_time=2026-01-02T10:00:30Z").Is(http.StatusOK, `"all":["a"]`)
-	projectiontest.Ask(t, h, "/v1/projections/texts/k%2Fk/history").Is(http.StatusOK, `"e/a"`, `"e/b"`)
 	fw.stop()
 }
 
@@ -47,7 +42,7 @@ func TestRecordsStandForTheEnvelopeInFolds(t *testing.T) {
 	w := newCounts(t, bareCounts(expr.Bare{}, hours(0, 0)))
 	for i, at := range []time.Duration{0, 30 * time.Minute, 61 * time.Minute, time.Minute} {
 		w.counted("x", 0, 0, "a")
-		w.log[i].Key, w.log[i].Time = []byte("r"), epoch.Add(at)
+		w.log[i].Key, w.log[i].Time = []byte("r"), projectiontest.Epoch.Add(at)
 	}
 	fw := w.start()
 	fw.run()
@@ -77,8 +72,8 @@ func TestAKeyThatIsNotTheAggregatesBlocksNobody(t *testing.T) {
 		fw := w.start()
 		fw.run()
 		got := "rejected"
-		for _, u := range fw.ps.Units {
-			if u.Lanes[0].own.blocked["k"] != nil {
+		for _, u := range fw.ps.units {
+			if u.lanes[0].own.blocked["k"] != nil {
 				got = "blocked"
 			}
 		}

@@ -10,7 +10,6 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 	"pgregory.net/rapid"
 
-	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projectiontest"
@@ -21,24 +20,27 @@ import (
 type followWorker struct {
 	*foldWorker
 	own   *vfs.MemFS
-	h     *followHandler
+	h     *Follower
 	heard int64 // next offset of the snapshots topic to be read
 }
 
 // follow starts a follower on a disk.
 func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	w.t.Helper()
+	w.configure = func(cfg *Config) {
+		cfg.Follows, cfg.Metrics = true, nil
+		cfg.Ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
+	}
 	fw := &followWorker{foldWorker: w.open(disk), own: disk}
-	fw.ps.Follows = true
-	fw.ps.Ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
-	opening := fw.ps.NewHandler(eventtest.SchemaList(fw.types))
-	fw.h = fw.ps.NewFollowHandler(eventtest.SchemaList(fw.types))
-	fw.handler = fw.h.Handler
-	u, err := opening.Open(w.t.Context(), kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, End: int64(len(w.log))})
+	w.configure = nil
+	fw.h = fw.ps.NewFollower()
+	fw.handler = fw.h.handler
+	at := kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, End: int64(len(w.log))}
+	from, err := fw.ps.OpenFollowed(w.t.Context(), at, func(context.Context, string) (int64, error) { return 0, nil })
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	fw.at, fw.heard = fw.ps.Follow(u), u.Lanes[0].Follow.Heard
+	fw.at, fw.heard = from.From, from.Snapshots[projectiontest.SnapshotsTopic]
 	return fw
 }
 
@@ -294,7 +296,7 @@ func TestWhoGoesOnFromAFollowersStorePublishesTheRest(t *testing.T) {
 
 // owing returns how much a follower's store has as due.
 func (fw *followWorker) owing() int {
-	return len(fw.entries(familyOwed)) + len(fw.entries(familyLetter))
+	return len(fw.entries(familyDue)) + len(fw.entries(familyLetter))
 }
 
 // What the owner published is not due any more in a follower's store, which would

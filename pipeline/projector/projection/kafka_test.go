@@ -7,7 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kfake"
 
@@ -98,21 +97,25 @@ func (c *cluster) work(instance string, disk *world) *loopWorker {
 		c.t.Fatal(err)
 	}
 	lw := &loopWorker{cluster: c, kept: kept}
-	lw.ps = New(kept, slog.New(slog.NewTextHandler(c.t.Output(), nil)), func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
-		return kafka.ReadPartition(ctx, c.cfg, topic, partition, 0, f)
-	})
 	events := c.info.Topics[projectiontest.EventsTopic]
-	p := &Projection{Fold: c.fold, Partitions: clusterPartitions, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], c.fold), Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Publish: c.publish}
-	if c.clock != nil {
-		lw.ps.now, lw.ps.after = c.clock.now, c.clock.after
+	cfg := Config{
+		Store: kept, Registry: eventtest.SchemaList(c.types), Log: slog.New(slog.NewTextHandler(c.t.Output(), nil)),
+		Restore: func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
+			return kafka.ReadPartition(ctx, c.cfg, topic, partition, 0, f)
+		},
+		Projections: []Spec{{
+			Fold: c.fold, Events: events, Types: c.types, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], c.fold),
+			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Publish: c.publish,
+		}},
 	}
-	NewMetrics(prometheus.NewRegistry()).Of(p)
-	lw.ps.Add(events, c.types, p)
+	if c.clock != nil {
+		cfg.Now, cfg.After = c.clock.now, c.clock.after
+	}
+	lw.ps = New(cfg)
 	lw.loop, err = kafka.NewLoop(kafka.LoopConfig{
 		Client: c.cfg, Group: "shop-projector", Topics: []string{projectiontest.EventsTopic}, Instance: instance, Sessions: c.sessions, CommitInterval: 10 * time.Millisecond,
 		NewHandler: func(int) (pipeline.Handler, error) {
-			h := lw.ps.NewHandler(eventtest.SchemaList(c.types))
-			return h, nil
+			return lw.ps.NewHandler(), nil
 		},
 	})
 	if err != nil {
@@ -255,9 +258,7 @@ func TestWorkersComeAndGo(t *testing.T) {
 	other := newWorld(t)
 	b := c.work("b", other)
 	holds := func(w *loopWorker) int {
-		w.ps.Mu.Lock()
-		defer w.ps.Mu.Unlock()
-		return len(w.ps.Units)
+		return len(w.ps.Assigned())
 	}
 	c.await("both to have partitions", func() bool { return holds(a) > 0 && holds(b) > 0 && holds(a)+holds(b) == clusterPartitions })
 	c.send(400)
@@ -302,7 +303,7 @@ func TestAnEventInAnotherPartitionIsNotFolded(t *testing.T) {
 	}
 	lw := c.work("a", c.world)
 	c.caughtUp()
-	p := lw.ps.Topics[projectiontest.EventsTopic].Projections[0]
+	p := lw.ps.topics[projectiontest.EventsTopic].projections[0]
 	if got := testutil.ToFloat64(p.results[isMispartitioned]); got != 1 {
 		t.Errorf("%v events were in another partition than their aggregate, want 1", got)
 	}

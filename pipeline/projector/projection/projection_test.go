@@ -45,7 +45,8 @@ type world struct {
 	letters   []pipeline.Record // committed dead letters
 	publish   topology.Publish
 	clock     *fakeClock // the real one if nil
-	seldom    bool       // flush as seldom as a worker that is far behind
+	seldom    bool       // flush as rarely as a worker with a long backlog
+	configure func(*Config)
 }
 
 func newWorld(t testing.TB) *world {
@@ -80,7 +81,7 @@ type foldWorker struct {
 func (w *world) start() *foldWorker {
 	w.t.Helper()
 	fw := w.open(w.disk)
-	fw.handler = fw.ps.NewHandler(eventtest.SchemaList(fw.types))
+	fw.handler = fw.ps.NewHandler()
 	from, err := fw.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: w.committed, End: int64(len(w.log))}})
 	if err != nil {
 		w.t.Fatal(err)
@@ -98,17 +99,25 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	if fw.store, err = store.Open("data", store.Options{FS: disk}); err != nil {
 		w.t.Fatal(err)
 	}
-	fw.ps = New(fw.store, log, func(_ context.Context, _ string, _ int32, f func(*pipeline.Record) error) (int64, error) {
+	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}
+	cfg := Config{
+		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: NewMetrics(prometheus.NewRegistry()),
+		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
+		End:    func(string, int32) int64 { return int64(len(w.log)) },
+		Projections: []Spec{{
+			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
+			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish,
+		}},
+	}
+	cfg.Restore = func(_ context.Context, _ string, _ int32, f func(*pipeline.Record) error) (int64, error) {
 		for _, r := range slices.SortedFunc(maps.Values(w.snapshots), func(a, b pipeline.Record) int { return int(a.Offset - b.Offset) }) {
 			if err := f(&r); err != nil {
 				return 0, err
 			}
 		}
 		return w.offset, nil
-	})
-	fw.ps.KeepHistory = w.history
-	fw.ps.Memory = 8 << 10 // a handful of aggregates: some are in use, some packed, some in the store alone
-	fw.ps.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
+	}
+	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
 		for i := from; i < int64(len(w.log)); i++ {
 			if err := f(&w.log[i]); err != nil {
 				return err
@@ -116,17 +125,16 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 		}
 		return nil
 	}
-	fw.ps.End = func(string, int32) int64 { return int64(len(w.log)) }
 	if w.clock != nil {
-		fw.ps.now, fw.ps.after = w.clock.now, w.clock.after
+		cfg.Now, cfg.After = w.clock.now, w.clock.after
 	}
 	if w.seldom {
-		fw.ps.policy = flushPolicy{little: -1, much: 25, bytes: 1 << 20, after: time.Hour}
+		cfg.Flush = FlushPolicy{Little: -1, Much: 25, Bytes: 1 << 20, After: time.Hour}
 	}
-	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}
-	p := &Projection{Fold: w.fold, Identity: Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold), Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish}
-	NewMetrics(prometheus.NewRegistry()).Of(p)
-	fw.ps.Add(events, w.types, p)
+	if w.configure != nil {
+		w.configure(&cfg)
+	}
+	fw.ps = New(cfg)
 	return fw
 }
 
@@ -199,9 +207,9 @@ func (fw *foldWorker) run() {
 // publishNow has everything published that a policy holds back.
 func (fw *foldWorker) publishNow() {
 	fw.t.Helper()
-	for _, u := range fw.ps.Units {
-		for _, l := range u.Lanes {
-			l.policy = topology.Publish{}
+	for _, u := range fw.ps.units {
+		for _, l := range u.lanes {
+			l.publication.policy = topology.Publish{}
 		}
 	}
 	fw.add(projectiontest.OrderCreated, "u-0") // a type that the fold does nothing on
@@ -221,9 +229,9 @@ func (fw *foldWorker) kill(rng *rand.Rand, kept int) {
 func (fw *foldWorker) entries(f store.Family) map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
-	for _, u := range fw.ps.Units {
-		for _, l := range u.Lanes {
-			v := l.Part.View()
+	for _, u := range fw.ps.units {
+		for _, l := range u.lanes {
+			v := l.part.View()
 			if err := v.Scan(f, nil, nil, false, func(key, value []byte) bool {
 				out[string(key)] = string(value)
 				return true

@@ -9,7 +9,6 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projectiontest"
-	"millrace/pipeline/projector/query"
 )
 
 // blockedWorker is a worker with a blocked aggregate k.
@@ -27,17 +26,13 @@ func blockedWorker(t *testing.T) *foldWorker {
 // events are folded again.
 func TestAReleaseOfAPartitionThatIsRevokedMeanwhileChangesNothing(t *testing.T) {
 	fw := blockedWorker(t)
-	tail := fw.ps.Tail
-	fw.ps.Tail = func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error {
+	tail := fw.ps.cfg.Tail
+	fw.ps.cfg.Tail = func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error {
 		fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
 		return tail(ctx, topic, partition, from, f)
 	}
-	r := fw.reader()
-	if _, err := fw.ps.release(t.Context(), r.Projection, "k", true, fw.decoder()); !errors.Is(err, errNotBlocked) {
-		t.Errorf("the release returned %v, want %v", err, errNotBlocked)
-	}
-	if _, err := r.Release(t.Context(), "k", true); !errors.Is(err, query.ErrNotBlocked) {
-		t.Errorf("the release over the API returned %v, want %v", err, query.ErrNotBlocked)
+	if _, err := fw.ps.Release(t.Context(), fw.projection(), "k", true); !errors.Is(err, ErrNotBlocked) {
+		t.Errorf("the release returned %v, want %v", err, ErrNotBlocked)
 	}
 	fw.close()
 	fw = fw.start()
@@ -48,22 +43,22 @@ func TestAReleaseOfAPartitionThatIsRevokedMeanwhileChangesNothing(t *testing.T) 
 // The partition is revoked after the units were listed and before they are searched.
 func TestASearchForABlockedAggregateSkipsARevokedPartition(t *testing.T) {
 	fw := blockedWorker(t)
-	u := fw.ps.Assigned()[0]
+	u := fw.ps.assignedUnits()[0]
 	fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
-	if _, _, found := u.findBlocked(fw.reader().Projection, "k"); found {
+	if _, _, found := u.findBlocked(fw.projection(), "k"); found {
 		t.Error("the revoked partition was searched")
 	}
 	fw.close()
 }
 
 // Hidden takes locks of its own, so it must not run under that of the Set.
-func TestLanesAreListedWithoutALockWhileHiddenRuns(t *testing.T) {
+func TestPartitionsAreListedWithoutALockWhileHiddenRuns(t *testing.T) {
 	for _, left := range []bool{false, true} {
 		fw := newWorld(t).start()
 		fw.run()
 		key := Key{projectiontest.EventsTopic, 0}
 		called := false
-		fw.ps.Hidden = func(k Key, wasLeft bool) bool {
+		fw.ps.cfg.Hidden = func(k Key, wasLeft bool) bool {
 			if wasLeft == left {
 				fw.ps.Has(k)
 				called = true
@@ -75,13 +70,12 @@ func TestLanesAreListedWithoutALockWhileHiddenRuns(t *testing.T) {
 		}
 		done := make(chan int, 1)
 		go func() {
-			lanes, _ := fw.reader().Lanes()
-			done <- len(lanes)
+			done <- len(fw.ps.Partitions(fw.projection()))
 		}()
 		select {
 		case n := <-done:
 			if n != 1 || !called {
-				t.Errorf("left %v: %d lanes, Hidden called %v", left, n, called)
+				t.Errorf("left %v: %d partitions, Hidden called %v", left, n, called)
 			}
 		case <-time.After(10 * time.Second):
 			t.Fatalf("left %v: Hidden waits for the lock of the Set", left)

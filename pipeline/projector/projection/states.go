@@ -235,12 +235,6 @@ func (a *aggregate) read(enc []byte) error {
 	return err
 }
 
-// damaged is the error of an entry whose checksum is right and which makes no
-// sense all the same.
-func damaged(id []byte, err error) error {
-	return pipeline.Fatal("the store's entry of %q: %w. Stop, delete the data directory and start again", id, err)
-}
-
 // look returns an aggregate that is not in use, to be looked at until the next
 // call: all of it is where it is packed. Its id is not filled in.
 func (s *states) look(ref rows.Ref) (id []byte, a *aggregate, err error) {

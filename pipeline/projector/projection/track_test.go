@@ -15,7 +15,6 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/event/eventtest"
-	"millrace/pipeline/expr"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/store"
@@ -27,63 +26,30 @@ import (
 // folded.
 func newCounts(t testing.TB, change func(*fold.Spec)) *world {
 	t.Helper()
-	parse := func(text string) *codec.Schema {
-		s, err := codec.ParseSchema(text)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	counted := parse(`{"type":"record","name":"Counted","fields":[
-		{"name":"id","type":"string"},
-		{"name":"timestamp","type":{"type":"long","logicalType":"timestamp-micros"}},
-		{"name":"sequence","type":["null","long"],"default":null},
-		{"name":"data","type":{"type":"record","name":"CountedData","fields":[{"name":"id","type":"string"},{"name":"text","type":"string"}]}}]}`)
-	state := parse(`{"type":"record","name":"Texts","fields":[{"name":"all","type":{"type":"array","items":"string"},"default":[]}]}`)
-	src := func(text string) expr.Source { return expr.Source{Text: text} }
-	spec := fold.Spec{Name: "texts", Types: []*codec.Schema{counted}, Key: src("data.id"), State: state, Wait: 10,
-		On: []fold.On{{Set: []fold.Set{{Field: src("all"), Value: src("state.all + [data.text]")}}}}}
-	if change != nil {
-		change(&spec)
-	}
-	f, faults := fold.Compile(spec)
-	if f == nil {
-		t.Fatal(faults)
-	}
 	w := newWorld(t)
-	w.types, w.fold = spec.Types, f
+	w.types, w.fold = projectiontest.Counts(t, change)
 	return w
 }
 
 // counted adds an event; its id is that of its text.
 func (w *world) counted(id string, number int, at time.Duration, text string) {
 	w.t.Helper()
-	body := codec.AppendString(nil, "event "+text)
-	body = codec.AppendLong(body, epoch.Add(at).UnixMicro())
-	if number == 0 {
-		body = codec.AppendLong(body, 0)
-	} else {
-		body = codec.AppendLong(codec.AppendLong(body, 1), int64(number))
-	}
-	body = codec.AppendString(codec.AppendString(body, id), text)
 	n := int64(len(w.log))
-	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: n, Key: []byte(id), Value: append(codec.AppendFrame(nil, 0), body...), Time: time.UnixMilli(n)})
+	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: n, Key: []byte(id), Value: projectiontest.Counted(id, number, at, text), Time: time.UnixMilli(n)})
 }
 
 // poison adds what is no event.
 func (w *world) poison(id string) {
-	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(len(w.log)), Key: []byte(id), Value: append(codec.AppendFrame(nil, 0), 0xff), Time: time.UnixMilli(int64(len(w.log)))})
+	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(len(w.log)), Key: []byte(id), Value: projectiontest.Poison(0), Time: time.UnixMilli(int64(len(w.log)))})
 }
-
-var epoch = time.Date(2026, 1, 1, 10, 0, 0, 0, time.UTC)
 
 // texts returns what the store has: by aggregate, its status and texts.
 func (fw *foldWorker) texts() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
-	var l *Lane
-	for _, u := range fw.ps.Units {
-		l = u.Lanes[0]
+	var l *lane
+	for _, u := range fw.ps.units {
+		l = u.lanes[0]
 	}
 	for id, value := range fw.entries(familyState) {
 		var a fold.Aggregate
@@ -232,8 +198,8 @@ func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 func compare(rt *rapid.T, w *world, fw *foldWorker, at time.Duration) {
 	fw.run()
 	w.publish = topology.Publish{}
-	for _, u := range fw.ps.Units {
-		u.Lanes[0].policy = w.publish
+	for _, u := range fw.ps.units {
+		u.lanes[0].publication.policy = w.publish
 	}
 	w.counted("last", 0, at, "last")
 	fw.run()
@@ -399,11 +365,11 @@ func TestABlockedAggregateLeavesTheOthersAlone(t *testing.T) {
 	w.counted("k", 0, 0, "d")
 	fw := w.start()
 	fw.run()
-	p := fw.ps.Topics[projectiontest.EventsTopic].Projections[0]
+	p := fw.projection()
 	check := func(when string) {
 		t.Helper()
 		wants(t, fw, map[string]string{"k": "blocked a", "j": "c"})
-		_, _, q := fw.ps.findBlocked(p, "k")
+		_, _, q, _ := fw.ps.findBlocked(p, "k")
 		if q.ID != "k" || q.Offset != 1 || q.Queued != 2 || q.Reason != pipeline.ReasonBadBody || fmt.Sprint(q.Queue) != "[2 4]" {
 			t.Errorf("%s: %+v", when, q)
 		}
@@ -415,14 +381,19 @@ func TestABlockedAggregateLeavesTheOthersAlone(t *testing.T) {
 	}
 	fw.stop()
 	fw = w.start()
-	p = fw.ps.Topics[projectiontest.EventsTopic].Projections[0]
+	p = fw.projection()
 	check("after a restart")
 	fw.stop()
 	w.disk = vfs.NewCrashableMem()
 	fw = w.start()
-	p = fw.ps.Topics[projectiontest.EventsTopic].Projections[0]
+	p = fw.projection()
 	check("without the store")
 	fw.stop()
+}
+
+// projection returns the only projection.
+func (fw *foldWorker) projection() *Projection {
+	return fw.ps.topics[projectiontest.EventsTopic].projections[0]
 }
 
 // decoder returns one that knows the events.
@@ -431,9 +402,9 @@ func (fw *foldWorker) decoder() *event.Decoder {
 }
 
 // release releases an aggregate and publishes.
-func (fw *foldWorker) release(id string, skip bool) released {
+func (fw *foldWorker) release(id string, skip bool) Released {
 	fw.t.Helper()
-	r, err := fw.ps.release(fw.t.Context(), fw.ps.Topics[projectiontest.EventsTopic].Projections[0], id, skip, fw.decoder())
+	r, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
 	if err != nil {
 		fw.t.Fatal(err)
 	}
@@ -543,7 +514,7 @@ func TestAReleaseWithSkipPassesOverAGap(t *testing.T) {
 	if got := fw.texts()["k"]; got != "blocked a" {
 		t.Fatalf("%q", got)
 	}
-	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != reasonGap {
+	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(reasonGap) {
 		t.Errorf("%+v: what is missing is not there yet", r)
 	}
 	if r := fw.release("k", true); r.Blocked != nil || fw.texts()["k"] != "gap a c d e" {
@@ -562,7 +533,7 @@ func TestAReleaseWithSkipPassesOverAGap(t *testing.T) {
 		t.Errorf("folded anew: %q", got)
 	}
 	fw.stop()
-	if _, err := fw.ps.release(t.Context(), fw.ps.Topics[projectiontest.EventsTopic].Projections[0], "k", true, fw.decoder()); err == nil {
+	if _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
 		t.Error("what is not blocked was released")
 	}
 }

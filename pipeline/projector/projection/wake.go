@@ -7,40 +7,40 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// What is due of a partition goes out with its next batch. If none comes, because
-// its topic is quiet, a unit has the session make one: when a policy says that it
-// is time, and when somebody released an aggregate.
+// What is due of a partition is emitted with its next batch. If none comes because the
+// topic is quiet, the unit asks the session for a batch: when the publish policy
+// requires it, and after a release.
 //
-// Such a batch has snapshots and what goes with them, which may be written twice. A
-// late event's dead letter may not, and is always in a batch with its event.
+// Such a batch contains snapshots and the records that belong to them, which may be
+// written twice. The dead letter of a late event may not, and is always in one batch
+// with its event.
 
 var _ kafka.Waker = (*Handler)(nil)
 
-// retryFlush is how long after a flush without records that came to nothing it is
-// tried again.
+// retryFlush is the delay before a flush without records is tried again after its
+// transaction was aborted.
 const retryFlush = 100 * time.Millisecond
 
 // OnWake implements [kafka.Waker].
 func (h *Handler) OnWake(wake func()) { h.wake = wake }
 
-// ring has the session flush a unit soon.
-func (h *Handler) ring(u *Unit) {
-	h.rungMu.Lock()
-	if !slices.Contains(h.rung, u) {
-		h.rung = append(h.rung, u)
+// requestFlush asks the session to flush a unit soon. It must be called without a lock.
+func (h *Handler) requestFlush(u *unit) {
+	h.wakeMu.Lock()
+	if !slices.Contains(h.woken, u) {
+		h.woken = append(h.woken, u)
 	}
-	h.rungMu.Unlock()
+	h.wakeMu.Unlock()
 	h.wake()
 }
 
-// answer adds to the batch the units that are to be flushed and have no record in
-// it.
-func (h *Handler) answer() {
-	h.rungMu.Lock()
-	rung := h.rung
-	h.rung = nil
-	h.rungMu.Unlock()
-	for _, u := range rung {
+// addWoken adds to the batch the units that are to be flushed and have no record in it.
+func (h *Handler) addWoken() {
+	h.wakeMu.Lock()
+	woken := h.woken
+	h.woken = nil
+	h.wakeMu.Unlock()
+	for _, u := range woken {
 		u.mu.Lock()
 		if !u.revoked && u.epoch != h.epoch {
 			u.epoch = h.epoch
@@ -50,37 +50,34 @@ func (h *Handler) answer() {
 	}
 }
 
-// arm sees to it that the unit is flushed when it is time, also without a record.
-// after is how long that waits at least. The unit's lock is held.
-func (u *Unit) arm(ps *Set, after time.Duration) {
+// arm sets the timer of the next flush that is due without a record, at the earliest
+// after a delay. due reports that the flush is due now: the caller then calls
+// requestFlush after it has released the unit's lock.
+func (u *unit) arm(s *Set, delay time.Duration) (due bool) {
 	u.disarm()
 	if u.revoked || u.handler == nil {
-		return
+		return false
 	}
 	var first time.Time
-	for _, l := range u.Lanes {
-		if at, ok := l.dueAt(u.Read); ok && (first.IsZero() || at.Before(first)) {
+	for _, l := range u.lanes {
+		if at, ok := l.dueAt(u.read); ok && (first.IsZero() || at.Before(first)) {
 			first = at
 		}
 	}
 	if first.IsZero() {
-		return
+		return false
 	}
-	if after = max(after, first.Sub(ps.now())); after <= 0 {
-		u.handler.ring(u)
-		return
+	if delay = max(delay, first.Sub(s.cfg.Now())); delay <= 0 {
+		return true
 	}
-	u.alarm = ps.after(after, func() { u.handler.ring(u) })
+	h := u.handler
+	u.stopAlarm = s.cfg.After(delay, func() { h.requestFlush(u) })
+	return false
 }
 
-func (u *Unit) disarm() {
-	if u.alarm != nil {
-		u.alarm()
-		u.alarm = nil
+func (u *unit) disarm() {
+	if u.stopAlarm != nil {
+		u.stopAlarm()
+		u.stopAlarm = nil
 	}
-}
-
-// realTimer calls f after a time, unless stop is called before.
-func realTimer(after time.Duration, f func()) (stop func() bool) {
-	return time.AfterFunc(after, f).Stop
 }

@@ -27,7 +27,7 @@ type fakeTimer struct {
 	f  func()
 }
 
-func newFakeClock() *fakeClock { return &fakeClock{time: epoch} }
+func newFakeClock() *fakeClock { return &fakeClock{time: projectiontest.Epoch} }
 
 func (c *fakeClock) now() time.Time {
 	c.mu.Lock()
@@ -210,8 +210,8 @@ func TestAFlushAfterABatchThatWasRolledBackSaysNothing(t *testing.T) {
 	at := fw.at
 	fw.batch(2)
 	fw.abort(at)
-	for _, u := range fw.ps.Units {
-		fw.handler.ring(u)
+	for _, u := range fw.ps.units {
+		fw.handler.requestFlush(u)
 	}
 	fw.quiet(true)
 	if len(w.writes) > writes || len(w.letters) > 0 {

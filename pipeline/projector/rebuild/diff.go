@@ -22,7 +22,7 @@ import (
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector"
 	"millrace/pipeline/projector/control"
-	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/reader"
 )
 
 // versionDiff is in what two versions of a projection differ, partition by
@@ -191,7 +191,7 @@ func askWorker(ctx context.Context, addr, path string, read func(io.Reader) erro
 // lines reads one version's states of a partition, one after the other.
 type lines struct {
 	scan *bufio.Scanner
-	line projection.StateLine
+	line reader.StateLine
 	done bool
 }
 
@@ -202,7 +202,7 @@ func newLines(r io.Reader) *lines {
 }
 
 func (l *lines) next() error {
-	l.line = projection.StateLine{}
+	l.line = reader.StateLine{}
 	if !l.scan.Scan() {
 		return cmp.Or(l.scan.Err(), io.ErrUnexpectedEOF)
 	}
@@ -250,7 +250,7 @@ func (d *versionDiff) partition(ctx context.Context, p int32, from, to string, i
 
 // see compares two aggregates of one id. order says which of them is there: both
 // if it is 0, the first if it is less.
-func (d *versionDiff) see(a, b projection.StateLine, order, ids int) error {
+func (d *versionDiff) see(a, b reader.StateLine, order, ids int) error {
 	d.Aggregates++
 	id := a.ID
 	switch {
@@ -285,7 +285,7 @@ func (d *versionDiff) see(a, b projection.StateLine, order, ids int) error {
 const deletedField = "(deleted)"
 
 // fields notes in which fields two states differ, and returns how many there are.
-func (d *versionDiff) fields(id string, a, b projection.StateLine) (n int, err error) {
+func (d *versionDiff) fields(id string, a, b reader.StateLine) (n int, err error) {
 	was, is := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 	if err := errors.Join(leaves(was, "", a.State), leaves(is, "", b.State)); err != nil {
 		return 0, err

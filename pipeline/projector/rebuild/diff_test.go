@@ -4,25 +4,25 @@ import (
 	"strings"
 	"testing"
 
-	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/reader"
 )
 
 func TestADiffTellsWhichFieldsOfWhichAggregates(t *testing.T) {
 	d := &versionDiff{Fields: map[string]*fieldDiff{}, samples: 1}
-	line := func(id, state string) projection.StateLine {
-		return projection.StateLine{ID: id, Version: 1, State: []byte(state)}
+	line := func(id, state string) reader.StateLine {
+		return reader.StateLine{ID: id, Version: 1, State: []byte(state)}
 	}
 	for _, c := range []struct {
-		a, b  projection.StateLine
+		a, b  reader.StateLine
 		order int
 	}{
 		{line("same", `{"a":1,"b":{"c":2}}`), line("same", `{"a":1,"b":{"c":2}}`), 0},
 		{line("moved", `{"a":1,"b":2}`), line("moved", `{"b":2,"a":1}`), 0},
 		{line("deep", `{"a":1,"b":{"c":2}}`), line("deep", `{"a":1,"b":{"c":3}}`), 0},
 		{line("deep2", `{"a":1,"b":{"c":2}}`), line("deep2", `{"a":1,"b":{"c":4},"n":null}`), 0},
-		{line("old", `{}`), projection.StateLine{}, -1},
-		{projection.StateLine{}, line("new", `{}`), 1},
-		{projection.StateLine{ID: "moving", Unknown: true}, line("moving", `{}`), 0},
+		{line("old", `{}`), reader.StateLine{}, -1},
+		{reader.StateLine{}, line("new", `{}`), 1},
+		{reader.StateLine{ID: "moving", Unknown: true}, line("moving", `{}`), 0},
 	} {
 		if err := d.see(c.a, c.b, c.order, 3); err != nil {
 			t.Fatal(err)

@@ -1,4 +1,4 @@
-package projection
+package reader
 
 import (
 	"errors"
@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/query"
 )
@@ -129,7 +129,6 @@ func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
 	fw := w.start()
 	fw.batch(1)
 	fw.commit()
-	fw.handler.EndBatch(true)
 	api := fw.api()
 
 	projectiontest.Ask(t, api, "/v1/projections/user/u?after_event="+projectiontest.FoldedID(0)).Is(200, `"after_event":"applied"`)
@@ -174,23 +173,12 @@ func TestWhoeverWaitsForAnEventOfABlockedAggregateIsToldSo(t *testing.T) {
 	fw.stop()
 }
 
-// addWhileAsked returns what adds events while others may ask how many there are.
-func (fw *foldWorker) addWhileAsked() func(typ int, id string) {
-	var end atomic.Int64
-	end.Store(int64(len(fw.log)))
-	fw.ps.End = func(string, int32) int64 { return end.Load() }
-	return func(typ int, id string) {
-		fw.add(typ, id)
-		end.Store(int64(len(fw.log)))
-	}
-}
-
 func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "a")
 	w.add(projectiontest.UserCreated, "b")
 	fw := w.start()
-	add := fw.addWhileAsked()
+	add := fw.addConcurrently()
 	fw.run()
 	srv := httptest.NewServer(fw.api())
 	defer srv.Close()
@@ -208,12 +196,10 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	add(projectiontest.UserUpdated, "a")
 	add(projectiontest.UserUpdated, "b")
 	fw.batch(2)
-	fw.commit()
-	fw.abort(fw.at) // what was to be told is not, for the transaction failed
+	fw.abort(fw.at) // the changes are not reported, because the transaction failed
 	add(projectiontest.UserUpdated, "a")
 	fw.batch(1)
 	fw.commit()
-	fw.handler.EndBatch(true)
 	// Both states of one batch, each with where to go on after it.
 	if m := all.Next("snapshot"); m.Aggregate(t) != "b@2" || m.ID != "0-4" {
 		t.Errorf("%+v", m)
@@ -283,10 +269,10 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 
 // Of overlapping windows, one event changes several.
 func TestNobodyGoesOnBehindAnEventBeforeAllThatItChangedIsTold(t *testing.T) {
-	l := &following{next: 5, base: 5}
-	told := toldBatch{at: query.Position{Offset: 9}}
+	l := &followed{next: 5, base: 5}
+	told := projection.Committed{At: query.Position{Offset: 9}}
 	for i, next := range []int64{5, 7, 7, 7, 8} {
-		told.aggregates = append(told.aggregates, toldAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, next: next})
+		told.Aggregates = append(told.Aggregates, projection.ChangedAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, Next: next})
 	}
 	var got []string
 	c := l.fresh(told)
@@ -306,7 +292,7 @@ func TestNobodyGoesOnBehindAnEventBeforeAllThatItChangedIsTold(t *testing.T) {
 func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
 	w := newWorld(t)
 	fw := w.start()
-	add := fw.addWhileAsked()
+	add := fw.addConcurrently()
 	for _, id := range []string{"c", "b", "a"} {
 		add(projectiontest.UserCreated, id)
 	}
@@ -315,12 +301,13 @@ func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
 		most int
 		want string
 	}{{3, "[c:1 b:2 a:3]"}, {2, "[a: b: c:3]"}} {
-		l, err := fw.reader().join(0, &follower{})
+		changes := fw.set.Subscribe("")
+		l, err := fw.reader().join(0, changes)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		p := &replaying{following: l, ctx: t.Context(), view: l.Part.View(), f: func(c query.Changes) error {
+		p := &replay{to: l, ctx: t.Context(), view: l.partition.View(), f: func(c query.Changes) error {
 			for i, a := range c.Aggregates {
 				next := ""
 				if c.Next != nil {
@@ -332,12 +319,12 @@ func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
 			}
 			return nil
 		}}
-		err = p.byOffset(c.most)
+		err = p.byState(c.most)
 		p.flush(false)
 		if err = errors.Join(err, p.failed, p.view.Close()); err != nil || fmt.Sprint(got) != c.want {
 			t.Errorf("with %d at most: %v (%v), want %s", c.most, got, err, c.want)
 		}
-		fw.ps.feeds.leave(l.Lane, &follower{})
+		changes.Close()
 	}
 	fw.stop()
 }
@@ -345,13 +332,17 @@ func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
 func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {
 	w := newWorld(t)
 	fw := w.start()
-	add := fw.addWhileAsked()
+	add := fw.addConcurrently()
 	r := fw.reader()
 	stuck, told := make(chan struct{}), make(chan error, 1)
-	entered := make(chan struct{})
+	joined, entered := make(chan struct{}), make(chan struct{})
 	go func() {
-		first := true
+		started, first := false, true
 		told <- r.Follow(t.Context(), query.Start{}, func(c query.Changes) error {
+			if !started {
+				started = true
+				close(joined)
+			}
 			if len(c.Aggregates) > 0 && first {
 				first = false
 				close(entered)
@@ -366,17 +357,12 @@ func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {
 		}
 		fw.batch(n)
 		fw.commit()
-		fw.handler.EndBatch(true)
 	}
-	for joined := false; !joined; {
-		fw.ps.feeds.mu.Lock()
-		joined = len(fw.ps.feeds.of) > 0
-		fw.ps.feeds.mu.Unlock()
-	}
+	<-joined
 	one(1)
 	<-entered
 	for range 3 {
-		one(feedQueue / 2)
+		one(1 << 13) // half of the queue of a subscription
 	}
 	close(stuck)
 	if err := <-told; !errors.Is(err, query.ErrSlow) {
@@ -555,11 +541,11 @@ func member(v any, path ...string) any {
 // written each time.
 func TestManyQuestionsCostFewWrites(t *testing.T) {
 	w := newWorld(t)
-	w.seldom = true
+	w.rare = true
 	fw := w.start()
-	fw.ps.End = func(string, int32) int64 { return 1 << 40 }
+	fw.end = func() int64 { return 1 << 40 }
 	now := time.Unix(1e9, 0)
-	fw.ps.now = func() time.Time { return now }
+	fw.now = func() time.Time { return now }
 	api := fw.api()
 	writes := 0
 	for i := range 100 {
@@ -568,12 +554,9 @@ func TestManyQuestionsCostFewWrites(t *testing.T) {
 		if err := fw.handler.Handle(t.Context(), &fw.log[i], &fw.out); err != nil {
 			t.Fatal(err)
 		}
-		before, _, err := fw.ps.Units[Key{projectiontest.EventsTopic, 0}].Lanes[0].Part.Position()
-		if err != nil {
-			t.Fatal(err)
-		}
+		before := fw.position()
 		projectiontest.Ask(t, api, "/v1/projections/user/u")
-		if after, _, _ := fw.ps.Units[Key{projectiontest.EventsTopic, 0}].Lanes[0].Part.Position(); after != before {
+		if fw.position() != before {
 			writes++
 		}
 	}
@@ -586,7 +569,7 @@ func TestManyQuestionsCostFewWrites(t *testing.T) {
 func TestWhySaysHowFarItLooked(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
-	const versions = 3*keyframeEvery + 7
+	const versions = 3*projection.KeyframeEvery + 7
 	for range versions - 1 {
 		w.add(projectiontest.UserUpdated, "u")
 	}
@@ -618,7 +601,7 @@ func TestWhySaysHowFarItLooked(t *testing.T) {
 func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
 	w := newWorld(t)
 	fw := w.start()
-	add := fw.addWhileAsked()
+	add := fw.addConcurrently()
 	srv := httptest.NewServer(fw.api())
 	defer srv.Close()
 	all := projectiontest.Follow(t, srv.URL+"/v1/projections/user/feed", "")
@@ -631,7 +614,6 @@ func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
 	for range 3 {
 		fw.batch(2)
 		fw.commit()
-		fw.handler.EndBatch(true)
 	}
 	add(projectiontest.UserCreated, "last")
 	fw.run()

@@ -13,30 +13,18 @@ import (
 	"sync"
 	"time"
 
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/reader"
 )
 
 // How far the partitions of all workers are, and what all of them know of an event.
 
-// answered returns the partitions for which this worker answers.
-func (c *clusterReader) answered() map[int32]bool {
-	here, out := c.Here(), map[int32]bool{}
-	lanes, _ := c.Lanes()
-	for _, l := range lanes {
-		if here[l.Source.Partition] {
-			out[l.Source.Partition] = true
-		}
-	}
-	return out
-}
-
 // absent says, of the partitions that are not among some, why nobody answers for them.
 func (c *clusterReader) absent(have map[int32]bool) map[int32]string {
 	out := map[int32]string{}
-	state, _ := c.v.control.Hosts()
-	owners, here, self := state.Owners(c.Group, c.Topic), c.Here(), c.v.w.Flags.Instance
-	for p := range int32(c.NumPartitions) {
+	state, _ := c.peers.control.Hosts()
+	owners, here, self := state.Owners(c.local.Group(), c.local.Topic()), c.local.Here(), c.peers.instance
+	for p := range int32(c.local.NumPartitions()) {
 		instance, ok := owners[p]
 		switch {
 		case have[p]:
@@ -53,10 +41,10 @@ func (c *clusterReader) absent(have map[int32]bool) map[int32]string {
 
 // AllPartitions implements [query.Projection].
 func (c *clusterReader) AllPartitions(ctx context.Context) ([]query.Position, map[int32]string, error) {
-	at := c.Partitions()
-	for _, h := range c.holdersBut(c.answered()) {
+	at := c.local.Partitions()
+	for _, h := range c.holdersExcept(c.local.Answered()) {
 		var part []query.Position
-		if err := c.askHolder(ctx, h, "positions", nil, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) }); err != nil {
+		if err := c.fromHolder(ctx, h, "positions", nil, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) }); err != nil {
 			return nil, nil, err
 		}
 		at = append(at, part...)
@@ -71,12 +59,12 @@ func (c *clusterReader) AllPartitions(ctx context.Context) ([]query.Position, ma
 
 // askOutcome asks another worker what it knows of an event, which may wait.
 func (c *clusterReader) askOutcome(ctx context.Context, h holder, e query.Sought, wait time.Duration) (query.Outcome, error) {
-	event, err := projection.JSONParameter(e)
+	event, err := reader.Parameter(e)
 	if err != nil {
 		return query.Outcome{}, err
 	}
-	var part projection.OutcomePart
-	err = c.askHolder(ctx, h, "outcome", url.Values{"event": {event}, "wait": {wait.String()}}, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) })
+	var part reader.OutcomePart
+	err = c.fromHolder(ctx, h, "outcome", url.Values{"event": {event}, "wait": {wait.String()}}, func(body io.Reader) error { return json.NewDecoder(body).Decode(&part) })
 	if err == nil && part.NoHistory {
 		err = query.ErrNoHistory
 	}
@@ -85,7 +73,7 @@ func (c *clusterReader) askOutcome(ctx context.Context, h holder, e query.Sought
 
 const (
 	// awaitRound is how long workers wait for an event before they are asked anew. It is
-	// less than peerPatience: one that says nothing for longer hangs.
+	// less than peerTimeout: one that says nothing for longer hangs.
 	awaitRound = time.Second
 	// awaitSlack is how much longer a round takes, for answers to arrive.
 	awaitSlack = time.Second
@@ -97,7 +85,7 @@ const (
 func (c *clusterReader) Await(ctx context.Context, e query.Sought, wait time.Duration) (query.Outcome, error) {
 	deadline := time.Now().Add(wait)
 	for {
-		_, moved := c.v.control.Hosts()
+		_, moved := c.peers.control.Hosts()
 		out, err := c.outcomeOfAll(ctx, e, 0, nil)
 		left := time.Until(deadline)
 		if err != nil || out.Final() || left <= 0 {
@@ -123,11 +111,11 @@ func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait t
 	var work sync.WaitGroup
 	defer work.Wait()
 	defer cancel()
-	have := c.answered()
-	others := c.holdersBut(have)
+	have := c.local.Answered()
+	others := c.holdersExcept(have)
 	answers := make(chan answer, len(others)+1)
 	work.Go(func() {
-		out, err := c.Reader.Await(asking, e, wait)
+		out, err := c.local.Await(asking, e, wait)
 		answers <- answer{out, err}
 	})
 	for _, h := range others {
@@ -168,13 +156,13 @@ func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait t
 	default:
 		absent := c.absent(have)
 		for _, p := range slices.Sorted(maps.Keys(absent)) {
-			mute = append(mute, fmt.Sprintf("partition %d of %s: %s", p, c.Topic, absent[p]))
+			mute = append(mute, fmt.Sprintf("partition %d of %s: %s", p, c.local.Topic(), absent[p]))
 		}
 		where := "by any partition: it may be on its way"
 		if len(mute) > 0 {
 			where = "by the partitions that can be asked: it may be on its way, or stand in another (" + strings.Join(mute, "; ") + ")"
 		}
-		best.Detail = c.Unseen(e.ID, where)
+		best.Detail = c.local.Unseen(e.ID, where)
 	}
 	return best, nil
 }

@@ -1,15 +1,16 @@
-package projection
+package reader
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
 
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/projector/query"
 )
 
 // askPost is ask with POST.
@@ -53,7 +54,7 @@ func TestWhatIsBlockedIsListedAndReleasedOverHTTP(t *testing.T) {
 	askPost(t, api, "/v1/blocked/texts/k/release?skp=true").Is(400, `did you mean`)
 	askPost(t, api, "/v1/blocked/texts/k/release").Is(200, `"id":"k","events":2,"blocked":{"id":"k","partition":0,"offset":1,`)
 	askPost(t, api, "/v1/blocked/texts/k/release?skip=true").Is(200, `"id":"k","events":2}`)
-	wants(t, fw, map[string]string{"k": "a b", "j": "c"})
+	fw.wantTexts(map[string]string{"k": "a b", "j": "c"})
 	projectiontest.Ask(t, api, "/v1/blocked/texts").Is(200, `"items":[{"id":"n"`)
 	askPost(t, api, "/v1/blocked/texts/k/release").Is(409, "is not blocked", "projector blocked texts")
 	askPost(t, api, "/v1/blocked/texts/j/release").Is(409, "is not blocked")
@@ -72,7 +73,7 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 			w.counted("j", 0, 0, "b")
 			fw := w.start()
 			fw.run()
-			fw.ps.End = func(string, int32) int64 { return 1000 }
+			fw.end = func() int64 { return 1000 }
 			srv := httptest.NewServer(fw.api())
 			defer srv.Close()
 			at := srv.URL + "/v1/projections/texts/feed"
@@ -94,7 +95,9 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 			if m := all.Next("snapshot"); m.Aggregate(t) != "other@1" || m.ID != "0-6" {
 				t.Errorf("%+v", m)
 			}
-			fw.release("k", true)
+			if _, err := fw.set.Release(t.Context(), fw.projection(), "k", true); err != nil {
+				t.Fatal(err)
+			}
 			tell()
 			released, other := all.Next("snapshot"), all.Next("snapshot")
 			if released.Aggregate(t) != "k@2" || strings.Contains(released.Data, "status") || other.Aggregate(t) != "other@2" || other.ID != "0-7" {
@@ -137,7 +140,7 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 				t.Errorf("after a restart: %s and %s", a, b)
 			}
 			later.Done()
-			fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+			fw.revoke()
 			fw.close()
 		})
 	}
@@ -169,7 +172,7 @@ func TestAFeedTellsOfEventsThatHadWaited(t *testing.T) {
 	w.counted("j", 0, 0, "x")
 	fw := w.start()
 	fw.run()
-	fw.ps.End = func(string, int32) int64 { return 1000 }
+	fw.end = func() int64 { return 1000 }
 	srv := httptest.NewServer(fw.api())
 	defer srv.Close()
 	at := srv.URL + "/v1/projections/texts/feed"
@@ -197,4 +200,18 @@ func TestAFeedTellsOfEventsThatHadWaited(t *testing.T) {
 		again.Done()
 	}
 	fw.stop()
+}
+
+// A release that finds its partition revoked finds the aggregate not blocked.
+func TestAReleaseAfterARevokeIsRefused(t *testing.T) {
+	w := newCounts(t, nil)
+	w.counted("k", 0, 0, "a")
+	w.poison("k")
+	fw := w.start()
+	fw.run()
+	fw.revoke()
+	if _, err := fw.reader().Release(t.Context(), "k", true); !errors.Is(err, query.ErrNotBlocked) {
+		t.Errorf("the release returned %v, want %v", err, query.ErrNotBlocked)
+	}
+	fw.close()
 }

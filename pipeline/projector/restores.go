@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -17,10 +18,10 @@ import (
 	"millrace/pipeline/projector/projection"
 )
 
-// restoring says how far a worker is with getting back what it had, or with
+// restores says how far a worker is with getting back what it had, or with
 // building what it never had: first the snapshots of each partition, then the
 // tail of the log, up to where that ended when the partition came.
-type restoring struct {
+type restores struct {
 	log *slog.Logger
 
 	mu    sync.Mutex // guards what follows
@@ -53,14 +54,14 @@ type progressed interface {
 // restoreLogEvery is how often the log says how far restores are.
 const restoreLogEvery = 5 * time.Second
 
-func newRestoring(reg prometheus.Registerer, log *slog.Logger) *restoring {
-	r := &restoring{log: log, tasks: map[restoreTask]*restoreProgress{}}
+func newRestores(reg prometheus.Registerer, log *slog.Logger) *restores {
+	r := &restores{log: log, tasks: map[restoreTask]*restoreProgress{}}
 	reg.MustRegister(r)
 	return r
 }
 
-// from returns what reads snapshots for a group, and notes how far it is.
-func (r *restoring) from(cfg kafka.Config, group string) projection.RestoreFunc {
+// reader returns what reads snapshots for a group, and notes how far it is.
+func (r *restores) reader(cfg kafka.Config, group string) projection.RestoreFunc {
 	return func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
 		bounds, err := kafka.TopicBounds(ctx, cfg, topic, false)
 		if err != nil {
@@ -80,18 +81,18 @@ func (r *restoring) from(cfg kafka.Config, group string) projection.RestoreFunc 
 	}
 }
 
-// tail notes that a partition is to be read from where it is on.
-func (r *restoring) tail(group string, reader progressed, p kafka.Partition, from int64) {
+// addTail notes that a partition is to be read from where it is on.
+func (r *restores) addTail(group string, reader progressed, p kafka.Partition, from int64) {
 	r.set(restoreTask{group, phaseTail, p.Topic, p.Partition}, &restoreProgress{from: from, next: from, end: p.End, began: time.Now(), reader: reader})
 }
 
-// revoked notes that a partition is gone, done or not.
-func (r *restoring) revoked(group, topic string, partition int32) {
+// dropTail notes that a partition is gone, done or not.
+func (r *restores) dropTail(group, topic string, partition int32) {
 	r.drop(restoreTask{group, phaseTail, topic, partition})
 }
 
-// gone is revoked for all of a group.
-func (r *restoring) gone(group string) {
+// dropGroup drops all restores of a group.
+func (r *restores) dropGroup(group string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for t := range r.tasks {
@@ -101,13 +102,13 @@ func (r *restoring) gone(group string) {
 	}
 }
 
-func (r *restoring) set(t restoreTask, p *restoreProgress) {
+func (r *restores) set(t restoreTask, p *restoreProgress) {
 	r.mu.Lock()
 	r.tasks[t] = p
 	r.mu.Unlock()
 }
 
-func (r *restoring) reached(t restoreTask, next int64) {
+func (r *restores) reached(t restoreTask, next int64) {
 	r.mu.Lock()
 	if p := r.tasks[t]; p != nil {
 		p.next = next
@@ -115,35 +116,48 @@ func (r *restoring) reached(t restoreTask, next int64) {
 	r.mu.Unlock()
 }
 
-func (r *restoring) drop(t restoreTask) {
+func (r *restores) drop(t restoreTask) {
 	r.mu.Lock()
 	delete(r.tasks, t)
 	r.mu.Unlock()
 }
 
-// behind reports whether a task has something left.
-func (r *restoring) behind(t restoreTask) bool {
+// behind reports whether a task is not done.
+func (r *restores) behind(t restoreTask) bool {
+	r.refresh(func(one restoreTask) bool { return one == t })
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	p := r.tasks[t]
-	return p != nil && !r.done(t, p)
+	return r.tasks[t] != nil
 }
 
-// done brings up to date how far a task is, and forgets it if it is done.
-func (r *restoring) done(t restoreTask, p *restoreProgress) bool {
-	if p.reader == nil {
-		return false
-	}
-	for _, at := range p.reader.Progress() {
-		if at.Topic == t.topic && at.Partition == t.partition {
-			p.next = max(p.next, min(at.Position, p.end))
+// refresh updates the offsets of the tasks that a reader works on, and drops those that
+// are done. Readers have locks of their own, so they are asked without the lock.
+func (r *restores) refresh(wanted func(restoreTask) bool) {
+	for t, p := range r.snapshot() {
+		if p.reader == nil || !wanted(t) {
+			continue
 		}
+		next := int64(-1)
+		for _, at := range p.reader.Progress() {
+			if at.Topic == t.topic && at.Partition == t.partition {
+				next = at.Position
+			}
+		}
+		r.mu.Lock()
+		if r.tasks[t] == p {
+			if p.next = max(p.next, min(next, p.end)); p.next >= p.end {
+				delete(r.tasks, t)
+			}
+		}
+		r.mu.Unlock()
 	}
-	if p.next < p.end {
-		return false
-	}
-	delete(r.tasks, t)
-	return true
+}
+
+// snapshot returns the tasks at this time.
+func (r *restores) snapshot() map[restoreTask]*restoreProgress {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return maps.Clone(r.tasks)
 }
 
 // restoreSum is how far a group is in a phase.
@@ -172,14 +186,12 @@ func (s restoreSum) String() string {
 }
 
 // sums returns what is not done yet, and forgets what is.
-func (r *restoring) sums() (out []restoreSum) {
+func (r *restores) sums() (out []restoreSum) {
+	r.refresh(func(restoreTask) bool { return true })
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	for t, p := range r.tasks {
-		if r.done(t, p) {
-			continue
-		}
 		i := slices.IndexFunc(out, func(s restoreSum) bool { return s.group == t.group && s.phase == t.phase && s.topic == t.topic })
 		if i < 0 {
 			out = append(out, restoreSum{group: t.group, phase: t.phase, topic: t.topic})
@@ -201,7 +213,7 @@ func (r *restoring) sums() (out []restoreSum) {
 
 // ready returns nil if none of the groups has something left, else how far they
 // are.
-func (r *restoring) ready(groups map[string]bool) error {
+func (r *restores) ready(groups map[string]bool) error {
 	var faults []error
 	for _, s := range r.sums() {
 		if groups[s.group] {
@@ -212,7 +224,7 @@ func (r *restoring) ready(groups map[string]bool) error {
 }
 
 // run logs how far it is, every few seconds, until the context ends.
-func (r *restoring) run(ctx context.Context) error {
+func (r *restores) run(ctx context.Context) error {
 	tick := time.NewTicker(restoreLogEvery)
 	defer tick.Stop()
 	for {
@@ -237,14 +249,14 @@ var (
 )
 
 // Describe implements [prometheus.Collector].
-func (r *restoring) Describe(ch chan<- *prometheus.Desc) {
+func (r *restores) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{restoreRatio, restoreETA, restoreDone, restoreTotal} {
 		ch <- d
 	}
 }
 
 // Collect implements [prometheus.Collector].
-func (r *restoring) Collect(ch chan<- prometheus.Metric) {
+func (r *restores) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range r.sums() {
 		for d, v := range map[*prometheus.Desc]float64{
 			restoreRatio: float64(s.done) / float64(max(1, s.total)), restoreETA: s.left().Seconds(),

@@ -1,30 +1,14 @@
-package projection
+package reader
 
 import (
 	"fmt"
-	"log/slog"
-	"net/http"
 	"slices"
 	"testing"
 	"time"
 
-	"millrace/pipeline/codec"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
-	"millrace/pipeline/projector/query"
 )
-
-func (fw *foldWorker) api() http.Handler {
-	return query.Handler(slog.New(slog.DiscardHandler), fw.reader())
-}
-
-func (fw *foldWorker) reader() *Reader {
-	p := fw.ps.Topics[projectiontest.EventsTopic].Projections[0]
-	return &Reader{Set: fw.ps, Projection: p, Registry: fw.registry(), EventTypes: fw.types, Topic: projectiontest.EventsTopic, NumPartitions: 1}
-}
-
-// registry knows the tests' schemas.
-func (fw *foldWorker) registry() *codec.Registry { return projectiontest.Registry(fw.t, fw.types) }
 
 func TestQuestionsAboutNow(t *testing.T) {
 	w := newWorld(t)
@@ -74,9 +58,9 @@ func TestQuestionsAboutNow(t *testing.T) {
 
 	// While the partition goes from one session to another, and after it went to
 	// another worker.
-	fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+	fw.revoke()
 	projectiontest.Ask(t, api, "/v1/projections/user/u-03").Is(200, `"version":2`)
-	fw.ps.now = func() time.Time { return time.Now().Add(handOver) }
+	fw.now = func() time.Time { return time.Now().Add(10 * time.Second) }
 	projectiontest.Ask(t, api, "/v1/projections/user").Is(200, `"items":[]`)
 	projectiontest.Ask(t, api, "/v1/projections/user/u-03").Is(421, "partition 0 of shop.events")
 	fw.close()
@@ -86,27 +70,26 @@ func TestQuestionsAboutNow(t *testing.T) {
 // was folded, also if it is not in the store yet.
 func TestQuestionsSeeWhatIsInMemory(t *testing.T) {
 	w := newWorld(t)
-	w.seldom = true
+	w.rare = true
 	for range 5 {
 		w.add(projectiontest.UserUpdated, "u")
 	}
 	fw := w.start()
-	fw.ps.End = func(string, int32) int64 { return 1 << 40 }
+	fw.end = func() int64 { return 1 << 40 }
 	api := fw.api()
 	now := time.Unix(1e9, 0)
-	fw.ps.now = func() time.Time { return now }
+	fw.now = func() time.Time { return now }
 	fw.batch(5)
 	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(404) // at work
-	now = now.Add(idle)
+	now = now.Add(50 * time.Millisecond)
 	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(200, `"version":5`)
 	fw.commit()
-	fw.handler.EndBatch(true)
 	fw.stop()
 }
 
 func TestQuestionsAboutThePast(t *testing.T) {
 	w := newWorld(t)
-	const versions = 3*keyframeEvery + 7
+	const versions = 3*projection.KeyframeEvery + 7
 	w.add(projectiontest.UserCreated, "u")
 	for range versions - 1 {
 		w.add(projectiontest.UserCreated, "other")
@@ -186,11 +169,6 @@ func TestWithoutHistoryThereIsNoPast(t *testing.T) {
 	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(200)
 	for _, path := range []string{"/v1/projections/user/u?at_version=1", "/v1/projections/user/u/history", "/v1/projections/user/u/why", "/v1/events/x", "/v1/events?type=UserCreated"} {
 		projectiontest.Ask(t, api, path).Is(404, "--no-history")
-	}
-	for f := familyHistory; f <= familyShadow; f++ {
-		if n := len(fw.entries(f)); n > 0 {
-			t.Errorf("family %d has %d entries", f, n)
-		}
 	}
 	fw.stop()
 }

@@ -1,0 +1,192 @@
+package projector
+
+import (
+	"context"
+	"fmt"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyring"
+	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/receipt"
+	"millrace/pipeline/store"
+	"millrace/pipeline/topology"
+	"millrace/pipeline/worker"
+)
+
+// builder makes the loops of consumer groups. It has no mutable fields.
+type builder struct {
+	options   options
+	w         *worker.Worker
+	store     *store.Store
+	keys      *keyring.Ring // nil if nothing is encrypted
+	metrics   *projection.Metrics
+	loops     *kafka.Metrics
+	restores  *restores
+	receipts  *receipt.Reader
+	peers     *peers
+	announcer *announcer
+}
+
+// build returns the loop of a group, which is not started. It makes sure that topics and
+// schemas exist.
+func (b *builder) build(ctx context.Context, group string, wanted []wantedVersion, state *control.State) (*groupLoop, error) {
+	l := &groupLoop{group: group, signature: signature(wanted), wanted: wanted, done: make(chan struct{})}
+	for _, v := range wanted {
+		if v.isLive(state) {
+			l.isLive.Store(true)
+		}
+	}
+	specs, err := b.specs(ctx, wanted)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.makeSets(l, specs); err != nil {
+		return nil, err
+	}
+	if err := b.makeReaders(l, specs); err != nil {
+		return nil, err
+	}
+	if !b.options.replica {
+		if l.loop, err = b.newLoop(l, specs); err != nil {
+			return nil, err
+		}
+	}
+	return l, l.forget(ctx, state)
+}
+
+// specs returns the projections of versions.
+func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projection.Spec, error) {
+	var topics []*topology.Topic
+	for _, v := range wanted {
+		topics = append(topics, v.projection.From, snapshotsTopic(v.projection, v.record.Snapshots))
+		if v.projection.Late != nil {
+			topics = append(topics, v.projection.Late)
+		}
+	}
+	cluster, err := ensureTopics(ctx, b.w, b.options.replica, topics)
+	if err != nil {
+		return nil, err
+	}
+	var specs []projection.Spec
+	for _, v := range wanted {
+		spec, err := b.spec(ctx, &v, cluster)
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, spec)
+	}
+	return specs, nil
+}
+
+func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Cluster) (projection.Spec, error) {
+	pr := v.projection
+	id, err := event.SchemaID(ctx, b.w.Registry, v.record.Snapshots, pr.Fold.Snapshot(), !b.w.Flags.NoRegister && !b.options.replica)
+	if err != nil {
+		return projection.Spec{}, err
+	}
+	events, snapshots := cluster.Topics[pr.From.Name], cluster.Topics[v.record.Snapshots]
+	if events.Partitions != snapshots.Partitions {
+		return projection.Spec{}, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("projection %s: %s has %d partitions and %s has %d; the snapshots of a partition are in the partition with the same number",
+			pr.Name, events.Name, events.Partitions, snapshots.Name, snapshots.Partitions)}
+	}
+	spec := projection.Spec{
+		Fold: pr.Fold, Events: events, Types: pr.From.Types, Label: v.label(), Identity: projection.Identity(cluster.ID, events, snapshots, pr.Fold),
+		Snapshots: snapshots.Name, SnapshotID: id, Publish: pr.Publish,
+	}
+	if pr.Late != nil {
+		spec.Late = pr.Late.Name
+	}
+	return spec, nil
+}
+
+// makeSets makes the partitions of a loop, and what follows those of other workers.
+func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
+	cfg := projection.Config{
+		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log,
+		Restore: b.restores.reader(b.w.Kafka, l.group),
+		Tail: func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error {
+			_, err := kafka.ReadPartition(ctx, b.w.Kafka, topic, partition, from, f)
+			return err
+		},
+	}
+	hidden := func(key projection.Key, left bool) bool {
+		if left {
+			// While partitions move between sessions of one worker, the partition that was
+			// left answers. With other workers, it might answer beside its new owner.
+			return b.peers.exist()
+		}
+		// The previous owner may have answered from a later offset.
+		return l.isLive.Load() && b.restores.behind(restoreTask{l.group, phaseTail, key.Topic, key.Partition})
+	}
+	if b.options.replica {
+		l.follower = newGroupFollower(b, l, l.group)
+		cfg.Hidden, cfg.Follows, cfg.End, cfg.Ends = hidden, true, l.follower.end, l.follower.ends
+		l.set = projection.New(cfg)
+		return l.follower.attach(b, l.set, specs)
+	}
+	own := cfg
+	own.Hidden, own.End, own.Metrics = hidden, l.end, b.metrics
+	if !b.options.standby {
+		l.set = projection.New(own)
+		return nil
+	}
+	// What is folded for the group gets most of the memory.
+	l.follower = newGroupFollower(b, l, standbyName(l.group))
+	l.follower.settle = followSettle
+	own.Memory, cfg.Memory = own.Memory/4*3, own.Memory/4
+	l.set = projection.New(own)
+	cfg.Restore = b.restores.reader(b.w.Kafka, standbyName(l.group))
+	cfg.Follows, cfg.End, cfg.Ends = true, l.follower.end, l.follower.ends
+	return l.follower.attach(b, projection.New(cfg), specs)
+}
+
+// makeReaders makes the readers of a loop, in the order of wanted.
+func (b *builder) makeReaders(l *groupLoop, specs []projection.Spec) error {
+	for i, v := range l.wanted {
+		pr := v.projection
+		cfg := reader.Config{Group: l.group, Upstream: receipt.NewUpstream(b.w.Topology, pr.From, b.receipts)}
+		if b.keys != nil {
+			var err error
+			if cfg.Show, err = b.keys.NewShower(b.w.Topology.Encryption, append([]*codec.Schema{pr.Fold.State()}, pr.From.Types...)...); err != nil {
+				return fmt.Errorf("projection %s: %w", v.label(), err)
+			}
+		}
+		l.readers = append(l.readers, reader.New(l.set, l.set.Projection(specs[i].Label), cfg))
+	}
+	return nil
+}
+
+// newLoop returns the loop that folds the events of a group.
+func (b *builder) newLoop(l *groupLoop, specs []projection.Spec) (*kafka.Loop, error) {
+	cfg := b.w.LoopConfig("projector", b.loops)
+	cfg.Group = l.group
+	snapshots := map[string]bool{}
+	for _, spec := range specs {
+		snapshots[spec.Snapshots] = true
+		cfg.Topics = appendOnce(cfg.Topics, spec.Events.Name)
+		cfg.Writes = append(cfg.Writes, spec.Snapshots)
+		if spec.Late != "" {
+			cfg.Writes = appendOnce(cfg.Writes, spec.Late)
+		}
+	}
+	cfg.NewHandler = func(int) (pipeline.Handler, error) {
+		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
+	}
+	return kafka.NewLoop(cfg)
+}
+
+// appendOnce appends a name unless the list has it.
+func appendOnce(names []string, name string) []string {
+	for _, n := range names {
+		if n == name {
+			return names
+		}
+	}
+	return append(names, name)
+}

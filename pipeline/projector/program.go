@@ -1,0 +1,214 @@
+package projector
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyring"
+	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/receipt"
+	"millrace/pipeline/store"
+	"millrace/pipeline/topology"
+	"millrace/pipeline/worker"
+)
+
+// program is the parts of a worker. All fields are immutable.
+type program struct {
+	command    *runCommand
+	w          *worker.Worker
+	control    *control.Follower
+	keys       *keyring.Ring // nil if nothing is encrypted
+	receipts   *receipt.Reader
+	restores   *restores
+	announcer  *announcer
+	supervisor *supervisor
+	internal   *internalAPI
+	readiness  *readiness
+}
+
+// assemble makes the parts of a worker. answer takes the handler that answers questions
+// from then on.
+func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring.Ring, answer func(http.Handler)) *program {
+	follower := control.NewFollower(w.Kafka, control.Topic(w.Topology))
+	restores := newRestores(w.Metrics, w.Log.With(slog.String("part", "restore")))
+	r := newRoster()
+	others := &peers{
+		instance: w.Flags.Instance, replica: c.replica, control: follower,
+		transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext},
+	}
+	ready := &readiness{roster: r, restores: restores, control: follower, replica: c.replica, began: time.Now()}
+	a := &announcer{
+		kafka: w.Kafka, topic: follower.Topic, instance: w.Flags.Instance, roster: r, replica: c.replica, log: w.Log,
+		address: func() string { return addressOf(c.advertise, w.HTTP.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
+	}
+	receipts := c.receiptReader(w)
+	b := &builder{
+		options: c.options, w: w, store: kept, keys: keys, metrics: projection.NewMetrics(w.Metrics), loops: kafka.NewMetrics(w.Metrics),
+		restores: restores, receipts: receipts, peers: others, announcer: a,
+	}
+	return &program{
+		command: c, w: w, control: follower, keys: keys, receipts: receipts, restores: restores, announcer: a, readiness: ready,
+		supervisor: &supervisor{
+			w: w, store: kept, control: follower, roster: r, builder: b, peers: others, announcer: a, restores: restores, ended: make(chan *groupLoop),
+			forwarder: &forwarder{peers: others, roster: r, ready: ready.ready}, answer: answer,
+		},
+		internal: &internalAPI{roster: r, replica: c.replica, keys: keys, log: w.Log},
+	}
+}
+
+// receiptReader returns the reader of the receipts of pipelines.
+func (c *runCommand) receiptReader(w *worker.Worker) *receipt.Reader {
+	var topics []*topology.Topic
+	if c.receipts > 0 {
+		topics = receipt.Topics(w.Topology)
+	}
+	r := receipt.NewReader(w.Kafka, topics, c.receipts, c.env.Now, w.Log.With(slog.String("part", "receipts")), w.Metrics)
+	r.Ensure = func(ctx context.Context) error {
+		_, err := ensureTopics(ctx, w, c.replica, topics)
+		return err
+	}
+	return r
+}
+
+// run runs the worker until the context ends, or a live version cannot continue.
+func (p *program) run(ctx context.Context) error {
+	if loops, err := p.w.BringUp(ctx, func(ctx context.Context) ([]*kafka.Loop, error) { return []*kafka.Loop{}, p.begin(ctx) }); loops == nil || err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		return p.control.Run(ctx, func(err error) { p.w.Log.Warn("cannot follow the control topic; trying again", "err", err) })
+	})
+	if p.keys != nil {
+		g.Go(func() error { return p.keys.Run(ctx) })
+	}
+	g.Go(func() error { return p.announcer.run(ctx) })
+	g.Go(func() error { return p.restores.run(ctx) })
+	g.Go(func() error { return p.receipts.Run(ctx) })
+	g.Go(func() error {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.control.Tail.Loaded():
+		}
+		if p.keys != nil && p.keys.Loaded(ctx) != nil {
+			return nil // the context has ended
+		}
+		return p.supervisor.run(ctx)
+	})
+	return g.Wait()
+}
+
+// begin makes sure that each projection has a live version: at first, the version that
+// the topology defines.
+func (p *program) begin(ctx context.Context) error {
+	if p.command.replica {
+		return p.awaitVersions(ctx)
+	}
+	needed := []kafka.TopicSpec{control.Spec(p.control.Topic)}
+	if p.keys != nil {
+		needed = append(needed, worker.TopicSpecs(keyring.Topic(p.w.Topology))...)
+	}
+	if _, err := kafka.EnsureTopics(ctx, p.w.Kafka, needed, !p.w.Flags.NoCreate); err != nil {
+		return err
+	}
+	state, err := control.Read(ctx, p.w.Kafka, p.control.Topic)
+	if err != nil {
+		return err
+	}
+	var records []control.Record
+	for _, pr := range p.w.Topology.Projections {
+		if _, ok := state.Live[pr.Name]; ok {
+			p.compare(state, pr)
+			continue
+		}
+		first, err := p.firstVersion(state, pr)
+		if err != nil {
+			return &cli.ExitError{Code: cli.ExitUsage, Err: err}
+		}
+		records = append(records, first...)
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return control.Write(ctx, p.w.Kafka, p.control.Topic, p.command.env.Now(), records...)
+}
+
+// firstVersion returns the records that make a version of a projection live.
+func (p *program) firstVersion(state *control.State, pr *topology.Projection) (records []control.Record, err error) {
+	env, n := p.command.env, 1
+	if numbers := state.Numbers(pr.Name); len(numbers) > 0 {
+		n = numbers[0]
+	} else {
+		record, err := NewVersion(env, p.command.worker.Topology, p.w.Topology, pr, n)
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, control.Record{Key: control.VersionKey(pr.Name, n), Value: record})
+	}
+	return append(records, control.Record{Key: control.LiveKey(pr.Name), Value: control.LiveRecord{Format: control.Format, Version: n, Time: env.Now().UTC(), By: env.Build.Version}}), nil
+}
+
+// compare logs if the topology defines a projection otherwise than its live version.
+func (p *program) compare(state *control.State, pr *topology.Projection) {
+	live := state.Live[pr.Name].Version
+	for _, n := range slices.Backward(state.Numbers(pr.Name)) {
+		if state.Versions[pr.Name][n].Fold == pr.Fold.Hash() {
+			if n != live {
+				p.w.Log.Info("the topology defines a version of the projection that is not live", "projection", pr.Name, "version", n, "live", live)
+			}
+			return
+		}
+	}
+	p.w.Log.Warn("the topology defines the projection otherwise than each of its versions; the live version continues. `projector rebuild` makes a new version", "projection", pr.Name, "live", live)
+}
+
+// awaitVersions fails until workers of the group have written what a replica needs: a
+// replica does not write it.
+func (p *program) awaitVersions(ctx context.Context) error {
+	state, err := control.Read(ctx, p.w.Kafka, p.control.Topic)
+	if err != nil {
+		return err
+	}
+	for _, pr := range p.w.Topology.Projections {
+		if _, ok := state.Live[pr.Name]; !ok {
+			return fmt.Errorf("projection %s has no version yet: a replica waits until a worker of the group has started with it (projector run without --replica)", pr.Name)
+		}
+		p.compare(state, pr)
+	}
+	if p.keys != nil {
+		_, err = ensureTopics(ctx, p.w, true, []*topology.Topic{keyring.Topic(p.w.Topology)})
+	}
+	return err
+}
+
+// ensureTopics makes sure that topics exist. For a replica, it fails until they do.
+func ensureTopics(ctx context.Context, w *worker.Worker, replica bool, topics []*topology.Topic) (kafka.Cluster, error) {
+	if !replica {
+		return w.EnsureTopics(ctx, topics)
+	}
+	var names []string
+	for _, t := range topics {
+		names = append(names, t.Name)
+	}
+	have, err := kafka.Describe(ctx, w.Kafka, names, nil, nil)
+	if err != nil {
+		return kafka.Cluster{}, err
+	}
+	for _, name := range names {
+		if _, ok := have.Topics[name]; !ok && have.Hidden[name] == nil {
+			return kafka.Cluster{}, fmt.Errorf("topic %s does not exist yet: a replica waits until a worker of the group has created it", name)
+		}
+	}
+	return kafka.EnsureTopics(ctx, w.Kafka, worker.TopicSpecs(topics...), false)
+}

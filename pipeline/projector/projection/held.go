@@ -1,0 +1,194 @@
+package projection
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/store"
+)
+
+// held is an event that waits for the events with the numbers before its own.
+type held struct {
+	id     string
+	number int64
+	typ    int
+	body   []byte
+	in     pipeline.Record // a deep copy
+}
+
+func (h *held) offset() int64 { return h.in.Offset }
+
+// reasonGap is the reason code of an aggregate that is blocked because an event is
+// missing.
+const reasonGap pipeline.Reason = "gap"
+
+func (t *track) hold(h *held) {
+	i, _ := slices.BinarySearchFunc(t.held, h, func(a, b *held) int { return cmp.Compare(a.offset(), b.offset()) })
+	t.held = slices.Insert(t.held, i, h)
+	t.heldOf[h.id] = append(t.heldOf[h.id], h)
+	t.heldNow[h.offset()] = h
+}
+
+// unhold removes held events.
+func (t *track) unhold(gone ...*held) {
+	for _, h := range gone {
+		t.heldNow[h.offset()] = nil
+		t.held = slices.DeleteFunc(t.held, func(x *held) bool { return x == h })
+		left := slices.DeleteFunc(t.heldOf[h.id], func(x *held) bool { return x == h })
+		if t.heldOf[h.id] = left; len(left) == 0 {
+			delete(t.heldOf, h.id)
+		}
+	}
+}
+
+// firstHeld returns the held event of an aggregate with the lowest number; of two with
+// the same number, the first in the log.
+func (t *track) firstHeld(id string) *held {
+	return slices.MinFunc(t.heldOf[id], func(a, b *held) int {
+		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.offset(), b.offset()))
+	})
+}
+
+// drain folds the held events of an aggregate that are next, when the offset now is
+// read.
+func (t *track) drain(a *aggregate, now int64, b *store.Batch) error {
+	for len(t.heldOf[a.id]) > 0 {
+		h := t.firstHeld(a.id)
+		if h.number > a.Number+1 && !a.Deleted {
+			return nil
+		}
+		if err := t.retry(a, h, now, b); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// retry folds a held event, whatever its number.
+func (t *track) retry(a *aggregate, h *held, now int64, b *store.Batch) error {
+	t.unhold(h)
+	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in)); err != nil {
+		return err // it was read before without an error
+	}
+	known, err := t.duplicate(h.offset())
+	switch {
+	case err != nil:
+		return err
+	case known || t.sameID(a):
+		t.count(&h.in, isDuplicate)
+	case a.Deleted:
+		t.count(&h.in, isLate)
+	case h.number <= a.Number:
+		t.count(&h.in, isConflict)
+	default:
+		err := t.apply(a, &h.in, now, b)
+		if err == nil || pipeline.ClassOf(err) != pipeline.ClassReject {
+			return err
+		}
+		if t.skips.has(h.offset()) {
+			t.count(&h.in, isSkipped)
+			return nil
+		}
+		return t.block(a.id, &h.in, now, err)
+	}
+	return nil
+}
+
+// expire ends the wait of held events that waited long enough when the record at the
+// offset now is read.
+func (t *track) expire(now int64, b *store.Batch) error {
+	wait, apply := t.fold.Wait()
+	for len(t.held) > 0 && t.held[0].offset()+wait <= now {
+		h := t.held[0]
+		a, err := t.states.get([]byte(h.id))
+		if err != nil {
+			return err
+		}
+		if !apply && !t.skips.has(h.offset()) {
+			err := pipeline.Reject(reasonGap, "number %d came, and number %d did not within %d records", h.number, a.Number+1, wait)
+			if err := t.block(h.id, &h.in, now, err); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := t.applyGap(a, h, now, b); err != nil {
+			return err
+		}
+		t.markDue(h.id)
+	}
+	return nil
+}
+
+// applyGap folds the held events of an aggregate up to h, despite the gap before them,
+// and those that follow without a gap.
+func (t *track) applyGap(a *aggregate, h *held, now int64, b *store.Batch) error {
+	for t.blocked[h.id] == nil && slices.Contains(t.held, h) {
+		if err := t.retry(a, t.firstHeld(h.id), now, b); err != nil {
+			return err
+		}
+	}
+	if t.blocked[h.id] != nil {
+		return nil
+	}
+	return t.drain(a, now, b)
+}
+
+func (t *track) writeHeld(b *store.Batch) {
+	for offset, h := range t.heldNow {
+		if h == nil {
+			b.Delete(t.part, t.families.held, offsetKey(nil, offset))
+			continue
+		}
+		b.Put(t.part, t.families.held, offsetKey(nil, offset), appendHeld(nil, &h.in))
+	}
+}
+
+// appendHeld appends what the store keeps of a held record.
+func appendHeld(dst []byte, in *pipeline.Record) []byte {
+	header, _ := in.Header(headerSchemaID)
+	dst = codec.AppendLong(dst, in.Time.UnixMilli())
+	dst = codec.AppendBytes(dst, in.Key)
+	dst = codec.AppendBytes(dst, header)
+	return append(dst, in.Value...)
+}
+
+// readHeld reads what appendHeld wrote.
+func (t *track) readHeld(offset int64, enc []byte) (*pipeline.Record, error) {
+	r := fields{rest: bytes.Clone(enc)}
+	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.long()), Key: r.text()}
+	if header := r.text(); len(header) > 0 {
+		in.Headers = []pipeline.Header{{Key: headerSchemaID, Value: header}}
+	}
+	in.Value = r.rest
+	return in, r.err
+}
+
+// decodeFunc decodes an event from its record.
+type decodeFunc func(*pipeline.Record) (event.Decoded, error)
+
+// loadHeld reads an entry of the family held.
+func (t *track) loadHeld(key, value []byte, decode decodeFunc) (*held, error) {
+	in, err := t.readHeld(int64(binary.BigEndian.Uint64(key)), value)
+	if err != nil {
+		return nil, damaged(key, err)
+	}
+	d, err := decode(in)
+	if err != nil {
+		return nil, fmt.Errorf("the event at offset %d, which waits for an earlier one: %w", in.Offset, err)
+	}
+	body := bytes.Clone(d.Body)
+	id, err := t.folder.Read(d.Type, body, fold.OriginOf(in))
+	if err != nil {
+		return nil, err
+	}
+	number, _ := t.folder.Number()
+	return &held{id: string(id), number: number, typ: d.Type, body: body, in: *in}, nil
+}

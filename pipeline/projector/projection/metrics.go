@@ -1,0 +1,39 @@
+package projection
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics are the metrics of projections. Several Sets may share them.
+type Metrics struct {
+	events    *prometheus.CounterVec
+	snapshots *prometheus.CounterVec
+	blocked   *prometheus.GaugeVec
+}
+
+// NewMetrics registers the metrics of projections.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	m := &Metrics{
+		events: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_projection_events_total",
+			Help: "Events by result: applied, ignored (the projection does not fold the type), late (the aggregate was deleted before, or the window is closed), duplicate (the event id was applied before), conflict (the sequence number was applied before), held (waits for the previous sequence number), blocked (cannot be folded; its aggregate waits for a release), mispartitioned (blocked because the event is not in the partition of its aggregate), queued (its aggregate is blocked), skipped (by a release), erased (its aggregate was erased) or rejected (invalid; its aggregate is unknown). Held and queued events are counted again when they are folded.",
+		}, []string{"projection", "result"}),
+		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_snapshots_published_total",
+			Help: "Snapshots in committed transactions.",
+		}, []string{"projection"}),
+		blocked: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "millrace_projection_blocked_aggregates",
+			Help: "Aggregates in this worker's partitions whose events wait for a release (projector blocked lists them).",
+		}, []string{"projection"}),
+	}
+	reg.MustRegister(m.events, m.snapshots, m.blocked)
+	return m
+}
+
+// register sets the counters of a projection.
+func (m *Metrics) register(p *Projection) {
+	for o, result := range outcomeNames {
+		p.results[o] = m.events.WithLabelValues(p.Label(), result)
+	}
+	p.blockedNow = m.blocked.WithLabelValues(p.Label())
+	p.published = m.snapshots.WithLabelValues(p.Label())
+}

@@ -1,0 +1,172 @@
+package projection
+
+import (
+	"slices"
+	"time"
+
+	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/query"
+)
+
+// Partition is one partition of a projection in this worker, for readers. Its methods
+// may be called from any goroutine, also after the partition was revoked.
+type Partition struct {
+	set  *Set
+	unit *unit
+	lane *lane
+}
+
+// handOver is how long questions about a revoked partition are answered from here, with
+// its last position: it may be moving to another session of this process, which takes
+// seconds.
+const handOver = 10 * time.Second
+
+// Partitions returns the partitions of a projection from which questions are answered,
+// in order: those that are assigned, and those that were revoked a short time ago,
+// without the hidden ones.
+func (s *Set) Partitions(p *Projection) []*Partition {
+	assigned, left := s.unitsOf(p)
+	if hidden := s.cfg.Hidden; hidden != nil {
+		assigned = slices.DeleteFunc(assigned, func(u *unit) bool { return hidden(u.key, false) })
+		left = slices.DeleteFunc(left, func(u *unit) bool { return hidden(u.key, true) })
+	}
+	return s.partitions(p, append(assigned, left...))
+}
+
+// AssignedPartitions returns the assigned partitions of a projection, in order, with
+// the hidden ones.
+func (s *Set) AssignedPartitions(p *Projection) []*Partition {
+	assigned, _ := s.unitsOf(p)
+	return s.partitions(p, assigned)
+}
+
+// unitsOf returns the units of a projection's topic that are assigned, and those that
+// were revoked a short time ago.
+func (s *Set) unitsOf(p *Projection) (assigned, left []*unit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range s.units {
+		if u.key.Topic == p.Spec.Events.Name {
+			assigned = append(assigned, u)
+		}
+	}
+	for _, u := range s.left {
+		if u.key.Topic == p.Spec.Events.Name && s.cfg.Now().Sub(u.leftAt) < handOver {
+			left = append(left, u)
+		}
+	}
+	return assigned, left
+}
+
+func (s *Set) partitions(p *Projection, units []*unit) []*Partition {
+	slices.SortFunc(units, func(a, b *unit) int { return int(a.key.Partition - b.key.Partition) })
+	out := make([]*Partition, len(units))
+	for i, u := range units {
+		out[i] = &Partition{s, u, u.lane(p)}
+	}
+	return out
+}
+
+// Number returns the number of the partition.
+func (p *Partition) Number() int32 { return p.lane.source.Partition }
+
+// Assigned reports whether the partition is still assigned to this worker, without an
+// interruption.
+func (p *Partition) Assigned() bool {
+	p.set.mu.Lock()
+	defer p.set.mu.Unlock()
+	return p.set.units[p.unit.key] == p.unit
+}
+
+// Hidden reports whether questions about the assigned partition must not be answered.
+func (p *Partition) Hidden() bool {
+	return p.set.cfg.Hidden != nil && p.set.cfg.Hidden(p.unit.key, false)
+}
+
+// Freshen writes what was folded to the store, unless the partition is being folded:
+// then that happens soon anyway.
+func (p *Partition) Freshen() { p.unit.freshen(p.set) }
+
+// Position returns the offset below which everything is folded, in the store. ok is
+// false if there is none.
+func (p *Partition) Position() (next int64, ok bool, err error) { return p.lane.part.Position() }
+
+// At returns the position of the partition when next was the next offset to fold.
+func (p *Partition) At(next int64) query.Position {
+	end := p.set.cfg.End(p.unit.key.Topic, p.Number())
+	at := query.Position{Partition: p.Number(), Offset: next, Lag: max(0, end-next)}
+	if at.Lag == 0 {
+		at.Seconds = new(float64)
+	} else if recorded := p.lane.recorded.Load(); recorded > 0 {
+		seconds := max(0, p.set.cfg.Now().Sub(time.UnixMilli(recorded)).Seconds())
+		at.Seconds = &seconds
+	}
+	return at
+}
+
+// End returns the last known end of the partition in the log.
+func (p *Partition) End() int64 { return p.set.cfg.End(p.unit.key.Topic, p.Number()) }
+
+// Describe returns an aggregate for an answer.
+func (p *Partition) Describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {
+	return p.lane.describe(id, a, at)
+}
+
+// Status returns the status of an aggregate that is not deleted, "" if it has none.
+func (p *Partition) Status(id string, a *fold.Aggregate) string { return p.lane.status(id, a) }
+
+// Refused returns the outcome of an event that was refused recently.
+func (p *Partition) Refused(eventID string) (query.Outcome, bool) { return p.lane.refused.get(eventID) }
+
+// Blocked returns the blocked aggregates, in no order, and the next offset to fold. ok
+// is false if the partition was revoked.
+func (p *Partition) Blocked() (items []query.BlockedAggregate, next int64, ok bool) {
+	p.unit.mu.Lock()
+	defer p.unit.mu.Unlock()
+	if p.unit.revoked {
+		return nil, 0, false
+	}
+	for _, q := range p.lane.own.blocked {
+		items = append(items, q.item(p.Number()))
+	}
+	return items, p.lane.next, true
+}
+
+// Folded returns the next offset to fold. ok is false if the partition was revoked.
+func (p *Partition) Folded() (next int64, ok bool) {
+	p.unit.mu.Lock()
+	defer p.unit.mu.Unlock()
+	return p.lane.next, !p.unit.revoked
+}
+
+// View returns a consistent view of the store. It must be closed.
+func (p *Partition) View() *View { return &View{view: p.lane.part.View(), source: p.lane.source} }
+
+// describe returns an aggregate for an answer. It needs no lock.
+func (l *lane) describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {
+	return query.Aggregate{
+		ID: id, Version: a.Version, Deleted: a.Deleted, Status: l.status(id, a), EventID: string(a.EventID), EventTime: time.UnixMicro(a.EventTime),
+		Offset: a.Offset, State: a.State, At: at,
+	}
+}
+
+// status returns the status of an aggregate that is not deleted. It needs no lock.
+func (l *lane) status(id string, a *fold.Aggregate) string {
+	switch {
+	case a.Deleted:
+	case l.isBlocked(id):
+		return fold.Blocked
+	case a.Missing > 0:
+		return fold.Gap
+	}
+	return ""
+}
+
+// isBlocked reports whether the store has an aggregate as blocked. It needs no lock.
+func (l *lane) isBlocked(id string) bool {
+	if l.stuck.Load() == 0 {
+		return false
+	}
+	_, ok, err := l.part.Get(nil, familyBlocked, []byte(id))
+	return ok && err == nil // a reader of the state gets the error, too
+}

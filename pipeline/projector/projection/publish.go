@@ -1,0 +1,290 @@
+package projection
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/rows"
+	"millrace/pipeline/store"
+	"millrace/pipeline/topology"
+)
+
+// publication is the publishing of a lane: how far it is, and what is due beside the
+// aggregates, which are marked themselves. What becomes due while a transaction is open
+// is deferred to the next one.
+type publication struct {
+	policy    topology.Publish
+	published int64         // everything below is in committed snapshots
+	saved     int64         // published as the store has it
+	floor     int64         // no checkpoint is written below it: another worker may have written that
+	sentAt    time.Time     // last time when snapshots were published
+	cost      time.Duration // of folding a record, on average
+
+	blocked  map[string]bool // ids of aggregates whose blocked record is due
+	sending  bool            // the open transaction contains what is due
+	deferred []string        // ids for blocked, after the open transaction
+}
+
+func newPublication(policy topology.Publish, now time.Time) publication {
+	return publication{policy: policy, saved: -1, blocked: map[string]bool{}, sentAt: now}
+}
+
+// addCost takes the duration of folding one record into the average.
+func (p *publication) addCost(d time.Duration) {
+	if p.cost == 0 {
+		p.cost = d
+	}
+	p.cost += (d - p.cost) / 16
+}
+
+// setDue marks an aggregate whose snapshot is due.
+func (p *publication) setDue(a *aggregate) {
+	if p.sending {
+		a.later = true
+		return
+	}
+	a.due = true
+}
+
+// setBlockedDue marks an aggregate whose blocked record is due.
+func (p *publication) setBlockedDue(id string) {
+	if p.sending {
+		p.deferred = append(p.deferred, id)
+		return
+	}
+	p.blocked[id] = true
+}
+
+func (p *publication) write(b *store.Batch, part *store.Part) {
+	if p.published != p.saved {
+		putMark(b, part, markPublished, p.published)
+	}
+}
+
+func (p *publication) written() { p.saved = p.published }
+
+// isDue reports whether something is to be published now, when the batch has read up to
+// an offset.
+func (l *lane) isDue(read int64) bool {
+	if !l.hasDue(read) {
+		return false
+	}
+	p := &l.publication
+	switch policy := p.policy; {
+	case policy.Events > 0:
+		return read-p.published >= policy.Events
+	case policy.Every > 0:
+		return l.now().Sub(p.sentAt) >= policy.Every
+	case policy.Recovery > 0:
+		return time.Duration(read-p.published)*p.cost >= policy.Recovery
+	}
+	return true
+}
+
+// hasDue reports whether there is something to publish. After an aborted batch, the
+// states are ahead of the offset that the next batch reads, and must not be published
+// with it.
+func (l *lane) hasDue(read int64) bool {
+	l.states.settle()
+	return (len(l.states.due) > 0 || len(l.publication.blocked) > 0 || l.skips.due) && read >= l.next && read >= l.publication.floor
+}
+
+// dueAt returns the time at which something is to be published even if no more records
+// are read. ok is false if there is nothing to publish, or if that depends on more
+// records.
+func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
+	if p := &l.publication; p.policy.Every > 0 && l.hasDue(read) {
+		return p.sentAt.Add(p.policy.Every), true
+	}
+	return l.now(), l.isDue(read)
+}
+
+// publish emits the batch's dead letters and, if it is time, what is due and a
+// checkpoint, which states that the snapshots contain everything below read, the next
+// offset of the batch. A dead letter is truncated to the limit of its topic. A
+// snapshot is bounded by max_state alone, because a fold must not depend on a topic.
+func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits kafka.Limits) error {
+	l.emitLetters(out, read, limits)
+	if !l.isDue(read) {
+		return nil
+	}
+	l.publication.sending = true
+	if err := l.states.publishing(func(id []byte, a *aggregate) error {
+		l.emitSnapshot(out, id, a, mem)
+		return nil
+	}); err != nil {
+		return err
+	}
+	if err := l.emitBlocked(out); err != nil {
+		return err
+	}
+	if err := l.emitSkips(out); err != nil {
+		return err
+	}
+	value, err := l.checkpoint(max(read, l.publication.published))
+	if err == nil {
+		out.Emit(l.reserved(checkpointKey, value))
+	}
+	return err
+}
+
+func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *aggregate, mem *rows.Arena) {
+	if a.Version == 0 && !a.gone {
+		return // it was blocked before an event was applied
+	}
+	key := mem.Keep(append(mem.Grow(len(id)), id...))
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: time.UnixMicro(a.EventTime)}
+	if a.gone {
+		r.Time = l.now()
+	} else {
+		value := codec.AppendFrame(mem.Grow(5+512+len(a.State)), l.projection.Spec.SnapshotID)
+		if l.own.blocked[string(id)] != nil {
+			value = l.fold.AppendBlocked(value, id, &a.Aggregate)
+		} else {
+			value = l.fold.AppendSnapshot(value, id, &a.Aggregate)
+		}
+		r.Value = mem.Keep(value)
+	}
+	out.Emit(&r)
+}
+
+func (l *lane) emitBlocked(out pipeline.Emitter) error {
+	for _, id := range slices.Sorted(maps.Keys(l.publication.blocked)) {
+		var value []byte
+		if q := l.own.blocked[id]; q != nil {
+			var err error
+			if value, err = q.encode(); err != nil {
+				return err
+			}
+		}
+		out.Emit(l.reserved([]byte(blockedKeys+id), value))
+	}
+	return nil
+}
+
+func (l *lane) emitSkips(out pipeline.Emitter) error {
+	if !l.skips.due {
+		return nil
+	}
+	value, err := l.skips.encode()
+	if err == nil {
+		out.Emit(l.reserved(skippedKey, value))
+	}
+	return err
+}
+
+// reserved returns a record on the snapshots topic that is no snapshot. A nil value
+// deletes the record.
+func (l *lane) reserved(key, value []byte) *pipeline.Record {
+	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Value: value, Time: l.now()}
+}
+
+// ended notes the end of the transaction for which publish was called. What is due
+// stays due until a transaction commits.
+func (l *lane) ended(committed bool, read int64) {
+	l.letters.outbox = nil
+	if l.states == nil {
+		return // nothing was sent, and the partition was revoked
+	}
+	l.states.settle()
+	p := &l.publication
+	sent := p.sending && committed
+	if sent {
+		l.projection.published.Add(float64(len(l.states.due)))
+	}
+	if p.sending {
+		l.states.published(sent)
+	}
+	p.sending = false
+	if committed {
+		l.letters.sent(read)
+	}
+	if sent {
+		l.marks.clear()
+		clear(p.blocked)
+		l.skips.due = false
+		p.sentAt = l.now()
+	}
+	if committed && len(l.states.due) == 0 && len(p.blocked) == 0 && !l.skips.due {
+		p.published = max(p.published, read)
+	}
+	l.states.catchUp()
+	for _, id := range p.deferred {
+		p.setBlockedDue(id)
+	}
+	p.deferred = p.deferred[:0]
+	if l.skips.deferred {
+		l.skips.due, l.skips.deferred = true, false
+	}
+}
+
+// dropDue forgets what is due in a partition that is followed, because its owner
+// publishes it. A later owner of this store finds the rest in the log.
+func (l *lane) dropDue() {
+	l.states.dropDue()
+	clear(l.publication.blocked)
+	l.skips.due, l.letters.outbox = false, nil
+}
+
+// Keys of records on the snapshots topic that are not snapshots. They begin with a zero
+// byte (fold.ReservedKeys), which ids of aggregates do not. Each record is in the
+// partition that it describes.
+var (
+	checkpointKey = []byte("\x00checkpoint")
+	skippedKey    = []byte("\x00skipped") // skipped offsets, in JSON
+	// sentKey is the key of the record with the offset below which all late events are
+	// dead letters, in decimal digits. The group's offset is the same, but the brokers
+	// forget it when the group is away for long.
+	sentKey = []byte("\x00sent")
+)
+
+// blockedKeys is the prefix of the keys of blocked records.
+const blockedKeys = fold.ReservedKeys + "blocked\x00"
+
+// checkpoint is the value of the record that states how far the snapshots of a
+// partition reach, in JSON.
+type checkpoint struct {
+	Fold    string `json:"fold"`            // hash
+	TopicID string `json:"topic_id"`        // of the events
+	Dedupe  string `json:"dedupe"`          // how duplicates were found: dedupeIndex or dedupeLast
+	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
+	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
+	Clock   int64  `json:"clock,omitempty"` // latest event time, if the projection has windows
+}
+
+// With an index, an event is a duplicate if its id was applied at any time; without, if
+// it has the id of the event before. Snapshots made one way cannot be continued the
+// other way.
+const (
+	dedupeIndex = "index"
+	dedupeLast  = "last"
+)
+
+func (l *lane) dedupe() string {
+	if l.index != nil {
+		return dedupeIndex
+	}
+	return dedupeLast
+}
+
+// continues reports whether the snapshots of a checkpoint can be continued here.
+func (l *lane) continues(c *checkpoint) bool {
+	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe()
+}
+
+func (l *lane) checkpoint(next int64) ([]byte, error) {
+	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next}
+	if len(l.own.held) > 0 {
+		c.Redo = min(next, l.own.held[0].offset())
+	}
+	if l.own.clock != noTime {
+		c.Clock = l.own.clock
+	}
+	return json.Marshal(c)
+}

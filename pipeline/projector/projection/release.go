@@ -1,0 +1,223 @@
+package projection
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"millrace/pipeline"
+	"millrace/pipeline/event"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/query"
+)
+
+// ErrNotBlocked is the error of a release of an aggregate that is not blocked in this
+// worker.
+var ErrNotBlocked = errors.New("is not blocked")
+
+// ErrBusy is the error of a release that could not keep up with the events that come.
+var ErrBusy = errors.New("events come faster than they are read; try again")
+
+// errReadEnough ends a read of the log.
+var errReadEnough = errors.New("enough")
+
+// releaseTries is the number of times that the log is read because more events came
+// during the read.
+const releaseTries = 10
+
+// Released is the result of a release.
+type Released struct {
+	Events  int                     // number of events that were folded again, or skipped
+	Blocked *query.BlockedAggregate // if the aggregate is blocked again
+}
+
+// Release folds the missed events of a blocked aggregate: from the event that blocked it
+// on, or, with skip, from the event after it. The aggregate may be blocked again. It
+// fails with ErrNotBlocked or ErrBusy.
+func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
+	return s.release(ctx, p, id, skip, s.NewDecoder(p))
+}
+
+// release is Release with a decoder that no other goroutine uses.
+func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, dec *event.Decoder) (Released, error) {
+	for range releaseTries {
+		u, l, q, found := s.findBlocked(p, id)
+		if !found {
+			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
+		}
+		r := &release{id: id, skip: skip, found: q}
+		if err := r.readMissed(ctx, s, l, dec); err != nil {
+			return Released{}, err
+		}
+		out, done, err := r.fold(s, u, l)
+		if done || err != nil {
+			return out, err
+		}
+	}
+	return Released{}, fmt.Errorf("%q: %w", id, ErrBusy)
+}
+
+// findBlocked returns a blocked aggregate, as a copy, and its lane.
+func (s *Set) findBlocked(p *Projection, id string) (*unit, *lane, blocked, bool) {
+	for _, u := range s.assignedUnits() {
+		if l, q, ok := u.findBlocked(p, id); ok {
+			return u, l, q, true
+		}
+	}
+	return nil, nil, blocked{}, false
+}
+
+// findBlocked returns a blocked aggregate, as a copy, and its lane. A revoked unit has
+// none, because its lanes are freed.
+func (u *unit) findBlocked(p *Projection, id string) (*lane, blocked, bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.revoked {
+		return nil, blocked{}, false
+	}
+	for _, l := range u.lanes {
+		if q := l.own.blocked[id]; q != nil && l.projection == p {
+			return l, q.clone(), true
+		}
+	}
+	return nil, blocked{}, false
+}
+
+// release is a release that runs.
+type release struct {
+	id     string
+	skip   bool
+	found  blocked // the aggregate when the release began
+	events []missedEvent
+}
+
+// missedEvent is an event that waited for a release.
+type missedEvent struct {
+	in    pipeline.Record
+	d     event.Decoded
+	bad   error
+	clock int64
+}
+
+// readMissed reads the missed events from the log. It takes no lock.
+func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.Decoder) error {
+	q := &r.found
+	folder := l.fold.NewFolder()
+	clock := int64(noTime)
+	if q.Clock != 0 {
+		clock = q.Clock
+	}
+	from, last := q.Offset, max(q.Offset, q.Last)
+	for _, offset := range q.Held {
+		from, last = min(from, offset), max(last, offset)
+	}
+	read := func(in *pipeline.Record) error {
+		if in.Offset > last {
+			return errReadEnough
+		}
+		d, bad := dec.Decode(ctx, in, l.fold.Folds)
+		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
+			return bad
+		}
+		if bad == nil && !l.fold.Folds(d.Type) {
+			return nil
+		}
+		id := keyOf(l.fold, in)
+		if bad == nil {
+			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in)); bad != nil {
+				id = keyOf(l.fold, in)
+			} else if l.fold.Window().Size > 0 {
+				clock = max(clock, folder.Time())
+			}
+		}
+		if in.Offset != q.Offset && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
+			return nil
+		}
+		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
+		e.d.Body = slices.Clone(d.Body)
+		r.events = append(r.events, e)
+		return nil
+	}
+	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, read); err != nil && !errors.Is(err, errReadEnough) {
+		return fmt.Errorf("reading the events that %q missed: %w", q.ID, err)
+	}
+	return nil
+}
+
+// fold folds the missed events and stores the result. done is false if the aggregate
+// changed, or the partition was revoked, since the aggregate was found.
+func (r *release) fold(s *Set, u *unit, l *lane) (out Released, done bool, err error) {
+	out, done, due, err := r.foldLocked(s, u, l)
+	if due {
+		u.handler.requestFlush(u)
+	}
+	return out, done, err
+}
+
+// foldLocked is fold under the unit's lock. due reports that the unit is to be flushed
+// now.
+func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due bool, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.revoked {
+		return out, false, false, nil
+	}
+	t, q := l.own, &r.found
+	if now := t.blocked[q.ID]; now == nil || now.Last != q.Last || now.Offset != q.Offset {
+		return out, false, false, nil
+	}
+	if r.skip {
+		l.skips.add(q.Offset, l.publication.sending)
+	}
+	t.unblock(q.ID)
+	for i := range r.events {
+		out.Events++
+		if err := r.foldOne(t, &r.events[i], u); err != nil {
+			return out, false, false, err
+		}
+	}
+	if err := t.expire(l.next-1, u.entries); err != nil {
+		return out, false, false, err
+	}
+	if again := t.blocked[q.ID]; again != nil {
+		item := again.item(l.source.Partition)
+		out.Blocked = &item
+	}
+	t.markDue(q.ID)
+	err = u.save(s)
+	return out, true, u.arm(s, 0), err
+}
+
+// foldOne folds a missed event, or queues it if the aggregate is blocked again.
+func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
+	q := &r.found
+	if again := t.blocked[q.ID]; again != nil {
+		t.queue(again, &e.in)
+		return nil
+	}
+	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap {
+		t.count(&e.in, isSkipped)
+		return nil
+	}
+	bad := e.bad
+	id := []byte(q.ID)
+	if bad == nil {
+		if id, bad = t.folder.Read(e.d.Type, e.d.Body, fold.OriginOf(&e.in)); bad == nil {
+			bad = t.misplaced(id, e.in.Partition)
+		}
+	}
+	if bad == nil {
+		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.clock, true}, u.entries)
+	}
+	switch {
+	case bad == nil:
+		return nil
+	case pipeline.ClassOf(bad) != pipeline.ClassReject:
+		return bad
+	case t.skips.has(e.in.Offset):
+		t.count(&e.in, isSkipped)
+		return nil
+	}
+	return t.block(q.ID, &e.in, e.in.Offset+1, bad)
+}

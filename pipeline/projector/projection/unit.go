@@ -1,0 +1,145 @@
+package projection
+
+import (
+	"sync"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/store"
+)
+
+// unit is one partition of a topic while it is assigned, with the lanes of all
+// projections that read the topic.
+type unit struct {
+	key    Key       // immutable
+	lanes  []*lane   // immutable; mu guards the lanes
+	leftAt time.Time // when the partition was given up; guarded by Set.mu
+
+	mu      sync.Mutex // guards the fields below and the lanes; see the package comment
+	handler *Handler   // session that folds; nil if the partition is followed
+	revoked bool       // nothing may be written: another unit has the partition
+	read    int64      // next offset to read
+	settled int64      // read after the last committed batch
+	epoch   int        // number of the last batch that read from the unit
+
+	entries *store.Batch // folded since the last flush, without dirty states
+	events  int          // read since the last flush
+	flushed time.Time    // last flush
+	handled time.Time    // end of the last batch
+	queried time.Time    // last flush for a question
+
+	stopAlarm func() bool // stops the timer of the next flush; nil if none is set
+}
+
+// FlushPolicy determines when a unit is flushed to the store at the end of a batch: if
+// there is little to write, or much, or the last flush was some time ago, or all events
+// were read. A worker with a long backlog flushes rarely, which makes it fast.
+type FlushPolicy struct {
+	Little int           // flush after at most this number of events
+	Much   int           // flush after at least this number of events
+	Bytes  int           // flush when the batch for the store has this size
+	After  time.Duration // flush when the last flush was this long ago
+}
+
+// DefaultFlush is the default of Config.Flush.
+var DefaultFlush = FlushPolicy{Little: 1 << 10, Much: 1 << 18, Bytes: 64 << 20, After: time.Second}
+
+// from returns the offset to read from.
+func (u *unit) from() int64 {
+	from := u.lanes[0].from()
+	for _, l := range u.lanes {
+		from = min(from, l.from())
+	}
+	return from
+}
+
+// wants reports whether some lane needs the record at an offset.
+func (u *unit) wants(offset int64) bool {
+	for _, l := range u.lanes {
+		if l.wants(offset) {
+			return true
+		}
+	}
+	return false
+}
+
+// sampleCost is the number of records per measurement of the cost of folding.
+const sampleCost = 64
+
+// addCost takes the duration of folding one record into the lanes' averages.
+func (u *unit) addCost(d time.Duration) {
+	each := d / time.Duration(len(u.lanes))
+	for _, l := range u.lanes {
+		l.publication.addCost(each)
+	}
+}
+
+// revoke stores what was folded, and frees the lanes. Nothing is written afterwards.
+func (u *unit) revoke(s *Set) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.revoked = true
+	u.disarm()
+	err := u.save(s)
+	for _, l := range u.lanes {
+		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
+		if !l.publication.sending { // otherwise when the transaction has ended
+			l.free()
+		}
+	}
+	return err
+}
+
+// mustSave reports whether what was folded is to be stored at the end of a batch. It
+// takes the lock itself, because End must be called without it.
+func (u *unit) mustSave(s *Set) bool {
+	u.mu.Lock()
+	u.handled = s.cfg.Now()
+	p := &s.cfg.Flush
+	due := u.events <= p.Little || u.events >= p.Much || u.entries.Bytes() >= p.Bytes || u.handled.Sub(u.flushed) >= p.After
+	read := u.read
+	u.mu.Unlock()
+	return due || read >= s.cfg.End(u.key.Topic, u.key.Partition)
+}
+
+// save writes what was folded to the store, in one step.
+func (u *unit) save(s *Set) error {
+	for _, l := range u.lanes {
+		if err := l.write(u.entries); err != nil {
+			return err
+		}
+	}
+	if err := u.entries.Commit(); err != nil {
+		return pipeline.Fatal("writing to the store: %w", err)
+	}
+	memory := s.cfg.Memory / max(1, int(s.lanes.Load()))
+	for _, l := range u.lanes {
+		if err := l.written(memory); err != nil {
+			return pipeline.Fatal("writing to the store: %w", err)
+		}
+	}
+	u.flushed, u.events = u.handled, 0
+	return nil
+}
+
+// busy is how long a partition must be idle before a question flushes it: while it is
+// being folded, a flush costs more than it is worth, and happens soon anyway.
+const busy = 50 * time.Millisecond
+
+// freshen writes what was folded to the store for a question, unless the partition is
+// being folded. Many questions cost no more writes than few.
+func (u *unit) freshen(s *Set) {
+	if !u.mu.TryLock() {
+		return // it is being folded
+	}
+	defer u.mu.Unlock()
+	now := s.cfg.Now()
+	if u.revoked || u.events == 0 || u.events > s.cfg.Flush.Little && now.Sub(u.handled) < busy || now.Sub(u.queried) < busy {
+		return
+	}
+	u.queried = now
+	if err := u.save(s); err != nil {
+		// The next flush tries again, and its error ends the session.
+		s.cfg.Log.Error("cannot write to the store for a question", "topic", u.key.Topic, "partition", u.key.Partition, "err", err)
+	}
+}

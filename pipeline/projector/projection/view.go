@@ -1,0 +1,315 @@
+package projection
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/query"
+	"millrace/pipeline/store"
+)
+
+// View is a consistent view of a partition's states and history in the store. One
+// goroutine may use it at a time.
+type View struct {
+	view   *store.View
+	source fold.Source
+}
+
+// Close releases the view.
+func (v *View) Close() error { return v.view.Close() }
+
+// Position returns the offset below which everything is folded.
+func (v *View) Position() (next int64, ok bool, err error) { return v.view.Position() }
+
+// Source returns the source of the partition's aggregates.
+func (v *View) Source() fold.Source { return v.source }
+
+// State reads an aggregate. ok is false if there is none.
+func (v *View) State(id []byte, a *fold.Aggregate) (ok bool, err error) {
+	value, ok, err := v.view.Get(nil, familyState, id)
+	if !ok || err != nil {
+		return false, err
+	}
+	a.Source = v.source
+	if err := fold.ReadAggregate(value, a); err != nil {
+		return false, damaged(id, err)
+	}
+	return true, nil
+}
+
+// States calls f with the aggregates whose ids are greater than after, in order, until
+// it returns false. id and a are valid during the call.
+func (v *View) States(after string, f func(id []byte, a *fold.Aggregate) bool) error {
+	from := append([]byte(after), 0) // the least id after it
+	if after == "" {
+		from = nil
+	}
+	a := fold.Aggregate{Source: v.source}
+	var bad error
+	err := v.view.Scan(familyState, from, nil, false, func(id, value []byte) bool {
+		if err := fold.ViewAggregate(value, &a); err != nil {
+			bad = damaged(id, err)
+			return false
+		}
+		return f(id, &a)
+	})
+	return errors.Join(bad, err)
+}
+
+// Event is an event in the history.
+type Event struct {
+	Offset          int64
+	Version         int64  // of the aggregate, after the event
+	Aggregate       []byte // id
+	Recorded        int64  // time of the record, in milliseconds since 1970
+	EventTime       int64  // in microseconds since 1970
+	LatestRecorded  int64  // the latest Recorded of this event and all before it of the same aggregate
+	LatestEventTime int64  // the same of EventTime
+
+	before int64 // offset of the previous event of the same aggregate, -1 if there is none
+	header []byte
+	value  []byte
+}
+
+// Origin returns the origin of the event in its record. For a window, the id of the
+// aggregate is more than the record's key; folds of windows do not use the key here.
+func (e *Event) Origin() fold.Origin {
+	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), maxKey)], Time: e.EventTime}
+}
+
+// Record returns the event as a record, for a decoder.
+func (v *View) Record(e *Event) *pipeline.Record {
+	r := &pipeline.Record{Topic: v.source.Topic, Partition: v.source.Partition, Offset: e.Offset, Value: e.value}
+	if len(e.header) > 0 {
+		r.Headers = []pipeline.Header{{Key: headerSchemaID, Value: e.header}}
+	}
+	return r
+}
+
+// appendEvent appends an event that was just applied to the aggregate. Numbers are
+// written as differences from a number that is usually close.
+func appendEvent(dst []byte, in *pipeline.Record, before int64, a *aggregate) []byte {
+	recorded := in.Time.UnixMilli()
+	dst = codec.AppendLong(dst, a.Version)
+	back := int64(0)
+	if before >= 0 {
+		back = in.Offset - before
+	}
+	dst = codec.AppendLong(dst, back)
+	dst = codec.AppendLong(dst, recorded)
+	dst = codec.AppendLong(dst, a.EventTime-recorded*1000)
+	dst = codec.AppendLong(dst, a.clocks.recorded-recorded)
+	dst = codec.AppendLong(dst, a.clocks.event-a.EventTime)
+	dst = codec.AppendString(dst, a.id)
+	header, _ := in.Header(headerSchemaID)
+	dst = codec.AppendBytes(dst, header)
+	return append(dst, in.Value...)
+}
+
+// readEvent reads what appendEvent wrote. It copies nothing.
+func readEvent(offset int64, enc []byte) (e Event, err error) {
+	r := fields{rest: enc}
+	e = Event{Offset: offset, Version: r.long(), before: -1}
+	if back := r.long(); back != 0 {
+		e.before = offset - back
+	}
+	e.Recorded = r.long()
+	e.EventTime = e.Recorded*1000 + r.long()
+	e.LatestRecorded = e.Recorded + r.long()
+	e.LatestEventTime = e.EventTime + r.long()
+	e.Aggregate, e.header = r.text(), r.text()
+	e.value = r.rest
+	return e, r.err
+}
+
+// Event returns the event at an offset, if the history has it.
+func (v *View) Event(offset int64) (e Event, ok bool, err error) {
+	value, ok, err := v.view.Get(nil, familyHistory, offsetKey(nil, offset))
+	if !ok || err != nil {
+		return e, false, err
+	}
+	if e, err = readEvent(offset, value); err != nil {
+		return e, false, damaged(offsetKey(nil, offset), err)
+	}
+	return e, true, nil
+}
+
+// EventByID returns the event with an id, if the history has it.
+func (v *View) EventByID(id []byte) (e Event, ok bool, err error) {
+	layers := 0
+	if err := v.view.Scan(familyEvent, nil, nil, true, func(key, _ []byte) bool {
+		layers = int(binary.BigEndian.Uint32(key)) + 1
+		return false
+	}); err != nil {
+		return e, false, err
+	}
+	name := eventNameOf(id)
+	for i := layers - 1; i >= 0; i-- {
+		value, ok, err := v.view.Get(nil, familyEvent, name.key(nil, i))
+		if err != nil {
+			return e, false, err
+		}
+		if !ok {
+			continue
+		}
+		offset, _, err := codec.ReadLong(value)
+		if err != nil {
+			return e, false, damaged(id, err)
+		}
+		if e, ok, err = v.Event(offset); err == nil && !ok {
+			err = pipeline.Fatal("the store has event %q at offset %d, but not in its history", id, offset)
+		}
+		return e, err == nil, err
+	}
+	return e, false, nil
+}
+
+// FirstEvent returns the offset of the first event in the history, -1 if it is empty.
+func (v *View) FirstEvent() (offset int64, err error) {
+	offset = -1
+	err = v.view.Scan(familyHistory, nil, nil, false, func(key, _ []byte) bool {
+		offset = offsetOf(key)
+		return false
+	})
+	return offset, err
+}
+
+// EventsInOrder calls f with the events with offsets from from up to but not including
+// to, in the order of the log, until it returns false. The bytes of e are valid during
+// the call.
+func (v *View) EventsInOrder(from, to int64, f func(e *Event) bool) error {
+	var bad error
+	err := v.view.Scan(familyHistory, offsetKey(nil, from), offsetKey(nil, to), false, func(key, enc []byte) bool {
+		e, err := readEvent(offsetOf(key), enc)
+		if err != nil {
+			bad = damaged(key, err)
+			return false
+		}
+		return f(&e)
+	})
+	return errors.Join(bad, err)
+}
+
+// EventsOfType calls f with the places of the events of a type (its full name), latest
+// event time first, until it returns false. It begins below a cursor, if that is not
+// nil, or a little above it.
+func (v *View) EventsOfType(typ string, before *query.EventCursor, f func(at query.EventCursor) bool) error {
+	from, to := typeKey(nil, typ, -1<<63, 0), typeKey(nil, typ, 1<<63-1, -1)
+	if before != nil {
+		to = typeKey(nil, typ, before.Time+1, 0)
+	}
+	return v.view.Scan(familyType, from, to, true, func(key, _ []byte) bool {
+		tail := key[len(key)-16:]
+		return f(query.EventCursor{Time: int64(binary.BigEndian.Uint64(tail) ^ 1<<63), Partition: v.source.Partition, Offset: int64(binary.BigEndian.Uint64(tail[8:]))})
+	})
+}
+
+// ChangedOutOfOrder returns the aggregates that changed otherwise than by the event at
+// their offset, with the next offset at that time, which is in a range from first to
+// last, both included.
+func (v *View) ChangedOutOfOrder(first, last int64) (map[string]int64, error) {
+	changed := map[string]int64{}
+	var bad error
+	err := v.view.Scan(familyOutOfOrder, nil, nil, false, func(id, value []byte) bool {
+		var next int64
+		if next, _, bad = codec.ReadLong(value); bad != nil {
+			bad = damaged(id, bad)
+			return false
+		}
+		if next >= first && next <= last {
+			changed[string(id)] = next
+		}
+		return true
+	})
+	return changed, errors.Join(bad, err)
+}
+
+// Keyframe sets a to the last keyframe of an aggregate up to a version. Without one, a
+// is unchanged.
+func (v *View) Keyframe(id []byte, version int64, a *fold.Aggregate) error {
+	var bad error
+	err := v.view.Scan(familyKeyframe, versionKey(nil, id, 0), versionKey(nil, id, version+1), true, func(_, value []byte) bool {
+		bad = fold.ReadAggregate(value, a)
+		return false
+	})
+	return errors.Join(bad, err)
+}
+
+// KeyframeBefore returns the version of the last keyframe before a version, 0 if there
+// is none.
+func KeyframeBefore(version int64) int64 { return (version - 1) / KeyframeEvery * KeyframeEvery }
+
+// Events calls f with the events of an aggregate that made the versions from from to
+// to, both included, in order or in reverse, until it returns false. latest is the
+// aggregate's state in the view. Events that the history does not have are left out.
+func (v *View) Events(id []byte, latest *fold.Aggregate, from, to int64, reverse bool, f func(e Event) bool) error {
+	from, to = max(from, 1), min(to, latest.Version)
+	if from > to {
+		return nil
+	}
+	if reverse {
+		return v.eventsBack(id, latest, from, to, f)
+	}
+	// Each block ends at a keyframe, and is read in reverse.
+	var block []Event
+	for ; from <= to; from += int64(len(block)) {
+		end := min(to, (from+KeyframeEvery-1)/KeyframeEvery*KeyframeEvery)
+		block = block[:0]
+		if err := v.eventsBack(id, latest, from, end, func(e Event) bool {
+			block = append(block, e)
+			return true
+		}); err != nil {
+			return err
+		}
+		for i := len(block) - 1; i >= 0; i-- {
+			if !f(block[i]) {
+				return nil
+			}
+		}
+		if len(block) < int(end-from+1) {
+			from = end + 1 - int64(len(block))
+		}
+	}
+	return nil
+}
+
+// eventsBack goes back from the first known offset of a version that is not below to.
+func (v *View) eventsBack(id []byte, latest *fold.Aggregate, from, to int64, f func(e Event) bool) error {
+	at := fold.Aggregate{Version: latest.Version, Offset: latest.Offset}
+	var bad error
+	err := v.view.Scan(familyKeyframe, versionKey(nil, id, to), versionKey(nil, id, -1), false, func(_, value []byte) bool {
+		bad = fold.ReadAggregate(value, &at)
+		return false
+	})
+	if err := errors.Join(bad, err); err != nil {
+		return err
+	}
+	e, ok, err := v.Event(at.Offset)
+	if !ok && err == nil {
+		// The state is ahead of the index, which is catching up.
+		value, there, err := v.view.Get(nil, familyShadow, id)
+		if err == nil && there {
+			err = fold.ReadAggregate(value, &at)
+		}
+		if !there || err != nil {
+			return err
+		}
+		if e, ok, err = v.Event(at.Offset); err != nil {
+			return err
+		}
+	}
+	for version := at.Version; ok && err == nil && e.Version == version && bytes.Equal(e.Aggregate, id) && version >= from; version-- {
+		if version <= to && !f(e) {
+			return nil
+		}
+		if e.before < 0 {
+			return nil
+		}
+		e, ok, err = v.Event(e.before)
+	}
+	return err
+}
