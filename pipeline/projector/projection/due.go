@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -62,7 +63,7 @@ func (s *skips) load(part *store.Part) error {
 	value, ok, err := part.Get(nil, familyMark, markSkipped)
 	if ok && err == nil {
 		if err = s.decode(value); err != nil {
-			err = damaged(markSkipped, err)
+			err = states.Damaged(markSkipped, err)
 		}
 	}
 	return err
@@ -167,14 +168,14 @@ func (d *deadLetters) write(b *store.Batch, part *store.Part) {
 	for offset := range d.unsaved {
 		missed, ok := d.due[offset]
 		if !ok {
-			b.Delete(part, familyLetter, offsetKey(nil, offset))
+			b.Delete(part, familyLetter, offsetKey(offset))
 			continue
 		}
 		var value []byte
 		for _, start := range missed {
 			value = codec.AppendLong(value, start)
 		}
-		b.Put(part, familyLetter, offsetKey(nil, offset), value)
+		b.Put(part, familyLetter, offsetKey(offset), value)
 	}
 }
 
@@ -190,8 +191,8 @@ func (d *deadLetters) load(v *store.View) error {
 			return true
 		}
 		missed := []int64{}
-		for r := (fields{rest: value}); len(r.rest) > 0 && bad == nil; bad = r.err {
-			missed = append(missed, r.long())
+		for r := (states.Fields{Rest: value}); len(r.Rest) > 0 && bad == nil; bad = r.Err {
+			missed = append(missed, r.Long())
 		}
 		d.due[offset] = missed
 		return bad == nil

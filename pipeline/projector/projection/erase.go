@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -71,7 +72,7 @@ func (s *Set) Purge(p *Projection, id string) (partitions []int32, err error) {
 // erasure is the erasing of an aggregate from a lane.
 type erasure struct {
 	lane    *lane
-	view    *store.View
+	view    *states.View
 	batch   *store.Batch
 	decoder *event.Decoder
 	folder  *fold.Folder
@@ -86,7 +87,7 @@ func (s *Set) erase(ctx context.Context, u *unit, l *lane, id string) (err error
 	if err := u.save(s); err != nil {
 		return err
 	}
-	e := &erasure{lane: l, view: l.part.View(), batch: s.cfg.Store.NewBatch(), decoder: s.NewDecoder(l.projection), folder: l.fold.NewFolder()}
+	e := &erasure{lane: l, view: states.NewView(l.part, l.source), batch: s.cfg.Store.NewBatch(), decoder: s.NewDecoder(l.projection), folder: l.fold.NewFolder()}
 	defer func() { err = errors.Join(err, e.view.Close()) }()
 	ids, err := e.windows(id)
 	if err != nil {
@@ -114,7 +115,7 @@ func (e *erasure) windows(id string) (ids []string, err error) {
 	if e.lane.fold.Window().Size == 0 {
 		return []string{id}, nil
 	}
-	err = e.view.Scan(familyWindow, nil, nil, false, func(key, _ []byte) bool {
+	err = e.view.Scan(familyWindow, func(key, _ []byte) bool {
 		if in := string(key[8:]); fold.WindowKey(in) == id {
 			ids = append(ids, in)
 			e.batch.Delete(e.lane.part, familyWindow, slices.Clone(key))
@@ -141,69 +142,43 @@ func (e *erasure) dropWaiting(id string) {
 // eraseState removes one state and its history.
 func (e *erasure) eraseState(ctx context.Context, id string) error {
 	l := e.lane
-	value, ok, err := e.view.Get(nil, familyState, []byte(id))
+	var a fold.Aggregate
+	ok, err := e.view.State([]byte(id), &a)
 	if !ok || err != nil {
 		return err
 	}
-	var a fold.Aggregate
-	if err := fold.ReadAggregate(value, &a); err != nil {
-		return damaged([]byte(id), err)
+	if l.index != nil {
+		read := func(ev *states.Event) ([]byte, string, error) { return e.readEvent(ctx, ev) }
+		if err := l.index.Erase(e.batch, e.view, []byte(id), &a, read); err != nil {
+			return err
+		}
 	}
-	if err := e.deleteHistory(ctx, []byte(id), &a); err != nil {
-		return err
-	}
-	for _, f := range []store.Family{familyState, familyShadow, familyOutOfOrder} {
+	for _, f := range []store.Family{states.FamilyState, states.FamilyShadow, familyOutOfOrder} {
 		e.batch.Delete(l.part, f, []byte(id))
 	}
 	for _, t := range l.tracks() {
-		in, err := t.states.get([]byte(id))
+		in, err := t.states.Get([]byte(id))
 		if err != nil {
 			return err
 		}
-		in.Aggregate, in.clocks = fold.Aggregate{Source: l.source}, clocks{}
+		in.Reset(l.source)
 		if t == l.own {
-			in.gone = true
+			in.Gone = true
 			t.markDue(id)
 		}
-		t.states.settle()
+		t.states.Settle()
 	}
 	return nil
 }
 
-// deleteHistory deletes an aggregate's entries of the index.
-func (e *erasure) deleteHistory(ctx context.Context, id []byte, latest *fold.Aggregate) error {
-	l := e.lane
-	if l.index == nil {
-		return nil
-	}
-	v := &View{view: e.view, source: l.source}
-	var failed error
-	err := v.Events(id, latest, 1, latest.Version, true, func(ev Event) bool {
-		failed = e.deleteEvent(ctx, v, &ev)
-		return failed == nil
-	})
-	err2 := e.view.Scan(familyKeyframe, versionKey(nil, id, 0), versionKey(nil, id, -1), false, func(key, _ []byte) bool {
-		e.batch.Delete(l.part, familyKeyframe, slices.Clone(key))
-		return true
-	})
-	return errors.Join(failed, err, err2)
-}
-
-func (e *erasure) deleteEvent(ctx context.Context, v *View, ev *Event) error {
-	l := e.lane
-	e.batch.Delete(l.part, familyHistory, offsetKey(nil, ev.Offset))
-	d, err := e.decoder.Decode(ctx, v.Record(ev), nil)
+// readEvent returns the id and the type of an event.
+func (e *erasure) readEvent(ctx context.Context, ev *states.Event) (id []byte, typ string, err error) {
+	d, err := e.decoder.Decode(ctx, e.view.Record(ev), nil)
 	if err == nil {
 		_, err = e.folder.Read(d.Type, d.Body, ev.Origin())
 	}
 	if err != nil {
-		return err
+		return nil, "", err
 	}
-	e.batch.Delete(l.part, familyType, typeKey(nil, e.folder.Type().Name(), ev.EventTime, ev.Offset))
-	if id := e.folder.EventID(); len(id) > 0 {
-		for layer := range l.index.filter.layers {
-			e.batch.Delete(l.part, familyEvent, eventNameOf(id).key(nil, layer))
-		}
-	}
-	return nil
+	return e.folder.EventID(), e.folder.Type().Name(), nil
 }

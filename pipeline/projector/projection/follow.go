@@ -59,10 +59,7 @@ func (f *followed) written() {
 // followFrom returns the offset from which a lane is followed. Events that are folded
 // and not published are not read again: the owner publishes them.
 func (l *lane) followFrom() int64 {
-	if l.index != nil && l.index.shadow != nil {
-		return min(l.next, l.index.next)
-	}
-	return l.next
+	return min(l.next, l.indexFrom())
 }
 
 // frontier returns the offset below which all changes were sent to feeds: for an owner,
@@ -217,7 +214,7 @@ func (l *lane) hearDeletion(id string) error {
 	if l.fold.Window().Size == 0 {
 		return nil
 	}
-	a, err := l.states.get([]byte(id))
+	a, err := l.states.Get([]byte(id))
 	if err == nil && a.Version > 0 {
 		l.follow.deleted[id] = true
 	}
@@ -234,11 +231,11 @@ func (l *lane) hearWindow(id string) error {
 	if !ok || !isWindow || l.own.clock == noTime || start >= limit {
 		return nil
 	}
-	a, err := l.states.get([]byte(id))
+	a, err := l.states.Get([]byte(id))
 	if err != nil || a.Version > 0 {
 		return err
 	}
-	a.gone = true
+	a.Gone = true
 	l.own.markDue(id)
 	return nil
 }
@@ -288,19 +285,19 @@ func (l *lane) clearPublishedMarks(read int64) error {
 		if !due {
 			continue
 		}
-		a, err := l.states.get([]byte(id))
+		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
 		}
 		if _, ok := f.marked[id]; !ok {
 			f.marked[id] = read
 		}
-		if f.deleted[id] || !a.gone && f.published >= f.marked[id] {
+		if f.deleted[id] || !a.Gone && f.published >= f.marked[id] {
 			l.marks.set(id, false)
 			delete(f.marked, id)
 			delete(f.deleted, id)
 		}
-		l.states.settle()
+		l.states.Settle()
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -59,9 +60,9 @@ func (t *track) firstHeld(id string) *held {
 
 // drain folds the held events of an aggregate that are next, when the offset now is
 // read.
-func (t *track) drain(a *aggregate, now int64, b *store.Batch) error {
-	for len(t.heldOf[a.id]) > 0 {
-		h := t.firstHeld(a.id)
+func (t *track) drain(a *states.Aggregate, now int64, b *store.Batch) error {
+	for len(t.heldOf[a.ID]) > 0 {
+		h := t.firstHeld(a.ID)
 		if h.number > a.Number+1 && !a.Deleted {
 			return nil
 		}
@@ -73,7 +74,7 @@ func (t *track) drain(a *aggregate, now int64, b *store.Batch) error {
 }
 
 // retry folds a held event, whatever its number.
-func (t *track) retry(a *aggregate, h *held, now int64, b *store.Batch) error {
+func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) error {
 	t.unhold(h)
 	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in)); err != nil {
 		return err // it was read before without an error
@@ -97,7 +98,7 @@ func (t *track) retry(a *aggregate, h *held, now int64, b *store.Batch) error {
 			t.count(&h.in, isSkipped)
 			return nil
 		}
-		return t.block(a.id, &h.in, now, err)
+		return t.block(a.ID, &h.in, now, err)
 	}
 	return nil
 }
@@ -108,7 +109,7 @@ func (t *track) expire(now int64, b *store.Batch) error {
 	wait, apply := t.fold.Wait()
 	for len(t.held) > 0 && t.held[0].offset()+wait <= now {
 		h := t.held[0]
-		a, err := t.states.get([]byte(h.id))
+		a, err := t.states.Get([]byte(h.id))
 		if err != nil {
 			return err
 		}
@@ -129,7 +130,7 @@ func (t *track) expire(now int64, b *store.Batch) error {
 
 // applyGap folds the held events of an aggregate up to h, despite the gap before them,
 // and those that follow without a gap.
-func (t *track) applyGap(a *aggregate, h *held, now int64, b *store.Batch) error {
+func (t *track) applyGap(a *states.Aggregate, h *held, now int64, b *store.Batch) error {
 	for t.blocked[h.id] == nil && slices.Contains(t.held, h) {
 		if err := t.retry(a, t.firstHeld(h.id), now, b); err != nil {
 			return err
@@ -144,16 +145,16 @@ func (t *track) applyGap(a *aggregate, h *held, now int64, b *store.Batch) error
 func (t *track) writeHeld(b *store.Batch) {
 	for offset, h := range t.heldNow {
 		if h == nil {
-			b.Delete(t.part, t.families.held, offsetKey(nil, offset))
+			b.Delete(t.part, t.families.held, offsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(nil, offset), appendHeld(nil, &h.in))
+		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in))
 	}
 }
 
 // appendHeld appends what the store keeps of a held record.
 func appendHeld(dst []byte, in *pipeline.Record) []byte {
-	header, _ := in.Header(headerSchemaID)
+	header, _ := in.Header(states.HeaderSchemaID)
 	dst = codec.AppendLong(dst, in.Time.UnixMilli())
 	dst = codec.AppendBytes(dst, in.Key)
 	dst = codec.AppendBytes(dst, header)
@@ -162,13 +163,13 @@ func appendHeld(dst []byte, in *pipeline.Record) []byte {
 
 // readHeld reads what appendHeld wrote.
 func (t *track) readHeld(offset int64, enc []byte) (*pipeline.Record, error) {
-	r := fields{rest: bytes.Clone(enc)}
-	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.long()), Key: r.text()}
-	if header := r.text(); len(header) > 0 {
-		in.Headers = []pipeline.Header{{Key: headerSchemaID, Value: header}}
+	r := states.Fields{Rest: bytes.Clone(enc)}
+	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.Long()), Key: r.Text()}
+	if header := r.Text(); len(header) > 0 {
+		in.Headers = []pipeline.Header{{Key: states.HeaderSchemaID, Value: header}}
 	}
-	in.Value = r.rest
-	return in, r.err
+	in.Value = r.Rest
+	return in, r.Err
 }
 
 // decodeFunc decodes an event from its record.
@@ -178,7 +179,7 @@ type decodeFunc func(*pipeline.Record) (event.Decoded, error)
 func (t *track) loadHeld(key, value []byte, decode decodeFunc) (*held, error) {
 	in, err := t.readHeld(int64(binary.BigEndian.Uint64(key)), value)
 	if err != nil {
-		return nil, damaged(key, err)
+		return nil, states.Damaged(key, err)
 	}
 	d, err := decode(in)
 	if err != nil {

@@ -1,6 +1,7 @@
 package projection
 
 import (
+	"errors"
 	"log/slog"
 	"math"
 	"sync/atomic"
@@ -9,6 +10,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -22,10 +24,11 @@ type lane struct {
 	log        *slog.Logger     // immutable
 	now        func() time.Time // immutable
 
-	folder *fold.Folder // holds the event that was read last
-	states *states      // nil after free
-	own    *track       // of states; nil after free
-	index  *index       // nil without history, and after free
+	folder *fold.Folder  // holds the event that was read last
+	states *states.Table // nil after free
+	own    *track        // of states; nil after free
+	index  *states.Index // nil without history, and after free
+	shadow *track        // of the past that is being indexed; nil if the index is not behind
 
 	next     int64 // everything below is folded
 	position int64 // next as the store has it
@@ -51,12 +54,12 @@ type lane struct {
 func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *lane {
 	l := &lane{
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
-		folder: p.Spec.Fold.NewFolder(), states: newStates(part, familyState, source), position: -1,
+		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
 		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: newDeadLetters(), marks: newDueMarks(), outOfOrder: newOutOfOrder(),
 		windows: windowStarts{first: noTime, unsaved: math.MaxInt64}, erased: map[string]bool{},
 	}
 	if !cfg.NoHistory {
-		l.index = newIndex(part)
+		l.index = states.NewIndex(part)
 	}
 	l.own = l.newTrack(l.states, ownFamilies)
 	l.own.lane = l
@@ -68,13 +71,13 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 
 // newShadow returns the track of the past that is being indexed.
 func (l *lane) newShadow() *track {
-	return l.newTrack(newStates(l.part, familyShadow, l.source), shadowFamilies)
+	return l.newTrack(states.NewTable(l.part, states.FamilyShadow, l.source), shadowFamilies)
 }
 
 // tracks returns the lane's own track and, if there is one, its shadow.
 func (l *lane) tracks() []*track {
-	if l.index != nil && l.index.shadow != nil {
-		return []*track{l.own, l.index.shadow}
+	if l.shadow != nil {
+		return []*track{l.own, l.shadow}
 	}
 	return []*track{l.own}
 }
@@ -86,25 +89,31 @@ func (l *lane) from() int64 {
 	for offset := range l.letters.due {
 		from = min(from, offset)
 	}
-	if l.index != nil && l.index.shadow != nil {
-		from = min(from, l.index.next)
+	return min(from, l.indexFrom())
+}
+
+// indexFrom returns the offset from which the index catches up; next if it is not behind.
+func (l *lane) indexFrom() int64 {
+	if l.shadow == nil {
+		return l.next
 	}
-	return from
+	next, _ := l.index.Backfill()
+	return next
 }
 
 // wants reports whether the lane needs the record at an offset.
 func (l *lane) wants(offset int64) bool {
-	return offset >= min(l.next, l.publication.published) || len(l.letters.due) > 0 || l.index != nil && l.index.lacks(offset)
+	return offset >= min(l.next, l.publication.published) || len(l.letters.due) > 0 || l.shadow != nil && l.index.Lacks(offset)
 }
 
 // handle takes an event, or a record that is no valid event (bad). An event that is
 // folded already only marks its aggregate as due, or is added to the index.
 func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	l.pack()
-	if l.index != nil && l.index.lacks(in.Offset) {
+	if l.shadow != nil && l.index.Lacks(in.Offset) {
 		// The past is folded beside the states, which are ahead of it. An invalid
 		// event was reported when it was folded for the states.
-		if err := l.index.shadow.take(in, d, bad, b); err != nil {
+		if err := l.shadow.take(in, d, bad, b); err != nil {
 			return err
 		}
 	}
@@ -119,17 +128,17 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 	}
 	l.next = max(l.next, in.Offset+1)
 	l.recorded.Store(in.Time.UnixMilli())
-	if l.index != nil {
-		l.index.passed(in.Offset + 1)
+	if l.shadow != nil {
+		l.index.Passed(in.Offset + 1)
 	}
 	return nil
 }
 
 // pack packs the aggregates that are in use.
 func (l *lane) pack() {
-	l.states.settle()
-	if l.index != nil && l.index.shadow != nil {
-		l.index.shadow.states.settle()
+	l.states.Settle()
+	if l.shadow != nil {
+		l.shadow.states.Settle()
 	}
 }
 
@@ -156,7 +165,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 			key = keyOf(l.fold, in)
 		}
 	}
-	if len(key) == 0 || len(key) > maxKey {
+	if len(key) == 0 || len(key) > states.MaxKey {
 		return nil
 	}
 	if l.own.blocked[string(key)] != nil {
@@ -170,7 +179,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		}
 	}
 	for _, id := range ids {
-		a, err := l.states.get(id)
+		a, err := l.states.Get(id)
 		if err != nil {
 			return err
 		}
@@ -209,10 +218,51 @@ func (l *lane) write(b *store.Batch) error {
 		b.SetPosition(l.part, l.next)
 	}
 	l.follow.write(b, l.part)
-	if l.index != nil {
-		return l.index.write(b)
+	if l.index == nil {
+		return nil
 	}
-	return nil
+	l.index.Write(b)
+	return l.writeShadow(b)
+}
+
+// writeShadow adds to the batch what the store does not have yet of the past that is
+// being indexed.
+func (l *lane) writeShadow(b *store.Batch) error {
+	if l.shadow == nil {
+		return nil
+	}
+	next, until := l.index.Backfill()
+	if next >= until {
+		b.Delete(l.part, familyMark, markBackfill)
+		b.Delete(l.part, familyMark, shadowFamilies.clock)
+		return nil
+	}
+	putMark(b, l.part, markBackfill, next, until)
+	return l.shadow.write(b)
+}
+
+// shadowWritten notes that what writeShadow added is in the store. When the index has
+// caught up, the shadow is deleted.
+func (l *lane) shadowWritten(memory int) error {
+	if l.shadow == nil {
+		return nil
+	}
+	if err := l.shadow.written(memory); err != nil || !l.index.Ended() {
+		return err
+	}
+	l.shadow = nil
+	return errors.Join(l.part.Clear(states.FamilyShadow), l.part.Clear(familyShadowHeld), l.part.Clear(familyShadowBlocked))
+}
+
+// catchUp makes the index catch up from next to until. It returns false if there is
+// nothing to catch up with.
+func (l *lane) catchUp(next, until int64) bool {
+	shadow := l.newShadow()
+	if !l.index.CatchUp(next, until, shadow.states) {
+		return false
+	}
+	l.shadow = shadow
+	return true
 }
 
 // written notes that what write added is in the store. memory is the number of bytes
@@ -230,10 +280,11 @@ func (l *lane) written(memory int) error {
 	l.outOfOrder.written()
 	l.windows.unsaved = math.MaxInt64
 	l.follow.written()
-	if l.index != nil {
-		return l.index.written(memory)
+	if l.index == nil {
+		return nil
 	}
-	return nil
+	l.index.Written()
+	return l.shadowWritten(memory)
 }
 
 // countBlocked counts the blocked aggregates.
@@ -245,7 +296,7 @@ func (l *lane) countBlocked() {
 }
 
 // free releases the memory that answers do not need.
-func (l *lane) free() { l.states, l.own, l.index = nil, nil, nil }
+func (l *lane) free() { l.states, l.own, l.index, l.shadow = nil, nil, nil, nil }
 
 // windowStarts bounds the search for expired windows.
 type windowStarts struct {
@@ -276,15 +327,16 @@ func (l *lane) deleteExpired(b *store.Batch) error {
 		l.windows.first = min(limit, l.windows.unsaved)
 	}
 	for _, id := range ids {
-		a, err := l.states.get([]byte(id))
+		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
 		}
-		b.Delete(l.part, familyState, []byte(id))
+		b.Delete(l.part, states.FamilyState, []byte(id))
 		b.Delete(l.part, familyOutOfOrder, []byte(id))
-		a.Aggregate, a.clocks, a.gone = fold.Aggregate{Source: l.source}, clocks{}, true
+		a.Reset(l.source)
+		a.Gone = true
 		l.own.markDue(id)
-		l.states.settle()
+		l.states.Settle()
 	}
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -80,7 +81,7 @@ func (r *loader) take(in *pipeline.Record) error {
 	case strings.HasPrefix(key, fold.ReservedKeys):
 		return nil // written by a later version of the program
 	case in.Value == nil:
-		r.batch.Delete(l.part, familyState, in.Key)
+		r.batch.Delete(l.part, states.FamilyState, in.Key)
 		return nil
 	}
 	return r.takeSnapshot(in)
@@ -124,7 +125,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	}
 	r.found.until = max(r.found.until, a.Offset+1)
 	r.value = fold.AppendAggregate(r.value[:0], a)
-	r.batch.Put(l.part, familyState, in.Key, r.value)
+	r.batch.Put(l.part, states.FamilyState, in.Key, r.value)
 	if l.fold.Window().Size > 0 {
 		if start, ok := fold.WindowStart(string(in.Key)); ok {
 			r.batch.Put(l.part, familyWindow, windowKey(start, string(in.Key)), nil)

@@ -1,11 +1,14 @@
 package projection
 
 import (
+	"errors"
 	"slices"
 	"time"
 
+	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // Partition is one partition of a projection in this worker, for readers. Its methods
@@ -140,7 +143,27 @@ func (p *Partition) Folded() (next int64, ok bool) {
 }
 
 // View returns a consistent view of the store. It must be closed.
-func (p *Partition) View() *View { return &View{view: p.lane.part.View(), source: p.lane.source} }
+func (p *Partition) View() *states.View { return states.NewView(p.lane.part, p.lane.source) }
+
+// ChangedOutOfOrder returns the aggregates in a view of the partition that changed
+// otherwise than by the event at their offset, with the next offset at that time, which
+// is in the range from first to last, both included.
+func (p *Partition) ChangedOutOfOrder(v *states.View, first, last int64) (map[string]int64, error) {
+	changed := map[string]int64{}
+	var bad error
+	err := v.Scan(familyOutOfOrder, func(id, value []byte) bool {
+		var next int64
+		if next, _, bad = codec.ReadLong(value); bad != nil {
+			bad = states.Damaged(id, bad)
+			return false
+		}
+		if next >= first && next <= last {
+			changed[string(id)] = next
+		}
+		return true
+	})
+	return changed, errors.Join(bad, err)
+}
 
 // describe returns an aggregate for an answer. It needs no lock.
 func (l *lane) describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {

@@ -94,7 +94,7 @@ type Config struct {
 	Follows   bool
 	NoHistory bool        // keep states only, without an index of the past
 	Memory    int         // bytes that states may take, approximately; DefaultMemory
-	Flush     FlushPolicy // when to write to the store; DefaultFlush
+	Flush     FlushPolicy // when to write to the store; defaultFlush if it is zero
 
 	Metrics *Metrics     // private metrics, for partitions that their owner counts
 	Log     *slog.Logger // discards
@@ -171,7 +171,7 @@ type topic struct {
 // New returns a Set without partitions.
 func New(cfg Config) *Set {
 	cfg.Memory = cmp.Or(cfg.Memory, DefaultMemory)
-	cfg.Flush = cmp.Or(cfg.Flush, DefaultFlush)
+	cfg.Flush = cmp.Or(cfg.Flush, defaultFlush)
 	if cfg.End == nil {
 		cfg.End = func(string, int32) int64 { return 0 }
 	}

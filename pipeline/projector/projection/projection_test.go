@@ -24,6 +24,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
 )
@@ -250,7 +251,7 @@ func (fw *foldWorker) entries(f store.Family) map[string]string {
 func (fw *foldWorker) states() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
-	for id, value := range fw.entries(familyState) {
+	for id, value := range fw.entries(states.FamilyState) {
 		a := fold.Aggregate{Source: fold.Source{Topic: projectiontest.EventsTopic, TopicID: fw.topicID}}
 		if err := fold.ReadAggregate([]byte(value), &a); err != nil {
 			fw.t.Error(err)
@@ -264,7 +265,7 @@ func (fw *foldWorker) states() map[string]string {
 func (fw *foldWorker) index() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
-	for f := familyHistory; f <= familyShadow; f++ {
+	for f := states.FamilyState + 1; f <= states.FamilyShadow; f++ {
 		for key, value := range fw.entries(f) {
 			out[fmt.Sprintf("%d %q", f, key)] = value
 		}
@@ -653,4 +654,16 @@ func TestTheFoldLaw(t *testing.T) {
 			rt.FailNow()
 		}
 	})
+}
+
+func TestWithoutHistoryNoEventIsKept(t *testing.T) {
+	w := newWorld(t)
+	w.history = false
+	w.some(40)
+	fw := w.start()
+	fw.run()
+	if entries := fw.index(); len(entries) > 0 {
+		t.Errorf("%d entries of a history: %v", len(entries), entries)
+	}
+	fw.stop()
 }

@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
@@ -44,12 +45,12 @@ func (p *publication) addCost(d time.Duration) {
 }
 
 // setDue marks an aggregate whose snapshot is due.
-func (p *publication) setDue(a *aggregate) {
+func (p *publication) setDue(a *states.Aggregate) {
 	if p.sending {
-		a.later = true
+		a.Later = true
 		return
 	}
-	a.due = true
+	a.Due = true
 }
 
 // setBlockedDue marks an aggregate whose blocked record is due.
@@ -91,8 +92,8 @@ func (l *lane) isDue(read int64) bool {
 // states are ahead of the offset that the next batch reads, and must not be published
 // with it.
 func (l *lane) hasDue(read int64) bool {
-	l.states.settle()
-	return (len(l.states.due) > 0 || len(l.publication.blocked) > 0 || l.skips.due) && read >= l.next && read >= l.publication.floor
+	l.states.Settle()
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due) && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -115,7 +116,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
-	if err := l.states.publishing(func(id []byte, a *aggregate) error {
+	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
 		return nil
 	}); err != nil {
@@ -134,13 +135,13 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 	return err
 }
 
-func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *aggregate, mem *rows.Arena) {
-	if a.Version == 0 && !a.gone {
+func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate, mem *rows.Arena) {
+	if a.Version == 0 && !a.Gone {
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
 	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: time.UnixMicro(a.EventTime)}
-	if a.gone {
+	if a.Gone {
 		r.Time = l.now()
 	} else {
 		value := codec.AppendFrame(mem.Grow(5+512+len(a.State)), l.projection.Spec.SnapshotID)
@@ -192,14 +193,14 @@ func (l *lane) ended(committed bool, read int64) {
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
-	l.states.settle()
+	l.states.Settle()
 	p := &l.publication
 	sent := p.sending && committed
 	if sent {
-		l.projection.published.Add(float64(len(l.states.due)))
+		l.projection.published.Add(float64(l.states.Due()))
 	}
 	if p.sending {
-		l.states.published(sent)
+		l.states.Published(sent)
 	}
 	p.sending = false
 	if committed {
@@ -211,10 +212,10 @@ func (l *lane) ended(committed bool, read int64) {
 		l.skips.due = false
 		p.sentAt = l.now()
 	}
-	if committed && len(l.states.due) == 0 && len(p.blocked) == 0 && !l.skips.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due {
 		p.published = max(p.published, read)
 	}
-	l.states.catchUp()
+	l.states.CatchUp()
 	for _, id := range p.deferred {
 		p.setBlockedDue(id)
 	}
@@ -227,7 +228,7 @@ func (l *lane) ended(committed bool, read int64) {
 // dropDue forgets what is due in a partition that is followed, because its owner
 // publishes it. A later owner of this store finds the rest in the log.
 func (l *lane) dropDue() {
-	l.states.dropDue()
+	l.states.DropDue()
 	clear(l.publication.blocked)
 	l.skips.due, l.letters.outbox = false, nil
 }

@@ -154,7 +154,7 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 	l.countBlocked()
 	l.loaded = found.until
 	if l.index != nil {
-		l.index.catchUp(at.Start, found.until, l.newShadow())
+		l.catchUp(at.Start, found.until)
 	}
 	o.log.Info("restored from snapshots", "aggregates", found.aggregates, "took", took, "rate", int(float64(found.aggregates)/took.Seconds()), "next", from.Next, "tail", at.End-from.Next)
 	return l, nil
@@ -233,11 +233,11 @@ func (l *lane) resumeDue() error {
 		return err
 	}
 	for _, id := range ids {
-		a, err := l.states.get([]byte(id))
+		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
 		}
-		a.gone = a.Version == 0 && l.own.blocked[id] == nil
+		a.Gone = a.Version == 0 && l.own.blocked[id] == nil
 		l.own.markDue(id)
 		l.pack()
 		l.skips.due = l.skips.due || len(l.skips.offsets) > 0
@@ -247,18 +247,13 @@ func (l *lane) resumeDue() error {
 
 // resumeIndex reads the filter and continues a catch-up that was interrupted.
 func (l *lane) resumeIndex(decode decodeFunc) error {
-	x := l.index
-	if err := x.filter.load(); err != nil {
+	if err := l.index.Load(); err != nil {
 		return err
 	}
 	var next, until int64
 	ok, err := readMark(l.part, markBackfill, &next, &until)
-	if !ok || err != nil {
+	if !ok || err != nil || !l.catchUp(next, until) {
 		return err
 	}
-	x.catchUp(next, until, l.newShadow())
-	if x.shadow == nil {
-		return nil
-	}
-	return x.shadow.load(decode)
+	return l.shadow.load(decode)
 }

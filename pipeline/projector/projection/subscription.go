@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // feeds are the subscriptions to changes. A change is sent when the transaction with its
@@ -78,8 +79,8 @@ func (f *feeds) send(l *lane, next int64) {
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
-	l.states.settle()
-	if next < l.next || len(l.states.due) == 0 {
+	l.states.Settle()
+	if next < l.next || l.states.Due() == 0 {
 		// After an aborted batch, the states are ahead of what is committed. They stay
 		// due until the commits have reached them.
 		return
@@ -93,14 +94,14 @@ func (f *feeds) send(l *lane, next int64) {
 		}
 	}
 	if unsent := l.outOfOrder.unsent; len(unsent) > 0 {
-		l.states.eachDue(func(id []byte, _ *aggregate) { delete(unsent, string(id)) })
+		l.states.EachDue(func(id []byte, _ *states.Aggregate) { delete(unsent, string(id)) })
 	}
 }
 
 // committed returns the aggregates that are due.
 func (l *lane) committed(at query.Position) Committed {
 	out := Committed{At: at}
-	l.states.eachDue(func(id []byte, a *aggregate) {
+	l.states.EachDue(func(id []byte, a *states.Aggregate) {
 		if a.Version == 0 {
 			return // it is deleted, or was blocked before an event was applied
 		}
@@ -176,7 +177,7 @@ func (s *Subscription) Join(p *Partition) (next int64, indexed bool, err error) 
 	}
 	f.of[p.lane] = append(f.of[p.lane], s)
 	s.joined = append(s.joined, p.lane)
-	return p.lane.next, p.lane.index != nil && p.lane.index.shadow == nil, nil
+	return p.lane.next, p.lane.index != nil && p.lane.shadow == nil, nil
 }
 
 // Close leaves all partitions.

@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -41,13 +42,13 @@ type track struct {
 	// Shared with the lane.
 	folder *fold.Folder // holds the event that was read last
 	skips  *skips
-	index  *index // nil without history
+	index  *states.Index // nil without history
 
 	// lane gets the effects of decisions: what is due, counted and logged. It is nil in a
 	// shadow, whose decisions were made before and have no effects.
 	lane *lane
 
-	states   *states
+	states   *states.Table
 	families families
 
 	clock   int64 // latest event time so far, in microseconds since 1970; noTime if there is none
@@ -78,7 +79,7 @@ var (
 const noTime = math.MinInt64
 
 // newTrack returns an empty track without effects.
-func (l *lane) newTrack(s *states, f families) *track {
+func (l *lane) newTrack(s *states.Table, f families) *track {
 	return &track{
 		projection: l.projection, fold: l.fold, source: l.source, part: l.part, folder: l.folder, skips: &l.skips, index: l.index,
 		states: s, families: f, clock: noTime,
@@ -136,7 +137,7 @@ func (t *track) markDue(id string) {
 	}
 	l.marks.set(id, true)
 	l.publication.setBlockedDue(id)
-	if a, err := t.states.get([]byte(id)); err == nil { // otherwise the mark is enough
+	if a, err := t.states.Get([]byte(id)); err == nil { // otherwise the mark is enough
 		if a.Version > 0 {
 			l.outOfOrder.add(id, l.next)
 		}
@@ -200,14 +201,11 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 		}
 	}
 	key := keyOf(t.fold, in)
-	if len(key) > maxKey || len(key) > 0 && key[0] == 0 {
+	if len(key) > states.MaxKey || len(key) > 0 && key[0] == 0 {
 		return nil, bad
 	}
 	return key, bad
 }
-
-// maxKey bounds the length of a key that is taken as an aggregate's id.
-const maxKey = 1024
 
 // reasonMispartitioned is the reason code of an event that is not in the partition of
 // its aggregate.
@@ -254,7 +252,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	if t.fold.Window().Size > 0 {
 		return t.attemptWindows(id, in, e, b)
 	}
-	a, err := t.states.get(id)
+	a, err := t.states.Get(id)
 	if err != nil {
 		return err
 	}
@@ -269,7 +267,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case a.Deleted:
 		t.count(in, isLate)
 		if t.lane != nil {
-			t.lane.refused.addLate(t.folder.EventID(), a.id)
+			t.lane.refused.addLate(t.folder.EventID(), a.ID)
 		}
 		return nil
 	case !numbered && (decided || t.inSnapshot(a, in.Offset)):
@@ -291,7 +289,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 // inSnapshot reports whether the snapshot from which an aggregate was loaded contains
 // the event at an offset: a worker that continued from an old store may have written a
 // checkpoint that is behind the snapshots of another worker.
-func (t *track) inSnapshot(a *aggregate, offset int64) bool {
+func (t *track) inSnapshot(a *states.Aggregate, offset int64) bool {
 	return t.lane != nil && offset < t.lane.loaded && a.Version > 0 && offset <= a.Offset
 }
 
@@ -301,20 +299,20 @@ func (t *track) duplicate(offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.known(t.folder.EventID(), offset)
+	return t.index.Known(t.folder.EventID(), offset)
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
 // last event.
-func (t *track) sameID(a *aggregate) bool {
+func (t *track) sameID(a *states.Aggregate) bool {
 	id := t.folder.EventID()
 	return len(id) > 0 && bytes.Equal(id, a.EventID)
 }
 
 // apply applies the event that was read last. now is the offset that is being read,
 // which is higher than the event's own offset if the event was held.
-func (t *track) apply(a *aggregate, in *pipeline.Record, now int64, b *store.Batch) error {
-	last := a.lastOffset()
+func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *store.Batch) error {
+	last := a.LastOffset()
 	result, err := t.folder.Update(&a.Aggregate)
 	if err != nil {
 		return err
@@ -327,20 +325,12 @@ func (t *track) apply(a *aggregate, in *pipeline.Record, now int64, b *store.Bat
 	return t.remember(a, last, in, now, b)
 }
 
-// lastOffset returns the offset of the aggregate's last event, -1 if there is none.
-func (a *aggregate) lastOffset() int64 {
-	if a.Version == 0 {
-		return -1
-	}
-	return a.Offset
-}
-
 // changed notes that an event was applied to an aggregate.
-func (t *track) changed(a *aggregate) {
-	a.gone, a.dirty = false, true
+func (t *track) changed(a *states.Aggregate) {
+	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.add(a.id, l.next)
+			l.outOfOrder.add(a.ID, l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -348,17 +338,20 @@ func (t *track) changed(a *aggregate) {
 
 // remember adds the event that was just applied to the index. The shadow indexes the
 // events up to the offset at which the states came from snapshots.
-func (t *track) remember(a *aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
+func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
 	t.count(in, isApplied)
-	if t.index != nil && (t.isShadow() || now >= t.index.until) {
-		return t.index.add(b, a, last, in, t.folder)
+	if t.index == nil {
+		return nil
 	}
-	return nil
+	if _, until := t.index.Backfill(); t.lane != nil && now < until {
+		return nil
+	}
+	return t.index.Add(b, a, last, in, t.folder)
 }
 
 // windowed is an aggregate and its next state.
 type windowed struct {
-	a     *aggregate
+	a     *states.Aggregate
 	next  fold.Aggregate
 	start int64 // of the window
 }
@@ -371,10 +364,10 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		return err
 	}
 	for i, r := range t.ready {
-		a, last := r.a, r.a.lastOffset()
+		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
 		if a.Version == 1 && t.lane != nil {
-			b.Put(t.part, familyWindow, windowKey(r.start, a.id), nil)
+			b.Put(t.part, familyWindow, windowKey(r.start, a.ID), nil)
 			t.lane.windows.opened(r.start)
 		}
 		t.changed(a)
@@ -384,7 +377,8 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		// The index has an event once: if windows overlap, under the latest window, and
 		// without a link to the previous event.
 		if w.Every < w.Size {
-			a.clocks, last = clocks{}, -1
+			a.ForgetClocks()
+			last = -1
 		}
 		if err := t.remember(a, last, in, in.Offset, b); err != nil {
 			return err
@@ -412,7 +406,7 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 			continue
 		}
 		id = fold.AppendWindowID(id[:0], key, start)
-		a, err := t.states.get(id)
+		a, err := t.states.Get(id)
 		if err != nil {
 			return err
 		}
@@ -442,7 +436,7 @@ func copied(in *pipeline.Record) pipeline.Record {
 
 // write adds to the batch what the store does not have yet.
 func (t *track) write(b *store.Batch) error {
-	if err := t.states.write(b); err != nil {
+	if err := t.states.Write(b); err != nil {
 		return err
 	}
 	t.writeHeld(b)
@@ -461,7 +455,7 @@ func (t *track) written(memory int) error {
 	clear(t.heldNow)
 	clear(t.blocks)
 	t.ticked = false
-	return t.states.written(memory)
+	return t.states.Written(memory)
 }
 
 // load reads what the store has. decode decodes held events.
@@ -475,7 +469,7 @@ func (t *track) load(decode decodeFunc) error {
 	if err := v.Scan(t.families.blocked, nil, nil, false, func(key, value []byte) bool {
 		var q *blocked
 		if q, bad = decodeBlocked(value); bad != nil {
-			bad = damaged(key, bad)
+			bad = states.Damaged(key, bad)
 			return false
 		}
 		t.blocked[string(key)] = q

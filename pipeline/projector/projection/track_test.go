@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
 )
@@ -51,7 +52,7 @@ func (fw *foldWorker) texts() map[string]string {
 	for _, u := range fw.ps.units {
 		l = u.lanes[0]
 	}
-	for id, value := range fw.entries(familyState) {
+	for id, value := range fw.entries(states.FamilyState) {
 		var a fold.Aggregate
 		if err := fold.ReadAggregate([]byte(value), &a); err != nil {
 			fw.t.Fatal(err)

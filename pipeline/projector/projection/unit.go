@@ -41,8 +41,8 @@ type FlushPolicy struct {
 	After  time.Duration // flush when the last flush was this long ago
 }
 
-// DefaultFlush is the default of Config.Flush.
-var DefaultFlush = FlushPolicy{Little: 1 << 10, Much: 1 << 18, Bytes: 64 << 20, After: time.Second}
+// defaultFlush is used if Config.Flush is zero.
+var defaultFlush = FlushPolicy{Little: 1 << 10, Much: 1 << 18, Bytes: 64 << 20, After: time.Second}
 
 // from returns the offset to read from.
 func (u *unit) from() int64 {

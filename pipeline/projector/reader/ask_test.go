@@ -21,6 +21,7 @@ import (
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // pages follows a list to its end and returns the ids.
@@ -569,7 +570,7 @@ func TestManyQuestionsCostFewWrites(t *testing.T) {
 func TestWhySaysHowFarItLooked(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
-	const versions = 3*projection.KeyframeEvery + 7
+	const versions = 3*states.KeyframeEvery + 7
 	for range versions - 1 {
 		w.add(projectiontest.UserUpdated, "u")
 	}

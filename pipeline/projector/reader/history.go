@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"sort"
 	"time"
@@ -14,13 +15,14 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // past is an aggregate's history at one moment of its partition. It must be closed.
 type past struct {
 	fold      *fold.Fold
 	partition *projection.Partition
-	view      *projection.View
+	view      *states.View
 	id        []byte
 	latest    fold.Aggregate
 	next      int64 // the view's position
@@ -50,7 +52,7 @@ func (r *Reader) past(id string) (*past, error) {
 }
 
 // pastIn returns the history of an aggregate in a view, without its latest state.
-func (r *Reader) pastIn(p *projection.Partition, v *projection.View, id string) *past {
+func (r *Reader) pastIn(p *projection.Partition, v *states.View, id string) *past {
 	return &past{fold: r.fold, partition: p, view: v, id: []byte(id), latest: fold.Aggregate{Source: v.Source()}, decoder: r.set.NewDecoder(r.projection)}
 }
 
@@ -63,7 +65,7 @@ func (p *past) describe(a *fold.Aggregate) query.Aggregate {
 
 // events calls f with the events that made the versions from from to to, in order or in
 // reverse, until it returns false.
-func (p *past) events(from, to int64, reverse bool, f func(e projection.Event) bool) error {
+func (p *past) events(from, to int64, reverse bool, f func(e states.Event) bool) error {
 	return p.view.Events(p.id, &p.latest, from, to, reverse, f)
 }
 
@@ -82,10 +84,10 @@ func (p *past) at(ctx context.Context, version int64) (fold.Aggregate, error) {
 
 // forward applies events to an aggregate up to a version. each, if not nil, is called
 // after each event.
-func (p *past) forward(ctx context.Context, a *fold.Aggregate, version int64, each func(before, after *fold.Aggregate, e projection.Event) error) error {
+func (p *past) forward(ctx context.Context, a *fold.Aggregate, version int64, each func(before, after *fold.Aggregate, e states.Event) error) error {
 	folder := p.fold.NewFolder()
 	var failed error
-	err := p.events(a.Version+1, version, false, func(e projection.Event) bool {
+	err := p.events(a.Version+1, version, false, func(e states.Event) bool {
 		if e.Version != a.Version+1 {
 			failed = p.incomplete(a.Version + 1)
 			return false
@@ -107,7 +109,7 @@ func (p *past) incomplete(version int64) error {
 	return fmt.Errorf("version %d of %q is not in the history: the log no longer has it, or is still being indexed: %w", version, p.id, query.ErrNoVersion)
 }
 
-func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate, e *projection.Event) error {
+func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate, e *states.Event) error {
 	d, err := p.decoder.Decode(ctx, p.view.Record(e), nil)
 	if err == nil {
 		_, err = folder.Read(d.Type, d.Body, e.Origin())
@@ -122,13 +124,13 @@ func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate
 // versionAt returns the last version of the aggregate before the first event that is
 // later than a time, 0 if there is none. clock returns the time of an event and the
 // latest time up to it; keyframes are in the order of the latter.
-func (p *past) versionAt(micros int64, clock func(*projection.Event) (at, latest int64)) (version int64, err error) {
+func (p *past) versionAt(micros int64, clock func(*states.Event) (at, latest int64)) (version int64, err error) {
 	var bad error
-	const every = projection.KeyframeEvery
+	const every = states.KeyframeEvery
 	blocks := sort.Search(int(p.latest.Version/every), func(i int) bool {
 		at := int64(i+1) * every
 		later := true
-		err := p.events(at, at, true, func(e projection.Event) bool {
+		err := p.events(at, at, true, func(e states.Event) bool {
 			_, latest := clock(&e)
 			later = latest > micros
 			return false
@@ -137,7 +139,7 @@ func (p *past) versionAt(micros int64, clock func(*projection.Event) (at, latest
 		return later
 	})
 	version = int64(blocks) * every
-	err = p.events(version+1, p.latest.Version, false, func(e projection.Event) bool {
+	err = p.events(version+1, p.latest.Version, false, func(e states.Event) bool {
 		if at, _ := clock(&e); at > micros {
 			return false
 		}
@@ -148,7 +150,7 @@ func (p *past) versionAt(micros int64, clock func(*projection.Event) (at, latest
 }
 
 // describeEvent returns an event of the history for an answer.
-func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *projection.View, e *projection.Event) (query.Event, error) {
+func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *states.View, e *states.Event) (query.Event, error) {
 	d, err := dec.Decode(ctx, v.Record(e), nil)
 	if err != nil {
 		return query.Event{}, err
@@ -174,9 +176,9 @@ func (r *Reader) GetAt(ctx context.Context, id string, at query.At) (_ query.Agg
 	version := at.Version
 	switch {
 	case !at.Time.IsZero():
-		version, err = p.versionAt(at.Time.UnixMicro(), func(e *projection.Event) (at, latest int64) { return e.EventTime, e.LatestEventTime })
+		version, err = p.versionAt(at.Time.UnixMicro(), func(e *states.Event) (at, latest int64) { return e.EventTime, e.LatestEventTime })
 	case !at.Recorded.IsZero():
-		version, err = p.versionAt(at.Recorded.UnixMicro(), func(e *projection.Event) (at, latest int64) { return e.Recorded * 1000, e.LatestRecorded * 1000 })
+		version, err = p.versionAt(at.Recorded.UnixMicro(), func(e *states.Event) (at, latest int64) { return e.Recorded * 1000, e.LatestRecorded * 1000 })
 	}
 	if err != nil {
 		return query.Aggregate{}, err
@@ -200,7 +202,7 @@ func (r *Reader) History(ctx context.Context, id string, before int64, limit int
 	}
 	var out []query.Event
 	var failed error
-	err = p.events(1, before-1, true, func(e projection.Event) bool {
+	err = p.events(1, before-1, true, func(e states.Event) bool {
 		var ev query.Event
 		if ev, failed = r.describeEvent(ctx, p.decoder, p.view, &e); failed == nil {
 			out = append(out, ev)
@@ -268,7 +270,7 @@ func (r *Reader) Event(ctx context.Context, eventID string) (query.Event, error)
 
 // typeHit is the place of an event of a type.
 type typeHit struct {
-	view *projection.View
+	view *states.View
 	at   query.EventCursor
 }
 
@@ -278,7 +280,7 @@ func (r *Reader) Events(ctx context.Context, typ string, before *query.EventCurs
 		return nil, nil, query.ErrNoHistory
 	}
 	var hits []typeHit
-	var views []*projection.View
+	var views []*states.View
 	positions = []query.Position{}
 	defer func() {
 		for _, v := range views {
@@ -320,8 +322,13 @@ func (r *Reader) Events(ctx context.Context, typ string, before *query.EventCurs
 
 // hitsIn returns at most limit events of a type in a partition, latest event time
 // first.
-func hitsIn(ctx context.Context, v *projection.View, typ string, before *query.EventCursor, limit int) (hits []typeHit, err error) {
-	err = v.EventsOfType(typ, before, func(at query.EventCursor) bool {
+func hitsIn(ctx context.Context, v *states.View, typ string, before *query.EventCursor, limit int) (hits []typeHit, err error) {
+	latest := int64(math.MaxInt64)
+	if before != nil {
+		latest = before.Time
+	}
+	err = v.EventsOfType(typ, latest, func(micros, offset int64) bool {
+		at := query.EventCursor{Time: micros, Partition: v.Source().Partition, Offset: offset}
 		if before != nil && at.Compare(*before) >= 0 {
 			return true
 		}
@@ -335,7 +342,7 @@ func hitsIn(ctx context.Context, v *projection.View, typ string, before *query.E
 // was none.
 func (p *past) before(ctx context.Context, offset int64) (a fold.Aggregate, existed bool, err error) {
 	version, indexed := int64(0), false
-	if err := p.events(1, p.latest.Version, true, func(e projection.Event) bool {
+	if err := p.events(1, p.latest.Version, true, func(e states.Event) bool {
 		indexed = true
 		if e.Offset >= offset {
 			return true

@@ -6,8 +6,8 @@ import (
 	"testing"
 	"time"
 
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/projector/states"
 )
 
 func TestQuestionsAboutNow(t *testing.T) {
@@ -89,7 +89,7 @@ func TestQuestionsSeeWhatIsInMemory(t *testing.T) {
 
 func TestQuestionsAboutThePast(t *testing.T) {
 	w := newWorld(t)
-	const versions = 3*projection.KeyframeEvery + 7
+	const versions = 3*states.KeyframeEvery + 7
 	w.add(projectiontest.UserCreated, "u")
 	for range versions - 1 {
 		w.add(projectiontest.UserCreated, "other")

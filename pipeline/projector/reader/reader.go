@@ -22,6 +22,7 @@ import (
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/receipt"
 )
 
@@ -233,7 +234,7 @@ func (r *Reader) Scan(ctx context.Context, after string, f func(query.Aggregate)
 // scan is the aggregates of one partition, in order of their ids.
 type scan struct {
 	partition *projection.Partition
-	view      *projection.View
+	view      *states.View
 	at        query.Position
 	id        string
 	a         *fold.Aggregate // valid until next

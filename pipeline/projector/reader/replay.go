@@ -9,8 +9,8 @@ import (
 	"slices"
 
 	"millrace/pipeline/fold"
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // replayChunk is the number of aggregates from the store per call of the callback.
@@ -43,7 +43,7 @@ func (r *Reader) indexesEach() bool {
 type replay struct {
 	ctx    context.Context
 	to     *followed
-	view   *projection.View
+	view   *states.View
 	at     query.Position
 	f      func(query.Changes) error
 	failed error // the first error of a report; nothing is reported afterwards
@@ -83,7 +83,7 @@ func (p *replay) run(id string, history bool) error {
 
 // findOutOfOrder finds the aggregates that changed out of order.
 func (p *replay) findOutOfOrder(id string) (err error) {
-	p.outOfOrder, err = p.view.ChangedOutOfOrder(p.to.next, p.to.joined)
+	p.outOfOrder, err = p.to.partition.ChangedOutOfOrder(p.view, p.to.next, p.to.joined)
 	if id != "" {
 		maps.DeleteFunc(p.outOfOrder, func(other string, _ int64) bool { return other != id })
 	}
@@ -95,7 +95,7 @@ func (p *replay) findOutOfOrder(id string) (err error) {
 // its last event.
 func (p *replay) byHistory() error {
 	p.sorted = true
-	return p.view.EventsInOrder(p.to.next, p.to.joined, func(e *projection.Event) bool {
+	return p.view.EventsInOrder(p.to.next, p.to.joined, func(e *states.Event) bool {
 		p.reportOutOfOrder(e.Offset)
 		if a := p.get(e.Aggregate); a != nil && a.Offset == e.Offset {
 			p.reportUsual(string(e.Aggregate), a, e.Offset+1)

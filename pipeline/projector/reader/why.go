@@ -6,8 +6,8 @@ import (
 	"slices"
 
 	"millrace/pipeline/fold"
-	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // Limits of a search for the event that changed a field: events that are folded, and
@@ -58,7 +58,7 @@ func (w *whySearch) run(ctx context.Context, folded, read int64) error {
 			}
 			return nil
 		}
-		from := projection.KeyframeBefore(to)
+		from := states.KeyframeBefore(to)
 		if folded -= to - from; folded < 0 {
 			w.why.Before, w.why.Unknown = to+1, w.open
 			return nil
@@ -81,8 +81,8 @@ func (w *whySearch) block(ctx context.Context, from, to int64) error {
 			return err
 		}
 	}
-	last := map[string]projection.Event{} // by field
-	if err := p.forward(ctx, &a, to, func(before, after *fold.Aggregate, e projection.Event) error {
+	last := map[string]states.Event{} // by field
+	if err := p.forward(ctx, &a, to, func(before, after *fold.Aggregate, e states.Event) error {
 		changed, err := w.differ.Changed(before.State, after.State)
 		for _, path := range changed {
 			if slices.Contains(w.open, path) {
@@ -109,7 +109,7 @@ func (w *whySearch) lastCandidate(ctx context.Context, from, to int64) (version 
 	p := w.past
 	sets := map[int]bool{} // by type
 	var failed error
-	err = p.events(from, to, true, func(e projection.Event) bool {
+	err = p.events(from, to, true, func(e states.Event) bool {
 		var typ int
 		if typ, failed = p.decoder.TypeOf(ctx, p.view.Record(&e)); failed != nil {
 			return false

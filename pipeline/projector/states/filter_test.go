@@ -1,4 +1,4 @@
-package projection
+package states
 
 import (
 	"math/rand/v2"

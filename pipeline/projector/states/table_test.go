@@ -1,4 +1,4 @@
-package projection
+package states
 
 import (
 	"bytes"
@@ -35,18 +35,18 @@ func TestStatesAreAsTheyWereLeftInLittleMemory(t *testing.T) {
 			for i := range aggregates {
 				id := fmt.Sprint("a-", i)
 				want[id] = 1
-				b.Put(part, familyState, []byte(id), fold.AppendAggregate(nil, &fold.Aggregate{Version: 1, State: []byte("before")}))
+				b.Put(part, FamilyState, []byte(id), fold.AppendAggregate(nil, &fold.Aggregate{Version: 1, State: []byte("before")}))
 			}
 			if err := b.Commit(); err != nil {
 				t.Fatal(err)
 			}
 		}
-		states := newStates(part, familyState, fold.Source{Topic: "t"})
+		states := NewTable(part, FamilyState, fold.Source{Topic: "t"})
 		rng := rand.New(rand.NewPCG(1, 2))
 		for round := range 40 {
 			for range 500 {
 				id := fmt.Sprint("a-", rng.IntN(aggregates))
-				a, err := states.get([]byte(id))
+				a, err := states.Get([]byte(id))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -56,11 +56,11 @@ func TestStatesAreAsTheyWereLeftInLittleMemory(t *testing.T) {
 				a.Version++
 				a.State = fmt.Append(nil, id, " ", a.Version)
 				want[id] = a.Version
-				a.dirty = true
-				states.settle()
+				a.Dirty = true
+				states.Settle()
 			}
 			b := s.NewBatch()
-			if err := errors.Join(states.write(b), b.Commit(), states.written(room)); err != nil {
+			if err := errors.Join(states.Write(b), b.Commit(), states.Written(room)); err != nil {
 				t.Fatal(err)
 			}
 			if n := states.cache.Bytes(); n > room {
@@ -95,20 +95,20 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		states := newStates(part, familyState, fold.Source{Topic: "t"})
+		states := NewTable(part, FamilyState, fold.Source{Topic: "t"})
 		want := map[string]fold.Aggregate{}
 		known := map[string]clocks{} // may be forgotten
 		dirty, due, later := map[string]bool{}, map[string]bool{}, map[string]bool{}
 		sending := false
 		b := s.NewBatch()
 		id := rapid.Custom(func(t *rapid.T) string { return fmt.Sprint("a-", rapid.IntRange(0, 20).Draw(t, "id")) })
-		get := func(id string) *aggregate {
-			a, err := states.get([]byte(id))
+		get := func(id string) *Aggregate {
+			a, err := states.Get([]byte(id))
 			if err != nil {
 				t.Fatal(err)
 			}
 			w := want[id]
-			if a.id != id || a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Offset != w.Offset || a.EventTime != w.EventTime || a.Topic != "t" {
+			if a.ID != id || a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Offset != w.Offset || a.EventTime != w.EventTime || a.Topic != "t" {
 				t.Fatalf("%s is %+v, want %+v", id, a.Aggregate, w)
 			}
 			if a.known && a.clocks != known[id] {
@@ -126,11 +126,11 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 					a.State = append(a.State[:0], rapid.SliceOfN(rapid.Byte(), 0, 3000).Draw(t, "state")...)
 					a.EventID = append(a.EventID[:0], rapid.SliceOfN(rapid.Byte(), 0, 40).Draw(t, "event")...)
 					a.clocks = clocks{rapid.Int64Range(0, 1<<50).Draw(t, "event"), rapid.Int64Range(0, 1<<50).Draw(t, "recorded"), true}
-					a.dirty, a.gone = true, false
-					if a.later = sending; sending {
+					a.Dirty, a.Gone = true, false
+					if a.Later = sending; sending {
 						later[id] = true
 					} else {
-						a.due, due[id] = true, true
+						a.Due, due[id] = true, true
 					}
 					w := a.Aggregate
 					w.State, w.EventID = bytes.Clone(a.State), bytes.Clone(a.EventID)
@@ -141,12 +141,12 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 				}
 			},
 			"look":   func(t *rapid.T) { get(id.Draw(t, "id")) },
-			"settle": func(*rapid.T) { states.settle() },
+			"settle": func(*rapid.T) { states.Settle() },
 			"erase": func(t *rapid.T) { // as what is over, or erased
 				if id := id.Draw(t, "id"); !dirty[id] && !sending {
 					a := get(id)
-					a.Aggregate, a.clocks, a.gone, a.due = fold.Aggregate{Source: states.source}, clocks{}, true, true
-					b.Delete(part, familyState, []byte(id))
+					a.Aggregate, a.clocks, a.Gone, a.Due = fold.Aggregate{Source: states.source}, clocks{}, true, true
+					b.Delete(part, FamilyState, []byte(id))
 					delete(want, id)
 					delete(known, id)
 					due[id] = true
@@ -154,7 +154,7 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 			},
 			"flush": func(t *rapid.T) {
 				n := b.Len()
-				if err := states.write(b); err != nil {
+				if err := states.Write(b); err != nil {
 					t.Fatal(err)
 				}
 				if b.Len() != n+len(dirty) {
@@ -162,7 +162,7 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 				}
 				clear(dirty)
 				room := rapid.SampledFrom([]int{0, 4 << 10, 1 << 20}).Draw(t, "room")
-				if err := errors.Join(b.Commit(), states.written(room)); err != nil {
+				if err := errors.Join(b.Commit(), states.Written(room)); err != nil {
 					t.Fatal(err)
 				}
 			},
@@ -170,11 +170,11 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 				if sending {
 					return
 				}
-				states.settle()
+				states.Settle()
 				var got []string
-				if err := states.publishing(func(id []byte, a *aggregate) error {
+				if err := states.Publishing(func(id []byte, a *Aggregate) error {
 					w := want[string(id)]
-					if a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Topic != "t" || a.gone != (w.Version == 0) {
+					if a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Topic != "t" || a.Gone != (w.Version == 0) {
 						t.Fatalf("%s is published as %+v, want %+v", id, a.Aggregate, w)
 					}
 					got = append(got, string(id))
@@ -191,12 +191,12 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 				if !sending {
 					return
 				}
-				states.settle()
+				states.Settle()
 				arrived := rapid.Bool().Draw(t, "arrived")
-				if states.published(arrived); arrived {
+				if states.Published(arrived); arrived {
 					clear(due)
 				}
-				states.catchUp()
+				states.CatchUp()
 				maps.Copy(due, later)
 				clear(later)
 				sending = false

@@ -1,4 +1,4 @@
-package projection
+package states
 
 import (
 	"encoding/binary"
@@ -65,7 +65,7 @@ func (f *filter) load() error {
 			}
 			f.chunks++
 		default:
-			bad = damaged(key, fmt.Errorf("a part of the filter of %d bytes", len(value)))
+			bad = Damaged(key, fmt.Errorf("a part of the filter of %d bytes", len(value)))
 		}
 		return bad == nil
 	})

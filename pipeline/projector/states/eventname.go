@@ -1,4 +1,4 @@
-package projection
+package states
 
 import (
 	"crypto/sha256"

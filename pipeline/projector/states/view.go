@@ -1,14 +1,14 @@
-package projection
+package states
 
 import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"math"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
 )
 
@@ -17,6 +17,11 @@ import (
 type View struct {
 	view   *store.View
 	source fold.Source
+}
+
+// NewView returns a view of a part whose aggregates have a source. It must be closed.
+func NewView(part *store.Part, source fold.Source) *View {
+	return &View{view: part.View(), source: source}
 }
 
 // Close releases the view.
@@ -30,13 +35,13 @@ func (v *View) Source() fold.Source { return v.source }
 
 // State reads an aggregate. ok is false if there is none.
 func (v *View) State(id []byte, a *fold.Aggregate) (ok bool, err error) {
-	value, ok, err := v.view.Get(nil, familyState, id)
+	value, ok, err := v.view.Get(nil, FamilyState, id)
 	if !ok || err != nil {
 		return false, err
 	}
 	a.Source = v.source
 	if err := fold.ReadAggregate(value, a); err != nil {
-		return false, damaged(id, err)
+		return false, Damaged(id, err)
 	}
 	return true, nil
 }
@@ -50,9 +55,9 @@ func (v *View) States(after string, f func(id []byte, a *fold.Aggregate) bool) e
 	}
 	a := fold.Aggregate{Source: v.source}
 	var bad error
-	err := v.view.Scan(familyState, from, nil, false, func(id, value []byte) bool {
+	err := v.view.Scan(FamilyState, from, nil, false, func(id, value []byte) bool {
 		if err := fold.ViewAggregate(value, &a); err != nil {
-			bad = damaged(id, err)
+			bad = Damaged(id, err)
 			return false
 		}
 		return f(id, &a)
@@ -78,21 +83,21 @@ type Event struct {
 // Origin returns the origin of the event in its record. For a window, the id of the
 // aggregate is more than the record's key; folds of windows do not use the key here.
 func (e *Event) Origin() fold.Origin {
-	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), maxKey)], Time: e.EventTime}
+	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), MaxKey)], Time: e.EventTime}
 }
 
 // Record returns the event as a record, for a decoder.
 func (v *View) Record(e *Event) *pipeline.Record {
 	r := &pipeline.Record{Topic: v.source.Topic, Partition: v.source.Partition, Offset: e.Offset, Value: e.value}
 	if len(e.header) > 0 {
-		r.Headers = []pipeline.Header{{Key: headerSchemaID, Value: e.header}}
+		r.Headers = []pipeline.Header{{Key: HeaderSchemaID, Value: e.header}}
 	}
 	return r
 }
 
 // appendEvent appends an event that was just applied to the aggregate. Numbers are
 // written as differences from a number that is usually close.
-func appendEvent(dst []byte, in *pipeline.Record, before int64, a *aggregate) []byte {
+func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate) []byte {
 	recorded := in.Time.UnixMilli()
 	dst = codec.AppendLong(dst, a.Version)
 	back := int64(0)
@@ -104,26 +109,26 @@ func appendEvent(dst []byte, in *pipeline.Record, before int64, a *aggregate) []
 	dst = codec.AppendLong(dst, a.EventTime-recorded*1000)
 	dst = codec.AppendLong(dst, a.clocks.recorded-recorded)
 	dst = codec.AppendLong(dst, a.clocks.event-a.EventTime)
-	dst = codec.AppendString(dst, a.id)
-	header, _ := in.Header(headerSchemaID)
+	dst = codec.AppendString(dst, a.ID)
+	header, _ := in.Header(HeaderSchemaID)
 	dst = codec.AppendBytes(dst, header)
 	return append(dst, in.Value...)
 }
 
 // readEvent reads what appendEvent wrote. It copies nothing.
 func readEvent(offset int64, enc []byte) (e Event, err error) {
-	r := fields{rest: enc}
-	e = Event{Offset: offset, Version: r.long(), before: -1}
-	if back := r.long(); back != 0 {
+	r := Fields{Rest: enc}
+	e = Event{Offset: offset, Version: r.Long(), before: -1}
+	if back := r.Long(); back != 0 {
 		e.before = offset - back
 	}
-	e.Recorded = r.long()
-	e.EventTime = e.Recorded*1000 + r.long()
-	e.LatestRecorded = e.Recorded + r.long()
-	e.LatestEventTime = e.EventTime + r.long()
-	e.Aggregate, e.header = r.text(), r.text()
-	e.value = r.rest
-	return e, r.err
+	e.Recorded = r.Long()
+	e.EventTime = e.Recorded*1000 + r.Long()
+	e.LatestRecorded = e.Recorded + r.Long()
+	e.LatestEventTime = e.EventTime + r.Long()
+	e.Aggregate, e.header = r.Text(), r.Text()
+	e.value = r.Rest
+	return e, r.Err
 }
 
 // Event returns the event at an offset, if the history has it.
@@ -133,7 +138,7 @@ func (v *View) Event(offset int64) (e Event, ok bool, err error) {
 		return e, false, err
 	}
 	if e, err = readEvent(offset, value); err != nil {
-		return e, false, damaged(offsetKey(nil, offset), err)
+		return e, false, Damaged(offsetKey(nil, offset), err)
 	}
 	return e, true, nil
 }
@@ -158,7 +163,7 @@ func (v *View) EventByID(id []byte) (e Event, ok bool, err error) {
 		}
 		offset, _, err := codec.ReadLong(value)
 		if err != nil {
-			return e, false, damaged(id, err)
+			return e, false, Damaged(id, err)
 		}
 		if e, ok, err = v.Event(offset); err == nil && !ok {
 			err = pipeline.Fatal("the store has event %q at offset %d, but not in its history", id, offset)
@@ -186,7 +191,7 @@ func (v *View) EventsInOrder(from, to int64, f func(e *Event) bool) error {
 	err := v.view.Scan(familyHistory, offsetKey(nil, from), offsetKey(nil, to), false, func(key, enc []byte) bool {
 		e, err := readEvent(offsetOf(key), enc)
 		if err != nil {
-			bad = damaged(key, err)
+			bad = Damaged(key, err)
 			return false
 		}
 		return f(&e)
@@ -194,38 +199,21 @@ func (v *View) EventsInOrder(from, to int64, f func(e *Event) bool) error {
 	return errors.Join(bad, err)
 }
 
-// EventsOfType calls f with the places of the events of a type (its full name), latest
-// event time first, until it returns false. It begins below a cursor, if that is not
-// nil, or a little above it.
-func (v *View) EventsOfType(typ string, before *query.EventCursor, f func(at query.EventCursor) bool) error {
-	from, to := typeKey(nil, typ, -1<<63, 0), typeKey(nil, typ, 1<<63-1, -1)
-	if before != nil {
-		to = typeKey(nil, typ, before.Time+1, 0)
-	}
+// EventsOfType calls f with the event times, in microseconds since 1970, and the offsets
+// of the events of a type (its full name), latest time first, until it returns false. It
+// begins with the latest event at a time, latest.
+func (v *View) EventsOfType(typ string, latest int64, f func(micros, offset int64) bool) error {
+	from, to := typeKey(nil, typ, math.MinInt64, 0), typeKey(nil, typ, latest, -1)
 	return v.view.Scan(familyType, from, to, true, func(key, _ []byte) bool {
 		tail := key[len(key)-16:]
-		return f(query.EventCursor{Time: int64(binary.BigEndian.Uint64(tail) ^ 1<<63), Partition: v.source.Partition, Offset: int64(binary.BigEndian.Uint64(tail[8:]))})
+		return f(int64(binary.BigEndian.Uint64(tail)^1<<63), int64(binary.BigEndian.Uint64(tail[8:])))
 	})
 }
 
-// ChangedOutOfOrder returns the aggregates that changed otherwise than by the event at
-// their offset, with the next offset at that time, which is in a range from first to
-// last, both included.
-func (v *View) ChangedOutOfOrder(first, last int64) (map[string]int64, error) {
-	changed := map[string]int64{}
-	var bad error
-	err := v.view.Scan(familyOutOfOrder, nil, nil, false, func(id, value []byte) bool {
-		var next int64
-		if next, _, bad = codec.ReadLong(value); bad != nil {
-			bad = damaged(id, bad)
-			return false
-		}
-		if next >= first && next <= last {
-			changed[string(id)] = next
-		}
-		return true
-	})
-	return changed, errors.Join(bad, err)
+// Scan calls f with the entries of a family of another package, in order, until it
+// returns false. Their bytes are valid during the call.
+func (v *View) Scan(family store.Family, f func(key, value []byte) bool) error {
+	return v.view.Scan(family, nil, nil, false, f)
 }
 
 // Keyframe sets a to the last keyframe of an aggregate up to a version. Without one, a
@@ -291,7 +279,7 @@ func (v *View) eventsBack(id []byte, latest *fold.Aggregate, from, to int64, f f
 	e, ok, err := v.Event(at.Offset)
 	if !ok && err == nil {
 		// The state is ahead of the index, which is catching up.
-		value, there, err := v.view.Get(nil, familyShadow, id)
+		value, there, err := v.view.Get(nil, FamilyShadow, id)
 		if err == nil && there {
 			err = fold.ReadAggregate(value, &at)
 		}

@@ -1,6 +1,6 @@
-package projection
+package states
 
-// The history of a lane, in the families
+// The history of a partition, in the families
 //
 //	History   offset                     -> an event that was applied: see Event
 //	Event     layer, event's id          -> offset
@@ -26,5 +26,5 @@ package projection
 // number of events that are folded to find a past state.
 const KeyframeEvery = 64
 
-// headerSchemaID is the header with the schema id of a value that is not framed.
-const headerSchemaID = "__value_schema_id"
+// HeaderSchemaID is the header with the schema id of a value that is not framed.
+const HeaderSchemaID = "__value_schema_id"
