@@ -14,21 +14,21 @@ import (
 	"millrace/pipeline/projector/reader"
 )
 
-// A feed tells of all partitions, whoever has them. The worker that is asked
-// follows its own and opens feeds at the others, each of some partitions from where
-// the last one of them came to; when a partition moves, that feed ends, and another
-// one is opened where it is then. What comes of a partition comes from one source
-// at a time, and the next goes on where it was: so nothing is missed and nothing
-// comes twice.
+// A feed reports the changes of all partitions, whichever workers have them. The worker
+// that serves it follows its own partitions and opens feeds at the other workers, each
+// of some partitions from the offset that the last one reached. When a partition moves,
+// that feed ends, and another one is opened at the new worker. At any time, one source
+// reports a partition, and the next source continues at its offset: no change is missed
+// or reported twice.
 const (
-	feedLook    = 100 * time.Millisecond // between looks at who has what
-	feedBegin   = time.Second            // for all sources to say from where on they follow
-	feedGrace   = 2 * time.Second        // without a word from a partition, until that is told
-	feedSilence = 5 * time.Second        // without a word from a worker, until it is given up
-	feedAgain   = 500 * time.Millisecond // until a worker that could not be reached is tried again
+	feedLook    = 100 * time.Millisecond // between checks of the partitions' owners
+	feedBegin   = time.Second            // timeout for all sources to report their first offsets
+	feedGrace   = 2 * time.Second        // silence of a partition after which it is reported as stalled
+	feedSilence = 5 * time.Second        // silence of a worker after which its feed is given up
+	feedRetry   = 500 * time.Millisecond // delay before a worker that failed is tried again
 )
 
-// mergedFeed is a feed over all workers. One goroutine has it; sources send to it.
+// mergedFeed is a feed of all workers. One goroutine has it; sources send to it.
 type mergedFeed struct {
 	cluster *clusterReader
 	start   query.Start
@@ -36,33 +36,34 @@ type mergedFeed struct {
 
 	partitions []mergedPartition
 	messages   chan feedMessage
-	begin      chan struct{} // closed when sources may tell more than from where on they follow
+	begin      chan struct{} // closed when sources may report more than their first offsets
 	work       sync.WaitGroup
 	begun      bool
-	untold     int  // partitions of which no source has said where it is
-	stalled    bool // partitions were
+	unreported int  // number of partitions of which no source has reported an offset
+	stalled    bool // the last report of stalled partitions was not empty
 }
 
-// mergedPartition is a partition that is followed.
+// mergedPartition is a partition of a feed.
 type mergedPartition struct {
-	next   int64       // everything below was told; -1 if that is not known yet
-	source *feedSource // nil: nobody
-	told   bool        // a source said where it is
-	at     query.Position
-	heard  time.Time // of it, last
-	again  time.Time // when to look for a source
-	why    string    // there is none
+	next     int64       // changes below were reported; -1 if that is not known yet
+	source   *feedSource // nil if there is none
+	reported bool        // a source has reported an offset
+	at       query.Position
+	heard    time.Time // last message
+	retry    time.Time // when to look for a source
+	problem  string    // why there is no source
 }
 
-// feedSource follows some partitions at one worker: this one if its instance is
-// empty.
+// feedSource follows some partitions at one worker.
 type feedSource struct {
 	at     holder // an empty instance means this worker
 	cancel context.CancelFunc
 }
 
-// feedMessage is something that a source tells, or, with an error, that it has
-// ended.
+// isLocal reports whether the source is this worker.
+func (s *feedSource) isLocal() bool { return s.at.instance == "" }
+
+// feedMessage is a message of a source. With an error, the source has ended.
 type feedMessage struct {
 	from    *feedSource
 	changes query.Changes
@@ -77,7 +78,8 @@ func (c *clusterReader) Follow(ctx context.Context, start query.Start, f func(qu
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
-	m := &mergedFeed{cluster: c, start: start, f: f, partitions: make([]mergedPartition, c.local.NumPartitions()), untold: c.local.NumPartitions(), messages: make(chan feedMessage), begin: make(chan struct{})}
+	n := c.local.NumPartitions()
+	m := &mergedFeed{cluster: c, start: start, f: f, partitions: make([]mergedPartition, n), unreported: n, messages: make(chan feedMessage), begin: make(chan struct{})}
 	defer m.work.Wait()
 	defer cancel()
 	return m.run(ctx)
@@ -99,7 +101,7 @@ func (m *mergedFeed) run(ctx context.Context) error {
 	}
 	tick := time.NewTicker(feedLook)
 	defer tick.Stop()
-	changed := m.look(ctx)
+	changed := m.findSources(ctx)
 	for {
 		var err error
 		select {
@@ -109,20 +111,20 @@ func (m *mergedFeed) run(ctx context.Context) error {
 			err = m.take(ctx, msg)
 		case <-changed:
 			for n := range m.partitions {
-				m.partitions[n].again = time.Time{}
+				m.partitions[n].retry = time.Time{}
 			}
-			changed = m.look(ctx)
+			changed = m.findSources(ctx)
 		case <-tick.C:
 			if m.cluster.roster.liveReader(m.cluster.name) != m.cluster.local {
 				return fmt.Errorf("another version of the projection answers now: %w", query.ErrMoved)
 			}
 			if slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return p.source == nil }) {
-				changed = m.look(ctx)
+				changed = m.findSources(ctx)
 			}
-			err = m.stall()
+			err = m.reportStalled()
 		}
 		if err == nil && !m.begun {
-			err = m.beginning(time.Since(began))
+			err = m.tryBegin(time.Since(began))
 		}
 		if err != nil {
 			return err
@@ -130,42 +132,36 @@ func (m *mergedFeed) run(ctx context.Context) error {
 	}
 }
 
-// look finds sources for the partitions that have none, and lets those go that
-// have their partitions no more. It returns what is closed when to look again.
-func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
+// findSources opens sources for the partitions that have none, and drops sources that
+// have lost their partitions. It returns a channel that is closed when the owners
+// change.
+func (m *mergedFeed) findSources(ctx context.Context) <-chan struct{} {
+	local, self := m.cluster.local, m.cluster.peers.instance
 	state, changed := m.cluster.peers.control.Hosts()
-	owners, here, self := state.Owners(m.cluster.local.Group(), m.cluster.local.Topic()), m.cluster.local.Here(), m.cluster.peers.instance
+	owners, assigned := state.Owners(local.Group(), local.Topic()), local.Here()
 	now := time.Now()
 	var fresh []*feedSource
 	for n := range m.partitions {
 		p := &m.partitions[n]
-		here := here[int32(n)]
-		instance, ok := owners[int32(n)]
+		here := assigned[int32(n)]
+		instance, owned := owners[int32(n)]
 		address := state.Workers[instance].Address
-		if s := p.source; s != nil && (here != (s.at.instance == "") || !here && ok && (instance != s.at.instance || address != s.at.address)) {
+		if s := p.source; s != nil && (here != s.isLocal() || !here && owned && (instance != s.at.instance || address != s.at.address)) {
 			m.drop(s) // it may hang, and not know that it lost the partition
 		}
-		if p.source != nil || now.Before(p.again) {
+		if p.source != nil || now.Before(p.retry) {
 			continue
 		}
-		where := holder{}
+		at := holder{}
 		switch {
 		case here:
-		case ok && instance != self:
-			where = holder{instance: instance, address: address}
+		case owned && instance != self:
+			at = holder{instance: instance, address: address}
 		default:
-			p.why = "no worker has the partition"
+			p.problem = "no worker has the partition"
 			continue
 		}
-		// Those of which it is not known where they go on are asked for alone.
-		i := slices.IndexFunc(fresh, func(s *feedSource) bool {
-			return s.at.instance == where.instance && m.partitions[s.at.partitions[0]].next < 0 == (p.next < 0)
-		})
-		if i < 0 {
-			i, fresh = len(fresh), append(fresh, &feedSource{at: where})
-		}
-		p.source = fresh[i]
-		fresh[i].at.partitions = append(fresh[i].at.partitions, int32(n))
+		fresh = m.addTo(fresh, at, int32(n))
 	}
 	for _, s := range fresh {
 		m.open(ctx, s)
@@ -173,11 +169,27 @@ func (m *mergedFeed) look(ctx context.Context) <-chan struct{} {
 	return changed
 }
 
+// addTo adds a partition to the source among fresh that is at a worker, which is added
+// if it is missing. Partitions whose offset is not known yet have sources of their own.
+func (m *mergedFeed) addTo(fresh []*feedSource, at holder, n int32) []*feedSource {
+	p := &m.partitions[n]
+	i := slices.IndexFunc(fresh, func(s *feedSource) bool {
+		return s.at.instance == at.instance && m.partitions[s.at.partitions[0]].next < 0 == (p.next < 0)
+	})
+	if i < 0 {
+		i, fresh = len(fresh), append(fresh, &feedSource{at: at})
+	}
+	p.source = fresh[i]
+	fresh[i].at.partitions = append(fresh[i].at.partitions, n)
+	return fresh
+}
+
 // open starts a source.
 func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	ctx, s.cancel = context.WithCancel(ctx)
-	start := reader.PeerStart{ID: m.start.ID, Partitions: s.at.partitions}
-	for _, n := range s.at.partitions {
+	partitions := s.at.partitions
+	start := reader.PeerStart{ID: m.start.ID, Partitions: partitions}
+	for _, n := range partitions {
 		if next := m.partitions[n].next; next >= 0 {
 			if start.From == nil {
 				start.From = map[int32]int64{}
@@ -185,9 +197,9 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 			start.From[n] = next
 		}
 	}
-	said := 0
-	hand := func(c query.Changes) error {
-		if said++; said > len(s.at.partitions) {
+	sent := 0
+	send := func(c query.Changes) error {
+		if sent++; sent > len(partitions) {
 			select {
 			case <-m.begin:
 			case <-ctx.Done():
@@ -203,10 +215,10 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	}
 	m.work.Go(func() {
 		var err error
-		if s.at.instance == "" {
-			err = m.cluster.local.FollowPartitions(ctx, query.Start{ID: start.ID, From: start.From}, s.at.partitions, hand)
+		if s.isLocal() {
+			err = m.cluster.local.FollowPartitions(ctx, query.Start{ID: start.ID, From: start.From}, partitions, send)
 		} else {
-			err = m.followPeer(ctx, s, start, hand)
+			err = m.followPeer(ctx, s, start, send)
 		}
 		select {
 		case m.messages <- feedMessage{from: s, err: err}:
@@ -215,15 +227,15 @@ func (m *mergedFeed) open(ctx context.Context, s *feedSource) {
 	})
 }
 
-// followPeer is follow at another worker.
-func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start reader.PeerStart, hand func(query.Changes) error) error {
+// followPeer follows partitions at another worker.
+func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start reader.PeerStart, send func(query.Changes) error) error {
 	text, err := reader.Parameter(start)
 	if err != nil {
 		return err
 	}
 	reading, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var ended error // as the other worker says
+	var ended error // reported by the other worker
 	err = m.cluster.fromHolder(reading, s.at, "feed", map[string][]string{"start": {text}}, func(body io.Reader) error {
 		dec := json.NewDecoder(body)
 		for ended == nil {
@@ -234,7 +246,7 @@ func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start reader
 				return err
 			}
 			if ended = line.Ended(); ended == nil {
-				ended = hand(*line.Changes)
+				ended = send(*line.Changes)
 			}
 		}
 		return nil
@@ -248,17 +260,17 @@ func (m *mergedFeed) followPeer(ctx context.Context, s *feedSource, start reader
 	return err
 }
 
-// drop lets a source go.
+// drop stops a source.
 func (m *mergedFeed) drop(s *feedSource) {
 	s.cancel()
 	for n := range m.partitions {
 		if p := &m.partitions[n]; p.source == s {
-			p.source, p.again = nil, time.Time{}
+			p.source, p.retry = nil, time.Time{}
 		}
 	}
 }
 
-// take takes what a source tells.
+// take takes a message of a source.
 func (m *mergedFeed) take(ctx context.Context, msg feedMessage) error {
 	s := msg.from
 	if msg.err != nil {
@@ -267,12 +279,12 @@ func (m *mergedFeed) take(ctx context.Context, msg feedMessage) error {
 	c := msg.changes
 	p := &m.partitions[c.At.Partition]
 	if p.source != s {
-		return nil // it was let go
+		return nil // the source was dropped
 	}
-	if !p.told {
-		m.untold--
+	if !p.reported {
+		m.unreported--
 	}
-	p.heard, p.told, p.why = time.Now(), true, ""
+	p.heard, p.reported, p.problem = time.Now(), true, ""
 	if n := len(c.Next); n > 0 {
 		p.next = max(p.next, c.Next[n-1])
 	}
@@ -282,15 +294,15 @@ func (m *mergedFeed) take(ctx context.Context, msg feedMessage) error {
 	if !m.begun {
 		return nil
 	}
-	if c.Quiet && m.untold > 0 {
-		// The first frontier is of all partitions but those that are stalled.
-		c.Quiet = !slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return !p.told && time.Since(p.heard) < feedGrace })
+	if c.Quiet && m.unreported > 0 {
+		// The first frontier covers all partitions but the stalled ones.
+		c.Quiet = !slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return !p.reported && time.Since(p.heard) < feedGrace })
 	}
-	return m.tell(c)
+	return m.report(c)
 }
 
-// tell calls f. Whoever reads may be slow, and partitions are not silent for that.
-func (m *mergedFeed) tell(c query.Changes) error {
+// report calls f, which may be slow. Partitions do not stall because of that.
+func (m *mergedFeed) report(c query.Changes) error {
 	began := time.Now()
 	err := m.f(c)
 	if took := time.Since(began); took > feedLook {
@@ -301,45 +313,47 @@ func (m *mergedFeed) tell(c query.Changes) error {
 	return err
 }
 
-// ended is about a source that has ended. Another one is found for its partitions,
-// unless that is for whoever follows to know.
+// ended handles the end of a source. Another source is opened for its partitions, unless
+// the error ends the feed.
 func (m *mergedFeed) ended(ctx context.Context, s *feedSource, err error) error {
 	s.cancel()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	if !slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return p.source == s }) {
-		return nil // it was let go
+		return nil // the source was dropped
 	}
-	again := feedAgain
+	delay := feedRetry
 	switch {
 	case errors.Is(err, query.ErrSlow), errors.Is(err, query.ErrAhead):
 		return err
-	case errors.Is(err, query.ErrMoved), s.at.instance == "" && errors.Is(err, query.ErrElsewhere):
-		again = feedLook
-	case s.at.instance == "":
+	case errors.Is(err, query.ErrMoved), s.isLocal() && errors.Is(err, query.ErrElsewhere):
+		delay = feedLook
+	case s.isLocal():
 		return err
+	}
+	problem := err.Error()
+	if !s.isLocal() {
+		problem = fmt.Sprintf("%v: %v", &s.at, err)
 	}
 	for n := range m.partitions {
 		if p := &m.partitions[n]; p.source == s {
-			p.source, p.again = nil, time.Now().Add(again)
-			if p.why = err.Error(); s.at.instance != "" {
-				p.why = fmt.Sprintf("%v: %v", &s.at, err)
-			}
+			p.source, p.retry, p.problem = nil, time.Now().Add(delay), problem
 		}
 	}
 	return nil
 }
 
-// beginning tells from where on each partition is followed, once all sources have
-// said so; and if it was said by whoever asked, without those that do not in time.
-func (m *mergedFeed) beginning(took time.Duration) error {
+// tryBegin reports the offset at which each partition starts, once all sources have
+// reported theirs. If the client gave the offsets, it does not wait longer than
+// feedBegin.
+func (m *mergedFeed) tryBegin(waited time.Duration) error {
 	for n := range m.partitions {
 		p := &m.partitions[n]
-		if p.told {
+		if p.reported {
 			continue
 		}
-		if took < feedBegin {
+		if waited < feedBegin {
 			return nil
 		}
 		if p.next < 0 {
@@ -348,7 +362,7 @@ func (m *mergedFeed) beginning(took time.Duration) error {
 	}
 	m.begun = true
 	for n := range m.partitions {
-		if err := m.tell(query.Changes{At: m.partitions[n].at}); err != nil {
+		if err := m.report(query.Changes{At: m.partitions[n].at}); err != nil {
 			return err
 		}
 	}
@@ -356,19 +370,19 @@ func (m *mergedFeed) beginning(took time.Duration) error {
 	return nil
 }
 
-// reason says why nothing comes from a partition.
+// reason returns why nothing comes from a partition.
 func (p *mergedPartition) reason() string {
 	switch {
-	case p.why != "":
-		return p.why
-	case p.source != nil && p.source.at.instance != "":
+	case p.problem != "":
+		return p.problem
+	case p.source != nil && !p.source.isLocal():
 		return fmt.Sprintf("%v does not answer", &p.source.at)
 	}
 	return "this worker is busy with it"
 }
 
-// stall tells of which partitions nothing comes.
-func (m *mergedFeed) stall() error {
+// reportStalled reports the partitions from which nothing comes.
+func (m *mergedFeed) reportStalled() error {
 	if !m.begun {
 		return nil
 	}
@@ -382,5 +396,5 @@ func (m *mergedFeed) stall() error {
 		return nil
 	}
 	m.stalled = len(all) > 0
-	return m.tell(query.Changes{Stalled: all})
+	return m.report(query.Changes{Stalled: all})
 }

@@ -17,36 +17,39 @@ import (
 	"millrace/pipeline/projector/projection"
 )
 
-// groupFollower folds partitions of a group's topics without being its member, into this
-// worker's store. A replica follows all of them, and answers from that. A standby
-// follows those that the group gave to others, so that one that is given to it is
-// nearly at its end: then the follower lets go of it, and the group's loop goes on in
-// the same store. Of a partition, one of the two has the store at a time: whoever has
-// it in held or phases.
+// groupFollower folds partitions of a group's topics into this worker's store without
+// being a member of the group. A replica follows all partitions, and answers from them.
+// A standby follows the partitions that the group assigned to other workers. When one of
+// them is assigned to this worker, the follower is close to its end: it stops following,
+// and the loop of the group continues in the same store. At any time, either the loop or
+// the follower has the store of a partition: held and phases show which.
+//
+// mu is held while a session takes a partition up, which takes the lock of that session;
+// otherwise no other lock is taken under it.
 type groupFollower struct {
 	group     string
-	name      string // of the restores: that of a standby keeps no worker from being ready
+	name      string // of its restores; those of a standby do not affect readiness
 	standby   bool
 	set       *projection.Set
-	snapshots map[string][]string // snapshots topics by topic of events
-	sessions  []*kafka.Follower   // partitions by their number, as sessions of a group
+	snapshots map[string][]string // topic of events -> snapshots topics
+	sessions  []*kafka.Follower   // a partition belongs to the session of its number, as in a group
 	bounds    func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error)
-	opened    func(ctx context.Context) error // called when a partition came
+	opened    func(ctx context.Context) error // called after a partition was opened
 	restores  *restores
 	settle    time.Duration // delay before a partition that the group revoked is opened
 	log       *slog.Logger
 	all       []projection.Key
 
-	mu      sync.Mutex // guards what follows
-	held    map[projection.Key]bool
-	phases  map[projection.Key]followPhase // of those that are followed
-	after   map[projection.Key]time.Time   // not to be opened earlier
-	tries   map[projection.Key]int
-	why     map[projection.Key]error // it could not be opened
-	changed chan struct{}            // closed with the next change
+	mu      sync.Mutex                     // guards the fields below
+	held    map[projection.Key]bool        // assigned to this worker by the group
+	phases  map[projection.Key]followPhase // partitions that are followed
+	after   map[projection.Key]time.Time   // earliest time to open a partition
+	tries   map[projection.Key]int         // failures to open it, in a row
+	why     map[projection.Key]error       // last failure to open it
+	changed chan struct{}                  // closed at the next change
 }
 
-// followPhase is what becomes of a partition that is followed.
+// followPhase is the phase of a partition that is followed.
 type followPhase int
 
 const (
@@ -55,12 +58,16 @@ const (
 	followClosing
 )
 
-// followSettle is how long a partition that nobody has is left alone: most often it
-// comes to the group's loop at once.
+// followSettle is how long a partition that no worker has is left alone: usually it is
+// assigned to the group's loop soon.
 const followSettle = 3 * time.Second
 
-// followRetries is how long after a failure a partition is opened again, at most.
-const followRetries = 30 * time.Second
+// maxFollowRetry is the longest delay before a partition is opened again after a failure;
+// minFollowRetry is half of the shortest.
+const (
+	maxFollowRetry = 30 * time.Second
+	minFollowRetry = 50 * time.Millisecond
+)
 
 // newGroupFollower returns the follower of a loop's group. name is the name of its
 // restores. It must be attached to a set before it is used.
@@ -114,12 +121,12 @@ func (f *groupFollower) attach(b *builder, set *projection.Set, specs []projecti
 
 func standbyName(group string) string { return group + " standby" }
 
-// session returns who reads a partition.
+// session returns the session that reads a partition.
 func (f *groupFollower) session(key projection.Key) *kafka.Follower {
 	return f.sessions[int(key.Partition)%len(f.sessions)]
 }
 
-// Progress returns where all sessions stand.
+// Progress returns the positions of all sessions.
 func (f *groupFollower) Progress() (all []kafka.PartitionProgress) {
 	for _, s := range f.sessions {
 		all = append(all, s.Progress()...)
@@ -127,18 +134,18 @@ func (f *groupFollower) Progress() (all []kafka.PartitionProgress) {
 	return all
 }
 
-// end returns where a partition ends, as far as is known.
+// end returns the last known end of a partition.
 func (f *groupFollower) end(topic string, partition int32) int64 {
 	return endIn(f.session(projection.Key{Topic: topic, Partition: partition}).Progress(), topic, partition)
 }
 
-// ends asks where a partition ends now.
+// ends asks Kafka for the end of a partition.
 func (f *groupFollower) ends(ctx context.Context, topic string, partition int32) (int64, error) {
 	b, err := f.bounds(ctx, topic)
 	return b[partition].End, err
 }
 
-// ready returns nil if all partitions are followed that are to be.
+// ready returns nil if all partitions that are to be followed are followed.
 func (f *groupFollower) ready() error {
 	f.mu.Lock()
 	var faults []error
@@ -154,7 +161,7 @@ func (f *groupFollower) ready() error {
 	}
 	f.mu.Unlock()
 	if left > 0 {
-		faults = append(faults, fmt.Errorf("of %d partitions, %d are not followed yet", len(f.all), left))
+		faults = append(faults, fmt.Errorf("%[2]d of %[1]d partitions are not followed yet", len(f.all), left))
 	}
 	for _, s := range f.sessions {
 		faults = append(faults, s.Ready())
@@ -162,7 +169,7 @@ func (f *groupFollower) ready() error {
 	return errors.Join(faults...)
 }
 
-// run follows until the context ends, or a replica cannot go on.
+// run follows until the context ends, or a replica cannot continue.
 func (f *groupFollower) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range f.sessions {
@@ -177,7 +184,7 @@ func (f *groupFollower) run(ctx context.Context) error {
 	return err
 }
 
-// read runs one session. What it cannot go on with is opened again.
+// read runs one session. After an error, its partitions are opened again.
 func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
 	for {
 		err := s.Run(ctx)
@@ -188,7 +195,7 @@ func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
 		if !gone && !f.standby {
 			return err
 		}
-		f.log.Error("partitions cannot be followed from where they are; opening them again", "err", err)
+		f.log.Error("cannot continue to follow partitions; opening them again", "err", err)
 		for _, key := range f.all {
 			if f.session(key) == s {
 				f.stopFollowing(key, err)
@@ -197,7 +204,7 @@ func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
 	}
 }
 
-// open opens one partition after the other that is to be followed.
+// open opens partitions, one after the other.
 func (f *groupFollower) open(ctx context.Context) error {
 	for {
 		key, ok, wait, changed := f.next()
@@ -219,8 +226,8 @@ func (f *groupFollower) open(ctx context.Context) error {
 	}
 }
 
-// next claims the next partition to be opened; if there is none, it says when there
-// may be one.
+// next claims the next partition to open. If there is none, it returns how long to wait
+// for one, unless changed is closed before.
 func (f *groupFollower) next() (key projection.Key, ok bool, wait time.Duration, changed <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -239,12 +246,10 @@ func (f *groupFollower) next() (key projection.Key, ok bool, wait time.Duration,
 	return projection.Key{}, false, wait, f.changed
 }
 
-// openOne opens a partition and makes a session read it. No lock is held meanwhile: as
-// long as the phase is followOpening, no other goroutine changes it.
+// openOne opens a partition and makes a session read it.
 func (f *groupFollower) openOne(ctx context.Context, key projection.Key) error {
 	at, from, err := f.bringUp(ctx, key)
-	if err == nil && ctx.Err() == nil && !f.isHeld(key) {
-		f.startReading(key, at, from)
+	if err == nil && ctx.Err() == nil && f.startReading(key, at, from) {
 		return nil
 	}
 	// If the group assigned the partition to this worker meanwhile, its loop waits and
@@ -269,28 +274,34 @@ func (f *groupFollower) openOne(ctx context.Context, key projection.Key) error {
 	return nil
 }
 
-// isHeld reports whether the group has assigned a partition to this worker.
-func (f *groupFollower) isHeld(key projection.Key) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.held[key]
+// startReading makes a session read a partition that was opened. It returns false if the
+// group has assigned the partition to this worker.
+func (f *groupFollower) startReading(key projection.Key, at kafka.Partition, from projection.Followed) bool {
+	f.restores.addTail(f.name, f, at, from.From)
+	if !f.addToSession(key, at, from) {
+		f.restores.dropTail(f.name, key.Topic, key.Partition)
+		return false
+	}
+	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from.From, "lag", at.End-from.From)
+	return true
 }
 
-// startReading makes a session read a partition that was opened.
-func (f *groupFollower) startReading(key projection.Key, at kafka.Partition, from projection.Followed) {
-	f.restores.addTail(f.name, f, at, from.From)
+func (f *groupFollower) addToSession(key projection.Key, at kafka.Partition, from projection.Followed) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.held[key] {
+		return false
+	}
 	s := f.session(key)
 	for topic, offset := range from.Snapshots {
 		s.Add(topic, key.Partition, offset, offset)
 	}
 	s.Add(key.Topic, key.Partition, from.From, at.End)
-	f.mu.Lock()
 	f.phases[key] = followReading
 	delete(f.tries, key)
 	delete(f.why, key)
 	f.broadcast()
-	f.mu.Unlock()
-	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from.From, "lag", at.End-from.From)
+	return true
 }
 
 // bringUp opens the lanes of a partition.
@@ -311,26 +322,23 @@ func (f *groupFollower) bringUp(ctx context.Context, key projection.Key) (at kaf
 	return at, from, f.opened(ctx)
 }
 
-// failed notes that a partition could not be followed. The caller has the lock.
+// failed notes that a partition could not be opened, and delays the next attempt. The
+// caller has the lock.
 func (f *groupFollower) failed(key projection.Key, err error) {
 	f.tries[key] = min(f.tries[key]+1, 10)
-	f.after[key] = time.Now().Add(min(followRetries, minFollowRetry<<f.tries[key]))
+	f.after[key] = time.Now().Add(min(maxFollowRetry, minFollowRetry<<f.tries[key]))
 	f.why[key] = err
 }
 
-// minFollowRetry is half of how long after its first failure a partition is opened
-// again.
-const minFollowRetry = 50 * time.Millisecond
-
-// broadcast tells those who wait that something has changed. The caller has the lock.
+// broadcast reports a change to all who wait for one. The caller has the lock.
 func (f *groupFollower) broadcast() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
-// stopFollowing ends the following of a partition if it is read, because of an error or for
-// good: when it returns, the store has what was folded, and nobody writes to its
-// part.
+// stopFollowing stops following a partition if it is read, because of an error (why) or
+// for good. When it returns, the store has what was folded, and the follower does not
+// write to the partition's part of the store.
 func (f *groupFollower) stopFollowing(key projection.Key, why error) {
 	f.mu.Lock()
 	if f.phases[key] != followReading {
@@ -355,8 +363,8 @@ func (f *groupFollower) stopFollowing(key projection.Key, why error) {
 	f.broadcast()
 }
 
-// yield lets go of partitions that the group gives to this worker. The one that is
-// being opened is waited for: the rest of a restore is less than all of it.
+// yield stops following partitions that the group assigns to this worker. If one is
+// being opened, it waits for that: the rest of a restore takes less time than a new one.
 func (f *groupFollower) yield(ctx context.Context, ps []kafka.Partition) error {
 	f.mu.Lock()
 	for _, p := range ps {
@@ -380,13 +388,12 @@ func (f *groupFollower) yield(ctx context.Context, ps []kafka.Partition) error {
 			case <-changed:
 			}
 		}
-		f.log.Info("following no longer: the partition is this worker's", "topic", key.Topic, "partition", key.Partition, "took", time.Since(began))
+		f.log.Info("stopped following: the group assigned the partition to this worker", "topic", key.Topic, "partition", key.Partition, "took", time.Since(began))
 	}
 	return nil
 }
 
-// takeBack follows partitions that the group took away from this worker, after a
-// while.
+// takeBack follows partitions that the group revoked, after a delay.
 func (f *groupFollower) takeBack(ps []kafka.Partition) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -13,20 +13,21 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// Any worker answers any question: what it does not have itself it gets from the
-// worker that has it. Of an aggregate, the whole request goes there; lists are
-// merged from all of them. A worker that was asked by another one never asks a
-// third, so that nothing goes round in circles.
+// Any worker answers any question: what it does not have, it gets from the worker that
+// has it. A request about one aggregate is forwarded; lists are merged from all workers
+// (clusterReader). A worker does not forward a forwarded request, which could go round
+// in circles.
 
-// forwardedBy names, in a request from another worker, that worker.
+// forwardedBy is the header of a forwarded request with the instance of the worker that
+// forwarded it.
 const forwardedBy = "Millrace-Forwarded-By"
 
-// forwardWait is how long a question waits for a partition that is on its way from
-// one worker to another.
+// forwardWait is how long a question waits for a partition that moves from one worker to
+// another.
 const forwardWait = 5 * time.Second
 
-// forwardTimeout is how long another worker gets to begin an answer, beside what
-// a question waits for.
+// forwardTimeout is how long another worker gets to begin an answer, in addition to the
+// wait that the question asks for.
 const forwardTimeout = 10 * time.Second
 
 // forwarder sends a question to another worker if this one cannot answer it. Its fields
@@ -161,7 +162,7 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (s
 	return resp.StatusCode, true
 }
 
-// flushing hands on each piece at once.
+// flushing passes on each piece immediately.
 type flushing struct{ http.ResponseWriter }
 
 // Write implements [io.Writer].
@@ -173,10 +174,11 @@ func (f flushing) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// probe holds an answer back that says that something is not here.
+// probe holds an answer back if its status means that the worker does not have the
+// aggregate, and passes on others.
 type probe struct {
 	http.ResponseWriter
-	header http.Header // until it is known
+	header http.Header // of an answer that is held
 	status int
 	held   bool
 	body   bytes.Buffer
@@ -215,13 +217,13 @@ func (p *probe) Write(b []byte) (int, error) {
 func (p *probe) Flush() {
 	p.WriteHeader(http.StatusOK)
 	if !p.held {
-		_ = http.NewResponseController(p.ResponseWriter).Flush() // the next write tells
+		_ = http.NewResponseController(p.ResponseWriter).Flush() // the next write reports the error
 	}
 }
 
-// release hands on the answer that was held.
+// release passes on the answer that was held.
 func (p *probe) release(w http.ResponseWriter) {
 	maps.Copy(w.Header(), p.header)
 	w.WriteHeader(p.status)
-	_, _ = w.Write(p.body.Bytes()) // whoever asked has gone
+	_, _ = w.Write(p.body.Bytes()) // on an error, the client is gone
 }

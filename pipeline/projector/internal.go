@@ -15,26 +15,25 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// What workers, and the commands that compare versions, ask a worker for. It is no
-// part of the API for others:
+// The API for other workers and for commands. It is not a part of the API for users.
 //
-//	GET /internal/v1/versions                              what runs here: []runningVersion
+//	GET /internal/v1/versions                              the versions that run here: []RunningVersion
 //	GET /internal/v1/versions/{name}/{version}/{partition}?at=
-//	                                                       a partition's states, as of an offset
-//	GET /internal/v1/scan/{name}/{version}?after=          all that this worker has, by id
-//	GET /internal/v1/positions/{name}/{version}            how far its partitions are: []query.Position
-//	GET /internal/v1/outcome/{name}/{version}?event=&wait= what it knows of an event: outcomePart
-//	GET /internal/v1/events/{name}/{version}?page=         its part of a list of events: eventsPart
-//	GET /internal/v1/blocked/{name}/{version}?page=        its part of what is blocked: blockedPart
-//	POST /internal/v1/release/{name}/{version}?id=&skip=   releases what is blocked here: releasedPart
-//	GET /internal/v1/feed/{name}/{version}?start=          follows partitions of it: feedLine, and so on
-//	GET /internal/v1/forgotten/{name}/{id}                 when nothing is left of an aggregate: forgotten
+//	                                                       the states of a partition at an offset: lines of reader.StateLine
+//	GET /internal/v1/scan/{name}/{version}?after=          all aggregates of this worker, by id: lines of reader.ScanLine
+//	GET /internal/v1/positions/{name}/{version}            the positions of its partitions: []query.Position
+//	GET /internal/v1/outcome/{name}/{version}?event=&wait= its outcome of an event: reader.OutcomePart
+//	GET /internal/v1/events/{name}/{version}?page=         its part of a list of events: reader.EventsPart
+//	GET /internal/v1/blocked/{name}/{version}?page=        its part of the blocked aggregates: reader.BlockedPart
+//	POST /internal/v1/release/{name}/{version}?id=&skip=   releases an aggregate that is blocked here: reader.ReleasedPart
+//	GET /internal/v1/feed/{name}/{version}?start=          follows its partitions: lines of reader.PeerChanges
+//	GET /internal/v1/forgotten/{name}/{id}                 answers when nothing is left of an aggregate: forgotten
 
 // RunningVersion is a version that runs on a worker.
 type RunningVersion struct {
 	Projection string          `json:"projection"`
 	Version    int             `json:"version"`
-	Offsets    map[int32]int64 `json:"offsets"` // next to be folded, by partition
+	Offsets    map[int32]int64 `json:"offsets"` // next offset to fold, by partition
 	At         string          `json:"-"`       // address of the worker
 }
 

@@ -17,9 +17,7 @@ import (
 	"millrace/pipeline/projector/reader"
 )
 
-// How far the partitions of all workers are, and what all of them know of an event.
-
-// absent says, of the partitions that are not among some, why nobody answers for them.
+// absent returns, for each partition that is not in have, why no worker answers for it.
 func (c *clusterReader) absent(have map[int32]bool) map[int32]string {
 	out := map[int32]string{}
 	state, _ := c.peers.control.Hosts()
@@ -57,8 +55,9 @@ func (c *clusterReader) AllPartitions(ctx context.Context) ([]query.Position, ma
 	return at, c.absent(have), nil
 }
 
-// askOutcome asks another worker what it knows of an event, which may wait.
-func (c *clusterReader) askOutcome(ctx context.Context, h holder, e query.Sought, wait time.Duration) (query.Outcome, error) {
+// outcomeAt asks another worker for the outcome of an event. The other worker waits up
+// to wait for a final one.
+func (c *clusterReader) outcomeAt(ctx context.Context, h holder, e query.Sought, wait time.Duration) (query.Outcome, error) {
 	event, err := reader.Parameter(e)
 	if err != nil {
 		return query.Outcome{}, err
@@ -72,16 +71,16 @@ func (c *clusterReader) askOutcome(ctx context.Context, h holder, e query.Sought
 }
 
 const (
-	// awaitRound is how long workers wait for an event before they are asked anew. It is
-	// less than peerTimeout: one that says nothing for longer hangs.
+	// awaitRound is how long workers wait for an event before they are asked again. It is
+	// less than peerTimeout, because a worker that is silent for longer hangs.
 	awaitRound = time.Second
-	// awaitSlack is how much longer a round takes, for answers to arrive.
+	// awaitSlack is the additional time of a round in which answers arrive.
 	awaitSlack = time.Second
 )
 
 // Await implements [query.Projection]: the event may be with any worker, and move from
-// one to another. A worker that cannot be asked may be back in time, so it ends
-// nothing.
+// one to another. A worker that cannot be reached does not end the wait, because it may
+// be back in time.
 func (c *clusterReader) Await(ctx context.Context, e query.Sought, wait time.Duration) (query.Outcome, error) {
 	deadline := time.Now().Add(wait)
 	for {
@@ -91,17 +90,18 @@ func (c *clusterReader) Await(ctx context.Context, e query.Sought, wait time.Dur
 		if err != nil || out.Final() || left <= 0 {
 			return out, err
 		}
-		// One that knows more ends the round. What counts is then what all know, for
-		// pipelines may have dropped a copy of what is applied elsewhere.
+		// A worker that knows more ends the round. Then all workers are asked again,
+		// because a pipeline may have dropped a copy of an event that is applied elsewhere.
 		left = min(left, awaitRound)
 		round, cancel := context.WithTimeout(ctx, left+awaitSlack)
-		_, _ = c.outcomeOfAll(round, e, left, moved) // it is asked for again
+		_, _ = c.outcomeOfAll(round, e, left, moved)
 		cancel()
 	}
 }
 
-// outcomeOfAll returns the word of those of all workers that counts most. If they are to
-// wait, the first final one is enough, and that partitions have moved ends it.
+// outcomeOfAll returns the outcome with the highest rank of all workers. With a wait, it
+// returns the first final outcome, or returns early when moved is closed, which means
+// that partitions have moved.
 func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait time.Duration, moved <-chan struct{}) (query.Outcome, error) {
 	type answer struct {
 		query.Outcome
@@ -123,12 +123,12 @@ func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait t
 			have[p] = true
 		}
 		work.Go(func() {
-			out, err := c.askOutcome(asking, h, e, wait)
+			out, err := c.outcomeAt(asking, h, e, wait)
 			answers <- answer{out, err}
 		})
 	}
 	best, noHistory := query.Outcome{State: query.Pending}, false
-	var mute []string // why somebody cannot be asked
+	var failures []string // why some partitions are not covered
 	for range len(others) + 1 {
 		select {
 		case a := <-answers:
@@ -136,8 +136,8 @@ func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait t
 			case errors.Is(a.err, query.ErrNoHistory):
 				noHistory = true
 			case a.err != nil:
-				mute = append(mute, a.err.Error())
-			case weight(&a.Outcome) > weight(&best):
+				failures = append(failures, a.err.Error())
+			case rank(&a.Outcome) > rank(&best):
 				best = a.Outcome
 			}
 		case <-moved:
@@ -156,21 +156,21 @@ func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait t
 	default:
 		absent := c.absent(have)
 		for _, p := range slices.Sorted(maps.Keys(absent)) {
-			mute = append(mute, fmt.Sprintf("partition %d of %s: %s", p, c.local.Topic(), absent[p]))
+			failures = append(failures, fmt.Sprintf("partition %d of %s: %s", p, c.local.Topic(), absent[p]))
 		}
 		where := "by any partition: it may be on its way"
-		if len(mute) > 0 {
-			where = "by the partitions that can be asked: it may be on its way, or stand in another (" + strings.Join(mute, "; ") + ")"
+		if len(failures) > 0 {
+			where = "by the partitions that can be asked: it may be on its way, or in another one (" + strings.Join(failures, "; ") + ")"
 		}
 		best.Detail = c.local.Unseen(e.ID, where)
 	}
 	return best, nil
 }
 
-// weight says which of what is known of an event counts: that it was applied, then what
-// the projection says, then what pipelines on the way say, then that its place was
-// passed, then what may yet change.
-func weight(o *query.Outcome) int {
+// rank orders outcomes of the same event from several workers: that it was applied, then
+// what the projection knows, then what pipelines before it know, then that its position
+// was passed, then outcomes that may change.
+func rank(o *query.Outcome) int {
 	switch {
 	case o.State == query.Applied:
 		return 5

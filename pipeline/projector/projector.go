@@ -14,11 +14,11 @@
 // # Owners and locks
 //
 // The goroutine of the supervisor starts and stops loops. Sessions of the loops call
-// groupHandler. HTTP handlers run in goroutines of their own. roster.mu,
-// groupFollower.mu and restores.mu guard what is shared. Each is held only for reads and
-// writes of its own fields: no other lock is taken and nothing is called while one of
-// them is held, except that restores.mu is held while it asks a loop or a follower
-// for its offsets.
+// groupHandler. HTTP handlers run in goroutines of their own. roster.mu, restores.mu and
+// groupFollower.mu guard what these goroutines share. No other lock is taken and no
+// callback is called while one of them is held, with one exception: groupFollower.mu is
+// held while a kafka.Follower takes up a partition, which takes the lock of the
+// kafka.Follower.
 package projector
 
 import (

@@ -18,13 +18,13 @@ import (
 	"millrace/pipeline/projector/projection"
 )
 
-// restores says how far a worker is with getting back what it had, or with
-// building what it never had: first the snapshots of each partition, then the
-// tail of the log, up to where that ended when the partition came.
+// restores tracks how far this worker is with restoring partitions, or with building
+// them for the first time: first the snapshots of each partition, then the tail of the
+// log, up to its end when the partition was assigned. It is a [prometheus.Collector].
 type restores struct {
 	log *slog.Logger
 
-	mu    sync.Mutex // guards what follows
+	mu    sync.Mutex // guards the fields below, and the tasks
 	tasks map[restoreTask]*restoreProgress
 }
 
@@ -34,24 +34,25 @@ const (
 	phaseTail      = "tail"
 )
 
+// restoreTask names the restore of a partition.
 type restoreTask struct {
 	group, phase, topic string
 	partition           int32
 }
 
-// restoreProgress is how far one of them is, in offsets.
+// restoreProgress is the progress of a task, in offsets.
 type restoreProgress struct {
 	from, next, end int64
-	began           time.Time
-	reader          progressed // that knows how far it is; nil if next does
+	began           time.Time      // immutable
+	reader          positionSource // has the position; nil if next is up to date; immutable
 }
 
-// progressed says how far partitions are read.
-type progressed interface {
+// positionSource returns the positions of partitions that are read.
+type positionSource interface {
 	Progress() []kafka.PartitionProgress
 }
 
-// restoreLogEvery is how often the log says how far restores are.
+// restoreLogEvery is the interval of log lines about running restores.
 const restoreLogEvery = 5 * time.Second
 
 func newRestores(reg prometheus.Registerer, log *slog.Logger) *restores {
@@ -60,7 +61,7 @@ func newRestores(reg prometheus.Registerer, log *slog.Logger) *restores {
 	return r
 }
 
-// reader returns what reads snapshots for a group, and notes how far it is.
+// reader returns a function that reads snapshots for a group, and tracks its progress.
 func (r *restores) reader(cfg kafka.Config, group string) projection.RestoreFunc {
 	return func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
 		bounds, err := kafka.TopicBounds(ctx, cfg, topic, false)
@@ -81,17 +82,17 @@ func (r *restores) reader(cfg kafka.Config, group string) projection.RestoreFunc
 	}
 }
 
-// addTail notes that a partition is to be read from where it is on.
-func (r *restores) addTail(group string, reader progressed, p kafka.Partition, from int64) {
+// addTail adds the task of reading the log from an offset to its current end.
+func (r *restores) addTail(group string, reader positionSource, p kafka.Partition, from int64) {
 	r.set(restoreTask{group, phaseTail, p.Topic, p.Partition}, &restoreProgress{from: from, next: from, end: p.End, began: time.Now(), reader: reader})
 }
 
-// dropTail notes that a partition is gone, done or not.
+// dropTail drops the task of a partition that is revoked, done or not.
 func (r *restores) dropTail(group, topic string, partition int32) {
 	r.drop(restoreTask{group, phaseTail, topic, partition})
 }
 
-// dropGroup drops all restores of a group.
+// dropGroup drops all tasks of a group.
 func (r *restores) dropGroup(group string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -122,7 +123,7 @@ func (r *restores) drop(t restoreTask) {
 	r.mu.Unlock()
 }
 
-// behind reports whether a task is not done.
+// behind reports whether a task is running.
 func (r *restores) behind(t restoreTask) bool {
 	r.refresh(func(one restoreTask) bool { return one == t })
 	r.mu.Lock()
@@ -130,8 +131,8 @@ func (r *restores) behind(t restoreTask) bool {
 	return r.tasks[t] != nil
 }
 
-// refresh updates the offsets of the tasks that a reader works on, and drops those that
-// are done. Readers have locks of their own, so they are asked without the lock.
+// refresh updates the tasks whose positions a reader has, and drops those that are done.
+// It calls readers without the lock, because they have locks of their own.
 func (r *restores) refresh(wanted func(restoreTask) bool) {
 	for t, p := range r.snapshot() {
 		if p.reader == nil || !wanted(t) {
@@ -153,23 +154,22 @@ func (r *restores) refresh(wanted func(restoreTask) bool) {
 	}
 }
 
-// snapshot returns the tasks at this time.
+// snapshot returns the current tasks.
 func (r *restores) snapshot() map[restoreTask]*restoreProgress {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return maps.Clone(r.tasks)
 }
 
-// restoreSum is how far a group is in a phase.
+// restoreSum is the progress of a group in a phase, for one topic.
 type restoreSum struct {
 	group, phase, topic string
-	partitions          int // with something left
+	partitions          int // that are not done
 	done, total         int64
 	rate                float64 // offsets a second
 }
 
-// left returns how long it takes if it goes on as it went, 0 if that is not
-// known.
+// left returns the remaining time at the average speed so far, 0 if it is unknown.
 func (s restoreSum) left() time.Duration {
 	if s.rate <= 0 {
 		return 0
@@ -185,7 +185,7 @@ func (s restoreSum) String() string {
 	return text
 }
 
-// sums returns what is not done yet, and forgets what is.
+// sums returns the progress of all running tasks, in order.
 func (r *restores) sums() (out []restoreSum) {
 	r.refresh(func(restoreTask) bool { return true })
 	r.mu.Lock()
@@ -211,8 +211,7 @@ func (r *restores) sums() (out []restoreSum) {
 	return out
 }
 
-// ready returns nil if none of the groups has something left, else how far they
-// are.
+// ready returns nil if no task of the groups is running, else their progress.
 func (r *restores) ready(groups map[string]bool) error {
 	var faults []error
 	for _, s := range r.sums() {
@@ -223,7 +222,7 @@ func (r *restores) ready(groups map[string]bool) error {
 	return errors.Join(faults...)
 }
 
-// run logs how far it is, every few seconds, until the context ends.
+// run logs the progress, every few seconds, until the context ends.
 func (r *restores) run(ctx context.Context) error {
 	tick := time.NewTicker(restoreLogEvery)
 	defer tick.Stop()
@@ -242,10 +241,10 @@ func (r *restores) run(ctx context.Context) error {
 
 var (
 	restoreLabels = []string{"group", "phase", "topic"}
-	restoreRatio  = prometheus.NewDesc("millrace_restore_progress_ratio", "How much of a restore or a rebuild is done, from 0 to 1; gone when it is. Phases: snapshots, then tail.", restoreLabels, nil)
-	restoreETA    = prometheus.NewDesc("millrace_restore_eta_seconds", "How long it takes yet if it goes on as it went.", restoreLabels, nil)
-	restoreDone   = prometheus.NewDesc("millrace_restore_records", "Offsets of a restore that are behind it.", restoreLabels, nil)
-	restoreTotal  = prometheus.NewDesc("millrace_restore_records_expected", "Offsets of a restore altogether.", restoreLabels, nil)
+	restoreRatio  = prometheus.NewDesc("millrace_restore_progress_ratio", "Progress of a restore or a rebuild, from 0 to 1; absent when it is done. Phases: snapshots, then tail.", restoreLabels, nil)
+	restoreETA    = prometheus.NewDesc("millrace_restore_eta_seconds", "Remaining time of a restore at its average speed.", restoreLabels, nil)
+	restoreDone   = prometheus.NewDesc("millrace_restore_records", "Offsets that a restore has read.", restoreLabels, nil)
+	restoreTotal  = prometheus.NewDesc("millrace_restore_records_expected", "Offsets that a restore has to read in total.", restoreLabels, nil)
 )
 
 // Describe implements [prometheus.Collector].

@@ -12,7 +12,7 @@ import (
 	"millrace/pipeline/projector/reader"
 )
 
-// scanned are the aggregates of one worker, in order.
+// scanned are the aggregates of one worker, in order of their ids.
 type scanned struct {
 	next func() (query.Aggregate, bool)
 	stop func()
@@ -58,7 +58,7 @@ func (c *clusterReader) Scan(ctx context.Context, after string, f func(query.Agg
 			return at, nil
 		}
 		for _, s := range sources {
-			// A partition that changes hands may be with two of them.
+			// A partition that moves may be with two workers.
 			if s.ok && s.a.ID == id {
 				if s.a, s.ok = s.next(); s.err != nil {
 					return nil, s.err

@@ -8,26 +8,24 @@ import (
 	"millrace/pipeline/store"
 )
 
-// filter tells of most event ids that they are new without asking the store,
-// which would cost more than folding the event. It is a Bloom filter in layers,
-// each for a million ids; it never forgets an id, and takes about one new id in a
-// hundred, by layer, for one that it may have.
+// filter recognizes most new event ids without reading the store, which would cost more
+// than folding the event. It is a Bloom filter in layers of a million ids each. It never
+// forgets an id; each layer takes about one new id in a hundred for a known one.
 //
-// Full layers are in the store as they are, and of the last one the hashes, in
-// one chunk for each flush: opening costs to read 12 bits for each event there
-// ever was.
+// The store has full layers as they are, and the hashes of the last layer in one chunk
+// per flush. So opening reads 12 bits for each event so far.
 type filter struct {
 	part   *store.Part
 	layers []filterLayer
-	recent []uint64 // hashes that the store does not have yet, of the last layers
-	chunks uint32   // of hashes in the store, of the last layer there
+	recent []uint64 // hashes in the last layers that the store does not have yet
+	chunks uint32   // chunks of hashes in the store, for the last layer there
 	stored int      // full layers in the store
 }
 
-// filterLayer is blocks of eight words, one cache line each.
+// filterLayer consists of blocks of eight words, one cache line each.
 type filterLayer struct {
 	words []uint64
-	count int // ids
+	count int // number of ids
 }
 
 const (
@@ -36,8 +34,8 @@ const (
 	filterProbes = 7
 )
 
-// filterKey is a key of familyFilter: of a full layer its number, of a chunk of
-// hashes the number of its layer and its own.
+// filterKey returns a key of familyFilter: the number of a full layer, or the number of a
+// layer and the number of a chunk of hashes.
 func filterKey(layer int, chunk ...uint32) []byte {
 	key := binary.BigEndian.AppendUint32(nil, uint32(layer))
 	for _, c := range chunk {
@@ -65,7 +63,7 @@ func (f *filter) load() error {
 			}
 			f.chunks++
 		default:
-			bad = Damaged(key, fmt.Errorf("a part of the filter of %d bytes", len(value)))
+			bad = Damaged(key, fmt.Errorf("a part of the filter has %d bytes", len(value)))
 		}
 		return bad == nil
 	})
@@ -98,7 +96,7 @@ func (l *filterLayer) has(hash uint64) bool {
 	return true
 }
 
-// add adds an id to the filter and to what is due in the store.
+// add adds an id to the filter and to recent. It returns the number of its layer.
 func (f *filter) add(hash uint64) (layer int) {
 	f.insert(hash)
 	f.recent = append(f.recent, hash)
@@ -118,8 +116,8 @@ func (f *filter) insert(hash uint64) {
 	l.count++
 }
 
-// write adds to the batch what the store does not have: layers that have become
-// full, instead of their hashes, and the new hashes of the last one.
+// write adds to the batch what the store does not have: layers that have become full,
+// which replace their hashes, and the new hashes of the last layer.
 func (f *filter) write(b *store.Batch) {
 	full := len(f.layers)
 	if full > 0 && f.layers[full-1].count < filterIDs {
@@ -138,7 +136,7 @@ func (f *filter) write(b *store.Batch) {
 		chunks = 0
 	}
 	rest := f.recent
-	if full > f.stored { // those before are in the full layers
+	if full > f.stored { // earlier hashes are in the full layers
 		n := 0
 		if full < len(f.layers) {
 			n = f.layers[full].count
@@ -155,7 +153,7 @@ func (f *filter) write(b *store.Batch) {
 	b.Put(f.part, familyFilter, filterKey(full, chunks), value)
 }
 
-// written says that what write added is in the store.
+// written notes that what write added is in the store.
 func (f *filter) written() {
 	full := len(f.layers)
 	if full > 0 && f.layers[full-1].count < filterIDs {
