@@ -24,7 +24,7 @@ import (
 	"millrace/pipeline/store"
 )
 
-// asking is a projection of one partition on disk, and the handler that answers
+// asking is a projection of one partition on disk, with a handler that answers questions
 // about it.
 type asking struct {
 	set     *projection.Set
@@ -68,7 +68,7 @@ type discarded struct{}
 
 func (discarded) Emit(*pipeline.Record) {}
 
-// fold folds one event, and ends a batch after each 50,000.
+// fold folds one event, and ends a batch after every 50,000 events.
 func (a *asking) fold(b *testing.B, value []byte) {
 	in := pipeline.Record{Topic: projectiontest.EventsTopic, Offset: a.next, Value: value, Time: time.UnixMilli(1767225600_000 + a.next)}
 	if err := a.handler.Handle(b.Context(), &in, discarded{}); err != nil {
@@ -79,7 +79,7 @@ func (a *asking) fold(b *testing.B, value []byte) {
 	}
 }
 
-// settle writes all that was folded to the store.
+// settle writes everything that was folded to the store.
 func (a *asking) settle(b *testing.B) {
 	a.flush(b)
 	time.Sleep(100 * time.Millisecond) // a partition that was folded just now is not stored for a question
@@ -98,8 +98,8 @@ func (a *asking) flush(b *testing.B) {
 	a.handler.EndBatch(true)
 }
 
-// BenchmarkAsk measures questions about an aggregate with a history of 100,000
-// events, among as many of others.
+// BenchmarkAsk measures questions about an aggregate with a history of 100,000 events,
+// among as many events of other aggregates.
 func BenchmarkAsk(b *testing.B) {
 	a := newAsking(b)
 	const events = 100_000
@@ -141,9 +141,9 @@ func BenchmarkAsk(b *testing.B) {
 	}
 }
 
-// BenchmarkReadsWhileFolding asks for states at 2,000 requests a second over HTTP
-// while events are folded, at a steady pace or as fast as they can be, and reports
-// how long the answers took. Asking and answering share the cores with the folding.
+// BenchmarkReadsWhileFolding sends 2,000 requests for states per second over HTTP while
+// events are folded, at a fixed rate or at full speed, and reports the latency of the
+// answers. Client and server share the cores with the folding.
 func BenchmarkReadsWhileFolding(b *testing.B) {
 	b.Run("fold=20000", func(b *testing.B) { benchmarkReads(b, 20_000) })
 	b.Run("fold=max", func(b *testing.B) { benchmarkReads(b, 0) })
@@ -162,7 +162,7 @@ func benchmarkReads(b *testing.B, pace int) {
 	defer srv.Close()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
 
-	// The folding: the ids of events are changed as they are read.
+	// Each event gets an id of its own when it is folded.
 	done := make(chan struct{})
 	var folding sync.WaitGroup
 	var folded atomic.Int64

@@ -33,10 +33,10 @@ func (d *discarded) Emit(r *pipeline.Record) {
 	d.bytes += len(r.Key) + len(r.Value)
 }
 
-// BenchmarkProject measures the projector without Kafka: from framed records of
-// one partition to states in the store, and snapshots encoded. An event is an
-// update of one of a number of users, chosen evenly; a batch is what a worker
-// reads between two commits when it is behind.
+// BenchmarkProject measures the projector without Kafka: from framed records of one
+// partition to states in the store and encoded snapshots. Each event updates one of a
+// number of users, chosen uniformly. A batch has as many records as a worker with a
+// backlog reads between two commits.
 func BenchmarkProject(b *testing.B) {
 	for _, history := range []bool{false, true} {
 		for _, users := range []int{10_000, 1_000_000} {
@@ -45,7 +45,7 @@ func BenchmarkProject(b *testing.B) {
 	}
 }
 
-// benched is a projector's parts without Kafka: one partition on disk.
+// benched is a projector without Kafka: one partition on disk.
 type benched struct {
 	store   *store.Store
 	ps      *Set
@@ -87,8 +87,8 @@ func (w *benched) close(b *testing.B) {
 	}
 }
 
-// foldOne folds the event at an offset, under an id of its own, and ends a batch
-// after each 50,000.
+// foldOne folds the event at an offset, with an id of its own, and ends a batch after
+// every 50,000 events.
 func (w *benched) foldOne(b *testing.B, out *discarded, n int, value []byte) {
 	in := pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(n), Value: value, Time: time.UnixMilli(1767225600_000)}
 	// The id begins at the seventh byte of the value.
@@ -105,10 +105,10 @@ func (w *benched) foldOne(b *testing.B, out *discarded, n int, value []byte) {
 	}
 }
 
-// userUpdate is an event, an update of one user or another.
+// userUpdate is an event that updates a user.
 type userUpdate struct {
 	value  []byte
-	digits []byte // of it, in the user's id
+	digits []byte // part of value: the digits of the user's id
 }
 
 func newUserUpdate(b *testing.B, types []*codec.Schema) userUpdate {
@@ -127,8 +127,8 @@ func (u userUpdate) of(user int) []byte {
 	return u.value
 }
 
-// benchBatch is as many events as a worker reads between two commits when it is
-// behind.
+// benchBatch is the number of events that a worker with a backlog reads between two
+// commits.
 const benchBatch = 50_000
 
 func (w *benched) flush(b *testing.B, out *discarded) {
@@ -155,7 +155,7 @@ func benchmarkProject(b *testing.B, history bool, users int) {
 	b.ReportMetric(float64(out.records)/float64(n), "snapshots/event")
 }
 
-// benchSize is how much is behind in a benchmark: MILLRACE_BENCH_SIZE, else little.
+// benchSize is the size of the data in a benchmark: MILLRACE_BENCH_SIZE, else a small one.
 func benchSize(b *testing.B) int {
 	text := os.Getenv("MILLRACE_BENCH_SIZE")
 	if text == "" {
@@ -168,10 +168,9 @@ func benchSize(b *testing.B) int {
 	return n
 }
 
-// BenchmarkRestart measures how long a projector takes to go on where it was after
-// kill -9, with so many events behind it, each of an aggregate of its own, and a
-// history of them; without what it reads then, the tail. The store is made by a
-// process that kills itself; how much memory that had is reported, too.
+// BenchmarkRestart measures how long a projector takes to continue after kill -9, with a
+// history of many events, each of an aggregate of its own. It does not measure reading
+// the tail. A process that kills itself makes the store; its memory is reported, too.
 func BenchmarkRestart(b *testing.B) {
 	size := benchSize(b)
 	if dir := os.Getenv("MILLRACE_BENCH_KILLED"); dir != "" {
@@ -184,9 +183,9 @@ func BenchmarkRestart(b *testing.B) {
 	}
 	cmd := exec.Command(self, "-test.run=^$", "-test.bench=^BenchmarkRestart$", "-test.benchtime=1x")
 	cmd.Env = append(os.Environ(), "MILLRACE_BENCH_KILLED="+dir)
-	said, err := cmd.CombinedOutput()
+	output, err := cmd.CombinedOutput()
 	if dead, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); !ok || dead.Signal() != syscall.SIGKILL {
-		b.Fatalf("the process should have killed itself: %v\n%s", err, said)
+		b.Fatalf("the process should have killed itself: %v\n%s", err, output)
 	}
 	used := cmd.ProcessState.SysUsage().(*syscall.Rusage)
 	b.ResetTimer()
@@ -220,8 +219,8 @@ func foldAndDie(b *testing.B, dir string, size int) {
 	select {}
 }
 
-// BenchmarkRestoreSnapshots measures how fast an empty store is filled from
-// snapshots, one for each aggregate, as the topic has them: in no order.
+// BenchmarkRestoreSnapshots measures how fast an empty store is filled from snapshots, one
+// per aggregate, in no order.
 func BenchmarkRestoreSnapshots(b *testing.B) {
 	size := benchSize(b)
 	types, f := projectiontest.UserTypes(b), projectiontest.UserFold(b, "user", "active")
@@ -269,8 +268,8 @@ func BenchmarkRestoreSnapshots(b *testing.B) {
 	b.ReportMetric(float64(size*b.N)/b.Elapsed().Seconds(), "aggregates/s")
 }
 
-// cpuTime is what the process has used of all cores: with what the store does
-// beside, and without what other processes took.
+// cpuTime is the CPU time of this process on all cores. It contains the background work of
+// the store.
 func cpuTime(b *testing.B) time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -10,7 +10,8 @@ import (
 	"millrace/pipeline/projector/projectiontest"
 )
 
-// The same event in an envelope and without one: bare says where it is then.
+// bareCounts returns a change of the fold of counted events: the events have no envelope,
+// and bare replaces it.
 func bareCounts(bare expr.Bare, change func(*fold.Spec)) func(*fold.Spec) {
 	return func(s *fold.Spec) {
 		s.Bare, s.Key = &bare, expr.Source{}
@@ -22,12 +23,11 @@ func bareCounts(bare expr.Bare, change func(*fold.Spec)) func(*fold.Spec) {
 
 func text(s string) expr.Source { return expr.Source{Text: s} }
 
-// A topic's expressions say what folds take for an event's id, time and aggregate,
-// and its history as well.
-func TestExpressionsStandForTheEnvelopeInFolds(t *testing.T) {
+// The expressions of a topic determine the id, the time and the aggregate of an event.
+func TestExpressionsReplaceTheEnvelopeInFolds(t *testing.T) {
 	w := newCounts(t, bareCounts(expr.Bare{ID: text("'e/' + data.text"), Time: text("timestamp + duration('24h')"), Key: text("'k/' + data.id")}, nil))
 	w.counted("k", 0, 0, "a")
-	w.counted("k", 7, time.Minute, "b") // the number is one of envelopes
+	w.counted("k", 7, time.Minute, "b") // numbers belong to envelopes
 	w.counted("k", 0, 2*time.Minute, "a")
 	w.counted("j", 0, 3*time.Minute, "c")
 	fw := w.start()
@@ -36,9 +36,9 @@ func TestExpressionsStandForTheEnvelopeInFolds(t *testing.T) {
 	fw.stop()
 }
 
-// What a topic does not say is left to the record: its key and its timestamp. Such
-// events have no id, so none is a duplicate.
-func TestRecordsStandForTheEnvelopeInFolds(t *testing.T) {
+// Without an expression, the record's key and timestamp are used. Such events have no id,
+// so none of them is a duplicate.
+func TestRecordsReplaceTheEnvelopeInFolds(t *testing.T) {
 	w := newCounts(t, bareCounts(expr.Bare{}, hours(0, 0)))
 	for i, at := range []time.Duration{0, 30 * time.Minute, 61 * time.Minute, time.Minute} {
 		w.counted("x", 0, 0, "a")
@@ -48,7 +48,7 @@ func TestRecordsStandForTheEnvelopeInFolds(t *testing.T) {
 	fw.run()
 	wants(t, fw, map[string]string{"r@2026-01-01T10:00:00Z": "a a", "r@2026-01-01T11:00:00Z": "a"})
 	if len(w.letters) != 1 {
-		t.Fatalf("%d dead letters of the event that is late", len(w.letters))
+		t.Fatalf("%d dead letters of one late event", len(w.letters))
 	}
 	if key, _ := w.letters[0].Header(deadletter.HeaderEventKey); string(key) != "r" {
 		t.Errorf("its key is %q", key)
@@ -59,9 +59,9 @@ func TestRecordsStandForTheEnvelopeInFolds(t *testing.T) {
 	fw.stop()
 }
 
-// An event that cannot be read blocks the aggregate of its record's key, unless
-// the topic says that it is not the aggregate's id.
-func TestAKeyThatIsNotTheAggregatesBlocksNobody(t *testing.T) {
+// An event that cannot be read blocks the aggregate of its record's key, unless the key
+// is not the aggregate's id.
+func TestAKeyThatIsNotTheAggregatesIDBlocksNothing(t *testing.T) {
 	for bare, want := range map[expr.Bare]string{
 		{}:                     "blocked",
 		{Key: text("data.id")}: "rejected",

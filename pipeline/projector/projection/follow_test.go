@@ -16,7 +16,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// followWorker follows the world's partition, by hand, on a disk of its own.
+// followWorker follows the world's partition, step by step, on a disk of its own.
 type followWorker struct {
 	*foldWorker
 	own   *vfs.MemFS
@@ -44,11 +44,11 @@ func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	return fw
 }
 
-// take reads so many events, and so many records of the owner.
+// take reads at most so many events, and so many records of the owner.
 func (fw *followWorker) take(events, heard int) {
 	fw.t.Helper()
-	for ; heard > 0 && fw.heard < int64(len(fw.said)); heard-- {
-		if err := fw.h.Handle(fw.t.Context(), &fw.said[fw.heard]); err != nil {
+	for ; heard > 0 && fw.heard < int64(len(fw.committedSnapshots)); heard-- {
+		if err := fw.h.Handle(fw.t.Context(), &fw.committedSnapshots[fw.heard]); err != nil {
 			fw.t.Fatal(err)
 		}
 		fw.heard++
@@ -64,22 +64,22 @@ func (fw *followWorker) take(events, heard int) {
 	}
 }
 
-// catchUp reads all there is.
+// catchUp reads everything.
 func (fw *followWorker) catchUp() {
 	fw.t.Helper()
-	for fw.at < int64(len(fw.log)) || fw.heard < int64(len(fw.said)) {
+	for fw.at < int64(len(fw.log)) || fw.heard < int64(len(fw.committedSnapshots)) {
 		fw.take(7, 10)
 	}
 }
 
-// leave lets go of the partition and closes the store.
+// leave leaves the partition and closes the store.
 func (fw *followWorker) leave() {
 	fw.t.Helper()
 	fw.ps.Leave(Key{projectiontest.EventsTopic, 0})
 	fw.close()
 }
 
-// everything is all that a follower has to have as the owner has it.
+// everything is what a follower must have exactly as the owner has it.
 func (fw *foldWorker) everything() map[string]string {
 	out := fw.kept()
 	for key, value := range fw.index() {
@@ -88,8 +88,8 @@ func (fw *foldWorker) everything() map[string]string {
 	return out
 }
 
-// shakeBeside lets an owner and a follower work, and everything happen to both that
-// may, hand-overs included. It returns who is there at the end.
+// shakeBeside runs an owner and a follower through random crashes, aborts, losses and
+// hand-overs. It returns the last owner and the last follower.
 func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followWorker) {
 	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
 	owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
@@ -105,7 +105,7 @@ func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followW
 			owner.abort(start)
 		case "kill":
 			owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
-			if rapid.Bool().Draw(rt, "committed, but nobody was told") {
+			if rapid.Bool().Draw(rt, "committed, but the worker does not know") {
 				owner.commit()
 			}
 			owner.kill(rng, rapid.SampledFrom([]int{50, 100}).Draw(rt, "left"))
@@ -122,7 +122,7 @@ func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followW
 		case "lose follower":
 			beside.close()
 			beside = w.follow(vfs.NewCrashableMem())
-		case "hand over": // and who had it follows from now on
+		case "hand over": // the former owner follows from then on
 			if rapid.Bool().Draw(rt, "as the owner was killed") {
 				owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
 				if rapid.Bool().Draw(rt, "having committed") {
@@ -143,13 +143,13 @@ func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followW
 	return owner, beside
 }
 
-// compareBeside ends what both do, in the same batches, and compares them, and then
-// the owner with one that folds the log straight.
+// compareBeside runs both to the end, in the same batches, and compares them, and then
+// the owner with a worker that folds the log without interruptions.
 func compareBeside(rt *rapid.T, w *world, owner *foldWorker, beside *followWorker, at time.Duration) {
 	for _, text := range []string{"a", "b"} {
 		owner.run()
 		beside.catchUp()
-		w.counted("beside", 0, at, text) // what is deleted with the flush after
+		w.counted("beside", 0, at, text) // windows are deleted with the flush after it
 	}
 	owner.run()
 	beside.catchUp()
@@ -158,11 +158,10 @@ func compareBeside(rt *rapid.T, w *world, owner *foldWorker, beside *followWorke
 	compare(rt, w, owner, at)
 }
 
-// TestTheFollowersLaw is what standbys and replicas rest on: whatever happens to
-// both, a follower has the owner's states and history byte for byte, and an owner
-// that goes on in a follower's store publishes what was not published: snapshots
-// and dead letters.
-func TestTheFollowersLaw(t *testing.T) {
+// Standbys and replicas depend on this: whatever happens to owner and follower, the
+// follower has the owner's states and history byte for byte, and an owner that continues
+// in a follower's store publishes the snapshots and dead letters that were not published.
+func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 	t.Run("numbers, gaps and poison", func(t *testing.T) {
 		rapid.Check(t, func(rt *rapid.T) {
 			apply := rapid.Bool().Draw(rt, "apply")
@@ -213,10 +212,10 @@ func TestTheFollowersLaw(t *testing.T) {
 	})
 }
 
-// What people said about an aggregate is said to the owner alone; the follower hears
-// it, whether it is ahead of the owner or behind.
+// Only the owner gets a release. The follower learns of it, whether it is ahead of the
+// owner or behind.
 func TestAFollowerReleasesWhatItsOwnerReleases(t *testing.T) {
-	for _, when := range []string{"ahead", "behind", "restarted", "made anew"} {
+	for _, when := range []string{"ahead", "behind", "restarted", "restored"} {
 		for _, skip := range []bool{true, false} {
 			w := newCounts(t, nil)
 			w.counted("k", 0, 0, "a")
@@ -232,8 +231,8 @@ func TestAFollowerReleasesWhatItsOwnerReleases(t *testing.T) {
 			want := "a b"
 			if !skip {
 				other := newCounts(t, nil)
-				other.counted("k", 0, 0, "mended")
-				w.log[1].Value, want = other.log[0].Value, "a mended b"
+				other.counted("k", 0, 0, "repaired")
+				w.log[1].Value, want = other.log[0].Value, "a repaired b"
 			}
 			if r := owner.release("k", skip); r.Blocked != nil {
 				t.Fatalf("%+v", r)
@@ -244,7 +243,7 @@ func TestAFollowerReleasesWhatItsOwnerReleases(t *testing.T) {
 			case "restarted":
 				beside.leave()
 				beside = w.follow(beside.own)
-			case "made anew":
+			case "restored":
 				beside.leave()
 				beside = w.follow(vfs.NewCrashableMem())
 			}
@@ -260,9 +259,9 @@ func TestAFollowerReleasesWhatItsOwnerReleases(t *testing.T) {
 	}
 }
 
-// An owner that takes up a follower's store publishes what the one before it did
-// not, and nothing of what that did.
-func TestWhoGoesOnFromAFollowersStorePublishesTheRest(t *testing.T) {
+// An owner that continues in a follower's store publishes what the previous owner did not
+// publish, and nothing else.
+func TestAnOwnerThatContinuesInAFollowersStorePublishesTheRest(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
 	owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
@@ -271,12 +270,12 @@ func TestWhoGoesOnFromAFollowersStorePublishesTheRest(t *testing.T) {
 	owner.handler.EndBatch(true)
 	beside.catchUp() // all 40, of which 20 are published
 	before := len(w.writes)
-	owner.close() // as a process ends that is killed
+	owner.close() // like a process that is killed
 	beside.leave()
 	w.disk = beside.own
 	owner = w.start()
 	if owner.at != 20 {
-		t.Errorf("it reads from offset %d, want 20: what is below is published", owner.at)
+		t.Errorf("it reads from offset %d, want 20: everything below is published", owner.at)
 	}
 	owner.run()
 	same(t, "snapshots", w.published(), w.folded())
@@ -294,14 +293,14 @@ func TestWhoGoesOnFromAFollowersStorePublishesTheRest(t *testing.T) {
 	owner.stop()
 }
 
-// owing returns how much a follower's store has as due.
-func (fw *followWorker) owing() int {
+// dueEntries returns the number of entries that a follower's store has as due.
+func (fw *followWorker) dueEntries() int {
 	return len(fw.entries(familyDue)) + len(fw.entries(familyLetter))
 }
 
-// What the owner published is not due any more in a follower's store, which would
-// grow by it for ever.
-func TestAFollowersStoreForgetsWhatItsOwnerPublished(t *testing.T) {
+// What the owner has published is not due any more in a follower's store, which would
+// grow without limit otherwise.
+func TestAFollowersStoreDropsWhatItsOwnerPublished(t *testing.T) {
 	for _, first := range []string{"the owner", "the follower"} {
 		w := newCounts(t, hours(0, 2*time.Hour))
 		owner, beside := w.start(), w.follow(vfs.NewCrashableMem())
@@ -322,9 +321,9 @@ func TestAFollowersStoreForgetsWhatItsOwnerPublished(t *testing.T) {
 			beside.catchUp()
 		}
 		if len(w.letters) < 40 || len(w.published()) > 5 {
-			t.Fatalf("%d dead letters, %d windows left: the test does not test what it is to", len(w.letters), len(w.published()))
+			t.Fatalf("%d dead letters, %d windows left: the test is useless", len(w.letters), len(w.published()))
 		}
-		if n := beside.owing(); n > 2 {
+		if n := beside.dueEntries(); n > 2 {
 			t.Errorf("%s first: %d entries are still due", first, n)
 		}
 		beside.leave()

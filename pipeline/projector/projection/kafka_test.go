@@ -53,7 +53,7 @@ func (c *cluster) ensure() {
 	}
 }
 
-// send writes n events about some users, of which each gets a few.
+// send writes n events, a few for each of 100 users.
 func (c *cluster) send(n int) {
 	c.t.Helper()
 	w, err := kafka.NewWriter(c.cfg)
@@ -86,7 +86,7 @@ type loopWorker struct {
 	ps   *Set
 	kept *store.Store
 	loop *kafka.Loop
-	end  func() error // stops it and waits
+	end  func() error // stops the worker and waits
 }
 
 // work starts a worker over a disk.
@@ -148,7 +148,7 @@ func (c *cluster) caughtUp() {
 	c.t.Helper()
 	c.await("the group to catch up", func() bool {
 		lag, err := kafka.Lag(c.t.Context(), c.cfg, "shop-projector", projectiontest.EventsTopic)
-		return err == nil && lag == 0 // at first there is no such group
+		return err == nil && lag == 0 // at first the group does not exist
 	})
 }
 
@@ -167,8 +167,8 @@ func (c *cluster) await(what string, cond func() bool) {
 	}
 }
 
-// agree compares the committed snapshots, and how often each was published, with
-// the log folded straight.
+// agree compares the committed snapshots with the log, folded without interruptions. It
+// returns how often each snapshot was published.
 func (c *cluster) agree() map[string]int {
 	c.t.Helper()
 	want := map[string]string{}
@@ -223,7 +223,7 @@ func sum(m map[string]int) (n int) {
 	return n
 }
 
-func TestAWorkerOnABrokerStopsAndGoesOn(t *testing.T) {
+func TestAWorkerOnABrokerStopsAndContinues(t *testing.T) {
 	c := newCluster(t)
 	c.send(400)
 	w := c.work("a", c.world)
@@ -231,7 +231,7 @@ func TestAWorkerOnABrokerStopsAndGoesOn(t *testing.T) {
 	w.stop()
 	first := sum(c.agree())
 
-	// With its store: nothing is folded or published that was before.
+	// With its store, nothing is folded or published again.
 	c.send(40)
 	w = c.work("a", c.world)
 	c.caughtUp()
@@ -240,7 +240,7 @@ func TestAWorkerOnABrokerStopsAndGoesOn(t *testing.T) {
 		t.Errorf("%d snapshots for 40 events", n)
 	}
 
-	// Without: from snapshots, and the log once more for the index.
+	// Without its store, it restores from snapshots, and reads the log again for the index.
 	fresh := newWorld(t)
 	c.send(40)
 	w = c.work("a", fresh)
@@ -249,8 +249,8 @@ func TestAWorkerOnABrokerStopsAndGoesOn(t *testing.T) {
 	c.agree()
 }
 
-// Two workers share the partitions, one leaves, one comes back to a store of
-// yesterday; events flow all the time.
+// Two workers share the partitions, one leaves, and one comes back to an old store.
+// Events come all the time.
 func TestWorkersComeAndGo(t *testing.T) {
 	c := newCluster(t)
 	c.send(400)
@@ -281,8 +281,8 @@ func TestWorkersComeAndGo(t *testing.T) {
 	c.agree()
 }
 
-// An event that was written to another partition than its aggregate's, as another
-// partitioner does it, is not the beginning of a second state.
+// An event that another partitioner wrote to a partition that is not its aggregate's does
+// not create a second state.
 func TestAnEventInAnotherPartitionIsNotFolded(t *testing.T) {
 	c := newCluster(t)
 	c.send(200)
@@ -305,7 +305,7 @@ func TestAnEventInAnotherPartitionIsNotFolded(t *testing.T) {
 	c.caughtUp()
 	p := lw.ps.topics[projectiontest.EventsTopic].projections[0]
 	if got := testutil.ToFloat64(p.results[isMispartitioned]); got != 1 {
-		t.Errorf("%v events were in another partition than their aggregate, want 1", got)
+		t.Errorf("%v events are counted as mispartitioned, want 1", got)
 	}
 	lw.stop()
 	for partition := range int32(clusterPartitions) {

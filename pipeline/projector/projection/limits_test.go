@@ -11,7 +11,7 @@ import (
 	"millrace/pipeline/projector/projectiontest"
 )
 
-func TestALateEventThatIsTooLargeForTheDeadLettersIsCutOff(t *testing.T) {
+func TestALateEventThatIsTooLargeForTheDeadLetterTopicIsTruncated(t *testing.T) {
 	w := newCounts(t, hours(0, 0))
 	w.counted("k", 0, 0, "a")
 	w.counted("k", 0, 2*time.Hour, "b")
@@ -23,7 +23,7 @@ func TestALateEventThatIsTooLargeForTheDeadLettersIsCutOff(t *testing.T) {
 		t.Fatalf("%d dead letters", len(w.letters))
 	}
 	if v, ok := w.letters[0].Header(deadletter.HeaderTruncated); !ok || string(v) != strconv.Itoa(len(w.log[2].Value)) || w.letters[0].Size() > 2000 {
-		t.Errorf("it has %d bytes, of %s", w.letters[0].Size(), v)
+		t.Errorf("the dead letter has %d bytes; the header has %s", w.letters[0].Size(), v)
 	}
 	fw.stop()
 }

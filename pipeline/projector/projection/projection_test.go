@@ -29,25 +29,25 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// world is Kafka as one partition of a projection sees it, and the disk.
+// world is the state of Kafka for one partition of a projection, and the disk.
 type world struct {
-	t         testing.TB
-	types     []*codec.Schema
-	log       []pipeline.Record
-	snapshots map[string]pipeline.Record // compacted, committed
-	writes    []string                   // keys of committed snapshots, in order
-	said      []pipeline.Record          // what was committed on the snapshots topic, by offset
-	offset    int64                      // of the next snapshot
-	committed int64                      // the group's offset
-	topicID   string
-	disk      *vfs.MemFS
-	fold      *fold.Fold
-	history   bool
-	letters   []pipeline.Record // committed dead letters
-	publish   topology.Publish
-	clock     *fakeClock // the real one if nil
-	seldom    bool       // flush as rarely as a worker with a long backlog
-	configure func(*Config)
+	t                  testing.TB
+	types              []*codec.Schema
+	log                []pipeline.Record
+	snapshots          map[string]pipeline.Record // compacted, committed
+	writes             []string                   // keys of committed snapshots, in order
+	committedSnapshots []pipeline.Record          // committed records of the snapshots topic, by offset
+	offset             int64                      // of the next snapshot
+	committed          int64                      // the group's offset
+	topicID            string
+	disk               *vfs.MemFS
+	fold               *fold.Fold
+	history            bool
+	letters            []pipeline.Record // committed dead letters
+	publish            topology.Publish
+	clock              *fakeClock // the real one if nil
+	seldom             bool       // flush as rarely as a worker with a long backlog
+	configure          func(*Config)
 }
 
 func newWorld(t testing.TB) *world {
@@ -60,14 +60,14 @@ func (w *world) add(typ int, id string) {
 	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: n, Key: []byte(id), Value: projectiontest.UserEvent(w.t, w.types, typ, int(n), id), Time: time.UnixMilli(n)})
 }
 
-// repeat adds an event that is there already.
+// repeat adds a copy of an event.
 func (w *world) repeat(n int) {
 	r := w.log[n]
 	r.Offset = int64(len(w.log))
 	w.log = append(w.log, r)
 }
 
-// foldWorker is a projector at work in the world, by hand.
+// foldWorker is a projector that works in the world, step by step.
 type foldWorker struct {
 	*world
 	store   *store.Store
@@ -91,7 +91,7 @@ func (w *world) start() *foldWorker {
 	return fw
 }
 
-// open opens the store on a disk, for a worker that has no partition yet.
+// open opens the store on a disk, for a worker without partitions.
 func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	w.t.Helper()
 	fw := &foldWorker{world: w}
@@ -139,7 +139,7 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	return fw
 }
 
-// batch reads up to n records and flushes; end ends it.
+// batch reads up to n records and flushes. commit and EndBatch, or abort, must follow.
 func (fw *foldWorker) batch(n int) {
 	fw.t.Helper()
 	for ; n > 0 && fw.at < int64(len(fw.log)); n-- {
@@ -162,7 +162,7 @@ func (fw *foldWorker) commit() {
 		}
 		r.Offset = fw.offset
 		fw.offset++
-		fw.said = append(fw.said, r)
+		fw.committedSnapshots = append(fw.committedSnapshots, r)
 		if r.Value == nil { // compaction
 			delete(fw.snapshots, string(r.Key))
 			continue
@@ -170,11 +170,11 @@ func (fw *foldWorker) commit() {
 		fw.snapshots[string(r.Key)] = r
 		fw.writes = append(fw.writes, string(r.Key))
 	}
-	fw.committed = max(fw.committed, fw.at) // the loop sees to it
+	fw.committed = max(fw.committed, fw.at) // as the loop does
 	fw.out = nil
 }
 
-// abort rolls the batch back. from is where the client reads on.
+// abort rolls the batch back. from is the next offset that the client reads.
 func (fw *foldWorker) abort(from int64) {
 	fw.out = nil
 	fw.handler.EndBatch(false)
@@ -195,7 +195,7 @@ func (fw *foldWorker) close() {
 	}
 }
 
-// run works to the log's end.
+// run reads to the end of the log, in small batches.
 func (fw *foldWorker) run() {
 	fw.t.Helper()
 	for fw.at < int64(len(fw.log)) {
@@ -205,7 +205,7 @@ func (fw *foldWorker) run() {
 	}
 }
 
-// publishNow has everything published that a policy holds back.
+// publishNow publishes everything that a policy holds back.
 func (fw *foldWorker) publishNow() {
 	fw.t.Helper()
 	for _, u := range fw.ps.units {
@@ -217,8 +217,8 @@ func (fw *foldWorker) publishNow() {
 	fw.run()
 }
 
-// kill ends the process. What it wrote last may not have come so far as the
-// operating system, and after a power failure not all of that is on the disk.
+// kill ends the process. Its last writes may not have reached the operating system, and
+// after a power failure, not all of those that did are on the disk.
 func (fw *foldWorker) kill(rng *rand.Rand, kept int) {
 	fw.t.Helper()
 	left := fw.disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: kept, RNG: rng})
@@ -226,7 +226,7 @@ func (fw *foldWorker) kill(rng *rand.Rand, kept int) {
 	fw.world.disk = left
 }
 
-// entries returns a family of the store.
+// entries returns the entries of a family of the store.
 func (fw *foldWorker) entries(f store.Family) map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
@@ -247,7 +247,7 @@ func (fw *foldWorker) entries(f store.Family) map[string]string {
 	return out
 }
 
-// states returns the aggregates that the store has, as snapshots.
+// states returns the aggregates in the store, as snapshots.
 func (fw *foldWorker) states() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
@@ -261,7 +261,7 @@ func (fw *foldWorker) states() map[string]string {
 	return out
 }
 
-// index returns the families of the past.
+// index returns the entries of the history.
 func (fw *foldWorker) index() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
@@ -284,7 +284,8 @@ func (w *world) published() map[string]string {
 	return out
 }
 
-// folded folds the log from its start, straight: what everything has to come to.
+// folded folds the log from its start, without interruptions. Everything must end in the
+// same states.
 func (w *world) folded() map[string]string {
 	w.t.Helper()
 	f := w.fold.NewFolder()
@@ -331,7 +332,7 @@ func same(t testing.TB, what string, got, want map[string]string) {
 	}
 	for id := range got {
 		if _, ok := want[id]; !ok {
-			t.Errorf("%s: %s should not be there", what, id)
+			t.Errorf("%s: unexpected %s", what, id)
 		}
 	}
 }
@@ -352,7 +353,7 @@ func TestAWorkerFoldsAndPublishes(t *testing.T) {
 	fw.stop()
 }
 
-func TestARestartGoesOnFromTheStore(t *testing.T) {
+func TestARestartContinuesFromTheStore(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
 	fw := w.start()
@@ -376,7 +377,7 @@ func TestARestartGoesOnFromTheStore(t *testing.T) {
 	fw.stop()
 }
 
-func TestWithoutTheStoreSnapshotsAndTheTailDo(t *testing.T) {
+func TestWithoutTheStoreAWorkerRestoresFromSnapshotsAndTheTail(t *testing.T) {
 	for _, history := range []bool{false, true} {
 		w := newWorld(t)
 		w.history = history
@@ -392,7 +393,7 @@ func TestWithoutTheStoreSnapshotsAndTheTailDo(t *testing.T) {
 		if !strings.Contains(fw.logged.String(), "restored from snapshots") {
 			t.Errorf("logged %s", fw.logged.String())
 		}
-		// The states are there at once; the index needs the log.
+		// The states are restored immediately; the index needs the log.
 		same(t, "store", fw.states(), want)
 		if want := map[bool]int64{false: 40, true: 0}[history]; fw.at != want {
 			t.Errorf("history %v: reads from %d, want %d", history, fw.at, want)
@@ -404,9 +405,9 @@ func TestWithoutTheStoreSnapshotsAndTheTailDo(t *testing.T) {
 	}
 }
 
-// Nothing but the log is left: all is folded and all is published again, though
-// the group has committed the offset of the log's end.
-func TestWithoutStoreAndSnapshotsTheLogDoes(t *testing.T) {
+// Only the log is left. Everything is folded and published again, although the group has
+// committed the offset of the log's end.
+func TestWithoutStoreAndSnapshotsAWorkerFoldsTheLog(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
 	fw := w.start()
@@ -417,8 +418,8 @@ func TestWithoutStoreAndSnapshotsTheLogDoes(t *testing.T) {
 	if fw.at != 0 {
 		t.Errorf("reads from %d, want 0", fw.at)
 	}
-	// A crash before the first transaction of the new life: the group's offset
-	// still is that of the old one and must not be believed.
+	// A crash before the first transaction after that: the group's offset is the old one
+	// and must be ignored.
 	fw.batch(40)
 	fw.close()
 	fw = w.start()
@@ -445,7 +446,7 @@ func TestAnotherFoldStartsOver(t *testing.T) {
 	fw.stop()
 }
 
-func TestATopicMadeAnewStartsOver(t *testing.T) {
+func TestARecreatedTopicStartsOver(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
 	fw := w.start()
@@ -460,9 +461,9 @@ func TestATopicMadeAnewStartsOver(t *testing.T) {
 	fw.stop()
 }
 
-// The store has a batch whose transaction did not commit. Its events must be
-// published after the restart, and folded only once; and as long as only some of
-// them are, the checkpoint must not speak of all.
+// The store has a batch whose transaction did not commit. Its events must be published
+// after the restart, and folded only once. While only some of them are published, the
+// checkpoint must not cover all.
 func TestACrashBetweenStoreAndCommitLosesNoSnapshot(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
@@ -484,11 +485,11 @@ func TestACrashBetweenStoreAndCommitLosesNoSnapshot(t *testing.T) {
 	if err := json.Unmarshal(w.snapshots[string(checkpointKey)].Value, &c); err != nil {
 		t.Fatal(err)
 	}
-	// The states are those of offset 40: none of them goes out as if it were of 13.
+	// The states are those at offset 40: none of them may be published for offset 13.
 	if c.Next != 10 {
-		t.Errorf("the checkpoint says %d, when snapshots reach up to 10", c.Next)
+		t.Errorf("the checkpoint is at %d, want 10, up to which the snapshots reach", c.Next)
 	}
-	// Now the store is lost too.
+	// Now the store is lost, too.
 	fw.close()
 	w.disk = vfs.NewCrashableMem()
 	fw = w.start()
@@ -510,9 +511,9 @@ func TestAnAbortedBatchIsPublishedWithTheNext(t *testing.T) {
 	fw.stop()
 }
 
-// Between two sessions of a process: the one that lost the partition may not
-// write what it had still to flush over what the new one has.
-func TestWhoLostAPartitionWritesNoMore(t *testing.T) {
+// A partition moves between two sessions of a process. The session that lost it must not
+// overwrite what the new session has stored.
+func TestASessionThatLostAPartitionWritesNothing(t *testing.T) {
 	w := newWorld(t)
 	w.some(40)
 	fw := w.start()
@@ -521,13 +522,13 @@ func TestWhoLostAPartitionWritesNoMore(t *testing.T) {
 	}
 	fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
 	if err := fw.handler.Flush(t.Context(), &fw.out); err == nil {
-		t.Error("a batch with a partition that is gone was flushed")
+		t.Error("a batch with a revoked partition was flushed")
 	}
 	if err := fw.handler.Handle(t.Context(), &w.log[1], &fw.out); err == nil {
-		t.Error("an event of a partition that is gone was folded")
+		t.Error("an event of a revoked partition was folded")
 	}
 	if len(fw.out) > 0 {
-		t.Errorf("%d records came out", len(fw.out))
+		t.Errorf("%d records were emitted", len(fw.out))
 	}
 	fw.handler.EndBatch(false)
 	fw.close()
@@ -548,7 +549,7 @@ func TestABadEventIsCountedAndTheNextIsFolded(t *testing.T) {
 	fw.commit()
 	fw.handler.EndBatch(true)
 	if got := strings.Count(fw.logged.String(), "cannot be folded"); got != 2 {
-		t.Errorf("%d complaints, want 2: %s", got, fw.logged.String())
+		t.Errorf("%d events were logged as invalid, want 2: %s", got, fw.logged.String())
 	}
 	if w.committed != 5 || len(fw.states()) != 3 {
 		t.Errorf("committed %d, %d aggregates", w.committed, len(fw.states()))
@@ -556,8 +557,8 @@ func TestABadEventIsCountedAndTheNextIsFolded(t *testing.T) {
 	fw.stop()
 }
 
-// shake lets a worker work, and everything happen to it on the way that may. add
-// adds events. It returns the worker that is there at the end.
+// shake runs a worker through random crashes, aborts, moves and losses. add adds events.
+// It returns the last worker.
 func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
 	fw := w.start()
@@ -576,7 +577,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 			fw = w.start()
 		case "kill after flush":
 			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
-			if rapid.Bool().Draw(rt, "committed, but nobody was told") {
+			if rapid.Bool().Draw(rt, "committed, but the worker does not know") {
 				fw.commit()
 			}
 			if rapid.Bool().Draw(rt, "all of it in the store") {
@@ -601,7 +602,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 			fw.stop()
 			w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{}
 			fw = w.start()
-		case "move": // to another worker, and back to a store of yesterday
+		case "move": // to another worker, and back to an old store
 			fw.stop()
 			mine := w.disk
 			w.disk = vfs.NewCrashableMem()
@@ -619,9 +620,9 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 	return fw
 }
 
-// TestTheFoldLaw is what recovery rests on: whatever happens on the way, states
-// and snapshots come to the same bytes as when the log is folded straight.
-func TestTheFoldLaw(t *testing.T) {
+// Recovery depends on this: whatever happens to a worker, states and snapshots end with
+// the same bytes as if the log were folded without interruptions.
+func TestStatesAndSnapshotsAreTheSameAfterAnyFailure(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
 		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")

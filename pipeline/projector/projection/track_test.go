@@ -22,9 +22,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// newCounts returns a world of events that count: each has a number, if it is not
-// 0, a time and a text, and the state is the texts in the order in which they were
-// folded.
+// newCounts returns a world of counted events: see [projectiontest.Counts].
 func newCounts(t testing.TB, change func(*fold.Spec)) *world {
 	t.Helper()
 	w := newWorld(t)
@@ -32,19 +30,19 @@ func newCounts(t testing.TB, change func(*fold.Spec)) *world {
 	return w
 }
 
-// counted adds an event; its id is that of its text.
+// counted adds a counted event.
 func (w *world) counted(id string, number int, at time.Duration, text string) {
 	w.t.Helper()
 	n := int64(len(w.log))
 	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: n, Key: []byte(id), Value: projectiontest.Counted(id, number, at, text), Time: time.UnixMilli(n)})
 }
 
-// poison adds what is no event.
+// poison adds a record that is no valid event.
 func (w *world) poison(id string) {
 	w.log = append(w.log, pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(len(w.log)), Key: []byte(id), Value: projectiontest.Poison(0), Time: time.UnixMilli(int64(len(w.log)))})
 }
 
-// texts returns what the store has: by aggregate, its status and texts.
+// texts returns the status and the texts of each aggregate in the store.
 func (fw *foldWorker) texts() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
@@ -72,8 +70,8 @@ func (w *world) textsOf(state []byte) string {
 	return strings.ReplaceAll(strings.ReplaceAll(s, `"`, ""), ",", " ")
 }
 
-// kept returns all that the store has of the decisions, but for the index, and for
-// what is still to be sent: that it was is noted with the next flush.
+// kept returns everything that the store has of decisions, except for the index and for
+// what is due: that it was sent is stored with the next flush.
 func (fw *foldWorker) kept() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
@@ -88,7 +86,7 @@ func (fw *foldWorker) kept() map[string]string {
 	return out
 }
 
-// lettersAt returns the offsets that the committed dead letters are of, in order.
+// lettersAt returns the offsets of the events of the committed dead letters, in order.
 func (w *world) lettersAt() (offsets []string) {
 	for _, r := range w.letters {
 		if r.Topic != projectiontest.LateTopic {
@@ -101,8 +99,8 @@ func (w *world) lettersAt() (offsets []string) {
 	return offsets
 }
 
-// all returns the committed records of the snapshots topic, but for those that say
-// how far it was.
+// all returns the committed records of the snapshots topic, except for those with
+// offsets.
 func (w *world) all() map[string]string {
 	out := map[string]string{}
 	for k, r := range w.snapshots {
@@ -118,7 +116,6 @@ func wants(t testing.TB, fw *foldWorker, want map[string]string) {
 	same(t, "texts", fw.texts(), want)
 }
 
-// One worker, one batch: what becomes of events with numbers.
 func TestEventsAreFoldedInTheOrderOfTheirNumbers(t *testing.T) {
 	type e struct {
 		number int
@@ -127,8 +124,8 @@ func TestEventsAreFoldedInTheOrderOfTheirNumbers(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		events []e
-		block  string // what is folded where a gap blocks
-		apply  string // and where it is passed over
+		block  string // the state if a gap blocks
+		apply  string // the state if a gap is ignored
 	}{
 		{"in order", []e{{1, "a"}, {2, "b"}, {3, "c"}}, "a b c", "a b c"},
 		{"without numbers", []e{{0, "a"}, {0, "b"}}, "a b", "a b"},
@@ -166,8 +163,9 @@ func TestEventsAreFoldedInTheOrderOfTheirNumbers(t *testing.T) {
 	}
 }
 
-// Whatever a worker goes through, the decisions are those of one that folds the
-// log straight: which events waited, conflicted, were passed over, or block what.
+// Whatever happens to a worker, its decisions are those of a worker that folds the log
+// without interruptions: which events waited, conflicted, were ignored, or block an
+// aggregate.
 func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		apply := rapid.Bool().Draw(rt, "apply")
@@ -194,8 +192,8 @@ func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 	})
 }
 
-// compare ends what a worker does, and compares it with one that folds the log
-// straight.
+// compare runs a worker to the end, and compares it with a worker that folds the log
+// without interruptions.
 func compare(rt *rapid.T, w *world, fw *foldWorker, at time.Duration) {
 	fw.run()
 	w.publish = topology.Publish{}
@@ -204,14 +202,14 @@ func compare(rt *rapid.T, w *world, fw *foldWorker, at time.Duration) {
 	}
 	w.counted("last", 0, at, "last")
 	fw.run()
-	w.counted("last", 0, at, "the very last") // what was noted when a batch committed goes to the store
+	w.counted("last", 0, at, "the very last") // stores what was noted when the batch before committed
 	fw.run()
 	got, out, index := fw.kept(), w.all(), fw.index()
 	fw.stop()
 
 	straight := *w
 	straight.disk, straight.snapshots, straight.letters, straight.committed, straight.offset = vfs.NewCrashableMem(), map[string]pipeline.Record{}, nil, -1, 0
-	// The end of it in the same batches: windows are deleted with a flush after they
+	// The same batches at the end, because windows are deleted with a flush after they
 	// were written.
 	straight.log = w.log[:len(w.log)-2]
 	other := straight.start()
@@ -243,9 +241,9 @@ func TestAWindowTakesTheEventsOfItsTime(t *testing.T) {
 	w.counted("k", 0, 59*time.Minute, "b")
 	w.counted("k", 0, 61*time.Minute, "c")
 	w.counted("k", 0, 30*time.Minute, "d")  // in the grace
-	w.counted("j", 0, 65*time.Minute, "e")  // the clock is the partition's: this ends the first hour
-	w.counted("k", 0, 31*time.Minute, "f")  // and this is late
-	w.counted("k", 0, -61*time.Minute, "g") // as is this
+	w.counted("j", 0, 65*time.Minute, "e")  // the clock is the partition's: this closes the first hour
+	w.counted("k", 0, 31*time.Minute, "f")  // late
+	w.counted("k", 0, -61*time.Minute, "g") // late
 	w.counted("k", 0, 64*time.Minute, "h")
 	fw := w.start()
 	fw.run()
@@ -259,10 +257,10 @@ func TestAWindowTakesTheEventsOfItsTime(t *testing.T) {
 	}
 	letter := w.letters[0]
 	if reason, _ := letter.Header(deadletter.HeaderReason); string(reason) != string(reasonLate) || string(letter.Value) != string(w.log[5].Value) {
-		t.Errorf("the letter says %s", reason)
+		t.Errorf("the reason of the dead letter is %s", reason)
 	}
 	if text, _ := letter.Header(deadletter.HeaderError); !strings.Contains(string(text), "2026-01-01T10:00:00Z") {
-		t.Errorf("it says %s, and not which window", text)
+		t.Errorf("the error %s does not name the window", text)
 	}
 	fw.stop()
 }
@@ -287,7 +285,7 @@ func TestWindowsThatOverlapShareEvents(t *testing.T) {
 	fw.stop()
 }
 
-func TestWindowsAreDeletedWhenTheirTimeIsOver(t *testing.T) {
+func TestWindowsAreDeletedAfterTheirTimeToKeep(t *testing.T) {
 	w := newCounts(t, hours(0, 2*time.Hour))
 	for hour := range 6 {
 		w.counted("k", 0, time.Duration(hour)*time.Hour, fmt.Sprint(hour))
@@ -322,8 +320,8 @@ func TestWindowsAreDeletedWhenTheirTimeIsOver(t *testing.T) {
 	fw.stop()
 }
 
-// What is late, and what is deleted, is the same whatever happens to a worker; and
-// each late event becomes a dead letter.
+// Whatever happens to a worker, the same events are late and the same windows are
+// deleted, and each late event becomes a dead letter.
 func TestWindowsAreTheSameOnEveryReplay(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		every := rapid.SampledFrom([]time.Duration{time.Hour, 20 * time.Minute}).Draw(rt, "every")
@@ -378,7 +376,7 @@ func TestABlockedAggregateLeavesTheOthersAlone(t *testing.T) {
 	check("at first")
 	var a fold.Aggregate
 	if r := w.snapshots["k"]; w.fold.ReadSnapshot(r.Value[5:], &a) != nil || !strings.Contains(string(r.Value), fold.Blocked) {
-		t.Errorf("the snapshot %q does not say that it is blocked", r.Value)
+		t.Errorf("the snapshot %q is not marked as blocked", r.Value)
 	}
 	fw.stop()
 	fw = w.start()
@@ -397,7 +395,7 @@ func (fw *foldWorker) projection() *Projection {
 	return fw.ps.topics[projectiontest.EventsTopic].projections[0]
 }
 
-// decoder returns one that knows the events.
+// decoder returns a decoder of the events.
 func (fw *foldWorker) decoder() *event.Decoder {
 	return event.NewDecoder(eventtest.SchemaList(fw.types), fw.types, nil)
 }
@@ -416,7 +414,7 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 	for _, test := range []struct {
 		name   string
 		add    func(w *world)
-		repair func(w *world) // the log, as if the schema were known now
+		repair func(w *world) // repairs the log, as if the schema were known now
 		skip   bool
 		want   string
 		events int
@@ -425,9 +423,9 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 		{"skipped", func(w *world) { w.poison("k") }, nil, true, "a b d", 3},
 		{"repaired", func(w *world) { w.poison("k") }, func(w *world) {
 			other := newCounts(t, nil)
-			other.counted("k", 0, 0, "mended")
+			other.counted("k", 0, 0, "repaired")
 			w.log[1].Value = other.log[0].Value
-		}, false, "a mended b d", 3},
+		}, false, "a repaired b d", 3},
 		{"a second one", func(w *world) { w.poison("k"); w.poison("k") }, nil, true, "blocked a", 4},
 	} {
 		w := newCounts(t, nil)
@@ -447,7 +445,7 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 		want := map[string]string{"k": test.want, "j": "c"}
 		wants(t, fw, want)
 
-		// A crash before it is published, then a lost store, then all but the log.
+		// A crash before the release is published, then a lost store, then only the log.
 		fw.close()
 		fw = w.start()
 		wants(t, fw, want)
@@ -461,7 +459,7 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 		wants(t, fw, want)
 		fw.stop()
 		w.disk = vfs.NewCrashableMem()
-		delete(w.snapshots, string(checkpointKey)) // as another fold finds it
+		delete(w.snapshots, string(checkpointKey)) // as for another fold
 		fw = w.start()
 		fw.run()
 		wants(t, fw, want)
@@ -469,8 +467,8 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 	}
 }
 
-// What waited for a release is in no snapshot, though the snapshots, and the store,
-// reach further.
+// Events that waited for a release are in no snapshot, although the snapshots and the
+// store reach further.
 func TestAReleaseAfterARestartFoldsWhatWaited(t *testing.T) {
 	for _, numbers := range [][4]int{{}, {1, 2, 3, 4}} {
 		for _, lost := range []bool{false, true} {
@@ -501,7 +499,7 @@ func TestAReleaseAfterARestartFoldsWhatWaited(t *testing.T) {
 	}
 }
 
-func TestAReleaseWithSkipPassesOverAGap(t *testing.T) {
+func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 	w := newCounts(t, nil)
 	w.counted("k", 1, 0, "a")
 	w.counted("k", 3, 0, "c")
@@ -516,12 +514,12 @@ func TestAReleaseWithSkipPassesOverAGap(t *testing.T) {
 		t.Fatalf("%q", got)
 	}
 	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(reasonGap) {
-		t.Errorf("%+v: what is missing is not there yet", r)
+		t.Errorf("%+v: the missing event is not there yet", r)
 	}
 	if r := fw.release("k", true); r.Blocked != nil || fw.texts()["k"] != "gap a c d e" {
 		t.Errorf("%+v: %q", r, fw.texts()["k"])
 	}
-	w.counted("k", 2, 0, "b") // too late now
+	w.counted("k", 2, 0, "b") // too late
 	fw.run()
 	if got := fw.texts()["k"]; got != "gap a c d e" {
 		t.Errorf("%q", got)
@@ -531,10 +529,10 @@ func TestAReleaseWithSkipPassesOverAGap(t *testing.T) {
 	fw = w.start()
 	fw.run()
 	if got := fw.texts()["k"]; got != "gap a c d e" {
-		t.Errorf("folded anew: %q", got)
+		t.Errorf("folded again: %q", got)
 	}
 	fw.stop()
 	if _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
-		t.Error("what is not blocked was released")
+		t.Error("an aggregate that is not blocked was released")
 	}
 }

@@ -15,7 +15,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// fakeClock is a clock that goes on when it is told to, and its timers.
+// fakeClock is a clock that is advanced by pass, with timers.
 type fakeClock struct {
 	mu     sync.Mutex
 	time   time.Time
@@ -49,35 +49,35 @@ func (c *fakeClock) after(d time.Duration, f func()) (stop func() bool) {
 	}
 }
 
-// pass lets time pass, and calls the timers whose time has come.
+// pass advances the clock, and calls the timers that are due.
 func (c *fakeClock) pass(d time.Duration) {
 	c.mu.Lock()
 	c.time = c.time.Add(d)
-	var rung []*fakeTimer
+	var due []*fakeTimer
 	c.timers = slices.DeleteFunc(c.timers, func(t *fakeTimer) bool {
 		if t.at.After(c.time) {
 			return false
 		}
-		rung = append(rung, t)
+		due = append(due, t)
 		return true
 	})
 	c.mu.Unlock()
-	for _, t := range rung {
+	for _, t := range due {
 		t.f()
 	}
 }
 
-// woken starts a worker on a clock; woken returns whether the session was woken
-// since it was asked last.
+// startOn starts a worker on a clock. woken reports whether the session was woken since
+// the last call.
 func (w *world) startOn(clock *fakeClock) (fw *foldWorker, woken func() bool) {
 	w.t.Helper()
 	w.clock = clock
 	fw = w.start()
-	rung := false
-	fw.handler.OnWake(func() { rung = true })
+	wake := false
+	fw.handler.OnWake(func() { wake = true })
 	return fw, func() bool {
-		was := rung
-		rung = false
+		was := wake
+		wake = false
 		return was
 	}
 }
@@ -106,19 +106,19 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 	for range 8 {
 		clock.pass(time.Second)
 		if woken() || len(w.snapshots) > 0 {
-			t.Fatalf("at %s: it is woken, or there are %d records, too soon", clock.now(), len(w.snapshots))
+			t.Fatalf("at %s: the session was woken or %d records were published too early", clock.now(), len(w.snapshots))
 		}
 	}
 	clock.pass(time.Second)
 	if !woken() {
-		t.Fatal("it is not woken after ten seconds")
+		t.Fatal("the session is not woken after ten seconds")
 	}
 	fw.quiet(false)
 	if woken() {
-		t.Error("it is woken at once, after a batch that was aborted")
+		t.Error("the session is woken immediately after an aborted batch")
 	}
 	if clock.pass(retryFlush); !woken() {
-		t.Fatal("it is not woken after a batch that was aborted")
+		t.Fatal("the session is not woken after an aborted batch")
 	}
 	fw.quiet(true)
 	if got := strings.Join(slices.Sorted(slices.Values(w.writes)), " "); got != "\x00checkpoint a b" {
@@ -128,26 +128,26 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 		t.Errorf("the checkpoint is %s", got)
 	}
 	if clock.pass(time.Hour); woken() {
-		t.Error("it is woken for nothing")
+		t.Error("the session is woken although nothing is due")
 	}
 	w.add(projectiontest.UserUpdated, "a")
 	clock.pass(time.Second)
 	fw.run()
 	if n := len(w.writes); n != 5 {
-		t.Errorf("%d records were published, want a and the checkpoint, for it was time", n-3)
+		t.Errorf("%d records were published, want a and the checkpoint, because they are due", n-3)
 	}
 	w.add(projectiontest.UserUpdated, "a")
 	fw.run()
 	fw.stop()
 	if clock.pass(time.Hour); woken() {
-		t.Error("it is woken for a partition that was given up")
+		t.Error("the session is woken for a revoked partition")
 	}
 
-	// The next owner goes on, with the store.
+	// The next owner continues with the store.
 	fw, woken = w.startOn(clock)
 	clock.pass(10 * time.Second)
 	if fw.run(); !woken() && len(w.writes) == 5 {
-		t.Error("what was due is neither published nor to be")
+		t.Error("what was due is neither published nor scheduled")
 	}
 	fw.quiet(true)
 	if n := len(w.writes); n != 7 {
@@ -159,7 +159,7 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 	for _, test := range []struct {
 		policy topology.Publish
-		soon   bool // at once; else after ten seconds
+		soon   bool // immediately; otherwise after ten seconds
 	}{{topology.Publish{}, true}, {topology.Publish{Every: 10 * time.Second}, false}} {
 		w := newCounts(t, nil)
 		w.publish = test.policy
@@ -175,12 +175,12 @@ func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 		fw.release("k", true)
 		if !test.soon {
 			if woken() {
-				t.Error("the policy has it published later")
+				t.Error("the session is woken before the time of the policy")
 			}
 			clock.pass(10 * time.Second)
 		}
 		if !woken() {
-			t.Fatalf("%+v: it is not woken", test.policy)
+			t.Fatalf("%+v: the session is not woken", test.policy)
 		}
 		fw.quiet(true)
 		var a fold.Aggregate
@@ -189,16 +189,15 @@ func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 			t.Errorf("%+v: the snapshot has %q, %v", test.policy, w.textsOf(a.State), err)
 		}
 		if _, ok := w.snapshots[blockedKeys+"k"]; ok {
-			t.Errorf("%+v: the snapshots have it as blocked", test.policy)
+			t.Errorf("%+v: the snapshots topic still has the blocked record", test.policy)
 		}
 		fw.stop()
 	}
 }
 
-// While a batch that was rolled back has yet to come again, a flush says nothing:
-// neither that its events are in the snapshots, nor that its late ones are dead
-// letters.
-func TestAFlushAfterABatchThatWasRolledBackSaysNothing(t *testing.T) {
+// After a batch was aborted and before its records come again, a flush publishes nothing:
+// neither a checkpoint that covers its events, nor that its late events are dead letters.
+func TestAFlushAfterAnAbortedBatchPublishesNothing(t *testing.T) {
 	w := newCounts(t, hours(0, 0))
 	w.counted("k", 0, 0, "a")
 	w.counted("k", 0, 2*time.Hour, "b")
@@ -224,7 +223,7 @@ func TestAFlushAfterABatchThatWasRolledBackSaysNothing(t *testing.T) {
 	fw.stop()
 }
 
-// On a broker, with nothing written after what is due.
+// On a broker, without an event after those that are due.
 func TestAWorkerOnABrokerPublishesWithoutAnEvent(t *testing.T) {
 	c := newCluster(t)
 	c.publish, c.clock, c.sessions = topology.Publish{Every: time.Hour}, newFakeClock(), 1
@@ -242,7 +241,7 @@ func TestAWorkerOnABrokerPublishesWithoutAnEvent(t *testing.T) {
 		return n
 	}
 	if n := published(); n > 0 {
-		t.Errorf("%d snapshots too soon", n)
+		t.Errorf("%d snapshots were published too early", n)
 	}
 	committed := func() int64 {
 		at, err := kafka.Committed(t.Context(), c.cfg, "shop-projector")

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// Answer is an answer, with what the tests look at.
+// Answer is an HTTP answer.
 type Answer struct {
 	T      testing.TB
 	Status int
@@ -18,6 +18,7 @@ type Answer struct {
 	JSON   map[string]any
 }
 
+// Ask sends a GET request to a handler. The answer must be empty or JSON.
 func Ask(t testing.TB, h http.Handler, path string, headers ...string) Answer {
 	t.Helper()
 	r := httptest.NewRequest(http.MethodGet, path, nil)
@@ -35,7 +36,7 @@ func Ask(t testing.TB, h http.Handler, path string, headers ...string) Answer {
 	return a
 }
 
-// Is checks the status and that the body has some texts in it.
+// Is checks the status, and that the body contains some texts.
 func (a Answer) Is(status int, has ...string) {
 	a.T.Helper()
 	if a.Status != status {
@@ -47,7 +48,7 @@ func (a Answer) Is(status int, has ...string) {
 		}
 	}
 	if status >= 400 && (a.Header.Get("Content-Type") != "application/problem+json" || a.JSON["status"] != float64(status)) {
-		a.T.Errorf("not a problem as in RFC 9457: %s: %s", a.Header.Get("Content-Type"), a.Body)
+		a.T.Errorf("not a problem of RFC 9457: %s: %s", a.Header.Get("Content-Type"), a.Body)
 	}
 }
 

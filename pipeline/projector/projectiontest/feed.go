@@ -12,12 +12,13 @@ import (
 	"time"
 )
 
+// FoldedID returns the id of the nth event that UserEvent makes.
 func FoldedID(n int) string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", n) }
 
-// Message is one of a feed.
+// Message is a message of a feed.
 type Message struct{ ID, Event, Data string }
 
-// Feed follows a feed.
+// Feed is a client of a feed.
 type Feed struct {
 	T    *testing.T
 	In   *bufio.Scanner
@@ -25,6 +26,7 @@ type Feed struct {
 	Done func()
 }
 
+// Follow opens a feed at a URL. last, unless it is empty, is the last event id.
 func Follow(t *testing.T, url, last string) *Feed {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -35,7 +37,7 @@ func Follow(t *testing.T, url, last string) *Feed {
 	if last != "" {
 		r.Header.Set("Last-Event-ID", last)
 	}
-	resp, err := http.DefaultClient.Do(r) //nolint:bodyclose // done does it
+	resp, err := http.DefaultClient.Do(r) //nolint:bodyclose // Done closes it
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,7 +47,7 @@ func Follow(t *testing.T, url, last string) *Feed {
 	return &Feed{T: t, In: bufio.NewScanner(resp.Body), stop: cancel, Done: func() { cancel(); _ = resp.Body.Close() }}
 }
 
-// Next returns the next message, of the kinds that are asked for.
+// Next returns the next message of some kinds, or of any kind.
 func (f *Feed) Next(kinds ...string) Message {
 	f.T.Helper()
 	for {

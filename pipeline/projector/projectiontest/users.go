@@ -28,7 +28,7 @@ func shopSchema(t testing.TB, name string) *codec.Schema {
 	return s
 }
 
-// The types of the tests' events, by index, which is their schema id too.
+// The types of the tests' events, by index, which is also their schema id.
 const (
 	UserCreated = iota
 	UserUpdated
@@ -36,12 +36,13 @@ const (
 	OrderCreated
 )
 
+// UserTypes returns the types of the tests' events.
 func UserTypes(t testing.TB) []*codec.Schema {
 	return []*codec.Schema{shopSchema(t, "UserCreated"), shopSchema(t, "UserUpdated"), shopSchema(t, "UserDeleted"), shopSchema(t, "OrderCreated")}
 }
 
-// UserFold is what topology.yaml says of users; active is what a new one's status
-// is, so that there can be another fold.
+// UserFold returns the fold of users in topology.yaml. active is the status of new users:
+// another one makes another fold.
 func UserFold(t testing.TB, name, active string) *fold.Fold {
 	t.Helper()
 	src := func(text string) expr.Source { return expr.Source{Text: text} }
@@ -67,7 +68,7 @@ func UserFold(t testing.TB, name, active string) *fold.Fold {
 	return f
 }
 
-// UserEvent is a framed event.
+// UserEvent returns a framed event of a user.
 func UserEvent(t testing.TB, types []*codec.Schema, typ, n int, id string) []byte {
 	t.Helper()
 	data := map[string]any{"id": id}
@@ -109,4 +110,5 @@ func Registry(t testing.TB, types []*codec.Schema) *codec.Registry {
 	return registry
 }
 
+// The topics of the tests.
 const EventsTopic, SnapshotsTopic, LateTopic = "shop.events", "shop.user.snapshots", "shop.late"

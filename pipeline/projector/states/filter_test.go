@@ -9,7 +9,7 @@ import (
 	"millrace/pipeline/store"
 )
 
-// A filter that is opened again, at any time, knows every id that was written.
+// A filter that is loaded at any time knows every id that was written.
 func TestAFilterForgetsNoID(t *testing.T) {
 	s, err := store.Open("data", store.Options{FS: vfs.NewMem()})
 	if err != nil {
@@ -24,7 +24,7 @@ func TestAFilterForgetsNoID(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	hash := func(n int) uint64 { // of an id, so to say; cheap, for there are many
+	hash := func(n int) uint64 { // of an id; it is cheap, because there are many ids
 		h := (uint64(n) + 1) * 0x9e3779b97f4a7c15
 		h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 		h = (h ^ h>>27) * 0x94d049bb133111eb
@@ -53,7 +53,7 @@ func TestAFilterForgetsNoID(t *testing.T) {
 		}
 		for range 10_000 {
 			if have := rng.IntN(n); !again.mayHave(hash(have)) {
-				t.Fatalf("of %d ids, number %d is forgotten", n, have)
+				t.Fatalf("of %d ids, number %d is unknown", n, have)
 			}
 		}
 		f = again
@@ -65,7 +65,7 @@ func TestAFilterForgetsNoID(t *testing.T) {
 		}
 	}
 	if limit := 150 * len(f.layers); wrong > limit {
-		t.Errorf("%d of 10,000 new ids are taken for known, more than %d", wrong, limit)
+		t.Errorf("%d of 10,000 new ids are taken for known ones, more than %d", wrong, limit)
 	}
-	t.Logf("%d of 10,000 new ids are taken for known, by %d layers", wrong, len(f.layers))
+	t.Logf("%d of 10,000 new ids are taken for known ones, with %d layers", wrong, len(f.layers))
 }

@@ -16,9 +16,9 @@ import (
 	"millrace/pipeline/store"
 )
 
-// However many aggregates there are, and however little memory for them, each is
-// as it was left, and what is in memory stays bounded.
-func TestStatesAreAsTheyWereLeftInLittleMemory(t *testing.T) {
+// With many aggregates and little memory, each aggregate keeps its state, and the memory
+// stays bounded.
+func TestAggregatesKeepTheirStateInLittleMemory(t *testing.T) {
 	const aggregates, room = 5000, 256 << 10
 	for _, before := range []bool{false, true} {
 		s, err := store.Open("data", store.Options{FS: vfs.NewMem()})
@@ -68,7 +68,7 @@ func TestStatesAreAsTheyWereLeftInLittleMemory(t *testing.T) {
 			}
 		}
 		if states.complete {
-			t.Error("some were forgotten, and yet everything is said to be in memory")
+			t.Error("some were evicted, but the table is marked as complete")
 		}
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -76,11 +76,10 @@ func TestStatesAreAsTheyWereLeftInLittleMemory(t *testing.T) {
 	}
 }
 
-// Whatever becomes of flushes and transactions, and however little memory there is:
-// an aggregate in use is one and the same for all who get it, each that changed is
-// written once by the next flush, and each that is due is published until that
-// arrived, as it is then.
-func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
+// Whatever happens to flushes and transactions, and with any memory: there is one
+// aggregate in use per id, each changed aggregate is written once by the next flush, and
+// each due aggregate is published, in its current state, until that is committed.
+func TestDirtyAndDueAggregatesAreTracked(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		s, err := store.Open("data", store.Options{FS: vfs.NewMem()})
 		if err != nil {
@@ -97,7 +96,7 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 		}
 		states := NewTable(part, FamilyState, fold.Source{Topic: "t"})
 		want := map[string]fold.Aggregate{}
-		known := map[string]clocks{} // may be forgotten
+		known := map[string]clocks{} // may be evicted
 		dirty, due, later := map[string]bool{}, map[string]bool{}, map[string]bool{}
 		sending := false
 		b := s.NewBatch()
@@ -118,7 +117,7 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 		}
 		t.Repeat(map[string]func(*rapid.T){
 			"change": func(t *rapid.T) {
-				for range rapid.IntRange(1, 3).Draw(t, "at once") { // as of an event in several windows
+				for range rapid.IntRange(1, 3).Draw(t, "at once") { // like an event in several windows
 					id := id.Draw(t, "id")
 					a := get(id)
 					a.Version++
@@ -142,7 +141,7 @@ func TestStatesThatAreDueAndDirtyAreKnown(t *testing.T) {
 			},
 			"look":   func(t *rapid.T) { get(id.Draw(t, "id")) },
 			"settle": func(*rapid.T) { states.Settle() },
-			"erase": func(t *rapid.T) { // as what is over, or erased
+			"erase": func(t *rapid.T) { // like an expired window
 				if id := id.Draw(t, "id"); !dirty[id] && !sending {
 					a := get(id)
 					a.Aggregate, a.clocks, a.Gone, a.Due = fold.Aggregate{Source: states.source}, clocks{}, true, true
