@@ -35,8 +35,8 @@ import (
 	"millrace/pipeline/store"
 )
 
-// party is workers of a group, by hand: each has a store and an HTTP server, and
-// the partitions that the test gives it.
+// party is a group of workers without Kafka: each has a store and an HTTP server, and the
+// partitions that the test assigns.
 type party struct {
 	t          *testing.T
 	types      []*codec.Schema
@@ -44,8 +44,8 @@ type party struct {
 	partitions int
 	logs       [][]pipeline.Record
 	sent       int
-	control    *control.Follower // what all of them read
-	offset     int64             // of its topic
+	control    *control.Follower // shared by all workers
+	offset     int64             // next offset of the control topic
 	peers      map[string]*peer
 
 	// What the workers that are started later get.
@@ -53,7 +53,7 @@ type party struct {
 	upstream  *receipt.Upstream
 }
 
-// peer is one of them.
+// peer is a worker of a party.
 type peer struct {
 	*party
 	name    string
@@ -68,9 +68,9 @@ type peer struct {
 	advertise string // address that the worker announces
 
 	server *httptest.Server
-	front  *httptest.Server // before it, if somebody overhears what it is asked
+	front  *httptest.Server // in front of server, if its requests are observed
 	at     map[int32]int64  // next offset to be read
-	behind atomic.Bool      // it has yet to catch up
+	behind atomic.Bool      // it has not caught up
 }
 
 const partyGroup = "party-projector"
@@ -84,7 +84,7 @@ func newParty(t *testing.T, partitions int, names ...string) *party {
 	return p
 }
 
-// start brings a worker up.
+// start starts a worker.
 func (p *party) start(name string, disk vfs.FS) *peer {
 	p.t.Helper()
 	w := &peer{party: p, name: name, disk: disk, at: map[int32]int64{}}
@@ -132,7 +132,7 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	return w
 }
 
-// announce says what a worker has; with gone, that it stops.
+// announce announces the partitions of a worker; with gone, that it stops.
 func (w *peer) announce(gone bool) {
 	w.t.Helper()
 	r := &pipeline.Record{Key: []byte(control.WorkerPrefix + w.name), Offset: w.offset}
@@ -148,7 +148,7 @@ func (w *peer) announce(gone bool) {
 	}
 }
 
-// assign gives a worker partitions.
+// assign assigns partitions to a worker.
 func (w *peer) assign(partitions ...int32) {
 	w.t.Helper()
 	for _, n := range partitions {
@@ -162,7 +162,7 @@ func (w *peer) assign(partitions ...int32) {
 	w.announce(false)
 }
 
-// revoke takes partitions away.
+// revoke revokes partitions.
 func (w *peer) revoke(partitions ...int32) {
 	for _, n := range partitions {
 		w.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic, Partition: n}})
@@ -188,7 +188,7 @@ func (w *peer) work() {
 	w.handler.EndBatch(true)
 }
 
-// kill ends a worker that says nothing of it; its disk is left.
+// kill ends a worker without an announcement. Its disk is left.
 func (w *peer) kill() {
 	w.t.Helper()
 	if w.peers[w.name] != w {
@@ -234,7 +234,7 @@ func (p *party) workAll() {
 	}
 }
 
-// get asks a worker over HTTP.
+// ask sends a request to a worker.
 func (w *peer) ask(method, path string) projectiontest.Answer {
 	w.t.Helper()
 	r, err := http.NewRequestWithContext(w.t.Context(), method, w.server.URL+path, nil)
@@ -257,7 +257,7 @@ func (w *peer) ask(method, path string) projectiontest.Answer {
 	return a
 }
 
-// id returns an aggregate's id that belongs in a partition.
+// id returns the nth id of an aggregate that belongs to a partition.
 func (p *party) id(partition int32, n int) string {
 	for i := 0; ; i++ {
 		if id := fmt.Sprintf("u-%d-%d", n, i); kafka.PartitionOf([]byte(id), p.partitions) == partition {
@@ -266,7 +266,7 @@ func (p *party) id(partition int32, n int) string {
 	}
 }
 
-// split is a party of two, with two partitions each.
+// split returns a party of two workers with two partitions each.
 func split(t *testing.T) (p *party, a, b *peer) {
 	p = newParty(t, 4, "a", "b")
 	a, b = p.peers["a"], p.peers["b"]
@@ -275,7 +275,7 @@ func split(t *testing.T) (p *party, a, b *peer) {
 	return p, a, b
 }
 
-func TestAnyWorkerListsTheEventsOfAll(t *testing.T) {
+func TestAnyWorkerListsTheEventsOfAllWorkers(t *testing.T) {
 	p, a, b := split(t)
 	const n = 20
 	var want []string // the latest first
@@ -307,7 +307,7 @@ func TestAnyWorkerListsTheEventsOfAll(t *testing.T) {
 			t.Errorf("%s lists %v", w.name, got)
 		}
 	}
-	// A part is no answer, nor is one without those that nobody has.
+	// If a worker cannot be reached, or partitions are with no worker, there is no answer.
 	b.kill()
 	for _, path := range []string{"/v1/events?type=UserCreated", "/v1/projections/user", "/v1/blocked/user", "/v1/projections/user/feed"} {
 		got := a.ask(http.MethodGet, path)
@@ -320,14 +320,14 @@ func TestAnyWorkerListsTheEventsOfAll(t *testing.T) {
 	for _, path := range []string{"/v1/events?type=UserCreated", "/v1/projections/user", "/v1/blocked/user"} {
 		a.ask(http.MethodGet, path).Is(421, "no worker that is ready has 2, 3")
 	}
-	// Whoever is gone for good is not missed by those who have what it had.
+	// A worker that is gone is not needed when others have its partitions.
 	a.assign(2, 3)
 	if got := a.ask(http.MethodGet, "/v1/events?type=UserCreated&limit=100").Items("id"); !slices.Equal(got, want) {
 		t.Errorf("alone: %v, want %v", got, want)
 	}
 }
 
-func TestAnyWorkerListsAndReleasesWhatIsBlockedAtAll(t *testing.T) {
+func TestAnyWorkerListsAndReleasesTheBlockedAggregatesOfAllWorkers(t *testing.T) {
 	p, a, b := split(t)
 	here, there := p.id(0, 1), p.id(3, 2)
 	for _, id := range []string{here, there} {
@@ -359,17 +359,18 @@ func TestAnyWorkerListsAndReleasesWhatIsBlockedAtAll(t *testing.T) {
 	release(b, "nobody", "").Is(404, "projector blocked user")
 	b.ask(http.MethodGet, "/v1/blocked/user").Is(200, `"items":[]`)
 
-	// What cannot be told is not told.
+	// The worker that may have the aggregate cannot be reached.
 	b.kill()
 	started := time.Now()
 	release(a, there, "").Is(421, "worker b at")
 	if took := time.Since(started); took < forwardWait {
-		t.Errorf("it gave up after %v: b may have been on its way back", took)
+		t.Errorf("it gave up after %v, although b may come back", took)
 	}
 }
 
-// A worker that was asked to release something, and went away, may have done it.
-func TestAReleaseThatIsNotAnsweredIsNotTriedAgain(t *testing.T) {
+// A worker that got a request for a release and did not answer may have released the
+// aggregate.
+func TestAReleaseWithoutAnAnswerIsNotTriedAgain(t *testing.T) {
 	p, a, b := split(t)
 	b.revoke(2, 3)
 	var asked int
@@ -389,13 +390,13 @@ func TestAReleaseThatIsNotAnsweredIsNotTriedAgain(t *testing.T) {
 	a.ask(http.MethodPost, "/v1/blocked/user/"+p.id(2, 1)+"/release").Is(504, "the result is unknown", "projector blocked user")
 	mu.Lock()
 	if asked != 1 {
-		t.Errorf("it was asked %d times", asked)
+		t.Errorf("%d requests for a release", asked)
 	}
 	mu.Unlock()
 	a.ask(http.MethodGet, "/v1/blocked/user").Is(421, "worker b at")
 }
 
-// watching follows a feed in the background, wherever it is told to.
+// watching reads a feed in the background.
 type watching struct {
 	t      *testing.T
 	mu     sync.Mutex
@@ -403,7 +404,7 @@ type watching struct {
 	order  map[int]int64    // by partition, the last event's offset
 	have   map[string]int64 // versions
 	states int
-	last   string
+	last   string // last event id
 	kinds  map[string]int
 	data   map[string]string // the last of each kind
 }
@@ -412,8 +413,7 @@ func newWatching(t *testing.T) *watching {
 	return &watching{t: t, more: make(chan struct{}, 1), order: map[int]int64{}, have: map[string]int64{}, kinds: map[string]int{}, data: map[string]string{}}
 }
 
-// take takes a message. Nothing may come twice, or out of the order of its
-// partition.
+// take takes a message. No state may come twice, or out of the order of its partition.
 func (w *watching) take(m projectiontest.Message) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -447,7 +447,7 @@ func (w *watching) take(m projectiontest.Message) {
 	}
 }
 
-// follow follows a feed until it is stopped, and connects again when it ends.
+// follow reads a feed until it is stopped, and connects again when it ends.
 func (w *watching) follow(at string) (stop func()) {
 	ctx, cancel := context.WithCancel(w.t.Context())
 	var work sync.WaitGroup
@@ -490,14 +490,14 @@ func (w *watching) connect(ctx context.Context, at string) error {
 	}
 }
 
-// await waits until something is so.
-func (w *watching) await(what string, so func() bool) {
+// await waits for a condition.
+func (w *watching) await(what string, cond func() bool) {
 	w.t.Helper()
 	deadline := time.NewTimer(30 * time.Second)
 	defer deadline.Stop()
 	for {
 		w.mu.Lock()
-		done := so()
+		done := cond()
 		w.mu.Unlock()
 		if done {
 			return
@@ -507,12 +507,12 @@ func (w *watching) await(what string, so func() bool) {
 		case <-deadline.C:
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.t.Fatalf("waited in vain for %s: %d states, %v, %v", what, w.states, w.kinds, w.data)
+			w.t.Fatalf("waiting for %s took too long: %d states, %v, %v", what, w.states, w.kinds, w.data)
 		}
 	}
 }
 
-func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
+func TestAFeedCoversAllWorkersAndContinuesAtAny(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	p, a, b := split(t)
 	want := map[string]bool{}
@@ -525,7 +525,7 @@ func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
 		p.workAll()
 	}
 	add(50)
-	clear(want) // whoever follows from now is not told of these
+	clear(want) // a feed from now on does not report these
 	w := newWatching(t)
 	path := "/v1/projections/user/feed"
 	stop := w.follow(a.server.URL + path)
@@ -546,8 +546,8 @@ func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
 	}
 	add(40)
 	caughtUp()
-	// A partition goes from one to the other, and back, with events before, in
-	// between and after.
+	// A partition moves to the other worker and back, with events before, in between and
+	// after.
 	for range 3 {
 		add(10)
 		b.revoke(3)
@@ -563,7 +563,7 @@ func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
 		b.revoke(0)
 		a.assign(0)
 	}
-	// Whoever follows goes on at the other worker.
+	// The client continues at the other worker.
 	for range 3 {
 		stop()
 		add(20)
@@ -580,21 +580,21 @@ func TestAFeedIsOfAllWorkersAndGoesOnAtAny(t *testing.T) {
 	if w.kinds["end"] > 0 || w.kinds["stalled"] > 0 {
 		t.Errorf("%v: %s %s", w.kinds, w.data["end"], w.data["stalled"])
 	}
-	// The last state of each that changed is what the store has.
+	// The last reported state of each aggregate is that of the store.
 	for id, version := range w.have {
 		got := a.ask(http.MethodGet, fmt.Sprint("/v1/projections/user?filter=", url.QueryEscape(fmt.Sprintf("id == '%s'", id))))
 		if at := got.Items("version"); len(at) != 1 || at[0] != fmt.Sprint(version) {
-			t.Errorf("%s was told at version %d, and is at %v", id, version, at)
+			t.Errorf("%s was reported at version %d, and is at %v", id, version, at)
 		}
 	}
 	for id := range want {
 		if w.have[id] == 0 {
-			t.Errorf("%s changed, and was never told", id)
+			t.Errorf("%s changed and was not reported", id)
 		}
 	}
 }
 
-func TestAFeedSaysOfWhichPartitionsNothingComesAndWhy(t *testing.T) {
+func TestAFeedReportsStalledPartitionsWithAReason(t *testing.T) {
 	p, a, b := split(t)
 	for n := range int32(4) {
 		p.add(projectiontest.UserCreated, p.id(n, 0), false)
@@ -602,31 +602,31 @@ func TestAFeedSaysOfWhichPartitionsNothingComesAndWhy(t *testing.T) {
 	p.workAll()
 	w := newWatching(t)
 	stop := w.follow(a.server.URL + "/v1/projections/user/feed?from=beginning")
-	w.await("all there was", func() bool { return w.states == 4 && w.last == "0-1,1-1,2-1,3-1" })
+	w.await("all states", func() bool { return w.states == 4 && w.last == "0-1,1-1,2-1,3-1" })
 	b.kill()
-	w.await("a word about it", func() bool { return w.kinds["stalled"] == 1 })
+	w.await("a report of the stall", func() bool { return w.kinds["stalled"] == 1 })
 	for _, has := range []string{`{"partition":2,"offset":1,"detail":"worker b at ` + b.advertise, `{"partition":3,`} {
 		if got := w.data["stalled"]; !strings.Contains(got, has) || strings.Contains(got, `"partition":0`) {
 			t.Errorf("no %s in %s", has, got)
 		}
 	}
-	// The others go on, and frontiers are of them alone.
+	// The other partitions continue, and frontiers cover only them.
 	p.add(projectiontest.UserCreated, p.id(1, 1), false)
 	a.work()
-	w.await("what the other has", func() bool { return w.states == 5 && w.last == "0-1,1-2,2-1,3-1" })
+	w.await("the change at the other worker", func() bool { return w.states == 5 && w.last == "0-1,1-2,2-1,3-1" })
 	was := w.frontiers()
 	w.await("a frontier", func() bool { return w.kinds["frontier"] > was })
 	if got := w.data["frontier"]; strings.Count(got, `"partition":`) != 2 {
 		t.Errorf("the frontier is %s", got)
 	}
-	w.await("another word", func() bool { return w.kinds["stalled"] > 1 })
+	w.await("another report of the stall", func() bool { return w.kinds["stalled"] > 1 })
 	stop()
 
-	// Whoever comes back meanwhile is told, too.
+	// A client that connects meanwhile gets the report, too.
 	late := newWatching(t)
 	late.last = w.last
 	stop = late.follow(a.server.URL + "/v1/projections/user/feed")
-	late.await("a word about it", func() bool { return late.kinds["stalled"] == 1 })
+	late.await("a report of the stall", func() bool { return late.kinds["stalled"] == 1 })
 
 	p.add(projectiontest.UserCreated, p.id(2, 1), false)
 	p.add(projectiontest.UserCreated, p.id(3, 1), false)
@@ -648,7 +648,7 @@ func (w *watching) frontiers() int {
 	return w.kinds["frontier"]
 }
 
-// hang makes a worker accept connections and say nothing.
+// hang makes a worker accept connections and send nothing.
 func (w *peer) hang() {
 	w.t.Helper()
 	until := make(chan struct{})
@@ -658,7 +658,7 @@ func (w *peer) hang() {
 	w.announce(false)
 }
 
-func TestAWorkerThatHangsIsNoSilence(t *testing.T) {
+func TestAFeedReportsAWorkerThatHangs(t *testing.T) {
 	p, a, b := split(t)
 	p.add(projectiontest.UserCreated, p.id(0, 0), false)
 	p.workAll()
@@ -666,7 +666,7 @@ func TestAWorkerThatHangsIsNoSilence(t *testing.T) {
 	stop := w.follow(a.server.URL + "/v1/projections/user/feed")
 	w.await("the first frontier", func() bool { return w.kinds["frontier"] > 0 })
 	b.hang()
-	w.await("a word about it", func() bool { return w.kinds["stalled"] > 0 })
+	w.await("a report of the stall", func() bool { return w.kinds["stalled"] > 0 })
 	if got := w.data["stalled"]; !strings.Contains(got, "worker b at "+b.advertise) {
 		t.Error(got)
 	}
@@ -674,7 +674,7 @@ func TestAWorkerThatHangsIsNoSilence(t *testing.T) {
 	a.ask(http.MethodGet, "/v1/events?type=UserCreated").Is(421, "no answer within 5s")
 }
 
-func TestAFeedEndsWhereItCannotGoOn(t *testing.T) {
+func TestAFeedEndsIfItCannotContinue(t *testing.T) {
 	p, a, b := split(t)
 	p.add(projectiontest.UserCreated, p.id(2, 0), false)
 	p.workAll()
@@ -691,7 +691,7 @@ func TestAFeedEndsWhereItCannotGoOn(t *testing.T) {
 			t.Errorf("%s: %d %s", c.last, out.Code, out.Body)
 		}
 	}
-	// Another version is promoted.
+	// Another version becomes live.
 	all := projectiontest.Follow(t, b.server.URL+"/v1/projections/user/feed", "")
 	all.Next("frontier")
 	b.roster.setLive(nil)

@@ -337,7 +337,7 @@ func (f *groupFollower) broadcast() {
 }
 
 // stopFollowing stops following a partition if it is read, because of an error (why) or
-// for good. When it returns, the store has what was folded, and the follower does not
+// for good. When it returns, the folded events are in the store, and the follower does not
 // write to the partition's part of the store.
 func (f *groupFollower) stopFollowing(key projection.Key, why error) {
 	f.mu.Lock()

@@ -43,13 +43,13 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	restores := newRestores(w.Metrics, w.Log.With(slog.String("part", "restore")))
 	r := newRoster()
 	others := &peers{
-		instance: w.Flags.Instance, replica: c.replica, control: follower,
+		instance: w.Flags.Instance, replica: c.options.replica, control: follower,
 		transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext},
 	}
-	ready := &readiness{roster: r, restores: restores, control: follower, replica: c.replica, began: time.Now()}
+	ready := &readiness{roster: r, restores: restores, control: follower, replica: c.options.replica, began: time.Now()}
 	a := &announcer{
-		kafka: w.Kafka, topic: follower.Topic, instance: w.Flags.Instance, roster: r, replica: c.replica, log: w.Log,
-		address: func() string { return addressOf(c.advertise, w.HTTP.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
+		kafka: w.Kafka, topic: follower.Topic, instance: w.Flags.Instance, roster: r, replica: c.options.replica, log: w.Log,
+		address: func() string { return addressOf(c.options.advertise, w.HTTP.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
 	}
 	receipts := c.receiptReader(w)
 	b := &builder{
@@ -62,19 +62,19 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 			w: w, store: kept, control: follower, roster: r, builder: b, peers: others, announcer: a, restores: restores, ended: make(chan *groupLoop),
 			forwarder: &forwarder{peers: others, roster: r, ready: ready.ready}, answer: answer,
 		},
-		internal: &internalAPI{roster: r, replica: c.replica, keys: keys, log: w.Log},
+		internal: &internalAPI{roster: r, replica: c.options.replica, keys: keys, log: w.Log},
 	}
 }
 
 // receiptReader returns the reader of the receipts of pipelines.
 func (c *runCommand) receiptReader(w *worker.Worker) *receipt.Reader {
 	var topics []*topology.Topic
-	if c.receipts > 0 {
+	if c.options.receipts > 0 {
 		topics = receipt.Topics(w.Topology)
 	}
-	r := receipt.NewReader(w.Kafka, topics, c.receipts, c.env.Now, w.Log.With(slog.String("part", "receipts")), w.Metrics)
+	r := receipt.NewReader(w.Kafka, topics, c.options.receipts, c.env.Now, w.Log.With(slog.String("part", "receipts")), w.Metrics)
 	r.Ensure = func(ctx context.Context) error {
-		_, err := ensureTopics(ctx, w, c.replica, topics)
+		_, err := ensureTopics(ctx, w, c.options.replica, topics)
 		return err
 	}
 	return r
@@ -112,7 +112,7 @@ func (p *program) run(ctx context.Context) error {
 // begin makes sure that each projection has a live version: at first, the version that
 // the topology defines.
 func (p *program) begin(ctx context.Context) error {
-	if p.command.replica {
+	if p.command.options.replica {
 		return p.awaitVersions(ctx)
 	}
 	needed := []kafka.TopicSpec{control.Spec(p.control.Topic)}

@@ -72,7 +72,8 @@ type runCommand struct {
 	env    *cli.Env
 	worker *worker.Flags
 	kek    *keyring.Flags
-	options
+
+	options options
 }
 
 // options are the flags that only this command has.
@@ -90,14 +91,14 @@ type options struct {
 func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 	c.worker = worker.AddFlags(c.env, flags, "projector", worker.ProjectorListen)
 	c.kek = keyring.AddFlags(c.env, flags)
-	flags.BoolVar(&c.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null and marked as hidden")
-	flags.StringVar(&c.dataDir, "data-dir", "data/projector", "`directory` of the states; another one for each worker")
-	flags.StringVar(&c.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: the address of --listen, with the host's name if it listens on all addresses)")
-	flags.BoolVar(&c.noHistory, "no-history", false, "keep states only, not the events that made them: faster and smaller, no questions about the past")
-	flags.IntVar(&c.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, approximately")
-	flags.DurationVar(&c.receipts, "receipts", time.Hour, "for how long a `time` the worker remembers events that pipelines filtered or made dead letters; 0 disables this")
-	flags.BoolVar(&c.replica, "replica", false, "join no group: fold all partitions for questions only, and publish nothing")
-	flags.BoolVar(&c.standby, "standby", false, "keep the states of partitions that other workers own, to take them over immediately")
+	flags.BoolVar(&c.options.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null and marked as hidden")
+	flags.StringVar(&c.options.dataDir, "data-dir", "data/projector", "`directory` of the states; another one for each worker")
+	flags.StringVar(&c.options.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: the address of --listen, with the host's name if it listens on all addresses)")
+	flags.BoolVar(&c.options.noHistory, "no-history", false, "keep states only, not the events that made them: faster and smaller, no questions about the past")
+	flags.IntVar(&c.options.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, approximately")
+	flags.DurationVar(&c.options.receipts, "receipts", time.Hour, "for how long a `time` the worker remembers events that pipelines filtered or made dead letters; 0 disables this")
+	flags.BoolVar(&c.options.replica, "replica", false, "join no group: fold all partitions for questions only, and publish nothing")
+	flags.BoolVar(&c.options.standby, "standby", false, "keep the states of partitions that other workers own, to take them over immediately")
 	c.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
 }
 
@@ -107,7 +108,7 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer w.Close()
-	if c.replica && c.standby {
+	if c.options.replica && c.options.standby {
 		return cli.Usagef("--replica and --standby exclude each other: a standby is a member of the group, and a replica is not")
 	}
 	if len(w.Topology.Projections) == 0 {
@@ -117,7 +118,7 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	kept, err := store.Open(c.dataDir, store.Options{Logger: w.Log})
+	kept, err := store.Open(c.options.dataDir, store.Options{Logger: w.Log})
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (c *runCommand) keys(w *worker.Worker) (*keyring.Ring, error) {
 	switch {
 	case err != nil || topic == nil:
 		return nil, err
-	case c.noDecrypt:
+	case c.options.noDecrypt:
 		keks = nil
 	case keks == nil:
 		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", c.worker.Topology.File, keyring.EnvKEK)

@@ -16,7 +16,7 @@ import (
 )
 
 // Forget sets the aggregates that must not exist, by name of the projection. Their
-// events are not folded any more; Erase removes what was folded.
+// events are not folded any more; Erase removes their states and history.
 func (s *Set) Forget(forgotten map[string]map[string]control.ForgottenRecord) {
 	for _, t := range s.topics {
 		for _, p := range t.projections {

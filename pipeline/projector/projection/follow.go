@@ -63,7 +63,7 @@ func (l *lane) followFrom() int64 {
 }
 
 // frontier returns the offset below which all changes were sent to feeds: for an owner,
-// what is committed.
+// the committed offset.
 func (l *lane) frontier() int64 {
 	if l.follow != nil {
 		return l.follow.done

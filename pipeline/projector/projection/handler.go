@@ -79,8 +79,8 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 	return from, nil
 }
 
-// Revoke implements [kafka.Assigner]. It waits for a fold or a write that runs, and
-// stores what was folded.
+// Revoke implements [kafka.Assigner]. It waits for a running fold or write, and stores
+// the folded events.
 func (h *Handler) Revoke(ps []kafka.Partition) {
 	for _, p := range ps {
 		h.set.Leave(Key{p.Topic, p.Partition})
@@ -162,8 +162,8 @@ func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error 
 	return nil
 }
 
-// Flush implements [pipeline.Handler]: it stores what was folded, if it is time, and
-// emits what is due.
+// Flush implements [pipeline.Handler]: it stores the folded events, if it is time,
+// and emits the due records.
 func (h *Handler) Flush(_ context.Context, out pipeline.Emitter) error {
 	h.addWoken()
 	for _, u := range h.batch {

@@ -142,8 +142,8 @@ func (l *lane) pack() {
 	}
 }
 
-// markAgain marks what is due because of an event that is folded, but is not in
-// committed snapshots, or whose dead letter is not in a committed transaction.
+// markAgain marks the records that are due because of an event that is folded, but is not
+// in committed snapshots, or whose dead letter is not in a committed transaction.
 func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error {
 	if missed, ok := l.letters.due[in.Offset]; ok {
 		var id []byte
@@ -199,7 +199,7 @@ func keyOf(f *fold.Fold, in *pipeline.Record) []byte {
 	return in.Key
 }
 
-// write adds to the batch what the store does not have yet.
+// write adds to the batch everything that the store does not have yet.
 func (l *lane) write(b *store.Batch) error {
 	if err := l.own.write(b); err != nil {
 		return err

@@ -86,7 +86,7 @@ func (p *Partition) Hidden() bool {
 	return p.set.cfg.Hidden != nil && p.set.cfg.Hidden(p.unit.key, false)
 }
 
-// Freshen writes what was folded to the store, unless the partition is being folded:
+// Freshen writes the folded events to the store, unless the partition is being folded:
 // then that happens soon anyway.
 func (p *Partition) Freshen() { p.unit.freshen(p.set) }
 

@@ -69,7 +69,7 @@ import (
 const DefaultMemory = 256 << 20
 
 // Config describes a [Set]. Store, Registry, Restore and Projections are required;
-// zero values of the other fields mean what is written beside them.
+// the comments of the other fields describe their zero values.
 type Config struct {
 	Store       *store.Store
 	Registry    event.Schemas // schemas of the events
@@ -258,8 +258,8 @@ func (s *Set) assign(u *unit) {
 	s.lanes.Add(int64(len(u.lanes)))
 }
 
-// Leave gives a partition up, if it is assigned. It waits for a fold or a write that
-// runs, and stores what was folded. Questions are answered from the partition for a
+// Leave gives a partition up, if it is assigned. It waits for a running fold or
+// write, and stores the folded events. Questions are answered from the partition for a
 // short time more, because it may move to another session of this process.
 func (s *Set) Leave(key Key) {
 	s.mu.Lock()
@@ -288,14 +288,14 @@ func (s *Set) Close() {
 	}
 }
 
-// setProgress notes what a partition waits for.
+// setProgress notes the progress of a partition's restore.
 func (s *Set) setProgress(key Key, format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.progress[key] = fmt.Sprintf(format, args...)
 }
 
-// clearProgress notes that a partition waits no more.
+// clearProgress notes that a restore has ended.
 func (s *Set) clearProgress(key Key) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -16,9 +16,9 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// publication is the publishing of a lane: how far it is, and what is due beside the
-// aggregates, which are marked themselves. What becomes due while a transaction is open
-// is deferred to the next one.
+// publication is the state of the publishing of a lane: its offset, and the due records
+// that are not snapshots. The aggregates themselves are marked as due. Records that
+// become due while a transaction is open are deferred to the next one.
 type publication struct {
 	policy    topology.Publish
 	published int64         // everything below is in committed snapshots
@@ -28,7 +28,7 @@ type publication struct {
 	cost      time.Duration // of folding a record, on average
 
 	blocked  map[string]bool // ids of aggregates whose blocked record is due
-	sending  bool            // the open transaction contains what is due
+	sending  bool            // the open transaction contains the due records
 	deferred []string        // ids for blocked, after the open transaction
 }
 
@@ -106,7 +106,7 @@ func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
 	return l.now(), l.isDue(read)
 }
 
-// publish emits the batch's dead letters and, if it is time, what is due and a
+// publish emits the batch's dead letters and, if it is time, the due records and a
 // checkpoint, which states that the snapshots contain everything below read, the next
 // offset of the batch. A dead letter is truncated to the limit of its topic. A
 // snapshot is bounded by max_state alone, because a fold must not depend on a topic.
@@ -186,8 +186,8 @@ func (l *lane) reserved(key, value []byte) *pipeline.Record {
 	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Value: value, Time: l.now()}
 }
 
-// ended notes the end of the transaction for which publish was called. What is due
-// stays due until a transaction commits.
+// ended notes the end of the transaction for which publish was called. Due
+// records stay due until a transaction commits.
 func (l *lane) ended(committed bool, read int64) {
 	l.letters.outbox = nil
 	if l.states == nil {
@@ -225,8 +225,8 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 }
 
-// dropDue forgets what is due in a partition that is followed, because its owner
-// publishes it. A later owner of this store finds the rest in the log.
+// dropDue forgets the due records of a partition that is followed, because its owner
+// publishes them. A later owner of this store finds the rest in the log.
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)

@@ -73,8 +73,8 @@ func (f *feeds) wakeWaiting() {
 	f.mu.Unlock()
 }
 
-// send adds what is due of a lane, and is committed now, to the subscriptions. next is
-// the offset that the transaction reached. The unit's lock is held.
+// send adds the due aggregates of a lane, which are committed now, to the subscriptions.
+// next is the offset that the transaction reached. The unit's lock is held.
 func (f *feeds) send(l *lane, next int64) {
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked

@@ -44,7 +44,7 @@ type track struct {
 	skips  *skips
 	index  *states.Index // nil without history
 
-	// lane gets the effects of decisions: what is due, counted and logged. It is nil in a
+	// lane gets the effects of decisions: due records, counts and log lines. It is nil in a
 	// shadow, whose decisions were made before and have no effects.
 	lane *lane
 

@@ -74,7 +74,7 @@ func (u *unit) addCost(d time.Duration) {
 	}
 }
 
-// revoke stores what was folded, and frees the lanes. Nothing is written afterwards.
+// revoke stores the folded events, and frees the lanes. Nothing is written afterwards.
 func (u *unit) revoke(s *Set) error {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -90,7 +90,7 @@ func (u *unit) revoke(s *Set) error {
 	return err
 }
 
-// mustSave reports whether what was folded is to be stored at the end of a batch. It
+// mustSave reports whether the folded events are to be stored at the end of a batch. It
 // takes the lock itself, because End must be called without it.
 func (u *unit) mustSave(s *Set) bool {
 	u.mu.Lock()
@@ -102,7 +102,7 @@ func (u *unit) mustSave(s *Set) bool {
 	return due || read >= s.cfg.End(u.key.Topic, u.key.Partition)
 }
 
-// save writes what was folded to the store, in one step.
+// save writes the folded events to the store, in one step.
 func (u *unit) save(s *Set) error {
 	for _, l := range u.lanes {
 		if err := l.write(u.entries); err != nil {
@@ -126,7 +126,7 @@ func (u *unit) save(s *Set) error {
 // being folded, a flush costs more than it is worth, and happens soon anyway.
 const busy = 50 * time.Millisecond
 
-// freshen writes what was folded to the store for a question, unless the partition is
+// freshen writes the folded events to the store for a question, unless the partition is
 // being folded. Many questions cost no more writes than few.
 func (u *unit) freshen(s *Set) {
 	if !u.mu.TryLock() {

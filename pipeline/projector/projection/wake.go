@@ -7,8 +7,8 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// What is due of a partition is emitted with its next batch. If none comes because the
-// topic is quiet, the unit asks the session for a batch: when the publish policy
+// The due records of a partition are emitted with its next batch. If none comes because
+// the topic is quiet, the unit asks the session for a batch: when the publish policy
 // requires it, and after a release.
 //
 // Such a batch contains snapshots and the records that belong to them, which may be

@@ -13,7 +13,7 @@ import (
 	"millrace/pipeline/projector/query"
 )
 
-// askPost is ask with POST.
+// askPost is projectiontest.Ask with POST.
 func askPost(t testing.TB, h http.Handler, path string) projectiontest.Answer {
 	t.Helper()
 	w := httptest.NewRecorder()
@@ -25,12 +25,12 @@ func askPost(t testing.TB, h http.Handler, path string) projectiontest.Answer {
 	return a
 }
 
-func TestWhatIsBlockedIsListedAndReleasedOverHTTP(t *testing.T) {
+func TestBlockedAggregatesAreListedAndReleasedOverHTTP(t *testing.T) {
 	w := newCounts(t, nil)
 	w.counted("k", 0, 0, "a")
 	w.poison("k")
 	w.counted("k", 0, 0, "b")
-	w.poison("n") // the first that comes of it
+	w.poison("n") // its first event
 	w.counted("j", 0, 0, "c")
 	fw := w.start()
 	fw.run()
@@ -43,7 +43,7 @@ func TestWhatIsBlockedIsListedAndReleasedOverHTTP(t *testing.T) {
 	last := projectiontest.Ask(t, api, "/v1/blocked/texts?cursor="+rest.JSON["next_cursor"].(string))
 	last.Is(200, `"items":[]`)
 	if last.JSON["next_cursor"] != nil {
-		t.Errorf("after the last there is %v", last.JSON["next_cursor"])
+		t.Errorf("after the last page there is %v", last.JSON["next_cursor"])
 	}
 	projectiontest.Ask(t, api, "/v1/blocked/texts?cursor=x").Is(400, "next_cursor")
 	projectiontest.Ask(t, api, "/v1/blocked/texts?limit=0").Is(400)
@@ -62,9 +62,9 @@ func TestWhatIsBlockedIsListedAndReleasedOverHTTP(t *testing.T) {
 	fw.stop()
 }
 
-// A release changes an aggregate by events of long ago, and blocking one changes
-// it by none: whoever follows is told all the same, and so is whoever comes back.
-func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
+// A release changes an aggregate by old events, and blocking changes it without one. A
+// feed reports both, also if it is opened later.
+func TestAFeedReportsBlockedAndReleasedAggregates(t *testing.T) {
 	for _, history := range []bool{true, false} {
 		t.Run(fmt.Sprint("history ", history), func(t *testing.T) {
 			w := newCounts(t, nil)
@@ -80,32 +80,32 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 			all := projectiontest.Follow(t, at, "")
 			all.Next("frontier")
 
-			tell := func() { // all that is due, in a batch with an event of another
+			publish := func() { // what is due, in a batch with an event of another aggregate
 				w.counted("other", 0, 0, fmt.Sprint(len(w.log)))
 				fw.run()
 			}
 			w.poison("k")
-			w.poison("new") // of which there is nothing to be told
+			w.poison("new") // an aggregate without a state is not reported
 			fw.run()
 			if m := all.Next("snapshot"); m.Aggregate(t) != "k@1" || !strings.Contains(m.Data, `"status":"blocked"`) {
 				t.Errorf("blocked: %+v", m)
 			}
 			w.counted("k", 0, 0, "c")
-			tell()
+			publish()
 			if m := all.Next("snapshot"); m.Aggregate(t) != "other@1" || m.ID != "0-6" {
 				t.Errorf("%+v", m)
 			}
 			if _, err := fw.set.Release(t.Context(), fw.projection(), "k", true); err != nil {
 				t.Fatal(err)
 			}
-			tell()
+			publish()
 			released, other := all.Next("snapshot"), all.Next("snapshot")
 			if released.Aggregate(t) != "k@2" || strings.Contains(released.Data, "status") || other.Aggregate(t) != "other@2" || other.ID != "0-7" {
 				t.Errorf("released: %+v\n%+v", released, other)
 			}
 			all.Done()
 
-			// Whoever went away before each of them.
+			// Feeds that were interrupted before each of these changes.
 			for last, want := range map[string][]string{
 				"0-2": {"k@2", "other@2"},
 				"0-5": {"k@2", "other@2"},
@@ -119,7 +119,7 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 					got = append(got, m.Aggregate(t))
 				}
 				if !equalSets(got, want) || m.ID != "0-7" {
-					t.Errorf("after %s: %v, want %v; then go on at %s", last, got, want, m.ID)
+					t.Errorf("after %s: %v, want %v; then continue at %s", last, got, want, m.ID)
 				}
 				again.Done()
 			}
@@ -129,7 +129,7 @@ func TestAFeedTellsOfWhatIsBlockedAndReleased(t *testing.T) {
 			}
 			one.Done()
 
-			// What is known of it survives a restart.
+			// The same after a restart.
 			fw.stop()
 			fw = w.start()
 			fw.run()
@@ -163,9 +163,9 @@ func equalSets(a, b []string) bool {
 	return true
 }
 
-// Events with numbers may come in another order: one that had waited stands before
-// what was told already.
-func TestAFeedTellsOfEventsThatHadWaited(t *testing.T) {
+// Events with numbers may come out of order: an event that had waited is before events
+// that were reported already.
+func TestAFeedReportsChangesByEventsThatHadWaited(t *testing.T) {
 	w := newCounts(t, nil)
 	w.counted("k", 1, 0, "a")
 	w.counted("k", 3, 0, "c") // offset 1
@@ -180,7 +180,7 @@ func TestAFeedTellsOfEventsThatHadWaited(t *testing.T) {
 	if m := all.Next("frontier"); m.ID != "0-3" {
 		t.Errorf("%+v", m)
 	}
-	w.counted("k", 2, 0, "b") // offset 3, and the state stands at offset 1 then
+	w.counted("k", 2, 0, "b") // offset 3; the offset of the state is 1 then
 	w.counted("j", 0, 0, "y")
 	fw.run()
 	k, j := all.Next("snapshot"), all.Next("snapshot")

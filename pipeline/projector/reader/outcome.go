@@ -21,7 +21,7 @@ func (r *Reader) Outcome(_ context.Context, e query.Sought) (query.Outcome, erro
 	})
 	history := r.set.KeepsHistory()
 	if history {
-		// The history before the refusals: what was refused may have been released and
+		// The history before the refusals: a refused event may have been released and
 		// applied since.
 		if out, ok, err := applied(ps, e.ID); ok || err != nil {
 			return out, err
@@ -69,7 +69,7 @@ func (r *Reader) Unseen(eventID, where string) string {
 }
 
 // awaitAgain is how soon a wait for an event looks again: in a partition that has become
-// quiet, what is only in memory is stored by the next question.
+// quiet, the next question stores the folded events.
 const awaitAgain = 50 * time.Millisecond
 
 // Await implements [query.Projection], for what this worker knows.

@@ -103,8 +103,8 @@ func (r *Reader) Offsets() map[int32]int64 {
 	return out
 }
 
-// fresh returns the partitions from which questions are answered, in order, after what
-// was in memory went to the store, where that is cheap.
+// fresh returns the partitions from which questions are answered, in order, after it
+// stored their folded events, where that is cheap.
 func (r *Reader) fresh() []*projection.Partition {
 	ps := r.set.Partitions(r.projection)
 	for _, p := range ps {

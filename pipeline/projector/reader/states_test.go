@@ -56,8 +56,8 @@ func TestQuestionsAboutNow(t *testing.T) {
 		t.Errorf("%d pages with %q", pages, ids)
 	}
 
-	// While the partition goes from one session to another, and after it went to
-	// another worker.
+	// While the partition may move to another session, and after it has moved to another
+	// worker.
 	fw.revoke()
 	projectiontest.Ask(t, api, "/v1/projections/user/u-03").Is(200, `"version":2`)
 	fw.now = func() time.Time { return time.Now().Add(10 * time.Second) }
@@ -66,8 +66,8 @@ func TestQuestionsAboutNow(t *testing.T) {
 	fw.close()
 }
 
-// A question about a partition that nobody is at work on is answered with all that
-// was folded, also if it is not in the store yet.
+// A question about a partition that is not being folded is answered with everything that
+// was folded, even if it is not in the store yet.
 func TestQuestionsSeeWhatIsInMemory(t *testing.T) {
 	w := newWorld(t)
 	w.rare = true
@@ -80,7 +80,7 @@ func TestQuestionsSeeWhatIsInMemory(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	fw.now = func() time.Time { return now }
 	fw.batch(5)
-	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(404) // at work
+	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(404) // it is being folded
 	now = now.Add(50 * time.Millisecond)
 	projectiontest.Ask(t, api, "/v1/projections/user/u").Is(200, `"version":5`)
 	fw.commit()
@@ -99,7 +99,7 @@ func TestQuestionsAboutThePast(t *testing.T) {
 	fw.run()
 	api := fw.api()
 
-	// As of each version, and as of the time of each event.
+	// At each version, and at the time of each event.
 	for v := 1; v <= versions; v++ {
 		offset := max(0, 2*(v-1))
 		name := fmt.Sprintf(`"name":"name %d"`, offset)
@@ -159,7 +159,7 @@ func TestQuestionsAboutThePast(t *testing.T) {
 	fw.stop()
 }
 
-func TestWithoutHistoryThereIsNoPast(t *testing.T) {
+func TestWithoutHistoryQuestionsAboutThePastFail(t *testing.T) {
 	w := newWorld(t)
 	w.history = false
 	w.add(projectiontest.UserCreated, "u")

@@ -26,7 +26,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// Progress is how far the partitions of a projection are, as an answer says.
+// Progress is the progress of a projection in an answer.
 type Progress struct {
 	Name       string           `json:"name"`
 	Partitions []query.Position `json:"partitions"`
@@ -36,7 +36,7 @@ type Progress struct {
 	} `json:"absent"`
 }
 
-// String is each partition with its offset, and those that are absent with why.
+// String returns each partition with its offset, or the reason why it is absent.
 func (p Progress) String() string {
 	var all []string
 	for _, at := range p.Partitions {
@@ -48,7 +48,7 @@ func (p Progress) String() string {
 	return strings.Join(all, ", ")
 }
 
-// progress asks a worker how far the partitions are of all workers.
+// progress asks a worker for the positions of all workers.
 func (w *peer) progress() string {
 	w.t.Helper()
 	got := w.ask(http.MethodGet, "/v1/projections")
@@ -60,7 +60,7 @@ func (w *peer) progress() string {
 	return all.Projections[0].String()
 }
 
-func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
+func TestAnyWorkerReturnsThePositionsOfAllWorkers(t *testing.T) {
 	p, a, b := split(t)
 	for n := range int32(4) {
 		for i := range n + 1 {
@@ -78,7 +78,7 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 	}
 	is("0-1, 1-2, 2-3, 3-4", a, b)
 
-	// Of which nobody can tell, that is said.
+	// Partitions with an unknown position have a reason.
 	b.revoke(3)
 	is("0-1, 1-2, 2-3, 3: no worker has it", a, b)
 	b.behind.Store(true)
@@ -87,7 +87,7 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 	is("0-1, 1-2, 2: worker b has it, and has yet to catch up, 3: no worker has it", b)
 	b.behind.Store(false)
 
-	// Before the others know that a partition has moved, it may be with two workers.
+	// Until all workers know that a partition has moved, it may be with two of them.
 	p.add(projectiontest.UserCreated, p.id(2, 9), false)
 	a.assign(2, 3)
 	is("0-1, 1-2, 2-4, 3-4", a, b)
@@ -109,7 +109,7 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 		t.Errorf("%s%s", &out, &talk)
 	}
 
-	// A worker that cannot be reached may know: a part is no answer.
+	// A worker that cannot be reached may know the position: there is no partial answer.
 	b.kill()
 	got := a.ask(http.MethodGet, "/v1/projections")
 	got.Is(421, "partitions 2 of "+projectiontest.EventsTopic+" are with "+at)
@@ -117,13 +117,13 @@ func TestAnyWorkerSaysHowFarThePartitionsOfAllAre(t *testing.T) {
 		t.Error("it does not say when to try again")
 	}
 	b.announce(true)
-	p.start("c", vfs.NewMem()).announce(false) // alone, a would tell of what it had
+	p.start("c", vfs.NewMem()).announce(false) // alone, a would answer for the partitions that it had
 	is("0-1, 1-2, 2: no worker has it, 3: no worker has it", a)
 }
 
-// overheard makes a worker tell when it is asked for something that comes from another
-// worker, and waits.
-func (w *peer) overheard(path string) <-chan struct{} {
+// observe returns a channel that gets a value when the worker gets a request that waits,
+// from another worker.
+func (w *peer) observe(path string) <-chan struct{} {
 	w.t.Helper()
 	heard := make(chan struct{}, 1)
 	next := w.server.Config.Handler
@@ -143,8 +143,7 @@ func (w *peer) overheard(path string) <-chan struct{} {
 
 const outcomePath = "/internal/v1/outcome/"
 
-// await asks for a list that has the last event but n, in the background, and returns
-// the answer.
+// await asks for a list after the next event, in the background.
 func (w *peer) await(wait, more string) <-chan projectiontest.Answer {
 	answer := make(chan projectiontest.Answer, 1)
 	path := fmt.Sprintf("/v1/projections/user?after_event=%s&wait=%s%s", projectiontest.FoldedID(w.sent), wait, more)
@@ -152,15 +151,15 @@ func (w *peer) await(wait, more string) <-chan projectiontest.Answer {
 	return answer
 }
 
-func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
+func TestAListWaitsForAnEventOfAnyWorker(t *testing.T) {
 	p := newParty(t, 4, "a", "b", "c")
 	a, b, c := p.peers["a"], p.peers["b"], p.peers["c"]
 	a.assign(0, 1)
 	b.assign(2, 3)
 	c.announce(false)
-	heard := b.overheard(outcomePath)
+	heard := b.observe(outcomePath)
 
-	// It comes to another worker while it is waited for, or to the one that is asked.
+	// The event comes to another worker during the wait, or to the worker that is asked.
 	for i, at := range []int32{3, 1} {
 		answer := a.await("30s", "")
 		<-heard
@@ -172,13 +171,13 @@ func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
 			t.Errorf("the list is %v", ids)
 		}
 	}
-	// It is there already.
+	// The event is applied already.
 	applied := "/v1/projections/user?after_event=" + projectiontest.FoldedID(0)
 	for _, w := range []*peer{a, b, c} {
 		w.ask(http.MethodGet, applied).Is(200, `"after_event":"applied"`)
 	}
 
-	// What another worker did not apply, it says.
+	// Another worker did not apply the event.
 	gone := p.id(2, 5)
 	p.add(projectiontest.UserCreated, gone, false)
 	p.add(projectiontest.UserDeleted, gone, false)
@@ -195,7 +194,7 @@ func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
 		t.Error("no Retry-After")
 	}
 
-	// The partition moves while it is waited for.
+	// The partition moves during the wait.
 	for len(heard) > 0 {
 		<-heard
 	}
@@ -207,18 +206,18 @@ func TestAListWaitsForAnEventWhicheverWorkerHasIt(t *testing.T) {
 	c.assign(3)
 	(<-answer).Is(200, `"after_event":"applied"`)
 
-	// Its worker goes, and is back in time.
+	// The worker of the partition stops, and is back in time.
 	b.kill()
 	(<-a.await("1ms", "")).Is(504, `"outcome":"pending"`, "partitions 2 of "+projectiontest.EventsTopic+" are with worker b at "+b.advertise)
-	a.ask(http.MethodGet, applied).Is(421, "worker b at") // the list is of b, too
+	a.ask(http.MethodGet, applied).Is(421, "worker b at") // the list needs b, too
 	answer = a.await("30s", "")
 	p.add(projectiontest.UserCreated, p.id(2, 8), false)
 	p.start("b", b.disk).assign(2)
 	(<-answer).Is(200, `"after_event":"applied"`)
 }
 
-// knownReceipts returns a reader that has read these receipts, of the events with
-// the ids FoldedID(0), FoldedID(1) and so on.
+// knownReceipts returns a reader that has read these receipts, for the events with the
+// ids FoldedID(0), FoldedID(1) and so on.
 func knownReceipts(t *testing.T, receipts ...receipt.Receipt) *receipt.Reader {
 	t.Helper()
 	known := receipt.NewReader(kafka.Config{}, []*topology.Topic{{Name: "receipts"}}, time.Hour, func() time.Time { return time.Unix(0, 0) },
@@ -236,8 +235,8 @@ func knownReceipts(t *testing.T, receipts ...receipt.Receipt) *receipt.Reader {
 	return known
 }
 
-// Whoever sends one event twice may have it dropped on its way, and applied.
-func TestAListGoesByTheWordThatCountsMost(t *testing.T) {
+// An event that is sent twice may be dropped once by a pipeline, and applied once.
+func TestAListUsesTheOutcomeWithTheHighestRank(t *testing.T) {
 	p := newParty(t, 2)
 	in, out := &topology.Topic{Name: "in"}, &topology.Topic{Name: projectiontest.EventsTopic}
 	plan := &topology.Topology{Pipelines: []*topology.Pipeline{{Name: "clean", From: in, To: out, DeadLetter: &topology.Topic{Name: "dead"}, Receipts: &topology.Topic{Name: "receipts"}}}}
@@ -260,14 +259,14 @@ func TestAListGoesByTheWordThatCountsMost(t *testing.T) {
 	ask(0, "30s").Is(200, `"after_event":"applied"`)
 	ask(1, "30s").Is(409, `"outcome":"dead_letter"`, `"pipeline":"clean"`, `"stage":"s-clean"`, `"reason":"bad"`)
 	ask(2, "30s").Is(409, `"outcome":"filtered"`, `"stage":"s-clean"`)
-	ask(3, "1ms").Is(409, `"outcome":"filtered"`, "ask again") // it was open until the end
+	ask(3, "1ms").Is(409, `"outcome":"filtered"`, "ask again") // the outcome stayed open
 	p.add(projectiontest.UserDeleted, gone, false)
 	p.add(projectiontest.UserUpdated, gone, false)
 	p.workAll()
 	ask(2, "30s").Is(409, `"outcome":"late"`)
 }
 
-func TestWithoutAHistoryAListCannotWaitAnywhere(t *testing.T) {
+func TestWithoutHistoryAListCannotWaitForAnEvent(t *testing.T) {
 	p := newParty(t, 2)
 	p.noHistory = true
 	a, b := p.start("a", vfs.NewMem()), p.start("b", vfs.NewMem())
@@ -276,13 +275,13 @@ func TestWithoutAHistoryAListCannotWaitAnywhere(t *testing.T) {
 	a.ask(http.MethodGet, "/v1/projections/user?wait=30s&after_event="+projectiontest.FoldedID(0)).Is(404, "--no-history")
 }
 
-// Whoever waits for one aggregate waits where it is.
-func TestWhoeverAsksAnotherWorkerWaitsWithTheOwnerOfTheAggregate(t *testing.T) {
+// A question about one aggregate waits at the worker that has it.
+func TestAForwardedQuestionWaitsAtTheOwnerOfTheAggregate(t *testing.T) {
 	p, a, b := split(t)
 	id, bad := p.id(3, 0), p.id(3, 1)
 	api := (&forwarder{peers: a.others, roster: a.roster}).wrap(query.Handler(slog.New(slog.DiscardHandler), a.reader))
 	path := "/v1/projections/user/" + id
-	heard := b.overheard(path)
+	heard := b.observe(path)
 	answer := make(chan projectiontest.Answer, 1)
 	go func() { answer <- projectiontest.Ask(t, api, path+"?wait=30s&after_event="+projectiontest.FoldedID(0)) }()
 	<-heard

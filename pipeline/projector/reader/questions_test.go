@@ -24,7 +24,7 @@ import (
 	"millrace/pipeline/projector/states"
 )
 
-// pages follows a list to its end and returns the ids.
+// pages reads all pages of a list and returns the ids and the number of pages.
 func pages(t *testing.T, h http.Handler, path string) (ids []string, n int) {
 	t.Helper()
 	for cursor := ""; ; {
@@ -97,7 +97,7 @@ func TestAListIsFilteredAndSorted(t *testing.T) {
 	fw.stop()
 }
 
-func TestADiffSaysWhatChanged(t *testing.T) {
+func TestADiffHasTheChangedFields(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
 	w.add(projectiontest.UserUpdated, "u")
@@ -120,7 +120,7 @@ func TestADiffSaysWhatChanged(t *testing.T) {
 	fw.stop()
 }
 
-func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
+func TestAWaitForAnEventReturnsItsOutcome(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
 	w.add(projectiontest.UserUpdated, "u")
@@ -141,7 +141,7 @@ func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
 	projectiontest.Ask(t, api, "/v1/projections/user?after_event="+projectiontest.FoldedID(1)).Is(504)
 	projectiontest.Ask(t, api, "/v1/projections/user/u?min_version=2").Is(504, "at version 1")
 
-	// It is told as soon as the batch is through.
+	// The answer comes as soon as the batch has ended.
 	answers := make(chan projectiontest.Answer, 2)
 	for _, q := range []string{"after_event=" + projectiontest.FoldedID(1), "min_version=3"} {
 		go func() { answers <- projectiontest.Ask(t, api, "/v1/projections/user/u?wait=30s&"+q) }()
@@ -153,7 +153,7 @@ func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
 	projectiontest.Ask(t, api, "/v1/projections/user?after_event="+projectiontest.FoldedID(2)).Is(200, `"after_event":"applied"`)
 	projectiontest.Ask(t, api, "/v1/projections/user/u?wait=30s&after_event="+projectiontest.FoldedID(3)).Is(409, `"outcome":"late"`, "deleted before")
 	projectiontest.Ask(t, api, "/v1/events/"+projectiontest.FoldedID(3)).Is(404, "projection user: late")
-	// An event that the projection has no use for is known by where it stands.
+	// An event that the projection does not fold is known by its position.
 	projectiontest.Ask(t, api, "/v1/projections/user/u?wait=30s&after_position=0:4&after_event="+projectiontest.FoldedID(4)).Is(409, `"outcome":"passed"`)
 	projectiontest.Ask(t, api, "/v1/projections/user/u?after_position=0:5&after_event=x").Is(504)
 	for _, bad := range []string{"wait=1s", "wait=1h&min_version=1", "wait=-1s&min_version=1", "min_version=0", "after_position=3", "after_position=0:1", "after_event=x&at_version=1"} {
@@ -162,7 +162,7 @@ func TestWhoeverWaitsForAnEventIsToldWhatBecameOfIt(t *testing.T) {
 	fw.stop()
 }
 
-func TestWhoeverWaitsForAnEventOfABlockedAggregateIsToldSo(t *testing.T) {
+func TestAWaitForAnEventOfABlockedAggregateReturnsThat(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
 	bad := append(codec.AppendFrame(nil, projectiontest.UserUpdated), 0xff)
@@ -174,7 +174,7 @@ func TestWhoeverWaitsForAnEventOfABlockedAggregateIsToldSo(t *testing.T) {
 	fw.stop()
 }
 
-func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
+func TestAFeedReportsCommittedChangesAndContinues(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "a")
 	w.add(projectiontest.UserCreated, "b")
@@ -201,7 +201,7 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	add(projectiontest.UserUpdated, "a")
 	fw.batch(1)
 	fw.commit()
-	// Both states of one batch, each with where to go on after it.
+	// Both states of one batch, each with the offset from which a feed continues after it.
 	if m := all.Next("snapshot"); m.Aggregate(t) != "b@2" || m.ID != "0-4" {
 		t.Errorf("%+v", m)
 	}
@@ -219,7 +219,7 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	one.Done()
 	named.Done()
 
-	// While nobody followed, c came and a changed twice.
+	// Without a feed, c is created and a changes twice.
 	add(projectiontest.UserCreated, "c")
 	add(projectiontest.UserUpdated, "a")
 	add(projectiontest.UserUpdated, "a")
@@ -228,11 +228,11 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	got := []string{again.Next("snapshot").Aggregate(t)}
 	m = again.Next("snapshot")
 	if got = append(got, m.Aggregate(t)); fmt.Sprint(got) != "[c@1 a@5]" || m.ID != "0-8" {
-		t.Errorf("after a pause: %v, then go on at %s", got, m.ID)
+		t.Errorf("after a pause: %v, then continue at %s", got, m.ID)
 	}
 	again.Done()
 
-	// From the beginning, too, one can break off after each message.
+	// A feed from the beginning can also be interrupted after each message.
 	for n := 1; n < 3; n++ {
 		start := projectiontest.Follow(t, at+"?from=beginning", "")
 		got = nil
@@ -248,7 +248,7 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 		}
 		rest.Done()
 		if fmt.Sprint(got) != "[b@2 c@1 a@5]" || m.ID != "0-8" {
-			t.Errorf("from the beginning, with a break after %d: %v, then go on at %s", n, got, m.ID)
+			t.Errorf("from the beginning, interrupted after %d: %v, then continue at %s", n, got, m.ID)
 		}
 	}
 	start := projectiontest.Follow(t, at, "0-0")
@@ -257,7 +257,7 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	}
 	projectiontest.Ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-8,7-9").Is(400, "partition 7")
 	projectiontest.Ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "0-9").Is(400, "ends at 8")
-	// The partition goes to another worker.
+	// The partition moves to another worker.
 	fw.stop()
 	if m := start.Next("end"); !strings.Contains(m.Data, `"reason":"moved"`) {
 		t.Errorf("%+v", m)
@@ -268,29 +268,29 @@ func TestAFeedTellsWhatIsCommittedAndGoesOnWhereItWas(t *testing.T) {
 	projectiontest.Ask(t, fw.api(), "/v1/projections/user/feed", "Last-Event-ID", "x").Is(400)
 }
 
-// Of overlapping windows, one event changes several.
-func TestNobodyGoesOnBehindAnEventBeforeAllThatItChangedIsTold(t *testing.T) {
+// One event may change several overlapping windows.
+func TestAFeedContinuesAfterAnEventOnlyWhenAllItsChangesAreReported(t *testing.T) {
 	l := &followed{next: 5, base: 5}
-	told := projection.Committed{At: query.Position{Offset: 9}}
+	queued := projection.Committed{At: query.Position{Offset: 9}}
 	for i, next := range []int64{5, 7, 7, 7, 8} {
-		told.Aggregates = append(told.Aggregates, projection.ChangedAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, Next: next})
+		queued.Aggregates = append(queued.Aggregates, projection.ChangedAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, Next: next})
 	}
 	var got []string
-	c := l.fresh(told)
+	c := l.fresh(queued)
 	for i, a := range c.Aggregates {
 		got = append(got, fmt.Sprint(a.ID, ":", c.Next[i]))
 	}
 	if fmt.Sprint(got) != "[1:6 2:6 3:7 4:8]" || l.next != 9 {
 		t.Errorf("%v, then %d", got, l.next)
 	}
-	if c := l.fresh(told); len(c.Aggregates) > 0 {
-		t.Errorf("told again: %v", c.Aggregates)
+	if c := l.fresh(queued); len(c.Aggregates) > 0 {
+		t.Errorf("reported again: %v", c.Aggregates)
 	}
 }
 
-// Too many to be put into the order of the log are told in that of their ids, and
-// only the last says where to go on.
-func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
+// If there are too many aggregates to sort by the log, they are reported in the order of
+// their ids, and a feed can continue only after the last one.
+func TestWithoutAHistoryManyAggregatesAreReportedInTheOrderOfTheirIDs(t *testing.T) {
 	w := newWorld(t)
 	fw := w.start()
 	add := fw.addConcurrently()
@@ -323,7 +323,7 @@ func TestWithoutAHistoryTooManyAreToldInTheOrderOfTheirIDs(t *testing.T) {
 		err = p.byState(c.most)
 		p.flush(false)
 		if err = errors.Join(err, p.failed, p.view.Close()); err != nil || fmt.Sprint(got) != c.want {
-			t.Errorf("with %d at most: %v (%v), want %s", c.most, got, err, c.want)
+			t.Errorf("at most %d sorted: %v (%v), want %s", c.most, got, err, c.want)
 		}
 		changes.Close()
 	}
@@ -335,11 +335,11 @@ func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {
 	fw := w.start()
 	add := fw.addConcurrently()
 	r := fw.reader()
-	stuck, told := make(chan struct{}), make(chan error, 1)
+	stuck, ended := make(chan struct{}), make(chan error, 1)
 	joined, entered := make(chan struct{}), make(chan struct{})
 	go func() {
 		started, first := false, true
-		told <- r.Follow(t.Context(), query.Start{}, func(c query.Changes) error {
+		ended <- r.Follow(t.Context(), query.Start{}, func(c query.Changes) error {
 			if !started {
 				started = true
 				close(joined)
@@ -366,15 +366,15 @@ func TestAFollowerThatIsTooSlowIsDropped(t *testing.T) {
 		one(1 << 13) // half of the queue of a subscription
 	}
 	close(stuck)
-	if err := <-told; !errors.Is(err, query.ErrSlow) {
-		t.Errorf("it is told %v", err)
+	if err := <-ended; !errors.Is(err, query.ErrSlow) {
+		t.Errorf("the feed ended with %v", err)
 	}
 	fw.stop()
 }
 
-// The document is the routes; this holds it, and its copy, against what is
-// answered to requests of every kind.
-func TestAnswersAreAsTheDocumentSays(t *testing.T) {
+// The OpenAPI document is generated from the routes. This test compares it, and its copy,
+// with the answers to requests of every kind.
+func TestAnswersMatchTheOpenAPIDocument(t *testing.T) {
 	file := harness.RepoFile("docs", "openapi.json")
 	if os.Getenv("UPDATE_SCRIPTS") != "" {
 		if err := os.WriteFile(file, query.OpenAPI(), 0o644); err != nil {
@@ -386,7 +386,7 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 		t.Fatal(err)
 	}
 	if string(kept) != string(query.OpenAPI()) {
-		t.Errorf("%s is not what the program serves: run this test with UPDATE_SCRIPTS=1", file)
+		t.Errorf("%s differs from the document that the program serves: run this test with UPDATE_SCRIPTS=1", file)
 	}
 	doc, err := jsonschema.UnmarshalJSON(strings.NewReader(string(kept)))
 	if err != nil {
@@ -479,7 +479,7 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 		}
 		asked[fmt.Sprint(c.path, " ", c.status)] = true
 
-		// Its schema is that of the status, else of any other problem.
+		// The schema is that of the status, else the default.
 		status := fmt.Sprint(c.status)
 		op := member(doc, "paths", c.path, verb)
 		if member(op, "responses", status) == nil {
@@ -491,7 +491,7 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 		}
 		kind := out.Header().Get("Content-Type")
 		if content[kind] == nil {
-			t.Errorf("%s: %s is not among the answers", r.URL, kind)
+			t.Errorf("%s: the document has no answer of type %s", r.URL, kind)
 			continue
 		}
 		escape := strings.NewReplacer("~", "~0", "/", "~1", "{", "%7B", "}", "%7D")
@@ -507,7 +507,7 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 			t.Errorf("%s: %v", r.URL, err)
 		}
 	}
-	// All that is documented was asked.
+	// Everything in the document was requested.
 	for path, item := range member(doc, "paths").(map[string]any) {
 		op := member(item, "get")
 		if op == nil {
@@ -516,20 +516,20 @@ func TestAnswersAreAsTheDocumentSays(t *testing.T) {
 		params, _ := member(op, "parameters").([]any)
 		for _, p := range params {
 			if name := member(p, "name").(string); member(p, "in") != "path" && !asked[path+" "+name] {
-				t.Errorf("%s: nobody asked with %s", path, name)
+				t.Errorf("%s: no request with %s", path, name)
 			}
 		}
 		for status := range member(op, "responses").(map[string]any) {
-			// 504 is an answer of another worker, that of a release.
+			// A release is answered with 504 only if another worker does not answer.
 			if status != "default" && status != "422" && (status != "504" || member(item, "post") == nil) && !asked[path+" "+status] {
-				t.Errorf("%s: nobody was answered %s", path, status)
+				t.Errorf("%s: no answer with status %s", path, status)
 			}
 		}
 	}
 	fw.stop()
 }
 
-// lookup goes through JSON objects.
+// member returns a value in nested JSON objects.
 func member(v any, path ...string) any {
 	for _, name := range path {
 		o, _ := v.(map[string]any)
@@ -538,9 +538,9 @@ func member(v any, path ...string) any {
 	return v
 }
 
-// Whoever asks while a worker is far behind sees the store, and does not have it
-// written each time.
-func TestManyQuestionsCostFewWrites(t *testing.T) {
+// Questions to a worker with a backlog are answered from the store, and do not write to
+// it each time.
+func TestManyQuestionsCauseFewWrites(t *testing.T) {
 	w := newWorld(t)
 	w.rare = true
 	fw := w.start()
@@ -567,7 +567,7 @@ func TestManyQuestionsCostFewWrites(t *testing.T) {
 	fw.stop()
 }
 
-func TestWhySaysHowFarItLooked(t *testing.T) {
+func TestWhyReportsHowFarItSearched(t *testing.T) {
 	w := newWorld(t)
 	w.add(projectiontest.UserCreated, "u")
 	const versions = 3*states.KeyframeEvery + 7
@@ -584,7 +584,7 @@ func TestWhySaysHowFarItLooked(t *testing.T) {
 	}{
 		{1 << 20, 1 << 20, 0, "[]"},
 		{1 << 20, 10, versions - 9, "[id email status]"},
-		{7, 1 << 20, 2, "[id email status]"}, // the block of the last event, and not that of the first
+		{7, 1 << 20, 2, "[id email status]"}, // the block of the last event, but not that of the first
 		{5, 1 << 20, versions + 1, "[id email name status]"},
 	} {
 		why, err := r.why(t.Context(), "u", c.folds, c.looks)
@@ -592,14 +592,14 @@ func TestWhySaysHowFarItLooked(t *testing.T) {
 			t.Fatal(err)
 		}
 		if why.Before != c.before || fmt.Sprint(why.Unknown) != c.unknown {
-			t.Errorf("with %d folds and %d looks: %v before %d, want %s before %d", c.folds, c.looks, why.Unknown, why.Before, c.unknown, c.before)
+			t.Errorf("with %d events folded and %d read: %v before %d, want %s before %d", c.folds, c.looks, why.Unknown, why.Before, c.unknown, c.before)
 		}
 	}
 	fw.stop()
 }
 
-// A batch that is rolled back is read again, in other pieces.
-func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
+// The records of an aborted batch are read again, in other batches.
+func TestAFeedReportsTheChangesOfAnAbortedBatchOnce(t *testing.T) {
 	w := newWorld(t)
 	fw := w.start()
 	add := fw.addConcurrently()
@@ -623,7 +623,7 @@ func TestAFeedTellsOnceOfABatchThatWasRolledBack(t *testing.T) {
 		got = append(got, all.Next("snapshot").Aggregate(t))
 	}
 	if fmt.Sprint(got) != "[u-0@1 u-1@1 u-2@1 u-3@1 u-4@1 u-5@1 last@1]" {
-		t.Errorf("it tells %v", got)
+		t.Errorf("it reports %v", got)
 	}
 	all.Done()
 	fw.stop()
