@@ -512,6 +512,15 @@ func (w *watching) await(what string, cond func() bool) {
 	}
 }
 
+// end returns the event id of a feed that has reported everything.
+func (p *party) end() string {
+	var at []string
+	for n, log := range p.logs {
+		at = append(at, fmt.Sprint(n, "-", len(log)))
+	}
+	return strings.Join(at, ",")
+}
+
 func TestAFeedCoversAllWorkersAndContinuesAtAny(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 7))
 	p, a, b := split(t)
@@ -533,16 +542,9 @@ func TestAFeedCoversAllWorkersAndContinuesAtAny(t *testing.T) {
 	if got := w.data["frontier"]; strings.Count(got, `"partition":`) != 4 {
 		t.Errorf("the first frontier is %s", got)
 	}
-	next := func() string {
-		at := map[int]int{}
-		for n, log := range p.logs {
-			at[n] = len(log)
-		}
-		return fmt.Sprintf("0-%d,1-%d,2-%d,3-%d", at[0], at[1], at[2], at[3])
-	}
 	caughtUp := func() {
 		t.Helper()
-		w.await("all that changed", func() bool { return w.last == next() })
+		w.await("all that changed", func() bool { return w.last == p.end() })
 	}
 	add(40)
 	caughtUp()

@@ -168,21 +168,7 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 			w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
 			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
 			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
-			add := func(n int) {
-				for range n {
-					id := fmt.Sprint("k-", rapid.IntRange(0, 3).Draw(rt, "id"))
-					switch rapid.IntRange(0, 19).Draw(rt, "what") {
-					case 0:
-						w.poison(id)
-					case 1:
-						if len(w.log) > 0 {
-							w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
-						}
-					default:
-						w.counted(id, rapid.IntRange(0, 6).Draw(rt, "number"), 0, fmt.Sprint("t", len(w.log)))
-					}
-				}
-			}
+			add := func(n int) { w.addRandomNumbered(rt, n) }
 			add(rapid.IntRange(1, 30).Draw(rt, "events"))
 			owner, beside := w.shakeBeside(rt, add)
 			compareBeside(rt, w, owner, beside, 0)
@@ -197,17 +183,15 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 			})
 			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
 			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
-			clock, latest := time.Duration(0), time.Duration(0)
+			clock := &eventClock{}
 			add := func(n int) {
 				for range n {
-					clock += time.Duration(rapid.IntRange(-100, 120).Draw(rt, "minutes")) * time.Minute
-					latest = max(latest, clock)
-					w.counted(fmt.Sprint("k-", rapid.IntRange(0, 2).Draw(rt, "id")), 0, clock, fmt.Sprint("t", len(w.log)))
+					w.counted(fmt.Sprint("k-", rapid.IntRange(0, 2).Draw(rt, "id")), 0, clock.next(rt), fmt.Sprint("t", len(w.log)))
 				}
 			}
 			add(rapid.IntRange(1, 30).Draw(rt, "events"))
 			owner, beside := w.shakeBeside(rt, add)
-			compareBeside(rt, w, owner, beside, latest)
+			compareBeside(rt, w, owner, beside, clock.latest)
 		})
 	})
 }

@@ -163,6 +163,22 @@ func TestEventsAreFoldedInTheOrderOfTheirNumbers(t *testing.T) {
 	}
 }
 
+// addRandomNumbered adds n random events with numbers, some of which are invalid or
+// duplicates.
+func (w *world) addRandomNumbered(rt *rapid.T, n int) {
+	for range n {
+		id := fmt.Sprint("k-", rapid.IntRange(0, 3).Draw(rt, "id"))
+		switch kind := rapid.IntRange(0, 19).Draw(rt, "what"); {
+		case kind == 0:
+			w.poison(id)
+		case kind > 1:
+			w.counted(id, rapid.IntRange(0, 6).Draw(rt, "number"), 0, fmt.Sprint("t", len(w.log)))
+		case len(w.log) > 0:
+			w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
+		}
+	}
+}
+
 // Whatever happens to a worker, its decisions are those of a worker that folds the log
 // without interruptions: which events waited, conflicted, were ignored, or block an
 // aggregate.
@@ -172,21 +188,7 @@ func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 		w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
 		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
-		add := func(n int) {
-			for range n {
-				id := fmt.Sprint("k-", rapid.IntRange(0, 3).Draw(rt, "id"))
-				switch rapid.IntRange(0, 19).Draw(rt, "what") {
-				case 0:
-					w.poison(id)
-				case 1:
-					if len(w.log) > 0 {
-						w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
-					}
-				default:
-					w.counted(id, rapid.IntRange(0, 6).Draw(rt, "number"), 0, fmt.Sprint("t", len(w.log)))
-				}
-			}
-		}
+		add := func(n int) { w.addRandomNumbered(rt, n) }
 		add(rapid.IntRange(1, 30).Draw(rt, "events"))
 		compare(rt, w, w.shake(rt, add), 0)
 	})
@@ -320,6 +322,15 @@ func TestWindowsAreDeletedAfterTheirTimeToKeep(t *testing.T) {
 	fw.stop()
 }
 
+// eventClock makes random event times, which may go back.
+type eventClock struct{ now, latest time.Duration }
+
+func (c *eventClock) next(rt *rapid.T) time.Duration {
+	c.now += time.Duration(rapid.IntRange(-100, 120).Draw(rt, "minutes")) * time.Minute
+	c.latest = max(c.latest, c.now)
+	return c.now
+}
+
 // Whatever happens to a worker, the same events are late and the same windows are
 // deleted, and each late event becomes a dead letter.
 func TestWindowsAreTheSameOnEveryReplay(t *testing.T) {
@@ -331,27 +342,23 @@ func TestWindowsAreTheSameOnEveryReplay(t *testing.T) {
 		})
 		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
-		clock, latest := time.Duration(0), time.Duration(0)
+		clock := &eventClock{}
 		add := func(n int) {
 			for range n {
 				id := fmt.Sprint("k-", rapid.IntRange(0, 2).Draw(rt, "id"))
-				switch rapid.IntRange(0, 19).Draw(rt, "what") {
-				case 0:
+				switch kind := rapid.IntRange(0, 19).Draw(rt, "what"); {
+				case kind == 0:
 					w.poison(id)
-				case 1, 2:
-					if len(w.log) > 0 {
-						w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
-					}
-				default:
-					clock += time.Duration(rapid.IntRange(-100, 120).Draw(rt, "minutes")) * time.Minute
-					latest = max(latest, clock)
-					w.counted(id, 0, clock, fmt.Sprint("t", len(w.log)))
+				case kind > 2:
+					w.counted(id, 0, clock.next(rt), fmt.Sprint("t", len(w.log)))
+				case len(w.log) > 0:
+					w.repeat(rapid.IntRange(0, len(w.log)-1).Draw(rt, "which"))
 				}
 			}
 		}
 		add(rapid.IntRange(1, 30).Draw(rt, "events"))
 		fw := w.shake(rt, add)
-		compare(rt, w, fw, latest)
+		compare(rt, w, fw, clock.latest)
 	})
 }
 
