@@ -377,7 +377,7 @@ func TestABatchThatTheGroupDoesNotTakeKeepsItsClient(t *testing.T) {
 			if hits() == 0 || aborted.Load() == 0 {
 				t.Errorf("%d refusals, %d batches rolled back", hits(), aborted.Load())
 			}
-			if strings.Contains(log.String(), "starting it anew") {
+			if strings.Contains(log.String(), "starting a new client") {
 				t.Errorf("the client was thrown away:\n%s", log.String())
 			}
 		})

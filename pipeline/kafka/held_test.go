@@ -94,7 +94,7 @@ func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
 		{Partition{Committed: -1, End: 60}, -1, 30},
 	} {
 		var h held
-		h.forget()
+		h.reset()
 		test.p.Topic = "in"
 		h.assigned(test.p, 30)
 		req := kmsg.NewPtrTxnOffsetCommitRequest()
@@ -105,7 +105,7 @@ func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
 			topic.Topic, topic.Partitions = "in", append(topic.Partitions, p)
 			req.Topics = append(req.Topics, topic)
 		}
-		if err := h.offsets(req); err != nil {
+		if err := h.fixOffsets(req); err != nil {
 			t.Fatal(err)
 		}
 		if len(req.Topics) != 1 || len(req.Topics[0].Partitions) != 1 || req.Topics[0].Partitions[0].Offset != test.want {
@@ -114,7 +114,7 @@ func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
 		h.revoked(topicPartition{"in", 0})
 		h.committed(topicPartition{"in", 0}, 70) // too late
 		req.Topics = nil
-		if err := h.offsets(req); err != nil || len(req.Topics) > 0 {
+		if err := h.fixOffsets(req); err != nil || len(req.Topics) > 0 {
 			t.Errorf("of what it lost, it commits %+v", req.Topics)
 		}
 	}

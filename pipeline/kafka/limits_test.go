@@ -195,7 +195,7 @@ func TestWithoutPermissionToDescribeItWorksAndSaysWhatWouldHelp(t *testing.T) {
 		err := l.Ready()
 		return err != nil && strings.Contains(err.Error(), "MESSAGE_TOO_LARGE") && strings.Contains(err.Error(), "max.message.bytes") && strings.Contains(err.Error(), "allow DescribeConfigs")
 	})
-	if strings.Contains(log.String(), "starting it anew") {
+	if strings.Contains(log.String(), "starting a new client") {
 		t.Errorf("the client was thrown away, which helps nobody:\n%s", &log)
 	}
 	denied.Remove() // as it says

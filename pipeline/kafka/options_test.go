@@ -54,7 +54,7 @@ func TestLoopConfigIsChecked(t *testing.T) {
 		{"another guarantee", func(c *LoopConfig) { c.Guarantee = "at_most_once" }, "exactly_once or at_least_once"},
 		{"another protocol", func(c *LoopConfig) { c.Protocol = "share" }, "classic or consumer"},
 		{"a slow commit", func(c *LoopConfig) { c.CommitInterval = 5 * time.Second }, "at most a third"},
-		{"too little memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 8 }, "give 16 MiB to each"},
+		{"too little memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 8 }, "needs at least 16 MiB"},
 		{"enough memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 4 }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

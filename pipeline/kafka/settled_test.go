@@ -76,7 +76,7 @@ func TestTailFindsNewPartitions(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	tail := NewTail(Config{Brokers: c.ListenAddrs()}, "in")
-	tail.looks = 10 * time.Millisecond
+	tail.recheck = 10 * time.Millisecond
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.MetadataMinAge(10*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
