@@ -49,8 +49,8 @@ func TestValidate(t *testing.T) {
 		{"a port out of range", Config{Brokers: []string{"a:70000"}}, "1 to 65535"},
 		{"a port that is no number", Config{Brokers: []string{"a:kafka"}}, "1 to 65535"},
 		{"an empty broker", Config{Brokers: []string{""}}, "empty"},
-		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "no address"},
-		{"a broker without a host", Config{Brokers: []string{":9092"}}, "no address"},
+		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "not an address"},
+		{"a broker without a host", Config{Brokers: []string{":9092"}}, "not an address"},
 
 		{"PLAIN in the clear at home", Config{Brokers: []string{"localhost:1", "127.0.0.1:1", "[::1]:1"}, SASL: plain}, ""},
 		{"PLAIN in the clear", Config{Brokers: far, SASL: plain}, "security.protocol=SASL_SSL"},

@@ -242,11 +242,11 @@ func TestFlagsAndEnvironmentAreStrict(t *testing.T) {
 		want  string
 	}{
 		{flags: []string{"client.idd=x"}, want: "-X: client.idd: not a setting of Millrace; did you mean client.id?"},
-		{flags: []string{"nothing.like.it=x"}, want: "-X: nothing.like.it: not a setting of Millrace; -X list shows them all"},
-		{flags: []string{"acks=1"}, want: "-X: acks: Millrace decides this itself"},
+		{flags: []string{"nothing.like.it=x"}, want: "-X: nothing.like.it: not a setting of Millrace; -X list shows all settings"},
+		{flags: []string{"acks=1"}, want: "-X: acks: Millrace sets this itself"},
 		{flags: []string{"security.protocol"}, want: "-X: want key=value, list or dump"},
-		{env: map[string]string{"MILLRACE_ISOLATION_LEVEL": "read_uncommitted"}, want: "MILLRACE_ISOLATION_LEVEL: isolation.level: Millrace decides"},
-		{env: map[string]string{"MILLRACE_SECURITY_PROTOCOL": "tls"}, want: `MILLRACE_SECURITY_PROTOCOL: security.protocol: "tls" is none of`},
+		{env: map[string]string{"MILLRACE_ISOLATION_LEVEL": "read_uncommitted"}, want: "MILLRACE_ISOLATION_LEVEL: isolation.level: Millrace sets"},
+		{env: map[string]string{"MILLRACE_SECURITY_PROTOCOL": "tls"}, want: `MILLRACE_SECURITY_PROTOCOL: security.protocol: "tls" is not supported`},
 		{env: map[string]string{"MILLRACE_SASL_PASSWORD": "a", "MILLRACE_SASL_PASSWORD_FILE": "b"}, want: "MILLRACE_SASL_PASSWORD_FILE is set too: set one"},
 		{env: map[string]string{"MILLRACE_SASL_PASSWORD_FILE": "no-such-file"}, want: "MILLRACE_SASL_PASSWORD_FILE: sasl.password.file: open no-such-file"},
 	} {
