@@ -16,7 +16,7 @@ import (
 	"millrace/pipeline"
 )
 
-// taker is a FollowHandler that remembers what it was given, by partition.
+// taker is a FollowHandler that keeps the values of its records, by partition.
 type taker struct {
 	mu     sync.Mutex
 	took   map[int32][]string
@@ -75,7 +75,7 @@ func follow(t *testing.T, c *kfake.Cluster, h FollowHandler) (f *Follower, stop 
 		cancel()
 		return <-done
 	})
-	t.Cleanup(func() { _ = stop() }) // whoever cares has asked
+	t.Cleanup(func() { _ = stop() }) // a test that checks the error has called stop itself
 	return f, stop
 }
 
@@ -94,13 +94,13 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
+func TestAFollowerReadsOnlyAddedPartitionsAndLeavesNoTrace(t *testing.T) {
 	c := newCluster(t, 3)
 	inject(t, c, 0, 300)
 	h := &taker{}
 	f, stop := follow(t, c, h)
 	if h.all() != nil {
-		t.Error("it read what nobody told it to")
+		t.Error("it read a partition before one was added")
 	}
 	for p := range int32(3) {
 		f.Add("in", p, 0, 0)
@@ -111,7 +111,7 @@ func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
 		t.Error(err)
 	}
 
-	// Of a partition that was removed nothing comes any more, from the return on.
+	// After Remove returns, no record of the removed partition arrives.
 	f.Remove("in", 1)
 	before := len(h.of(1))
 	inject(t, c, 300, 600)
@@ -126,11 +126,11 @@ func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
 	}
 	eventually(t, "what was added of the others", func() bool { return len(h.of(0)) == ends[0] && len(h.of(2)) == ends[2] })
 	if n := len(h.of(1)); n != before {
-		t.Errorf("%d records of the partition that was removed", n-before)
+		t.Errorf("%d records of the removed partition after Remove", n-before)
 	}
 	removed := func(at PartitionProgress) bool { return at.Partition == 1 }
 	if progress := f.Progress(); slices.ContainsFunc(progress, removed) {
-		t.Errorf("progress of the partition that was removed: %+v", progress)
+		t.Errorf("progress of the removed partition: %+v", progress)
 	}
 	// How far it is, is said once the batch is done: after the handler has it.
 	eventually(t, "the end of both others in what it says of itself", func() bool {
@@ -139,7 +139,7 @@ func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
 			return removed(at) || at.Position != at.End || at.Position < int64(ends[at.Partition])
 		})
 	})
-	// Added again, it goes on from where it is told.
+	// Added again, the partition is read from the given offset.
 	f.Add("in", 1, int64(before), 0)
 	eventually(t, "the partition that was added again", func() bool { return len(h.of(1)) == ends[1] })
 	wantEach(t, h.all(), 600)
@@ -157,14 +157,14 @@ func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(groups) != 0 {
-		t.Errorf("there are groups: %v", groups.Groups())
+		t.Errorf("the follower left groups behind: %v", groups.Groups())
 	}
 	if got := committed(t, c, "out", 0); len(got) != 0 {
 		t.Errorf("it wrote %v", got)
 	}
 }
 
-func TestAFollowerSeesNothingOfATransactionThatWasRolledBack(t *testing.T) {
+func TestAFollowerDoesNotSeeRecordsOfAbortedTransactions(t *testing.T) {
 	c := newCluster(t, 1)
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("t"), kgo.DefaultProduceTopic("in"))
 	if err != nil {
@@ -185,14 +185,14 @@ func TestAFollowerSeesNothingOfATransactionThatWasRolledBack(t *testing.T) {
 	h := &taker{}
 	f, _ := follow(t, c, h)
 	f.Add("in", 0, 0, 0)
-	// Its position passes the markers, too.
+	// The position also passes the markers.
 	eventually(t, "the end", func() bool { p := f.Progress(); return len(p) == 1 && p[0].Position == 8 && p[0].End == 8 })
 	if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
 		t.Errorf("it took %v", got)
 	}
 }
 
-func TestARecordThatAFollowersHandlerRefusedComesAgain(t *testing.T) {
+func TestAFollowerRepeatsARecordThatItsHandlerRefused(t *testing.T) {
 	c := newCluster(t, 2)
 	inject(t, c, 0, 200)
 	refused := 0
@@ -214,7 +214,7 @@ func TestARecordThatAFollowersHandlerRefusedComesAgain(t *testing.T) {
 	eventually(t, "it to be ready again", func() bool { return f.Ready() == nil })
 }
 
-func TestAFollowerEndsWithWhatCannotBeMended(t *testing.T) {
+func TestAFollowerEndsWithAnErrorThatARetryCannotFix(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
 	f, stop := follow(t, c, &taker{})

@@ -19,14 +19,14 @@ import (
 	"millrace/pipeline"
 )
 
-// The tests of this file run on kfake, a Kafka broker in this process, with the
-// topics "in" and "out". Handlers copy each input record's value to "out".
+// The tests of this file use kfake, a Kafka broker in this process, with the topics
+// "in" and "out". Handlers copy the value of each input record to "out".
 
 func newCluster(t *testing.T, partitions int, opts ...kfake.Opt) *kfake.Cluster {
 	t.Helper()
 	c, err := kfake.NewCluster(append([]kfake.Opt{
 		kfake.NumBrokers(1), kfake.SeedTopics(int32(partitions), "in", "out"),
-		// Tests wait for members that vanish.
+		// Tests wait until the group removes members that crashed.
 		kfake.BrokerConfigs(map[string]string{"group.min.session.timeout.ms": "100"}),
 	}, opts...)...)
 	if err != nil {
@@ -36,6 +36,7 @@ func newCluster(t *testing.T, partitions int, opts ...kfake.Opt) *kfake.Cluster 
 	return c
 }
 
+// inject writes records from..to-1 to "in" and waits until they are acknowledged.
 func inject(t *testing.T, c *kfake.Cluster, from, to int) {
 	t.Helper()
 	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
@@ -49,7 +50,7 @@ func inject(t *testing.T, c *kfake.Cluster, from, to int) {
 	}
 }
 
-// write is inject without the wait.
+// write is inject without waiting for the acknowledgements.
 func write(t *testing.T, w *Writer, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
@@ -65,8 +66,8 @@ func write(t *testing.T, w *Writer, from, to int) {
 	}
 }
 
-// committed reads n committed records of a topic, and then makes sure that no
-// more come before the partitions' ends.
+// committed reads a topic until it has at least n committed records, and returns the
+// values of all.
 func committed(t *testing.T, c *kfake.Cluster, topic string, n int) []string {
 	t.Helper()
 	var got []string
@@ -81,6 +82,7 @@ func committed(t *testing.T, c *kfake.Cluster, topic string, n int) []string {
 	return got
 }
 
+// readAll returns the values of the committed records of a topic.
 func readAll(ctx context.Context, t *testing.T, c *kfake.Cluster, topic string) []string {
 	t.Helper()
 	var got []string
@@ -96,6 +98,7 @@ func readAll(ctx context.Context, t *testing.T, c *kfake.Cluster, topic string) 
 	return got
 }
 
+// wantEach checks that got has the values 0 to n-1 once each, in any order.
 func wantEach(t *testing.T, got []string, n int) {
 	t.Helper()
 	slices.Sort(got)
@@ -108,8 +111,9 @@ func wantEach(t *testing.T, got []string, n int) {
 	}
 }
 
-// copier is a Handler that copies to "out". before, if set, is called first and
-// may emit other records or fail.
+// copier is a Handler that copies to "out". before, if set, is called before each
+// copy; it may emit other records or return an error. ended, if set, is called at the
+// end of each batch.
 type copier struct {
 	before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
 	ended  func(committed bool)
@@ -142,7 +146,7 @@ func testConfig(c *kfake.Cluster, h pipeline.Handler) LoopConfig {
 	}
 }
 
-// start runs a loop until stop is called, which returns Run's error.
+// start runs a loop until stop is called or the test ends. stop returns Run's error.
 func start(t *testing.T, cfg LoopConfig) (l *Loop, stop func() error) {
 	t.Helper()
 	l, err := NewLoop(cfg)
@@ -202,15 +206,14 @@ func TestOrderPerKeyIsKept(t *testing.T) {
 	}
 }
 
-// TestAnyFailureAbortsTheBatch is the most important test of Millrace: for each
-// way in which an output can be missing, the input's offset stays where it was
-// and nothing of the batch is visible; once the cause is gone, every record is
-// there once.
+// TestAnyFailureAbortsTheBatch is the most important test of Millrace. For each way in
+// which an output can be missing, the input offset does not move and no record of the
+// batch is visible. Once the cause is removed, every record is written once.
 func TestAnyFailureAbortsTheBatch(t *testing.T) {
 	errEncode := errors.New("cannot encode")
 	tests := []struct {
 		name string
-		// before runs ahead of each copy while the cause is there.
+		// before runs before each copy until the cause is removed.
 		before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
 		fault  *kfake.Fault
 	}{
@@ -228,7 +231,7 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 			fault: &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.TopicAuthorizationFailed, Count: -1},
 		},
 		{
-			name: "no such output topic",
+			name: "output topic does not exist",
 			before: func(_ context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 				if string(in.Value) == "000050" {
 					out.Emit(&pipeline.Record{Topic: "missing", Partition: 0, Value: in.Value})
@@ -246,7 +249,7 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 			},
 		},
 		{
-			name: "cancelled context",
+			name: "canceled context",
 			before: func(ctx context.Context, in *pipeline.Record, _ pipeline.Emitter) error {
 				if string(in.Value) == "000050" {
 					ctx, cancel := context.WithCancel(ctx)
@@ -266,11 +269,11 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 				if test.fault != nil {
 					faults = c.Fault(*test.fault)
 				}
-				var mended atomic.Bool
+				var repaired atomic.Bool
 				var aborts atomic.Int32
 				h := &copier{
 					before: func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
-						if mended.Load() || test.before == nil {
+						if repaired.Load() || test.before == nil {
 							return nil
 						}
 						return test.before(ctx, in, out)
@@ -295,20 +298,20 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 					t.Errorf("the group's offset moved to %d", at)
 				}
 				if l.Ready() == nil {
-					t.Error("ready, although nothing gets through")
+					t.Error("ready, although no batch commits")
 				}
 				if faults != nil {
 					if faults.Hits() == 0 {
-						t.Error("the fault was never seen")
+						t.Error("the fault was never injected")
 					}
 					faults.Remove()
 				}
-				mended.Store(true)
+				repaired.Store(true)
 				waitFor(t, func() bool { return lag(l) == 0 && l.Ready() == nil })
 				got := committed(t, c, "out", 100)
 				if guarantee == AtLeastOnce {
 					slices.Sort(got)
-					got = slices.Compact(got) // what was written before the failure comes again
+					got = slices.Compact(got) // records written before the failure are written again
 				}
 				wantEach(t, got, 100)
 			})
@@ -323,7 +326,7 @@ func TestRecordsSurviveRebalances(t *testing.T) {
 	worker := func(instance string) func() error {
 		cfg := testConfig(c, nil)
 		cfg.Instance, cfg.Sessions, cfg.CommitInterval = instance, 2, 5*time.Millisecond
-		cfg.SessionTimeout = time.Second // and so how often members look for a rebalance
+		cfg.SessionTimeout = time.Second // a third of it is the interval at which members check for a rebalance
 		cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
 		_, stop := start(t, cfg)
 		return stop
@@ -339,7 +342,7 @@ func TestRecordsSurviveRebalances(t *testing.T) {
 	wantEach(t, committed(t, c, "out", n), n)
 }
 
-func TestStopFinishesTheBatchAtHand(t *testing.T) {
+func TestStopFinishesTheCurrentBatch(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
 	entered, release := make(chan struct{}), make(chan struct{})
@@ -362,7 +365,7 @@ func TestStopFinishesTheBatchAtHand(t *testing.T) {
 	}
 }
 
-func TestStopGivesUpABatchThatDoesNotEnd(t *testing.T) {
+func TestStopAbortsABatchThatDoesNotEndInTime(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
 	entered := make(chan struct{})
@@ -398,7 +401,7 @@ func TestSecondProcessUnderOneInstanceFencesTheFirst(t *testing.T) {
 	inject(t, c, 0, 10)
 	waitFor(t, func() bool { return len(l.Progress()) == 2 && lag(l) == 0 })
 	start(t, testConfig(c, &copier{}))
-	for i := 10; ; i++ { // the first learns of it with its next transaction
+	for i := 10; ; i++ { // the first process learns of the second with its next transaction
 		inject(t, c, i, i+1)
 		select {
 		case err := <-first:
@@ -434,7 +437,7 @@ func TestUnreadRecordsDeletedByRetentionStopTheLoop(t *testing.T) {
 	}
 }
 
-func TestANewGroupStartsWhereTheTopicStarts(t *testing.T) {
+func TestANewGroupReadsFromTheStartOfTheTopic(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 20)
 	if err := c.DeleteRecords("in", 0, 15); err != nil {
@@ -453,10 +456,10 @@ func TestANewGroupStartsWhereTheTopicStarts(t *testing.T) {
 	}
 }
 
-// keeper is a copier that chooses its own start.
+// keeper is a copier that chooses the offset to start from.
 type keeper struct {
 	copier
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	assigned []Partition
 	revoked  int
 	from     int64
