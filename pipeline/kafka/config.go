@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -240,7 +241,19 @@ func (l clientLogger) Level() kgo.LogLevel {
 }
 
 func (l clientLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, keyvals...)
+	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, withUnits(keyvals)...)
+}
+
+// withUnits returns the attributes with durations as strings such as "100ms": the JSON
+// handler would log them as nanoseconds without a unit.
+func withUnits(keyvals []any) []any {
+	out := slices.Clone(keyvals)
+	for i, v := range out {
+		if d, ok := v.(time.Duration); ok {
+			out[i] = d.String()
+		}
+	}
+	return out
 }
 
 // LevelTrace is the log level of the client's debug messages, which report every

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -433,6 +434,23 @@ func TestTheLevelOfClientMessages(t *testing.T) {
 		l := clientLogger{slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: tt.level}))}
 		if got := l.Level(); got != tt.want {
 			t.Errorf("at %v the client logs %v, want %v", tt.level, got, tt.want)
+		}
+	}
+}
+
+func TestDurationsInClientMessagesHaveAUnit(t *testing.T) {
+	for _, handler := range []func(io.Writer) slog.Handler{
+		func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+		func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
+	} {
+		var log bytes.Buffer
+		keyvals := []any{"after", 250 * time.Millisecond, "tries", 3}
+		clientLogger{slog.New(handler(&log))}.Log(kgo.LogLevelWarn, "retrying", keyvals...)
+		if !strings.Contains(log.String(), "250ms") || strings.Contains(log.String(), "250000000") {
+			t.Errorf("logged %s", log.String())
+		}
+		if keyvals[1] != 250*time.Millisecond {
+			t.Error("the attributes of the caller were changed")
 		}
 	}
 }

@@ -149,7 +149,7 @@ func (f *Follower) Run(ctx context.Context) error {
 			wait = minBackoff
 		}
 		f.state.set(err.Error())
-		f.cfg.Logger.Warn("following failed; retrying", "group", f.cfg.Group, "err", err, "wait", wait)
+		f.cfg.Logger.Warn("following failed; retrying", "group", f.cfg.Group, "err", err, "wait", wait.String())
 		wait = sleep(ctx, wait)
 	}
 	return nil

@@ -125,7 +125,7 @@ func (s *session) run(ctx context.Context) (err error) {
 			wait = minBackoff
 		}
 		s.state.set(err.Error())
-		s.log.Warn("session failed; starting a new client", "err", err, "wait", wait)
+		s.log.Warn("session failed; starting a new client", "err", err, "wait", wait.String())
 		wait = sleep(ctx, wait)
 	}
 	return nil
@@ -194,7 +194,7 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 				}
 			}
 			s.state.set(err.Error())
-			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait)
+			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait.String())
 			wait = sleep(ctx, wait)
 		}
 		if ctx.Err() != nil {
