@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -38,7 +37,8 @@ type Cluster struct {
 // EnsureTopics checks that the topics exist with the declared number of partitions.
 // Another number is a fatal error and is never corrected, because keys move when it
 // changes. Missing topics are created if create is set.
-func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (Cluster, error) {
+func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (_ Cluster, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return Cluster{}, err
@@ -56,7 +56,7 @@ func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create boo
 	}
 	meta, err := adm.Metadata(ctx, names...)
 	if err != nil {
-		return Cluster{}, fmt.Errorf("reading topic metadata from %s: %w", strings.Join(cfg.Brokers, ","), err)
+		return Cluster{}, fmt.Errorf("reading topic metadata: %w", cfg.Explain(err))
 	}
 	var faults []error
 	created := false
@@ -126,7 +126,8 @@ func awaitTopics(ctx context.Context, adm *kadm.Client, names []string) (kadm.Me
 
 // Lag returns how many offsets below the topics' last stable offsets the group has
 // not committed. Partitions without a committed offset count from their start.
-func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64, error) {
+func Lag(ctx context.Context, cfg Config, group string, topics ...string) (_ int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err
@@ -169,7 +170,8 @@ func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64
 }
 
 // Committed returns the sum of the group's committed offsets, 0 if it has none.
-func Committed(ctx context.Context, cfg Config, group string) (int64, error) {
+func Committed(ctx context.Context, cfg Config, group string) (_ int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err

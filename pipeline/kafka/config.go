@@ -192,8 +192,13 @@ func (c Config) dial(ctx context.Context, network, addr string) (net.Conn, error
 		dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
 	conn, err := dial(ctx, network, addr)
-	if err != nil || conf == nil {
-		return conn, err
+	switch {
+	case errors.Is(err, context.Canceled): // the client closes
+		return nil, err
+	case err != nil:
+		return nil, &unreachableError{seeds: c.Brokers, addr: addr, err: err}
+	case conf == nil:
+		return conn, nil
 	}
 	if conf.ServerName == "" {
 		conf.ServerName, _ = splitAddress(addr)

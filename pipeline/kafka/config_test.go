@@ -279,7 +279,7 @@ func TestPing(t *testing.T) {
 		{"an authority the system does not know", Config{Brokers: encrypted, TLS: TLS{Enabled: true}}, []string{"ssl.ca.location"}},
 		{"a certificate for another name", Config{Brokers: elsewhere, TLS: trusting}, []string{"ssl.server.name", "kafka.example.com"}},
 		{"no client certificate where it is required", Config{Brokers: mutual, TLS: trusting}, []string{"certificate"}},
-		{"no listener", Config{Brokers: []string{closed}}, []string{"nothing listens at " + closed}},
+		{"no listener", Config{Brokers: []string{closed}}, []string{"cannot reach a Kafka broker at " + closed}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := ping(t, tt.cfg)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -70,7 +69,8 @@ func operations(ops []kadm.ACLOperation) (out Operations) {
 
 // Describe reads the state of topics, groups and transactional ids. It changes nothing.
 // Objects that we may not describe are in Hidden, without an error.
-func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (Description, error) {
+func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return Description{}, err
@@ -81,7 +81,7 @@ func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) 
 	// object that we may not describe would then fail all of them.
 	for _, name := range topics {
 		if err := d.topic(ctx, adm, name); err != nil {
-			return Description{}, fmt.Errorf("describing topic %s at %s: %w", name, strings.Join(cfg.Brokers, ","), cfg.Explain(err))
+			return Description{}, fmt.Errorf("describing topic %s: %w", name, cfg.Explain(err))
 		}
 	}
 	for _, name := range groups {
@@ -199,7 +199,8 @@ func (d *Description) group(ctx context.Context, adm *kadm.Client, name string) 
 
 // CheckTopics asks the brokers whether the topics could be created, without creating
 // them. It returns an error for each topic that could not.
-func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (map[string]error, error) {
+func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -236,7 +237,8 @@ func (s TopicSpec) request() (partitions int32, replication int16, config map[st
 }
 
 // SetTopicConfig sets the given settings of a topic and leaves the others unchanged.
-func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) error {
+func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err
@@ -265,7 +267,8 @@ type Bounds struct{ Start, End int64 }
 // TopicBounds returns the bounds of a topic's partitions. If settled is set, they end
 // at the current high watermarks, and TopicBounds waits until all transactions below
 // these are committed or aborted.
-func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (map[int32]Bounds, error) {
+func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -339,8 +342,10 @@ func ReadRange(ctx context.Context, cfg Config, topic string, partition int32, b
 var errRangeEnd = errors.New("end of the range")
 
 // ReadNew calls f with the records of a topic that are committed from now on. It
-// returns nil when the context ends, else the error of f or of reading.
-func ReadNew(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) error {
+// returns nil when the context ends, else the error of f or of reading. While no broker
+// answers, the client retries without an error.
+func ReadNew(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) (err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return err

@@ -34,11 +34,13 @@ func (c Config) Ping(ctx context.Context) error {
 
 // Explain adds a remedy to an error of a client of this configuration, if a change of
 // the configuration or of the broker's address can fix it. It returns other errors, and
-// nil, unchanged.
+// nil, unchanged. A failed connection attempt needs no Explain: the error of any client
+// that can reach no broker holds the addresses and the remedy.
 func (c Config) Explain(err error) error {
 	if err == nil {
 		return nil
 	}
+	err = trimDial(err)
 	brokers := strings.Join(c.Brokers, ",")
 	user := c.SASL.Username
 	if c.SASL.Mechanism == mechanismOAuth {
@@ -51,12 +53,14 @@ func (c Config) Explain(err error) error {
 		record           tls.RecordHeaderError
 		handshake        *handshakeError
 		firstRead        *kgo.ErrFirstReadEOF
-		dns              *net.DNSError
+		unreachable      *unreachableError
 	)
 	explained := func(format string, args ...any) error {
 		return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), err)
 	}
 	switch {
+	case errors.As(err, &unreachable):
+		return err // it holds the remedy
 	case errors.Is(err, kerr.SaslAuthenticationFailed):
 		return explained("the broker does not accept %s user %q; check the user name, the password and sasl.mechanism", c.SASL.Mechanism, user)
 	case errors.Is(err, kerr.UnsupportedSaslMechanism):
@@ -84,15 +88,61 @@ func (c Config) Explain(err error) error {
 		default:
 			return explained("the broker at %s closed the connection; it may require TLS or SASL: set security.protocol", brokers)
 		}
-	case errors.As(err, &dns):
-		return explained("the host of a broker is not known; check %s", brokers)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return explained("nothing listens at %s; is Kafka running, and is this its address (--brokers)?", brokers)
 	case errors.Is(err, context.DeadlineExceeded):
-		return explained("no answer from %s in time; check the address (--brokers), and for firewalls", brokers)
+		return explained("no broker at %s answered in time; check that Kafka is running there, the address (-b/--brokers) and firewalls", brokers)
 	}
 	return err
 }
+
+// An unreachableError means that a connection to a broker could not be made. It is the
+// one place for this text: [Config.dial] returns it, so it is in the chain of every
+// error of a client that can reach no broker.
+type unreachableError struct {
+	seeds []string // Config.Brokers
+	addr  string   // the address of this attempt
+	err   error
+}
+
+func (e *unreachableError) Error() string {
+	seeds := strings.Join(e.seeds, ",")
+	// Omit the dialer's "dial tcp ADDRESS" if it only repeats the address.
+	cause := e.err
+	var op *net.OpError
+	if errors.As(e.err, &op) && op.Addr != nil && op.Addr.String() == e.addr {
+		cause = op.Err
+	}
+	if !slices.ContainsFunc(e.seeds, func(seed string) bool { return sameAddress(seed, e.addr) }) {
+		return fmt.Sprintf("cannot reach the Kafka broker at %s, an address that the cluster at %s advertises; check that Kafka is running there, its advertised.listeners, and -b/--brokers: %v", e.addr, seeds, cause)
+	}
+	return fmt.Sprintf("cannot reach a Kafka broker at %s; check that Kafka is running there and that the address is right (-b/--brokers): %v", seeds, cause)
+}
+
+func (e *unreachableError) Unwrap() error { return e.err }
+
+func sameAddress(a, b string) bool {
+	hostA, portA := splitAddress(a)
+	hostB, portB := splitAddress(b)
+	return hostA == hostB && portA == portB
+}
+
+// trimDial removes the client's prefix of a failed dial from the text of an error: the
+// text of [Config.dial] is complete without it. It keeps the error's chain. Every
+// exported function of this package that sends requests applies it to its error.
+func trimDial(err error) error {
+	if err == nil || !strings.Contains(err.Error(), dialPrefix) {
+		return err
+	}
+	return &trimmedError{err}
+}
+
+// dialPrefix begins the client's text of a failed dial.
+const dialPrefix = "unable to dial: "
+
+// trimmedError is an error without dialPrefix in its text.
+type trimmedError struct{ error }
+
+func (e *trimmedError) Error() string { return strings.ReplaceAll(e.error.Error(), dialPrefix, "") }
+func (e *trimmedError) Unwrap() error { return e.error }
 
 // names returns the names and addresses in a certificate.
 func names(cert *x509.Certificate) string {

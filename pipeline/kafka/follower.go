@@ -139,6 +139,7 @@ func (f *Follower) Ready() error {
 func (f *Follower) Run(ctx context.Context) error {
 	for wait := minBackoff; ctx.Err() == nil; {
 		handled, err := f.runClient(ctx)
+		err = trimDial(err)
 		switch {
 		case ctx.Err() != nil:
 			return nil

@@ -12,6 +12,7 @@ import (
 // GroupProgress returns how many offsets of a topic a group has passed (done), out of
 // all offsets between the partitions' starts and their last stable offsets (total).
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return 0, 0, err
@@ -49,7 +50,8 @@ func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, 
 // DeleteGroup deletes a group. It first removes static members, which do not leave
 // the group when they stop; other members must have left. It returns nil if the group
 // does not exist.
-func DeleteGroup(ctx context.Context, cfg Config, group string) error {
+func DeleteGroup(ctx context.Context, cfg Config, group string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err
@@ -83,7 +85,8 @@ func DeleteGroup(ctx context.Context, cfg Config, group string) error {
 }
 
 // DeleteTopic deletes a topic. It returns nil if the topic does not exist.
-func DeleteTopic(ctx context.Context, cfg Config, topic string) error {
+func DeleteTopic(ctx context.Context, cfg Config, topic string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err

@@ -1,6 +1,8 @@
 package kafka
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -57,9 +59,24 @@ func (l *link) OnBrokerE2E(_ kgo.BrokerMetadata, _ int16, e2e kgo.BrokerE2E) { l
 func (l *link) note(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err = err; err == nil {
+	if l.err = trimDial(err); err == nil {
 		l.heard = time.Now()
 	}
+}
+
+// explain adds to the end of a context that the client can reach no broker, if that is
+// so: the client retries until then. It returns other errors, and nil, unchanged.
+func (l *link) explain(err error) error {
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return trimDial(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var unreachable *unreachableError
+	if errors.As(err, &unreachable) || !errors.As(l.err, &unreachable) {
+		return trimDial(err)
+	}
+	return fmt.Errorf("%w: %w", err, l.err)
 }
 
 // outage returns a text if no broker has answered for outageAfter, else "".

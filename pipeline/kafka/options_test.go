@@ -147,7 +147,7 @@ func TestReadyReportsAnOutageOfTheBrokers(t *testing.T) {
 	defer func() { t.Logf("last error of Ready: %v", last) }()
 	waitFor(t, func() bool {
 		last = l.Ready()
-		return last != nil && strings.Contains(last.Error(), "no broker has answered") && strings.Contains(last.Error(), "unable to dial")
+		return last != nil && strings.Contains(last.Error(), "no broker has answered") && strings.Contains(last.Error(), "cannot reach a Kafka broker") && strings.Contains(last.Error(), "the wire is cut")
 	})
 	w.repair()
 	waitFor(t, func() bool { return l.Ready() == nil })

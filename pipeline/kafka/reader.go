@@ -16,6 +16,7 @@ import (
 // the time of the call, and returns that offset. The record and its bytes are valid
 // only during the call. An error of f ends the reading and is returned.
 func ReadPartition(ctx context.Context, cfg Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err

@@ -113,6 +113,7 @@ func (s *session) run(ctx context.Context) (err error) {
 		if err == nil {
 			continue
 		}
+		err = trimDial(err)
 		if pipeline.ClassOf(err) == pipeline.ClassFatal {
 			s.state.set(err.Error())
 			return err

@@ -20,6 +20,7 @@ import (
 // transaction has reached the partition. Up to the last stable offset, the last batch
 // would then be missing.
 func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return 0, err
@@ -44,7 +45,8 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 }
 
 // CommittedEnds returns the last stable offsets of a topic, by partition.
-func CommittedEnds(ctx context.Context, cfg Config, topic string) (map[int32]int64, error) {
+func CommittedEnds(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -64,7 +66,8 @@ func CommittedEnds(ctx context.Context, cfg Config, topic string) (map[int32]int
 }
 
 // DeleteBefore deletes the records of a topic below the given offsets, by partition.
-func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
+func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err

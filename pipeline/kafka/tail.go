@@ -71,6 +71,7 @@ func (t *Tail) Err() error {
 // after the last record that f took without an error.
 func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err error) {
 	defer func() {
+		err = trimDial(err)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.err = err

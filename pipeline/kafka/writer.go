@@ -57,6 +57,7 @@ func PartitionOf(key []byte, n int) int32 {
 // key: the order of the calls to Write. It is safe for concurrent use, except Limits.
 type Writer struct {
 	cl     *kgo.Client
+	link   *link
 	log    *slog.Logger // may be nil
 	limits Limits       // set by Limits before the first Write
 }
@@ -70,7 +71,8 @@ func NewWriter(cfg Config) (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{log: cfg.Logger}
+	w := &Writer{link: newLink(), log: cfg.Logger}
+	opts = append(opts, kgo.WithHooks(w.link))
 	if w.cl, err = kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...); err != nil {
 		return nil, err
 	}
@@ -97,7 +99,7 @@ func (w *Writer) Write(ctx context.Context, r *pipeline.Record, done func(error)
 	fill(out, r)
 	w.cl.Produce(ctx, out, func(out *kgo.Record, err error) {
 		r.Partition, r.Offset = out.Partition, out.Offset
-		done(err)
+		done(w.link.explain(err))
 	})
 }
 
@@ -129,7 +131,7 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 			results <- err
 		})
 	}
-	errs := []error{w.Flush(ctx)}
+	errs := []error{w.cl.Flush(ctx)} // not w.Flush: the records explain an outage
 	w.Close() // fails the records still in flight if ctx has ended
 	for range records {
 		errs = append(errs, <-results)
@@ -138,7 +140,7 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 }
 
 // Flush waits until done was called for every record written so far.
-func (w *Writer) Flush(ctx context.Context) error { return w.cl.Flush(ctx) }
+func (w *Writer) Flush(ctx context.Context) error { return w.link.explain(w.cl.Flush(ctx)) }
 
 // Close closes the connections. Records that are still in flight fail.
 func (w *Writer) Close() { w.cl.Close() }
