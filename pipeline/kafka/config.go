@@ -246,16 +246,24 @@ func (l clientLogger) Level() kgo.LogLevel {
 }
 
 func (l clientLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, withUnits(keyvals)...)
+	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, readable(keyvals)...)
 }
 
-// withUnits returns the attributes with durations as strings such as "100ms": the JSON
-// handler would log them as nanoseconds without a unit.
-func withUnits(keyvals []any) []any {
+// readable returns the attributes in a readable form. Durations become strings such as
+// "100ms": the JSON handler would log nanoseconds without a unit. Of an
+// [unreachableError] only the cause remains: the client logs it at every attempt, and
+// the caller of the client reports the remedy.
+func readable(keyvals []any) []any {
 	out := slices.Clone(keyvals)
 	for i, v := range out {
-		if d, ok := v.(time.Duration); ok {
-			out[i] = d.String()
+		switch v := v.(type) {
+		case time.Duration:
+			out[i] = v.String()
+		case error:
+			var unreachable *unreachableError
+			if errors.As(v, &unreachable) {
+				out[i] = unreachable.err
+			}
 		}
 	}
 	return out

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -438,16 +439,20 @@ func TestTheLevelOfClientMessages(t *testing.T) {
 	}
 }
 
-func TestDurationsInClientMessagesHaveAUnit(t *testing.T) {
+func TestAttributesOfClientMessagesAreReadable(t *testing.T) {
 	for _, handler := range []func(io.Writer) slog.Handler{
 		func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
 		func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
 	} {
 		var log bytes.Buffer
-		keyvals := []any{"after", 250 * time.Millisecond, "tries", 3}
+		refused := &unreachableError{[]string{"a"}, "a:9092", syscall.ECONNREFUSED}
+		keyvals := []any{"after", 250 * time.Millisecond, "tries", 3, "err", refused}
 		clientLogger{slog.New(handler(&log))}.Log(kgo.LogLevelWarn, "retrying", keyvals...)
 		if !strings.Contains(log.String(), "250ms") || strings.Contains(log.String(), "250000000") {
 			t.Errorf("logged %s", log.String())
+		}
+		if !strings.Contains(log.String(), "connection refused") || strings.Contains(log.String(), "--brokers") {
+			t.Errorf("logged %s, want only the cause of the error", log.String())
 		}
 		if keyvals[1] != 250*time.Millisecond {
 			t.Error("the attributes of the caller were changed")
