@@ -132,7 +132,7 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 		})
 	}
 	errs := []error{w.cl.Flush(ctx)} // not w.Flush: the records explain an outage
-	w.Close() // fails the records still in flight if ctx has ended
+	w.Close()                        // fails the records still in flight if ctx has ended
 	for range records {
 		errs = append(errs, <-results)
 	}
