@@ -9,7 +9,7 @@ import (
 
 func TestEnsureTopics(t *testing.T) {
 	c := newCluster(t, 2)
-	cfg := Config{Brokers: c.ListenAddrs()}
+	cfg := c.config()
 	specs := []TopicSpec{
 		{Name: "in", Partitions: 2},
 		{Name: "new", Partitions: 3, Config: map[string]string{"cleanup.policy": "compact"}},
@@ -39,7 +39,7 @@ func TestPartitionOfAgreesWithTheWriter(t *testing.T) {
 	c := newCluster(t, 7)
 	inject(t, c, 0, 100)
 	for _, p := range c.PartitionInfos("in") {
-		_, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "in", p.Partition, 0, func(r *pipeline.Record) error {
+		_, err := ReadPartition(t.Context(), c.config(), "in", p.Partition, 0, func(r *pipeline.Record) error {
 			if want := PartitionOf(r.Key, 7); r.Partition != want {
 				t.Errorf("key %s is in partition %d, want %d", r.Key, r.Partition, want)
 			}

@@ -154,7 +154,7 @@ func TestBytesOfAPartStayUntilItIsAcknowledged(t *testing.T) {
 	for _, aborts := range []int{0, 1} {
 		t.Run(fmt.Sprintf("%d aborts", aborts), func(t *testing.T) {
 			c := newCluster(t, 3)
-			w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+			w, err := NewWriter(c.config())
 			if err != nil {
 				t.Fatal(err)
 			}

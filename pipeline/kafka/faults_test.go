@@ -18,13 +18,13 @@ import (
 )
 
 // A brokerFault makes a broker fail a few times. hits returns how many times it did.
-type brokerFault func(t *testing.T, c *kfake.Cluster) (hits func() int)
+type brokerFault func(t *testing.T, c *cluster) (hits func() int)
 
 // refuse answers the first requests with an error instead of executing them. With
 // REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND, the broker executes them
 // nevertheless, and the client cannot know.
 func refuse(key kmsg.Key, err *kerr.Error) brokerFault {
-	return func(_ *testing.T, c *kfake.Cluster) func() int {
+	return func(_ *testing.T, c *cluster) func() int {
 		f := kfake.Fault{Keys: []kmsg.Key{key}, Err: err, Count: 3}
 		if key == kmsg.Produce {
 			f.Topic = "out"
@@ -47,7 +47,7 @@ const (
 // endTxn replaces the response to the first commits. applied means that the broker
 // still executes them; what is the response that the client receives.
 func endTxn(applied bool, what answer) brokerFault {
-	return func(t *testing.T, c *kfake.Cluster) func() int {
+	return func(t *testing.T, c *cluster) func() int {
 		var hits atomic.Int32
 		var passing atomic.Bool // the current request is the one that the test sends to apply the commit
 		side, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
@@ -146,7 +146,7 @@ func TestFaultsOfTheBroker(t *testing.T) {
 }
 
 // wantAllCommitted checks that the group's offsets are at the ends of "in".
-func wantAllCommitted(t *testing.T, c *kfake.Cluster) {
+func wantAllCommitted(t *testing.T, c *cluster) {
 	t.Helper()
 	for _, p := range c.PartitionInfos("in") {
 		if at := groupOffset(c, "in", p.Partition); at != p.LastStableOffset && p.LastStableOffset > 0 {
@@ -190,7 +190,7 @@ func TestARebalanceDuringABatchAbortsIt(t *testing.T) {
 	wantEach(t, committed(t, c, "out", 1000), 1000)
 }
 
-func allCommitted(c *kfake.Cluster) bool {
+func allCommitted(c *cluster) bool {
 	return !slices.ContainsFunc(c.PartitionInfos("in"), func(p *kfake.PartitionInfo) bool {
 		return p.LastStableOffset > 0 && groupOffset(c, "in", p.Partition) != p.LastStableOffset
 	})
@@ -240,7 +240,7 @@ func TestAStolenTransactionalIDEndsTheLoop(t *testing.T) {
 
 // applied executes the first requests of the transaction, but answers with an error.
 func applied(key kmsg.Key, err *kerr.Error) brokerFault {
-	return func(t *testing.T, c *kfake.Cluster) func() int {
+	return func(t *testing.T, c *cluster) func() int {
 		var hits atomic.Int32
 		var passing atomic.Bool // the current request is the one that the test sends to apply the commit
 		side, dialErr := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline"
@@ -62,9 +61,9 @@ func (h *taker) of(partition int32) []string {
 }
 
 // follow runs a follower until the test or the returned function ends it.
-func follow(t *testing.T, c *kfake.Cluster, h FollowHandler) (f *Follower, stop func() error) {
+func follow(t *testing.T, c *cluster, h FollowHandler) (f *Follower, stop func() error) {
 	t.Helper()
-	f, err := NewFollower(FollowerConfig{Client: Config{Brokers: c.ListenAddrs()}, Group: "g", Handler: h, Interval: 5 * time.Millisecond})
+	f, err := NewFollower(FollowerConfig{Client: c.config(), Group: "g", Handler: h, Interval: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -117,7 +116,7 @@ func TestAFollowerReadsOnlyAddedPartitionsAndLeavesNoTrace(t *testing.T) {
 	inject(t, c, 300, 600)
 	ends := map[int32]int{}
 	for p := range int32(3) {
-		if _, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "in", p, 0, func(*pipeline.Record) error {
+		if _, err := ReadPartition(t.Context(), c.config(), "in", p, 0, func(*pipeline.Record) error {
 			ends[p]++
 			return nil
 		}); err != nil {

@@ -5,7 +5,6 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
@@ -25,7 +24,7 @@ func (*backward) Assign(_ context.Context, ps []Partition) ([]int64, error) {
 func (*backward) Revoke([]Partition) {}
 
 // offsetsSeen records the offsets that are committed from now on, by partition.
-func offsetsSeen(c *kfake.Cluster) func() map[int32][]int64 {
+func offsetsSeen(c *cluster) func() map[int32][]int64 {
 	var mu sync.Mutex
 	seen := map[int32][]int64{}
 	c.ControlKey(int16(kmsg.TxnOffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {

@@ -20,9 +20,9 @@ import (
 )
 
 // setLimit sets the max.message.bytes of a topic.
-func setLimit(t *testing.T, c *kfake.Cluster, topic string, bytes int) {
+func setLimit(t *testing.T, c *cluster, topic string, bytes int) {
 	t.Helper()
-	if err := SetTopicConfig(t.Context(), Config{Brokers: c.ListenAddrs()}, topic, map[string]string{"max.message.bytes": strconv.Itoa(bytes)}); err != nil {
+	if err := SetTopicConfig(t.Context(), c.config(), topic, map[string]string{"max.message.bytes": strconv.Itoa(bytes)}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -69,7 +69,7 @@ func (h *padded) EndBatch(committed bool) {
 }
 
 // caughtUp reports whether the group has committed all of "in".
-func caughtUp(c *kfake.Cluster) bool {
+func caughtUp(c *cluster) bool {
 	for _, p := range c.PartitionInfos("in") {
 		if groupOffset(c, "in", p.Partition) < p.HighWatermark {
 			return false
@@ -80,7 +80,7 @@ func caughtUp(c *kfake.Cluster) bool {
 
 // sizes returns the sizes of the values on "out", by number, and checks that each is
 // there once. With AtLeastOnce, a record may be there more than once.
-func sizes(t *testing.T, c *kfake.Cluster, guarantee Guarantee, n int) map[string]int {
+func sizes(t *testing.T, c *cluster, guarantee Guarantee, n int) map[string]int {
 	t.Helper()
 	var numbers []string
 	all := map[string]int{}
@@ -225,7 +225,7 @@ func TestAWriterKeepsToTopicLimits(t *testing.T) {
 	c := newCluster(t, 1)
 	setLimit(t, c, "in", 20_000)
 	setLimit(t, c, "out", 5<<20)
-	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	w, err := NewWriter(c.config())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -213,7 +213,7 @@ func TestAPanicInAHandlerEndsTheLoopWithItsStack(t *testing.T) {
 // With little memory, a batch ends at its byte limit.
 func TestMemoryBoundsABatch(t *testing.T) {
 	c := newCluster(t, 1)
-	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	w, err := NewWriter(c.config())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -29,7 +29,7 @@ func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 		if err := txn.ProduceSync(t.Context(), kgo.StringRecord("open")).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
-		cfg := Config{Brokers: c.ListenAddrs()}
+		cfg := c.config()
 		var got []string
 		end, err := ReadSettled(t.Context(), cfg, "in", 0, func(r *pipeline.Record) error {
 			got = append(got, string(r.Value))
@@ -54,7 +54,7 @@ func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 func TestDeleteBeforeLeavesTheRest(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
-	cfg := Config{Brokers: c.ListenAddrs()}
+	cfg := c.config()
 	if err := DeleteBefore(t.Context(), cfg, "in", map[int32]int64{0: 7}); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestTailFindsNewPartitions(t *testing.T) {
 	inject(t, c, 0, 3)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	tail := NewTail(Config{Brokers: c.ListenAddrs()}, "in")
+	tail := NewTail(c.config(), "in")
 	tail.recheck = 10 * time.Millisecond
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.MetadataMinAge(10*time.Millisecond))
 	if err != nil {

@@ -121,7 +121,7 @@ func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 			}()
 
 			// Write the input in steps. During each step, kill a worker.
-			w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+			w, err := NewWriter(c.config())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -146,7 +146,7 @@ func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 
 // wantCopiedOnce reads the committed records of "out" until it has n of them, and checks
 // that each is there once and in order per key.
-func wantCopiedOnce(ctx context.Context, t *testing.T, c *kfake.Cluster, n int) {
+func wantCopiedOnce(ctx context.Context, t *testing.T, c *cluster, n int) {
 	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ConsumeTopics("out"),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))

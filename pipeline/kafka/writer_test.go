@@ -14,7 +14,7 @@ import (
 // that its error does not name has been written.
 func TestWriteOnceReportsEachRecordThatMayBeMissing(t *testing.T) {
 	c := newCluster(t, 1)
-	cfg := Config{Brokers: c.ListenAddrs()}
+	cfg := c.config()
 	written := map[string]bool{} // according to WriteOnce
 	for i := range 40 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*300*time.Microsecond)
