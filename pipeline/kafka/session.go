@@ -82,7 +82,7 @@ type session struct {
 	// revoked is set by the group callbacks: the current batch cannot commit any
 	// more, so it ends now.
 	revoked atomic.Bool
-	// client is set by a group callback and used for requests from callbacks.
+	// client is set by a group callback, for the requests of callbacks and of tooLarge.
 	client atomic.Pointer[kgo.Client]
 	// fatal is an error found by a callback. It ends the loop.
 	fatal atomic.Pointer[error]
