@@ -27,7 +27,7 @@ run: build ## everything, kept running until Ctrl-C
 	$(BIN)/sandbox up --bin $(BIN)
 
 test: lint ## formatting, vet, lint, and all tests with the race detector
-	go test -race -timeout 20m ./...
+	go test -race -timeout 40m ./...
 
 # A test on a real broker has Kafka in its name. Each package has to have one that passed, and none skipped.
 # CDNOW names the purchases of a real shop, as JSON lines; without it, made-up events are used. Two tests on the
