@@ -36,6 +36,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -221,7 +222,7 @@ func (s *Store) read(name string) (string, error) {
 	defer f.Close() //nolint:errcheck // opened for reading only
 	buf := make([]byte, 64)
 	n, err := f.ReadAt(buf, 0)
-	if n == 0 && err != nil && err.Error() != "EOF" {
+	if n == 0 && err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	return string(buf[:n]), nil
