@@ -18,9 +18,7 @@ import (
 	"millrace/pipeline/programs"
 )
 
-// What a user may not do is found before a worker finds it, as far as the cluster
-// tells.
-func TestADryRunKnowsWhatIsNotAllowed(t *testing.T) {
+func TestDryRunReportsMissingPermissions(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	file := b.File(harness.PlainTopology)
 	type grant struct {
@@ -35,17 +33,17 @@ func TestADryRunKnowsWhatIsNotAllowed(t *testing.T) {
 	}
 	tests := []struct {
 		name    string
-		without int // of enough
-		instead *grant
+		without int    // index in enough of the missing grant; -1 for none
+		instead *grant // replaces the missing grant; nil for none
 		want    []string
 	}{
 		{"nothing is missing", -1, nil, []string{"no faults"}},
-		{"the source may not be seen", 0, nil, []string{"fault  topic in: TOPIC_AUTHORIZATION_FAILED"}},
-		{"the source may not be read", 0, &grant{topic, "in", kmsg.ACLOperationDescribe}, []string{"fault  topic in: this user may not READ: allow it"}},
-		{"the output may not be written", 1, &grant{topic, "out", kmsg.ACLOperationRead}, []string{"fault  topic out: this user may not WRITE: allow it"}},
-		{"dead letters may not be written", 2, &grant{topic, "dead", kmsg.ACLOperationRead}, []string{"fault  topic dead: this user may not WRITE: allow it"}},
-		{"the group may not be seen", 3, nil, []string{"fault  group t-p: GROUP_AUTHORIZATION_FAILED"}},
-		{"the transactional id may not be seen", 4, nil, []string{"fault  transactional id t-p-a-0: TRANSACTIONAL_ID_AUTHORIZATION_FAILED"}},
+		{"the source cannot be described", 0, nil, []string{"fault  topic in: TOPIC_AUTHORIZATION_FAILED"}},
+		{"the source cannot be read", 0, &grant{topic, "in", kmsg.ACLOperationDescribe}, []string{"fault  topic in: this user may not READ: grant it"}},
+		{"the output cannot be written", 1, &grant{topic, "out", kmsg.ACLOperationRead}, []string{"fault  topic out: this user may not WRITE: grant it"}},
+		{"dead letters cannot be written", 2, &grant{topic, "dead", kmsg.ACLOperationRead}, []string{"fault  topic dead: this user may not WRITE: grant it"}},
+		{"the group cannot be described", 3, nil, []string{"fault  group t-p: GROUP_AUTHORIZATION_FAILED"}},
+		{"the transactional id cannot be described", 4, nil, []string{"fault  transactional id t-p-a-0: TRANSACTIONAL_ID_AUTHORIZATION_FAILED"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
