@@ -85,7 +85,7 @@ func TestExplainedACLsAreWhatAWorkerNeeds(t *testing.T) {
 					switch denied := work(t, dir, fewer); {
 					case denied == "":
 						t.Error("the worker did its work without it, and said nothing")
-					case without.Optional != strings.Contains(denied, "held to the default"):
+					case without.Optional != strings.Contains(denied, "the default limit applies"):
 						t.Errorf("optional: %v, but the worker says: %s", without.Optional, denied)
 					}
 				})
