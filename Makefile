@@ -12,7 +12,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector docker clean
+.PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -69,6 +69,13 @@ bench-projector: ## what folding, restarting, restoring and asking cost; results
 	go build -o build/bench ./pipeline/e2e/bench
 	go test -c -o build/projection.bench ./pipeline/projector/projection
 	build/bench projector -test build/projection.bench -size $(or $(SIZE),0) -out $(or $(OUT),docs/benchmarks.md)
+
+# Each profile is of five seconds at full load; EVENTS has to be enough for that.
+profile: build ## renew the CPU profile that the compiler gets for processor
+	go build -o build/bench ./pipeline/e2e/bench
+	build/bench -bin $(BIN) -events $(or $(EVENTS),8000000) -only b,b2 -profile build/profiles
+	go tool pprof -proto build/profiles/b.pprof build/profiles/b2.pprof >build/profiles/both.pprof
+	build/bench profile -out cmd/processor/processor.pgo build/profiles/both.pprof
 
 docker: ## images of the services; `docker compose up` runs them
 	@docker info >/dev/null 2>&1 || { echo 'make docker: no container engine answers (docker info); make run needs none'; exit 1; }

@@ -145,7 +145,10 @@ var imports = map[string][]string{
 	"pipeline/projector/projectiontest": {"schemas", "pipeline/codec", "pipeline/expr", "pipeline/fold"},
 	"pipeline/e2e":                      {"pipeline", "pipeline/codec", "pipeline/sandbox", "pipeline/e2e/kafkatest", franz},
 	"pipeline/e2e/kafkatest":            {franz},
-	"pipeline/e2e/bench":                {"schemas", "pipeline/sandbox", franz, goavro}, // the loops that Millrace is compared with
+	"pipeline/e2e/bench": { // the loops that Millrace is compared with
+		"schemas", "pipeline/sandbox", franz, goavro,
+		protowire, // to take paths out of a profile
+	},
 }
 
 const (
@@ -155,6 +158,7 @@ const (
 	franz      = "github.com/twmb/franz-go"
 	goavro     = "github.com/linkedin/goavro/v2"
 	pebble     = "github.com/cockroachdb/pebble/v2"
+	protowire  = "google.golang.org/protobuf"
 	pflag      = "github.com/spf13/pflag"
 	prometheus = "github.com/prometheus"
 	registry   = "github.com/twmb/franz-go/pkg/sr"
@@ -172,6 +176,7 @@ var franzKafka = []string{franz + "/pkg/kgo", franz + "/pkg/kadm", franz + "/pkg
 // file is a Go file of this module that is not a test.
 type file struct {
 	path string // from the module's root
+	fset *token.FileSet
 	*ast.File
 }
 
@@ -203,7 +208,7 @@ func sources(t *testing.T) (files []file) {
 		if err != nil {
 			return err
 		}
-		files = append(files, file{rel, parsed})
+		files = append(files, file{rel, fset, parsed})
 		return nil
 	})
 	if err != nil {
