@@ -377,23 +377,29 @@ func TestADamagedStoreIsEmptied(t *testing.T) {
 	}
 }
 
-// crashableFS keeps links and crash clones apart. MemFS.Link takes MemFS's mutexes in
-// another order than MemFile.Sync does, and a CrashClone that waits between the two
-// completes a deadlock (pebble v2.1.7).
+// crashableFS keeps crash clones apart from two methods that would deadlock with a clone
+// (pebble v2.1.7): Link takes the mutexes of MemFS in another order than Sync does, and
+// ReuseForWrite takes the read lock twice, with the clone waiting in between.
 type crashableFS struct {
 	*vfs.MemFS
-	links sync.RWMutex
+	clones sync.RWMutex
 }
 
 func (c *crashableFS) Link(oldname, newname string) error {
-	c.links.RLock()
-	defer c.links.RUnlock()
+	c.clones.RLock()
+	defer c.clones.RUnlock()
 	return c.MemFS.Link(oldname, newname)
 }
 
+func (c *crashableFS) ReuseForWrite(oldname, newname string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	c.clones.RLock()
+	defer c.clones.RUnlock()
+	return c.MemFS.ReuseForWrite(oldname, newname, category)
+}
+
 func (c *crashableFS) CrashClone(cfg vfs.CrashCloneCfg) *vfs.MemFS {
-	c.links.Lock()
-	defer c.links.Unlock()
+	c.clones.Lock()
+	defer c.clones.Unlock()
 	return c.MemFS.CrashClone(cfg)
 }
 
