@@ -356,8 +356,8 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 		switch {
 		case rec.Topic == pl.DeadLetter.Name:
 			got.kind = kindDeadLetter
-			header := func(name string) string { value, _ := rec.Header(name); return string(value) }
-			got.stage, got.reason, got.error = header(deadletter.HeaderStage), header(deadletter.HeaderReason), header(deadletter.HeaderError)
+			letter := deadletter.Parse(rec)
+			got.stage, got.reason, got.error = letter.Stage, string(letter.Reason), letter.Error
 			if got.stage == deadletter.StageDecode {
 				decoded.Passed--
 				decoded.Rejected[pipeline.Reason(got.reason)]++
