@@ -54,7 +54,7 @@ var (
 	ID  = "00000000-0000-4000-8000-000000000001"
 )
 
-func Sandbox(t *testing.T) *sandbox.Sandbox {
+func Sandbox(t testing.TB) *sandbox.Sandbox {
 	t.Helper()
 	box, err := sandbox.New(sandbox.Config{})
 	if err != nil {

@@ -456,16 +456,9 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenS
 	if err != nil {
 		return nil, nil, at, err
 	}
-	t := &event.Type{Name: s.ShortName(), Schema: s, Time: -1}
-	if f := s.Root().Field("timestamp"); f != nil && event.TimestampUnit(f.Type) != 0 {
-		t.Time = 0
-	}
-	fill := event.Encoder{
-		NewID: func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) },
-		Now:   func() time.Time { return rec.Time },
-	}
 	if topic.Bare == nil {
-		fill.Complete(t, ev)
+		newID := func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) }
+		event.Complete(s, ev, newID, func() time.Time { return rec.Time })
 	}
 	body, err := codec.EncodeJSON(s, ev)
 	if err != nil {
