@@ -127,8 +127,8 @@ func (e *Encoder) Encrypts() bool {
 	return slices.ContainsFunc(e.types, func(t *Type) bool { return t.sealed != nil })
 }
 
-// HasKeys reports whether Seal encrypts: the encoder was given keys.
-func (e *Encoder) HasKeys() bool { return e.ring != nil }
+// Keys returns the keys that Seal encrypts with, nil if it does not encrypt.
+func (e *Encoder) Keys() *keyring.Ring { return e.ring }
 
 // HasHeaders reports whether records get the headers of CloudEvents.
 func (e *Encoder) HasHeaders() bool { return e.headers != nil }
@@ -213,19 +213,10 @@ func (e *Encoder) Fits(r *pipeline.Record, how string) error {
 	return nil
 }
 
-// EnsureKeys creates the missing keys of subjects, as [keyring.Ring.Ensure] does.
-// Without keys in use, it does nothing.
-func (e *Encoder) EnsureKeys(ctx context.Context, subjects []string) error {
-	if e.ring == nil || len(subjects) == 0 {
-		return nil
-	}
-	return e.ring.Ensure(ctx, subjects)
-}
-
 // Seal encrypts the tagged fields of a record from Encode under the key of its
-// subject, which EnsureKeys has created. The new value is appended to buf, which is
-// returned. A [codec.PathError] means that the event is rejected, another error that
-// the key is unavailable.
+// subject; create missing keys with [keyring.Ring.Ensure] before. The new value is
+// appended to buf, which is returned. A [codec.PathError] means that the event is
+// rejected, another error that the key is unavailable.
 func (e *Encoder) Seal(t *Type, subject string, r *pipeline.Record, buf []byte) ([]byte, error) {
 	if subject == "" || e.ring == nil {
 		return buf, nil

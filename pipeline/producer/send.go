@@ -119,7 +119,7 @@ func (s *sender) send(reading, writing context.Context, source lineSource) error
 		// Missing keys are created for many lines together: each creation takes a
 		// round trip to Kafka.
 		many := 1
-		if s.encoder.HasKeys() {
+		if s.encoder.Keys() != nil {
 			many = len(b.ends)
 		}
 		for i := 0; i < len(b.ends); i += many {
@@ -156,9 +156,9 @@ func (s *sender) lines(ctx context.Context, b *lineBatch, from, to int) error {
 		}
 		s.chunk = append(s.chunk, one)
 	}
-	if s.encoder.HasKeys() && len(subjects) > 0 {
+	if keys := s.encoder.Keys(); keys != nil && len(subjects) > 0 {
 		ensuring, cancel := context.WithTimeoutCause(ctx, s.patience, errNoProgress)
-		err := s.encoder.EnsureKeys(ensuring, subjects)
+		err := keys.Ensure(ensuring, subjects)
 		cancel()
 		if err != nil {
 			return err

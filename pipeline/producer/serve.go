@@ -224,7 +224,8 @@ func (in *intake) read(w http.ResponseWriter, r *http.Request) ([]intakeEvent, b
 // seal encrypts the tagged fields of the events. An error means that the keys are
 // not available; the request is not at fault.
 func (in *intake) seal(ctx context.Context, encoder *event.Encoder, flights []*intakeFlight) (faults []fieldFault, err error) {
-	if !encoder.HasKeys() {
+	keys := encoder.Keys()
+	if keys == nil {
 		return nil, nil
 	}
 	var subjects []string
@@ -235,7 +236,7 @@ func (in *intake) seal(ctx context.Context, encoder *event.Encoder, flights []*i
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), in.patience, errNoProgress)
 	defer cancel()
-	if err := encoder.EnsureKeys(ctx, subjects); err != nil {
+	if err := keys.Ensure(ctx, subjects); err != nil {
 		return nil, err
 	}
 	for _, f := range flights {
