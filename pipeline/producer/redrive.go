@@ -19,7 +19,7 @@ import (
 //
 // It reads the dead letters as a consumer group and writes in the transactions
 // that commit the group's offsets, so each letter goes back exactly once. A letter
-// is pending until the group has committed an offset behind it. A letter that stays
+// is pending until the group has committed an offset after it. A letter that stays
 // is written to the end of its topic in the same transaction and is pending again:
 // a run with a filter hides nothing from the next run.
 type redriver struct {

@@ -107,8 +107,8 @@ func findPending(ctx context.Context, cfg kafka.Config, group string, topics []s
 }
 
 // lastRecord returns the offset of the last record within the bounds, -1 if there
-// is none. The end of the bounds does not tell: the offsets before it may be those
-// of transaction markers, which no handler receives.
+// is none. It may be less than the end of the bounds minus one: the last offsets may
+// belong to transaction markers, which no handler receives.
 func lastRecord(ctx context.Context, cfg kafka.Config, topic string, partition int32, b kafka.Bounds) (int64, error) {
 	last := int64(-1)
 	err := kafka.ReadRange(ctx, cfg, topic, partition, b, func(r *pipeline.Record) error {

@@ -112,10 +112,10 @@ func (g *graveyard) redrive(args ...string) (int, string, string) {
 // sentBack runs the command and returns its summary.
 func (g *graveyard) sentBack(args ...string) redriveCounts {
 	g.t.Helper()
-	code, out, told := g.redrive(append(args, "--json")...)
+	code, out, stderr := g.redrive(append(args, "--json")...)
 	var got redriveCounts
 	if err := json.Unmarshal([]byte(out), &got); code != cli.ExitOK || err != nil {
-		g.t.Fatalf("exit code %d, %v: %s%s", code, err, out, told)
+		g.t.Fatalf("exit code %d, %v: %s%s", code, err, out, stderr)
 	}
 	return got
 }
@@ -177,29 +177,29 @@ func TestLettersThatStayArePendingAgain(t *testing.T) {
 	}
 	back := g.read(graveSource, 3)
 	if len(back) != 4 || len(back["a"]) != 1 || len(back["b"]) != 1 || len(back["worn"]) != 1 || len(back["old"]) != 1 {
-		t.Errorf("there are %v", back)
+		t.Errorf("sent back: %v", back)
 	}
 	// A letter that stayed is unchanged.
 	dead := g.read(graveDead, 2)["cut"]
 	if last := dead[len(dead)-1]; len(last.Headers) != 11 || string(last.Value) != kept || !last.Time.Equal(time.UnixMilli(1000)) {
-		t.Errorf("it is %+v", last)
+		t.Errorf("the letter is now %+v", last)
 	}
 }
 
 func TestRedriveDryRunListsAndChangesNothing(t *testing.T) {
 	g := newGraveyard(t)
-	if code, out, told := g.redrive("--dry-run"); code != cli.ExitOK || out != "" || !strings.HasPrefix(told, "0 dead letters are pending for group shop-redrive") {
-		t.Errorf("exit code %d: %s%s", code, out, told)
+	if code, out, stderr := g.redrive("--dry-run"); code != cli.ExitOK || out != "" || !strings.HasPrefix(stderr, "0 dead letters are pending for group shop-redrive") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1))
 	for range 2 {
-		code, out, told := g.redrive("--dry-run", "--reason", "bad_body")
-		if code != cli.ExitOK || told != "2 dead letters are pending for group shop-redrive: 1 would be sent back, 1 would stay\n" {
-			t.Errorf("exit code %d: %s", code, told)
+		code, out, stderr := g.redrive("--dry-run", "--reason", "bad_body")
+		if code != cli.ExitOK || stderr != "2 dead letters are pending for group shop-redrive: 1 would be sent back, 1 would stay\n" {
+			t.Errorf("exit code %d: %s", code, stderr)
 		}
 		for _, want := range []string{"LETTER", "stays: not chosen", "enrich/stamp", "bad_body", `it is \x1b[31mbad`} {
 			if !strings.Contains(out, want) {
-				t.Errorf("it does not say %q:\n%s", want, out)
+				t.Errorf("%q is missing in:\n%s", want, out)
 			}
 		}
 	}
@@ -222,10 +222,10 @@ func TestRedriveRefusesBadFlags(t *testing.T) {
 		"--rate -1":         "--rate: -1 is not a number of letters per second",
 		"--since never":     `--since: "never" is neither a time`,
 	} {
-		var told harness.Buffer
-		env := &cli.Env{Stdout: &told, Stderr: &told, Now: func() time.Time { return harness.Now }}
-		if code := env.Main(append([]string{"redrive"}, strings.Fields(args)...), Command); code != cli.ExitUsage || !strings.Contains(told.String(), want) {
-			t.Errorf("%s: exit code %d: %s", args, code, told.String())
+		var output harness.Buffer
+		env := &cli.Env{Stdout: &output, Stderr: &output, Now: func() time.Time { return harness.Now }}
+		if code := env.Main(append([]string{"redrive"}, strings.Fields(args)...), Command); code != cli.ExitUsage || !strings.Contains(output.String(), want) {
+			t.Errorf("%s: exit code %d: %s", args, code, output.String())
 		}
 	}
 }
