@@ -136,8 +136,8 @@ var imports = map[string][]string{
 
 	// What tests of several packages share.
 	"pipeline/harness":             {"pipeline", "pipeline/cli", "pipeline/sandbox", cobra},
-	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/event", "pipeline/harness"},
-	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/keyring", "pipeline/harness", prometheus},
+	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/topology", "pipeline/event", "pipeline/harness"},
+	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/event/eventtest", "pipeline/keyring", "pipeline/harness", prometheus},
 	"pipeline/processor/processortest": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain",
 		"pipeline/programs", "pipeline/sandbox", "pipeline/harness", franz, prometheus,

@@ -137,13 +137,13 @@ func TestWhatAPipelineMadeOfAnEventIsTold(t *testing.T) {
 	send(9)
 	get(after(9, "30s"), http.StatusConflict, `"outcome":"filtered"`)
 	get(after(2, "0s"), http.StatusOK, `"after_event":"applied"`)
-	get(after(99, "1ms"), http.StatusGatewayTimeout, `"outcome":"pending"`, "pipeline p has not said since")
+	get(after(99, "1ms"), http.StatusGatewayTimeout, `"outcome":"pending"`, "pipeline p has not reported since")
 	get("/v1/events/e-7", http.StatusNotFound, `"outcome":"filtered"`, `"stage":"even"`, "pipeline p filtered it: stage even")
 	get("/v1/events/e-2", http.StatusOK, `"applied"`)
 
 	var errs bytes.Buffer
 	ask := &cli.Env{Stdout: io.Discard, Stderr: &errs, Now: time.Now}
-	if code := ask.Main([]string{"event", "e-14", "--address", address}, programs.Projector); code != cli.ExitFailure || !strings.Contains(errs.String(), "pipeline p put it among its dead letters: stage lucky, assert") {
+	if code := ask.Main([]string{"event", "e-14", "--address", address}, programs.Projector); code != cli.ExitFailure || !strings.Contains(errs.String(), "pipeline p made it a dead letter: stage lucky, assert") {
 		t.Errorf("exit code %d: %s", code, &errs)
 	}
 

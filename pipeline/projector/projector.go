@@ -131,7 +131,7 @@ func (p *projector) keys(w *worker.Worker) (*keyring.Ring, error) {
 	case keks == nil:
 		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", p.worker.Topology.File, keyring.EnvKEK)
 	}
-	return keyring.New(w.Kafka, topic.Name, topic.Partitions, keks, p.env.Now, w.Log, w.Metrics), nil
+	return keyring.New(keyring.Config{Kafka: w.Kafka, Topic: topic.Name, Partitions: topic.Partitions, KEKs: keks, Now: p.env.Now, Log: w.Log, Metrics: w.Metrics}), nil
 }
 
 // snapshotsTopic is the topic of a version's snapshots as it has to be: as many

@@ -124,7 +124,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		}
 	}()
 	err = s.open(o)
-	if pebble.IsCorruptionError(err) {
+	// A file that another one names is missing after a crash if the file system lost only
+	// one of the two entries.
+	if pebble.IsCorruptionError(err) || errors.Is(err, os.ErrNotExist) {
 		s.log.Error("the store is damaged; starting with an empty one", "dir", dir, "err", err)
 		if err := s.wipe(); err != nil {
 			return nil, err

@@ -328,6 +328,37 @@ func TestAStoreWithAnotherFormatIsEmptied(t *testing.T) {
 
 // Damage is detected when the store is opened or read, and the store is empty after the
 // next Open at the latest.
+// A crash can lose a file that another one names. The store is a function of the log, so
+// it starts again instead of staying closed.
+func TestAStoreWithoutItsManifestIsEmptied(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := part(t, s, "p", 0)
+	b := s.NewBatch()
+	b.SetPosition(p, 7)
+	commit(t, b)
+	closeStore(t, s)
+	manifests, err := filepath.Glob(filepath.Join(dir, "db", "MANIFEST-*"))
+	if err != nil || len(manifests) == 0 {
+		t.Fatalf("no manifest: %v", err)
+	}
+	for _, name := range manifests {
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s, err = Open(dir, Options{}); err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, s)
+	if got := dump(t, part(t, s, "p", 0)); got != "at 0 false" {
+		t.Errorf("the store is not empty: %s", got)
+	}
+}
+
 func TestADamagedStoreIsEmptied(t *testing.T) {
 	dir := t.TempDir()
 	s, err := Open(dir, Options{IngestBytes: ingestBytes})

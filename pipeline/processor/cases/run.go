@@ -205,8 +205,8 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 		switch {
 		case rec.Topic == pl.DeadLetter.Name:
 			got.kind = kindDeadLetter
-			header := func(name string) string { value, _ := rec.Header(name); return string(value) }
-			got.stage, got.reason, got.error = header(deadletter.HeaderStage), header(deadletter.HeaderReason), header(deadletter.HeaderError)
+			letter := deadletter.Parse(rec)
+			got.stage, got.reason, got.error = letter.Stage, string(letter.Reason), letter.Error
 			if got.stage == deadletter.StageDecode {
 				decoded.Passed--
 				decoded.Rejected[pipeline.Reason(got.reason)]++
@@ -307,16 +307,9 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 	if err != nil {
 		return nil, nil, at, err
 	}
-	t := &event.Type{Name: s.ShortName(), Schema: s, Time: -1}
-	if f := s.Root().Field("timestamp"); f != nil && event.TimestampUnit(f.Type) != 0 {
-		t.Time = 0
-	}
-	fill := event.Encoder{
-		NewID: func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) },
-		Now:   func() time.Time { return rec.Time },
-	}
 	if topic.Bare == nil {
-		fill.Complete(t, ev)
+		newID := func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) }
+		event.Complete(s, ev, newID, func() time.Time { return rec.Time })
 	}
 	body, err := codec.EncodeJSON(s, ev)
 	if err != nil {

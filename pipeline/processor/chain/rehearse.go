@@ -39,8 +39,8 @@ type SampleRecord struct {
 func (r *Rehearsal) Sample(in, out *pipeline.Record) SampleRecord {
 	s := SampleRecord{To: out.Topic, Key: string(out.Key), Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
 	if out.Topic == r.DeadLetter {
-		header := func(name string) string { v, _ := out.Header(name); return string(v) }
-		s.Stage, s.Reason, s.Error = header(deadletter.HeaderStage), header(deadletter.HeaderReason), header(deadletter.HeaderError)
+		letter := deadletter.Parse(out)
+		s.Stage, s.Reason, s.Error = letter.Stage, string(letter.Reason), letter.Error
 		return s
 	}
 	typ, body := r.TypeOf(out)

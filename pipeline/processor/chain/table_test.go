@@ -248,8 +248,7 @@ func TestEventsWaitForRows(t *testing.T) {
 		got[string(text)]++
 	})
 	b.Read("dead", func(r *pipeline.Record) {
-		reason, _ := r.Header(deadletter.HeaderReason)
-		got[string(r.Key)+" "+string(reason)]++
+		got[string(r.Key)+" "+string(deadletter.Parse(r).Reason)]++
 	})
 	want := map[string]int{
 		`{"id":"here","n":0,"title":"Here"}`: 1, `{"id":"here","n":4,"title":"Here"}`: 1,

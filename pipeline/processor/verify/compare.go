@@ -210,9 +210,9 @@ func (c *comparison) event(topic string, key []byte, name string, body []byte) (
 // letter returns the digests of a dead letter. The dead letter of each event is a
 // group of its own.
 func (c *comparison) letter(r *pipeline.Record) (group, digest uint64) {
-	header := func(name string) []byte { v, _ := r.Header(name); return v }
-	return c.digest([]byte(r.Topic), header(deadletter.HeaderPipeline), header(deadletter.HeaderSourceTopic), header(deadletter.HeaderSourcePartition), header(deadletter.HeaderSourceOffset)),
-		c.digest(header(deadletter.HeaderStage), header(deadletter.HeaderReason), r.Key, r.Value)
+	l := deadletter.Parse(r)
+	return c.digest([]byte(r.Topic), []byte(l.Pipeline), []byte(l.SourceTopic), fmt.Append(nil, l.SourcePartition), fmt.Append(nil, l.SourceOffset)),
+		c.digest([]byte(l.Stage), []byte(l.Reason), r.Key, r.Value)
 }
 
 // passes compares everything in n passes, each over a part of the keys. After an error
@@ -311,7 +311,7 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uint64) error {
 	var group, body uint64
 	if slices.ContainsFunc(c.sources, func(pl *topology.Pipeline) bool { return pl.DeadLetter.Name == r.Topic }) {
-		if owner, _ := r.Header(deadletter.HeaderPipeline); string(owner) != c.pl.Name {
+		if deadletter.Parse(r).Pipeline != c.pl.Name {
 			return nil // another pipeline's
 		}
 		group, body = c.letter(r)

@@ -155,9 +155,8 @@ func (c *comparison) fetch(ctx context.Context, at chain.Place) (rec pipeline.Re
 
 // recordText describes a record that was found.
 func recordText(r pipeline.Record, s *codec.Schema) string {
-	if reason, ok := r.Header(deadletter.HeaderError); ok {
-		at, _ := r.Header(deadletter.HeaderStage)
-		return fmt.Sprintf("a dead letter of %s: %s", at, cli.Clip(string(reason), 300))
+	if letter := deadletter.Parse(&r); letter.Error != "" {
+		return fmt.Sprintf("a dead letter of %s: %s", letter.Stage, cli.Clip(letter.Error, 300))
 	}
 	if s == nil {
 		return fmt.Sprintf("%d bytes that are not an event: %x", len(r.Value), r.Value[:min(len(r.Value), 40)])

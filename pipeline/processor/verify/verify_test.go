@@ -171,12 +171,9 @@ var spoilings = []spoiling{
 		name: "a dead letter has another reason", topic: "dead", code: cli.ExitFailure,
 		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
 			all[0].Headers = slices.Clone(all[0].Headers)
-			for i, h := range all[0].Headers {
-				if h.Key == deadletter.HeaderReason {
-					all[0].Headers[i].Value = []byte("panic")
-				}
-			}
-			return all
+			letter, in := deadletter.Parse(&all[0]), deadletter.Original(&all[0])
+			in.Partition, in.Offset = letter.SourcePartition, letter.SourceOffset
+			return []pipeline.Record{deadletter.New(&in, all[0].Topic, letter.Pipeline, letter.Stage, pipeline.Reject("panic", "x"), letter.Time)}
 		},
 		want: []string{"1 different"},
 	},

@@ -7,9 +7,12 @@ import (
 	"strings"
 	"testing"
 	"testing/fstest"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/seal"
@@ -27,8 +30,9 @@ const personSchema = `{"type":"record","name":"Person","fields":[
 		{"name":"photo","type":["null","bytes"],"default":null,"millrace.pii":true},
 		{"name":"city","type":"string","default":"Ulm"}]}}]}`
 
-// PersonTopology encrypts what personSchema tags.
-func PersonTopology(t testing.TB, partitions int) *topology.Topology {
+// People returns a topology that encrypts the tagged fields of its only type,
+// Person, on the topic people.events.
+func People(t testing.TB, partitions int) *topology.Topology {
 	t.Helper()
 	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: fmt.Appendf(nil, `name: people
 topics:
@@ -41,7 +45,48 @@ encryption: {key_topic: people.keys, subject: {Person: data.id}}
 	return plan
 }
 
-func TestKEKs(t testing.TB, ids ...string) *seal.KEKs {
+// Fields returns the schema of a person and its encrypted fields.
+func Fields(t testing.TB) (*codec.Schema, *keyring.Fields) {
+	t.Helper()
+	plan := People(t, 1)
+	s := plan.Topics[0].Types[0]
+	f, err := keyring.NewFields(plan.Encryption, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s, f
+}
+
+// SchemaID is the schema id of the events of [Encoder].
+const SchemaID = 7
+
+// Encoder returns an encoder of people with encrypted fields. If keys is nil, it
+// does not encrypt.
+func Encoder(t testing.TB, keys *keyring.Ring) *event.Encoder {
+	t.Helper()
+	plan := People(t, 1)
+	e, err := event.NewEncoder(event.EncoderConfig{
+		Topic: plan.Topics[0], Key: "id", Encryption: plan.Encryption,
+		NewID: func() string { return harness.ID }, Now: func() time.Time { return harness.Now },
+	})
+	if err == nil {
+		err = e.Register(t.Context(), eventtest.NewIDs(SchemaID), false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.UseKeys(keys)
+	return e
+}
+
+// Person returns the line of an event without envelope. id is JSON: a string or
+// null.
+func Person(id, email string) string {
+	return fmt.Sprintf(`{"data":{"id":%s,"email":%q,"mail":""}}`+"\n", id, email)
+}
+
+// KEKs returns one key-encryption key for each id.
+func KEKs(t testing.TB, ids ...string) *seal.KEKs {
 	t.Helper()
 	text := ""
 	for _, id := range ids {
@@ -54,8 +99,8 @@ func TestKEKs(t testing.TB, ids ...string) *seal.KEKs {
 	return k
 }
 
-// TestRing returns a ring in which each of the subjects has a key.
-func TestRing(t testing.TB, k *seal.KEKs, subjects ...string) *seal.Ring {
+// Keys returns a ring in which each of the subjects has a key.
+func Keys(t testing.TB, k *seal.KEKs, subjects ...string) *seal.Ring {
 	t.Helper()
 	r := seal.NewRing(k)
 	for _, s := range subjects {
@@ -70,8 +115,8 @@ func TestRing(t testing.TB, k *seal.KEKs, subjects ...string) *seal.Ring {
 	return r
 }
 
-// PersonBody returns the Avro body of a person's event as JSON has it.
-func PersonBody(t testing.TB, s *codec.Schema, data string) []byte {
+// Body returns the Avro body of a person whose data is JSON.
+func Body(t testing.TB, s *codec.Schema, data string) []byte {
 	t.Helper()
 	var j codec.JSON
 	if err := j.Parse([]byte(`{"id":"e-1","timestamp":1,"data":` + data + `}`)); err != nil {
@@ -84,11 +129,11 @@ func PersonBody(t testing.TB, s *codec.Schema, data string) []byte {
 	return body
 }
 
-// SealBody encrypts a body with the key of a subject.
-func SealBody(t testing.TB, f *keyring.Fields, ring *seal.Ring, body []byte) []byte {
+// Seal encrypts a body with the current key of its subject.
+func Seal(t testing.TB, f *keyring.Fields, ring *seal.Ring, body []byte) []byte {
 	t.Helper()
 	var v pipeline.View
-	if err := f.Layout.Walk(body, &v); err != nil {
+	if err := f.Walk(body, &v); err != nil {
 		t.Fatal(err)
 	}
 	subject, err := f.Subject(&v)
@@ -103,7 +148,9 @@ func SealBody(t testing.TB, f *keyring.Fields, ring *seal.Ring, body []byte) []b
 	return v.Append(nil)
 }
 
-func ShownJSON(t *testing.T, f *keyring.Fields, ring *seal.Ring, body []byte) (string, map[string]string) {
+// JSON returns the data of a person as [keyring.Fields.Open] shows it, and the
+// reasons for its hidden fields by path.
+func JSON(t testing.TB, f *keyring.Fields, ring *seal.Ring, body []byte) (string, map[string]string) {
 	t.Helper()
 	shown, err := f.Open(body, ring)
 	if err != nil {

@@ -16,12 +16,12 @@ import (
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/topology"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
-// TestRecordsByteForByte holds the wire format still: what the encoder makes of
-// each line of the golden file's events.
+// The golden file fixes the wire format: the records of a few events, byte for byte.
 func TestRecordsByteForByte(t *testing.T) {
 	const golden = "testdata/records.golden"
 	lines := []string{
@@ -55,7 +55,7 @@ func TestRecordsByteForByte(t *testing.T) {
 	}
 }
 
-func TestBadLineIsToldByItsField(t *testing.T) {
+func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 	const paid = `{"type":"OrderPaid","data":{"id":"o"}`
 	order := func(rest string) string {
 		return `{"type":"OrderCreated","data":{"id":"o","user_id":"u","total_amount":1,"items":[` + rest + `]}}`
@@ -90,20 +90,20 @@ func TestBadLineIsToldByItsField(t *testing.T) {
 				t.Errorf("%.100s\ngot  %v\nwant %s", test.line, err, test.want)
 			}
 			if (typ == nil) != (test.typ == "") || typ != nil && typ.Name != test.typ {
-				t.Errorf("its type is %+v, want %q", typ, test.typ)
+				t.Errorf("got type %+v, want %q", typ, test.typ)
 			}
 		})
 	}
 }
 
-// Records of other teams: no envelope, another key, types of one short name.
+// Schemas of other teams: no envelope, another key, types with one short name.
 func TestEncoderOfOtherSchemas(t *testing.T) {
 	encoder := func(key string, list ...string) (*event.Encoder, error) {
-		var parsed []*codec.Schema
+		topic := &topology.Topic{Name: "t"}
 		for _, text := range list {
-			parsed = append(parsed, eventtest.SchemaOf(t, text))
+			topic.Types = append(topic.Types, eventtest.Schema(t, text))
 		}
-		return event.NewEncoder("t", parsed, key, func() string { return harness.ID }, func() time.Time { return harness.Now })
+		return eventtest.Encoder(t, topic, key)
 	}
 	encode := func(t *testing.T, e *event.Encoder, line string) (string, time.Time, string) {
 		t.Helper()
@@ -123,7 +123,7 @@ func TestEncoderOfOtherSchemas(t *testing.T) {
 			t.Errorf("%q at %v, %s", got, at, fault)
 		}
 		if _, _, fault := encode(t, e, `{"n":1,"type":"Plain"}`); !strings.HasPrefix(fault, "type: unknown field") {
-			t.Errorf("a type that the schema lacks: %s", fault)
+			t.Errorf("type is not a field of the schema: %s", fault)
 		}
 	})
 	t.Run("a key that may be null", func(t *testing.T) {
@@ -138,7 +138,7 @@ func TestEncoderOfOtherSchemas(t *testing.T) {
 			t.Error(fault)
 		}
 	})
-	t.Run("two types of one short name", func(t *testing.T) {
+	t.Run("two types with one short name", func(t *testing.T) {
 		const record = `{"type":"record","name":"%s.E","fields":[{"name":"id","type":"string"},{"name":"type","type":"string"}]}`
 		e, err := encoder("id", fmt.Sprintf(record, "a"), fmt.Sprintf(record, "b"))
 		if err != nil {
@@ -151,7 +151,7 @@ func TestEncoderOfOtherSchemas(t *testing.T) {
 			t.Error(fault)
 		}
 	})
-	t.Run("what can be no key", func(t *testing.T) {
+	t.Run("fields that cannot be the key", func(t *testing.T) {
 		const record = `{"type":"record","name":"R","fields":[{"name":"d","type":"double"},{"name":"o","type":{"type":"record","name":"O","fields":[]}}]}`
 		for key, want := range map[string]string{
 			"d":    "--key d: R: a record key is a string, an int or a long; this is double",
@@ -166,7 +166,8 @@ func TestEncoderOfOtherSchemas(t *testing.T) {
 	})
 }
 
-// FuzzLine: the encoder never panics, and what it takes reads back as the event.
+// FuzzLine: the encoder never panics, and a record that it returns decodes as the
+// event.
 func FuzzLine(f *testing.F) {
 	f.Add(`{"id":"ec146181-bb13-5def-bc5f-2c4e04918be0","type":"UserCreated","timestamp":"1997-01-01T00:00:00.000Z","version":1,"metadata":{"source":"x"},"data":{"id":"u","email":"e","name":"n"}}`)
 	f.Add(`{"type":"order_created","data":{"id":"o","user_id":"u","items":[{"product_id":"\u00e9","quantity":3.0,"price":"NaN"}],"total_amount":-0}}`)

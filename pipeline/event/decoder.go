@@ -1,9 +1,3 @@
-// Package event turns records into events and events into records: it finds the
-// type by the schema id, derives the envelope where a topic has none, reads and
-// writes CloudEvents headers, and encodes JSON as Avro.
-//
-// Start at [Decoder] for reading and [Encoder] for writing. Each belongs to one
-// goroutine.
 package event
 
 import (
@@ -17,37 +11,40 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// Schemas knows the schemas that records name: a [codec.Registry].
+// Schemas returns the schema with an id or GUID. [codec.Registry] implements it. An
+// error of ClassReject means that there is no such schema.
 type Schemas interface {
 	Schema(context.Context, codec.SchemaRef) (*codec.Schema, error)
 }
 
-// Decoder finds out which of the known event types a record is, and gives its
-// body in the shape of our schema of that type. The schema id alone tells; the
-// body is only touched if it was written with another version of the schema.
+// Decoder finds the event type of a record and converts its body to our schema of
+// the type. The schema id alone determines the type. The body is read only if it
+// was written with another version of the schema.
 //
-// A decoder belongs to one session.
+// One goroutine, usually that of a session, owns a decoder.
 type Decoder struct {
 	schemas Schemas
 	types   []*codec.Schema
 	old     []topology.Old
-	byName  map[string]int
+	byName  map[string]int // index in types by full name
 	known   map[codec.SchemaRef]binding
-	recent  [8]struct { // of those that have an id, by its last bits
+	recent  [8]struct { // cache of the schemas with an id, by its last bits
 		id int
 		*binding
 	}
-	scratch []byte
+	scratch []byte // the last converted body
 }
 
-// binding is what is known of a writer's schema.
+// binding is the meaning of a writer's schema.
 type binding struct {
 	typ      int
-	old      int             // which old shape it is, -1 if none
-	resolver *codec.Resolver // nil if the bytes are right as they are
-	err      error           // of ClassReject: records of this schema are bad
+	old      int             // index of the old shape with this schema, -1 if none
+	resolver *codec.Resolver // nil if the body needs no conversion
+	err      error           // of ClassReject: every record with this schema is rejected
 }
 
+// NewDecoder returns a decoder of the types. old are former shapes of types, which
+// [Decoded.Old] recognizes.
 func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Decoder {
 	d := &Decoder{schemas: schemas, types: types, old: old, byName: map[string]int{}, known: map[codec.SchemaRef]binding{}}
 	for i, t := range types {
@@ -56,19 +53,19 @@ func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Dec
 	return d
 }
 
-// Decoded is a record as one of the known types.
+// Decoded is a decoded record.
 type Decoded struct {
-	Type    int
-	Body    []byte // valid until the next decode
-	rewrote bool   // body is not part of the record's value
+	Type int    // index of the type
+	Body []byte // Avro, in our schema of the type; valid until the next Decode
 
-	Old     int    // which of the old shapes it was written in, -1 if in none
+	Old     int    // index of the old shape that the record was written in, -1 if none
 	OldBody []byte // as it was written
 }
 
-// Decode decodes a record. wanted, if not nil, says for which types the body is
-// of interest; for others only the type is found. An error of ClassReject says
-// that the record is bad; any other that it is not known (yet) what it is.
+// Decode decodes a record. If wanted is not nil, Body is meaningful only for the
+// types that it selects; for others the body is not converted. An error of
+// ClassReject means that the record is bad, another error that its schema is not
+// available at the moment.
 func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(typ int) bool) (Decoded, error) {
 	ref, body, err := codec.Unframe(r)
 	if err != nil {
@@ -93,10 +90,11 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 	if d.scratch, err = b.resolver.Append(d.scratch[:0], body); err != nil {
 		return Decoded{}, err
 	}
-	return Decoded{Type: b.typ, Body: d.scratch, rewrote: true, Old: b.old, OldBody: body}, nil
+	return Decoded{Type: b.typ, Body: d.scratch, Old: b.old, OldBody: body}, nil
 }
 
-// binding returns what is known of a schema, and finds it out the first time.
+// binding returns the binding of a schema. Only the first call for a schema asks the
+// registry.
 func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, error) {
 	b, ok := d.known[ref]
 	if !ok {
@@ -136,7 +134,7 @@ func (d *Decoder) names() string {
 	return strings.Join(names, ", ")
 }
 
-// TypeOf returns the type of a record, without a look at its body.
+// TypeOf returns the index of a record's type. It does not read the body.
 func (d *Decoder) TypeOf(ctx context.Context, in *pipeline.Record) (int, error) {
 	out, err := d.Decode(ctx, in, func(int) bool { return false })
 	return out.Type, err
