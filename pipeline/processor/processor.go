@@ -73,7 +73,7 @@ func (p *processor) run(ctx context.Context) error {
 		p.taps = chain.NewTaps(w.Metrics, pipelines, p.tapMask, p.env.Now)
 		w.HTTP.Handle("GET "+chain.TapPath, p.taps)
 	}
-	o := chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Taps: p.taps, Memory: p.memory << 20, Now: p.env.Now}
+	o := chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Taps: p.taps, Memory: p.memory << 20, Now: p.env.Now}
 	tables, err := chain.OpenTables(w, chain.TablesOf(w.Topology, pipelines...), w.HTTP.Ready)
 	if err != nil {
 		return err

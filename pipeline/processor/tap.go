@@ -18,6 +18,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/worker"
 )
 
@@ -111,7 +112,7 @@ func (t *tapper) run(ctx context.Context) error {
 		case t.json:
 			view.Line("%s", bytes.TrimSpace(line))
 		default:
-			var l chain.TraceLine
+			var l trace.Line
 			if err := json.Unmarshal(line, &l); err != nil {
 				return fmt.Errorf("the worker at %s says what this program does not understand: %w", addr, err)
 			}
@@ -129,8 +130,8 @@ type tapView struct {
 	cli.Printer
 	colour bool
 
-	last    chain.Place
-	entered map[chain.Place]json.RawMessage // the newest events, as they came to the stage they are at
+	last    trace.Place
+	entered map[trace.Place]json.RawMessage // the newest events, as they came to the stage they are at
 }
 
 // maxEntered bounds the events that are under way at a time.
@@ -153,16 +154,16 @@ func harmless(text string) string {
 	}, text)
 }
 
-func (v *tapView) show(l chain.TraceLine) {
+func (v *tapView) show(l trace.Line) {
 	if l.Dropped > 0 {
 		v.Line("%s", v.paint("33", fmt.Sprintf("(%s not shown: this end was too slow)", cli.Plural(int(l.Dropped), "line"))))
 	}
 	if l.Stage == "" {
 		return
 	}
-	at := chain.Place{Topic: l.Topic, Partition: l.Partition, Offset: l.Offset}
+	at := trace.Place{Topic: l.Topic, Partition: l.Partition, Offset: l.Offset}
 	if v.entered == nil || len(v.entered) > maxEntered {
-		v.entered = map[chain.Place]json.RawMessage{}
+		v.entered = map[trace.Place]json.RawMessage{}
 	}
 	_, known := v.entered[at]
 	if at != v.last {
@@ -170,7 +171,7 @@ func (v *tapView) show(l chain.TraceLine) {
 		v.last = at
 	}
 	before := v.entered[at]
-	if l.At == chain.MomentNames[pipeline.Entering] {
+	if l.At == trace.MomentName(pipeline.Entering) {
 		v.entered[at] = l.Event
 		if !known {
 			v.Line("  %s", harmless(string(l.Event)))
@@ -182,13 +183,13 @@ func (v *tapView) show(l chain.TraceLine) {
 }
 
 // tapDetail says what a stage did.
-func tapDetail(before json.RawMessage, l chain.TraceLine) string {
+func tapDetail(before json.RawMessage, l trace.Line) string {
 	var parts []string
 	if l.Error != "" {
 		parts = append(parts, cli.Clip(l.Error, 300))
 	}
 	if before != nil && l.Event != nil {
-		parts = append(parts, chain.Changes(before, l.Event)...)
+		parts = append(parts, trace.Changes(before, l.Event)...)
 	}
 	if l.NewKey != nil {
 		parts = append(parts, "new key "+cli.Quote(*l.NewKey))

@@ -13,6 +13,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/processor/processortest"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/programs"
 )
 
@@ -44,7 +45,7 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 	out := tapped(b, addr, "--json", "--key", "user-1", "--limit", "3") // 1, 8 and 15, if it does not begin within
 	events := map[int64]string{}
 	for line := range strings.Lines(out) {
-		var l chain.TraceLine
+		var l trace.Line
 		if err := json.Unmarshal([]byte(line), &l); err != nil {
 			t.Fatal(err)
 		}
@@ -79,7 +80,7 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 	if _, err := text.ReadFrom(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("%s, %v", resp.Status, err)
 	}
-	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is no number", `there is no parameter "colour"`)
+	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is not a number", `there is no parameter "colour"`)
 }
 
 func TestTapIsOffUnlessAskedFor(t *testing.T) {

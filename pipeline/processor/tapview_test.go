@@ -10,13 +10,13 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/harness"
-	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 )
 
 func TestTapViewIsReadable(t *testing.T) {
 	at := time.UnixMilli(1_800_000_000_000).UTC()
-	line := func(stage, what, event string, err error) chain.TraceLine {
-		l := chain.TraceLine{Pipeline: "p", Stage: stage, At: what, Topic: "in", Partition: 3, Offset: 17, Time: at, Key: "user-1\x1b[2J", Type: "Click"}
+	line := func(stage, what, event string, err error) trace.Line {
+		l := trace.Line{Pipeline: "p", Stage: stage, At: what, Topic: "in", Partition: 3, Offset: 17, Time: at, Key: "user-1\x1b[2J", Type: "Click"}
 		if event != "" {
 			l.Event = json.RawMessage(event)
 		}
@@ -30,7 +30,7 @@ func TestTapViewIsReadable(t *testing.T) {
 	moved.NewKey, moved.To, moved.Dropped = &key, []string{"out2"}, 3
 	var out bytes.Buffer
 	v := tapView{Printer: cli.Printer{Out: &out}}
-	for _, l := range []chain.TraceLine{
+	for _, l := range []trace.Line{
 		line("enrich", "entering", `{"id":"user-1","n":1}`, nil), line("enrich", "passed", `{"id":"user-1","n":10}`, nil),
 		line("rekey", "entering", `{"id":"user-1","n":1}`, nil), moved,
 		line("assert", "entering", `{"id":"user-1","n":1}`, nil), line("assert", "failed", "", errors.New("no\x1b[31m")),

@@ -96,13 +96,13 @@ func (b *Bench) Start(instance string) (stop func()) {
 	b.Helper()
 	w := b.Worker(instance)
 	ctx, cancel := context.WithCancel(b.Context())
-	l, err := chain.NewLoop(ctx, w, b.Plan.Pipelines[0], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
+	loops, err := chain.NewLoops(ctx, w, b.Plan.Pipelines[:1], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
 	if err != nil {
 		cancel()
 		b.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
+	go func() { done <- loops[0].Run(ctx) }()
 	stopped := false
 	stop = func() {
 		if stopped {

@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
@@ -68,7 +69,7 @@ const expectingBytes = 48
 // stray is a record that is on a topic of the pipeline and matches nothing.
 type stray struct {
 	group uint64
-	at    chain.Place
+	at    trace.Place
 	key   string
 	twice int // the expected record, found before, that it is the same as; -1
 }
@@ -254,7 +255,7 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 	r := chain.NewRehearsal(c.Worker, pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
-		if err := r.Assign(ctx, c.cluster, p, span.Start); err != nil {
+		if err := r.Restore(ctx, c.cluster, p, span.Start); err != nil {
 			return err
 		}
 		err := kafka.ReadRange(ctx, c.Kafka, pl.From.Name, p, span.Bounds, func(in *pipeline.Record) error {
@@ -263,17 +264,17 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 			if optional {
 				into = &chain.Counts{Dead: map[pipeline.Reason]int{}}
 			}
-			out, err := r.Feed(ctx, in, into)
+			out, err := r.Run(ctx, in)
 			if err != nil {
 				return fmt.Errorf("%s/%d@%d: %w", in.Topic, in.Partition, in.Offset, err)
 			}
+			into.Add(out)
 			for i := range out {
 				e := expecting{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].Topic == pl.DeadLetter.Name; e.dead {
-					e.group, e.body = c.letter(&out[i])
+				if e.dead = out[i].Schema == nil; e.dead {
+					e.group, e.body = c.letter(&out[i].Record)
 				} else {
-					typ, body := r.TypeOf(&out[i])
-					e.group, e.body = c.event(out[i].Topic, out[i].Key, pl.Output[typ].Name(), body)
+					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
 				}
 				if e.group%of != part {
 					continue
@@ -283,7 +284,6 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 				}
 				c.expected = append(c.expected, e)
 			}
-			r.Next()
 			return nil
 		})
 		if err != nil {
@@ -337,7 +337,7 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if len(c.strays) >= maxStrays {
 		return fmt.Errorf("more than %d records match nothing: is this the topology that wrote them?", maxStrays)
 	}
-	c.strays = append(c.strays, stray{group, chain.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), twice})
+	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), twice})
 	return nil
 }
 
@@ -375,7 +375,7 @@ func (c *comparison) judge() {
 			lane := [2]int32{e.partition, e.foundIn}
 			if e.found < last[lane] && e.source == 0 {
 				r.OutOfOrder++
-				c.show(disagreement{Kind: "out of order", wanted: e, Found: &chain.Place{Partition: e.foundIn, Offset: e.found - 1}})
+				c.show(disagreement{Kind: "out of order", wanted: e, Found: &trace.Place{Partition: e.foundIn, Offset: e.found - 1}})
 			}
 			last[lane] = max(last[lane], e.found)
 			if e.source > 0 || e.optional {
@@ -447,7 +447,7 @@ func (c *comparison) show(d disagreement) {
 	}
 	if d.wanted != nil {
 		e := *d.wanted // what it points to is of this pass
-		d.wanted, d.In = &e, &chain.Place{Topic: c.sources[e.source].From.Name, Partition: e.partition, Offset: e.offset}
+		d.wanted, d.In = &e, &trace.Place{Topic: c.sources[e.source].From.Name, Partition: e.partition, Offset: e.offset}
 	}
 	c.report.Samples = append(c.report.Samples, d)
 }

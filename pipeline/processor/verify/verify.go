@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/worker"
 )
 
@@ -98,7 +99,7 @@ func (v *verify) run(ctx context.Context, names []string) error {
 	}
 	agreed := true
 	out := cli.Printer{Out: v.env.Stdout}
-	err = chain.WithTables(w, ctx, cluster, pipelines, func(ctx context.Context) error {
+	err = chain.WithTables(ctx, w, cluster, pipelines, func(ctx context.Context) error {
 		for _, pl := range pipelines {
 			c := &comparison{Worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
 			if err := c.run(ctx); err != nil {
@@ -154,8 +155,8 @@ type disagreement struct {
 	Kind   string       `json:"kind"`
 	Topic  string       `json:"topic"`
 	Key    string       `json:"key"`
-	In     *chain.Place `json:"in,omitempty"`
-	Found  *chain.Place `json:"found,omitempty"`
+	In     *trace.Place `json:"in,omitempty"`
+	Found  *trace.Place `json:"found,omitempty"`
 	Text   []string     `json:"text,omitempty"`
 	wanted *expecting   // what was to be there
 }
