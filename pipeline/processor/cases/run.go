@@ -296,7 +296,7 @@ func (g givenAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
 func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.Pipeline) (out []*eventOutcome) {
 	schemas := &givenSchemas{schemas: slices.Clone(pl.Types)}
 	for _, s := range pl.Output {
-		schemas.id(s)
+		schemas.id(s) // events that are given as bytes can have these ids
 	}
 	for _, s := range pl.Stages {
 		if asker, ok := s.Built.(stage.Asker); ok {

@@ -37,8 +37,8 @@ type collector struct{ records []pipeline.Record }
 
 func (c *collector) Emit(r *pipeline.Record) { c.records = append(c.records, *r) }
 
-// queuePerLane limits the queue. The lanes start when it is full, so a smaller limit makes
-// a shorter batch.
+// queuePerLane is the number of queued records per lane at which the lanes start. It limits
+// how long they delay a batch.
 const queuePerLane = 4
 
 // laneCount returns the number of lanes for a pipeline: the maximum concurrency of its
