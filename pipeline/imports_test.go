@@ -69,17 +69,18 @@ var imports = map[string][]string{
 	},
 
 	// The processor. Its tools are siblings that do not know each other.
+	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
 	"pipeline/processor/chain": { // one pipeline
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", prometheus, sync,
+		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
-		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra, pflag,
+		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra, prometheus,
+		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra,
 		yaml, // case files, which --update rewrites in place
 	},
 	"pipeline/processor/deploy": { // plan, apply, dry-run
@@ -90,7 +91,7 @@ var imports = map[string][]string{
 	"pipeline/processor/graph": {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
 	"pipeline/processor/verify": { // verify
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
-		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
+		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 	},
 
 	// The projector.

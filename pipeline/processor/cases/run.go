@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v4"
 
 	"millrace/pipeline"
@@ -145,26 +143,17 @@ func placeOf(n *yaml.Node, err error) *yaml.Node {
 // outcomes.
 func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.Pipeline) (out []*eventOutcome) {
 	schemas := &fakeRegistry{schemas: slices.Clone(pl.Types)}
-	ids := map[string][]int{}
-	for _, topic := range pl.Writes() {
-		for _, s := range pl.Output {
-			ids[topic.Name] = append(ids[topic.Name], schemas.id(s))
-		}
+	for _, s := range pl.Output {
+		schemas.id(s) // events that are given as bytes can have these ids
 	}
 	for _, s := range pl.Stages {
 		if asker, ok := s.Built.(stage.Asker); ok {
 			asker.AskThrough(cannedAnswers(c.answers))
 		}
 	}
-	metrics := prometheus.NewRegistry()
-	h := chain.Config{
-		Topology: r.topology, Schemas: schemas, IDs: ids, Metrics: chain.NewMetrics(metrics), StateMetrics: chain.NewStateMetrics(metrics),
-		Now: func() time.Time { return r.now }, Log: slog.New(slog.DiscardHandler),
-	}.NewHandler(pl)
-	for i := range h.Kept {
-		if err := h.Kept[i].Keeper.Assign(0, 0, func(func([]byte) error) error { return nil }); err != nil {
-			return []*eventOutcome{{failed: err}}
-		}
+	h, err := chain.NewOfflineRehearsal(r.topology, pl, schemas, func() time.Time { return r.now })
+	if err != nil {
+		return []*eventOutcome{{failed: err}}
 	}
 	for i, e := range c.events {
 		rec, s, at, err := r.record(e, pl.From, schemas, i)
@@ -172,21 +161,16 @@ func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.
 			out = append(out, &eventOutcome{failed: err, failedAt: at})
 			continue
 		}
-		out = append(out, r.handle(ctx, h, pl, rec, s, schemas))
+		out = append(out, r.handle(ctx, h, pl, rec, s))
 	}
 	return out
 }
 
 // handle processes one record as a batch of its own. s is the record's schema, or
 // nil.
-func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.Pipeline, rec *pipeline.Record, s *codec.Schema, schemas *fakeRegistry) *eventOutcome {
+func (r *caseRunner) handle(ctx context.Context, h *chain.Rehearsal, pl *topology.Pipeline, rec *pipeline.Record, s *codec.Schema) *eventOutcome {
 	got := &eventOutcome{to: pl.To.Name}
-	var emitted chain.Records
-	err := h.Handle(ctx, rec, &emitted)
-	if err == nil {
-		err = h.Flush(ctx, &emitted)
-	}
-	defer h.EndBatch(err == nil)
+	out, err := h.Run(ctx, rec)
 	filtered, stopped := r.cover(h, pl, s)
 	decoded := &r.coverage[pl.Name].decode
 	decoded.In++
@@ -200,8 +184,8 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 		return got
 	}
 	got.kind, got.stage = kindFiltered, filtered
-	for i := range emitted.All {
-		rec := &emitted.All[i]
+	for i := range out {
+		rec := &out[i].Record
 		switch {
 		case rec.Topic == pl.DeadLetter.Name:
 			got.kind = kindDeadLetter
@@ -211,10 +195,9 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 				decoded.Passed--
 				decoded.Rejected[pipeline.Reason(got.reason)]++
 			}
-		case h.IDs[rec.Topic] == nil: // a state topic
 		default:
 			got.kind = kindOut
-			w, err := written(ctx, rec, schemas)
+			w, err := written(&out[i])
 			if err != nil {
 				return &eventOutcome{failed: fmt.Errorf("decoding the record written to %s: %w", rec.Topic, err)}
 			}
@@ -227,13 +210,13 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 // cover adds the counts of the stages for one event to the coverage. It returns the
 // stage that filtered the event and the stage that neither passed, filtered nor
 // rejected it; "" if there is none.
-func (r *caseRunner) cover(h *chain.Handler, pl *topology.Pipeline, s *codec.Schema) (filtered, stopped string) {
+func (r *caseRunner) cover(h *chain.Rehearsal, pl *topology.Pipeline, s *codec.Schema) (filtered, stopped string) {
 	coverage := r.coverage[pl.Name]
 	if s != nil {
 		coverage.types[s.Name()] = true
 	}
 	i := 0
-	h.Stages.Counts(func(name string, n pipeline.StageCounts) {
+	h.StageCounts(func(name string, n pipeline.StageCounts) {
 		sum := &coverage.stages[i]
 		sum.In, sum.Added, sum.Passed = sum.In+n.In, sum.Added+n.Added, sum.Passed+n.Passed
 		sum.Filtered, sum.Skipped = sum.Filtered+n.Filtered, sum.Skipped+n.Skipped
@@ -257,17 +240,9 @@ func (r *caseRunner) cover(h *chain.Handler, pl *topology.Pipeline, s *codec.Sch
 }
 
 // written decodes an output record.
-func written(ctx context.Context, rec *pipeline.Record, schemas *fakeRegistry) (writtenRecord, error) {
-	w := writtenRecord{topic: rec.Topic, key: string(rec.Key), headers: slices.Clone(rec.Headers)}
-	ref, body, err := codec.Unframe(rec)
-	if err != nil {
-		return w, err
-	}
-	s, err := schemas.Schema(ctx, ref)
-	if err != nil {
-		return w, err
-	}
-	w.event, err = objectOf(s, body)
+func written(o *chain.Output) (w writtenRecord, err error) {
+	w = writtenRecord{topic: o.Record.Topic, key: string(o.Record.Key), headers: slices.Clone(o.Record.Headers)}
+	w.event, err = objectOf(o.Schema, o.Body)
 	return w, err
 }
 

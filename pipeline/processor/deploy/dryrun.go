@@ -103,7 +103,7 @@ func (d *dryRun) run(ctx context.Context, names []string) error {
 		d.print(f)
 	}
 	if in.usable && d.num > 0 {
-		err := chain.WithTables(w, ctx, in.cluster, pipelines, func(ctx context.Context) error {
+		err := chain.WithTables(ctx, w, in.cluster, pipelines, func(ctx context.Context) error {
 			for _, pl := range pipelines {
 				if err := d.sample(ctx, w, in.cluster, pl); err != nil {
 					return fmt.Errorf("pipeline %s: %w", pl.Name, err)
@@ -166,28 +166,28 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 	counts := chain.Counts{Dead: map[pipeline.Reason]int{}}
 	var written, letters []chain.SampleRecord
 	err := d.read(ctx, w, pl, func(partition int32, next int64) error {
-		return r.Assign(ctx, cluster, partition, next)
+		return r.Restore(ctx, cluster, partition, next)
 	}, func(in *pipeline.Record) error {
-		out, err := r.Feed(ctx, in, &counts)
+		out, err := r.Run(ctx, in)
 		if err != nil {
 			return err
 		}
+		counts.Add(out)
 		for i := range out {
 			list := &written
-			if out[i].Topic == r.DeadLetter {
+			if out[i].Schema == nil {
 				list = &letters
 			}
 			if len(*list) < d.samples {
-				*list = append(*list, r.Sample(in, &out[i]))
+				*list = append(*list, out[i].Sample(in))
 			}
 		}
-		r.Next()
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	d.printStages(r)
+	d.printStages(pl, r)
 	total := sampled{pl.Name, counts.In, counts.Out, counts.Filtered, counts.Dead}
 	if d.json {
 		for _, s := range append(written, letters...) {
@@ -223,7 +223,7 @@ func (d *dryRun) printSample(pl *topology.Pipeline, counts sampled, written, let
 }
 
 // printStages prints the counts of each stage.
-func (d *dryRun) printStages(r *chain.Rehearsal) {
+func (d *dryRun) printStages(pl *topology.Pipeline, r *chain.Rehearsal) {
 	type line struct {
 		Pipeline string                  `json:"pipeline"`
 		Stage    string                  `json:"stage"`
@@ -234,12 +234,12 @@ func (d *dryRun) printStages(r *chain.Rehearsal) {
 		Skipped  int                     `json:"skipped"`
 		Rejected map[pipeline.Reason]int `json:"rejected"`
 	}
-	if !d.json && len(r.Plan.Stages) > 0 {
+	if !d.json && len(pl.Stages) > 0 {
 		d.out.Line("  %-20s %8s %8s %8s %8s %8s %8s", "stage", "in", "passed", "filtered", "rejected", "skipped", "added")
 	}
-	r.Stages.Counts(func(stage string, n pipeline.StageCounts) {
+	r.StageCounts(func(stage string, n pipeline.StageCounts) {
 		if d.json {
-			d.out.Line("%s", cli.CompactJSON(line{r.Pipeline, stage, n.In, n.Added, n.Passed, n.Filtered, n.Skipped, n.Rejected}))
+			d.out.Line("%s", cli.CompactJSON(line{pl.Name, stage, n.In, n.Added, n.Passed, n.Filtered, n.Skipped, n.Rejected}))
 			return
 		}
 		rejected := 0

@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
@@ -76,7 +77,7 @@ const expectedBytes = 48
 // another record already matched.
 type stray struct {
 	group       uint64
-	at          chain.Place
+	at          trace.Place
 	key         string
 	duplicateOf int // index of that expected record; -1 if there is none
 }
@@ -268,7 +269,7 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 	r := chain.NewRehearsal(c.worker, pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
-		if err := r.Assign(ctx, c.cluster, p, span.bounds.Start); err != nil {
+		if err := r.Restore(ctx, c.cluster, p, span.bounds.Start); err != nil {
 			return err
 		}
 		err := kafka.ReadRange(ctx, c.worker.Kafka, pl.From.Name, p, span.bounds, func(in *pipeline.Record) error {
@@ -277,17 +278,17 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 			if optional {
 				into = &chain.Counts{Dead: map[pipeline.Reason]int{}}
 			}
-			out, err := r.Feed(ctx, in, into)
+			out, err := r.Run(ctx, in)
 			if err != nil {
 				return fmt.Errorf("%s/%d@%d: %w", in.Topic, in.Partition, in.Offset, err)
 			}
+			into.Add(out)
 			for i := range out {
 				e := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].Topic == pl.DeadLetter.Name; e.dead {
-					e.group, e.body = c.letter(&out[i])
+				if e.dead = out[i].Schema == nil; e.dead {
+					e.group, e.body = c.letter(&out[i].Record)
 				} else {
-					typ, body := r.TypeOf(&out[i])
-					e.group, e.body = c.event(out[i].Topic, out[i].Key, pl.Output[typ].Name(), body)
+					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
 				}
 				if e.group%of != part {
 					continue
@@ -297,7 +298,6 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 				}
 				c.expected = append(c.expected, e)
 			}
-			r.Next()
 			return nil
 		})
 		if err != nil {
@@ -351,6 +351,6 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if len(c.strays) >= maxStrays {
 		return fmt.Errorf("more than %d output records match no event: check that this topology wrote them", maxStrays)
 	}
-	c.strays = append(c.strays, stray{group, chain.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), duplicateOf})
+	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), duplicateOf})
 	return nil
 }

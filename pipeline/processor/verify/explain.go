@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 )
 
 // explain adds details to the samples. It runs the pipeline again, up to the events
@@ -39,20 +40,19 @@ func (c *comparison) explain(ctx context.Context) error {
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].bounds
 		span.End = until[p]
-		if err := r.Assign(ctx, c.cluster, p, span.Start); err != nil {
+		if err := r.Restore(ctx, c.cluster, p, span.Start); err != nil {
 			return err
 		}
 		err := kafka.ReadRange(ctx, c.worker.Kafka, c.pl.From.Name, p, span, func(in *pipeline.Record) error {
-			out, err := r.Feed(ctx, in, &chain.Counts{Dead: map[pipeline.Reason]int{}})
+			out, err := r.Run(ctx, in)
 			if err != nil {
 				return err
 			}
 			for _, i := range wanted[eventAt{in.Partition, in.Offset}] {
-				if err := c.detail(ctx, &c.report.Samples[i], r, in, out); err != nil {
+				if err := c.detail(ctx, &c.report.Samples[i], in, out); err != nil {
 					return err
 				}
 			}
-			r.Next()
 			return nil
 		})
 		if err != nil {
@@ -75,20 +75,19 @@ func (c *comparison) explain(ctx context.Context) error {
 
 // detail completes a sample. in is its event, and out the records that the rehearsal
 // wrote for it.
-func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehearsal, in *pipeline.Record, out []pipeline.Record) error {
+func (c *comparison) detail(ctx context.Context, d *disagreement, in *pipeline.Record, out []chain.Output) error {
 	for i := range out {
 		var group, body uint64
-		s := r.Sample(in, &out[i])
+		s := out[i].Sample(in)
 		if s.Stage != "" {
-			group, body = c.letter(&out[i])
+			group, body = c.letter(&out[i].Record)
 		} else {
-			typ, content := r.TypeOf(&out[i])
-			group, body = c.event(out[i].Topic, out[i].Key, c.pl.Output[typ].Name(), content)
+			group, body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
 		}
 		if group != d.wanted.group || body != d.wanted.body {
 			continue
 		}
-		d.Topic, d.Key = out[i].Topic, string(out[i].Key)
+		d.Topic, d.Key = out[i].Record.Topic, string(out[i].Record.Key)
 		if d.Found != nil {
 			d.Found.Topic = d.Topic
 		}
@@ -102,12 +101,12 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehea
 		}
 		found := recordText(rec, schema)
 		var differing []string
-		if s.Stage == "" && schema != nil && schema.Name() == c.pl.Output[chain.TypeOf(&out[i])].Name() {
+		if s.Stage == "" && schema != nil && schema.Name() == out[i].Schema.Name() {
 			_, content, err := codec.Unframe(&rec)
 			if err != nil {
 				return err
 			}
-			differing = chain.Changes(s.Event, chain.EventJSON(schema, content))
+			differing = trace.Changes(s.Event, trace.EventJSON(schema, content))
 			differing = slices.DeleteFunc(differing, func(line string) bool { return c.ignores(s.Type, line) })
 		}
 		if len(differing) > 0 {
@@ -136,7 +135,7 @@ func sampleText(s chain.SampleRecord) string {
 }
 
 // fetch reads an output record again, with its schema; nil if it has none.
-func (c *comparison) fetch(ctx context.Context, at chain.Place) (rec pipeline.Record, s *codec.Schema, err error) {
+func (c *comparison) fetch(ctx context.Context, at trace.Place) (rec pipeline.Record, s *codec.Schema, err error) {
 	err = kafka.ReadRange(ctx, c.worker.Kafka, at.Topic, at.Partition, kafka.Bounds{Start: at.Offset, End: at.Offset + 1}, func(r *pipeline.Record) error {
 		rec = *r
 		rec.Key, rec.Value, rec.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), slices.Clone(r.Headers)
@@ -163,7 +162,7 @@ func recordText(r pipeline.Record, s *codec.Schema) string {
 	}
 	text := json.RawMessage("null")
 	if _, body, err := codec.Unframe(&r); err == nil {
-		text = chain.EventJSON(s, body)
+		text = trace.EventJSON(s, body)
 	}
 	return cli.Clip(s.ShortName()+" "+string(text), 300)
 }

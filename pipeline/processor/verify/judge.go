@@ -1,6 +1,6 @@
 package verify
 
-import "millrace/pipeline/processor/chain"
+import "millrace/pipeline/processor/trace"
 
 // judge adds the results of the pass to the report.
 func (c *comparison) judge() {
@@ -77,7 +77,7 @@ func (c *comparison) judgeExpected(expected []expectedRecord) (missing []int, fi
 		lane := [2]int32{e.partition, e.foundIn}
 		if e.found < last[lane] && e.source == 0 {
 			r.OutOfOrder++
-			c.show(disagreement{Kind: "out of order", wanted: e, Found: &chain.Place{Partition: e.foundIn, Offset: e.found - 1}})
+			c.show(disagreement{Kind: "out of order", wanted: e, Found: &trace.Place{Partition: e.foundIn, Offset: e.found - 1}})
 		}
 		last[lane] = max(last[lane], e.found)
 		if e.source == 0 && !e.optional {
@@ -130,7 +130,7 @@ func (c *comparison) show(d disagreement) {
 	}
 	if d.wanted != nil {
 		e := *d.wanted // the next pass reuses the slice that wanted points into
-		d.wanted, d.In = &e, &chain.Place{Topic: c.sources[e.source].From.Name, Partition: e.partition, Offset: e.offset}
+		d.wanted, d.In = &e, &trace.Place{Topic: c.sources[e.source].From.Name, Partition: e.partition, Offset: e.offset}
 	}
 	c.report.Samples = append(c.report.Samples, d)
 }

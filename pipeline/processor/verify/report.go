@@ -5,7 +5,7 @@ import (
 	"strings"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 )
 
 // A verifyReport is the result of a comparison.
@@ -38,8 +38,8 @@ type disagreement struct {
 	Kind   string          `json:"kind"` // missing, different, twice, too many or out of order
 	Topic  string          `json:"topic"`
 	Key    string          `json:"key"`
-	In     *chain.Place    `json:"in,omitempty"`    // the event
-	Found  *chain.Place    `json:"found,omitempty"` // the record
+	In     *trace.Place    `json:"in,omitempty"`    // the event
+	Found  *trace.Place    `json:"found,omitempty"` // the record
 	Text   []string        `json:"text,omitempty"`  // details, a line each
 	wanted *expectedRecord // nil if no such record is expected
 }

@@ -108,7 +108,7 @@ func (v *verify) run(ctx context.Context, names []string) error {
 	}
 	agreed := true
 	out := cli.Printer{Out: v.env.Stdout}
-	err = chain.WithTables(w, ctx, cluster, pipelines, func(ctx context.Context) error {
+	err = chain.WithTables(ctx, w, cluster, pipelines, func(ctx context.Context) error {
 		for _, pl := range pipelines {
 			c := &comparison{worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
 			if err := c.run(ctx); err != nil {
