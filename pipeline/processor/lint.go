@@ -34,7 +34,7 @@ the command line is wrong or a file cannot be read.`,
 		RunE: func(_ *cobra.Command, files []string) error { return l.run(files) },
 	}
 	l.topology = e.TopologyFlags(cmd.Flags())
-	cmd.Flags().StringVar(&l.format, "format", "text", "how to print findings: `text`, json, or github (annotations of a workflow)")
+	cmd.Flags().StringVar(&l.format, "format", "text", "`format` of the findings: text, json, or github (annotations of a workflow)")
 	cmd.Flags().BoolVar(&l.strict, "strict", false, "take warnings for faults")
 	return cmd
 }

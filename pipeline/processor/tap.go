@@ -46,8 +46,8 @@ back they are shown again.`,
 	flags.StringSliceVar(&t.types, "type", nil, "only events of these `types`")
 	flags.StringVar(&t.key, "key", "", "only events of this `key`")
 	flags.StringSliceVar(&t.mask, "mask", nil, "do not show these fields, by `path` or name; key is the key, and * all values")
-	flags.Float64Var(&t.rate, "rate", chain.TapRate, "`events` a second, at most")
-	flags.IntVarP(&t.limit, "limit", "n", 0, "end after so many `events`")
+	flags.Float64Var(&t.rate, "rate", chain.TapRate, "at most `n` events per second")
+	flags.IntVarP(&t.limit, "limit", "n", 0, "end after `n` events")
 	flags.BoolVar(&t.json, "json", false, "print the lines as they come, JSON")
 	e.BindEnv(flags, "listen", "listen-file")
 	t.keyed = func() bool { return flags.Changed("key") }

@@ -69,7 +69,7 @@ give ids.`,
 	p.addFlags(cmd, worker.ProducerListen)
 	flags := cmd.Flags()
 	_ = flags.MarkHidden("json") // there is no summary
-	flags.IntVar(&atOnce, "at-once", 64, "how many `requests` are worked on at a time; more are answered with 429")
+	flags.IntVar(&atOnce, "at-once", 64, "work on at most `n` requests at a time; further ones are answered with 429")
 	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "how many `bytes` a request may have")
 	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the CloudEvents binding for Kafka")
 	return cmd

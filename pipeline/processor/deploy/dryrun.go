@@ -46,7 +46,7 @@ the topology is wrong. Dead letters are no fault.`,
 	flags := cmd.Flags()
 	d.remote = worker.AddRemoteFlags(e, flags)
 	flags.IntVarP(&d.num, "num", "n", 100, "how many events to read of each source, at most; 0 reads none")
-	flags.StringVar(&d.offset, "offset", "start", "where to read from: `start`, -N for the last N events, or end for new ones")
+	flags.StringVar(&d.offset, "offset", "start", "`position` to read from: start, -N for the last N events, or end for new ones")
 	flags.DurationVar(&d.wait, "wait", 10*time.Second, "with --offset end, how long to wait for events")
 	flags.IntVar(&d.samples, "samples", 3, "how many records to show of what would be written, and of dead letters")
 	flags.StringVar(&d.instance, "instance", "", "`name` of the worker whose transactional id is looked at (default: the host's name)")

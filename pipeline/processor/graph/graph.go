@@ -42,7 +42,7 @@ func Command(e *cli.Env) *cobra.Command {
 		},
 	}
 	flags = e.TopologyFlags(cmd.Flags())
-	cmd.Flags().StringVar(&format, "format", "text", "`text`, mermaid, dot or svg")
+	cmd.Flags().StringVar(&format, "format", "text", "`format` of the graph: text, mermaid, dot or svg")
 	return cmd
 }
 
