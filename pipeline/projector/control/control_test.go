@@ -37,7 +37,7 @@ func TestTheLastRecordOfEachKeyIsTheState(t *testing.T) {
 		{ForgottenKey("order", "o-1"), nil},
 		{"topology", map[string]int{"format": 77}}, // a record of the processor
 	} {
-		if err := s.Take(controlRecord(t, int64(i), r.key, r.value)); err != nil {
+		if err := s.apply(controlRecord(t, int64(i), r.key, r.value)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,7 +69,7 @@ func TestTheLaterOfTwoWorkersThatClaimAPartitionOwnsIt(t *testing.T) {
 		{"b", nil, ""},
 		{"a", WorkerRecord{Format: 1, Address: "a:2", Has: has(0, 3)}, "a"},
 	} {
-		if err := s.Take(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
+		if err := s.apply(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
 			t.Fatal(err)
 		}
 		owner, _, _ := s.Owner("g", "events", 3)
@@ -81,7 +81,7 @@ func TestTheLaterOfTwoWorkersThatClaimAPartitionOwnsIt(t *testing.T) {
 
 func TestRecordsInAnotherFormatAreRefused(t *testing.T) {
 	for _, key := range []string{LiveKey("user"), VersionKey("user", 2), DiffKey("user"), ForgottenKey("user", "u"), WorkerPrefix + "w"} {
-		err := newState().Take(controlRecord(t, 5, key, map[string]int{"format": 2}))
+		err := newState().apply(controlRecord(t, 5, key, map[string]int{"format": 2}))
 		if err == nil || !strings.Contains(err.Error(), "use the newer program") || pipeline.ClassOf(err) != pipeline.ClassFatal {
 			t.Errorf("%s: %v", key, err)
 		}
@@ -95,7 +95,7 @@ func FuzzControl(f *testing.F) {
 	f.Add(WorkerPrefix, []byte(`{"format":1,"has":{"g":{"t":[1]}}}`))
 	f.Fuzz(func(_ *testing.T, key string, value []byte) {
 		s := newState()
-		if s.Take(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
+		if s.apply(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
 			s.clone()
 			for _, versions := range s.Versions {
 				for _, v := range versions {

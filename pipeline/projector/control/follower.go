@@ -52,7 +52,7 @@ func (c *Follower) Run(ctx context.Context, report func(error)) error {
 func (c *Follower) Apply(r *pipeline.Record) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.state.Take(r); err != nil {
+	if err := c.state.apply(r); err != nil {
 		return err
 	}
 	close(c.changed)

@@ -41,9 +41,9 @@ func (s *State) clone() *State {
 	return out
 }
 
-// Take applies a record of the topic. A value that is not valid, or is in another format, is
+// apply applies a record of the topic. A value that is not valid, or is in another format, is
 // a fatal error ([pipeline.ClassFatal]). Keys of other programs are skipped.
-func (s *State) Take(r *pipeline.Record) error {
+func (s *State) apply(r *pipeline.Record) error {
 	key := string(r.Key)
 	if instance, ok := strings.CutPrefix(key, WorkerPrefix); ok {
 		w, err := takeValue(s.Workers, instance, r)

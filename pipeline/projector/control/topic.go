@@ -32,7 +32,7 @@ func Read(ctx context.Context, cfg kafka.Config, topic string) (*State, error) {
 	if _, ok := cluster.Topics[topic]; !ok {
 		return s, nil
 	}
-	_, err = kafka.ReadSettled(ctx, cfg, topic, 0, s.Take)
+	_, err = kafka.ReadSettled(ctx, cfg, topic, 0, s.apply)
 	return s, err
 }
 
