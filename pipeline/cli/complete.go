@@ -2,6 +2,7 @@ package cli
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 
 	"github.com/spf13/cobra"
@@ -45,6 +46,17 @@ func (e *Env) CompleteProjection(cmd *cobra.Command) {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
 		return e.topologyNames(cmd, projectionNames), cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// CompleteStageKinds adds shell completion of the available kinds of stages to the first
+// argument of a command.
+func (e *Env) CompleteStageKinds(cmd *cobra.Command) {
+	cmd.ValidArgsFunction = func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return slices.Sorted(maps.Keys(e.StageKinds())), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 

@@ -52,7 +52,7 @@ func TestTheCommandsOfAllProgramsComplete(t *testing.T) {
 	completes := map[string]bool{}
 	eachCommand(func(cmd *cobra.Command) { completes[cmd.CommandPath()] = cmd.ValidArgsFunction != nil })
 	for _, path := range []string{
-		"processor explain", "processor dry-run", "processor verify",
+		"processor stages", "processor explain", "processor dry-run", "processor verify",
 		"projector get", "projector list", "projector history", "projector why", "projector diff-versions", "projector watch", "projector blocked", "projector release",
 		"projector rebuild", "projector diff", "projector promote", "projector rollback", "projector retire", "projector forget",
 	} {

@@ -24,8 +24,10 @@ func Processor(e *cli.Env) *cobra.Command {
 	for _, c := range []*cobra.Command{explain, dryRun, compare} {
 		e.CompletePipelines(c)
 	}
+	stages := processor.StagesCommand(e)
+	e.CompleteStageKinds(stages)
 	cmd.AddCommand(processor.RunCommand(e), worker.HealthcheckCommand(e, worker.ProcessorListen))
-	cmd.AddCommand(processor.LintCommand(e), explain, graph.Command(e), cases.Command(e), processor.StagesCommand(e), processor.FunctionsCommand(e))
+	cmd.AddCommand(processor.LintCommand(e), explain, graph.Command(e), cases.Command(e), stages, processor.FunctionsCommand(e))
 	cmd.AddCommand(dryRun, deploy.PlanCommand(e), deploy.ApplyCommand(e), compare, processor.TapCommand(e))
 	return cmd
 }

@@ -140,6 +140,7 @@ func TestDemoAgrees(t *testing.T) {
 func TestUpRunsUntilASignal(t *testing.T) {
 	r := runSandbox("up", "--bin", programDir(t), "-t", harness.ShopTopology())
 	projector := r.await(t, `projector +(http://\S+)/readyz`)
+	r.await(t, `producer (generate --events 1000)`)
 	r.await(t, `(Ctrl-C stops everything)`)
 	var page struct {
 		Items []any `json:"items"`
