@@ -35,7 +35,7 @@ the command line is invalid or a file cannot be read.`,
 		RunE: func(_ *cobra.Command, files []string) error { return l.run(files) },
 	}
 	l.topology = e.TopologyFlags(cmd.Flags())
-	cmd.Flags().StringVar(&l.format, "format", "text", "output format: `text`, json, or github (annotations of a workflow)")
+	cmd.Flags().StringVar(&l.format, "format", "text", "`format` of the findings: text, json, or github (annotations of a workflow)")
 	cmd.Flags().BoolVar(&l.strict, "strict", false, "treat warnings as faults")
 	return cmd
 }

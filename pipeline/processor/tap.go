@@ -46,8 +46,8 @@ batch again.`,
 	flags.StringSliceVar(&t.types, "type", nil, "show only events of these `types`")
 	flags.StringVar(&t.key, "key", "", "show only events with this `key`")
 	flags.StringSliceVar(&t.mask, "mask", nil, "hide these fields, by `path` or name; key hides the key, * all values")
-	flags.Float64Var(&t.rate, "rate", chain.TapRate, "maximum number of `events` per second")
-	flags.IntVarP(&t.limit, "limit", "n", 0, "stop after this number of `events`")
+	flags.Float64Var(&t.rate, "rate", chain.TapRate, "show at most `n` events per second")
+	flags.IntVarP(&t.limit, "limit", "n", 0, "stop after `n` events")
 	flags.BoolVar(&t.json, "json", false, "print the lines of the worker unchanged, as JSON")
 	e.BindEnv(flags, "listen", "listen-file")
 	t.keyed = func() bool { return flags.Changed("key") } // an empty key is a filter too

@@ -70,7 +70,7 @@ An event without an id gets a new one with each request, so set ids.`,
 	p.addFlags(cmd, worker.ProducerListen)
 	flags := cmd.Flags()
 	_ = flags.MarkHidden("json") // there is no summary
-	flags.IntVar(&concurrency, "at-once", 64, "maximum number of concurrent `requests`; others get status 429")
+	flags.IntVar(&concurrency, "at-once", 64, "process at most `n` requests at the same time; others get status 429")
 	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "maximum size of a request's body in `bytes`")
 	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the Kafka binding of CloudEvents")
 	return cmd

@@ -77,7 +77,7 @@ func (p *projector) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&p.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: that of --listen, by the host's name if it listens on all addresses)")
 	flags.BoolVar(&p.noHistory, "no-history", false, "keep states alone, not the events that made them: faster and smaller, no questions about the past")
 	flags.IntVar(&p.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, about")
-	flags.DurationVar(&p.receipts, "receipts", time.Hour, "for how long a `time` it is known which events pipelines filtered or made dead letters; 0 for not at all")
+	flags.DurationVar(&p.receipts, "receipts", time.Hour, "remember for a `duration` which events pipelines filtered or made dead letters; 0 disables it")
 	flags.BoolVar(&p.replica, "replica", false, "be in no group: fold all partitions for questions alone, and publish nothing")
 	flags.BoolVar(&p.standby, "standby", false, "keep the states of partitions that other workers have, so as to take them over at once")
 	p.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")

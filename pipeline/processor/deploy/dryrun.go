@@ -46,8 +46,8 @@ line or the topology is wrong. Dead letters are not faults.`,
 	}
 	flags := cmd.Flags()
 	d.remote = worker.AddRemoteFlags(e, flags)
-	flags.IntVarP(&d.num, "num", "n", 100, "maximum number of events to read from each source; 0 reads none")
-	flags.StringVar(&d.offset, "offset", "start", "where to read from: `start`, -N for the last N events, or end for new ones")
+	flags.IntVarP(&d.num, "num", "n", 100, "read at most `n` events of each source; 0 reads none")
+	flags.StringVar(&d.offset, "offset", "start", "`position` to read from: start, -N for the last N events, or end for new ones")
 	flags.DurationVar(&d.wait, "wait", 10*time.Second, "with --offset end, how long to wait for events")
 	flags.IntVar(&d.samples, "samples", 3, "maximum number of output records, and of dead letters, to show for each pipeline")
 	flags.StringVar(&d.instance, "instance", "", "`name` of the worker whose transactional ids are checked (default: the host's name)")

@@ -48,7 +48,7 @@ func Command(e *cli.Env) *cobra.Command {
 		},
 	}
 	flags = e.TopologyFlags(cmd.Flags())
-	cmd.Flags().StringVar(&format, "format", "text", "output format: `text`, mermaid, dot or svg")
+	cmd.Flags().StringVar(&format, "format", "text", "`format` of the graph: text, mermaid, dot or svg")
 	return cmd
 }
 
