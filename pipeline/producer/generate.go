@@ -170,9 +170,9 @@ func (p *producer) write(ctx context.Context, name string, source lineSource) (e
 	}
 	var w io.Writer = p.env.Stdout
 	if name != "-" {
-		f, err := os.Create(name)
-		if err != nil {
-			return err
+		f, failed := os.Create(name)
+		if failed != nil {
+			return failed
 		}
 		defer func() { err = errors.Join(err, f.Close()) }()
 		w = f

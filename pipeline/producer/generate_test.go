@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -89,5 +90,19 @@ func TestWaitForTheNextEventCanBeInterrupted(t *testing.T) {
 	defer cancel()
 	if _, err := lines.next(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
+	}
+}
+
+// The kernel may report a full disk only when the file is closed.
+func TestGenerateReportsAFullDisk(t *testing.T) {
+	if _, err := os.Stat("/dev/full"); err != nil {
+		t.Log("no /dev/full on this system; writing to a directory instead")
+		if code, _, _ := generate(t, "--out", t.TempDir(), "--events", "1"); code == cli.ExitOK {
+			t.Error("writing to a directory succeeded")
+		}
+		return
+	}
+	if code, _, errs := generate(t, "--out", "/dev/full", "--events", "10"); code != cli.ExitFailure || !strings.Contains(errs, "no space left") {
+		t.Errorf("exit code %d: %s", code, errs)
 	}
 }

@@ -95,6 +95,7 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if p.server.Listen == "" {
 		return cli.Usagef("--listen: an address is required")
 	}
+	p.env.TuneGC()
 	c, err := p.open(ctx)
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -91,8 +92,8 @@ func awaitRelease(ctx context.Context, w *worker.Worker, group string) error {
 	defer tick.Stop()
 	for {
 		state, err := control.Read(ctx, w.Kafka, control.Topic(w.Topology))
-		if err != nil && ctx.Err() == nil {
-			return err
+		if err != nil {
+			return cmp.Or(context.Cause(ctx), err)
 		}
 		held := false
 		for _, other := range state.Workers {
