@@ -672,6 +672,6 @@ func await(t *testing.T, what string, cond func() bool) {
 		if time.Now().After(deadline) {
 			t.Fatalf("a minute of fake time has passed without %s", what)
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(time.Millisecond) //nolint:forbidigo // fake time: it advances the clock of the bubble
 	}
 }
