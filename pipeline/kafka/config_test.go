@@ -275,7 +275,7 @@ func TestPing(t *testing.T) {
 		{"wrong password over TLS", Config{Brokers: saslTLS, TLS: trusting, SASL: user("PLAIN", "canary-2")}, []string{`password of PLAIN user "u"`}},
 		{"no SASL where it is required", Config{Brokers: sasl}, []string{"security.protocol", "SASL"}},
 		{"no TLS where it is required", Config{Brokers: encrypted}, []string{"security.protocol", "TLS"}},
-		{"TLS with a broker without TLS", Config{Brokers: open, TLS: trusting, DialTimeout: 100 * time.Millisecond}, []string{"does not use TLS", "security.protocol"}},
+		{"TLS with a broker without TLS", Config{Brokers: open, TLS: trusting, DialTimeout: 3 * time.Second}, []string{"does not use TLS", "security.protocol"}},
 		{"an unknown authority", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
 		{"an authority the system does not know", Config{Brokers: encrypted, TLS: TLS{Enabled: true}}, []string{"ssl.ca.location"}},
 		{"a certificate for another name", Config{Brokers: elsewhere, TLS: trusting}, []string{"ssl.server.name", "kafka.example.com"}},
