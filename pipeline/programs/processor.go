@@ -8,6 +8,7 @@ import (
 	"millrace/pipeline/processor/cases"
 	"millrace/pipeline/processor/deploy"
 	"millrace/pipeline/processor/graph"
+	"millrace/pipeline/processor/scaffold"
 	"millrace/pipeline/processor/verify"
 	"millrace/pipeline/worker"
 )
@@ -21,7 +22,7 @@ func Processor(e *cli.Env) *cobra.Command {
   processor run -t topology.yaml -b kafka:9092 -r http://registry:8085`,
 	}
 	cmd.AddCommand(processor.RunCommand(e), worker.HealthcheckCommand(e, worker.ProcessorListen))
-	cmd.AddCommand(processor.LintCommand(e), processor.ExplainCommand(e), graph.Command(e), cases.Command(e), processor.StagesCommand(e), processor.FunctionsCommand(e))
+	cmd.AddCommand(scaffold.Command(e), processor.LintCommand(e), processor.ExplainCommand(e), graph.Command(e), cases.Command(e), processor.StagesCommand(e), processor.FunctionsCommand(e))
 	cmd.AddCommand(deploy.DryRunCommand(e), deploy.PlanCommand(e), deploy.ApplyCommand(e), verify.Command(e), processor.TapCommand(e))
 	return cmd
 }
