@@ -53,6 +53,7 @@ func TestCommandsOfDocuments(t *testing.T) {
 		empty    bool // whether the reader starts in an empty folder, and not in the repository
 		least    int  // the number of steps, at least
 	}{
+		{"README.md", false, 4},
 		{"docs/getting-started.md", true, 10},
 		{"docs/http.md", false, 10},
 	} {
