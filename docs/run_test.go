@@ -56,6 +56,7 @@ func TestCommandsOfDocuments(t *testing.T) {
 		{"README.md", false, 4},
 		{"docs/getting-started.md", true, 10},
 		{"docs/http.md", false, 10},
+		{"docs/asking.md", false, 15},
 	} {
 		t.Run(strings.TrimPrefix(c.document, "docs/"), func(t *testing.T) {
 			all := readSteps(t, c.document)
