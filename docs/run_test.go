@@ -45,19 +45,26 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, commands)
 }
 
+type testedDocument struct {
+	document string // its path below the root of the repository
+	empty    bool   // whether the reader starts in an empty folder, and not in the repository
+	least    int    // the number of steps, at least
+}
+
+// tested are the documents with commands.
+var tested = []testedDocument{
+	{"README.md", false, 4},
+	{"docs/getting-started.md", true, 10},
+	{"docs/http.md", false, 10},
+	{"docs/asking.md", false, 15},
+	{"docs/operations.md", false, 4},
+	{"docs/projector-operations.md", false, 8},
+}
+
 // TestCommandsOfDocuments runs the commands of each document in turn: `make run` and
 // `sandbox up` take the default ports if they are free.
 func TestCommandsOfDocuments(t *testing.T) {
-	for _, c := range []struct {
-		document string
-		empty    bool // whether the reader starts in an empty folder, and not in the repository
-		least    int  // the number of steps, at least
-	}{
-		{"README.md", false, 4},
-		{"docs/getting-started.md", true, 10},
-		{"docs/http.md", false, 10},
-		{"docs/asking.md", false, 15},
-	} {
+	for _, c := range tested {
 		t.Run(strings.TrimPrefix(c.document, "docs/"), func(t *testing.T) {
 			all := readSteps(t, c.document)
 			if len(all) < c.least {
@@ -71,6 +78,19 @@ func TestCommandsOfDocuments(t *testing.T) {
 				r.stop(name)
 			}
 		})
+	}
+}
+
+// A document with commands is tested, unless all of them are marked as examples.
+func TestEveryDocumentWithCommandsIsTested(t *testing.T) {
+	for _, name := range documents(t) {
+		document := strings.TrimPrefix(filepath.ToSlash(filepath.Join("docs", name)), "./")
+		if len(readSteps(t, document)) == 0 {
+			continue
+		}
+		if !slices.ContainsFunc(tested, func(c testedDocument) bool { return c.document == document }) {
+			t.Errorf("%s has commands, but no test runs them", document)
+		}
 	}
 }
 
@@ -144,8 +164,8 @@ func newReader(t *testing.T, document string, empty bool) *reader {
 	return r
 }
 
-// linkRepository fills the current directory with links to the files of the repository and
-// to the programs, in build/bin.
+// linkRepository fills the current directory with copies of the files that a reader edits,
+// links to others, and links to the programs in build/bin.
 func (r *reader) linkRepository() {
 	r.t.Helper()
 	root, err := filepath.Abs("..")
@@ -164,8 +184,20 @@ func (r *reader) linkRepository() {
 		}
 		links[filepath.Join(bin, name)] = program
 	}
-	for _, name := range []string{"Makefile", "docs", "examples", "schemas", "topology.yaml", "topology.test.yaml"} {
+	for _, name := range []string{"Makefile", "docs", "examples"} {
 		links[filepath.Join(r.dir, name)] = filepath.Join(root, name)
+	}
+	if err := os.CopyFS(filepath.Join(r.dir, "schemas"), os.DirFS(filepath.Join(root, "schemas"))); err != nil {
+		r.t.Fatal(err)
+	}
+	for _, name := range []string{"topology.yaml", "topology.test.yaml"} {
+		text, err := os.ReadFile(filepath.Join(root, name))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(r.dir, name), text, 0o600)
+		}
+		if err != nil {
+			r.t.Fatal(err)
+		}
 	}
 	for link, target := range links {
 		if err := os.Symlink(target, link); err != nil {
@@ -401,8 +433,12 @@ func (r *reader) awaitReady(s *step, term *terminal, file, documented string) {
 	})
 }
 
-// serve notes where a program listens, for the commands that follow.
+// serve notes where a program listens, for the commands that follow. Further workers of the
+// same kind listen elsewhere in the document, too.
 func (r *reader) serve(documented, actual string) {
+	if r.at[documented] != "" {
+		return
+	}
 	r.at[documented] = actual
 	switch documented {
 	case kafkaAddress:
