@@ -59,6 +59,7 @@ var tested = []testedDocument{
 	{"docs/asking.md", false, 15},
 	{"docs/operations.md", false, 4},
 	{"docs/projector-operations.md", false, 8},
+	{"docs/encryption.md", false, 8},
 }
 
 // TestCommandsOfDocuments runs the commands of each document in turn: `make run` and
