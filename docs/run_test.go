@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -62,9 +63,37 @@ var tested = []testedDocument{
 	{"docs/encryption.md", false, 8},
 }
 
-// TestCommandsOfDocuments runs the commands of each document in turn: `make run` and
-// `sandbox up` take the default ports if they are free.
+// occupy listens at the default addresses, so that `make run` and the programs of other
+// tests use free ports. Otherwise two of them could choose the same default port. It closes
+// every connection, for clients that connect there by mistake.
+func occupy(t *testing.T) {
+	t.Helper()
+	for _, at := range []string{kafkaAddress, registryAddress, processorAddress, projectorAddress} {
+		l, err := net.Listen("tcp", at)
+		if err != nil {
+			continue // taken already
+		}
+		var served sync.WaitGroup
+		served.Go(func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return // closed
+				}
+				_ = conn.Close()
+			}
+		})
+		t.Cleanup(func() {
+			if err := l.Close(); err != nil {
+				t.Error(err)
+			}
+			served.Wait()
+		})
+	}
+}
+
 func TestCommandsOfDocuments(t *testing.T) {
+	occupy(t)
 	for _, c := range tested {
 		t.Run(strings.TrimPrefix(c.document, "docs/"), func(t *testing.T) {
 			all := readSteps(t, c.document)
