@@ -12,7 +12,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector docker clean
+.PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -27,7 +27,7 @@ run: build ## run everything until Ctrl-C
 	$(BIN)/sandbox up --bin $(BIN)
 
 test: lint ## check formatting, vet, lint, and run all tests with the race detector
-	go test -race -timeout 20m ./...
+	go test -race -timeout 40m ./...
 
 # A test on a real broker has Kafka in its name. Each package must have one that passed, and none that was skipped.
 # CDNOW is a file of a real shop's purchases as JSON lines; without it, the tests use synthetic events. Two tests on the
@@ -69,6 +69,13 @@ bench-projector: ## measure fold, restart, restore and queries; results in docs/
 	go build -o build/bench ./pipeline/e2e/bench
 	go test -c -o build/projection.bench ./pipeline/projector/projection
 	build/bench projector -test build/projection.bench -size $(or $(SIZE),0) -out $(or $(OUT),docs/benchmarks.md)
+
+# Each profile covers five seconds at full load; EVENTS must be large enough for that.
+profile: build ## renew the CPU profile for compiling processor
+	go build -o build/bench ./pipeline/e2e/bench
+	build/bench -bin $(BIN) -events $(or $(EVENTS),8000000) -only b,b2 -profile build/profiles
+	go tool pprof -proto build/profiles/b.pprof build/profiles/b2.pprof >build/profiles/both.pprof
+	build/bench profile -out cmd/processor/processor.pgo build/profiles/both.pprof
 
 docker: ## build the images of the services; `docker compose up` runs them
 	@docker info >/dev/null 2>&1 || { echo 'make docker: no container engine answers (docker info); make run needs none'; exit 1; }

@@ -67,7 +67,7 @@ func (v *versions) serveForgotten(w http.ResponseWriter, r *http.Request) {
 			if reader.Projection.Name() != name {
 				continue
 			}
-			if !reader.Projection.Fence.Has([]byte(id)) || subjects && !v.keys.Cache.Forgotten(id) {
+			if !reader.Projection.Fence.Has([]byte(id)) || subjects && !v.keys.Forgotten(id) {
 				http.Error(w, "this worker has not heard of it yet", http.StatusConflict)
 				return
 			}

@@ -77,7 +77,7 @@ func (p *projector) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&p.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: that of --listen, by the host's name if it listens on all addresses)")
 	flags.BoolVar(&p.noHistory, "no-history", false, "keep states alone, not the events that made them: faster and smaller, no questions about the past")
 	flags.IntVar(&p.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, about")
-	flags.DurationVar(&p.receipts, "receipts", time.Hour, "for how long a `time` it is known which events pipelines filtered or made dead letters; 0 for not at all")
+	flags.DurationVar(&p.receipts, "receipts", time.Hour, "remember for a `duration` which events pipelines filtered or made dead letters; 0 disables it")
 	flags.BoolVar(&p.replica, "replica", false, "be in no group: fold all partitions for questions alone, and publish nothing")
 	flags.BoolVar(&p.standby, "standby", false, "keep the states of partitions that other workers have, so as to take them over at once")
 	p.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
@@ -131,7 +131,7 @@ func (p *projector) keys(w *worker.Worker) (*keyring.Ring, error) {
 	case keks == nil:
 		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", p.worker.Topology.File, keyring.EnvKEK)
 	}
-	return keyring.New(w.Kafka, topic.Name, topic.Partitions, keks, p.env.Now, w.Log, w.Metrics), nil
+	return keyring.New(keyring.Config{Kafka: w.Kafka, Topic: topic.Name, Partitions: topic.Partitions, KEKs: keks, Now: p.env.Now, Log: w.Log, Metrics: w.Metrics}), nil
 }
 
 // snapshotsTopic is the topic of a version's snapshots as it has to be: as many
