@@ -88,7 +88,8 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
 		"pipeline/projector/control", // the record of what was applied is on the control topic
 	},
-	"pipeline/processor/graph": {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
+	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
+	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
@@ -126,7 +127,8 @@ var imports = map[string][]string{
 	// The programs, put together.
 	"pipeline/programs": {
 		"pipeline/cli", "pipeline/stage", "pipeline/worker",
-		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph", "pipeline/processor/verify",
+		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph",
+		"pipeline/processor/scaffold", "pipeline/processor/verify",
 		"pipeline/projector", "pipeline/projector/client", "pipeline/projector/rebuild",
 		"pipeline/producer", "pipeline/sandbox/demo", cobra,
 	},

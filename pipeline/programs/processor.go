@@ -8,6 +8,7 @@ import (
 	"millrace/pipeline/processor/cases"
 	"millrace/pipeline/processor/deploy"
 	"millrace/pipeline/processor/graph"
+	"millrace/pipeline/processor/scaffold"
 	"millrace/pipeline/processor/verify"
 	"millrace/pipeline/worker"
 )
@@ -27,7 +28,7 @@ func Processor(e *cli.Env) *cobra.Command {
 	stages := processor.StagesCommand(e)
 	e.CompleteStageKinds(stages)
 	cmd.AddCommand(processor.RunCommand(e), worker.HealthcheckCommand(e, worker.ProcessorListen))
-	cmd.AddCommand(processor.LintCommand(e), explain, graph.Command(e), cases.Command(e), stages, processor.FunctionsCommand(e))
+	cmd.AddCommand(scaffold.Command(e), processor.LintCommand(e), explain, graph.Command(e), cases.Command(e), stages, processor.FunctionsCommand(e))
 	cmd.AddCommand(dryRun, deploy.PlanCommand(e), deploy.ApplyCommand(e), compare, processor.TapCommand(e))
 	return cmd
 }
