@@ -1,13 +1,13 @@
-# The three services, an image each: --target producer, processor or projector.
-# An image holds one static binary, certificate authorities and time zones; there
-# is no shell in it and nothing that runs as root.
+# One image per service: --target producer, processor or projector. An image contains
+# one static binary, certificate authorities and time zones. It has no shell, and nothing
+# runs as root.
 
 FROM --platform=$BUILDPLATFORM golang:1.26.8-bookworm AS build
 WORKDIR /src
-# The toolchain is this image's, or the build fails; it fetches no other.
+# Use the toolchain of this image and fail if it does not fit, instead of downloading one.
 ENV CGO_ENABLED=0 GOTOOLCHAIN=local
 
-# Modules change seldom: their layer outlives most changes of the source.
+# Modules change rarely, so their layer survives most changes of the source.
 COPY go.mod go.sum ./
 RUN --mount=type=cache,target=/go/pkg/mod go mod download
 
@@ -30,7 +30,7 @@ LABEL org.opencontainers.image.title="Millrace" \
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/
 COPY --from=build /usr/local/go/lib/time/zoneinfo.zip /usr/share/zoneinfo.zip
 ENV ZONEINFO=/usr/share/zoneinfo.zip
-# By number: Kubernetes cannot tell that a name is not root's.
+# A number, because Kubernetes cannot check whether a name is root.
 USER 65532:65532
 
 FROM base AS producer
@@ -49,7 +49,7 @@ CMD ["run"]
 
 FROM base AS projector
 COPY --from=build /out/projector /projector
-# A new volume takes the owner of what it is mounted over.
+# A new volume gets the owner of the directory that it is mounted over.
 COPY --from=build --chown=65532:65532 /out/data /data
 ENV MILLRACE_LISTEN=0.0.0.0:9102 MILLRACE_DATA_DIR=/data
 VOLUME /data

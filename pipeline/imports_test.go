@@ -69,17 +69,18 @@ var imports = map[string][]string{
 	},
 
 	// The processor. Its tools are siblings that do not know each other.
+	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
 	"pipeline/processor/chain": { // one pipeline
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", prometheus, sync,
+		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
-		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra, pflag,
+		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra, prometheus,
+		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra,
 		yaml, // case files, which --update rewrites in place
 	},
 	"pipeline/processor/deploy": { // plan, apply, dry-run
@@ -87,10 +88,11 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
 		"pipeline/projector/control", // the record of what was applied is on the control topic
 	},
-	"pipeline/processor/graph": {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
+	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
+	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
-		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
+		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 	},
 
 	// The projector.
@@ -125,12 +127,13 @@ var imports = map[string][]string{
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {
 		"pipeline/cli", "pipeline/stage", "pipeline/worker",
-		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph", "pipeline/processor/verify",
+		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph",
+		"pipeline/processor/scaffold", "pipeline/processor/verify",
 		"pipeline/projector", "pipeline/projector/client", "pipeline/projector/rebuild",
 		"pipeline/producer", "pipeline/sandbox/demo", cobra,
 	},
@@ -139,10 +142,13 @@ var imports = map[string][]string{
 	"cmd/projector": {"pipeline/programs"},
 	"cmd/sandbox":   {"pipeline/programs"},
 
+	// An example of a program with stages written in Go.
+	"examples/go-stage": {"pipeline", "pipeline/stage", "pipeline/programs"},
+
 	// What tests of several packages share.
 	"pipeline/harness":             {"pipeline", "pipeline/cli", "pipeline/sandbox", cobra},
-	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/event", "pipeline/harness"},
-	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/keyring", "pipeline/harness", prometheus},
+	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/topology", "pipeline/event", "pipeline/harness"},
+	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/event/eventtest", "pipeline/keyring", "pipeline/harness", prometheus},
 	"pipeline/processor/processortest": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain",
 		"pipeline/programs", "pipeline/sandbox", "pipeline/harness", franz, prometheus,
@@ -150,7 +156,10 @@ var imports = map[string][]string{
 	"pipeline/projector/projectiontest": {"schemas", "pipeline/codec", "pipeline/expr", "pipeline/fold"},
 	"pipeline/e2e":                      {"pipeline", "pipeline/codec", "pipeline/sandbox", "pipeline/e2e/kafkatest", franz},
 	"pipeline/e2e/kafkatest":            {franz},
-	"pipeline/e2e/bench":                {"schemas", "pipeline/sandbox", franz, goavro}, // the loops that Millrace is compared with
+	"pipeline/e2e/bench": { // the loops that Millrace is compared with
+		"schemas", "pipeline/sandbox", franz, goavro,
+		protowire, // to take paths out of a profile
+	},
 }
 
 const (
@@ -160,6 +169,7 @@ const (
 	franz      = "github.com/twmb/franz-go"
 	goavro     = "github.com/linkedin/goavro/v2"
 	pebble     = "github.com/cockroachdb/pebble/v2"
+	protowire  = "google.golang.org/protobuf"
 	pflag      = "github.com/spf13/pflag"
 	prometheus = "github.com/prometheus"
 	registry   = "github.com/twmb/franz-go/pkg/sr"
@@ -177,6 +187,7 @@ var franzKafka = []string{franz + "/pkg/kgo", franz + "/pkg/kadm", franz + "/pkg
 // file is a Go file of this module that is not a test.
 type file struct {
 	path string // from the module's root
+	fset *token.FileSet
 	*ast.File
 }
 
@@ -208,7 +219,7 @@ func sources(t *testing.T) (files []file) {
 		if err != nil {
 			return err
 		}
-		files = append(files, file{rel, parsed})
+		files = append(files, file{rel, fset, parsed})
 		return nil
 	})
 	if err != nil {
@@ -263,7 +274,7 @@ func TestTableOfImportsKeepsTheDesign(t *testing.T) {
 				t.Errorf("the table lets %s import the Kafka client", pkg)
 			}
 		}
-		if allowed(pkg, "pipeline/programs") && !strings.HasPrefix(pkg, "cmd/") && pkg != "pipeline/processor/processortest" {
+		if allowed(pkg, "pipeline/programs") && !strings.HasPrefix(pkg, "cmd/") && pkg != "examples/go-stage" && pkg != "pipeline/processor/processortest" {
 			t.Errorf("the table lets %s import pipeline/programs, which is above it", pkg)
 		}
 	}

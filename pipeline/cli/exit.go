@@ -7,16 +7,16 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// Exit codes of every program.
+// Exit codes of all programs.
 const (
 	ExitOK      = 0
-	ExitFailure = 1 // it did not work, or it found something
+	ExitFailure = 1 // the command failed, or its check found something
 	ExitUsage   = 2 // the command line, the environment or the topology is wrong
 	ExitFenced  = 3 // another process has the same transactional id
 )
 
-// An ExitError ends the program with a code of its own. Its Err is printed as
-// it is, and nothing is if it is nil.
+// An ExitError ends the program with the exit code Code. [Env.Main] prints Err unchanged,
+// and nothing if Err is nil.
 type ExitError struct {
 	Code int
 	Err  error
@@ -31,18 +31,17 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.Err }
 
-// A usageError is a fault of the command line: it is followed by a hint at --help.
+// A usageError is an error in the command line. [Env.Main] adds a hint to --help.
 type usageError struct{ err error }
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-// Usagef returns an error that ends the program with ExitUsage and points to
-// --help. For a fault in a file, which help does not help with, return an
-// [ExitError].
+// Usagef returns an error that ends the program with ExitUsage and a hint to --help. For
+// errors in a file, where --help is of no use, return an [ExitError].
 func Usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
 
-// ExitCode returns the code that an error ends the program with.
+// ExitCode returns the exit code for an error.
 func ExitCode(err error) int {
 	var exit *ExitError
 	var usage *usageError

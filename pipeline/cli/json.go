@@ -4,17 +4,20 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 )
 
-// OrderedJSON is an object that keeps its order.
+// OrderedJSON is a JSON object that keeps the order of its fields.
 type OrderedJSON []JSONField
 
+// A JSONField is a field of an [OrderedJSON] object.
 type JSONField struct {
 	Name  string
 	Value any
 }
 
+// Get returns the value of a field, and whether the object has it.
 func (o OrderedJSON) Get(name string) (any, bool) {
 	for _, f := range o {
 		if f.Name == name {
@@ -46,8 +49,8 @@ func (o OrderedJSON) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// ParseJSON reads a value of JSON, numbers as json.Number and objects as
-// orderedJSON.
+// ParseJSON parses a JSON value. Numbers become [json.Number], arrays []any, and objects
+// [OrderedJSON].
 func ParseJSON(text []byte) (any, error) {
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
@@ -90,9 +93,19 @@ func nextJSON(d *json.Decoder) (any, error) {
 	return token, nil
 }
 
+// PrintJSON writes a value as indented JSON.
+func PrintJSON(w io.Writer, v any) error {
+	enc := json.NewEncoder(w)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// Quote returns a text as a JSON string.
 func Quote(text string) string { return CompactJSON(text) }
 
-// CompactJSON returns a value as JSON on one line.
+// CompactJSON returns a value as JSON on one line. For a value that JSON cannot represent,
+// it returns the text of [fmt.Sprint].
 func CompactJSON(v any) string {
 	var b strings.Builder
 	enc := json.NewEncoder(&b)

@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strconv"
@@ -11,9 +10,12 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// proseWidth is how wide text for people is set.
+// proseWidth is the width of wrapped text, in bytes.
 const proseWidth = 88
 
+// UnknownName returns the text of an error about an unknown name. It suggests the most
+// similar of names, or else lists them, at most 12. what is the kind of the thing, such as
+// "stage".
 func UnknownName(what, name string, names []string) string {
 	hint := expr.Nearest(name, names)
 	if hint == "" {
@@ -25,34 +27,27 @@ func UnknownName(what, name string, names []string) string {
 	return fmt.Sprintf("there is no %s %q: %s", what, name, hint)
 }
 
-// PrintJSON writes v for programs and people.
-func PrintJSON(w io.Writer, v any) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
-}
-
-// A printer writes text for people, and keeps the first error.
+// A Printer writes lines of text. After the first error it writes nothing.
 type Printer struct {
 	Out io.Writer
-	Err error
+	Err error // the first error
 }
 
+// Line writes a line. The arguments are those of [fmt.Fprintf].
 func (p *Printer) Line(format string, args ...any) {
 	if p.Err == nil {
 		_, p.Err = fmt.Fprintf(p.Out, format+"\n", args...)
 	}
 }
 
-// Prose writes sentences, wrapped, each line behind the indent.
+// Prose writes wrapped text. Each line begins with the indent.
 func (p *Printer) Prose(indent, text string) {
 	for _, l := range wrap(text, proseWidth-len(indent)) {
 		p.Line("%s%s", indent, l)
 	}
 }
 
-// Item writes a name and, in the column, what it is.
+// Item writes a name, and a wrapped text that begins at the column.
 func (p *Printer) Item(name string, column int, text string) {
 	for i, l := range wrap(text, proseWidth-column) {
 		if i > 0 {
@@ -62,13 +57,14 @@ func (p *Printer) Item(name string, column int, text string) {
 	}
 }
 
+// PrintItem writes one item, as [Printer.Item] does.
 func PrintItem(w io.Writer, name string, column int, text string) error {
 	p := Printer{Out: w}
 	p.Item(name, column, text)
 	return p.Err
 }
 
-// wrap breaks text between words. A word that is too long has a line of its own.
+// wrap breaks text between words. A word that is longer than width gets its own line.
 func wrap(text string, width int) (lines []string) {
 	line := ""
 	for word := range strings.FieldsSeq(text) {
@@ -84,6 +80,7 @@ func wrap(text string, width int) (lines []string) {
 	return append(lines, line)
 }
 
+// FirstSentence returns a text up to its first period that a space follows.
 func FirstSentence(doc string) string {
 	first, _, found := strings.Cut(doc, ". ")
 	if found {
@@ -92,6 +89,8 @@ func FirstSentence(doc string) string {
 	return first
 }
 
+// LowerFirst returns a text with its first letter in lower case, unless the second letter is
+// in upper case too, as in an abbreviation.
 func LowerFirst(text string) string {
 	if text == "" || len(text) > 1 && text[1] >= 'A' && text[1] <= 'Z' {
 		return text
@@ -99,7 +98,7 @@ func LowerFirst(text string) string {
 	return strings.ToLower(text[:1]) + text[1:]
 }
 
-// Plural returns "1 file", "2 files", "no files".
+// Plural returns a number and its noun: "1 file", "2 files", "no files".
 func Plural(n int, what string) string {
 	switch n {
 	case 0:
@@ -110,7 +109,7 @@ func Plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// Clip keeps a line readable.
+// Clip shortens a text to a number of characters, and then adds "...".
 func Clip(text string, most int) string {
 	if runes := []rune(text); len(runes) > most {
 		return string(runes[:most]) + "..."
@@ -126,8 +125,8 @@ func DashIfZero(n int) string {
 	return strconv.Itoa(n)
 }
 
-// Cell makes a text fit for one cell of a table: what a terminal would obey is
-// shown, not sent.
+// Cell returns a text for a cell of a table, shortened as by [Clip]. Control characters are
+// escaped, so that a terminal does not interpret them.
 func Cell(text string, most int) string {
 	var b strings.Builder
 	n := 0
@@ -145,7 +144,7 @@ func Cell(text string, most int) string {
 	return b.String()
 }
 
-// GroupDigits writes a number as people read it: 1,234,567.
+// GroupDigits returns a number with commas between groups of three digits: 1,234,567.
 func GroupDigits(n int64) string {
 	text := strconv.FormatInt(n, 10)
 	for i := len(text) - 3; i > 0 && text[i-1] != '-'; i -= 3 {

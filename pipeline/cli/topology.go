@@ -3,17 +3,60 @@ package cli
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/pflag"
+
 	"millrace/pipeline/topology"
+	"millrace/schemas"
 )
 
-// maxNamedFile is the largest file that a topology may name, in bytes.
+// defaultTopology is the default of --topology.
+const defaultTopology = "topology.yaml"
+
+// maxNamedFile is the largest size of a file that a topology can name, in bytes.
 const maxNamedFile = 256 << 20
 
-// Load reads the topology and checks it. What is wrong with it is shown as it
-// is, and ends the program with ExitUsage.
+// TopologyFlags are the flags that name the topology and its schemas.
+type TopologyFlags struct {
+	File      string // path of the topology file
+	SchemaDir string // directory of .avsc files; "" means the default, see [TopologyFlags.Schemas]
+}
+
+// TopologyFlags adds --topology and --schemas.
+func (e *Env) TopologyFlags(flags *pflag.FlagSet) *TopologyFlags {
+	f := &TopologyFlags{}
+	flags.StringVarP(&f.File, "topology", "t", defaultTopology, "topology `file`")
+	flags.StringVar(&f.SchemaDir, "schemas", "", "`directory` of .avsc files (default: schemas beside the topology, else those built into the program)")
+	e.BindEnv(flags, "topology", "schemas")
+	return f
+}
+
+// Schemas returns the .avsc files, and their place for messages. The default is the
+// directory schemas beside the topology, or, if that does not exist, the schemas built into
+// the program.
+func (f *TopologyFlags) Schemas() (files fs.FS, from string, err error) {
+	dir := f.SchemaDir
+	if dir == "" {
+		dir = filepath.Join(filepath.Dir(f.File), "schemas")
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return schemas.FS, "the schemas built into the program", nil
+		}
+	}
+	info, err := os.Stat(dir)
+	switch {
+	case err != nil:
+		return nil, "", &ExitError{ExitUsage, fmt.Errorf("--schemas: %w", err)}
+	case !info.IsDir():
+		return nil, "", &ExitError{ExitUsage, fmt.Errorf("--schemas: %s is not a directory", dir)}
+	}
+	return os.DirFS(dir), dir, nil
+}
+
+// Load reads and checks the topology. An error ends the program with ExitUsage. If the
+// topology has faults, the text of the error shows each with its line.
 func (f *TopologyFlags) Load(e *Env) (*topology.Topology, error) {
 	text, err := os.ReadFile(f.File)
 	if errors.Is(err, os.ErrNotExist) {
@@ -34,12 +77,13 @@ func (f *TopologyFlags) Load(e *Env) (*topology.Topology, error) {
 		File:      f.readNamed,
 	})
 	if err != nil {
-		return nil, &ExitError{ExitUsage, fmt.Errorf("the topology is not right\n%w", err)}
+		return nil, &ExitError{ExitUsage, fmt.Errorf("the topology has faults\n%w", err)}
 	}
 	return t, nil
 }
 
-// readNamed reads a file that the topology names, beside it.
+// readNamed reads a file that the topology names. A relative path is relative to the
+// topology's directory.
 func (f *TopologyFlags) readNamed(path string) ([]byte, error) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(f.File), path)
@@ -49,9 +93,9 @@ func (f *TopologyFlags) readNamed(path string) ([]byte, error) {
 	case err != nil:
 		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, fmt.Errorf("%s is not a file", path)
+		return nil, fmt.Errorf("%s is not a regular file", path)
 	case info.Size() > maxNamedFile:
-		return nil, fmt.Errorf("%s has %d bytes: at most %d are read", path, info.Size(), maxNamedFile)
+		return nil, fmt.Errorf("%s has %d bytes, more than the limit of %d", path, info.Size(), maxNamedFile)
 	}
 	return os.ReadFile(path)
 }

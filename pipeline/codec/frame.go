@@ -35,6 +35,9 @@ func (r SchemaRef) String() string {
 	return fmt.Sprintf("id %d", r.ID)
 }
 
+// FrameSize is the number of bytes that [AppendFrame] appends.
+const FrameSize = 5
+
 // AppendFrame appends the version 0 frame, which precedes the Avro body.
 func AppendFrame(dst []byte, id int) []byte {
 	return binary.BigEndian.AppendUint32(append(dst, frameMagic), uint32(id))

@@ -165,6 +165,9 @@ func (s *Schema) Root() *Node { return s.root }
 // Name returns the full name of the schema's record, or the type if it is not a record.
 func (s *Schema) Name() string { return s.root.String() }
 
+// ShortName returns the schema's name without its namespace.
+func (s *Schema) ShortName() string { return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:] }
+
 // String returns the schema document as it was parsed.
 func (s *Schema) String() string { return s.text }
 

@@ -115,26 +115,45 @@ func NewRecord(n *Node) ([]byte, error) {
 	if n.Kind != Record {
 		return nil, fmt.Errorf("%s is not a record", n)
 	}
-	var dst []byte
+	return new(defaults).appendRecord(nil, n)
+}
+
+// AppendDefault appends the field's default. If a record field has no default, it
+// appends the defaults of its fields.
+func AppendDefault(dst []byte, f *Field) ([]byte, error) { return new(defaults).append(dst, f) }
+
+// defaults bounds the work of one call: a record may contain itself, and n record
+// types, each used twice by the next, have 2^n fields.
+type defaults struct {
+	open   []*Node // the records around the current field
+	fields int     // appended so far
+}
+
+func (d *defaults) appendRecord(dst []byte, n *Node) (_ []byte, err error) {
+	if slices.Contains(d.open, n) {
+		return dst, fmt.Errorf("%s contains itself; give the field a default, such as null in a union", n)
+	}
+	d.open = append(d.open, n)
+	defer func() { d.open = d.open[:len(d.open)-1] }()
 	for i := range n.Fields {
-		var err error
-		if dst, err = AppendDefault(dst, &n.Fields[i]); err != nil {
-			return nil, err
+		if d.fields++; d.fields > maxLeaves {
+			return dst, fmt.Errorf("more than %d fields, including those of its records", maxLeaves)
+		}
+		if dst, err = d.append(dst, &n.Fields[i]); err != nil {
+			return dst, err
 		}
 	}
 	return dst, nil
 }
 
-// AppendDefault appends the field's default. If a record field has no default, it
-// appends the defaults of its fields.
-func AppendDefault(dst []byte, f *Field) ([]byte, error) {
+func (d *defaults) append(dst []byte, f *Field) ([]byte, error) {
 	if !f.HasDefault {
 		if f.Type.Kind == Record {
-			enc, err := NewRecord(f.Type)
+			out, err := d.appendRecord(dst, f.Type)
 			if err != nil {
 				return dst, fmt.Errorf("%s.%w", f.Name, err)
 			}
-			return append(dst, enc...), nil
+			return out, nil
 		}
 		return dst, fmt.Errorf("%s has no default", f.Name)
 	}

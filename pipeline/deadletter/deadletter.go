@@ -1,7 +1,12 @@
 // Package deadletter writes and reads the records of dead-letter topics. It is the
 // only package that knows their headers.
 //
-// Start at [New].
+// Start at [New] for writing and [Parse] for reading. A dead letter keeps the key,
+// value, time and headers of the record that failed, and describes the failure in
+// headers of its own, whose names start with "dlq.". The format is Millrace's own.
+// Package e2e checks the same names from outside the programs.
+//
+// The package has no state; every function may be called from any goroutine.
 package deadletter
 
 import (
@@ -13,96 +18,204 @@ import (
 	"millrace/pipeline/event"
 )
 
-// AddDerived appends to a dead letter what cannot be seen in its record.
-func AddDerived(t event.Derived, letter *pipeline.Record) {
-	add := func(name, value string) {
-		if value != "" {
-			letter.Headers = append(letter.Headers, pipeline.Header{Key: name, Value: []byte(value)})
-		}
+// Stage names in dead letters that no stage made.
+const (
+	StageDecode = "decode" // the record could not be decoded
+	StageEncode = "encode" // the result could not be encoded
+)
+
+// Headers of a dead letter. Numbers are decimal, times are RFC 3339 in UTC.
+const (
+	headerSourceTopic     = "dlq.source.topic"
+	headerSourcePartition = "dlq.source.partition"
+	headerSourceOffset    = "dlq.source.offset"
+	headerPipeline        = "dlq.pipeline"
+	headerStage           = "dlq.stage"
+	headerReason          = "dlq.reason"
+	headerError           = "dlq.error"
+	headerAttempt         = "dlq.attempt"
+	headerTime            = "dlq.time"
+	headerTruncated       = "dlq.truncated" // the size of the value before truncation, in bytes
+
+	// The envelope of an event whose record carries none: what the expressions of
+	// its topic return. Each is missing if there is no such expression.
+	headerEventID   = "dlq.event.id"
+	headerEventKey  = "dlq.event.key"
+	headerEventTime = "dlq.event.time"
+)
+
+// isOwn reports whether a header is one of the above. New replaces all of them, so a
+// letter that is sent back and fails again does not collect them.
+func isOwn(name string) bool {
+	switch name {
+	case headerSourceTopic, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
+		headerAttempt, headerTime, headerTruncated, headerEventID, headerEventKey, headerEventTime:
+		return true
 	}
-	add(HeaderEventID, string(t.ID))
-	add(HeaderEventKey, string(t.Key))
-	if !t.Time.IsZero() {
-		add(HeaderEventTime, t.Time.UTC().Format(time.RFC3339Nano))
-	}
+	return false
 }
 
-// What stands for a stage in a dead letter that no stage made.
-const (
-	StageDecode = "decode"
-	StageEncode = "encode"
-)
-
-// Headers of a dead letter. Key, value and the headers it came with stay as
-// they are, but for a value that is too large for the topic.
-const (
-	HeaderSourceTopic     = "dlq.source.topic"
-	HeaderSourcePartition = "dlq.source.partition"
-	HeaderSourceOffset    = "dlq.source.offset"
-	HeaderPipeline        = "dlq.pipeline"
-	HeaderStage           = "dlq.stage"
-	HeaderReason          = "dlq.reason"
-	HeaderError           = "dlq.error"
-	HeaderAttempt         = "dlq.attempt"
-	HeaderTime            = "dlq.time"
-	HeaderTruncated       = "dlq.truncated" // the value's size before it was cut off
-
-	// Of an event without an envelope, what its topic's expressions say.
-	HeaderEventID   = "dlq.event.id"
-	HeaderEventKey  = "dlq.event.key"
-	HeaderEventTime = "dlq.event.time"
-)
-
+// maxErrorBytes bounds the error text in a header.
 const maxErrorBytes = 1024
 
-// Truncate cuts off the value of a dead letter of more than so many bytes.
-func Truncate(letter *pipeline.Record, most int) {
-	if room := most - len(letter.Key) - pipeline.HeadersSize(letter.Headers); len(letter.Value) > room {
-		letter.Headers = append(letter.Headers, pipeline.Header{Key: HeaderTruncated, Value: []byte(strconv.Itoa(len(letter.Value)))})
-		letter.Value = letter.Value[:max(0, room-64)]
-	}
+// truncatedRoom is reserved for headerTruncated when a value is cut: its name and
+// up to 20 digits take less.
+const truncatedRoom = 64
+
+// Letter is the content of a dead letter's own headers. A header that is missing
+// or unreadable leaves the value that the field's comment gives, else zero.
+type Letter struct {
+	SourceTopic     string // topic of the record that failed
+	SourcePartition int32  // -1 if missing
+	SourceOffset    int64  // -1 if missing
+
+	Pipeline string // pipeline, or projection, that could not process the record
+	Stage    string // its stage, or [StageDecode] or [StageEncode]
+	Reason   pipeline.Reason
+	Error    string    // at most 1024 bytes; "" only if the record is not a dead letter
+	Attempt  int       // failures of this record so far, from 1; 1 if missing
+	Time     time.Time // of the failure
+
+	// Truncated is the size of the value in bytes before it was cut: 0 if the value
+	// is complete, -1 if the size is unreadable.
+	Truncated int
+
+	// The envelope that the topic's expressions gave the event.
+	EventID, EventKey string
+	EventTime         time.Time
 }
 
-// New returns the dead letter of a record, for a topic: by is what could
-// not take it, and where in it.
+// New returns the dead letter of a record, addressed to topic. by is the pipeline
+// or projection that failed with err, and stage its stage. The letter shares key
+// and value with the record. If the record was a dead letter before, the attempt
+// continues from there.
 func New(in *pipeline.Record, topic, by, stage string, err error, now time.Time) pipeline.Record {
-	attempt := 1
-	if before, ok := in.Header(HeaderAttempt); ok {
-		if n, err := strconv.Atoi(string(before)); err == nil && n > 0 {
-			attempt = n + 1
-		}
-	}
+	before, _ := in.Header(headerAttempt)
 	letter := *in
 	letter.Topic, letter.Partition = topic, pipeline.KeyPartition
 	letter.Headers = make([]pipeline.Header, 0, len(in.Headers)+10)
 	for _, have := range in.Headers {
-		if !IsHeader(have.Key) {
+		if !isOwn(have.Key) {
 			letter.Headers = append(letter.Headers, have)
 		}
 	}
 	add := func(key, value string) {
 		letter.Headers = append(letter.Headers, pipeline.Header{Key: key, Value: []byte(value)})
 	}
-	add(HeaderSourceTopic, in.Topic)
-	add(HeaderSourcePartition, strconv.Itoa(int(in.Partition)))
-	add(HeaderSourceOffset, strconv.FormatInt(in.Offset, 10))
-	add(HeaderPipeline, by)
-	add(HeaderStage, stage)
-	add(HeaderReason, string(pipeline.ReasonOf(err)))
+	add(headerSourceTopic, in.Topic)
+	add(headerSourcePartition, strconv.Itoa(int(in.Partition)))
+	add(headerSourceOffset, strconv.FormatInt(in.Offset, 10))
+	add(headerPipeline, by)
+	add(headerStage, stage)
+	add(headerReason, string(pipeline.ReasonOf(err)))
 	text := err.Error()
-	add(HeaderError, strings.ToValidUTF8(text[:min(len(text), maxErrorBytes)], ""))
-	add(HeaderAttempt, strconv.Itoa(attempt))
-	add(HeaderTime, now.UTC().Format(time.RFC3339Nano))
+	add(headerError, strings.ToValidUTF8(text[:min(len(text), maxErrorBytes)], ""))
+	add(headerAttempt, strconv.Itoa(failures(before)+1))
+	add(headerTime, now.UTC().Format(time.RFC3339Nano))
 	return letter
 }
 
-// IsHeader reports whether a header is one that a dead letter gets anew, so
-// that a letter which was sent back and failed again does not collect them.
-func IsHeader(key string) bool {
-	switch key {
-	case HeaderSourceTopic, HeaderSourcePartition, HeaderSourceOffset, HeaderPipeline, HeaderStage,
-		HeaderReason, HeaderError, HeaderAttempt, HeaderTime, HeaderTruncated, HeaderEventID, HeaderEventKey, HeaderEventTime:
-		return true
+// AddDerived adds the envelope that the topic's expressions gave the event: a
+// reader of the letter cannot see it in the record.
+func AddDerived(t event.Derived, letter *pipeline.Record) {
+	add := func(name, value string) {
+		if value != "" {
+			letter.Headers = append(letter.Headers, pipeline.Header{Key: name, Value: []byte(value)})
+		}
 	}
-	return false
+	add(headerEventID, string(t.ID))
+	add(headerEventKey, string(t.Key))
+	if !t.Time.IsZero() {
+		add(headerEventTime, t.Time.UTC().Format(time.RFC3339Nano))
+	}
+}
+
+// Truncate cuts the value of a dead letter that is larger than limit, in bytes of
+// [pipeline.Record.Size], and records the original size in a header. Key and
+// headers are never cut.
+func Truncate(letter *pipeline.Record, limit int) {
+	if room := limit - len(letter.Key) - pipeline.HeadersSize(letter.Headers); len(letter.Value) > room {
+		letter.Headers = append(letter.Headers, pipeline.Header{Key: headerTruncated, Value: []byte(strconv.Itoa(len(letter.Value)))})
+		letter.Value = letter.Value[:max(0, room-truncatedRoom)]
+	}
+}
+
+// failures reads the value of headerAttempt; 0 if it is missing or unreadable.
+func failures(value []byte) int {
+	if n, err := strconv.Atoi(string(value)); err == nil && n > 0 {
+		return n
+	}
+	return 0
+}
+
+// Parse reads the own headers of a dead letter. Of a header that a record has
+// twice, the last one is valid, as for [pipeline.Record.Header].
+func Parse(letter *pipeline.Record) Letter {
+	l := Letter{SourcePartition: -1, SourceOffset: -1, Attempt: 1}
+	for _, h := range letter.Headers {
+		switch text := string(h.Value); h.Key {
+		case headerSourceTopic:
+			l.SourceTopic = text
+		case headerSourcePartition:
+			l.SourcePartition = int32(parseInt(text, 32))
+		case headerSourceOffset:
+			l.SourceOffset = parseInt(text, 64)
+		case headerPipeline:
+			l.Pipeline = text
+		case headerStage:
+			l.Stage = text
+		case headerReason:
+			l.Reason = pipeline.Reason(text)
+		case headerError:
+			l.Error = text
+		case headerAttempt:
+			l.Attempt = max(1, failures(h.Value))
+		case headerTime:
+			l.Time = parseTime(text)
+		case headerTruncated:
+			l.Truncated = int(parseInt(text, 64))
+		case headerEventID:
+			l.EventID = text
+		case headerEventKey:
+			l.EventKey = text
+		case headerEventTime:
+			l.EventTime = parseTime(text)
+		}
+	}
+	return l
+}
+
+// parseInt returns -1 for a text that is not a number of that many bits.
+func parseInt(text string, bits int) int64 {
+	n, err := strconv.ParseInt(text, 10, bits)
+	if err != nil {
+		return -1
+	}
+	return n
+}
+
+// parseTime returns the zero time for a text that is not in RFC 3339.
+func parseTime(text string) time.Time {
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return at.UTC()
+}
+
+// Original returns the record that failed, addressed to its source topic. It has
+// the key, value, time and headers of that record, and also the attempt of the
+// letter: if the record fails again, [New] continues to count. The partition
+// follows from the key. The value is incomplete if the letter is truncated.
+func Original(letter *pipeline.Record) pipeline.Record {
+	source, _ := letter.Header(headerSourceTopic)
+	back := *letter
+	back.Topic, back.Partition = string(source), pipeline.KeyPartition
+	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
+	for _, have := range letter.Headers {
+		if have.Key == headerAttempt || !isOwn(have.Key) {
+			back.Headers = append(back.Headers, have)
+		}
+	}
+	return back
 }

@@ -135,7 +135,7 @@ func TestKafkaPermissionsOfExplain(t *testing.T) {
 			return strings.Contains(string(text), `millrace_events_in_total{pipeline="enrich"} 2000`), err
 		})
 		w.stop(t)
-		if text, err := os.ReadFile(w.output); err != nil || strings.Contains(string(text), "held to the default") {
+		if text, err := os.ReadFile(w.output); err != nil || strings.Contains(string(text), "the default limit applies") {
 			t.Errorf("the worker cannot read the limits of its topics: %v\n%s", err, text)
 		}
 

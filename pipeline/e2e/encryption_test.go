@@ -409,7 +409,7 @@ func (b *sealedBox) checkForget(kek string) {
 	for _, l := range done.Left {
 		left[l.Where] += l.What + " | " + l.Until + "\n"
 	}
-	for where, want := range map[string]string{"sealed.keys": "24h0m0s from now", "sealed.enriched": "cannot be read any more", "sealed.events": "cannot be read any more", "sealed.order.snapshots": ""} {
+	for where, want := range map[string]string{"sealed.keys": "24h0m0s from now", "sealed.enriched": "unreadable", "sealed.events": "unreadable", "sealed.order.snapshots": ""} {
 		if !strings.Contains(left[where], want) {
 			b.t.Errorf("forget reports for %s: %s, want %q", where, left[where], want)
 		}
@@ -433,7 +433,7 @@ func (b *sealedBox) checkGone(when string) {
 	if l := b.leaks("an answer", all, "u-anna"); l != nil {
 		b.t.Errorf("%s: %v\n%s", when, l, all)
 	}
-	if n := bytes.Count(all, []byte("encrypted, and not shown:")); n < 3 { // list, get, history
+	if n := bytes.Count(all, []byte("encrypted and hidden:")); n < 3 { // list, get, history
 		b.t.Errorf("%s: %d commands report hidden fields, want at least 3:\n%s", when, n, all)
 	}
 	if err := b.shows("u-bert", "email", b.secrets["u-bert"][0]+" ")(); err != nil {

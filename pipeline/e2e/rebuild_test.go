@@ -366,7 +366,7 @@ func TestChangedFoldIsRebuiltPromotedAndRolledBackWithoutFailedReads(t *testing.
 		}
 		return fmt.Errorf("%+v", look())
 	})
-	if _, err := b.run("projector", "promote", "user"); err == nil || !strings.Contains(err.Error(), "nobody has compared") {
+	if _, err := b.run("projector", "promote", "user"); err == nil || !strings.Contains(err.Error(), "has not been compared") {
 		t.Errorf("promote without a diff: %v", err)
 	}
 

@@ -12,34 +12,38 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// CloudEvents 1.0 on Kafka in binary mode: the value stays what it is, and the
-// attributes stand in headers.
+// CloudEvents 1.0 on Kafka in binary mode: the value is the event's data, and the
+// attributes are headers with the prefix ce_.
 //
-// Source: bindings/kafka-protocol-binding.md of cloudevents/spec v1.0.2, 3.2.
+// Source: cloudevents/spec v1.0.2, cloudevents/bindings/kafka-protocol-binding.md,
+// section 3.2 (binary content mode).
 const (
-	ceID              = "ce_id"
-	ceSource          = "ce_source"
-	ceSpecVersion     = "ce_specversion"
-	ceSubject         = "ce_subject"
-	ceTime            = "ce_time"
-	ceType            = "ce_type"
-	HeaderContentType = "content-type" // which has no prefix
+	ceID          = CloudEventsPrefix + "id"
+	ceSource      = CloudEventsPrefix + "source"
+	ceSpecVersion = CloudEventsPrefix + "specversion"
+	ceSubject     = CloudEventsPrefix + "subject"
+	ceTime        = CloudEventsPrefix + "time"
+	ceType        = CloudEventsPrefix + "type"
 
+	// CloudEventsPrefix precedes the name of an attribute in the name of its header.
+	CloudEventsPrefix = "ce_"
+	// HeaderContentType has the media type of the value. The binding gives it no
+	// prefix.
+	HeaderContentType = "content-type"
+	// MediaAvro is the media type of the values.
 	MediaAvro = "application/avro"
+	// SpecVersion is the supported version of CloudEvents.
+	SpecVersion = "1.0"
 )
 
-// SpecVersion is the version of CloudEvents that is read and written.
-const SpecVersion = "1.0"
-
-// ceWriter makes the headers of events.
+// ceWriter creates the headers of events. It is immutable.
 type ceWriter struct{ types []ceFields }
 
-// ceFields are where the attributes of one type's events stand. Of events without
-// an envelope the slots are -1.
+// ceFields locates the attributes in the events of a type.
 type ceFields struct {
 	name     string
-	id, time int
-	unit     *codec.Node // of the time
+	id, time int         // slots; -1 if the type has no envelope
+	unit     *codec.Node // type of the time
 }
 
 func newCEWriter(types []*codec.Schema, layouts []*codec.Layout, bare bool) *ceWriter {
@@ -55,24 +59,24 @@ func newCEWriter(types []*codec.Schema, layouts []*codec.Layout, bare bool) *ceW
 	return w
 }
 
-// headers returns the headers of an event that had others: those that are not for
-// us to say, source and subject if there are any, and what the event says now. said is
-// of an event without an envelope.
-func (w *ceWriter) headers(source string, had []pipeline.Header, typ int, v *pipeline.View, said Derived, key []byte) ([]pipeline.Header, error) {
+// headers returns the headers of an event that has the headers had. Source and
+// subject keep the value they have there; the other attributes come from the event,
+// or from derived if it has no envelope. All other headers stay.
+func (w *ceWriter) headers(source string, had []pipeline.Header, typ int, v *pipeline.View, derived Derived, key []byte) ([]pipeline.Header, error) {
 	f := &w.types[typ]
-	id, at := said.ID, said.Time
+	id, at := derived.ID, derived.Time
 	if f.id >= 0 {
 		var err error
 		if id, _, err = codec.ReadText(v.Get(f.id)); err != nil {
 			return nil, err
 		}
-		micros, _, err := codec.ReadLong(v.Get(f.time))
+		n, _, err := codec.ReadLong(v.Get(f.time))
 		if err != nil {
 			return nil, err
 		}
-		at = time.UnixMicro(micros)
+		at = time.UnixMicro(n)
 		if f.unit.Logical == "timestamp-millis" {
-			at = time.UnixMilli(micros)
+			at = time.UnixMilli(n)
 		}
 	}
 	if len(id) == 0 {
@@ -109,21 +113,21 @@ func hasHeader(headers []pipeline.Header, name string) bool {
 	return slices.ContainsFunc(headers, func(h pipeline.Header) bool { return h.Key == name })
 }
 
-// withoutCE returns the headers of an event that is no longer to have those of
-// CloudEvents.
+// withoutCE returns the headers without those of CloudEvents.
 func withoutCE(had []pipeline.Header) []pipeline.Header {
 	return slices.DeleteFunc(slices.Clone(had), func(h pipeline.Header) bool {
-		return strings.HasPrefix(h.Key, "ce_") || h.Key == HeaderContentType
+		return strings.HasPrefix(h.Key, CloudEventsPrefix) || h.Key == HeaderContentType
 	})
 }
 
-// OutputHeaders says what headers a pipeline's events are written with. It is nil
-// where they keep those they came with, whatever the topic.
+// OutputHeaders determines the headers of the events that a pipeline writes. It is
+// nil if events keep the headers of their input records on every topic.
 type OutputHeaders struct {
-	writer *ceWriter
-	topics map[string]*topology.Topic
+	writer *ceWriter                  // nil if no topic has CloudEvents headers
+	topics map[string]*topology.Topic // topics whose headers differ from those of the input
 }
 
+// NewOutputHeaders returns the headers of a pipeline's output.
 func NewOutputHeaders(pl *topology.Pipeline) *OutputHeaders {
 	c := &OutputHeaders{topics: map[string]*topology.Topic{}}
 	for _, t := range pl.Writes() {
@@ -140,7 +144,8 @@ func NewOutputHeaders(pl *topology.Pipeline) *OutputHeaders {
 	return c
 }
 
-// For returns the headers of an event that is written to a topic.
+// For returns the headers of an event on a topic. envelope is nil if the event has
+// an envelope of its own. An error is of ClassReject: the event has no id.
 func (c *OutputHeaders) For(e *pipeline.Event, topic string, key []byte, envelope *Envelope) ([]pipeline.Header, error) {
 	t := c.topics[topic]
 	switch {
@@ -149,36 +154,35 @@ func (c *OutputHeaders) For(e *pipeline.Event, topic string, key []byte, envelop
 	case t.Headers != topology.CloudEvents:
 		return withoutCE(e.Headers), nil
 	}
-	said := Derived{Time: e.Time}
+	derived := Derived{Time: e.Time}
 	if envelope != nil {
-		said.ID = envelope.Derived.ID
+		derived.ID = envelope.Derived.ID
 	}
-	return c.writer.headers(t.Source, e.Headers, e.Type, &e.View, said, key)
+	return c.writer.headers(t.Source, e.Headers, e.Type, &e.View, derived, key)
 }
 
-// TopicHeaders makes the headers of what a producer sends to a topic. It belongs to
-// one goroutine.
-type TopicHeaders struct {
+// topicHeaders creates the headers of the records that a producer sends to a topic.
+// One goroutine owns it.
+type topicHeaders struct {
 	topic    *topology.Topic
-	types    []*codec.Schema
-	layouts  []*codec.Layout
+	layouts  []*codec.Layout // by type
 	writer   *ceWriter
-	envelope *Envelope // nil if events have one
+	envelope *Envelope // nil if events have an envelope of their own
 	event    pipeline.Event
 }
 
-// NewTopicHeaders returns nil if records have none.
-func NewTopicHeaders(t *topology.Topic) (*TopicHeaders, error) {
+// newTopicHeaders returns nil if the topic's records have no CloudEvents headers.
+func newTopicHeaders(t *topology.Topic) (*topicHeaders, error) {
 	if t.Headers != topology.CloudEvents {
 		return nil, nil
 	}
-	h := &TopicHeaders{topic: t, types: t.Types}
+	h := &topicHeaders{topic: t}
 	var bare []expr.BareType
 	for _, s := range t.Types {
 		paths := [][]string{{"id"}, {"timestamp"}}
 		var of expr.BareType
 		if t.Bare != nil {
-			of, _ = t.Bare.Compile(s, t.Name) // the topology has no faults
+			of, _ = t.Bare.Compile(s, t.Name) // the topology was checked
 			paths = of.Paths()
 		}
 		layout, err := codec.NewLayout(s, paths)
@@ -197,8 +201,8 @@ func NewTopicHeaders(t *topology.Topic) (*TopicHeaders, error) {
 	return h, nil
 }
 
-// Clone returns one for another goroutine.
-func (h *TopicHeaders) Clone() *TopicHeaders {
+// clone returns a copy for another goroutine.
+func (h *topicHeaders) clone() *topicHeaders {
 	if h == nil {
 		return nil
 	}
@@ -210,19 +214,19 @@ func (h *TopicHeaders) Clone() *TopicHeaders {
 	return &c
 }
 
-// For returns the headers of a record that has others.
-func (h *TopicHeaders) For(s *codec.Schema, r *pipeline.Record, had []pipeline.Header) ([]pipeline.Header, error) {
+// of returns the headers of a record that has the headers had.
+func (h *topicHeaders) of(s *codec.Schema, r *pipeline.Record, had []pipeline.Header) ([]pipeline.Header, error) {
 	e := &h.event
-	e.Record, e.Type = r, slices.Index(h.types, s)
+	e.Record, e.Type = r, slices.Index(h.topic.Types, s)
 	if err := h.layouts[e.Type].Walk(r.Value[codec.FrameSize:], &e.View); err != nil {
 		return nil, err
 	}
-	said := Derived{Time: r.Time}
+	derived := Derived{Time: r.Time}
 	if h.envelope != nil {
 		if err := h.envelope.Open(e); err != nil {
 			return nil, err
 		}
-		said.ID, said.Time = h.envelope.Derived.ID, e.Time
+		derived.ID, derived.Time = h.envelope.Derived.ID, e.Time
 	}
-	return h.writer.headers(h.topic.Source, had, e.Type, &e.View, said, r.Key)
+	return h.writer.headers(h.topic.Source, had, e.Type, &e.View, derived, r.Key)
 }

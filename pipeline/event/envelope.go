@@ -7,24 +7,28 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// Envelope gives events that carry no envelope what their topic says that stands
-// for it: the key that they are written under, and the time that stages see. What
-// is written keeps the record's timestamp, for a broker may refuse any other.
+// Envelope derives id, key and time of events without an envelope from the
+// expressions of their topic. The key is the one that the event is written with, and
+// the time the one that stages see. Written records keep the original timestamp: a
+// broker may refuse any other.
+//
+// One goroutine owns an Envelope.
 type Envelope struct {
 	types []expr.BareType
 
-	// Of the event at hand.
+	// Of the current event:
 	scope   expr.Scope
 	record  pipeline.Record
-	Derived Derived
+	Derived Derived // set by Open; read-only for others
 }
 
-// Derived is what a topic's expressions say of an event.
+// Derived is the result of a topic's expressions for an event.
 type Derived struct {
-	ID, Key []byte // empty if nothing is said
-	Time    time.Time
+	ID, Key []byte    // empty if the topic has no such expression
+	Time    time.Time // zero if the topic has no such expression
 }
 
+// NewEnvelope returns nil if types is nil: the events have an envelope.
 func NewEnvelope(types []expr.BareType) *Envelope {
 	if types == nil {
 		return nil
@@ -32,7 +36,8 @@ func NewEnvelope(types []expr.BareType) *Envelope {
 	return &Envelope{types: types}
 }
 
-// Open reads what stands for the envelope of an event whose fields were found.
+// Open evaluates the expressions for an event whose fields are in its view, and sets
+// its NewKey and the time of its record. The key is valid until the next Open.
 func (v *Envelope) Open(e *pipeline.Event) error {
 	t := &v.types[e.Type]
 	v.scope.Reset(e.Taken, &e.View)
@@ -61,7 +66,7 @@ func (v *Envelope) Open(e *pipeline.Event) error {
 	return nil
 }
 
-// Close gives what is written of a record its timestamp.
+// Close gives the records that an event became its original timestamp.
 func (v *Envelope) Close(outs []pipeline.Record, in *pipeline.Record) {
 	for i := range outs {
 		outs[i].Time = in.Time

@@ -8,19 +8,20 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// compatibility is what a subject demands of new versions of its schema: they
-// have to read every older one, because a replay does.
+// compatibility is the level that is set for new subjects: a new version of a
+// schema must be able to read every older one, because a replay reads them.
 const compatibility = "BACKWARD_TRANSITIVE"
 
-// Registry is what the programs need of codec.Registry to write.
+// Registry is the part of [codec.Registry] that a writer of events needs.
 type Registry interface {
 	Register(ctx context.Context, subject string, s *codec.Schema) (int, error)
 	Lookup(ctx context.Context, subject string, s *codec.Schema) (int, error)
 	SetCompatibility(ctx context.Context, subject, level string) error
 }
 
-// SchemaID returns under which id the registry has a schema for a topic. If it
-// has not, and register is set, the schema is put there.
+// SchemaID returns the id of a schema under the subject of a topic. If the registry
+// does not have the schema there, it is registered if register is set, else that
+// is an error.
 func SchemaID(ctx context.Context, registry Registry, topic string, s *codec.Schema, register bool) (int, error) {
 	subject := codec.Subject(topic, s)
 	id, err := registry.Lookup(ctx, subject, s)
@@ -31,7 +32,7 @@ func SchemaID(ctx context.Context, registry Registry, topic string, s *codec.Sch
 		return 0, fmt.Errorf("%w; register it, or run without --no-register", err)
 	}
 	if err := registry.SetCompatibility(ctx, subject, compatibility); err != nil {
-		return 0, fmt.Errorf("asking that new versions of %s read the old ones: %w", subject, err)
+		return 0, fmt.Errorf("setting the compatibility of subject %s to %s: %w", subject, compatibility, err)
 	}
 	return registry.Register(ctx, subject, s)
 }

@@ -20,11 +20,13 @@ import (
 // TestMessages list the frequent messages.
 
 var (
+	undefined    = regexp.MustCompile(`^undefined field '(.*)'$`)
 	noOverload   = regexp.MustCompile(`^found no matching overload for '([^']*)' applied to '(.*)'$`)
 	expectedType = regexp.MustCompile(`^expected type '(.*)' but found '(.*)'$`)
 	noSelection  = regexp.MustCompile(`^type '(.*)' does not support field selection$`)
 	noRange      = regexp.MustCompile(`^expression of type '(.*)' cannot be range of a comprehension`)
 	badLiteral   = regexp.MustCompile(`^invalid (\w+) argument$`)
+	tooManyLoops = regexp.MustCompile(`comprehension exceeds nesting limit`)
 	atInput      = regexp.MustCompile(`^Syntax error: (?:mismatched|extraneous) input '(.*)' expecting`)
 	greatest     = regexp.MustCompile(`^(math\.(?:greatest|least))\(\)`)
 	conversion   = regexp.MustCompile(`^type conversion error from '(.*)' to '(.*)'$`)
@@ -169,53 +171,95 @@ func unclosed(text []rune) int {
 	return open[len(open)-1]
 }
 
+// A rule rewrites one kind of message of the type-checker.
+type rule struct {
+	message *regexp.Regexp
+	rewrite func(x *explainer, e *Error, m []string) // m is the match of message
+}
+
+// explainer rewrites the messages of one expression.
+type explainer struct {
+	resolver *resolver
+	misses   []miss // failed field lookups that no message used yet
+}
+
+// rules are tried in order. TestEveryMessageOfTheTypeCheckerHasARule fails when an
+// update of cel-go changes a message, so that its rule no longer matches.
+var rules = []rule{
+	{undefined, (*explainer).undefined},
+	{noOverload, (*explainer).noOverload},
+	{expectedType, (*explainer).expectedType},
+	{noSelection, func(_ *explainer, e *Error, m []string) { e.Msg = article(typeWord(m[1])) + " has no fields" }},
+	{noRange, func(_ *explainer, e *Error, m []string) {
+		e.Msg = fmt.Sprintf("a macro needs a list or a map, but this is %s", article(typeWord(m[1])))
+	}},
+	{badLiteral, (*explainer).badLiteral},
+	{tooManyLoops, func(_ *explainer, e *Error, _ []string) {
+		e.Msg = fmt.Sprintf("macros nested more than %d deep", maxLoops)
+	}},
+}
+
 // explain rewrites the faults that the type-checker found.
 func (r *resolver) explain(issues *cel.Issues) Errors {
 	var out Errors
-	misses := r.env.records.misses
+	x := &explainer{r, slices.Clone(r.env.records.misses)}
 	src := string(r.src)
 	for _, found := range issues.Errors() {
 		e := &Error{Offset: offsetIn(src, found), Msg: found.Message}
-		if field, ok := strings.CutPrefix(found.Message, "undefined field '"); ok {
-			field = strings.TrimSuffix(field, "'")
-			for e.Offset < len(r.src) && strings.ContainsRune(".? \t\n`", r.src[e.Offset]) {
-				e.Offset++
-			}
-			e.Msg = "there is no field " + field
-			if i := slices.IndexFunc(misses, func(m miss) bool { return m.field == field }); i >= 0 {
-				record := misses[i].record
-				e.Msg = fmt.Sprintf("%s has no field %s", record.Name, field)
-				e.Hint = nearest(field, fieldNames(record))
-				misses = slices.Delete(slices.Clone(misses), i, i+1)
-			}
-		} else if m := noOverload.FindStringSubmatch(found.Message); m != nil {
-			e.Msg, e.Hint = r.mismatch(m[1], m[2])
-			if operatorSigns[m[1]] == "" {
-				e.Offset = r.nameBefore(e.Offset, m[1])
-			}
-		} else if m := expectedType.FindStringSubmatch(found.Message); m != nil {
-			want, got := typeWord(m[1]), typeWord(m[2])
-			e.Msg = fmt.Sprintf("this is %s, but %s is needed here", article(got), article(want))
-			e.Hint = numberHint(want, got)
-		} else if m := noSelection.FindStringSubmatch(found.Message); m != nil {
-			e.Msg = article(typeWord(m[1])) + " has no fields"
-		} else if m := noRange.FindStringSubmatch(found.Message); m != nil {
-			e.Msg = fmt.Sprintf("a macro needs a list or a map, but this is %s", article(typeWord(m[1])))
-		} else if m := badLiteral.FindStringSubmatch(found.Message); m != nil {
-			switch m[1] {
-			case "matches":
-				e.Msg, e.Hint = "this is not a regular expression", "use RE2 syntax; in '...', write \\\\ for a backslash"
-			case "timestamp":
-				e.Msg, e.Hint = "this is not a timestamp", "use RFC 3339: '2026-01-31T12:00:00Z'"
-			case "duration":
-				e.Msg, e.Hint = "this is not a duration", "use numbers with units (h, m, s, ms, us, ns): '1h30m'"
-			}
-		} else if strings.Contains(found.Message, "comprehension exceeds nesting limit") {
-			e.Msg = fmt.Sprintf("macros nested more than %d deep", maxLoops)
+		if rule, m := ruleFor(found.Message); rule != nil {
+			rule.rewrite(x, e, m)
 		}
 		out = append(out, e)
 	}
 	return out
+}
+
+// ruleFor returns the rule for a message of the type-checker, nil if there is none.
+func ruleFor(msg string) (*rule, []string) {
+	for i := range rules {
+		if m := rules[i].message.FindStringSubmatch(msg); m != nil {
+			return &rules[i], m
+		}
+	}
+	return nil, nil
+}
+
+func (x *explainer) undefined(e *Error, m []string) {
+	field, src := m[1], x.resolver.src
+	for e.Offset < len(src) && strings.ContainsRune(".? \t\n`", src[e.Offset]) {
+		e.Offset++
+	}
+	e.Msg = "there is no field " + field
+	if i := slices.IndexFunc(x.misses, func(m miss) bool { return m.field == field }); i >= 0 {
+		record := x.misses[i].record
+		e.Msg = fmt.Sprintf("%s has no field %s", record.Name, field)
+		e.Hint = nearest(field, fieldNames(record))
+		x.misses = slices.Delete(x.misses, i, i+1)
+	}
+}
+
+func (x *explainer) noOverload(e *Error, m []string) {
+	e.Msg, e.Hint = x.resolver.mismatch(m[1], m[2])
+	if operatorSigns[m[1]] == "" {
+		e.Offset = x.resolver.nameBefore(e.Offset, m[1])
+	}
+}
+
+func (x *explainer) expectedType(e *Error, m []string) {
+	want, got := typeWord(m[1]), typeWord(m[2])
+	e.Msg = fmt.Sprintf("this is %s, but %s is needed here", article(got), article(want))
+	e.Hint = numberHint(want, got)
+}
+
+func (x *explainer) badLiteral(e *Error, m []string) {
+	switch m[1] {
+	case "matches":
+		e.Msg, e.Hint = "this is not a regular expression", "use RE2 syntax; in '...', write \\\\ for a backslash"
+	case "timestamp":
+		e.Msg, e.Hint = "this is not a timestamp", "use RFC 3339: '2026-01-31T12:00:00Z'"
+	case "duration":
+		e.Msg, e.Hint = "this is not a duration", "use numbers with units (h, m, s, ms, us, ns): '1h30m'"
+	}
 }
 
 var operatorSigns = map[string]string{

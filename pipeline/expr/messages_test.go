@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"cel.dev/cel-go/common/types"
+
 	"millrace/pipeline/codec"
 	"millrace/schemas"
 )
@@ -55,6 +57,35 @@ func TestMessages(t *testing.T) {
 
 func messagesOf(t *testing.T, file, in string) string {
 	t.Helper()
+	var out strings.Builder
+	cases := casesOf(t, file, in)
+	for _, c := range cases {
+		src, err := c.target, c.targetErr
+		if err == nil {
+			src = c.src
+			_, err = c.env.Compile(c.src, c.want)
+		}
+		if err == nil {
+			fmt.Fprintf(&out, "%s: no fault\n", c.typ)
+			continue
+		}
+		printFaults(&out, src, c.typ, len(cases) > 1, err)
+	}
+	return out.String()
+}
+
+// messageCase is one expression of testdata/messages for one event type.
+type messageCase struct {
+	typ, src  string
+	env       *Env
+	want      Want
+	target    string // the path of the field to set
+	targetErr error  // the fault of this path
+}
+
+// casesOf reads a .in file.
+func casesOf(t *testing.T, file, in string) (cases []messageCase) {
+	t.Helper()
 	header, src, ok := strings.Cut(in, "\n\n")
 	if !ok {
 		t.Fatalf("%s has no empty line", file)
@@ -73,38 +104,29 @@ func messagesOf(t *testing.T, file, in string) string {
 		}
 		src = strings.Repeat(before, n) + middle + strings.Repeat(after, n)
 	}
-	var out strings.Builder
-	types := strings.Fields(keys["on"])
-	for _, typ := range types {
+	for _, typ := range strings.Fields(keys["on"]) {
 		roots := []Root{{Schema: schemaNamed(t, typ), Consts: map[string]string{"type": typ}}}
 		if keys["state"] != "" {
 			roots = append(roots, Root{Name: "state", Schema: schemaNamed(t, keys["state"]), View: 1})
 		}
-		env := newEnv(t, roots...)
-		env.Clock = func() time.Time { return at }
+		c := messageCase{typ: typ, src: src, env: newEnv(t, roots...), want: Condition("a filter")}
+		c.env.Clock = func() time.Time { return at }
 		if keys["state"] != "" {
-			env.Clock = nil
+			c.env.Clock = nil
 		}
-		want := Condition("a filter")
 		if path, ok := strings.CutPrefix(keys["want"], "state."); ok {
 			n := roots[1].Schema.Root().Field(path).Type
-			want = Value(n, path, roots[1].Schema.Name())
+			c.want = Value(n, path, roots[1].Schema.Name())
 		} else if keys["want"] != "filter" {
-			target, err := env.Target(keys["want"])
-			if err != nil {
-				printFaults(&out, keys["want"], typ, len(types) > 1, err)
-				continue
+			c.target = keys["want"]
+			target, err := c.env.Target(c.target)
+			if c.targetErr = err; err == nil {
+				c.want = target.Want()
 			}
-			want = target.Want()
 		}
-		_, err := env.Compile(src, want)
-		if err == nil {
-			fmt.Fprintf(&out, "%s: no fault\n", typ)
-			continue
-		}
-		printFaults(&out, src, typ, len(types) > 1, err)
+		cases = append(cases, c)
 	}
-	return out.String()
+	return cases
 }
 
 // printFaults prints each fault as the command line does: position, message, the
@@ -147,4 +169,58 @@ func schemaNamed(t testing.TB, name string) *codec.Schema {
 		t.Fatal(err)
 	}
 	return parse(t, string(text))
+}
+
+// CEL's messages are matched by their English. This test fails when an update of
+// cel-go changes a message: either the message has no rule any more, or a rule has no
+// message. A new rule needs a case in testdata/messages.
+func TestEveryMessageOfTheTypeCheckerHasARule(t *testing.T) {
+	files, err := filepath.Glob("testdata/messages/*.in")
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[*rule]bool{}
+	for _, file := range files {
+		in, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range casesOf(t, file, string(in)) {
+			if c.targetErr != nil {
+				continue
+			}
+			for _, msg := range checkerMessages(c.env, c.src, c.want) {
+				r, _ := ruleFor(msg)
+				if r == nil {
+					t.Errorf("%s: no rule matches the message %q", file, msg)
+				}
+				used[r] = true
+			}
+		}
+	}
+	for i := range rules {
+		if !used[&rules[i]] {
+			t.Errorf("no message matches the rule %s", rules[i].message)
+		}
+	}
+}
+
+// checkerMessages returns the messages of CEL's type-checker, as [Env.check] receives
+// them.
+func checkerMessages(env *Env, src string, want Want) (out []string) {
+	parsed, issues := env.cel.Parse(src)
+	if issues.Err() != nil {
+		return nil
+	}
+	r := newResolver(env, src, parsed.NativeRep())
+	r.text = want.node != nil && kindOf(inner(want.node)) == types.StringKind
+	r.walk(parsed.NativeRep().Expr())
+	if want.node != nil {
+		r.shape(parsed.NativeRep().Expr(), want.node)
+	}
+	_, issues = env.cel.Check(parsed)
+	for _, e := range issues.Errors() {
+		out = append(out, e.Message)
+	}
+	return out
 }

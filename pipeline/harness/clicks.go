@@ -1,9 +1,8 @@
 package harness
 
-import (
-	"testing/fstest"
-)
+import "testing/fstest"
 
+// ClickSchemas are the schemas of the events of [PlainTopology], and one more.
 var ClickSchemas = fstest.MapFS{
 	"Click.avsc": {Data: []byte(`{"type": "record", "name": "Click", "fields": [
 		{"name": "id", "type": "string"},
@@ -14,6 +13,8 @@ var ClickSchemas = fstest.MapFS{
 		{"name": "views", "type": ["null", "long"], "default": null}]}`)},
 }
 
+// PlainTopology is a topology with one pipeline: of the events 0, 1, 2 and so on, it
+// filters every third and makes 13 a dead letter.
 const PlainTopology = `
 name: t
 topics: {in: {partitions: 4, types: [Click], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}

@@ -1,5 +1,8 @@
-// Package harness holds what the tests of several packages need: a sandbox,
-// files of the repository, a buffer for concurrent writers.
+// Package harness has helpers for the tests of several packages: a sandbox, files of
+// the repository, example schemas, a buffer for concurrent writers. It knows no
+// package above cli and sandbox.
+//
+// Start at [Sandbox] and [Program]. Only [Buffer] may be shared between goroutines.
 package harness
 
 import (
@@ -24,7 +27,8 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Noise is a text that does not compress.
+// Noise returns a random text of n bytes. It compresses badly, so its size also counts
+// in compressed batches.
 func Noise(n int) string {
 	b := make([]byte, n)
 	for i := range b {
@@ -33,6 +37,7 @@ func Noise(n int) string {
 	return string(b)
 }
 
+// Write writes a file.
 func Write(t *testing.T, name string, data []byte) {
 	t.Helper()
 	if err := os.WriteFile(name, data, 0o600); err != nil {
@@ -40,21 +45,24 @@ func Write(t *testing.T, name string, data []byte) {
 	}
 }
 
-func WantLines(t *testing.T, got string, lines ...string) {
+// WantLines fails the test for each text that got does not contain.
+func WantLines(t *testing.T, got string, texts ...string) {
 	t.Helper()
-	for _, l := range lines {
-		if !strings.Contains(got, l) {
-			t.Errorf("it does not say %q:\n%s", l, got)
+	for _, text := range texts {
+		if !strings.Contains(got, text) {
+			t.Errorf("%q is missing in:\n%s", text, got)
 		}
 	}
 }
 
+// The time and the event id of tests.
 var (
 	Now = time.Date(2026, 3, 4, 5, 6, 7, 89_000_000, time.UTC)
 	ID  = "00000000-0000-4000-8000-000000000001"
 )
 
-func Sandbox(t *testing.T) *sandbox.Sandbox {
+// Sandbox starts a broker and a registry, which stop with the test.
+func Sandbox(t testing.TB) *sandbox.Sandbox {
 	t.Helper()
 	box, err := sandbox.New(sandbox.Config{})
 	if err != nil {
@@ -68,34 +76,38 @@ func Sandbox(t *testing.T) *sandbox.Sandbox {
 	return box
 }
 
+// Emitted is a [pipeline.Emitter] that keeps the records.
 type Emitted []pipeline.Record
 
+// Emit appends a copy of the record.
 func (e *Emitted) Emit(r *pipeline.Record) {
 	c := *r
 	c.Key, c.Value = bytes.Clone(r.Key), bytes.Clone(r.Value)
 	*e = append(*e, c)
 }
 
-// Buffer is what several may write to.
+// Buffer is a buffer for concurrent writers.
 type Buffer struct {
-	mu  sync.Mutex
+	mu  sync.Mutex // guards buf
 	buf bytes.Buffer
 }
 
+// Write implements [io.Writer].
 func (b *Buffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
 }
 
+// String returns the text so far.
 func (b *Buffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
 }
 
-// RepoFile returns the path of a file of the repository. It finds the module's
-// root above the current directory, which is the package's in a test.
+// RepoFile returns the path of a file of the repository, relative to the current
+// directory. In a test that is the directory of the package.
 func RepoFile(path ...string) string {
 	root := "."
 	for range 8 {
@@ -110,7 +122,7 @@ func RepoFile(path ...string) string {
 // ShopTopology returns the path of the repository's topology.yaml.
 func ShopTopology() string { return RepoFile("topology.yaml") }
 
-// Program returns the command of a program that has only these commands.
+// Program returns a program with the given commands.
 func Program(name string, commands ...func(*cli.Env) *cobra.Command) func(*cli.Env) *cobra.Command {
 	return func(e *cli.Env) *cobra.Command {
 		root := &cobra.Command{Use: name}
@@ -121,7 +133,8 @@ func Program(name string, commands ...func(*cli.Env) *cobra.Command) func(*cli.E
 	}
 }
 
-// GetJSON fetches a URL and decodes the answer into v.
+// GetJSON fetches a URL and decodes the answer into v. A status other than 200 is an
+// error.
 func GetJSON(ctx context.Context, url string, v any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -142,7 +155,8 @@ func GetJSON(ctx context.Context, url string, v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// Awaited waits until a condition holds.
+// Awaited waits until a condition holds, or fails the test after 30 seconds. what
+// describes the condition.
 func Awaited(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -14,36 +13,37 @@ import (
 	"millrace/pipeline"
 )
 
-// A TopicSpec says how a topic must be.
+// A TopicSpec declares a topic.
 type TopicSpec struct {
 	Name        string
-	Partitions  int // 0: as it is, or the broker's default when it is created
-	Replication int // 0: the broker's default
-	Config      map[string]string
+	Partitions  int               // 0: any number; the broker's default at creation
+	Replication int               // replication factor at creation; 0: the broker's default
+	Config      map[string]string // set at creation
 }
 
-// TopicInfo is how a topic is.
+// TopicInfo describes an existing topic.
 type TopicInfo struct {
 	Name       string
-	ID         string // the id that changes when a topic is created anew
+	ID         string // changes when the topic is deleted and created again
 	Partitions int
 }
 
-// Cluster is what an admin request learned of the cluster.
+// Cluster is the result of [EnsureTopics].
 type Cluster struct {
 	ID     string
 	Topics map[string]TopicInfo
 }
 
-// EnsureTopics makes sure that the topics exist, and with as many partitions as
-// they are declared with: keys move when that number changes, so another number
-// is an error and never mended. Missing topics are created if create is set.
-func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (Cluster, error) {
+// EnsureTopics checks that the topics exist with the declared number of partitions.
+// Another number is a fatal error and is never corrected, because keys move when it
+// changes. Missing topics are created if create is set.
+func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (_ Cluster, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return Cluster{}, err
 	}
-	// Metadata younger than this is answered from the client's memory.
+	// The client answers from its cache while its metadata is younger than this.
 	cl, err := kgo.NewClient(append(opts, kgo.MetadataMinAge(minBackoff))...)
 	if err != nil {
 		return Cluster{}, err
@@ -56,7 +56,7 @@ func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create boo
 	}
 	meta, err := adm.Metadata(ctx, names...)
 	if err != nil {
-		return Cluster{}, fmt.Errorf("asking %s for its topics: %w", strings.Join(cfg.Brokers, ","), err)
+		return Cluster{}, fmt.Errorf("reading topic metadata: %w", cfg.Explain(err))
 	}
 	var faults []error
 	created := false
@@ -87,7 +87,7 @@ func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create boo
 		}
 		out.Topics[s.Name] = TopicInfo{s.Name, have.ID.String(), len(have.Partitions)}
 		if n := len(have.Partitions); s.Partitions > 0 && n != s.Partitions {
-			faults = append(faults, pipeline.Fatal("topic %s has %d partitions, but is declared with %d: keys would move; declare it as it is", s.Name, n, s.Partitions))
+			faults = append(faults, pipeline.Fatal("topic %s has %d partitions, but is declared with %d: keys would move; declare it with %d", s.Name, n, s.Partitions, n))
 		}
 	}
 	return out, errors.Join(faults...)
@@ -96,18 +96,19 @@ func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create boo
 func createTopic(ctx context.Context, adm *kadm.Client, s TopicSpec) error {
 	partitions, replication, config := s.request()
 	_, err := adm.CreateTopic(ctx, partitions, replication, config, s.Name)
-	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // another worker may have been faster
+	if err != nil && !errors.Is(err, kerr.TopicAlreadyExists) { // another worker may have created it
 		return fmt.Errorf("creating topic %s: %w", s.Name, err)
 	}
 	return nil
 }
 
-// awaitTopics waits until every broker's answer has the topics.
+// awaitTopics waits until the metadata has all topics, with a leader for each
+// partition.
 func awaitTopics(ctx context.Context, adm *kadm.Client, names []string) (kadm.Metadata, error) {
 	for {
 		meta, err := adm.Metadata(ctx, names...)
 		if err != nil {
-			return meta, fmt.Errorf("waiting for the topics that were created: %w", err)
+			return meta, fmt.Errorf("waiting for the created topics: %w", err)
 		}
 		missing := slices.ContainsFunc(names, func(n string) bool {
 			t := meta.Topics[n]
@@ -118,15 +119,15 @@ func awaitTopics(ctx context.Context, adm *kadm.Client, names []string) (kadm.Me
 		}
 		sleep(ctx, minBackoff)
 		if err := ctx.Err(); err != nil {
-			return meta, fmt.Errorf("waiting for the topics that were created: %w", err)
+			return meta, fmt.Errorf("waiting for the created topics: %w", err)
 		}
 	}
 }
 
-// Lag returns how many offsets of the topics, below where committed records
-// end, the group has not committed. Partitions without a committed offset count
-// from their start.
-func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64, error) {
+// Lag returns how many offsets below the topics' last stable offsets the group has
+// not committed. Partitions without a committed offset count from their start.
+func Lag(ctx context.Context, cfg Config, group string, topics ...string) (_ int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err
@@ -137,24 +138,24 @@ func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64
 	}
 	defer cl.Close()
 	adm := kadm.NewClient(cl)
-	// The committed offsets first: ends that are read later can only be higher.
+	// Read the committed offsets first: ends that are read later are not lower.
 	committed, err := adm.FetchOffsets(ctx, group)
 	if err != nil {
-		return 0, fmt.Errorf("asking for the offsets of group %s: %w", group, err)
+		return 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
 	}
 	starts, err := adm.ListStartOffsets(ctx, topics...)
 	if err == nil {
 		err = starts.Error()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("asking where topics start: %w", err)
+		return 0, fmt.Errorf("reading the start offsets of topics: %w", err)
 	}
 	ends, err := adm.ListCommittedOffsets(ctx, topics...)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("asking where topics end: %w", err)
+		return 0, fmt.Errorf("reading the end offsets of topics: %w", err)
 	}
 	var lag int64
 	ends.Each(func(end kadm.ListedOffset) {
@@ -168,9 +169,9 @@ func Lag(ctx context.Context, cfg Config, group string, topics ...string) (int64
 	return lag, nil
 }
 
-// Committed returns the sum of the offsets that the group has committed: 0 if it
-// has done nothing yet.
-func Committed(ctx context.Context, cfg Config, group string) (int64, error) {
+// Committed returns the sum of the group's committed offsets, 0 if it has none.
+func Committed(ctx context.Context, cfg Config, group string) (_ int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err
@@ -185,7 +186,7 @@ func Committed(ctx context.Context, cfg Config, group string) (int64, error) {
 		err = committed.Error()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("asking for the offsets of group %s: %w", group, err)
+		return 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
 	}
 	var sum int64
 	committed.Each(func(o kadm.OffsetResponse) { sum += max(0, o.At) })

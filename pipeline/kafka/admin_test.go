@@ -9,7 +9,7 @@ import (
 
 func TestEnsureTopics(t *testing.T) {
 	c := newCluster(t, 2)
-	cfg := Config{Brokers: c.ListenAddrs()}
+	cfg := c.config()
 	specs := []TopicSpec{
 		{Name: "in", Partitions: 2},
 		{Name: "new", Partitions: 3, Config: map[string]string{"cleanup.policy": "compact"}},
@@ -17,7 +17,7 @@ func TestEnsureTopics(t *testing.T) {
 	if _, err := EnsureTopics(t.Context(), cfg, specs, false); err == nil || !strings.Contains(err.Error(), "topic new does not exist") {
 		t.Errorf("without creating: %v", err)
 	}
-	for range 2 { // the second time there is nothing to do
+	for range 2 { // the second call changes nothing
 		got, err := EnsureTopics(t.Context(), cfg, specs, true)
 		if err != nil {
 			t.Fatal(err)
@@ -39,9 +39,9 @@ func TestPartitionOfAgreesWithTheWriter(t *testing.T) {
 	c := newCluster(t, 7)
 	inject(t, c, 0, 100)
 	for _, p := range c.PartitionInfos("in") {
-		_, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "in", p.Partition, 0, func(r *pipeline.Record) error {
+		_, err := ReadPartition(t.Context(), c.config(), "in", p.Partition, 0, func(r *pipeline.Record) error {
 			if want := PartitionOf(r.Key, 7); r.Partition != want {
-				t.Errorf("key %s stands in partition %d, want %d", r.Key, r.Partition, want)
+				t.Errorf("key %s is in partition %d, want %d", r.Key, r.Partition, want)
 			}
 			return nil
 		})
@@ -51,7 +51,7 @@ func TestPartitionOfAgreesWithTheWriter(t *testing.T) {
 	}
 }
 
-// The hashes are those that Kafka's own tests expect of Utils.murmur2.
+// The hashes are from Kafka's own tests of Utils.murmur2.
 func TestPartitionOfIsJavasDefault(t *testing.T) {
 	for key, hash := range map[string]int32{
 		"21":                         -973932308,

@@ -14,49 +14,49 @@ import (
 	"millrace/pipeline"
 )
 
-// batch is what a session handles between two commits. It is the handler's
-// [pipeline.Emitter]. A session has one and uses it again and again: what it
-// allocated for a batch serves the next.
+// batch is the records of one transaction. It is the handler's [pipeline.Emitter].
+// A session has one batch and reuses it with its memory. Only the session's
+// goroutine uses it, except in promises, which the client calls.
 type batch struct {
 	cl      client
 	began   time.Time
 	records int // input records handled
-	bytes   int // their keys and values
+	bytes   int // bytes of their keys and values
 	read    map[topicPartition]readTo
-	written []topicCount // emitted, by topic
+	written []topicCount // emitted records, by topic
 	in      pipeline.Record
 
-	handled, size int // of all batches: records, and their bytes
+	// Decaying sums over earlier batches, for the average record size.
+	handled, size int // records, and bytes of their keys and values
 
-	pending []*kgo.Record // emitted, but not yet the client's
+	pending []*kgo.Record // emitted, but not passed to the client yet
 
-	part   *part   // at hand
-	sealed []*part // before it, oldest first
-	spare  []*part // to be used again
+	part   *part   // the current part
+	sealed []*part // earlier parts of this batch, oldest first
+	spare  []*part // parts for reuse
 
-	// The client's promises touch this.
-	mu  sync.Mutex // guards err
-	err error      // the first
+	mu  sync.Mutex // guards err: promises set it
+	err error      // the first produce error
 }
 
-// part is what was read and written of a batch between two polls, if the handler
-// is a [pipeline.Recycler], or in the whole batch. When all that was written of
-// it is acknowledged, its memory can serve again: what is at work at a time is
-// then what the brokers have yet to acknowledge, and not all of a batch.
+// part holds the records read and written between two polls if the handler is a
+// [pipeline.Recycler], else those of the whole batch. When all its written records
+// are acknowledged, its memory can be reused. So with a Recycler, the memory in use
+// depends on the records in flight and not on the size of a batch.
 type part struct {
-	fetched []kgo.Fetches // to be given back
-	emitted int           // and handed to the client
+	fetched []kgo.Fetches // to recycle
+	emitted int           // records passed to the client
 	out     slab[kgo.Record]
 	headers slab[kgo.RecordHeader]
 	promise func(*kgo.Record, error)
-	acked   atomic.Int64 // counted by promises
+	acked   atomic.Int64 // records acknowledged or failed; promises count it
 }
 
-// readTo is how far a batch has read a partition.
+// readTo is the position of a batch in a partition.
 type readTo struct {
-	next int64
-	end  int64
-	time time.Time
+	next int64     // next offset to read
+	end  int64     // last stable offset
+	time time.Time // timestamp of the last record
 }
 
 type topicCount struct {
@@ -81,26 +81,26 @@ func (b *batch) newPart() *part {
 		if err != nil {
 			b.fail(fmt.Errorf("writing to %s (key %.40q, %d bytes): %w", r.Topic, r.Key, len(r.Value), err))
 		}
-		p.acked.Add(1) // last: from here on the record may be used again
+		p.acked.Add(1) // last: from here on the record may be reused
 	}
 	return p
 }
 
-// begin makes the batch ready for its first record.
+// begin resets the batch before its first record.
 func (b *batch) begin() {
 	b.began = time.Now()
-	// Half of what was before: the size of records may change.
+	// Halve the weight of earlier batches: record sizes may change.
 	b.handled, b.size = (b.handled+b.records)/2, (b.size+b.bytes)/2
 	b.records, b.bytes = 0, 0
 	clear(b.read)
 	b.written = b.written[:0]
-	b.pending = b.pending[:0] // of a batch that was given up
-	b.err = nil               // no promise is out
+	b.pending = b.pending[:0] // left from a batch that was aborted
+	b.err = nil               // no promise is outstanding
 }
 
-// room returns how many records, of the size of those before, go into so many
+// pollSize returns how many records of the average size so far fit into the given
 // bytes: at least one.
-func (b *batch) room(bytes int) int {
+func (b *batch) pollSize(bytes int) int {
 	n, size := b.handled+b.records, b.size+b.bytes
 	if n == 0 {
 		return firstPoll
@@ -108,21 +108,21 @@ func (b *batch) room(bytes int) int {
 	return max(1, min(bytes/(size/n+1), maxPoll))
 }
 
-// release gives back what the batch read and wrote. The fate of everything that
-// was emitted has to be known, and the handler to have had its EndBatch: from
-// here on, the bytes of all these records are used for others.
+// release recycles everything that the batch read and wrote. Before it, every
+// emitted record must be settled and the handler's EndBatch must have returned:
+// from here on, other records reuse the bytes.
 func (b *batch) release() {
 	for _, p := range b.sealed {
-		b.giveBack(p)
+		b.recycle(p)
 	}
 	clear(b.sealed)
 	b.sealed = b.sealed[:0]
-	b.giveBack(b.part)
+	b.recycle(b.part)
 	b.part = b.newPart()
 }
 
-// seal ends a part of the batch, if the handler keeps nothing of it but what it
-// emitted, and gives back those parts that are done with.
+// seal ends the current part of the batch if the handler keeps no references to it
+// except in emitted records. It recycles the oldest parts that are settled.
 func (b *batch) seal(h pipeline.Handler) {
 	r, ok := h.(pipeline.Recycler)
 	if !ok || !r.Seal() {
@@ -136,24 +136,16 @@ func (b *batch) seal(h pipeline.Handler) {
 			break
 		}
 		r.Reuse()
-		b.giveBack(p)
+		b.recycle(p)
 		done++
 	}
 	b.sealed = slices.Delete(b.sealed, 0, done)
 }
 
-// giveBack makes the part ready to be used again.
-func (b *batch) giveBack(p *part) {
+// recycle prepares the part for reuse.
+func (b *batch) recycle(p *part) {
 	for _, fetches := range p.fetched {
-		for _, fetch := range fetches {
-			for _, topic := range fetch.Topics {
-				for i := range topic.Partitions {
-					for _, r := range topic.Partitions[i].Records {
-						r.Recycle()
-					}
-				}
-			}
-		}
+		recycleFetches(fetches)
 	}
 	clear(p.fetched)
 	p.fetched = p.fetched[:0]
@@ -164,15 +156,28 @@ func (b *batch) giveBack(p *part) {
 	b.spare = append(b.spare, p)
 }
 
-// settled reports whether the fate of all that was emitted is known.
+// recycleFetches returns the memory of fetched records to the client's pools.
+func recycleFetches(fetches kgo.Fetches) {
+	for _, fetch := range fetches {
+		for _, topic := range fetch.Topics {
+			for i := range topic.Partitions {
+				for _, r := range topic.Partitions[i].Records {
+					r.Recycle()
+				}
+			}
+		}
+	}
+}
+
+// settled reports whether every emitted record is acknowledged or has failed.
 func (p *part) settled() bool { return p.acked.Load() == int64(p.emitted) }
 
-// settled reports whether the fate of all that was emitted is known.
+// settled reports whether every emitted record is acknowledged or has failed.
 func (b *batch) settled() bool {
 	return b.part.settled() && !slices.ContainsFunc(b.sealed, func(p *part) bool { return !p.settled() })
 }
 
-// handle hands the fetched records to the handler, in order.
+// handle passes the fetched records to the handler, in order.
 func (b *batch) handle(ctx context.Context, h pipeline.Handler, fetches kgo.Fetches) error {
 	b.part.fetched = append(b.part.fetched, fetches)
 	for _, fetch := range fetches {
@@ -220,12 +225,11 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 	return nil
 }
 
-// clockEvery is how many records of a partition are taken up, one after the other,
-// between two looks at the clock, and at whether to go on: a look costs as much
-// as a stage.
+// clockEvery is how many records of a partition are handled between two checks of
+// the clock and of the context: one check costs as much as a stage.
 const clockEvery = 32
 
-// setRecord makes in the record that was read.
+// setRecord sets in to the fetched record, and shares its bytes.
 func setRecord(in *pipeline.Record, topic string, partition int32, r *kgo.Record) {
 	in.Topic, in.Partition, in.Offset = topic, partition, r.Offset
 	in.Key, in.Value, in.Time = r.Key, r.Value, r.Timestamp
@@ -235,7 +239,7 @@ func setRecord(in *pipeline.Record, topic string, partition int32, r *kgo.Record
 	}
 }
 
-// Emit takes a record for the client. Its fate is known at acknowledged.
+// Emit queues a record for the client. acknowledged reports whether it was written.
 func (b *batch) Emit(r *pipeline.Record) {
 	p := b.part
 	out := &p.out.take(1)[0]
@@ -248,28 +252,30 @@ func (b *batch) Emit(r *pipeline.Record) {
 		}
 	}
 	b.count(r.Topic)
-	if b.pending = append(b.pending, out); len(b.pending) == produceAtOnce {
+	if b.pending = append(b.pending, out); len(b.pending) == produceChunk {
 		b.produce()
 	}
 }
 
-// produceAtOnce is how many records are handed to the client one after the other. What
-// the handler does for an event, and the client for a record, are both so much code
-// that going to and fro between them for each costs more than either.
-const produceAtOnce = 512
+// produceChunk is how many records are passed to the client in one loop. The
+// handler and the client both run much code per record, and alternating between
+// them for each record, with cold caches and branch predictors, costs more than either.
+const produceChunk = 512
 
-// produce hands the client what was emitted.
+// produce passes the pending records to the client.
 func (b *batch) produce() {
 	p := b.part
 	p.emitted += len(b.pending)
 	for _, r := range b.pending {
-		// Not the loop's context: a record that was begun is seen to its end.
+		// Not the loop's context: a record once passed to the client is finished
+		// even if the loop stops.
 		b.cl.produce(context.Background(), r, p.promise)
 	}
 	b.pending = b.pending[:0]
 }
 
-// count counts a record by its topic. A pipeline writes to few.
+// count counts a record by its topic. A linear search, because a pipeline writes to
+// few topics.
 func (b *batch) count(topic string) {
 	for i := range b.written {
 		if b.written[i].topic == topic {
@@ -288,15 +294,18 @@ func (b *batch) fail(err error) {
 	}
 }
 
-// failed returns the first error of a record emitted so far.
+// failed returns the first produce error so far.
 func (b *batch) failed() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.err
 }
 
-// acknowledged waits until the fate of every emitted record is known and
-// returns nil only if all are acknowledged.
+// errUnsettled means that some emitted records are neither acknowledged nor failed.
+var errUnsettled = errors.New("some written records are neither acknowledged nor failed")
+
+// acknowledged waits until every emitted record is settled. It returns nil only if
+// all are acknowledged.
 func (b *batch) acknowledged(ctx context.Context) error {
 	b.produce()
 	if !b.settled() {
@@ -308,24 +317,24 @@ func (b *batch) acknowledged(ctx context.Context) error {
 		return err
 	}
 	if !b.settled() {
-		return errors.New("the fate of some written records is not known")
+		return errUnsettled
 	}
 	return nil
 }
 
-// slab hands out slices of zero values, and takes all of them back at once.
+// slab allocates slices of zero values, which are all freed together.
 type slab[T any] struct {
 	blocks [][]T
-	block  int // in use
-	used   int // of it
+	block  int // index of the current block
+	used   int // values used of it
 }
 
 const (
 	slabBlock = 512 // values in a block
-	slabKeep  = 64  // blocks kept from one batch to the next
+	slabKeep  = 64  // most blocks kept for the next batch
 )
 
-// take returns n zero values that stay where they are until reset.
+// take returns n zero values. They stay at their address until reset.
 func (s *slab[T]) take(n int) []T {
 	if n > slabBlock {
 		return make([]T, n)
@@ -341,7 +350,7 @@ func (s *slab[T]) take(n int) []T {
 	return s.blocks[s.block][from:s.used:s.used]
 }
 
-// reset makes all values zero again, so that they hold on to nothing.
+// reset zeroes all values, to drop their references, and makes them available again.
 func (s *slab[T]) reset() {
 	if len(s.blocks) == 0 {
 		return

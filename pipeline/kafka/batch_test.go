@@ -13,8 +13,8 @@ import (
 	"millrace/pipeline"
 )
 
-// hoarder keeps the bytes of a batch, as a handler may, and looks at them again
-// when the batch has ended.
+// hoarder keeps references to the bytes of a batch, as a handler may, and compares them
+// with copies when the batch has ended.
 type hoarder struct {
 	copier
 	t       *testing.T
@@ -43,8 +43,8 @@ func (h *hoarder) EndBatch(bool) {
 	h.batches++
 }
 
-// What a batch was read into serves the next, but not before it has ended; and
-// what was written is what was meant.
+// The memory of a batch is reused only after the batch has ended, and the output is
+// correct.
 func TestBytesStayUntilTheBatchHasEnded(t *testing.T) {
 	const n = 5000
 	c := newCluster(t, 3)
@@ -70,7 +70,7 @@ func TestBytesStayUntilTheBatchHasEnded(t *testing.T) {
 			if err := w.Flush(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			committed(t, c, "out", i+1) // so the next ones are another batch's
+			committed(t, c, "out", i+1) // so the next records are in another batch
 		}
 	}
 	wantEach(t, committed(t, c, "out", n), n)
@@ -78,7 +78,7 @@ func TestBytesStayUntilTheBatchHasEnded(t *testing.T) {
 		t.Error(err)
 	}
 	if h.batches < 3 {
-		t.Errorf("%d batches: nothing was used again", h.batches)
+		t.Errorf("%d batches: no memory was reused", h.batches)
 	}
 	for _, p := range c.PartitionInfos("out") {
 		_, err := ReadPartition(t.Context(), cfg.Client, "out", p.Partition, 0, func(r *pipeline.Record) error {
@@ -93,16 +93,16 @@ func TestBytesStayUntilTheBatchHasEnded(t *testing.T) {
 	}
 }
 
-// recycler keeps the bytes of a part of a batch, and looks at them again when
-// it is told that they may be used for others.
+// recycler keeps references to the bytes of each part of a batch, and compares them
+// with copies before the part is reused.
 type recycler struct {
 	hoarder
 	parts  []hoard
 	reused int
-	fail   int // so many batches
+	fail   int // number of batches to fail
 }
 
-// hoard is what was kept of a part.
+// hoard is the bytes of one part.
 type hoard struct {
 	key, header [][]byte
 	want        []string
@@ -124,11 +124,11 @@ func (r *recycler) Seal() bool {
 
 func (r *recycler) Reuse() {
 	r.reused++
-	r.look()
+	r.check()
 }
 
-// look looks at the oldest part.
-func (r *recycler) look() {
+// check checks the oldest part.
+func (r *recycler) check() {
 	p := r.parts[0]
 	r.parts = r.parts[1:]
 	for i, want := range p.want {
@@ -141,20 +141,20 @@ func (r *recycler) look() {
 
 func (r *recycler) EndBatch(committed bool) {
 	for len(r.parts) > 0 {
-		r.look()
+		r.check()
 	}
 	r.hoarder.EndBatch(committed)
 }
 
-// The memory of a part serves again within the batch, but not before all is
-// acknowledged that was written of it; and what was written is what was meant,
-// also where the first try was rolled back.
+// The memory of a part is reused within the batch, but only after all records written
+// from it are acknowledged. The output is correct, also if the first attempt was rolled
+// back.
 func TestBytesOfAPartStayUntilItIsAcknowledged(t *testing.T) {
 	const n = 20_000
 	for _, aborts := range []int{0, 1} {
 		t.Run(fmt.Sprintf("%d aborts", aborts), func(t *testing.T) {
 			c := newCluster(t, 3)
-			w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+			w, err := NewWriter(c.config())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -184,13 +184,13 @@ func TestBytesOfAPartStayUntilItIsAcknowledged(t *testing.T) {
 				t.Error("no batch was rolled back")
 			}
 			if h.reused == 0 {
-				t.Error("nothing was used again before the end of the batch")
+				t.Error("no memory was reused before the end of the batch")
 			}
 		})
 	}
 }
 
-// Slices of a slab are zero when taken, never overlap, and stay where they are.
+// Slices of a slab are zero when taken, never overlap, and keep their address.
 func TestSlab(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var s slab[int]
@@ -208,7 +208,7 @@ func TestSlab(t *testing.T) {
 			}
 			for i, got := range taken {
 				if slices.ContainsFunc(got, func(v int) bool { return v != i+1 }) {
-					t.Fatalf("slice %d was written over: %v", i, got)
+					t.Fatalf("slice %d was overwritten: %v", i, got)
 				}
 			}
 			s.reset()

@@ -21,9 +21,8 @@ import (
 	"millrace/pipeline"
 )
 
-// The benchmark compares what an event costs in CPU time of this process, so
-// the broker is a process of its own: this test binary, started again with
-// brokerEnv set.
+// The benchmark measures the CPU time of this process per event. So the broker runs in
+// a separate process: this test binary, started with brokerEnv set.
 const brokerEnv = "MILLRACE_BENCH_BROKER"
 
 func TestMain(m *testing.M) {
@@ -33,7 +32,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// serveBroker is a broker until its standard input ends.
+// serveBroker runs a broker until its standard input ends.
 func serveBroker() int {
 	c, err := kfake.NewCluster(kfake.NumBrokers(1))
 	if err != nil {
@@ -46,7 +45,7 @@ func serveBroker() int {
 	return 0
 }
 
-// brokerProcess starts a broker that ends with the benchmark.
+// brokerProcess starts a broker process, which ends with the benchmark.
 func brokerProcess(b *testing.B) Config {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
@@ -79,16 +78,16 @@ const (
 	benchPartitions = 12
 )
 
-// A copyLoop copies every event of "in" to another topic, with a group of its
-// own, and returns when all are committed.
+// A copyLoop copies every event of "in" to another topic, with its own group, and
+// returns when all are committed.
 type copyLoop struct {
 	name string
 	run  func(ctx context.Context, cfg Config, group, to string) error
 }
 
-// BenchmarkLoop runs each loop over the same events, one after another, several
-// times over, and reports for each the CPU time of the client's process and the
-// allocations per event, and the ratio of CPU times to that of the bare loop.
+// BenchmarkLoop runs the loops in turn over the same events, several times. For each
+// loop it reports the CPU time of this process and the allocations per event, and the
+// ratio of its CPU time to that of the bare loop.
 func BenchmarkLoop(b *testing.B) {
 	loops := []copyLoop{
 		{"bare", bareLoop},
@@ -140,7 +139,7 @@ func BenchmarkLoop(b *testing.B) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// injectEvents writes events of a likely size, with a header.
+// injectEvents writes events of a realistic size, with a header.
 func injectEvents(b *testing.B, cfg Config, n int) {
 	b.Helper()
 	w, err := NewWriter(cfg)
@@ -184,8 +183,8 @@ func mallocs() uint64 {
 
 func mallocsSince(before uint64) uint64 { return mallocs() - before }
 
-// bareLoop is what one writes with the client's transaction session alone: it
-// copies records, and looks at nothing that may go wrong.
+// bareLoop copies records with only the client's transaction session, without the
+// checks of our loop.
 func bareLoop(ctx context.Context, cfg Config, group, to string) error {
 	opts, err := cfg.Options()
 	if err != nil {
@@ -257,7 +256,7 @@ func ourLoop(ctx context.Context, cfg Config, guarantee Guarantee, group, to str
 	return nil
 }
 
-// benchCopier copies, and ends the loop with the last event.
+// benchCopier copies events, and ends the loop at the last one.
 type benchCopier struct {
 	to           string
 	done         func()

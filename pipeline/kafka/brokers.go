@@ -11,19 +11,19 @@ import (
 	"millrace/pipeline"
 )
 
-// The features that are looked at, by the names and levels that brokers tell: a
-// level is set when all brokers of the cluster can do it.
+// Names and levels of the cluster features that checkBrokers checks. A cluster
+// finalizes a level when all its brokers support it.
 const (
 	featureTxn      = "transaction.version"
-	featureTxnLevel = 2 // the epoch rises with each transaction (KIP-890)
+	featureTxnLevel = 2 // the producer epoch rises with each transaction (KIP-890)
 
 	featureMetadata = "metadata.version"
 	featureLevel4_3 = 30 // 4.3-IV0 of Apache Kafka's MetadataVersion
 )
 
-// checkBrokers looks, once for a loop, at what the brokers can do. Brokers whose
-// transactions are of the first version are warned of: a late request of a
-// transaction that was given up can end the one after it.
+// checkBrokers checks, once per loop, the features of the brokers. It logs a warning
+// for transactions of version 1, in which a delayed request of an aborted transaction
+// can end a later one.
 func (l *Loop) checkBrokers(ctx context.Context, cl *kgo.Client) error {
 	l.brokers.Lock()
 	defer l.brokers.Unlock()
@@ -32,11 +32,11 @@ func (l *Loop) checkBrokers(ctx context.Context, cl *kgo.Client) error {
 	}
 	versions, err := kadm.NewClient(cl).ApiVersions(ctx)
 	if err != nil {
-		return fmt.Errorf("asking brokers for their versions: %w", err)
+		return fmt.Errorf("reading the API versions of the brokers: %w", err)
 	}
 	for _, v := range versions.Sorted() {
 		if v.Err != nil {
-			continue // others speak for it
+			continue // the answer of another broker is enough
 		}
 		l.checked = true
 		levels := map[string]int16{}
@@ -44,15 +44,15 @@ func (l *Loop) checkBrokers(ctx context.Context, cl *kgo.Client) error {
 			levels[f.Name] = f.MaxVersionLevel
 		}
 		if l.cfg.Protocol == ConsumerProtocol {
-			// The client would fall back to the classic protocol, and not say so.
+			// Without this check the client would silently fall back to the classic protocol.
 			have, ok := v.KeyMaxVersion(int16(kmsg.ConsumerGroupHeartbeat))
 			if !ok || have < 1 || levels[featureMetadata] < featureLevel4_3 {
-				return pipeline.Fatal("group.protocol=%s needs brokers of version 4.3 or newer, and a cluster that was told so (%s %d or more; broker %d says %d): leave it at %s until the upgrade is finished",
+				return pipeline.Fatal("group.protocol=%s needs brokers of version 4.3 or newer and a finalized %s of %d or more, but broker %d reports %d: use %s until the upgrade is finished",
 					ConsumerProtocol, featureMetadata, featureLevel4_3, v.NodeID, levels[featureMetadata], ClassicProtocol)
 			}
 		}
 		if l.cfg.Guarantee == ExactlyOnce && levels[featureTxn] < featureTxnLevel {
-			l.cfg.Logger.Warn("the cluster's transactions are of an old version: in rare cases a delayed request can end a later transaction. With brokers of 4.0 or newer, set the feature: kafka-features.sh upgrade --feature transaction.version=2",
+			l.cfg.Logger.Warn("the cluster uses an old transaction version, in which a delayed request can, rarely, end a later transaction: with brokers of 4.0 or newer, run kafka-features.sh upgrade --feature transaction.version=2",
 				"group", l.cfg.Group, "broker", v.NodeID, featureTxn, levels[featureTxn])
 		}
 		return nil

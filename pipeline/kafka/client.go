@@ -9,25 +9,25 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// client is what a session needs of the Kafka client: the same steps for both
-// guarantees. No two calls overlap, but for close.
+// client is the part of the Kafka client that a session uses. It hides the
+// difference between the two guarantees. Calls do not overlap, except close.
 type client interface {
 	poll(ctx context.Context, max int) kgo.Fetches
 	begin() error
 	produce(ctx context.Context, r *kgo.Record, promise func(*kgo.Record, error))
-	// flush waits until every promise of what was produced was called.
+	// flush waits until the promises of all produced records were called.
 	flush(ctx context.Context) error
-	// end commits or rolls back, and says which it was.
+	// end commits or rolls back, and reports whether it committed.
 	end(ctx context.Context, commit bool) (committed bool, err error)
 	allowRebalance()
-	close() // may be called again
+	close() // may be called more than once
 }
 
 // txnClient ends batches exactly once.
 type txnClient struct {
 	*kgo.GroupTransactSession
-	offsets func(*kmsg.TxnOffsetCommitRequest) error // makes them right
-	once    sync.Once
+	fixOffsets func(*kmsg.TxnOffsetCommitRequest) error // see held
+	once       sync.Once
 }
 
 func (c *txnClient) poll(ctx context.Context, max int) kgo.Fetches { return c.PollRecords(ctx, max) }
@@ -37,13 +37,13 @@ func (c *txnClient) produce(ctx context.Context, r *kgo.Record, promise func(*kg
 }
 func (c *txnClient) flush(ctx context.Context) error { return c.Client().Flush(ctx) }
 func (c *txnClient) end(ctx context.Context, commit bool) (bool, error) {
-	return c.End(kgo.PreTxnCommitFnContext(ctx, c.offsets), kgo.TransactionEndTry(commit))
+	return c.End(kgo.PreTxnCommitFnContext(ctx, c.fixOffsets), kgo.TransactionEndTry(commit))
 }
 func (c *txnClient) allowRebalance() {}
 func (c *txnClient) close()          { c.once.Do(func() { closeClient(c.Client()) }) }
 
-// groupClient ends batches at least once: outputs first, then offsets. The
-// group waits with a rebalance until the batch has ended.
+// groupClient ends batches at least once: outputs first, then offsets. A rebalance
+// waits until the batch has ended.
 type groupClient struct {
 	*kgo.Client
 	once sync.Once
@@ -71,8 +71,8 @@ func (c *groupClient) end(ctx context.Context, commit bool) (bool, error) {
 func (c *groupClient) allowRebalance() { c.AllowRebalance() }
 func (c *groupClient) close()          { c.once.Do(func() { closeClient(c.Client) }) }
 
-// leaveTimeout bounds how long a client that is closed tries to tell the group.
-// Whom it does not reach learns of it by the session timeout.
+// leaveTimeout bounds how long a closing client tries to leave the group. If it
+// fails, the group removes the member after the session timeout.
 const leaveTimeout = 2 * time.Second
 
 func closeClient(cl *kgo.Client) {

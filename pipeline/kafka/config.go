@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -17,27 +18,26 @@ import (
 	"github.com/twmb/franz-go/plugin/kprom"
 )
 
-// maxDecompressBatchBytes bounds what one fetched batch may unpack to, so that
-// a few bytes in a topic cannot take all memory.
+// maxDecompressBatchBytes bounds the decompressed size of one fetched batch, so a few
+// compressed bytes in a topic cannot use up all memory.
 const maxDecompressBatchBytes = 64 << 20
 
-// Config says how to reach a Kafka cluster. It is the part that all clients of
-// a process have in common; what each does comes on top. The zero value with
-// Brokers is a connection in the clear.
+// Config holds the settings for connecting to a Kafka cluster, which all clients of a
+// process share. A Config with only Brokers connects unencrypted.
 //
-// [Sources] makes one from property files, environment and flags.
+// [Sources] builds a Config from property files, environment and flags.
 type Config struct {
-	// Brokers are the addresses to ask for the cluster, each as host or
-	// host:port; the port is 9092 if not given. One that answers is enough.
+	// Brokers are the bootstrap addresses, each as host or host:port; the default
+	// port is 9092. It is enough if one of them answers.
 	Brokers []string
 
-	// ClientID is what brokers know the client by, in logs and quotas;
-	// "millrace" if empty.
+	// ClientID identifies the client in logs and quotas of brokers; "millrace" if
+	// empty.
 	ClientID string
-	// Version of the program, sent to brokers beside the software's name.
+	// Version of the program, sent to brokers with the software name.
 	Version string
-	// Rack is where the client runs. Brokers that are set up for it let it
-	// read from a replica nearby.
+	// Rack is the location of the client. Brokers that support it let the client
+	// read from a replica in the same rack.
 	Rack string
 
 	TLS  TLS
@@ -46,22 +46,22 @@ type Config struct {
 	// DialTimeout bounds a connection attempt, TLS included; 10 s if zero.
 	DialTimeout time.Duration
 
-	// dialTCP, for tests, takes the place of the operating system's.
+	// dialTCP replaces the dialer of the operating system in tests.
 	dialTCP func(ctx context.Context, network, addr string) (net.Conn, error)
 
-	// Logger gets what the client has to say; nothing is logged if nil.
+	// Logger receives the log messages of clients; nothing is logged if nil.
 	Logger *slog.Logger
-	// Registerer gets the metrics of each client (millrace_kafka_*) for the
-	// client's lifetime, told apart by the label client; none if nil.
+	// Registerer holds the metrics (millrace_kafka_*) of each client for the
+	// client's lifetime, distinguished by the label client; no metrics if nil.
 	Registerer prometheus.Registerer
 }
 
-// Validate says what is wrong with the configuration, all of it at once. It
-// reads the files that are named, and connects to nothing.
+// Validate checks the configuration and returns all errors together. It reads the
+// named files, but does not connect.
 func (c Config) Validate() error {
 	var faults []error
 	if len(c.Brokers) == 0 {
-		faults = append(faults, errors.New("bootstrap.servers: no broker is given; name one with --brokers host:port"))
+		faults = append(faults, errors.New("bootstrap.servers: no broker is set; set one with --brokers host:port"))
 	}
 	for _, b := range c.Brokers {
 		if err := checkAddress(b); err != nil {
@@ -90,11 +90,11 @@ func checkAddress(addr string) error {
 		return errors.New("an address is empty; " + form)
 	}
 	if _, _, ok := strings.Cut(addr, "://"); ok {
-		return fmt.Errorf("%q: an address has no scheme; %s (security.protocol says how to talk)", addr, form)
+		return fmt.Errorf("%q: an address has no scheme; %s (security.protocol selects TLS and SASL)", addr, form)
 	}
 	host, port := splitAddress(addr)
 	if host == "" || strings.ContainsAny(host, " \t/,;@") {
-		return fmt.Errorf("%q is no address; %s", addr, form)
+		return fmt.Errorf("%q is not an address; %s", addr, form)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
 		return fmt.Errorf("%q: the port is not a number from 1 to 65535; %s", addr, form)
@@ -102,7 +102,8 @@ func checkAddress(addr string) error {
 	return nil
 }
 
-// splitAddress splits host:port, the port being 9092 if there is none.
+// splitAddress splits host:port; the default port is 9092. It returns empty strings
+// if addr is not an address.
 func splitAddress(addr string) (host, port string) {
 	if host, port, err := net.SplitHostPort(addr); err == nil {
 		return host, port
@@ -113,8 +114,9 @@ func splitAddress(addr string) (host, port string) {
 	return "", ""
 }
 
-// checkCleartext refuses to send a secret in the clear to another machine. It
-// is asked again for every connection, because brokers name each other.
+// checkCleartext returns an error if a connection would send a secret unencrypted to
+// another machine. It is called again for every connection, because brokers advertise
+// the addresses of other brokers.
 func (c Config) checkCleartext(addr string) error {
 	if c.TLS.Enabled || c.SASL.AllowCleartext || !c.SASL.sendsSecret() {
 		return nil
@@ -122,7 +124,7 @@ func (c Config) checkCleartext(addr string) error {
 	if host, _ := splitAddress(addr); isLoopback(host) {
 		return nil
 	}
-	return fmt.Errorf("SASL %s would send its secret to %s unencrypted: set security.protocol=SASL_SSL (or sasl.allow.cleartext=true if everybody on the way is trusted)", c.SASL.Mechanism, addr)
+	return fmt.Errorf("SASL %s would send its secret to %s unencrypted: set security.protocol=SASL_SSL (or sasl.allow.cleartext=true if the network is trusted)", c.SASL.Mechanism, addr)
 }
 
 func isLoopback(host string) bool {
@@ -132,8 +134,8 @@ func isLoopback(host string) bool {
 	return host == "localhost"
 }
 
-// Options returns the options that every client of the process shares. They
-// are for one client: call it for each.
+// Options returns the options that all clients of a process share. Call it once per
+// client: the options hold state of that client.
 func (c Config) Options() ([]kgo.Opt, error) {
 	if err := c.Validate(); err != nil {
 		return nil, err
@@ -158,12 +160,12 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	if c.Logger != nil {
 		opts = append(opts, kgo.WithLogger(clientLogger{c.Logger}))
 		if c.TLS.Enabled && c.TLS.InsecureSkipVerify {
-			c.Logger.Warn("certificates of brokers are NOT verified: anybody on the way can read and change everything (enable.ssl.certificate.verification=false)")
+			c.Logger.Warn("broker certificates are NOT verified: anyone on the network path can read and change all data (enable.ssl.certificate.verification=false)")
 		}
 	}
 	if c.Registerer != nil {
 		opts = append(opts, kgo.WithHooks(&clientMetrics{
-			// Without a registry of its own, it is one collector as a whole.
+			// With a nil registry, Metrics is a single collector that we register.
 			Metrics: kprom.NewMetrics("millrace", kprom.Subsystem("kafka"), kprom.Registry(nil)),
 			reg:     c.Registerer,
 		}))
@@ -190,22 +192,27 @@ func (c Config) dial(ctx context.Context, network, addr string) (net.Conn, error
 		dial = (&net.Dialer{KeepAlive: 30 * time.Second}).DialContext
 	}
 	conn, err := dial(ctx, network, addr)
-	if err != nil || conf == nil {
-		return conn, err
+	switch {
+	case errors.Is(err, context.Canceled): // the client closes
+		return nil, err
+	case err != nil:
+		return nil, &unreachableError{seeds: c.Brokers, addr: addr, err: err}
+	case conf == nil:
+		return conn, nil
 	}
 	if conf.ServerName == "" {
 		conf.ServerName, _ = splitAddress(addr)
 	}
 	encrypted := tls.Client(conn, conf)
 	if err := encrypted.HandshakeContext(ctx); err != nil {
-		_ = conn.Close() // nothing was sent yet
+		_ = conn.Close() // no data was sent
 		return nil, &handshakeError{addr, err}
 	}
 	return encrypted, nil
 }
 
-// A handshakeError says that somebody listens at an address, but that TLS did
-// not come about.
+// A handshakeError means that the address accepts connections, but that the TLS
+// handshake failed.
 type handshakeError struct {
 	addr string
 	err  error
@@ -214,7 +221,8 @@ type handshakeError struct {
 func (e *handshakeError) Error() string { return "TLS with " + e.addr + ": " + e.err.Error() }
 func (e *handshakeError) Unwrap() error { return e.err }
 
-// softwareVersion makes a version fit what the protocol allows (KIP-511).
+// softwareVersion replaces the characters of a version that the protocol does not
+// allow (KIP-511).
 func softwareVersion(v string) string {
 	v = strings.Trim(regexp.MustCompile(`[^a-zA-Z0-9.-]+`).ReplaceAllString(v, "-"), ".-")
 	if v == "" {
@@ -223,8 +231,8 @@ func softwareVersion(v string) string {
 	return v
 }
 
-// clientLogger passes on what the client says. Its notices of normal work are
-// many, so they are debug here, and its own debug is a level below that.
+// clientLogger logs the client's messages. The client logs a lot at level info during
+// normal operation, so this is debug here, and its debug level is [LevelTrace].
 type clientLogger struct{ *slog.Logger }
 
 func (l clientLogger) Level() kgo.LogLevel {
@@ -238,10 +246,31 @@ func (l clientLogger) Level() kgo.LogLevel {
 }
 
 func (l clientLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
-	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, keyvals...)
+	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, readable(keyvals)...)
 }
 
-// LevelTrace is the level of the client's own debug messages: every request.
+// readable returns the attributes in a readable form. Durations become strings such as
+// "100ms": the JSON handler would log nanoseconds without a unit. Of an
+// [unreachableError] only the cause remains: the client logs it at every attempt, and
+// the caller of the client reports the remedy.
+func readable(keyvals []any) []any {
+	out := slices.Clone(keyvals)
+	for i, v := range out {
+		switch v := v.(type) {
+		case time.Duration:
+			out[i] = v.String()
+		case error:
+			var unreachable *unreachableError
+			if errors.As(v, &unreachable) {
+				out[i] = unreachable.err
+			}
+		}
+	}
+	return out
+}
+
+// LevelTrace is the log level of the client's debug messages, which report every
+// request.
 const LevelTrace = slog.LevelDebug - 4
 
 func slogLevel(level kgo.LogLevel) slog.Level {
@@ -257,11 +286,11 @@ func slogLevel(level kgo.LogLevel) slog.Level {
 	}
 }
 
-// clientMetrics are the metrics of one client, registered as long as it lives.
-// The clients of a process are numbered, by the first number that is free.
+// clientMetrics are the metrics of one client, registered for its lifetime. The label
+// client is the first number that no other client of the process uses.
 type clientMetrics struct {
 	*kprom.Metrics
-	reg prometheus.Registerer // wrapped with the number once it is known
+	reg prometheus.Registerer // wrapped with the client label once its number is known
 }
 
 func (m *clientMetrics) OnNewClient(cl *kgo.Client) {
@@ -274,7 +303,7 @@ func (m *clientMetrics) OnNewClient(cl *kgo.Client) {
 			return
 		}
 		if !errors.As(err, new(prometheus.AlreadyRegisteredError)) {
-			return // work goes on without these metrics: nothing depends on them
+			return // continue without these metrics: nothing depends on them
 		}
 	}
 }

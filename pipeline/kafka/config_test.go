@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -22,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,10 +51,10 @@ func TestValidate(t *testing.T) {
 		{"a port out of range", Config{Brokers: []string{"a:70000"}}, "1 to 65535"},
 		{"a port that is no number", Config{Brokers: []string{"a:kafka"}}, "1 to 65535"},
 		{"an empty broker", Config{Brokers: []string{""}}, "empty"},
-		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "no address"},
-		{"a broker without a host", Config{Brokers: []string{":9092"}}, "no address"},
+		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "not an address"},
+		{"a broker without a host", Config{Brokers: []string{":9092"}}, "not an address"},
 
-		{"PLAIN in the clear at home", Config{Brokers: []string{"localhost:1", "127.0.0.1:1", "[::1]:1"}, SASL: plain}, ""},
+		{"PLAIN in the clear on loopback", Config{Brokers: []string{"localhost:1", "127.0.0.1:1", "[::1]:1"}, SASL: plain}, ""},
 		{"PLAIN in the clear", Config{Brokers: far, SASL: plain}, "security.protocol=SASL_SSL"},
 		{"PLAIN in the clear to one of several", Config{Brokers: append([]string{"localhost"}, far...), SASL: plain}, "kafka.example.com:9092"},
 		{"PLAIN with TLS", Config{Brokers: far, SASL: plain, TLS: TLS{Enabled: true}}, ""},
@@ -94,11 +96,11 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-func TestASecretIsNeverShown(t *testing.T) {
+func TestASecretIsNeverPrinted(t *testing.T) {
 	s := NewSecret("canary")
 	type holder struct {
 		Shown  Secret
-		hidden Secret // fmt calls no methods here
+		hidden Secret // fmt does not call its methods, because the field is unexported
 		Ptr    *Secret
 		Map    map[string]Secret
 	}
@@ -129,7 +131,7 @@ func TestASecretIsNeverShown(t *testing.T) {
 		}
 	}
 	if s.Reveal() != "canary" || NewSecret("") != (Secret{}) || (Secret{}).Reveal() != "" {
-		t.Error("Reveal does not give what NewSecret was given")
+		t.Error("Reveal does not return the text of NewSecret")
 	}
 }
 
@@ -216,7 +218,7 @@ func ping(t *testing.T, cfg Config) error {
 	return cfg.Ping(ctx)
 }
 
-// Brokers of a real kind: what connects, and what is said when it does not.
+// Connections to brokers with each kind of security, and the errors of those that fail.
 func TestPing(t *testing.T) {
 	home := net.IPv4(127, 0, 0, 1)
 	ca, other := newAuthority(t), newAuthority(t)
@@ -236,12 +238,12 @@ func TestPing(t *testing.T) {
 	sasl := newCluster(t, 1, users...).ListenAddrs()
 	saslTLS := newCluster(t, 1, append(users, kfake.TLS(ca.server(t, "kafka", home)))...).ListenAddrs()
 	open := newCluster(t, 1).ListenAddrs()
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	unused, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	closed := nobody.Addr().String()
-	if err := nobody.Close(); err != nil {
+	closed := unused.Addr().String()
+	if err := unused.Close(); err != nil {
 		t.Fatal(err)
 	}
 
@@ -271,14 +273,14 @@ func TestPing(t *testing.T) {
 		{"wrong password for PLAIN", Config{Brokers: sasl, SASL: user("PLAIN", "canary-2")}, []string{`password of PLAIN user "u"`, sasl[0]}},
 		{"wrong password for SCRAM", Config{Brokers: sasl, SASL: user("SCRAM-SHA-256", "canary-2")}, []string{`password of SCRAM-SHA-256 user "u"`}},
 		{"wrong password over TLS", Config{Brokers: saslTLS, TLS: trusting, SASL: user("PLAIN", "canary-2")}, []string{`password of PLAIN user "u"`}},
-		{"no SASL where it is due", Config{Brokers: sasl}, []string{"security.protocol", "SASL"}},
-		{"no TLS where it is due", Config{Brokers: encrypted}, []string{"security.protocol", "TLS"}},
-		{"TLS where there is none", Config{Brokers: open, TLS: trusting, DialTimeout: 100 * time.Millisecond}, []string{"does not talk TLS", "security.protocol"}},
-		{"an authority that is not known", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
+		{"no SASL where it is required", Config{Brokers: sasl}, []string{"security.protocol", "SASL"}},
+		{"no TLS where it is required", Config{Brokers: encrypted}, []string{"security.protocol", "TLS"}},
+		{"TLS with a broker without TLS", Config{Brokers: open, TLS: trusting, DialTimeout: 3 * time.Second}, []string{"does not use TLS", "security.protocol"}},
+		{"an unknown authority", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
 		{"an authority the system does not know", Config{Brokers: encrypted, TLS: TLS{Enabled: true}}, []string{"ssl.ca.location"}},
 		{"a certificate for another name", Config{Brokers: elsewhere, TLS: trusting}, []string{"ssl.server.name", "kafka.example.com"}},
-		{"no client certificate where it is due", Config{Brokers: mutual, TLS: trusting}, []string{"certificate"}},
-		{"nobody listens", Config{Brokers: []string{closed}}, []string{"nothing listens at " + closed}},
+		{"no client certificate where it is required", Config{Brokers: mutual, TLS: trusting}, []string{"certificate"}},
+		{"no listener", Config{Brokers: []string{closed}}, []string{"cannot reach a Kafka broker at " + closed}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := ping(t, tt.cfg)
@@ -303,7 +305,7 @@ func TestPing(t *testing.T) {
 	}
 }
 
-// Kafka answers a wrong password with an error code, where kfake hangs up.
+// Kafka answers a wrong password with an error code; kfake closes the connection.
 func TestPingExplainsWhatBrokersAnswer(t *testing.T) {
 	for _, tt := range []struct {
 		code int16
@@ -336,8 +338,8 @@ func TestPingExplainsWhatBrokersAnswer(t *testing.T) {
 	}
 }
 
-// A broker at home may name others that are not: the secret stays.
-func TestNoSecretGoesInTheClearWhereverBrokersPoint(t *testing.T) {
+// A local broker may advertise brokers on other machines.
+func TestNoSecretIsSentUnencryptedToAdvertisedBrokers(t *testing.T) {
 	cfg := Config{Brokers: []string{"localhost:9092"}, SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -373,7 +375,7 @@ func TestARenewedCertificateNeedsNoRestart(t *testing.T) {
 	}
 }
 
-func TestWhatBrokersAndLogsLearnOfAClient(t *testing.T) {
+func TestBrokersAndLogsLearnClientIDAndVersion(t *testing.T) {
 	c := newCluster(t, 1, kfake.EnableSASL(), kfake.Superuser("SCRAM-SHA-256", "u", "canary"))
 	var mu sync.Mutex
 	var software, id string
@@ -410,14 +412,14 @@ func TestWhatBrokersAndLogsLearnOfAClient(t *testing.T) {
 		t.Errorf("software %q, client id %q", software, id)
 	}
 	if !strings.Contains(log.String(), `"msg":"kafka: `) {
-		t.Error("nothing is logged")
+		t.Error("the client logs nothing")
 	}
 	if strings.Contains(log.String(), "canary") {
 		t.Errorf("a secret is logged: %s", log.String())
 	}
 }
 
-func TestTheClientIsLoggedAtItsLevel(t *testing.T) {
+func TestTheLevelOfClientMessages(t *testing.T) {
 	for _, tt := range []struct {
 		level slog.Level
 		want  kgo.LogLevel
@@ -437,7 +439,28 @@ func TestTheClientIsLoggedAtItsLevel(t *testing.T) {
 	}
 }
 
-func TestNotVerifyingIsLoud(t *testing.T) {
+func TestAttributesOfClientMessagesAreReadable(t *testing.T) {
+	for _, handler := range []func(io.Writer) slog.Handler{
+		func(w io.Writer) slog.Handler { return slog.NewJSONHandler(w, nil) },
+		func(w io.Writer) slog.Handler { return slog.NewTextHandler(w, nil) },
+	} {
+		var log bytes.Buffer
+		refused := &unreachableError{[]string{"a"}, "a:9092", syscall.ECONNREFUSED}
+		keyvals := []any{"after", 250 * time.Millisecond, "tries", 3, "err", refused}
+		clientLogger{slog.New(handler(&log))}.Log(kgo.LogLevelWarn, "retrying", keyvals...)
+		if !strings.Contains(log.String(), "250ms") || strings.Contains(log.String(), "250000000") {
+			t.Errorf("logged %s", log.String())
+		}
+		if !strings.Contains(log.String(), "connection refused") || strings.Contains(log.String(), "--brokers") {
+			t.Errorf("logged %s, want only the cause of the error", log.String())
+		}
+		if keyvals[1] != 250*time.Millisecond {
+			t.Error("the attributes of the caller were changed")
+		}
+	}
+}
+
+func TestDisabledVerificationLogsAWarning(t *testing.T) {
 	var log bytes.Buffer
 	cfg := Config{Brokers: []string{"a"}, TLS: TLS{Enabled: true, InsecureSkipVerify: true}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	if _, err := cfg.Options(); err != nil {
@@ -448,7 +471,7 @@ func TestNotVerifyingIsLoud(t *testing.T) {
 	}
 }
 
-// Clients of one process share a registry, and leave it when they close.
+// The clients of a process share a registry. Closing a client removes its metrics.
 func TestMetricsOfSeveralClients(t *testing.T) {
 	c := newCluster(t, 1)
 	reg := prometheus.NewPedanticRegistry()
@@ -494,7 +517,7 @@ func TestMetricsOfSeveralClients(t *testing.T) {
 	}
 }
 
-// tokenEndpoint is an OpenID provider that gives out numbered tokens.
+// tokenEndpoint is an OpenID provider that issues numbered tokens.
 type tokenEndpoint struct {
 	mu     sync.Mutex
 	issued int
@@ -545,7 +568,7 @@ func TestTokensAreFetchedBeforeTheyExpire(t *testing.T) {
 	}
 	user, password, _ := e.last.BasicAuth()
 	if user != "a+b" || password != "canary%25%2B" {
-		t.Errorf("client %q with secret %q; both are to be form-encoded (RFC 6749, 2.3.1)", user, password)
+		t.Errorf("client %q with secret %q, but both must be form-encoded (RFC 6749, 2.3.1)", user, password)
 	}
 	if e.last.Form.Get("grant_type") != "client_credentials" || e.last.Form.Get("scope") != "kafka other" {
 		t.Errorf("form %v", e.last.Form)
@@ -562,7 +585,7 @@ func TestFaultsOfATokenEndpointAreExplained(t *testing.T) {
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprint(w, `{"error": "invalid_client", "error_description": "no such client"}`)
 		}, "401 Unauthorized: invalid_client: no such client; check " + oauthKeyID},
-		{"a page instead", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>canary") }, "not the JSON of a token endpoint"},
+		{"an HTML page", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>canary") }, "not the JSON of a token endpoint"},
 		{"no token", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "{}") }, "no access_token"},
 		{"a redirect", func(_ int, w http.ResponseWriter) {
 			w.Header().Set("Location", "/elsewhere")
@@ -585,7 +608,7 @@ func TestFaultsOfATokenEndpointAreExplained(t *testing.T) {
 	}
 }
 
-// kfake does not speak OAUTHBEARER, so this broker's part is played here.
+// kfake does not support OAUTHBEARER, so the test answers the SASL requests.
 func TestTheTokenReachesTheBroker(t *testing.T) {
 	srv := httptest.NewServer(&tokenEndpoint{reply: func(_ int, w http.ResponseWriter) {
 		fmt.Fprint(w, `{"access_token": "token-1", "expires_in": "3600"}`)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -16,39 +15,39 @@ import (
 	"millrace/pipeline"
 )
 
-// Description is what a cluster says of topics, groups and transactional ids.
-// Asking has no effect on it.
+// Description describes topics, groups and transactional ids of a cluster.
 type Description struct {
-	ID     string
-	Topics map[string]TopicState // those that exist
+	ID     string                // cluster id
+	Topics map[string]TopicState // the existing topics
 	Groups map[string]GroupState
 
-	// Hidden says, by topic, group or transactional id, why it cannot be seen.
+	// Hidden holds, by topic, group or transactional id, the error if we may not
+	// describe it.
 	Hidden map[string]error
 }
 
-// TopicState is how a topic is.
+// TopicState is the state of a topic.
 type TopicState struct {
 	TopicInfo
 	Replication int
-	Config      map[string]string // what is set for this topic, and no default; nil if it may not be seen
-	MaxMessage  int               // its max.message.bytes, set or not; 0 if it may not be seen
+	Config      map[string]string // settings of this topic without the defaults; nil if we may not read them
+	MaxMessage  int               // max.message.bytes, also if it is the default; 0 if we may not read it
 	Allowed     Operations
 }
 
-// GroupState is how a group is. One that does not exist has no members and has
-// committed nothing.
+// GroupState is the state of a group. A group that does not exist has no members and
+// no committed offsets.
 type GroupState struct {
 	Members   int
 	Committed map[string]map[int32]int64 // next offset, by topic and partition
 	Allowed   Operations
 }
 
-// Operations are what a client may do, by the names that Kafka gives them: READ,
-// WRITE, DESCRIBE and so on. Nil says that the cluster does not tell.
+// Operations are the operations that a client is authorized for, by Kafka's names:
+// READ, WRITE, DESCRIBE and so on. Nil means that the cluster does not report them.
 type Operations []string
 
-// Lack returns which of these operations are not among those that are allowed.
+// Lack returns the wanted operations that are not allowed. It returns nil if o is nil.
 func (o Operations) Lack(want ...string) (lacking []string) {
 	if o == nil || slices.Contains(o, "ALL") {
 		return nil
@@ -68,24 +67,26 @@ func operations(ops []kadm.ACLOperation) (out Operations) {
 	return out
 }
 
-// Describe asks a cluster for topics, groups and transactional ids.
-func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (Description, error) {
+// Describe reads the state of topics, groups and transactional ids. It changes nothing.
+// Objects that we may not describe are in Hidden, without an error.
+func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return Description{}, err
 	}
 	defer adm.Close()
 	d := Description{Topics: map[string]TopicState{}, Groups: map[string]GroupState{}, Hidden: map[string]error{}}
-	// Each is asked for alone: the client makes one answer of many, and that one
-	// of them may not be seen would be the whole of it.
+	// One request per object: the client merges the answers of several, and one
+	// object that we may not describe would then fail all of them.
 	for _, name := range topics {
 		if err := d.topic(ctx, adm, name); err != nil {
-			return Description{}, fmt.Errorf("asking %s for topic %s: %w", strings.Join(cfg.Brokers, ","), name, cfg.Explain(err))
+			return Description{}, fmt.Errorf("describing topic %s: %w", name, cfg.Explain(err))
 		}
 	}
 	for _, name := range groups {
 		if err := d.group(ctx, adm, name); err != nil {
-			return Description{}, fmt.Errorf("asking for group %s: %w", name, err)
+			return Description{}, fmt.Errorf("describing group %s: %w", name, err)
 		}
 	}
 	for _, id := range txnIDs {
@@ -94,24 +95,25 @@ func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) 
 			err = described[id].Err
 		}
 		if err != nil && !errors.Is(err, kerr.TransactionalIDNotFound) && !d.hide(id, err) {
-			return Description{}, fmt.Errorf("asking for transactional id %s: %w", id, err)
+			return Description{}, fmt.Errorf("describing transactional id %s: %w", id, err)
 		}
 	}
 	return d, nil
 }
 
-// Limits returns what the topics take.
+// Limits returns the size limits of the topics.
 func (d *Description) Limits() Limits {
 	limits := Limits{}
 	for name, t := range d.Topics {
 		if t.MaxMessage > 0 {
-			limits[name] = cut(t.MaxMessage, maxBatch)
+			limits[name] = clampLimit(t.MaxMessage, maxBatch)
 		}
 	}
 	return limits
 }
 
-// hide notes that something may not be seen, if that is what the error says.
+// hide records an object in Hidden if err is an authorization error, and reports
+// whether it is one.
 func (d *Description) hide(name string, err error) bool {
 	for _, denied := range []error{kerr.TopicAuthorizationFailed, kerr.GroupAuthorizationFailed, kerr.TransactionalIDAuthorizationFailed, kerr.ClusterAuthorizationFailed} {
 		if errors.Is(err, denied) {
@@ -154,7 +156,7 @@ func (d *Description) topic(ctx context.Context, adm *kadm.Client, name string) 
 	}
 	switch {
 	case errors.Is(err, kerr.TopicAuthorizationFailed):
-		state.Config = nil // DESCRIBE_CONFIGS is a permission of its own
+		state.Config = nil // DESCRIBE_CONFIGS is a separate permission
 	case err != nil:
 		return err
 	}
@@ -195,9 +197,10 @@ func (d *Description) group(ctx context.Context, adm *kadm.Client, name string) 
 	return nil
 }
 
-// CheckTopics asks whether topics could be created, and creates none. It returns
-// why not, by topic.
-func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (map[string]error, error) {
+// CheckTopics asks the brokers whether the topics could be created, without creating
+// them. It returns an error for each topic that could not.
+func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -208,7 +211,7 @@ func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (map[string
 		partitions, replication, config := s.request()
 		answers, err := adm.ValidateCreateTopics(ctx, partitions, replication, config, s.Name)
 		if err != nil {
-			return nil, fmt.Errorf("asking whether topic %s could be created: %w", s.Name, err)
+			return nil, fmt.Errorf("checking whether topic %s could be created: %w", s.Name, err)
 		}
 		if a := answers[s.Name]; a.Err != nil {
 			faults[s.Name] = fmt.Errorf("%w %s", a.Err, a.ErrMessage)
@@ -217,7 +220,7 @@ func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (map[string
 	return faults, nil
 }
 
-// request returns the spec as it is sent.
+// request returns the fields of a CreateTopics request; -1 selects a broker default.
 func (s TopicSpec) request() (partitions int32, replication int16, config map[string]*string) {
 	config = map[string]*string{}
 	for k, v := range s.Config {
@@ -233,8 +236,9 @@ func (s TopicSpec) request() (partitions int32, replication int16, config map[st
 	return partitions, replication, config
 }
 
-// SetTopicConfig sets what is to be set for a topic, and leaves the rest.
-func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) error {
+// SetTopicConfig sets the given settings of a topic and leaves the others unchanged.
+func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err
@@ -256,13 +260,15 @@ func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[strin
 	return nil
 }
 
-// Bounds are where the committed records of a partition start and end.
+// Bounds are the start offset of a partition's committed records, and the offset after
+// the last one.
 type Bounds struct{ Start, End int64 }
 
-// TopicBounds returns the bounds of a topic's partitions. If settled is set, they
-// end where the topic ends now, and it waits until all transactions before are
-// decided.
-func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (map[int32]Bounds, error) {
+// TopicBounds returns the bounds of a topic's partitions. If settled is set, they end
+// at the current high watermarks, and TopicBounds waits until all transactions below
+// these are committed or aborted.
+func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -274,7 +280,7 @@ func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (m
 			err = listed.Error()
 		}
 		if err != nil {
-			return nil, fmt.Errorf("where topic %s begins and ends: %w", topic, err)
+			return nil, fmt.Errorf("start and end offsets of topic %s: %w", topic, err)
 		}
 		return listed, nil
 	}
@@ -309,8 +315,8 @@ func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (m
 	}
 }
 
-// ReadRange is [ReadPartition] up to an offset, if committed records do not end
-// before.
+// ReadRange is [ReadPartition] within bounds. It ends earlier if the committed records
+// end earlier.
 func ReadRange(ctx context.Context, cfg Config, topic string, partition int32, b Bounds, f func(*pipeline.Record) error) error {
 	if b.Start >= b.End {
 		return nil
@@ -333,11 +339,13 @@ func ReadRange(ctx context.Context, cfg Config, topic string, partition int32, b
 	return err
 }
 
-var errRangeEnd = errors.New("the end of the range")
+var errRangeEnd = errors.New("end of the range")
 
-// ReadNew calls f with records of a topic that are committed from now on, until
-// the context ends or f returns an error.
-func ReadNew(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) error {
+// ReadNew calls f with the records of a topic that are committed from now on. It
+// returns nil when the context ends, else the error of f or of reading. While no broker
+// answers, the client retries without an error.
+func ReadNew(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) (err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return err

@@ -17,14 +17,14 @@ import (
 	"millrace/pipeline"
 )
 
-// A brokerFault makes a broker fail a few times, and says how often it did.
-type brokerFault func(t *testing.T, c *kfake.Cluster) (hits func() int)
+// A brokerFault makes a broker fail a few times. hits returns how many times it did.
+type brokerFault func(t *testing.T, c *cluster) (hits func() int)
 
-// refuse answers the first requests with an error instead of the work. With
-// REQUEST_TIMED_OUT, and NOT_ENOUGH_REPLICAS_AFTER_APPEND, the work is done all
-// the same: the client cannot know.
+// refuse answers the first requests with an error instead of executing them. With
+// REQUEST_TIMED_OUT and NOT_ENOUGH_REPLICAS_AFTER_APPEND, the broker executes them
+// nevertheless, and the client cannot know.
 func refuse(key kmsg.Key, err *kerr.Error) brokerFault {
-	return func(_ *testing.T, c *kfake.Cluster) func() int {
+	return func(_ *testing.T, c *cluster) func() int {
 		f := kfake.Fault{Keys: []kmsg.Key{key}, Err: err, Count: 3}
 		if key == kmsg.Produce {
 			f.Topic = "out"
@@ -35,28 +35,28 @@ func refuse(key kmsg.Key, err *kerr.Error) brokerFault {
 	}
 }
 
-// An answer is what the client gets to see of an EndTxn.
+// An answer is the response to an EndTxn request that the client receives.
 type answer uint8
 
 const (
-	none   answer = iota // the connection stays open, and silent
+	none   answer = iota // no response; the connection stays open
 	hangUp               // the connection is closed
 	unknownServerError
 )
 
-// endTxn gives the first commits another end: each is applied or not, and the
-// client is told something else, or nothing, until the test is over.
+// endTxn replaces the response to the first commits. applied means that the broker
+// still executes them; what is the response that the client receives.
 func endTxn(applied bool, what answer) brokerFault {
-	return func(t *testing.T, c *kfake.Cluster) func() int {
+	return func(t *testing.T, c *cluster) func() int {
 		var hits atomic.Int32
-		var passing atomic.Bool // the request at hand is the one that applies
+		var passing atomic.Bool // the current request is the one that the test sends to apply the commit
 		side, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
 		if err != nil {
 			t.Fatal(err)
 		}
 		most := int32(3)
 		if what == none {
-			most = 1 // it takes as long as the client waits
+			most = 1 // each lasts until the client times out
 		}
 		over := make(chan struct{})
 		t.Cleanup(func() { close(over); side.Close() })
@@ -94,9 +94,9 @@ func endTxn(applied bool, what answer) brokerFault {
 	}
 }
 
-// TestFaultsOfTheBroker injects each fault twice, where that can be: refused,
-// and applied though the client is told otherwise. After all of them the output
-// is the input, each record once, and the group's offsets are at the end.
+// TestFaultsOfTheBroker injects each fault in two forms where possible: the request is
+// refused, or it is applied although the client gets an error. Afterwards the output must
+// equal the input, each record once, and the group's offsets must be at the end.
 func TestFaultsOfTheBroker(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
@@ -128,8 +128,8 @@ func TestFaultsOfTheBroker(t *testing.T) {
 			hits := tt.fault(t, c)
 			inject(t, c, 0, 2000)
 			cfg := testConfig(c, &copier{})
-			cfg.TransactionTimeout = time.Second // and so how long to wait for an answer
-			cfg.SessionTimeout = time.Second     // of the member that could not even say that it leaves
+			cfg.TransactionTimeout = time.Second // also the timeout for an answer to EndTxn
+			cfg.SessionTimeout = time.Second     // a member may fail to leave the group
 			l, stop := start(t, cfg)
 			wantEach(t, committed(t, c, "out", 2000), 2000)
 			waitFor(t, func() bool { return lag(l) == 0 })
@@ -139,14 +139,14 @@ func TestFaultsOfTheBroker(t *testing.T) {
 			wantEach(t, committed(t, c, "out", 2000), 2000)
 			wantAllCommitted(t, c)
 			if hits() == 0 {
-				t.Error("the fault was never seen")
+				t.Error("the fault was never injected")
 			}
 		})
 	}
 }
 
-// wantAllCommitted checks that the group's offsets are where "in" ends.
-func wantAllCommitted(t *testing.T, c *kfake.Cluster) {
+// wantAllCommitted checks that the group's offsets are at the ends of "in".
+func wantAllCommitted(t *testing.T, c *cluster) {
 	t.Helper()
 	for _, p := range c.PartitionInfos("in") {
 		if at := groupOffset(c, "in", p.Partition); at != p.LastStableOffset && p.LastStableOffset > 0 {
@@ -155,7 +155,7 @@ func wantAllCommitted(t *testing.T, c *kfake.Cluster) {
 	}
 }
 
-func TestARebalanceInMidBatchAbortsIt(t *testing.T) {
+func TestARebalanceDuringABatchAbortsIt(t *testing.T) {
 	c := newCluster(t, 4)
 	inject(t, c, 0, 1000)
 	entered, release := make(chan struct{}), make(chan struct{})
@@ -182,7 +182,7 @@ func TestARebalanceInMidBatchAbortsIt(t *testing.T) {
 	second := testConfig(c, &copier{})
 	second.Instance = "1"
 	start(t, second)
-	waitFor(t, func() bool { return len(l.Progress()) == 2 }) // two are taken away
+	waitFor(t, func() bool { return len(l.Progress()) == 2 }) // two are revoked
 	close(release)
 	wantEach(t, committed(t, c, "out", 1000), 1000)
 	waitFor(t, aborted.Load)
@@ -190,7 +190,7 @@ func TestARebalanceInMidBatchAbortsIt(t *testing.T) {
 	wantEach(t, committed(t, c, "out", 1000), 1000)
 }
 
-func allCommitted(c *kfake.Cluster) bool {
+func allCommitted(c *cluster) bool {
 	return !slices.ContainsFunc(c.PartitionInfos("in"), func(p *kfake.PartitionInfo) bool {
 		return p.LastStableOffset > 0 && groupOffset(c, "in", p.Partition) != p.LastStableOffset
 	})
@@ -238,12 +238,11 @@ func TestAStolenTransactionalIDEndsTheLoop(t *testing.T) {
 	}
 }
 
-// applied does what the first requests of the transaction ask for, and answers
-// with an error all the same.
+// applied executes the first requests of the transaction, but answers with an error.
 func applied(key kmsg.Key, err *kerr.Error) brokerFault {
-	return func(t *testing.T, c *kfake.Cluster) func() int {
+	return func(t *testing.T, c *cluster) func() int {
 		var hits atomic.Int32
-		var passing atomic.Bool // the request at hand is the one that applies
+		var passing atomic.Bool // the current request is the one that the test sends to apply the commit
 		side, dialErr := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
 		if dialErr != nil {
 			t.Fatal(dialErr)
@@ -301,9 +300,9 @@ func applied(key kmsg.Key, err *kerr.Error) brokerFault {
 	}
 }
 
-// A broker that says that another has the transactional id ends the loop, for two
-// workers under one would fence each other for ever. The batch is rolled back, or
-// was committed before, and whoever starts anew loses and repeats nothing.
+// A broker error that reports another owner of the transactional id ends the loop: two
+// workers under one id would fence each other forever. The batch is either rolled back
+// or was committed, and a restarted worker loses and repeats nothing.
 func TestAWorkerThatIsFencedLosesAndRepeatsNothing(t *testing.T) {
 	for _, err := range []*kerr.Error{kerr.InvalidProducerEpoch, kerr.ProducerFenced} {
 		for _, key := range []kmsg.Key{kmsg.Produce, kmsg.EndTxn} {
@@ -342,7 +341,7 @@ func TestAWorkerThatIsFencedLosesAndRepeatsNothing(t *testing.T) {
 					wantEach(t, committed(t, c, "out", 2000), 2000)
 					wantAllCommitted(t, c)
 					if hits() == 0 || fenced == 0 {
-						t.Errorf("the fault was seen %d times, and ended the loop %d times", hits(), fenced)
+						t.Errorf("the fault was injected %d times and ended the loop %d times", hits(), fenced)
 					}
 				})
 			}
@@ -350,9 +349,9 @@ func TestAWorkerThatIsFencedLosesAndRepeatsNothing(t *testing.T) {
 	}
 }
 
-// When the group has moved on, the batch is rolled back and comes again, to the
-// same client: one that left would make the group move on once more.
-func TestABatchThatTheGroupDoesNotTakeKeepsItsClient(t *testing.T) {
+// If a rebalance refuses a commit, the batch is rolled back and retried with the same
+// client: a client that left would cause another rebalance.
+func TestABatchThatTheGroupRefusesKeepsItsClient(t *testing.T) {
 	for _, refusal := range []*kerr.Error{kerr.RebalanceInProgress, kerr.IllegalGeneration} {
 		t.Run(refusal.Message, func(t *testing.T) {
 			var log lines
@@ -377,8 +376,8 @@ func TestABatchThatTheGroupDoesNotTakeKeepsItsClient(t *testing.T) {
 			if hits() == 0 || aborted.Load() == 0 {
 				t.Errorf("%d refusals, %d batches rolled back", hits(), aborted.Load())
 			}
-			if strings.Contains(log.String(), "starting it anew") {
-				t.Errorf("the client was thrown away:\n%s", log.String())
+			if strings.Contains(log.String(), "starting a new client") {
+				t.Errorf("the client was discarded:\n%s", log.String())
 			}
 		})
 	}

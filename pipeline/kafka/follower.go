@@ -15,58 +15,61 @@ import (
 	"millrace/pipeline"
 )
 
-// A FollowHandler takes what a [Follower] reads. It has nowhere to write to. No two
-// calls overlap.
+// A FollowHandler takes the records that a [Follower] reads. It emits nothing. Its
+// calls do not overlap.
 type FollowHandler interface {
 	// Handle takes a record, whose bytes are valid until EndBatch. After an error
-	// the record comes again.
+	// the Follower passes the record again.
 	Handle(ctx context.Context, in *pipeline.Record) error
-	// EndBatch is called after every few records, and after an error of Handle.
+	// EndBatch is called at the end of a batch, also after an error of Handle.
 	EndBatch(ctx context.Context) error
 }
 
-// FollowerConfig configures a [Follower]. Handler is required; what is zero gets
-// the default named beside it.
+// FollowerConfig configures a [Follower]. Handler is required; a zero field gets
+// the default in its comment.
 type FollowerConfig struct {
 	Client  Config
 	Handler FollowHandler
 
-	// Group labels the metrics: whose events are followed. The Follower is in none.
+	// Group labels the metrics: the group whose events are followed. The Follower
+	// itself is not a member of any group.
 	Group    string
-	Memory   int           // about how many bytes it may hold of records; 64 MiB
+	Memory   int           // approximate limit of bytes held in records; 64 MiB
 	Interval time.Duration // how long a batch collects records; 100 ms
 
-	Metrics *Metrics // none
+	Metrics *Metrics // no metrics if nil
 	Logger  *slog.Logger
 }
 
-// A Follower reads the committed records of single partitions, and on as records
-// come, without a group: it commits nothing and writes nothing. Partitions come and
-// go while it runs.
+// A Follower reads the committed records of single partitions and continues as
+// records arrive. It has no group, commits nothing and writes nothing. Partitions
+// can be added and removed while it runs. One goroutine calls Run; the other
+// methods are safe for concurrent use.
 type Follower struct {
 	cfg      FollowerConfig
 	progress progress
 	state    state
 	link     *link
 
-	// turn is held during a batch: who has it knows that the handler is at rest.
+	// turn is held during a batch: while another goroutine holds it, no call of the
+	// handler is running.
 	turn sync.Mutex
 
-	mu        sync.Mutex // guards what follows
+	mu        sync.Mutex // guards the fields below
 	at        map[topicPartition]followedAt
-	added     int    // how often a partition was
-	interrupt func() // ends the poll at hand, as what is to be read has changed
+	added     int    // how many times Add was called
+	interrupt func() // ends the current poll, because the partitions have changed
 }
 
-// followedAt is where a partition is read.
+// followedAt is the position in a partition.
 type followedAt struct {
-	next  int64
-	added int // tells it from the same partition, removed and added again
+	next  int64 // next offset to read
+	added int   // value of Follower.added: distinguishes a partition that was removed and added again
 }
 
 // ErrOffsetGone is in the chain of the error with which [Follower.Run] ends when the
-// next record of a partition is not there any more, and so whoever follows it has to
-// begin somewhere else.
+// next record of a partition no longer exists, so the caller must choose another
+// offset to start from.
 var ErrOffsetGone = errors.New("the offset to read next does not exist")
 
 // NewFollower returns a Follower of no partitions; it connects when it runs.
@@ -80,7 +83,7 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	if cfg.Memory <= 0 {
 		cfg.Memory = 64 << 20
 	}
-	def(&cfg.Interval, 100*time.Millisecond)
+	setDefault(&cfg.Interval, 100*time.Millisecond)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -89,8 +92,8 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	return f, nil
 }
 
-// Add makes it read a partition, from an offset on. end is where the committed
-// records of the partition end, as far as is known.
+// Add makes the Follower read a partition from an offset on. end is the last known
+// end of the partition's committed records.
 func (f *Follower) Add(topic string, partition int32, from, end int64) {
 	tp := topicPartition{topic, partition}
 	f.progress.set(PartitionProgress{Topic: topic, Partition: partition, Position: from, End: end}, time.Time{})
@@ -101,8 +104,8 @@ func (f *Follower) Add(topic string, partition int32, from, end int64) {
 	f.interrupt()
 }
 
-// Remove makes it read a partition no longer. When it returns, the handler has ended
-// the batch in which the partition's last record was.
+// Remove makes the Follower stop reading a partition. When it returns, the handler
+// has ended the batch with the partition's last record.
 func (f *Follower) Remove(topic string, partition int32) {
 	tp := topicPartition{topic, partition}
 	f.mu.Lock()
@@ -114,28 +117,29 @@ func (f *Follower) Remove(topic string, partition int32) {
 	f.turn.Unlock()
 }
 
-// Progress returns where it stands in each of its partitions.
+// Progress returns the position in each partition.
 func (f *Follower) Progress() []PartitionProgress { return f.progress.all() }
 
-// Ready returns nil when brokers answer and the last batch was handled, else the
-// reason why not, in words.
+// Ready returns nil if brokers answer and the last batch was handled, else an error
+// with the reason.
 func (f *Follower) Ready() error {
-	why := f.state.get()
-	if silent := f.link.why(); silent != "" {
-		why = silent
+	reason := f.state.get()
+	if outage := f.link.outage(); outage != "" {
+		reason = outage
 	}
-	if why != "" {
-		return fmt.Errorf("following %s: %s", f.cfg.Group, why)
+	if reason != "" {
+		return fmt.Errorf("following %s: %s", f.cfg.Group, reason)
 	}
 	return nil
 }
 
-// Run reads until the context ends, and returns nil then. It returns early with an
-// error of [pipeline.ClassFatal] or one that wraps ErrOffsetGone, and may be called
-// again.
+// Run reads until the context ends, and then returns nil. It returns early only with
+// an error of [pipeline.ClassFatal] or one that wraps ErrOffsetGone. It may be called
+// again after it has returned.
 func (f *Follower) Run(ctx context.Context) error {
 	for wait := minBackoff; ctx.Err() == nil; {
-		handled, err := f.live(ctx)
+		handled, err := f.runClient(ctx)
+		err = trimDial(err)
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -146,15 +150,15 @@ func (f *Follower) Run(ctx context.Context) error {
 			wait = minBackoff
 		}
 		f.state.set(err.Error())
-		f.cfg.Logger.Warn("following failed; trying again", "group", f.cfg.Group, "err", err, "wait", wait)
+		f.cfg.Logger.Warn("following failed; retrying", "group", f.cfg.Group, "err", err, "wait", wait.String())
 		wait = sleep(ctx, wait)
 	}
 	return nil
 }
 
-// live runs one client until the context ends or something fails. It reports whether
-// any batch was handled.
-func (f *Follower) live(ctx context.Context) (handled bool, err error) {
+// runClient runs one client until the context ends or an error occurs. It reports
+// whether any batch was handled.
+func (f *Follower) runClient(ctx context.Context) (handled bool, err error) {
 	opts, err := f.cfg.Client.Options()
 	if err != nil {
 		return false, &pipeline.FatalError{Err: err}
@@ -163,7 +167,7 @@ func (f *Follower) live(ctx context.Context) (handled bool, err error) {
 	cl, err := kgo.NewClient(append(opts,
 		kgo.WithHooks(f.link),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(), // see session.connect
+		kgo.KeepControlRecords(), // see session.fetchOptions
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
 		kgo.MetadataMinAge(250*time.Millisecond),
 		kgo.FetchMaxWait(fetchWait),
@@ -176,12 +180,12 @@ func (f *Follower) live(ctx context.Context) (handled bool, err error) {
 		return false, &pipeline.FatalError{Err: err}
 	}
 	defer cl.Close()
-	reads := map[topicPartition]int{} // when added, by partition that the client reads
+	reads := map[topicPartition]int{} // followedAt.added, by partition that the client reads
 	for {
 		poll, cancel := context.WithCancel(ctx)
 		f.align(cl, reads, cancel)
 		fetches := cl.PollRecords(poll, maxPoll)
-		err := f.faults(poll, fetches)
+		err := f.pollErrors(poll, fetches)
 		if err == nil && fetches.NumRecords() > 0 {
 			if err = f.batch(ctx, poll, cl, fetches); err == nil {
 				handled = true
@@ -195,8 +199,8 @@ func (f *Follower) live(ctx context.Context) (handled bool, err error) {
 	}
 }
 
-// align makes the client read what is to be read. interrupt is called when that
-// changes.
+// align makes the client read exactly the partitions in f.at. It stores interrupt,
+// which Add and Remove call. reads is the client's current set and is updated.
 func (f *Follower) align(cl *kgo.Client, reads map[topicPartition]int, interrupt func()) {
 	f.mu.Lock()
 	f.interrupt = interrupt
@@ -226,13 +230,13 @@ func (f *Follower) align(cl *kgo.Client, reads map[topicPartition]int, interrupt
 		cl.AddConsumePartitions(add)
 	}
 	if len(at) == 0 {
-		f.state.set("") // there is nothing to fail
+		f.state.set("") // without partitions nothing can fail
 	}
 }
 
-// faults returns what went wrong in a poll.
-func (f *Follower) faults(ctx context.Context, fetches kgo.Fetches) error {
-	err := faults(ctx, fetches)
+// pollErrors returns the errors of a poll, with ErrOffsetGone where it applies.
+func (f *Follower) pollErrors(ctx context.Context, fetches kgo.Fetches) error {
+	err := pollErrors(ctx, fetches)
 	var loss *kgo.ErrDataLoss
 	if errors.Is(err, kerr.OffsetOutOfRange) || errors.As(err, &loss) {
 		return fmt.Errorf("%w: %w", ErrOffsetGone, err)
@@ -240,8 +244,8 @@ func (f *Follower) faults(ctx context.Context, fetches kgo.Fetches) error {
 	return err
 }
 
-// batch handles records, those that were fetched and more until its time is over or
-// poll ends.
+// batch handles the fetched records and polls for more until its interval has passed
+// or the poll context ends.
 func (f *Follower) batch(ctx, poll context.Context, cl *kgo.Client, fetches kgo.Fetches) error {
 	f.turn.Lock()
 	defer f.turn.Unlock()
@@ -254,13 +258,13 @@ func (f *Follower) batch(ctx, poll context.Context, cl *kgo.Client, fetches kgo.
 		}
 		more, cancel := context.WithDeadline(poll, deadline)
 		fetches = cl.PollRecords(more, maxPoll)
-		err = f.faults(more, fetches)
+		err = f.pollErrors(more, fetches)
 		cancel()
 		if err != nil {
 			break
 		}
 	}
-	// What was handled is, whatever came after.
+	// End the batch also after an error: the records before it were handled.
 	if ended := f.cfg.Handler.EndBatch(ctx); ended != nil {
 		return errors.Join(err, ended)
 	}
@@ -273,13 +277,13 @@ func (f *Follower) batch(ctx, poll context.Context, cl *kgo.Client, fetches kgo.
 	return err
 }
 
-// followBatch is what is handled between two ends of a batch.
+// followBatch is the records between two calls of EndBatch.
 type followBatch struct {
 	*Follower
 	in      pipeline.Record
 	bytes   int
 	read    map[topicPartition]readTo
-	fetched []kgo.Fetches // to be given back
+	fetched []kgo.Fetches // to recycle
 }
 
 func (b *followBatch) handle(ctx context.Context, fetches kgo.Fetches) (err error) {
@@ -298,7 +302,7 @@ func (b *followBatch) partition(ctx context.Context, p *kgo.FetchTopicPartition)
 	at, ok := b.at[tp]
 	b.mu.Unlock()
 	if !ok || len(p.Records) == 0 {
-		return nil // it was removed meanwhile
+		return nil // the partition was removed since the fetch, or the fetch is empty
 	}
 	before, last := at.next, time.Time{}
 	for _, r := range p.Records {

@@ -7,16 +7,16 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline"
 )
 
-// taker is a FollowHandler that remembers what it was given, by partition.
+// taker is a FollowHandler that keeps the values of its records, by partition.
 type taker struct {
 	mu     sync.Mutex
 	took   map[int32][]string
@@ -62,9 +62,9 @@ func (h *taker) of(partition int32) []string {
 }
 
 // follow runs a follower until the test or the returned function ends it.
-func follow(t *testing.T, c *kfake.Cluster, h FollowHandler) (f *Follower, stop func() error) {
+func follow(t *testing.T, c *cluster, h FollowHandler) (f *Follower, stop func() error) {
 	t.Helper()
-	f, err := NewFollower(FollowerConfig{Client: Config{Brokers: c.ListenAddrs()}, Group: "g", Handler: h, Interval: 5 * time.Millisecond})
+	f, err := NewFollower(FollowerConfig{Client: c.config(), Group: "g", Handler: h, Interval: 5 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,160 +75,145 @@ func follow(t *testing.T, c *kfake.Cluster, h FollowHandler) (f *Follower, stop 
 		cancel()
 		return <-done
 	})
-	t.Cleanup(func() { _ = stop() }) // whoever cares has asked
+	t.Cleanup(func() { _ = stop() }) // a test that checks the error has called stop itself
 	return f, stop
 }
 
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	tick := time.NewTicker(2 * time.Millisecond)
-	defer tick.Stop()
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			t.Fatalf("waiting for %s took too long", what)
+func TestAFollowerReadsOnlyAddedPartitionsAndLeavesNoTrace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 3)
+		inject(t, c, 0, 300)
+		h := &taker{}
+		f, stop := follow(t, c, h)
+		synctest.Wait()
+		if h.all() != nil {
+			t.Error("it read a partition before one was added")
 		}
-	}
-}
-
-func TestAFollowerReadsThePartitionsItIsToldAndLeavesNoTrace(t *testing.T) {
-	c := newCluster(t, 3)
-	inject(t, c, 0, 300)
-	h := &taker{}
-	f, stop := follow(t, c, h)
-	if h.all() != nil {
-		t.Error("it read what nobody told it to")
-	}
-	for p := range int32(3) {
-		f.Add("in", p, 0, 0)
-	}
-	eventually(t, "all records", func() bool { return len(h.all()) == 300 })
-	wantEach(t, h.all(), 300)
-	if err := f.Ready(); err != nil {
-		t.Error(err)
-	}
-
-	// Of a partition that was removed nothing comes any more, from the return on.
-	f.Remove("in", 1)
-	before := len(h.of(1))
-	inject(t, c, 300, 600)
-	ends := map[int32]int{}
-	for p := range int32(3) {
-		if _, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "in", p, 0, func(*pipeline.Record) error {
-			ends[p]++
-			return nil
-		}); err != nil {
-			t.Fatal(err)
+		for p := range int32(3) {
+			f.Add("in", p, 0, 0)
 		}
-	}
-	eventually(t, "what was added of the others", func() bool { return len(h.of(0)) == ends[0] && len(h.of(2)) == ends[2] })
-	if n := len(h.of(1)); n != before {
-		t.Errorf("%d records of the partition that was removed", n-before)
-	}
-	removed := func(at PartitionProgress) bool { return at.Partition == 1 }
-	if progress := f.Progress(); slices.ContainsFunc(progress, removed) {
-		t.Errorf("progress of the partition that was removed: %+v", progress)
-	}
-	// How far it is, is said once the batch is done: after the handler has it.
-	eventually(t, "the end of both others in what it says of itself", func() bool {
-		progress := f.Progress()
-		return len(progress) == 2 && !slices.ContainsFunc(progress, func(at PartitionProgress) bool {
-			return removed(at) || at.Position != at.End || at.Position < int64(ends[at.Partition])
+		await(t, "all records", func() bool { return len(h.all()) == 300 })
+		wantEach(t, h.all(), 300)
+		if err := f.Ready(); err != nil {
+			t.Error(err)
+		}
+
+		// After Remove returns, no record of the removed partition arrives.
+		f.Remove("in", 1)
+		before := len(h.of(1))
+		inject(t, c, 300, 600)
+		ends := map[int32]int{}
+		for p := range int32(3) {
+			if _, err := ReadPartition(t.Context(), c.config(), "in", p, 0, func(*pipeline.Record) error {
+				ends[p]++
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		await(t, "the new records of the other partitions", func() bool { return len(h.of(0)) == ends[0] && len(h.of(2)) == ends[2] })
+		if n := len(h.of(1)); n != before {
+			t.Errorf("%d records of the removed partition after Remove", n-before)
+		}
+		removed := func(at PartitionProgress) bool { return at.Partition == 1 }
+		if progress := f.Progress(); slices.ContainsFunc(progress, removed) {
+			t.Errorf("progress of the removed partition: %+v", progress)
+		}
+		// Progress is updated at the end of the batch, after the handler has the records.
+		await(t, "progress to the end of both other partitions", func() bool {
+			progress := f.Progress()
+			return len(progress) == 2 && !slices.ContainsFunc(progress, func(at PartitionProgress) bool {
+				return removed(at) || at.Position != at.End || at.Position < int64(ends[at.Partition])
+			})
 		})
+		// Added again, the partition is read from the given offset.
+		f.Add("in", 1, int64(before), 0)
+		await(t, "the records of the partition that was added again", func() bool { return len(h.of(1)) == ends[1] })
+		wantEach(t, h.all(), 600)
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+
+		groups, err := kadm.NewClient(c.client(t)).ListGroups(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(groups) != 0 {
+			t.Errorf("the follower left groups behind: %v", groups.Groups())
+		}
+		if got := committed(t, c, "out", 0); len(got) != 0 {
+			t.Errorf("it wrote %v", got)
+		}
 	})
-	// Added again, it goes on from where it is told.
-	f.Add("in", 1, int64(before), 0)
-	eventually(t, "the partition that was added again", func() bool { return len(h.of(1)) == ends[1] })
-	wantEach(t, h.all(), 600)
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	groups, err := kadm.NewClient(cl).ListGroups(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(groups) != 0 {
-		t.Errorf("there are groups: %v", groups.Groups())
-	}
-	if got := committed(t, c, "out", 0); len(got) != 0 {
-		t.Errorf("it wrote %v", got)
-	}
 }
 
-func TestAFollowerSeesNothingOfATransactionThatWasRolledBack(t *testing.T) {
-	c := newCluster(t, 1)
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("t"), kgo.DefaultProduceTopic("in"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	for i, how := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit, kgo.TryAbort, kgo.TryCommit} {
-		if err := cl.BeginTransaction(); err != nil {
-			t.Fatal(err)
+func TestAFollowerDoesNotSeeRecordsOfAbortedTransactions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		cl := c.client(t, kgo.TransactionalID("t"), kgo.DefaultProduceTopic("in"))
+		for i, how := range []kgo.TransactionEndTry{kgo.TryAbort, kgo.TryCommit, kgo.TryAbort, kgo.TryCommit} {
+			if err := cl.BeginTransaction(); err != nil {
+				t.Fatal(err)
+			}
+			if err := cl.ProduceSync(t.Context(), kgo.StringRecord(fmt.Sprint(i))).FirstErr(); err != nil {
+				t.Fatal(err)
+			}
+			if err := cl.EndTransaction(t.Context(), how); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if err := cl.ProduceSync(t.Context(), kgo.StringRecord(fmt.Sprint(i))).FirstErr(); err != nil {
-			t.Fatal(err)
+		h := &taker{}
+		f, _ := follow(t, c, h)
+		f.Add("in", 0, 0, 0)
+		// The position also passes the markers.
+		await(t, "the end of the partition", func() bool { p := f.Progress(); return len(p) == 1 && p[0].Position == 8 && p[0].End == 8 })
+		if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
+			t.Errorf("it took %v", got)
 		}
-		if err := cl.EndTransaction(t.Context(), how); err != nil {
-			t.Fatal(err)
-		}
-	}
-	h := &taker{}
-	f, _ := follow(t, c, h)
-	f.Add("in", 0, 0, 0)
-	// Its position passes the markers, too.
-	eventually(t, "the end", func() bool { p := f.Progress(); return len(p) == 1 && p[0].Position == 8 && p[0].End == 8 })
-	if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
-		t.Errorf("it took %v", got)
-	}
+	})
 }
 
-func TestARecordThatAFollowersHandlerRefusedComesAgain(t *testing.T) {
-	c := newCluster(t, 2)
-	inject(t, c, 0, 200)
-	refused := 0
-	h := &taker{refuse: func(in *pipeline.Record) error {
-		if string(in.Value) == "000100" && refused < 3 {
-			refused++
-			return errors.New("not now")
+func TestAFollowerRepeatsARecordThatItsHandlerRefused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 2)
+		inject(t, c, 0, 200)
+		refused := 0
+		h := &taker{refuse: func(in *pipeline.Record) error {
+			if string(in.Value) == "000100" && refused < 3 {
+				refused++
+				return errors.New("not now")
+			}
+			return nil
+		}}
+		f, _ := follow(t, c, h)
+		f.Add("in", 0, 0, 0)
+		f.Add("in", 1, 0, 0)
+		await(t, "all records", func() bool { return len(h.all()) == 200 })
+		wantEach(t, h.all(), 200)
+		if refused != 3 {
+			t.Errorf("refused %d times", refused)
 		}
-		return nil
-	}}
-	f, _ := follow(t, c, h)
-	f.Add("in", 0, 0, 0)
-	f.Add("in", 1, 0, 0)
-	eventually(t, "all records", func() bool { return len(h.all()) == 200 })
-	wantEach(t, h.all(), 200)
-	if refused != 3 {
-		t.Errorf("refused %d times", refused)
-	}
-	eventually(t, "it to be ready again", func() bool { return f.Ready() == nil })
+		await(t, "readiness", func() bool { return f.Ready() == nil })
+	})
 }
 
-func TestAFollowerEndsWithWhatCannotBeMended(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 10)
-	f, stop := follow(t, c, &taker{})
-	f.Add("in", 0, 1000, 1000)
-	eventually(t, "the end of it", func() bool { return f.Ready() != nil })
-	if err := stop(); !errors.Is(err, ErrOffsetGone) {
-		t.Errorf("%v, want that the offset is gone", err)
-	}
+func TestAFollowerEndsWithAnErrorThatARetryCannotFix(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 10)
+		f, stop := follow(t, c, &taker{})
+		f.Add("in", 0, 1000, 1000)
+		await(t, "the error", func() bool { return f.Ready() != nil })
+		if err := stop(); !errors.Is(err, ErrOffsetGone) {
+			t.Errorf("%v, want that the offset is gone", err)
+		}
 
-	broken := pipeline.Fatal("broken")
-	f, stop = follow(t, c, &taker{refuse: func(*pipeline.Record) error { return broken }})
-	f.Add("in", 0, 0, 0)
-	eventually(t, "the end of it", func() bool { return f.Ready() != nil })
-	if err := stop(); !errors.Is(err, broken) {
-		t.Errorf("%v, want what the handler said", err)
-	}
+		broken := pipeline.Fatal("broken")
+		f, stop = follow(t, c, &taker{refuse: func(*pipeline.Record) error { return broken }})
+		f.Add("in", 0, 0, 0)
+		await(t, "the error", func() bool { return f.Ready() != nil })
+		if err := stop(); !errors.Is(err, broken) {
+			t.Errorf("%v, want what the handler said", err)
+		}
+	})
 }

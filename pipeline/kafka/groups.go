@@ -9,33 +9,33 @@ import (
 	"github.com/twmb/franz-go/pkg/kerr"
 )
 
-// GroupProgress returns how many offsets of a topic a group has behind it, of how
-// many there are between where the partitions start and where committed records
-// end.
+// GroupProgress returns how many offsets of a topic a group has passed (done), out of
+// all offsets between the partitions' starts and their last stable offsets (total).
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return 0, 0, err
 	}
 	defer adm.Close()
-	// The committed offsets first: ends that are read later can only be higher.
+	// Read the committed offsets first: ends that are read later are not lower.
 	committed, err := adm.FetchOffsets(ctx, group)
-	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // it has not begun
-		return 0, 0, fmt.Errorf("asking for the offsets of group %s: %w", group, err)
+	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // the group has committed nothing yet
+		return 0, 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
 	}
 	starts, err := adm.ListStartOffsets(ctx, topic)
 	if err == nil {
 		err = starts.Error()
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("asking where %s starts: %w", topic, err)
+		return 0, 0, fmt.Errorf("reading the start offsets of %s: %w", topic, err)
 	}
 	ends, err := adm.ListCommittedOffsets(ctx, topic)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return 0, 0, fmt.Errorf("asking where %s ends: %w", topic, err)
+		return 0, 0, fmt.Errorf("reading the end offsets of %s: %w", topic, err)
 	}
 	ends.Each(func(end kadm.ListedOffset) {
 		start, _ := starts.Lookup(end.Topic, end.Partition)
@@ -47,10 +47,11 @@ func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, 
 	return done, total, nil
 }
 
-// DeleteGroup deletes a group. Static members that have gone without a word are
-// removed first; others must have left. A group that does not exist is deleted
-// already.
-func DeleteGroup(ctx context.Context, cfg Config, group string) error {
+// DeleteGroup deletes a group. It first removes static members, which do not leave
+// the group when they stop; other members must have left. It returns nil if the group
+// does not exist.
+func DeleteGroup(ctx context.Context, cfg Config, group string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err
@@ -58,7 +59,7 @@ func DeleteGroup(ctx context.Context, cfg Config, group string) error {
 	defer adm.Close()
 	described, err := adm.DescribeGroups(ctx, group)
 	if err != nil {
-		return fmt.Errorf("asking for group %s: %w", group, err)
+		return fmt.Errorf("describing group %s: %w", group, err)
 	}
 	leave := kadm.LeaveGroup(group)
 	static := 0
@@ -70,7 +71,7 @@ func DeleteGroup(ctx context.Context, cfg Config, group string) error {
 	}
 	if static > 0 {
 		if left, err := adm.LeaveGroup(ctx, leave); err != nil || left.Error() != nil {
-			return fmt.Errorf("removing the members of group %s that have gone: %w", group, errors.Join(err, left.Error()))
+			return fmt.Errorf("removing the static members of group %s: %w", group, errors.Join(err, left.Error()))
 		}
 	}
 	out, err := adm.DeleteGroup(ctx, group)
@@ -83,8 +84,9 @@ func DeleteGroup(ctx context.Context, cfg Config, group string) error {
 	return nil
 }
 
-// DeleteTopic deletes a topic; one that does not exist is deleted already.
-func DeleteTopic(ctx context.Context, cfg Config, topic string) error {
+// DeleteTopic deletes a topic. It returns nil if the topic does not exist.
+func DeleteTopic(ctx context.Context, cfg Config, topic string) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err

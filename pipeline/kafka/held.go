@@ -6,37 +6,41 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
-// held is where a session stands in its partitions, and decides which offsets go
-// with a transaction:
+// held tracks the positions of a session in its assigned partitions. It determines
+// the offsets that are committed with a transaction:
 //
-//   - Some always do. The group vouches for a transaction by its offsets alone:
-//     without any, a session that lost its partitions, and does not know it yet,
-//     could write after those who have them now. A batch without records commits
-//     the offsets that there are.
-//   - They never go back. A handler may read again what is committed, to find out
-//     what it lacks; what it wrote for good in a transaction with an offset, it knows
-//     that it has written, for the group still has the offset.
+//   - Every transaction commits offsets. The group checks the membership of a
+//     session only when the session commits offsets. Without offsets, a session
+//     that lost its partitions and does not know it yet could still commit output,
+//     after the new owners of these partitions have started to write. So a batch
+//     without records commits the current offsets again.
+//   - Offsets never move back. A handler may read committed records again to rebuild
+//     state that it lacks. Output that it wrote in a transaction was committed
+//     together with an offset. Because the group keeps that offset, the handler
+//     knows which output it has already written.
 type held struct {
 	mu sync.Mutex // guards at
 	at map[topicPartition]heldAt
 }
 
 type heldAt struct {
-	next  int64 // to be read, of committed batches
+	next  int64 // next offset to read, after the last committed batch
 	floor int64 // the group's offset when the partition was assigned; -1 if there was none
 }
 
-// forget is for a new client: the one before may not have been told what it lost.
-func (h *held) forget() {
+// reset drops all partitions, for a new client: the previous client may have been
+// closed before it learned of a revocation.
+func (h *held) reset() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.at = map[topicPartition]heldAt{}
 }
 
+// assigned adds a partition that is read from an offset on.
 func (h *held) assigned(p Partition, from int64) {
 	at := heldAt{next: from, floor: p.Committed}
 	if p.Committed > p.End {
-		at.floor = -1 // of a topic that there was before, or that was cut off
+		at.floor = -1 // the offset is of a deleted topic of the same name, or the topic was truncated
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -58,8 +62,8 @@ func (h *held) committed(tp topicPartition, next int64) {
 	}
 }
 
-// offsets makes the offsets of a transaction what they have to be.
-func (h *held) offsets(req *kmsg.TxnOffsetCommitRequest) error {
+// fixOffsets applies the two rules of held to the offset commit of a transaction.
+func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i := range req.Topics {

@@ -5,13 +5,12 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
 )
 
-// backward is a copier that reads everything again when it begins.
+// backward is a copier that reads its partitions from their start.
 type backward struct{ copier }
 
 func (*backward) Assign(_ context.Context, ps []Partition) ([]int64, error) {
@@ -24,8 +23,8 @@ func (*backward) Assign(_ context.Context, ps []Partition) ([]int64, error) {
 
 func (*backward) Revoke([]Partition) {}
 
-// offsetsSeen notes the offsets that are committed from now on, by partition.
-func offsetsSeen(c *kfake.Cluster) func() map[int32][]int64 {
+// offsetsSeen records the offsets that are committed from now on, by partition.
+func offsetsSeen(c *cluster) func() map[int32][]int64 {
 	var mu sync.Mutex
 	seen := map[int32][]int64{}
 	c.ControlKey(int16(kmsg.TxnOffsetCommit), func(req kmsg.Request) (kmsg.Response, error, bool) {
@@ -46,8 +45,8 @@ func offsetsSeen(c *kfake.Cluster) func() map[int32][]int64 {
 	}
 }
 
-// Whoever reads again what is committed does not move the group back.
-func TestTheGroupDoesNotGoBack(t *testing.T) {
+// A session that reads committed records again does not move the group's offsets back.
+func TestCommittedOffsetsNeverMoveBack(t *testing.T) {
 	c := newCluster(t, 2)
 	inject(t, c, 0, 500)
 	_, stop := start(t, testConfig(c, &copier{}))
@@ -62,7 +61,7 @@ func TestTheGroupDoesNotGoBack(t *testing.T) {
 	cfg := testConfig(c, &backward{})
 	cfg.MaxPoll = 10
 	l, stop := start(t, cfg)
-	committed(t, c, "out", 1000) // all of it once more
+	committed(t, c, "out", 1000) // all records a second time
 	inject(t, c, 500, 600)
 	committed(t, c, "out", 1100)
 	waitFor(t, func() bool { return lag(l) == 0 && allCommitted(c) })
@@ -72,18 +71,19 @@ func TestTheGroupDoesNotGoBack(t *testing.T) {
 	for partition, offsets := range seen() {
 		for i, offset := range offsets {
 			if offset < at[partition] || i > 0 && offset < offsets[i-1] {
-				t.Errorf("partition %d: it was at %d, and went %v", partition, at[partition], offsets)
+				t.Errorf("partition %d: after offset %d, commits of %v", partition, at[partition], offsets)
 				break
 			}
 		}
 	}
 }
 
-// The group's offset may be of a topic of that name that there was before.
-func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
+// A committed offset above the end belongs to a deleted topic of the same name, so it is
+// not a lower bound.
+func TestACommittedOffsetAboveTheEndIsIgnored(t *testing.T) {
 	for _, test := range []struct {
 		p       Partition
-		reached int64 // by the batch; -1 if it is one without records
+		reached int64 // by the batch; -1 for a batch without records
 		want    int64
 	}{
 		{Partition{Committed: 50, End: 60}, 40, 50},
@@ -94,7 +94,7 @@ func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
 		{Partition{Committed: -1, End: 60}, -1, 30},
 	} {
 		var h held
-		h.forget()
+		h.reset()
 		test.p.Topic = "in"
 		h.assigned(test.p, 30)
 		req := kmsg.NewPtrTxnOffsetCommitRequest()
@@ -105,17 +105,17 @@ func TestAnOffsetBehindTheEndIsNotKept(t *testing.T) {
 			topic.Topic, topic.Partitions = "in", append(topic.Partitions, p)
 			req.Topics = append(req.Topics, topic)
 		}
-		if err := h.offsets(req); err != nil {
+		if err := h.fixOffsets(req); err != nil {
 			t.Fatal(err)
 		}
 		if len(req.Topics) != 1 || len(req.Topics[0].Partitions) != 1 || req.Topics[0].Partitions[0].Offset != test.want {
 			t.Errorf("%+v, read up to %d: %+v, want %d", test.p, test.reached, req.Topics, test.want)
 		}
 		h.revoked(topicPartition{"in", 0})
-		h.committed(topicPartition{"in", 0}, 70) // too late
+		h.committed(topicPartition{"in", 0}, 70) // after the revocation: no effect
 		req.Topics = nil
-		if err := h.offsets(req); err != nil || len(req.Topics) > 0 {
-			t.Errorf("of what it lost, it commits %+v", req.Topics)
+		if err := h.fixOffsets(req); err != nil || len(req.Topics) > 0 {
+			t.Errorf("it commits offsets of a revoked partition: %+v", req.Topics)
 		}
 	}
 }

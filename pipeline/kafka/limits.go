@@ -13,28 +13,29 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Limits are how many bytes a batch of records may have, by topic: what its
-// max.message.bytes says. A topic that is not among them is one of which nobody has
-// asked, or it could not be read; for all of them, that is nil.
+// Limits holds the largest size of a batch of records in bytes, by topic: the topic's
+// max.message.bytes. A missing topic was not queried, or its limit could not be read;
+// the default applies to it. Nil Limits apply the default to all topics.
 type Limits map[string]int
 
 const (
-	// defaultBatch is what topics take unless they are told otherwise.
+	// defaultBatch is slightly below Kafka's default max.message.bytes, 1 MiB.
 	defaultBatch = 1_000_000
-	// batchHead is room for what stands in a batch around a record's key, value and
-	// headers.
+	// batchHead is reserved for the bytes of a batch other than a record's key, value
+	// and headers.
 	batchHead = 512
-	// maxBatch bounds what is written by what is read, whatever a topic takes. It
-	// leaves room in a request of 100 MiB, which is as much as the client sends.
+	// maxBatch keeps us from writing batches that we could not read, independent of
+	// the topic's limit. Such a batch also fits into a request of 100 MiB, the
+	// largest that the client sends.
 	maxBatch = maxDecompressBatchBytes
 )
 
-// limitsPatience bounds how long brokers may take to say what topics take: it is
-// good to know, but there is a default.
-const limitsPatience = 5 * time.Second
+// limitsTimeout bounds the queries for topic limits. It is short, because the default
+// limits are usable.
+const limitsTimeout = 5 * time.Second
 
-// Record returns how many bytes a record of a topic may have: its key, value and
-// headers.
+// Record returns the largest size of a record of a topic, in bytes: key, value and
+// headers together.
 func (l Limits) Record(topic string) int { return l.batch(topic) - batchHead }
 
 func (l Limits) batch(topic string) int {
@@ -44,22 +45,22 @@ func (l Limits) batch(topic string) int {
 	return defaultBatch
 }
 
-// A Limited is a [pipeline.Handler] that looks at the size of what it emits.
+// A Limited is a [pipeline.Handler] that checks the size of the records it emits.
 type Limited interface {
-	// Limit is called between batches: before the first, and when a topic has not
-	// taken one. The topics are those of [LoopConfig].Writes.
+	// Limit is called between batches: before the first one, and when a topic's limit
+	// has changed. The topics are those of [LoopConfig].Writes.
 	Limit(Limits)
 }
 
-// askLimits asks what topics take, and cuts that to so many bytes. The error names
-// those of which it cannot be read, but for one that does not exist, which is made
-// by default.
-func askLimits(ctx context.Context, cl *kgo.Client, topics []string, most int) (Limits, error) {
-	ctx, cancel := context.WithTimeout(ctx, limitsPatience)
+// fetchLimits reads the limits of topics, each clamped to maxBytes. The error names
+// the topics whose limit cannot be read. A topic that does not exist is no error: it
+// will be created with the default.
+func fetchLimits(ctx context.Context, cl *kgo.Client, topics []string, maxBytes int) (Limits, error) {
+	ctx, cancel := context.WithTimeout(ctx, limitsTimeout)
 	defer cancel()
 	adm, limits := kadm.NewClient(cl), Limits{}
 	var faults []error
-	// Each alone: the client makes one answer of many, see [Describe].
+	// One request per topic: the client merges the answers of several, see [Describe].
 	for _, topic := range topics {
 		configs, err := adm.DescribeTopicConfigs(ctx, topic)
 		var c kadm.ResourceConfig
@@ -72,7 +73,7 @@ func askLimits(ctx context.Context, cl *kgo.Client, topics []string, most int) (
 		switch {
 		case err == nil:
 			if n, ok := maxMessage(c); ok {
-				limits[topic] = cut(n, most)
+				limits[topic] = clampLimit(n, maxBytes)
 			}
 		case !errors.Is(err, kerr.UnknownTopicOrPartition):
 			faults = append(faults, fmt.Errorf("topic %s: %w", topic, err))
@@ -81,8 +82,9 @@ func askLimits(ctx context.Context, cl *kgo.Client, topics []string, most int) (
 	return limits, errors.Join(faults...)
 }
 
-// cut leaves room for a batch's head, without which there is none.
-func cut(n, most int) int { return max(batchHead, min(n, most, maxBatch)) }
+// clampLimit bounds a limit from above, and from below by the head of a batch, so
+// [Limits.Record] is not negative.
+func clampLimit(n, maxBytes int) int { return max(batchHead, min(n, maxBytes, maxBatch)) }
 
 // maxMessage returns the max.message.bytes of a topic.
 func maxMessage(c kadm.ResourceConfig) (int, bool) {

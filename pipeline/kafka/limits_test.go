@@ -19,22 +19,22 @@ import (
 	"millrace/pipeline"
 )
 
-// takes sets the max.message.bytes of a topic.
-func takes(t *testing.T, c *kfake.Cluster, topic string, bytes int) {
+// setLimit sets the max.message.bytes of a topic.
+func setLimit(t *testing.T, c *cluster, topic string, bytes int) {
 	t.Helper()
-	if err := SetTopicConfig(t.Context(), Config{Brokers: c.ListenAddrs()}, topic, map[string]string{"max.message.bytes": strconv.Itoa(bytes)}); err != nil {
+	if err := SetTopicConfig(t.Context(), c.config(), topic, map[string]string{"max.message.bytes": strconv.Itoa(bytes)}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// padded copies to "out", with so many bytes behind each value that do not compress,
-// but not what "out" does not take: of that, it writes the value alone.
+// padded copies to "out" and appends size(value) incompressible bytes to each value. If
+// the record would be larger than the limit of "out", it writes the value alone.
 type padded struct {
 	copier
 	size   func(value string) int
 	aborts int
 
-	mu     sync.Mutex // guards limits, which tests look at
+	mu     sync.Mutex // guards limits, which tests read
 	limits Limits
 }
 
@@ -69,7 +69,7 @@ func (h *padded) EndBatch(committed bool) {
 }
 
 // caughtUp reports whether the group has committed all of "in".
-func caughtUp(c *kfake.Cluster) bool {
+func caughtUp(c *cluster) bool {
 	for _, p := range c.PartitionInfos("in") {
 		if groupOffset(c, "in", p.Partition) < p.HighWatermark {
 			return false
@@ -78,9 +78,9 @@ func caughtUp(c *kfake.Cluster) bool {
 	return true
 }
 
-// sizes returns how large the records on "out" are, each of them once. At least once,
-// some may be there again.
-func sizes(t *testing.T, c *kfake.Cluster, guarantee Guarantee, n int) map[string]int {
+// sizes returns the sizes of the values on "out", by number, and checks that each is
+// there once. With AtLeastOnce, a record may be there more than once.
+func sizes(t *testing.T, c *cluster, guarantee Guarantee, n int) map[string]int {
 	t.Helper()
 	var numbers []string
 	all := map[string]int{}
@@ -97,12 +97,12 @@ func sizes(t *testing.T, c *kfake.Cluster, guarantee Guarantee, n int) map[strin
 
 func always(n int) func(string) int { return func(string) int { return n } }
 
-func TestBatchesOfSmallRecordsFitATopicThatTakesLittle(t *testing.T) {
+func TestBatchesKeepToASmallTopicLimit(t *testing.T) {
 	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
 		t.Run(string(guarantee), func(t *testing.T) {
 			t.Parallel()
 			c := newCluster(t, 2)
-			takes(t, c, "out", 20_000)
+			setLimit(t, c, "out", 20_000)
 			inject(t, c, 0, 5000)
 			h := &padded{size: always(300)}
 			cfg := testConfig(c, h)
@@ -119,22 +119,22 @@ func TestBatchesOfSmallRecordsFitATopicThatTakesLittle(t *testing.T) {
 	}
 }
 
-func TestALargeRecordIsWrittenWhereTheTopicTakesIt(t *testing.T) {
+func TestALargeRecordIsWrittenToATopicWithALargeLimit(t *testing.T) {
 	c := newCluster(t, 2)
-	takes(t, c, "out", 5<<20)
+	setLimit(t, c, "out", 5<<20)
 	inject(t, c, 0, 10)
 	h := &padded{size: func(value string) int { return map[string]int{"000003": 4 << 20}[value] }}
 	cfg := testConfig(c, h)
 	cfg.Writes = []string{"out"}
 	start(t, cfg)
 	if n := sizes(t, c, ExactlyOnce, 10)["000003"]; n != 4<<20+6 {
-		t.Errorf("the large one has %d bytes", n)
+		t.Errorf("the large record has %d bytes", n)
 	}
 }
 
-// While workers run, the topic takes less: what was large enough for the rest goes on
-// as before, and what is too large now is seen as such.
-func TestALimitThatIsLoweredAtRunTimeIsFollowed(t *testing.T) {
+// The topic limit is lowered while workers run: records below it are written as before,
+// and the handler learns the new limit for larger ones.
+func TestALimitThatIsLoweredAtRunTimeTakesEffect(t *testing.T) {
 	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
 		t.Run(string(guarantee), func(t *testing.T) {
 			t.Parallel()
@@ -154,25 +154,25 @@ func TestALimitThatIsLoweredAtRunTimeIsFollowed(t *testing.T) {
 			l, stop := start(t, cfg)
 			inject(t, c, 0, 3000)
 			if n := sizes(t, c, guarantee, 3000)["000050"]; n != 100_006 {
-				t.Errorf("the large one had %d bytes", n)
+				t.Errorf("the large record had %d bytes", n)
 			}
-			takes(t, c, "out", 20_000)
+			setLimit(t, c, "out", 20_000)
 			inject(t, c, 3000, 6000)
 			waitFor(t, func() bool { return caughtUp(c) && lag(l) == 0 && l.Ready() == nil })
 			if n := sizes(t, c, guarantee, 6000)["003050"]; n != 6 {
-				t.Errorf("the large one has %d bytes now", n)
+				t.Errorf("the large record has %d bytes after the limit was lowered", n)
 			}
 			if err := stop(); err != nil {
 				t.Error(err)
 			}
 			if handlers[0].aborts+handlers[1].aborts == 0 {
-				t.Error("no batch was too large, so this test is about nothing")
+				t.Error("no batch was too large, so the test checked nothing")
 			}
 		})
 	}
 }
 
-func TestWithoutPermissionToDescribeItWorksAndSaysWhatWouldHelp(t *testing.T) {
+func TestWithoutDescribeConfigsTheLoopWorksAndNamesTheRemedy(t *testing.T) {
 	c := newCluster(t, 2)
 	denied := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.DescribeConfigs}, Err: kerr.TopicAuthorizationFailed, Count: -1})
 	var log lockedLog
@@ -183,27 +183,27 @@ func TestWithoutPermissionToDescribeItWorksAndSaysWhatWouldHelp(t *testing.T) {
 	inject(t, c, 0, 1000)
 	sizes(t, c, ExactlyOnce, 1000)
 	if n := h.record(); n != 999_488 {
-		t.Errorf("records are held to %d bytes", n)
+		t.Errorf("the limit for records is %d bytes", n)
 	}
 	if n := strings.Count(log.String(), limitsUnread); n != 1 {
-		t.Errorf("the log says it %d times:\n%s", n, &log)
+		t.Errorf("%d warnings in the log:\n%s", n, &log)
 	}
 
-	takes(t, c, "out", 20_000)
+	setLimit(t, c, "out", 20_000)
 	inject(t, c, 1000, 4000)
 	waitFor(t, func() bool {
 		err := l.Ready()
 		return err != nil && strings.Contains(err.Error(), "MESSAGE_TOO_LARGE") && strings.Contains(err.Error(), "max.message.bytes") && strings.Contains(err.Error(), "allow DescribeConfigs")
 	})
-	if strings.Contains(log.String(), "starting it anew") {
-		t.Errorf("the client was thrown away, which helps nobody:\n%s", &log)
+	if strings.Contains(log.String(), "starting a new client") {
+		t.Errorf("the client was discarded although that does not help:\n%s", &log)
 	}
-	denied.Remove() // as it says
+	denied.Remove() // the remedy that the error names
 	sizes(t, c, ExactlyOnce, 4000)
 	waitFor(t, func() bool { return l.Ready() == nil })
 }
 
-// lockedLog is a log that is looked at while it is written.
+// lockedLog is a log that is read while it is written.
 type lockedLog struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -221,11 +221,11 @@ func (l *lockedLog) String() string {
 	return l.buf.String()
 }
 
-func TestAWriterGoesByWhatTopicsTake(t *testing.T) {
+func TestAWriterKeepsToTopicLimits(t *testing.T) {
 	c := newCluster(t, 1)
-	takes(t, c, "in", 20_000)
-	takes(t, c, "out", 5<<20)
-	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	setLimit(t, c, "in", 20_000)
+	setLimit(t, c, "out", 5<<20)
+	w, err := NewWriter(c.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -233,7 +233,7 @@ func TestAWriterGoesByWhatTopicsTake(t *testing.T) {
 	limits := w.Limits(t.Context(), "in", "out", "not yet there")
 	for topic, want := range map[string]int{"in": 20_000 - 512, "out": 5<<20 - 512, "not yet there": 999_488, "never asked for": 999_488} {
 		if n := limits.Record(topic); n != want {
-			t.Errorf("records of %s are held to %d bytes, want %d", topic, n, want)
+			t.Errorf("the limit for records of %s is %d bytes, want %d", topic, n, want)
 		}
 	}
 	values := make([]byte, 5<<20)
@@ -257,19 +257,19 @@ func TestAWriterGoesByWhatTopicsTake(t *testing.T) {
 	}
 }
 
-func TestALimitIsCutToTheMemoryAndToWhatCanBeRead(t *testing.T) {
+func TestALimitIsClampedToTheMemoryAndToTheReadableSize(t *testing.T) {
 	for _, test := range []struct {
 		name                  string
 		takes, memory, record int
 	}{
-		{"as the topic says", 2 << 20, 64 << 20, 2<<20 - 512},
+		{"the limit of the topic", 2 << 20, 64 << 20, 2<<20 - 512},
 		{"no more than a quarter of the memory", 1 << 30, 64 << 20, 16<<20 - 512},
-		{"no more than is unpacked", 1 << 30, 2 << 30, 64<<20 - 512},
-		{"never below a batch's head", 0, 64 << 20, 0},
+		{"no more than can be decompressed", 1 << 30, 2 << 30, 64<<20 - 512},
+		{"not below the head of a batch", 0, 64 << 20, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			c := newCluster(t, 1)
-			takes(t, c, "out", test.takes)
+			setLimit(t, c, "out", test.takes)
 			inject(t, c, 0, 1)
 			h := &padded{size: always(0)}
 			cfg := testConfig(c, h)

@@ -1,6 +1,8 @@
 package kafka
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -12,21 +14,22 @@ import (
 )
 
 const (
-	// fetchWait is how long a broker holds back an empty answer, and so how
-	// often an idle client hears of it. It is well below silence.
+	// fetchWait is how long a broker delays an empty fetch response. So an idle
+	// client gets a response at least this often, well within outageAfter.
 	fetchWait = time.Second
-	// silence is how long no broker may answer before the client is not ready.
-	silence = 4 * time.Second
+	// outageAfter is how long no broker may answer before the client is not ready.
+	outageAfter = 4 * time.Second
 )
 
-// link watches what passes between a client and its brokers: whether they answer. The client itself tries again
-// for ever, without a word; who asks whether it is ready has to be told.
+// link is a hook that records whether brokers answer a client. The client retries
+// forever without reporting an error, but readiness must show an outage. The client
+// calls the hook methods from several goroutines.
 type link struct {
-	inits atomic.Int64 // requests for a producer id that were written
+	inits atomic.Int64 // InitProducerID requests sent
 
-	mu    sync.Mutex
-	heard time.Time // the last answer
-	err   error     // the last failure since then
+	mu    sync.Mutex // guards the fields below
+	heard time.Time  // time of the last answer
+	err   error      // last failure since then
 }
 
 var (
@@ -35,39 +38,54 @@ var (
 	_ kgo.HookBrokerE2E     = (*link)(nil)
 )
 
-// newLink gives the client a while to connect.
+// newLink returns a link that counts as just answered: the client gets time to connect.
 func newLink() *link { return &link{heard: time.Now()} }
 
-// OnBrokerWrite counts.
+// OnBrokerWrite counts InitProducerID requests: see rule 3 in session.go.
 func (l *link) OnBrokerWrite(_ kgo.BrokerMetadata, key int16, _ int, _, _ time.Duration, _ error) {
 	if key == int16(kmsg.InitProducerID) {
 		l.inits.Add(1)
 	}
 }
 
-// OnBrokerConnect hears of a connection that did not come about.
+// OnBrokerConnect records the result of a connection attempt.
 func (l *link) OnBrokerConnect(_ kgo.BrokerMetadata, _ time.Duration, _ net.Conn, err error) {
 	l.note(err)
 }
 
-// OnBrokerE2E hears of an answer, or of its absence.
+// OnBrokerE2E records whether a request was answered.
 func (l *link) OnBrokerE2E(_ kgo.BrokerMetadata, _ int16, e2e kgo.BrokerE2E) { l.note(e2e.Err()) }
 
 func (l *link) note(err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.err = err; err == nil {
+	if l.err = trimDial(err); err == nil {
 		l.heard = time.Now()
 	}
 }
 
-// why says since when no broker answers, and with what error; "" if one does.
-func (l *link) why() string {
+// explain adds to the end of a context that the client can reach no broker, if that is
+// so: the client retries until then. It returns other errors, and nil, unchanged.
+func (l *link) explain(err error) error {
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		return trimDial(err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var unreachable *unreachableError
+	if errors.As(err, &unreachable) || !errors.As(l.err, &unreachable) {
+		return trimDial(err)
+	}
+	return fmt.Errorf("%w: %w", err, l.err)
+}
+
+// outage returns a text if no broker has answered for outageAfter, else "".
+func (l *link) outage() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	quiet := time.Since(l.heard)
 	switch {
-	case quiet < silence:
+	case quiet < outageAfter:
 		return ""
 	case l.err == nil:
 		return fmt.Sprintf("no broker has answered for %v", quiet.Round(time.Second))

@@ -1,10 +1,16 @@
-// Package kafka is the only package that knows the Kafka client. It runs a
+// Package kafka is the only package that uses the Kafka client. It runs a
 // [pipeline.Handler] over topics as a consumer group, exactly once ([Loop]),
 // writes records ([Writer]), reads a partition to its end ([ReadPartition]),
-// follows a topic for a table ([Tail]) and keeps the topics as declared
-// ([EnsureTopics]). It never looks into a record's value.
+// follows single partitions ([Follower]) or a whole topic for a table ([Tail]), and
+// creates and checks topics ([EnsureTopics]). It never parses a record's value.
 //
-// Start at [Loop]; the rules that make it exactly once stand in session.go.
+// Start reading at [Loop]. The rules for exactly-once processing are at the top of
+// session.go.
+//
+// A Loop runs one goroutine per session. That goroutine owns the session's client,
+// batch and handler. The client calls the group callbacks (session.assign,
+// session.revoke) and the produce promises from its own goroutines; fields that
+// these share with the session are marked.
 package kafka
 
 import (
@@ -21,106 +27,108 @@ import (
 	"millrace/pipeline"
 )
 
-// Guarantee is what a [Loop] promises of its output.
+// Guarantee is the delivery guarantee of a [Loop] for its output.
 type Guarantee string
 
 const (
 	// ExactlyOnce commits outputs and input offsets in one transaction.
 	ExactlyOnce Guarantee = "exactly_once"
-	// AtLeastOnce commits input offsets after the outputs are acknowledged:
-	// after a crash the last batch comes again.
+	// AtLeastOnce commits input offsets after the outputs are acknowledged.
+	// After a crash the last batch is handled again.
 	AtLeastOnce Guarantee = "at_least_once"
 )
 
-// GroupProtocol is the way in which a group shares out its partitions, by the
-// names of Kafka's setting group.protocol.
+// GroupProtocol is the protocol by which a group assigns partitions, a value of
+// Kafka's setting group.protocol.
 type GroupProtocol string
 
 const (
-	// ClassicProtocol lets a member do it: cooperative, and sticky.
+	// ClassicProtocol lets a member assign partitions, cooperatively and sticky.
 	ClassicProtocol GroupProtocol = "classic"
-	// ConsumerProtocol lets the broker do it (KIP-848). It needs brokers of
-	// version 4.3 or newer: older ones may refuse a commit with
-	// STALE_MEMBER_EPOCH in normal work (KIP-1251). The session timeout is then
-	// the brokers' to say.
+	// ConsumerProtocol lets the broker assign partitions (KIP-848). It needs
+	// brokers of version 4.3 or newer: older ones may refuse a commit with
+	// STALE_MEMBER_EPOCH in normal operation (KIP-1251). With it, the brokers set
+	// the session timeout.
 	ConsumerProtocol GroupProtocol = "consumer"
 )
 
-// A Partition is one partition of a topic, with where its readers may stand.
+// A Partition is one partition of a topic and its offsets.
 type Partition struct {
 	Topic     string
 	Partition int32
 	Committed int64 // the group's next offset, -1 if it has none
 	Start     int64 // first offset that still exists
-	End       int64 // the last stable offset: where a reader of committed records ends now
+	End       int64 // the last stable offset: the current end for a reader of committed records
 }
 
-// An Assigner is a [pipeline.Handler] that keeps state by partition.
+// An Assigner is a [pipeline.Handler] that keeps state per partition.
 //
-// Both calls come from the group's own goroutine: no record of a partition is
-// handled before Assign returned for it, but records of others may be meanwhile.
+// The client's group goroutine makes both calls. No record of a partition is handled
+// before Assign has returned for it, but records of other partitions may be handled
+// at the same time.
 type Assigner interface {
-	// Assign returns the offset to read each of the partitions from, in order. If
-	// that is below what is committed, the group's offset stays until it is reached.
-	// Its context ends when the group takes the partitions away again; an
-	// error makes the group try again.
+	// Assign returns the offset to read each partition from, in the order of ps. If
+	// an offset is below the committed one, the group's offset stays unchanged until
+	// reading has reached it. The context ends when the group revokes the partitions;
+	// after an error the group tries again.
 	Assign(ctx context.Context, ps []Partition) ([]int64, error)
-	// Revoke says that the partitions are gone. Only Topic and Partition of
-	// each are set.
+	// Revoke reports that the partitions are no longer assigned. Only their Topic
+	// and Partition are set.
 	Revoke(ps []Partition)
 }
 
 // DefaultMemory is the default of [LoopConfig].Memory, in bytes.
 const DefaultMemory = 256 << 20
 
-// LoopConfig configures a [Loop]. Topics, Group and NewHandler are required;
-// what is zero gets the default named beside it.
+// LoopConfig configures a [Loop]. Topics, Group and NewHandler are required; a zero
+// field gets the default in its comment.
 type LoopConfig struct {
 	Client    Config
 	Group     string
 	Topics    []string
-	Writes    []string  // topics whose own limit of size counts: see [Limited]; none
+	Writes    []string  // topics whose own size limit applies, see [Limited]; none
 	Guarantee Guarantee // ExactlyOnce
 
-	// Instance names this worker among those of its group and is the same
-	// after a restart: with the session's number it makes the transactional id.
+	// Instance is the unique name of this worker in its group. It stays the same
+	// after a restart: the transactional id is formed from group, instance and
+	// session number.
 	Instance string
-	// Static makes each session a static member of the group, by the same name:
-	// a restart within the session timeout moves no partitions.
+	// Static makes each session a static member of the group, named by its
+	// transactional id: a restart within the session timeout moves no partitions.
 	Static bool
-	// Protocol is how the group shares out the partitions: ClassicProtocol.
+	// Protocol is how the group assigns partitions; ClassicProtocol.
 	Protocol GroupProtocol
 
-	// Memory is about how many bytes the sessions together may hold of records
-	// that were read, are handled or are being written; 256 MiB. What a batch
-	// may read, a fetch bring and a client buffer follow from it, and that no record
-	// is written that is larger than a quarter of a session's part.
+	// Memory is the approximate limit, in bytes, for the records that all sessions
+	// together have read, are handling or are writing; 256 MiB. It determines the
+	// size limits of a batch, of a fetch and of the client's buffer. No written
+	// record can be larger than a quarter of a session's share.
 	Memory int
-	// MaxPoll is how many records are read at a time at most, which bounds how
-	// far a batch can run past its end; 4096. Give less if records take long.
+	// MaxPoll is the largest number of records per poll, which bounds how far a
+	// batch can exceed its limits; 4096. Use less if a record takes long to handle.
 	MaxPoll int
 
 	Sessions           int           // members of the group in this process; 1
 	CommitInterval     time.Duration // how long a transaction collects records; 100 ms
-	TransactionTimeout time.Duration // how long a crashed worker's partitions wait; 10 s
+	TransactionTimeout time.Duration // how long the partitions of a crashed worker stay blocked; 10 s
 	SessionTimeout     time.Duration // how long the group waits for a silent member; 45 s
-	Drain              time.Duration // how long a batch may go on after the context has ended; 5 s
+	Drain              time.Duration // how long a batch may continue after the context has ended; 5 s
 
 	// NewHandler returns the handler of a session, 0 <= session < Sessions.
 	NewHandler func(session int) (pipeline.Handler, error)
 
-	Metrics *Metrics // none
+	Metrics *Metrics // no metrics if nil
 	Logger  *slog.Logger
 }
 
 func (c *LoopConfig) setDefaults() error {
 	switch {
 	case c.Group == "":
-		return errors.New("a loop needs a group")
+		return errors.New("the loop configuration has no group")
 	case len(c.Topics) == 0:
-		return errors.New("a loop needs topics")
+		return errors.New("the loop configuration has no topics")
 	case c.NewHandler == nil:
-		return errors.New("a loop needs a handler")
+		return errors.New("the loop configuration has no handler")
 	case c.Guarantee == "":
 		c.Guarantee = ExactlyOnce
 	case c.Guarantee != ExactlyOnce && c.Guarantee != AtLeastOnce:
@@ -132,15 +140,15 @@ func (c *LoopConfig) setDefaults() error {
 	if c.Sessions <= 0 {
 		c.Sessions = 1
 	}
-	def(&c.CommitInterval, 100*time.Millisecond)
-	def(&c.TransactionTimeout, 10*time.Second)
-	def(&c.SessionTimeout, 45*time.Second)
-	def(&c.Drain, 5*time.Second)
+	setDefault(&c.CommitInterval, 100*time.Millisecond)
+	setDefault(&c.TransactionTimeout, 10*time.Second)
+	setDefault(&c.SessionTimeout, 45*time.Second)
+	setDefault(&c.Drain, 5*time.Second)
 	switch {
 	case c.Memory <= 0:
 		c.Memory = DefaultMemory
 	case c.Memory/c.Sessions < minSessionMemory:
-		return fmt.Errorf("%d MiB of memory are too few for %d sessions: give %d MiB to each", c.Memory>>20, c.Sessions, minSessionMemory>>20)
+		return fmt.Errorf("%d MiB of memory is too little for %d sessions: each session needs at least %d MiB", c.Memory>>20, c.Sessions, minSessionMemory>>20)
 	}
 	if c.MaxPoll <= 0 {
 		c.MaxPoll = maxPoll
@@ -156,38 +164,38 @@ func (c *LoopConfig) setDefaults() error {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	if c.CommitInterval > c.TransactionTimeout/3 {
-		return fmt.Errorf("a commit interval of %v leaves no room within a transaction timeout of %v: at most a third of it", c.CommitInterval, c.TransactionTimeout)
+		return fmt.Errorf("the commit interval %v is too long for the transaction timeout %v: use at most a third of it", c.CommitInterval, c.TransactionTimeout)
 	}
 	return nil
 }
 
-// minSessionMemory leaves room for some records of the default greatest size.
+// minSessionMemory leaves room for several records of the default maximum size.
 const minSessionMemory = 16 << 20
 
-// The shares of a session's part of the memory: an eighth for the input of a
-// batch, two fetches under way, packed, of a sixteenth each, and a quarter each
-// for what such are unpacked to and for what the client has not written yet.
+// The memory of a session is divided as follows: an eighth for the input of a batch;
+// a sixteenth for each of two compressed fetches in flight; a quarter for the
+// decompressed fetches; a quarter for records that the client has not written yet.
 
 func (c *LoopConfig) batchBytes() int    { return c.Memory / c.Sessions / 8 }
 func (c *LoopConfig) fetchBytes() int32  { return int32(min(c.Memory/c.Sessions/16, 64<<20)) }
 func (c *LoopConfig) unpackedBytes() int { return c.Memory / c.Sessions / 4 }
 func (c *LoopConfig) bufferedBytes() int { return c.Memory / c.Sessions / 4 }
 
-func def(d *time.Duration, to time.Duration) {
+func setDefault(d *time.Duration, to time.Duration) {
 	if *d <= 0 {
 		*d = to
 	}
 }
 
-// A Loop reads topics as members of a consumer group, hands the records to
-// handlers and commits what they emit. See [LoopConfig] for its promises.
+// A Loop reads topics as one or more members of a consumer group, passes the records
+// to handlers and commits the records they emit. See [Guarantee] and [LoopConfig].
 type Loop struct {
 	cfg      LoopConfig
 	progress progress
 	sessions []*session
 
 	brokers sync.Mutex // guards checked
-	checked bool       // what the brokers can do
+	checked bool       // whether checkBrokers has had an answer
 }
 
 // NewLoop returns a Loop; it connects when it runs.
@@ -206,16 +214,16 @@ func NewLoop(cfg LoopConfig) (*Loop, error) {
 			number: i,
 			txnID:  cfg.Group + "-" + cfg.Instance + "-" + strconv.Itoa(i),
 			log:    cfg.Logger.With("group", cfg.Group, "session", i),
-			state:  state{why: "starting"},
+			state:  state{reason: "starting"},
 			link:   newLink(),
 		})
 	}
 	return l, nil
 }
 
-// Run works until the context ends, then finishes and commits the batches at
-// hand, leaves the group and returns nil. It returns early only with an error
-// of [pipeline.ClassFatal].
+// Run works until the context ends. It then finishes and commits the current batches,
+// leaves the group and returns nil. It returns early only with an error of
+// [pipeline.ClassFatal].
 func (l *Loop) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range l.sessions {
@@ -224,53 +232,52 @@ func (l *Loop) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// Ready returns nil when every session is a member of the group, its last batch
-// went through and brokers answer it; else the reason why not, in words. That no
-// broker answers is seen within five seconds.
+// Ready returns nil if every session is a member of the group, its last batch
+// committed and brokers answer it; else an error with the reason. It reports an
+// outage of the brokers within five seconds.
 func (l *Loop) Ready() error {
 	for _, s := range l.sessions {
-		why := s.state.get()
-		if silent := s.link.why(); silent != "" {
-			why = silent
+		reason := s.state.get()
+		if outage := s.link.outage(); outage != "" {
+			reason = outage
 		}
-		if why != "" {
-			return fmt.Errorf("group %s, session %d: %s", l.cfg.Group, s.number, why)
+		if reason != "" {
+			return fmt.Errorf("group %s, session %d: %s", l.cfg.Group, s.number, reason)
 		}
 	}
 	return nil
 }
 
-// Progress returns where the sessions of this process stand in each of the
-// partitions they have.
+// Progress returns the positions of this process's sessions in their partitions.
 func (l *Loop) Progress() []PartitionProgress { return l.progress.all() }
 
-// PartitionProgress says how far a partition has been read and committed.
+// PartitionProgress is the position of a reader in a partition.
 type PartitionProgress struct {
 	Topic     string
 	Partition int32
-	Position  int64 // next offset to read, committed
-	End       int64 // last stable offset when it was last seen
+	Position  int64 // next offset to read after the last committed batch
+	End       int64 // last known last stable offset
 
 	last time.Time // timestamp of the last record below Position
 }
 
-// Lag returns the number of offsets between position and end.
+// Lag returns the number of offsets between Position and End.
 func (p PartitionProgress) Lag() int64 { return max(0, p.End-p.Position) }
 
-// state is why a session is not ready, "" if it is.
+// state is the reason why a session is not ready, "" if it is ready.
 type state struct {
-	mu  sync.Mutex
-	why string
+	mu     sync.Mutex // guards reason
+	reason string
 }
 
-func (s *state) set(why string) {
+func (s *state) set(reason string) {
 	s.mu.Lock()
-	s.why = why
+	s.reason = reason
 	s.mu.Unlock()
 }
 
 func (s *state) get() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.why
+	return s.reason
 }

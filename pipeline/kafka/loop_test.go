@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -19,26 +21,66 @@ import (
 	"millrace/pipeline"
 )
 
-// The tests of this file run on kfake, a Kafka broker in this process, with the
-// topics "in" and "out". Handlers copy each input record's value to "out".
+// The tests of this file use kfake, a Kafka broker in this process, with the topics
+// "in" and "out". Handlers copy the value of each input record to "out".
+//
+// Most tests run in a bubble of testing/synctest, where network connections are
+// in-memory pipes and time is fake: it advances only when every goroutine waits. So a
+// wait for a timeout takes no real time, and a test does not depend on the speed of the
+// machine.
 
-func newCluster(t *testing.T, partitions int, opts ...kfake.Opt) *kfake.Cluster {
+// A cluster is a kfake cluster, and how to connect to it.
+type cluster struct {
+	*kfake.Cluster
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil: TCP
+}
+
+// config returns the configuration of a client of the cluster.
+func (c *cluster) config() Config { return Config{Brokers: c.ListenAddrs(), dialTCP: c.dial} }
+
+// client returns a client of the cluster that is closed at the end of the test.
+func (c *cluster) client(t *testing.T, opts ...kgo.Opt) *kgo.Client {
+	t.Helper()
+	all := []kgo.Opt{kgo.SeedBrokers(c.ListenAddrs()...)}
+	if c.dial != nil {
+		all = append(all, kgo.Dialer(c.dial))
+	}
+	cl, err := kgo.NewClient(append(all, opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(cl.Close)
+	return cl
+}
+
+// newCluster starts a cluster that listens on TCP, for tests in real time.
+func newCluster(t *testing.T, partitions int, opts ...kfake.Opt) *cluster {
 	t.Helper()
 	c, err := kfake.NewCluster(append([]kfake.Opt{
 		kfake.NumBrokers(1), kfake.SeedTopics(int32(partitions), "in", "out"),
-		// Tests wait for members that vanish.
+		// Tests wait until the group removes members that crashed.
 		kfake.BrokerConfigs(map[string]string{"group.min.session.timeout.ms": "100"}),
 	}, opts...)...)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(c.Close)
+	return &cluster{Cluster: c}
+}
+
+// newBubbleCluster starts a cluster on a virtual network, for tests in a bubble.
+func newBubbleCluster(t *testing.T, partitions int, opts ...kfake.Opt) *cluster {
+	t.Helper()
+	network := new(kfake.VirtualNetwork)
+	c := newCluster(t, partitions, append(opts, kfake.ListenFn(network.Listen), kfake.Ports(9092))...)
+	c.dial = network.DialContext
 	return c
 }
 
-func inject(t *testing.T, c *kfake.Cluster, from, to int) {
+// inject writes records from..to-1 to "in" and waits until they are acknowledged.
+func inject(t *testing.T, c *cluster, from, to int) {
 	t.Helper()
-	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	w, err := NewWriter(c.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +91,7 @@ func inject(t *testing.T, c *kfake.Cluster, from, to int) {
 	}
 }
 
-// write is inject without the wait.
+// write is inject without waiting for the acknowledgements.
 func write(t *testing.T, w *Writer, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
@@ -65,27 +107,30 @@ func write(t *testing.T, w *Writer, from, to int) {
 	}
 }
 
-// committed reads n committed records of a topic, and then makes sure that no
-// more come before the partitions' ends.
-func committed(t *testing.T, c *kfake.Cluster, topic string, n int) []string {
+// committed waits until a topic has at least n committed records, and returns the values
+// of all that it has then.
+func committed(t *testing.T, c *cluster, topic string, n int) []string {
 	t.Helper()
-	var got []string
-	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	for len(got) < n {
-		got = readAll(ctx, t, c, topic)
-		if ctx.Err() != nil {
-			t.Fatalf("%s has %d committed records, want %d", topic, len(got), n)
+	cl := c.client(t, kgo.ConsumeTopics(topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
+	defer cl.Close()
+	for have := 0; have < n; {
+		fetches := cl.PollFetches(ctx)
+		if err := fetches.Err(); err != nil {
+			t.Fatalf("%s has %d committed records, want %d: %v", topic, have, n, err)
 		}
+		have += fetches.NumRecords()
 	}
-	return got
+	return readAll(ctx, t, c, topic)
 }
 
-func readAll(ctx context.Context, t *testing.T, c *kfake.Cluster, topic string) []string {
+// readAll returns the values of the committed records of a topic.
+func readAll(ctx context.Context, t *testing.T, c *cluster, topic string) []string {
 	t.Helper()
 	var got []string
 	for _, p := range c.PartitionInfos(topic) {
-		_, err := ReadPartition(ctx, Config{Brokers: c.ListenAddrs()}, topic, p.Partition, 0, func(r *pipeline.Record) error {
+		_, err := ReadPartition(ctx, c.config(), topic, p.Partition, 0, func(r *pipeline.Record) error {
 			got = append(got, string(r.Value))
 			return nil
 		})
@@ -96,6 +141,7 @@ func readAll(ctx context.Context, t *testing.T, c *kfake.Cluster, topic string) 
 	return got
 }
 
+// wantEach checks that got has the values 0 to n-1 once each, in any order.
 func wantEach(t *testing.T, got []string, n int) {
 	t.Helper()
 	slices.Sort(got)
@@ -108,8 +154,9 @@ func wantEach(t *testing.T, got []string, n int) {
 	}
 }
 
-// copier is a Handler that copies to "out". before, if set, is called first and
-// may emit other records or fail.
+// copier is a Handler that copies to "out". before, if set, is called before each
+// copy; it may emit other records or return an error. ended, if set, is called at the
+// end of each batch.
 type copier struct {
 	before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
 	ended  func(committed bool)
@@ -133,16 +180,16 @@ func (h *copier) EndBatch(committed bool) {
 	}
 }
 
-func testConfig(c *kfake.Cluster, h pipeline.Handler) LoopConfig {
+func testConfig(c *cluster, h pipeline.Handler) LoopConfig {
 	return LoopConfig{
-		Client: Config{Brokers: c.ListenAddrs()}, Group: "g", Topics: []string{"in"},
+		Client: c.config(), Group: "g", Topics: []string{"in"},
 		CommitInterval: 20 * time.Millisecond, TransactionTimeout: 5 * time.Second,
 		SessionTimeout: 3 * time.Second,
 		NewHandler:     func(int) (pipeline.Handler, error) { return h, nil },
 	}
 }
 
-// start runs a loop until stop is called, which returns Run's error.
+// start runs a loop until stop is called or the test ends. stop returns Run's error.
 func start(t *testing.T, cfg LoopConfig) (l *Loop, stop func() error) {
 	t.Helper()
 	l, err := NewLoop(cfg)
@@ -160,6 +207,7 @@ func start(t *testing.T, cfg LoopConfig) (l *Loop, stop func() error) {
 	return l, stop
 }
 
+// In real time: see the test of rebalances.
 func TestEveryRecordIsWrittenOnce(t *testing.T) {
 	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
 		t.Run(string(guarantee), func(t *testing.T) {
@@ -168,9 +216,8 @@ func TestEveryRecordIsWrittenOnce(t *testing.T) {
 			cfg := testConfig(c, nil)
 			cfg.Guarantee, cfg.Sessions = guarantee, 3
 			cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
-			l, stop := start(t, cfg)
+			_, stop := start(t, cfg)
 			wantEach(t, committed(t, c, "out", 5000), 5000)
-			waitFor(t, func() bool { return len(l.Progress()) == 4 && lag(l) == 0 && l.Ready() == nil })
 			if err := stop(); err != nil {
 				t.Error(err)
 			}
@@ -181,36 +228,53 @@ func TestEveryRecordIsWrittenOnce(t *testing.T) {
 	}
 }
 
-func TestOrderPerKeyIsKept(t *testing.T) {
-	c := newCluster(t, 3)
-	inject(t, c, 0, 3000)
-	start(t, testConfig(c, &copier{}))
-	committed(t, c, "out", 3000)
-	for _, p := range c.PartitionInfos("out") {
-		last := map[string]string{}
-		_, err := ReadPartition(t.Context(), Config{Brokers: c.ListenAddrs()}, "out", p.Partition, 0, func(r *pipeline.Record) error {
-			if key := string(r.Key); string(r.Value) <= last[key] {
-				t.Errorf("%s: %s after %s", key, r.Value, last[key])
-			} else {
-				last[key] = string(r.Value)
-			}
-			return nil
+func TestALoopIsReadyWithoutLagAtTheEndOfTheInput(t *testing.T) {
+	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
+		t.Run(string(guarantee), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				c := newBubbleCluster(t, 4)
+				inject(t, c, 0, 5000)
+				cfg := testConfig(c, &copier{})
+				cfg.Guarantee = guarantee
+				l, _ := start(t, cfg)
+				await(t, "the end of the input", func() bool { return len(l.Progress()) == 4 && lag(l) == 0 && l.Ready() == nil })
+				wantEach(t, readAll(t.Context(), t, c, "out"), 5000)
+			})
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 
-// TestAnyFailureAbortsTheBatch is the most important test of Millrace: for each
-// way in which an output can be missing, the input's offset stays where it was
-// and nothing of the batch is visible; once the cause is gone, every record is
-// there once.
+func TestOrderPerKeyIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 3)
+		inject(t, c, 0, 3000)
+		start(t, testConfig(c, &copier{}))
+		committed(t, c, "out", 3000)
+		for _, p := range c.PartitionInfos("out") {
+			last := map[string]string{}
+			_, err := ReadPartition(t.Context(), c.config(), "out", p.Partition, 0, func(r *pipeline.Record) error {
+				if key := string(r.Key); string(r.Value) <= last[key] {
+					t.Errorf("%s: %s after %s", key, r.Value, last[key])
+				} else {
+					last[key] = string(r.Value)
+				}
+				return nil
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+}
+
+// TestAnyFailureAbortsTheBatch is the most important test of Millrace. For each way in
+// which an output can be missing, the input offset does not move and no record of the
+// batch is visible. Once the cause is removed, every record is written once.
 func TestAnyFailureAbortsTheBatch(t *testing.T) {
 	errEncode := errors.New("cannot encode")
 	tests := []struct {
 		name string
-		// before runs ahead of each copy while the cause is there.
+		// before runs before each copy until the cause is removed.
 		before func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error
 		fault  *kfake.Fault
 	}{
@@ -228,7 +292,7 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 			fault: &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.TopicAuthorizationFailed, Count: -1},
 		},
 		{
-			name: "no such output topic",
+			name: "output topic does not exist",
 			before: func(_ context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 				if string(in.Value) == "000050" {
 					out.Emit(&pipeline.Record{Topic: "missing", Partition: 0, Value: in.Value})
@@ -246,7 +310,7 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 			},
 		},
 		{
-			name: "cancelled context",
+			name: "canceled context",
 			before: func(ctx context.Context, in *pipeline.Record, _ pipeline.Emitter) error {
 				if string(in.Value) == "000050" {
 					ctx, cancel := context.WithCancel(ctx)
@@ -261,77 +325,106 @@ func TestAnyFailureAbortsTheBatch(t *testing.T) {
 		for _, test := range tests {
 			t.Run(string(guarantee)+"/"+test.name, func(t *testing.T) {
 				t.Parallel()
-				c := newCluster(t, 1)
-				var faults *kfake.FaultHandle
-				if test.fault != nil {
-					faults = c.Fault(*test.fault)
-				}
-				var mended atomic.Bool
-				var aborts atomic.Int32
-				h := &copier{
-					before: func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
-						if mended.Load() || test.before == nil {
-							return nil
-						}
-						return test.before(ctx, in, out)
-					},
-					ended: func(committed bool) {
-						if !committed {
-							aborts.Add(1)
-						}
-					},
-				}
-				inject(t, c, 0, 100)
-				cfg := testConfig(c, h)
-				cfg.Guarantee = guarantee
-				l, _ := start(t, cfg)
-				waitFor(t, func() bool { return aborts.Load() >= 2 })
-				if guarantee == ExactlyOnce {
-					if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
-						t.Errorf("%d records of an aborted batch are visible", len(got))
+				synctest.Test(t, func(t *testing.T) {
+					c := newBubbleCluster(t, 1)
+					var faults *kfake.FaultHandle
+					if test.fault != nil {
+						faults = c.Fault(*test.fault)
 					}
-				}
-				if at := groupOffset(c, "in", 0); at > 0 {
-					t.Errorf("the group's offset moved to %d", at)
-				}
-				if l.Ready() == nil {
-					t.Error("ready, although nothing gets through")
-				}
-				if faults != nil {
-					if faults.Hits() == 0 {
-						t.Error("the fault was never seen")
+					var repaired atomic.Bool
+					var aborts atomic.Int32
+					h := &copier{
+						before: func(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+							if repaired.Load() || test.before == nil {
+								return nil
+							}
+							return test.before(ctx, in, out)
+						},
+						ended: func(committed bool) {
+							if !committed {
+								aborts.Add(1)
+							}
+						},
 					}
-					faults.Remove()
-				}
-				mended.Store(true)
-				waitFor(t, func() bool { return lag(l) == 0 && l.Ready() == nil })
-				got := committed(t, c, "out", 100)
-				if guarantee == AtLeastOnce {
-					slices.Sort(got)
-					got = slices.Compact(got) // what was written before the failure comes again
-				}
-				wantEach(t, got, 100)
+					inject(t, c, 0, 100)
+					cfg := testConfig(c, h)
+					cfg.Guarantee = guarantee
+					l, _ := start(t, cfg)
+					await(t, "two rolled back batches", func() bool { return aborts.Load() >= 2 })
+					if guarantee == ExactlyOnce {
+						if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
+							t.Errorf("%d records of an aborted batch are visible", len(got))
+						}
+					}
+					if at := groupOffset(c, "in", 0); at > 0 {
+						t.Errorf("the group's offset moved to %d", at)
+					}
+					if l.Ready() == nil {
+						t.Error("ready, although no batch commits")
+					}
+					if faults != nil {
+						if faults.Hits() == 0 {
+							t.Error("the fault was never injected")
+						}
+						faults.Remove()
+					}
+					repaired.Store(true)
+					await(t, "the end of the input", func() bool { return lag(l) == 0 && l.Ready() == nil })
+					got := committed(t, c, "out", 100)
+					if guarantee == AtLeastOnce {
+						slices.Sort(got)
+						got = slices.Compact(got) // records written before the failure are written again
+					}
+					wantEach(t, got, 100)
+				})
 			})
 		}
 	}
 }
 
+// member is a copier that closes assigned when its session first gets partitions.
+type member struct {
+	copier
+	once     sync.Once
+	assigned chan struct{}
+}
+
+func (m *member) Assign(_ context.Context, ps []Partition) ([]int64, error) {
+	if len(ps) > 0 {
+		m.once.Do(func() { close(m.assigned) })
+	}
+	from := make([]int64, len(ps))
+	for i, p := range ps {
+		from[i] = max(p.Committed, p.Start)
+	}
+	return from, nil
+}
+
+func (*member) Revoke([]Partition) {}
+
+// In real time, as every test in which a group has several members. In a bubble it could
+// hang: the client holds a mutex while it waits to join the group, and a commit waits for
+// that mutex. A goroutine that waits for a mutex keeps the fake time from advancing, so
+// the other members never send the heartbeat by which they learn of the rebalance.
 func TestRecordsSurviveRebalances(t *testing.T) {
 	const n = 20000
 	c := newCluster(t, 6)
 	inject(t, c, 0, n)
-	worker := func(instance string) func() error {
+	worker := func(instance string) (sessions []*member, stop func() error) {
+		sessions = []*member{{assigned: make(chan struct{})}, {assigned: make(chan struct{})}}
 		cfg := testConfig(c, nil)
-		cfg.Instance, cfg.Sessions, cfg.CommitInterval = instance, 2, 5*time.Millisecond
-		cfg.SessionTimeout = time.Second // and so how often members look for a rebalance
-		cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
-		_, stop := start(t, cfg)
-		return stop
+		cfg.Instance, cfg.Sessions, cfg.CommitInterval = instance, len(sessions), 5*time.Millisecond
+		cfg.SessionTimeout = time.Second // a third of it is the interval at which members check for a rebalance
+		cfg.NewHandler = func(i int) (pipeline.Handler, error) { return sessions[i], nil }
+		_, stop = start(t, cfg)
+		return sessions, stop
 	}
 	worker("a")
 	for i := range 5 {
-		stop := worker(fmt.Sprint("b", i))
-		waitFor(t, func() bool { g := c.GroupInfo("g"); return g != nil && len(g.Members) == 4 })
+		sessions, stop := worker(fmt.Sprint("b", i))
+		for _, m := range sessions {
+			<-m.assigned
+		}
 		if err := stop(); err != nil {
 			t.Error(err)
 		}
@@ -339,54 +432,59 @@ func TestRecordsSurviveRebalances(t *testing.T) {
 	wantEach(t, committed(t, c, "out", n), n)
 }
 
-func TestStopFinishesTheBatchAtHand(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 10)
-	entered, release := make(chan struct{}), make(chan struct{})
-	var once sync.Once
-	h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
-		once.Do(func() { close(entered); <-release })
-		return nil
-	}}
-	_, stop := start(t, testConfig(c, h))
-	<-entered
-	stopped := make(chan error)
-	go func() { stopped <- stop() }()
-	close(release)
-	if err := <-stopped; err != nil {
-		t.Error(err)
-	}
-	wantEach(t, readAll(t.Context(), t, c, "out"), 10)
-	if at := groupOffset(c, "in", 0); at != 10 {
-		t.Errorf("the group's offset is %d, want 10", at)
-	}
+func TestStopFinishesTheCurrentBatch(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 10)
+		entered, release := make(chan struct{}), make(chan struct{})
+		var once sync.Once
+		h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
+			once.Do(func() { close(entered); <-release })
+			return nil
+		}}
+		_, stop := start(t, testConfig(c, h))
+		<-entered
+		stopped := make(chan error)
+		go func() { stopped <- stop() }()
+		close(release)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		wantEach(t, readAll(t.Context(), t, c, "out"), 10)
+		if at := groupOffset(c, "in", 0); at != 10 {
+			t.Errorf("the group's offset is %d, want 10", at)
+		}
+	})
 }
 
-func TestStopGivesUpABatchThatDoesNotEnd(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 10)
-	entered := make(chan struct{})
-	var once sync.Once
-	h := &copier{before: func(ctx context.Context, _ *pipeline.Record, _ pipeline.Emitter) error {
-		once.Do(func() { close(entered) })
-		<-ctx.Done()
-		return ctx.Err()
-	}}
-	cfg := testConfig(c, h)
-	cfg.Drain = 10 * time.Millisecond
-	_, stop := start(t, cfg)
-	<-entered
-	if err := stop(); err != nil {
-		t.Error(err)
-	}
-	if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
-		t.Errorf("%d records of an aborted batch are visible", len(got))
-	}
-	if at := groupOffset(c, "in", 0); at > 0 {
-		t.Errorf("the group's offset moved to %d", at)
-	}
+func TestStopAbortsABatchThatDoesNotEndInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 10)
+		entered := make(chan struct{})
+		var once sync.Once
+		h := &copier{before: func(ctx context.Context, _ *pipeline.Record, _ pipeline.Emitter) error {
+			once.Do(func() { close(entered) })
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		cfg := testConfig(c, h)
+		cfg.Drain = 10 * time.Millisecond
+		_, stop := start(t, cfg)
+		<-entered
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if got := readAll(t.Context(), t, c, "out"); len(got) != 0 {
+			t.Errorf("%d records of an aborted batch are visible", len(got))
+		}
+		if at := groupOffset(c, "in", 0); at > 0 {
+			t.Errorf("the group's offset moved to %d", at)
+		}
+	})
 }
 
+// In real time: see the test of rebalances.
 func TestSecondProcessUnderOneInstanceFencesTheFirst(t *testing.T) {
 	c := newCluster(t, 2)
 	l, err := NewLoop(testConfig(c, &copier{}))
@@ -396,67 +494,71 @@ func TestSecondProcessUnderOneInstanceFencesTheFirst(t *testing.T) {
 	first := make(chan error, 1)
 	go func() { first <- l.Run(t.Context()) }()
 	inject(t, c, 0, 10)
-	waitFor(t, func() bool { return len(l.Progress()) == 2 && lag(l) == 0 })
+	committed(t, c, "out", 10)
 	start(t, testConfig(c, &copier{}))
-	for i := 10; ; i++ { // the first learns of it with its next transaction
+	for i := 10; ; i++ { // the first process learns of the second with its next transaction
 		inject(t, c, i, i+1)
+		wantEach(t, committed(t, c, "out", i+1), i+1)
 		select {
 		case err := <-first:
 			if !errors.Is(err, ErrFenced) || !strings.Contains(err.Error(), "--instance") {
 				t.Fatalf("ended with %v", err)
 			}
-			wantEach(t, committed(t, c, "out", i+1), i+1)
 			return
-		case <-time.After(20 * time.Millisecond):
+		default:
 		}
 	}
 }
 
 func TestUnreadRecordsDeletedByRetentionStopTheLoop(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 10)
-	_, stop := start(t, testConfig(c, &copier{}))
-	waitFor(t, func() bool { return groupOffset(c, "in", 0) == 10 })
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	inject(t, c, 10, 20)
-	if err := c.DeleteRecords("in", 0, 15); err != nil {
-		t.Fatal(err)
-	}
-	l, err := NewLoop(testConfig(c, &copier{}))
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = l.Run(t.Context())
-	if pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), "retention deleted 5 offsets unread") {
-		t.Errorf("ended with %v", err)
-	}
-}
-
-func TestANewGroupStartsWhereTheTopicStarts(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 20)
-	if err := c.DeleteRecords("in", 0, 15); err != nil {
-		t.Fatal(err)
-	}
-	var first atomic.Bool
-	h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
-		if !first.Swap(true) {
-			return errors.New("abort before anything was committed")
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 10)
+		_, stop := start(t, testConfig(c, &copier{}))
+		await(t, "the commit", func() bool { return groupOffset(c, "in", 0) == 10 })
+		if err := stop(); err != nil {
+			t.Fatal(err)
 		}
-		return nil
-	}}
-	start(t, testConfig(c, h))
-	if got := committed(t, c, "out", 5); got[0] != "000015" || len(got) != 5 {
-		t.Errorf("got %v, want 000015 to 000019", got)
-	}
+		inject(t, c, 10, 20)
+		if err := c.DeleteRecords("in", 0, 15); err != nil {
+			t.Fatal(err)
+		}
+		l, err := NewLoop(testConfig(c, &copier{}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = l.Run(t.Context())
+		if pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), "retention deleted 5 offsets unread") {
+			t.Errorf("ended with %v", err)
+		}
+	})
 }
 
-// keeper is a copier that chooses its own start.
+func TestANewGroupReadsFromTheStartOfTheTopic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 20)
+		if err := c.DeleteRecords("in", 0, 15); err != nil {
+			t.Fatal(err)
+		}
+		var first atomic.Bool
+		h := &copier{before: func(context.Context, *pipeline.Record, pipeline.Emitter) error {
+			if !first.Swap(true) {
+				return errors.New("abort before anything was committed")
+			}
+			return nil
+		}}
+		start(t, testConfig(c, h))
+		if got := committed(t, c, "out", 5); got[0] != "000015" || len(got) != 5 {
+			t.Errorf("got %v, want 000015 to 000019", got)
+		}
+	})
+}
+
+// keeper is a copier that chooses the offset to start from.
 type keeper struct {
 	copier
-	mu       sync.Mutex
+	mu       sync.Mutex // guards the fields below
 	assigned []Partition
 	revoked  int
 	from     int64
@@ -480,47 +582,47 @@ func (k *keeper) Revoke(ps []Partition) {
 }
 
 func TestAssignerChoosesWhereToStart(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 20)
-	h := &keeper{from: 12}
-	_, stop := start(t, testConfig(c, h))
-	if got := committed(t, c, "out", 8); got[0] != "000012" {
-		t.Errorf("started at %s, want 000012", got[0])
-	}
-	if err := stop(); err != nil {
-		t.Fatal(err)
-	}
-	want := Partition{Topic: "in", Partition: 0, Committed: -1, Start: 0, End: 20}
-	if !slices.Equal(h.assigned, []Partition{want}) {
-		t.Errorf("assigned %+v, want %+v", h.assigned, want)
-	}
-	if h.revoked != 1 {
-		t.Errorf("%d partitions revoked, want 1", h.revoked)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 20)
+		h := &keeper{from: 12}
+		_, stop := start(t, testConfig(c, h))
+		if got := committed(t, c, "out", 8); got[0] != "000012" {
+			t.Errorf("started at %s, want 000012", got[0])
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		want := Partition{Topic: "in", Partition: 0, Committed: -1, Start: 0, End: 20}
+		if !slices.Equal(h.assigned, []Partition{want}) {
+			t.Errorf("assigned %+v, want %+v", h.assigned, want)
+		}
+		if h.revoked != 1 {
+			t.Errorf("%d partitions revoked, want 1", h.revoked)
+		}
+	})
 }
 
 func TestUncommittedInputIsNeverRead(t *testing.T) {
-	c := newCluster(t, 1)
-	inject(t, c, 0, 5)
-	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.TransactionalID("elsewhere"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cl.Close()
-	if err := cl.BeginTransaction(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("aborted")}).FirstErr(); err != nil {
-		t.Fatal(err)
-	}
-	if err := cl.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
-		t.Fatal(err)
-	}
-	inject(t, c, 5, 10)
-	l, _ := start(t, testConfig(c, &copier{}))
-	wantEach(t, committed(t, c, "out", 10), 10)
-	// The position passes the marker of the aborted transaction.
-	waitFor(t, func() bool { return lag(l) == 0 && l.Progress()[0].Position == 12 })
+	synctest.Test(t, func(t *testing.T) {
+		c := newBubbleCluster(t, 1)
+		inject(t, c, 0, 5)
+		cl := c.client(t, kgo.TransactionalID("elsewhere"))
+		if err := cl.BeginTransaction(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.ProduceSync(t.Context(), &kgo.Record{Topic: "in", Value: []byte("aborted")}).FirstErr(); err != nil {
+			t.Fatal(err)
+		}
+		if err := cl.EndTransaction(t.Context(), kgo.TryAbort); err != nil {
+			t.Fatal(err)
+		}
+		inject(t, c, 5, 10)
+		l, _ := start(t, testConfig(c, &copier{}))
+		wantEach(t, committed(t, c, "out", 10), 10)
+		// The position passes the marker of the aborted transaction.
+		await(t, "position 12", func() bool { return lag(l) == 0 && l.Progress()[0].Position == 12 })
+	})
 }
 
 func lag(l *Loop) (n int64) {
@@ -534,7 +636,7 @@ func lag(l *Loop) (n int64) {
 	return n
 }
 
-func groupOffset(c *kfake.Cluster, topic string, partition int32) int64 {
+func groupOffset(c *cluster, topic string, partition int32) int64 {
 	g := c.GroupInfo("g")
 	if g == nil {
 		return -1
@@ -546,7 +648,7 @@ func groupOffset(c *kfake.Cluster, topic string, partition int32) int64 {
 	return commit.Offset
 }
 
-// waitFor polls a condition that nothing announces.
+// waitFor checks a condition in real time until it holds. In a bubble, use await.
 func waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -555,8 +657,21 @@ func waitFor(t *testing.T, cond func() bool) {
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatal("waited 30 s in vain")
+			t.Fatal("the condition does not hold after 30 s")
 		case <-tick.C:
 		}
+	}
+}
+
+// await waits, in a bubble, until a condition holds. It checks the condition whenever all
+// other goroutines are blocked, and then lets the fake time advance.
+func await(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	for synctest.Wait(); !cond(); synctest.Wait() {
+		if time.Now().After(deadline) {
+			t.Fatalf("a minute of fake time has passed without %s", what)
+		}
+		time.Sleep(time.Millisecond) //nolint:forbidigo // fake time: it advances the clock of the bubble
 	}
 }

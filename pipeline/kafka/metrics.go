@@ -8,7 +8,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Metrics counts what the loops of a process do. A nil *Metrics counts nothing.
+// Metrics are the metrics of the loops and followers of a process. A nil *Metrics
+// records nothing.
 type Metrics struct {
 	transactions *prometheus.CounterVec
 	duration     *prometheus.HistogramVec
@@ -26,7 +27,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		transactions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_txn_total",
-			Help: "Batches ended, by result: committed, aborted (rolled back, tried again) or failed (the session was rebuilt).",
+			Help: "Batches ended, by result: committed, aborted (rolled back and retried) or failed (the session got a new client).",
 		}, []string{"group", "result"}),
 		duration: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Name:    "millrace_txn_duration_seconds",
@@ -41,30 +42,30 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		lag: &lagAtScrape{
 			records: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_consumer_lag_records",
-				Help: "Offsets between the committed position and the last stable offset. Transaction markers that were passed do not count.",
+				Help: "Offsets between the committed position and the last stable offset. Transaction markers below the position do not count.",
 			}, []string{"group", "topic", "partition"}),
 			seconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_consumer_lag_seconds",
-				Help: "Age of the last record committed while more are waiting, by its timestamp; 0 when none wait.",
+				Help: "Age of the last committed record, by its timestamp, while more records wait; 0 if none wait.",
 			}, []string{"group", "topic", "partition"}),
 		},
 		followed: &lagAtScrape{
 			records: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_followed_lag_records",
-				Help: "Offsets that a partition which is followed, without a group, is behind its last stable offset. There is one for each partition that is followed.",
+				Help: "Offsets between the position in a followed partition (read without a group) and its last stable offset. One series per followed partition.",
 			}, []string{"group", "topic", "partition"}),
 			seconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_followed_lag_seconds",
-				Help: "Age of the last record of a followed partition that was taken in while more are waiting, by its timestamp; 0 when none wait.",
+				Help: "Age of the last record read from a followed partition, by its timestamp, while more records wait; 0 if none wait.",
 			}, []string{"group", "topic", "partition"}),
 		},
 		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "millrace_assigned_partitions",
-			Help: "Partitions that the group has given to this worker.",
+			Help: "Partitions that the group has assigned to this worker.",
 		}, []string{"group"}),
 		rebalances: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_rebalances_total",
-			Help: "Times the group changed this worker's partitions, by kind: assigned, revoked or lost.",
+			Help: "Changes of this worker's partitions by the group, by kind: assigned, revoked or lost.",
 		}, []string{"group", "kind"}),
 		read: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_records_in_total",
@@ -95,7 +96,7 @@ func (m *Metrics) ended(group, result string, records int, took time.Duration, w
 	}
 }
 
-// watch adds a loop to those whose lag is shown.
+// watch adds a loop to the lag metrics.
 func (m *Metrics) watch(group string, p *progress) {
 	if m == nil {
 		return
@@ -103,7 +104,7 @@ func (m *Metrics) watch(group string, p *progress) {
 	m.lag.watch(group, p)
 }
 
-// follows is watch for a follower.
+// follows adds a follower to its lag metrics.
 func (m *Metrics) follows(group string, p *progress) {
 	if m == nil {
 		return
@@ -111,11 +112,12 @@ func (m *Metrics) follows(group string, p *progress) {
 	m.followed.watch(group, p)
 }
 
-// lagAtScrape is worked out when it is asked for: that of a loop that hangs grows.
+// lagAtScrape computes the lag at scrape time. So the lag in seconds of a loop that
+// hangs keeps growing.
 type lagAtScrape struct {
 	records, seconds *prometheus.GaugeVec
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guards loops
 	loops []loopProgress
 }
 
@@ -147,7 +149,7 @@ func (l *lagAtScrape) Collect(out chan<- prometheus.Metric) {
 			labels := []string{loop.group, at.Topic, strconv.Itoa(int(at.Partition))}
 			age := 0.0
 			if at.Lag() > 0 && !at.last.IsZero() {
-				// A record stamped in the future is not less than no lag.
+				// Not negative if the record has a timestamp in the future.
 				age = max(0, time.Since(at.last).Seconds())
 			}
 			l.records.WithLabelValues(labels...).Set(float64(at.Lag()))

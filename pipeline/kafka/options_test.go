@@ -19,7 +19,7 @@ import (
 	"millrace/pipeline"
 )
 
-// lines is a log that is written to and read at the same time.
+// lines is a log that is read while it is written.
 type lines struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -54,7 +54,7 @@ func TestLoopConfigIsChecked(t *testing.T) {
 		{"another guarantee", func(c *LoopConfig) { c.Guarantee = "at_most_once" }, "exactly_once or at_least_once"},
 		{"another protocol", func(c *LoopConfig) { c.Protocol = "share" }, "classic or consumer"},
 		{"a slow commit", func(c *LoopConfig) { c.CommitInterval = 5 * time.Second }, "at most a third"},
-		{"too little memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 8 }, "give 16 MiB to each"},
+		{"too little memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 8 }, "needs at least 16 MiB"},
 		{"enough memory", func(c *LoopConfig) { c.Memory, c.Sessions = 64<<20, 4 }, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -68,8 +68,9 @@ func TestLoopConfigIsChecked(t *testing.T) {
 	}
 }
 
-// The broker shares out the partitions, and a batch that is in its way aborts.
-func TestTheConsumerProtocolLosesAndDoublesNothing(t *testing.T) {
+// With the consumer protocol the broker assigns partitions. A batch during a rebalance
+// aborts.
+func TestTheConsumerProtocolLosesAndRepeatsNothing(t *testing.T) {
 	c := newCluster(t, 6)
 	classic := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Observe: true, Count: -1})
 	inject(t, c, 0, 5000)
@@ -94,7 +95,7 @@ func TestTheConsumerProtocolLosesAndDoublesNothing(t *testing.T) {
 	}
 }
 
-func TestTheConsumerProtocolWantsBrokersThatAreGoodAtIt(t *testing.T) {
+func TestTheConsumerProtocolRequiresNewBrokers(t *testing.T) {
 	for _, old := range []*kversion.Versions{kversion.V3_9_0(), kversion.V4_2_0()} {
 		c := newCluster(t, 1, kfake.MaxVersions(old))
 		cfg := testConfig(c, &copier{})
@@ -110,7 +111,7 @@ func TestTheConsumerProtocolWantsBrokersThatAreGoodAtIt(t *testing.T) {
 	}
 }
 
-func TestOldTransactionsAreWarnedOf(t *testing.T) {
+func TestAnOldTransactionVersionCausesAWarning(t *testing.T) {
 	for _, tt := range []struct {
 		versions *kversion.Versions
 		warned   bool
@@ -127,12 +128,12 @@ func TestOldTransactionsAreWarnedOf(t *testing.T) {
 			t.Error(err)
 		}
 		if n := strings.Count(log.String(), "transaction.version=2"); n > 1 || (n == 1) != tt.warned {
-			t.Errorf("%d warnings of brokers of %s", n, tt.versions.VersionGuess())
+			t.Errorf("%d warnings for brokers of version %s", n, tt.versions.VersionGuess())
 		}
 	}
 }
 
-func TestASilentBrokerIsToldOf(t *testing.T) {
+func TestReadyReportsAnOutageOfTheBrokers(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
@@ -142,18 +143,18 @@ func TestASilentBrokerIsToldOf(t *testing.T) {
 	l, _ := start(t, cfg)
 	waitFor(t, func() bool { return l.Ready() == nil })
 	w.kill()
-	var said error
-	defer func() { t.Logf("said at last: %v", said) }()
+	var last error
+	defer func() { t.Logf("last error of Ready: %v", last) }()
 	waitFor(t, func() bool {
-		said = l.Ready()
-		return said != nil && strings.Contains(said.Error(), "no broker has answered") && strings.Contains(said.Error(), "unable to dial")
+		last = l.Ready()
+		return last != nil && strings.Contains(last.Error(), "no broker has answered") && strings.Contains(last.Error(), "cannot reach a Kafka broker") && strings.Contains(last.Error(), "the wire is cut")
 	})
-	w.mend()
+	w.repair()
 	waitFor(t, func() bool { return l.Ready() == nil })
 }
 
-// What keeps a loop from working is told by Ready, and gone when it is.
-func TestReadySaysWhatIsWrong(t *testing.T) {
+// Ready returns the reason why a loop does not work, and nil once it works again.
+func TestReadyReportsTheReason(t *testing.T) {
 	t.Run("the registry is down", func(t *testing.T) {
 		c := newCluster(t, 1)
 		inject(t, c, 0, 10)
@@ -175,7 +176,7 @@ func TestReadySaysWhatIsWrong(t *testing.T) {
 		wantEach(t, committed(t, c, "out", 10), 10)
 		waitFor(t, func() bool { return l.Ready() == nil })
 	})
-	t.Run("the group is not for us", func(t *testing.T) {
+	t.Run("no permission for the group", func(t *testing.T) {
 		c := newCluster(t, 1)
 		fault := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.JoinGroup}, Err: kerr.GroupAuthorizationFailed, TopLevel: true, Count: -1})
 		l, _ := start(t, testConfig(c, &copier{}))
@@ -209,10 +210,10 @@ func TestAPanicInAHandlerEndsTheLoopWithItsStack(t *testing.T) {
 	}
 }
 
-// A batch ends by its bytes where the memory is little.
+// With little memory, a batch ends at its byte limit.
 func TestMemoryBoundsABatch(t *testing.T) {
 	c := newCluster(t, 1)
-	w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+	w, err := NewWriter(c.config())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -235,13 +236,13 @@ func TestMemoryBoundsABatch(t *testing.T) {
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
-	// A batch is over its limit by at most one poll.
+	// A batch exceeds its limit by at most one poll.
 	if limit := l.cfg.batchBytes(); h.largest > limit+(firstPoll*64)<<10 || h.largest < limit {
 		t.Errorf("the largest batch has %d bytes, at a limit of %d", h.largest, limit)
 	}
 }
 
-// sizer takes note of how large batches are.
+// sizer records the size of the largest batch.
 type sizer struct{ bytes, largest int }
 
 func (s *sizer) Handle(_ context.Context, in *pipeline.Record, _ pipeline.Emitter) error {

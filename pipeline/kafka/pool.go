@@ -6,17 +6,17 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// fetchPool keeps what a session's client reads records into, from one batch to
-// the next: the records themselves and the bytes that they were unpacked to. A
-// batch gives them back when it has ended ([batch.release]), never earlier: what
-// a handler emits still points into them.
+// fetchPool pools the memory that a client reads records into: the records and their
+// decompressed bytes. A batch returns its memory when it ends ([batch.release]), or
+// when one of its parts is settled ([batch.seal]), and never earlier: emitted records
+// still point into it. The client calls the pool from several goroutines.
 //
-// A client that is thrown away does not give back; the garbage collector does.
+// A discarded client does not return its memory; the garbage collector frees it.
 type fetchPool struct {
-	mu      sync.Mutex
+	mu      sync.Mutex // guards the fields below
 	records [][]kgo.Record
 	bytes   [][]byte
-	spare   int // of bytes, what may still be kept
+	spare   int // how many more bytes the pool may keep
 }
 
 var (
@@ -24,11 +24,11 @@ var (
 	_ kgo.PoolDecompressBytes = (*fetchPool)(nil)
 )
 
-// maxSpareRecords bounds how many record slices are kept: fetched batches of a
-// topic hold up to some thousands of records.
+// maxSpareRecords bounds how many record slices are kept: one fetched batch can hold
+// several thousand records.
 const maxSpareRecords = 64
 
-// newFetchPool returns a pool that keeps at most so many unpacked bytes.
+// newFetchPool returns a pool that keeps at most spare decompressed bytes.
 func newFetchPool(spare int) *fetchPool { return &fetchPool{spare: spare} }
 
 // GetRecords returns a slice with a capacity of n or more.
@@ -52,20 +52,20 @@ func (p *fetchPool) PutRecords(rs []kgo.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.records) == maxSpareRecords {
-		copy(p.records, p.records[1:]) // the one that nobody wanted for longest
+		copy(p.records, p.records[1:]) // drop the oldest unused slice
 		p.records = p.records[:maxSpareRecords-1]
 	}
 	p.records = append(p.records, rs)
 }
 
-// GetDecompressBytes returns a slice of what the compressed bytes are likely to
-// need.
+// GetDecompressBytes returns a slice of the size that the compressed bytes are likely
+// to need.
 func (p *fetchPool) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodecType) []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := len(p.bytes) - 1; i >= 0; i-- {
-		// The client clears a slice to its capacity when it comes back, so one
-		// that is far too large is a waste.
+		// The client clears a returned slice to its full capacity, so a slice that
+		// is far too large wastes time.
 		if b := p.bytes[i]; cap(b) >= 2*len(compressed) && cap(b) <= 16*len(compressed)+4096 {
 			last := len(p.bytes) - 1
 			p.bytes[i] = p.bytes[last]
@@ -75,7 +75,7 @@ func (p *fetchPool) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodec
 			return b
 		}
 	}
-	return nil // the client allocates just what it needs
+	return nil // the client then allocates the exact size
 }
 
 // PutDecompressBytes keeps the slice, if there is room.

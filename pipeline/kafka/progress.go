@@ -13,10 +13,10 @@ type topicPartition struct {
 	partition int32
 }
 
-// progress is where the sessions of a loop stand. Sessions write it at the end
-// of a batch, health checks and queries read it.
+// progress holds the positions of the sessions of a loop. Sessions write it at the end
+// of a batch; health checks and queries read it.
 type progress struct {
-	mu sync.Mutex
+	mu sync.Mutex // guards at
 	at map[topicPartition]PartitionProgress
 }
 

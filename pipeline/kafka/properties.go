@@ -14,78 +14,82 @@ import (
 	"time"
 )
 
-// Sources are the places that settings of Kafka clients come from, under the
-// names that the Java client and librdkafka know them by. The later of the
-// fields wins, setting by setting; what none gives has a default.
+// Sources are the sources of Kafka client settings, which have the names of the Java
+// client and of librdkafka. For each setting, a later field of Sources overrides an
+// earlier one; a setting that no source has gets a default.
 type Sources struct {
-	// File is the path of a property file of either family; none if empty. It
-	// is read by Java's rules: a backslash is an escape.
+	// File is the path of a property file with names of either client; none if
+	// empty. It is parsed by Java's rules: a backslash is an escape.
 	File string
 
-	// LookupEnv finds MILLRACE_SASL_USERNAME for sasl.username, and so on, and
-	// MILLRACE_SASL_PASSWORD_FILE for a file that holds the value; as
-	// [os.LookupEnv]. What is set to nothing counts as not set. No environment
-	// if nil.
+	// LookupEnv, with the contract of [os.LookupEnv], finds MILLRACE_SASL_USERNAME
+	// for sasl.username and so on, and MILLRACE_SASL_PASSWORD_FILE for a file that
+	// holds the value. An empty variable counts as not set. Nil means no environment.
 	LookupEnv func(string) (string, bool)
 
-	// Flags are settings as key=value, in the order of the command line.
-	// Secrets are refused here: other users can see a command line.
+	// Flags are settings in the form key=value, in command-line order. Secrets are
+	// refused here, because other users can see a command line.
 	Flags []string
 
 	// Brokers, unless empty, is the value of the flag --brokers.
 	Brokers []string
 
-	// ClientID is the client.id if nobody sets another.
+	// ClientID is the default of client.id.
 	ClientID string
 }
 
-// Settings are what [Sources] gave.
+// Settings are the result of [Sources.Load].
 type Settings struct {
 	// Config has Brokers, ClientID, Rack, TLS, SASL and DialTimeout set.
 	Config Config
 
-	// Warnings say, each with its place, what was ignored.
+	// Warnings name, each with its origin, the settings that were ignored.
 	Warnings []string
 
-	entries map[string]entry // by the property's own name
+	entries map[string]entry // by the property's main name
 }
 
-// An entry is a setting as it was given.
+// An entry is the value of a setting in a source.
 type entry struct {
 	value  string
 	origin string // "--brokers", "-X", an environment name, file:line, "default"
 }
 
-// A property is a setting that Millrace takes.
+// A property is a setting that Millrace supports.
 type property struct {
 	name    string
-	aliases []string // other names of the same
+	aliases []string // other names of the same property
 	help    string
 	secret  bool
-	def     string // what holds if nobody sets it, for people to read
-	// set puts the value into the configuration. Its error does not repeat a
-	// secret. It is nil if the property only stands for others (expand).
+	def     string // default value, for display
+	// set stores the value in the configuration. Its error does not repeat a
+	// secret. It is nil if the property has expand.
 	set func(c *Config, value string) error
-	// expand gives the settings that the value stands for.
+	// expand returns the settings that the value represents, if there are several
+	// or they have another name.
 	expand func(value string) ([]setting, error)
 }
 
 type setting struct{ name, value string }
 
-// DefaultBroker is where a broker is looked for if nothing else is said.
+// DefaultBroker is the broker address if none is set.
 const DefaultBroker = "127.0.0.1:9092"
 
 const envPrefix = "MILLRACE_"
 
-// endpointAlgorithm is the only setting whose empty value says something: that
-// names shall not be checked.
+// endpointAlgorithm is the only setting whose empty value has a meaning: names in
+// certificates are not to be checked.
 const endpointAlgorithm = "ssl.endpoint.identification.algorithm"
 
-// properties returns what Millrace takes, in the order in which people read it.
+// properties returns the supported properties in display order.
 func properties() []property {
+	return slices.Concat(connectionProperties(), saslProperties(), tlsProperties())
+}
+
+func connectionProperties() []property {
 	return []property{
 		{name: "bootstrap.servers", aliases: []string{"metadata.broker.list", "brokers"}, def: DefaultBroker,
-			help: "brokers to ask for the cluster: host:port,host:port (flag --brokers)",
+			help: "addresses of brokers to connect to first: host:port,host:port (flag --brokers)",
 			set: func(c *Config, v string) error {
 				c.Brokers = nil
 				for b := range strings.SplitSeq(v, ",") {
@@ -95,22 +99,26 @@ func properties() []property {
 				}
 				return nil
 			}},
-		{name: "client.id", help: "name in the logs and quotas of brokers", def: "the program's name and version",
+		{name: "client.id", help: "client name in logs and quotas of brokers", def: "the program's name and version",
 			set: func(c *Config, v string) error { c.ClientID = v; return nil }},
-		{name: "client.rack", help: "where this client runs, to read from a replica nearby",
+		{name: "client.rack", help: "rack of this client, to read from a replica in the same rack",
 			set: func(c *Config, v string) error { c.Rack = v; return nil }},
-		{name: "socket.connection.setup.timeout.ms", help: "time for a connection to be made, TLS included", def: "10000",
+		{name: "socket.connection.setup.timeout.ms", help: "timeout for a connection attempt, including TLS", def: "10000",
 			set: func(c *Config, v string) error {
 				ms, err := strconv.Atoi(v)
 				if err != nil || ms <= 0 || ms > 24*3600*1000 {
-					return errors.New("want a number of milliseconds, from 1 up to a day")
+					return errors.New("want a number of milliseconds, from 1 to one day")
 				}
 				c.DialTimeout = time.Duration(ms) * time.Millisecond
 				return nil
 			}},
-		{name: "security.protocol", help: "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", def: "by what else is set",
+		{name: "security.protocol", help: "PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", def: "derived from the other settings",
 			set: setProtocol},
+	}
+}
 
+func saslProperties() []property {
+	return []property{
 		{name: "sasl.mechanism", aliases: []string{"sasl.mechanisms"}, help: mechanismsInWords,
 			set: func(c *Config, v string) error {
 				v = strings.ToUpper(v)
@@ -124,17 +132,17 @@ func properties() []property {
 			set: func(c *Config, v string) error { c.SASL.Username = v; return nil }},
 		{name: "sasl.password", secret: true, help: "password for PLAIN and SCRAM",
 			set: func(c *Config, v string) error { c.SASL.Password = NewSecret(v); return nil }},
-		{name: "sasl.jaas.config", secret: true, help: "the Java client's way to give user and password, or the OAuth client",
+		{name: "sasl.jaas.config", secret: true, help: "user and password, or the OAuth client, in the form of the Java client",
 			expand: expandJAAS},
-		{name: oauthKeyURL, help: "where OAUTHBEARER gets its tokens (client-credentials grant)",
+		{name: oauthKeyURL, help: "URL of the token endpoint for OAUTHBEARER (client-credentials grant)",
 			set: func(c *Config, v string) error { c.SASL.OAuth.TokenURL = v; return nil }},
-		{name: oauthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "the OAuth client's id",
+		{name: oauthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "id of the OAuth client",
 			set: func(c *Config, v string) error { c.SASL.OAuth.ClientID = v; return nil }},
-		{name: oauthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "the OAuth client's secret",
+		{name: oauthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "secret of the OAuth client",
 			set: func(c *Config, v string) error { c.SASL.OAuth.ClientSecret = NewSecret(v); return nil }},
-		{name: "sasl.oauthbearer.scope", aliases: []string{"sasl.oauthbearer.client.credentials.scope"}, help: "scope to ask tokens for",
+		{name: "sasl.oauthbearer.scope", aliases: []string{"sasl.oauthbearer.client.credentials.scope"}, help: "scope of the requested tokens",
 			set: func(c *Config, v string) error { c.SASL.OAuth.Scope = v; return nil }},
-		{name: "sasl.oauthbearer.extensions", help: "sent to brokers with the token: key=value,key=value",
+		{name: "sasl.oauthbearer.extensions", help: "extensions sent to brokers with the token: key=value,key=value",
 			set: func(c *Config, v string) error {
 				ext := map[string]string{}
 				for pair := range strings.SplitSeq(v, ",") {
@@ -147,39 +155,43 @@ func properties() []property {
 				c.SASL.OAuth.Extensions = ext
 				return checkExtensions(ext)
 			}},
-		{name: "https.ca.location", help: "PEM file of authorities to trust at the token endpoint", def: "the system's",
+		{name: "https.ca.location", help: "PEM file of authorities to trust for the token endpoint", def: "the system's",
 			set: func(c *Config, v string) error { c.SASL.OAuth.CAFile = v; return nil }},
-		{name: "sasl.allow.cleartext", help: "true: let PLAIN and OAUTHBEARER send secrets unencrypted to other machines", def: "false",
+		{name: "sasl.allow.cleartext", help: "true: allow PLAIN and OAUTHBEARER to send secrets unencrypted to other machines", def: "false",
 			set: func(c *Config, v string) (err error) { c.SASL.AllowCleartext, err = parseBool(v); return err }},
+	}
+}
 
+func tlsProperties() []property {
+	return []property{
 		{name: "ssl.ca.location", aliases: []string{"ssl.truststore.location"}, help: "PEM file of authorities to trust", def: "the system's",
 			set: func(c *Config, v string) error { c.TLS.CAFile = v; return nil }},
-		{name: "ssl.ca.pem", aliases: []string{"ssl.truststore.certificates"}, help: "the same as text",
+		{name: "ssl.ca.pem", aliases: []string{"ssl.truststore.certificates"}, help: "ssl.ca.location as PEM text",
 			set: func(c *Config, v string) error { c.TLS.CAPEM = v; return nil }},
-		{name: "ssl.certificate.location", help: "PEM file of the client's certificate and chain",
+		{name: "ssl.certificate.location", help: "PEM file with the client certificate and its chain",
 			set: func(c *Config, v string) error { c.TLS.CertFile = v; return nil }},
-		{name: "ssl.certificate.pem", aliases: []string{"ssl.keystore.certificate.chain"}, help: "the same as text",
+		{name: "ssl.certificate.pem", aliases: []string{"ssl.keystore.certificate.chain"}, help: "ssl.certificate.location as PEM text",
 			set: func(c *Config, v string) error { c.TLS.CertPEM = v; return nil }},
-		{name: "ssl.key.location", help: "PEM file of the client's private key, not encrypted",
+		{name: "ssl.key.location", help: "PEM file with the unencrypted private key of the client",
 			set: func(c *Config, v string) error { c.TLS.KeyFile = v; return nil }},
-		{name: "ssl.key.pem", aliases: []string{"ssl.keystore.key"}, secret: true, help: "the same as text",
+		{name: "ssl.key.pem", aliases: []string{"ssl.keystore.key"}, secret: true, help: "ssl.key.location as PEM text",
 			set: func(c *Config, v string) error { c.TLS.KeyPEM = NewSecret(v); return nil }},
-		{name: "ssl.keystore.location", help: "one PEM file of certificate, chain and key",
+		{name: "ssl.keystore.location", help: "one PEM file with certificate, chain and key",
 			expand: func(v string) ([]setting, error) {
 				return []setting{{"ssl.certificate.location", v}, {"ssl.key.location", v}}, nil
 			}},
-		{name: "ssl.truststore.type", help: "PEM, which is all that is supported", set: onlyPEM},
-		{name: "ssl.keystore.type", help: "PEM, which is all that is supported", set: onlyPEM},
-		{name: endpointAlgorithm, help: "https: a broker's certificate must carry its name", def: "https",
+		{name: "ssl.truststore.type", help: "PEM, the only supported type", set: onlyPEM},
+		{name: "ssl.keystore.type", help: "PEM, the only supported type", set: onlyPEM},
+		{name: endpointAlgorithm, help: "https: the certificate of a broker must be for its host name", def: "https",
 			set: func(_ *Config, v string) error {
 				if !strings.EqualFold(v, "https") {
-					return errors.New("the name in a broker's certificate is always checked; say with ssl.server.name which name it carries")
+					return errors.New("the name in a broker's certificate is always checked; set the expected name with ssl.server.name")
 				}
 				return nil
 			}},
-		{name: "ssl.server.name", help: "name that brokers' certificates carry", def: "the host that is dialled",
+		{name: "ssl.server.name", help: "name that the certificates of brokers are for", def: "the dialed host",
 			set: func(c *Config, v string) error { c.TLS.ServerName = v; return nil }},
-		{name: "enable.ssl.certificate.verification", help: "false: accept any certificate of anybody (for experiments only)", def: "true",
+		{name: "enable.ssl.certificate.verification", help: "false: accept any certificate (for experiments only)", def: "true",
 			set: func(c *Config, v string) error {
 				verify, err := parseBool(v)
 				c.TLS.InsecureSkipVerify = err == nil && !verify
@@ -188,9 +200,10 @@ func properties() []property {
 	}
 }
 
-// decided are the settings that Millrace's guarantees rest on. A file may have
-// them with the value that holds anyway.
-func decided() map[string][]string {
+// fixedProperties are the settings that Millrace's guarantees depend on, with the values
+// that Millrace uses. A source may set them only to one of these values, and not at all
+// if the list is nil.
+func fixedProperties() map[string][]string {
 	return map[string][]string{
 		"acks":                                  {"all", "-1"},
 		"request.required.acks":                 {"all", "-1"},
@@ -221,14 +234,14 @@ func setProtocol(c *Config, v string) error {
 	case "SSL", "SASL_SSL":
 		c.TLS.Enabled = true
 	default:
-		return fmt.Errorf("%q is none of PLAINTEXT, SSL, SASL_PLAINTEXT and SASL_SSL", v)
+		return fmt.Errorf("%q is not supported; want PLAINTEXT, SSL, SASL_PLAINTEXT or SASL_SSL", v)
 	}
 	return nil
 }
 
 func onlyPEM(_ *Config, v string) error {
 	if !strings.EqualFold(v, "PEM") {
-		return fmt.Errorf("%q is not supported, only PEM; keytool -exportcert -rfc and openssl pkcs12 convert", v)
+		return fmt.Errorf("%q is not supported, only PEM; convert it with keytool -exportcert -rfc or openssl pkcs12", v)
 	}
 	return nil
 }
@@ -243,12 +256,12 @@ func parseBool(v string) (bool, error) {
 	return false, errors.New("want true or false")
 }
 
-// Load reads the sources. The error tells of everything that is wrong, each
-// with its place, and repeats no secret.
+// Load reads the sources. The error joins all errors, each with its origin, and
+// repeats no secret.
 func (s Sources) Load() (*Settings, error) {
 	l := &loader{
 		names:   map[string]*property{},
-		decided: decided(),
+		fixed:   fixedProperties(),
 		entries: map[string]entry{},
 	}
 	all := properties()
@@ -285,9 +298,10 @@ func (s Sources) Load() (*Settings, error) {
 	return settings, nil
 }
 
+// loader collects the settings of all sources.
 type loader struct {
-	names    map[string]*property // by every name
-	decided  map[string][]string
+	names    map[string]*property // by main name and alias
+	fixed    map[string][]string  // see fixedProperties
 	entries  map[string]entry
 	warnings []string
 	faults   []error
@@ -307,13 +321,13 @@ func (l *loader) file(path string) {
 		l.faults = append(l.faults, fmt.Errorf("--command-config: %w", err))
 		return
 	}
-	defer func() { _ = f.Close() }() // only read from
+	defer func() { _ = f.Close() }() // opened for reading only
 	lines, err := parseProperties(f)
 	if err != nil {
-		l.faults = append(l.faults, fmt.Errorf("%s:%w", path, err)) // it begins with the line
+		l.faults = append(l.faults, fmt.Errorf("%s:%w", path, err)) // err begins with the line number
 		return
 	}
-	first := map[string]string{} // where a property was set
+	first := map[string]string{} // origin of the previous setting, by property
 	for _, line := range lines {
 		origin := path + ":" + strconv.Itoa(line.number)
 		if line.dropped {
@@ -321,7 +335,7 @@ func (l *loader) file(path string) {
 		}
 		if p, _ := l.property(line.key); p != nil {
 			if at, again := first[p.name]; again {
-				l.warn(origin, "%s is set again, and replaces what %s says", line.key, at)
+				l.warn(origin, "%s is set again and overrides %s", line.key, at)
 			}
 			first[p.name] = origin
 		}
@@ -352,7 +366,7 @@ func (l *loader) environment(all []property, lookup func(string) (string, bool))
 			}
 		}
 	}
-	for key := range l.decided {
+	for key := range l.fixed {
 		if value, ok := lookup(EnvName(key)); ok {
 			l.set(key, value, EnvName(key))
 		}
@@ -370,7 +384,7 @@ func (l *loader) flags(flags []string) {
 	for _, f := range flags {
 		key, value, ok := strings.Cut(f, "=")
 		if !ok {
-			// What it is may be a secret: it is not shown.
+			// The text may be a secret, so the error does not repeat it.
 			l.faults = append(l.faults, errors.New("-X: want key=value, list or dump"))
 			continue
 		}
@@ -378,9 +392,9 @@ func (l *loader) flags(flags []string) {
 		p, fromFile := l.property(key)
 		switch {
 		case p != nil && p.secret && !fromFile:
-			l.fault(origin, key, "a secret on a command line can be seen by others; use %s, %s_FILE, -X %s.file=FILE or --command-config", EnvName(key), EnvName(key), key)
+			l.fault(origin, key, "other users can see a secret on the command line; use %s, %s_FILE, -X %s.file=FILE or --command-config", EnvName(key), EnvName(key), key)
 		case !l.set(key, value, origin):
-			hint := "-X list shows them all"
+			hint := "-X list shows all settings"
 			if near := l.nearest(key); near != "" {
 				hint = "did you mean " + near + "?"
 			}
@@ -389,8 +403,8 @@ func (l *loader) flags(flags []string) {
 	}
 }
 
-// property returns the property of a name, and whether the name says that the
-// value is in a file.
+// property returns the property with a name, nil if there is none, and whether the name
+// has the suffix .file: the value is then a file name.
 func (l *loader) property(key string) (p *property, fromFile bool) {
 	if p := l.names[key]; p != nil {
 		return p, false
@@ -399,11 +413,11 @@ func (l *loader) property(key string) (p *property, fromFile bool) {
 	return l.names[key], fromFile
 }
 
-// set takes a setting, or reports that nobody knows it.
+// set stores a setting, and reports whether its key is known.
 func (l *loader) set(key, value, origin string) (known bool) {
-	if fixed, ok := l.decided[key]; ok {
-		if !slices.Contains(fixed, strings.ToLower(strings.TrimSpace(value))) {
-			l.fault(origin, key, "Millrace decides this itself, because its guarantees depend on it; remove it")
+	if allowed, ok := l.fixed[key]; ok {
+		if !slices.Contains(allowed, strings.ToLower(strings.TrimSpace(value))) {
+			l.fault(origin, key, "Millrace sets this itself, because its guarantees depend on it; remove it")
 		}
 		return true
 	}
@@ -427,7 +441,7 @@ func (l *loader) set(key, value, origin string) (known bool) {
 		value = strings.TrimSpace(value)
 	}
 	if value == "" && p.name != endpointAlgorithm {
-		delete(l.entries, p.name) // as if nobody had set it
+		delete(l.entries, p.name) // as if it were not set
 		return true
 	}
 	settings, err := []setting{{p.name, value}}, error(nil)
@@ -435,7 +449,7 @@ func (l *loader) set(key, value, origin string) (known bool) {
 		settings, err = p.expand(value)
 	}
 	for _, s := range settings {
-		// Tried on nothing, so that the faults come in the order of the lines.
+		// Apply it to an empty Config first, so errors appear in the order of the lines.
 		if err = l.names[s.name].set(&Config{}, s.value); err != nil {
 			break
 		}
@@ -447,7 +461,7 @@ func (l *loader) set(key, value, origin string) (known bool) {
 	return true
 }
 
-// configure puts the entries into the configuration.
+// configure applies the entries to the configuration.
 func (l *loader) configure(all []property, c *Config) {
 	l.inferProtocol()
 	for _, p := range all {
@@ -459,11 +473,11 @@ func (l *loader) configure(all []property, c *Config) {
 	}
 }
 
-// inferProtocol turns TLS on if anything is said about it, and SASL likewise.
-// If security.protocol is given it decides, and what contradicts it is left out
-// with a warning.
+// inferProtocol enables TLS if any ssl property is set, and SASL if any sasl property is
+// set. If security.protocol is set, it decides; settings that contradict it cause a
+// warning and have no effect.
 func (l *loader) inferProtocol() {
-	var ssl, sasl string // the first property that asks for it
+	var ssl, sasl string // the first property that enables it
 	for _, name := range slices.Sorted(maps.Keys(l.entries)) {
 		switch {
 		case strings.HasPrefix(name, "ssl.") || name == "enable.ssl.certificate.verification":
@@ -485,7 +499,7 @@ func (l *loader) inferProtocol() {
 			l.entries["security.protocol"] = entry{protocol, "because of " + strings.Join(slices.DeleteFunc([]string{ssl, sasl}, func(s string) bool { return s == "" }), " and ")}
 		}
 	} else {
-		protocol := strings.ToUpper(given.value) // one of the four, or it would not be here
+		protocol := strings.ToUpper(given.value) // valid: set has checked it
 		if ssl != "" && !strings.HasSuffix(protocol, "SSL") {
 			l.warn(l.entries[ssl].origin, "%s has no effect with security.protocol=%s (%s)", ssl, given.value, given.origin)
 		}
@@ -502,16 +516,16 @@ func (l *loader) inferProtocol() {
 		}
 		sasl = "security.protocol"
 	}
-	if sasl != "" && len(l.faults) == 0 { // else it may be missing because it is wrong
+	if sasl != "" && len(l.faults) == 0 { // with faults, it may be missing because it is invalid
 		if _, ok := l.entries["sasl.mechanism"]; !ok {
-			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, and SASL is asked for by %s; want %s", sasl, mechanismsInWords)
+			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, mechanismsInWords)
 		}
 	}
 }
 
-// nearest returns the known name most like key, "" if none is like it.
+// nearest returns the known name most similar to key, "" if none is similar.
 func (l *loader) nearest(key string) string {
-	best, at := "", 4 // so many edits are not a misspelling any more
+	best, at := "", 4 // a distance of 4 or more is not a typo
 	for _, name := range slices.Sorted(maps.Keys(l.names)) {
 		if d := distance(key, name); d < at && d < len(name)/2 {
 			best, at = name, d
@@ -520,7 +534,7 @@ func (l *loader) nearest(key string) string {
 	return best
 }
 
-// distance is the number of single edits between two words.
+// distance returns the Levenshtein distance of two words.
 func distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {
@@ -540,8 +554,8 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
-// Dump writes each setting with its value and where that comes from, secrets
-// redacted, and what Millrace decides itself.
+// Dump writes each setting with its value and origin, and the settings that are fixed.
+// Secrets are redacted.
 func (s *Settings) Dump(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, p := range properties() {
@@ -562,12 +576,12 @@ func (s *Settings) Dump(w io.Writer) error {
 		{"acks", "all"}, {"enable.idempotence", "true"}, {"isolation.level", "read_committed"},
 		{"enable.auto.commit", "false"}, {"allow.auto.create.topics", "false"}, {"partitioner", "murmur2"},
 	} {
-		fmt.Fprintf(tw, "%s\t= %s\t# decided by Millrace\n", fixed.name, fixed.value)
+		fmt.Fprintf(tw, "%s\t= %s\t# set by Millrace\n", fixed.name, fixed.value)
 	}
 	return tw.Flush()
 }
 
-// ListProperties writes the settings that [Sources] takes, one per line.
+// ListProperties writes the settings that [Sources] supports, one per line.
 func ListProperties(w io.Writer) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, p := range properties() {
@@ -590,7 +604,7 @@ func ListProperties(w io.Writer) error {
 	if err := tw.Flush(); err != nil {
 		return err
 	}
-	_, err := fmt.Fprint(w, "\nKEY.file=FILE takes the value of any of them from a file. In the environment: "+EnvName("client.id")+
-		" for client.id,\n"+EnvName("sasl.password")+"_FILE for a file with sasl.password. -X dump shows what is set, and where.\n")
+	_, err := fmt.Fprint(w, "\nKEY.file=FILE reads the value of any setting from a file. In the environment: use "+EnvName("client.id")+
+		" for client.id,\n"+EnvName("sasl.password")+"_FILE for a file with sasl.password. -X dump shows each setting and its origin.\n")
 	return err
 }

@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
-// Each property file of testdata/properties has a golden file beside it: the
-// dump and the warnings, or the faults. Whatever is secret in them contains
-// the word canary.
+// Each property file in testdata/properties has a golden file with the dump and the
+// warnings, or with the errors. Every secret in the property files contains the word
+// canary.
 func TestPropertyFiles(t *testing.T) {
 	files, err := filepath.Glob("testdata/properties/*.properties")
 	if err != nil || len(files) == 0 {
@@ -57,7 +57,7 @@ func TestPropertyFiles(t *testing.T) {
 	}
 }
 
-func TestBothFamiliesGiveTheSameConfig(t *testing.T) {
+func TestJavaAndLibrdkafkaNamesGiveTheSameConfig(t *testing.T) {
 	load := func(lines ...string) Config {
 		t.Helper()
 		file := filepath.Join(t.TempDir(), "client.properties")
@@ -91,7 +91,7 @@ func TestBothFamiliesGiveTheSameConfig(t *testing.T) {
 	}
 }
 
-func TestTheMoreSpecificSourceWins(t *testing.T) {
+func TestTheMoreSpecificSourceOverrides(t *testing.T) {
 	dir := t.TempDir()
 	file := filepath.Join(dir, "client.properties")
 	write := func(path, text string) {
@@ -166,7 +166,7 @@ func TestTheMoreSpecificSourceWins(t *testing.T) {
 			origins: map[string]string{"bootstrap.servers": "--brokers"},
 		},
 		{
-			name: "set to nothing takes it back",
+			name: "an empty value resets a setting",
 			src:  Sources{File: file, Flags: []string{"client.id=", "client.rack=", "socket.connection.setup.timeout.ms="}},
 			want: Config{Brokers: []string{"file:1"}},
 		},
@@ -196,7 +196,7 @@ func lookup(env map[string]string) func(string) (string, bool) {
 	}
 }
 
-func TestASecretIsTakenFromAnywhereButTheCommandLine(t *testing.T) {
+func TestASecretIsAcceptedFromAnySourceButTheCommandLine(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "password")
 	if err := os.WriteFile(file, []byte(" canary-1 \r\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestASecretIsTakenFromAnywhereButTheCommandLine(t *testing.T) {
 	} {
 		_, err := Sources{Flags: append(flags, flag)}.Load()
 		if err == nil {
-			t.Errorf("-X %s was taken", flag)
+			t.Errorf("-X %s was accepted", flag)
 		} else if strings.Contains(err.Error(), "canary") {
 			t.Errorf("-X %s is repeated: %v", flag, err)
 		}
@@ -242,11 +242,11 @@ func TestFlagsAndEnvironmentAreStrict(t *testing.T) {
 		want  string
 	}{
 		{flags: []string{"client.idd=x"}, want: "-X: client.idd: not a setting of Millrace; did you mean client.id?"},
-		{flags: []string{"nothing.like.it=x"}, want: "-X: nothing.like.it: not a setting of Millrace; -X list shows them all"},
-		{flags: []string{"acks=1"}, want: "-X: acks: Millrace decides this itself"},
+		{flags: []string{"nothing.like.it=x"}, want: "-X: nothing.like.it: not a setting of Millrace; -X list shows all settings"},
+		{flags: []string{"acks=1"}, want: "-X: acks: Millrace sets this itself"},
 		{flags: []string{"security.protocol"}, want: "-X: want key=value, list or dump"},
-		{env: map[string]string{"MILLRACE_ISOLATION_LEVEL": "read_uncommitted"}, want: "MILLRACE_ISOLATION_LEVEL: isolation.level: Millrace decides"},
-		{env: map[string]string{"MILLRACE_SECURITY_PROTOCOL": "tls"}, want: `MILLRACE_SECURITY_PROTOCOL: security.protocol: "tls" is none of`},
+		{env: map[string]string{"MILLRACE_ISOLATION_LEVEL": "read_uncommitted"}, want: "MILLRACE_ISOLATION_LEVEL: isolation.level: Millrace sets"},
+		{env: map[string]string{"MILLRACE_SECURITY_PROTOCOL": "tls"}, want: `MILLRACE_SECURITY_PROTOCOL: security.protocol: "tls" is not supported`},
 		{env: map[string]string{"MILLRACE_SASL_PASSWORD": "a", "MILLRACE_SASL_PASSWORD_FILE": "b"}, want: "MILLRACE_SASL_PASSWORD_FILE is set too: set one"},
 		{env: map[string]string{"MILLRACE_SASL_PASSWORD_FILE": "no-such-file"}, want: "MILLRACE_SASL_PASSWORD_FILE: sasl.password.file: open no-such-file"},
 	} {
@@ -257,7 +257,7 @@ func TestFlagsAndEnvironmentAreStrict(t *testing.T) {
 	}
 }
 
-func TestAllFaultsAreToldAtOnce(t *testing.T) {
+func TestAllErrorsAreReportedTogether(t *testing.T) {
 	_, err := Sources{
 		File:      "testdata/properties/faults.properties",
 		LookupEnv: lookup(map[string]string{"MILLRACE_HTTPS_CA_LOCATION_FILE": "no-such-file"}),
@@ -268,7 +268,7 @@ func TestAllFaultsAreToldAtOnce(t *testing.T) {
 	}
 }
 
-// Every property has a name in the environment, and no two share it.
+// Every property has an environment variable, and no two share one.
 func TestPropertyNamesAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, p := range properties() {
@@ -349,8 +349,8 @@ func FuzzParseProperties(f *testing.F) {
 		if err != nil {
 			return
 		}
-		// What was read, written with every byte escaped that could mean
-		// something, reads as the same.
+		// The parsed lines, written with all special bytes escaped, parse to the
+		// same lines.
 		var again strings.Builder
 		for _, l := range lines {
 			fmt.Fprintf(&again, "%s=%s\n", escapeProperty(l.key), escapeProperty(l.value))

@@ -15,14 +15,16 @@ import (
 
 // A propertyLine is one setting of a property file.
 type propertyLine struct {
-	number     int // the line it begins on
+	number     int // number of its first line
 	key, value string
-	dropped    bool // a backslash stood before a character that needs none
+	dropped    bool // a backslash before a character that needs none was removed
 }
 
-// parseProperties reads a property file: key=value, key:value or key value;
-// comments with # or !; a backslash at the end continues a line, and elsewhere
-// is an escape: \t, \n, \r, \f, \uXXXX; before any other character it is dropped.
+// parseProperties parses a property file in the format of java.util.Properties. A
+// setting is key=value, key:value or key value; comments begin with # or !. A backslash
+// at the end of a line continues the line. Elsewhere it begins an escape: \t, \n, \r,
+// \f, \uXXXX; before any other character it is dropped. Errors begin with the line
+// number.
 func parseProperties(r io.Reader) ([]propertyLine, error) {
 	const maxLine = 1 << 20
 	var out []propertyLine
@@ -34,7 +36,7 @@ func parseProperties(r io.Reader) ([]propertyLine, error) {
 		first := number
 		text := sc.Text()
 		if first == 1 {
-			text = strings.TrimPrefix(text, "\uFEFF") // some editors put a byte order mark
+			text = strings.TrimPrefix(text, "\uFEFF") // some editors write a byte order mark
 		}
 		text = strings.TrimLeft(text, " \t\f")
 		if text == "" || text[0] == '#' || text[0] == '!' {
@@ -73,8 +75,8 @@ func continued(line string) bool {
 	return (len(line)-len(strings.TrimRight(line, `\`)))%2 == 1
 }
 
-// splitProperty splits at the first separator that is not escaped: blanks, with
-// or without one = or : among them.
+// splitProperty splits at the first separator that is not escaped: whitespace with at
+// most one = or : in it.
 func splitProperty(line string) (key, value string) {
 	end := len(line)
 	for i := 0; i < len(line); i++ {
@@ -94,12 +96,15 @@ func splitProperty(line string) (key, value string) {
 	return line[:end], value
 }
 
+// unescape resolves the escapes of a key or value. dropped reports that it removed a
+// backslash before a character that needs none.
 func unescape(s string) (out string, dropped bool, err error) {
 	if !strings.Contains(s, `\`) {
 		return s, false, nil
 	}
 	var b strings.Builder
-	var high rune // the first half of a surrogate pair, waiting for the second
+	var high rune // first half of a surrogate pair whose second half has not been read; 0 if none
+	// pair writes a rune and joins surrogate pairs. -1 only flushes an unpaired half.
 	pair := func(r rune) {
 		if high != 0 {
 			if whole := utf16.DecodeRune(high, r); whole != unicode.ReplacementChar {
@@ -159,7 +164,7 @@ func unescape(s string) (out string, dropped bool, err error) {
 //
 //	org.apache.kafka.common.security.scram.ScramLoginModule required username="u" password="p";
 //
-// Errors do not repeat it: it holds a password.
+// Errors do not repeat the text: it holds a password.
 func expandJAAS(text string) ([]setting, error) {
 	words, err := jaasWords(text)
 	if err != nil {
@@ -173,7 +178,7 @@ func expandJAAS(text string) ([]setting, error) {
 	var out []setting
 	switch module {
 	case "PlainLoginModule":
-	case "ScramLoginModule": // which of the two, sasl.mechanism says
+	case "ScramLoginModule": // sasl.mechanism selects SCRAM-SHA-256 or SCRAM-SHA-512
 	case "OAuthBearerLoginModule":
 		names = map[string]string{"clientId": oauthKeyID, "clientSecret": oauthKeySecret, "scope": "sasl.oauthbearer.scope"}
 	default:
@@ -182,7 +187,7 @@ func expandJAAS(text string) ([]setting, error) {
 	var extensions []string
 	for rest := words[2:]; len(rest) > 0; rest = rest[3:] {
 		if len(rest) < 3 || rest[1] != "=" || rest[0] == "=" {
-			return nil, errors.New(`after the module and its flag, want options as key="value"; a value with other characters than letters and digits needs quotes`)
+			return nil, errors.New(`after the module and its flag, want options as key="value"; quote a value with characters other than letters and digits`)
 		}
 		key, value := rest[0], rest[2]
 		switch name, ok := names[key]; {
@@ -200,8 +205,9 @@ func expandJAAS(text string) ([]setting, error) {
 	return out, nil
 }
 
-// jaasWords splits up to the semicolon: words, quoted strings and "=". A quoted
-// "=" is a word like others, which no valid text has in the place of one.
+// jaasWords splits the text before the semicolon into words, quoted strings and "=". It
+// does not distinguish a quoted "=" from an unquoted one: in valid text, no quoted "="
+// appears where an unquoted one can.
 func jaasWords(s string) ([]string, error) {
 	var words []string
 	for i := 0; i < len(s); {
@@ -209,7 +215,7 @@ func jaasWords(s string) ([]string, error) {
 		switch {
 		case c == ';':
 			if strings.TrimSpace(s[i+1:]) != "" {
-				return nil, errors.New("there is more after the semicolon: one login module is supported")
+				return nil, errors.New("there is text after the semicolon: only one login module is supported")
 			}
 			return words, nil
 		case c == '=':

@@ -11,11 +11,12 @@ import (
 	"millrace/pipeline"
 )
 
-// ReadPartition calls f with every committed record of a partition from an
-// offset (at least its start) up to where committed records end at the time of
-// the call, and returns that end. The record and its bytes are valid only
-// during the call. An error of f ends it.
+// ReadPartition calls f with every committed record of a partition, from the given
+// offset (or the partition's start, if that is higher) up to the last stable offset at
+// the time of the call, and returns that offset. The record and its bytes are valid
+// only during the call. An error of f ends the reading and is returned.
 func ReadPartition(ctx context.Context, cfg Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error) {
+	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {
 		return 0, err
@@ -77,7 +78,7 @@ func bounds(ctx context.Context, cl *kgo.Client, topic string, partition int32) 
 		return 0, 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
 	}
 	if err := errors.Join(s.Err, e.Err); err != nil {
-		return 0, 0, fmt.Errorf("where %s begins and ends: %w", topicPartition{topic, partition}, err)
+		return 0, 0, fmt.Errorf("start and end offset of %s: %w", topicPartition{topic, partition}, err)
 	}
 	return s.Offset, e.Offset, nil
 }

@@ -22,7 +22,7 @@ import (
 	"github.com/twmb/franz-go/pkg/sasl/scram"
 )
 
-// SASL says how the client proves who it is. The zero value is no SASL.
+// SASL holds the settings for client authentication. The zero value disables it.
 type SASL struct {
 	// Mechanism is "", PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER.
 	Mechanism string
@@ -39,16 +39,16 @@ type SASL struct {
 	AllowCleartext bool
 }
 
-// OAuth says where tokens for OAUTHBEARER come from: the token endpoint of an
-// OpenID provider, by the client-credentials grant. A token is used for four
-// fifths of its life, and then fetched anew when the next one is needed.
+// OAuth holds the settings for tokens of OAUTHBEARER. They come from the token
+// endpoint of an OpenID provider, by the client-credentials grant. A token is used for
+// four fifths of its lifetime; the next connection after that fetches a new one.
 type OAuth struct {
 	TokenURL     string
 	ClientID     string
 	ClientSecret Secret
-	Scope        string            // as the provider wants it; none if empty
+	Scope        string            // in the format of the provider; no scope if empty
 	Extensions   map[string]string // sent to the broker with the token
-	CAFile       string            // PEM of the authorities to trust at TokenURL instead of the system's
+	CAFile       string            // PEM file of authorities trusted for TokenURL; they replace the system's
 }
 
 const (
@@ -63,7 +63,8 @@ const (
 	maxTokenReplyBytes = 1 << 20
 )
 
-// sendsSecret reports whether whoever reads the connection learns the secret.
+// sendsSecret reports whether the mechanism sends the secret itself over the
+// connection.
 func (s SASL) sendsSecret() bool {
 	return s.Mechanism == mechanismPlain || s.Mechanism == mechanismOAuth
 }
@@ -102,21 +103,22 @@ func (s SASL) checkTokenURL() error {
 	u, err := url.Parse(s.OAuth.TokenURL)
 	switch {
 	case err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http":
-		return errors.New("not a URL; want https://host/path") // which may hold a secret, so it is not shown
+		return errors.New("not a URL; want https://host/path") // the value may hold a secret, so the error does not repeat it
 	case u.User != nil:
 		return errors.New("a URL must hold no user or password")
 	case u.Scheme == "http" && !isLoopback(u.Hostname()) && !s.AllowCleartext:
-		return errors.New("plain HTTP would send the client secret unencrypted; use https (or set sasl.allow.cleartext=true if everybody on the way is trusted)")
+		return errors.New("plain HTTP would send the client secret unencrypted; use https (or set sasl.allow.cleartext=true if the network is trusted)")
 	}
 	return nil
 }
 
-// checkExtensions holds to RFC 7628: 0x01 ends a pair, and the name auth is taken.
+// checkExtensions applies the rules of RFC 7628: 0x01 ends a pair, so values must not
+// contain it, and the name auth is reserved.
 func checkExtensions(ext map[string]string) error {
 	for k, v := range ext {
 		letters := func(r rune) bool { return r < 'A' || r > 'Z' && r < 'a' || r > 'z' }
 		if k == "" || k == "auth" || strings.ContainsFunc(k, letters) {
-			return fmt.Errorf("%q is not a name for an extension: letters only, and not auth", k)
+			return fmt.Errorf("%q is not a valid extension name: use only letters, and not auth", k)
 		}
 		if strings.ContainsFunc(v, func(r rune) bool { return r < ' ' && !strings.ContainsRune("\t\r\n", r) || r > '~' }) {
 			return fmt.Errorf("the value of %q has characters that are not allowed", k)
@@ -140,13 +142,13 @@ func (s SASL) mechanism() sasl.Mechanism {
 	return nil
 }
 
-// A tokenSource fetches tokens when they are needed, and keeps each for most of
-// its life. The connections of a client share it.
+// A tokenSource fetches a token when a connection needs one, and caches it for most of
+// its lifetime. All connections of a client share it.
 type tokenSource struct {
 	cfg OAuth
 	now func() time.Time
 
-	mu    sync.Mutex // held while fetching, so that one fetch serves all who wait
+	mu    sync.Mutex // guards the fields below; held during a fetch, so concurrent connections share it
 	token string
 	until time.Time // when to fetch the next
 }
@@ -178,7 +180,7 @@ func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Durati
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.Header.Set("Accept", "application/json")
-	// RFC 6749, 2.3.1: both are form-encoded before they become Basic.
+	// RFC 6749, 2.3.1: id and secret are form-encoded before Basic authentication.
 	req.SetBasicAuth(url.QueryEscape(t.cfg.ClientID), url.QueryEscape(t.cfg.ClientSecret.Reveal()))
 
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, DisableKeepAlives: true}
@@ -195,14 +197,14 @@ func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Durati
 	}
 	client := &http.Client{
 		Transport: transport,
-		// The secret goes where it was configured to go, and nowhere else.
+		// Do not send the secret to a server that is not configured.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	resp, err := client.Do(req)
 	if err != nil {
 		var u *url.Error
 		if errors.As(err, &u) {
-			err = u.Err // the URL is in the message already
+			err = u.Err // the caller adds the URL
 		}
 		return "", 0, err
 	}
@@ -214,15 +216,15 @@ func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Durati
 
 	var reply struct {
 		AccessToken string      `json:"access_token"`
-		ExpiresIn   json.Number `json:"expires_in"` // some send a string
+		ExpiresIn   json.Number `json:"expires_in"` // some providers send a string
 		Error       string      `json:"error"`
 		Description string      `json:"error_description"`
 	}
 	bad := json.Unmarshal(body, &reply)
 	switch {
 	case resp.StatusCode != http.StatusOK:
-		// Only the two fields that are meant for people: the rest may quote
-		// the request.
+		// Only the two fields that are meant for display: the rest of the reply may
+		// repeat the request with its secret.
 		why := strings.Join(slices.DeleteFunc([]string{resp.Status, reply.Error, reply.Description}, func(s string) bool { return s == "" }), ": ")
 		return "", 0, fmt.Errorf("%s; check %s and its secret, and sasl.oauthbearer.scope", why, oauthKeyID)
 	case bad != nil:
@@ -232,7 +234,7 @@ func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Durati
 	}
 	seconds, err := reply.ExpiresIn.Int64()
 	if err != nil || seconds <= 0 {
-		seconds = 60 // it is optional; ask again soon
+		seconds = 60 // expires_in is optional: assume a short lifetime
 	}
 	return reply.AccessToken, time.Duration(min(seconds, 365*24*3600)) * time.Second, nil
 }

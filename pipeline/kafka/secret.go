@@ -7,16 +7,15 @@ import (
 
 const redacted = "[redacted]"
 
-// A Secret is a password, token or private key. However it is printed, logged
-// or marshalled it shows as "[redacted]", or as nothing if it is empty; only
-// Reveal gives the text.
+// A Secret is a password, token or private key. Printed, logged or marshaled in any
+// way, it appears as "[redacted]", or as an empty string if it is empty. Only Reveal
+// returns the text.
 //
-// The text is behind a pointer, so that even printing a struct that holds a
-// Secret in an unexported field, where fmt may call no methods, shows an
-// address at most.
+// The text is behind a pointer: fmt does not call methods on unexported struct
+// fields, and there it prints only the address.
 type Secret struct{ text *string }
 
-// NewSecret returns a Secret of the text.
+// NewSecret returns a Secret with the text.
 func NewSecret(text string) Secret {
 	if text == "" {
 		return Secret{}
@@ -32,7 +31,7 @@ func (s Secret) Reveal() string {
 	return *s.text
 }
 
-// IsZero reports whether there is no text.
+// IsZero reports whether the text is empty.
 func (s Secret) IsZero() bool { return s.text == nil }
 
 func (s Secret) String() string {
@@ -42,20 +41,20 @@ func (s Secret) String() string {
 	return redacted
 }
 
-// GoString keeps the text from %#v.
+// GoString redacts the text for %#v.
 func (s Secret) GoString() string { return fmt.Sprintf("kafka.Secret(%q)", s.String()) }
 
-// Format keeps the text from every other verb.
+// Format redacts the text for every other verb.
 func (s Secret) Format(f fmt.State, verb rune) {
 	text := s.String()
 	if verb == 'v' && f.Flag('#') {
 		text = s.GoString()
 	}
-	_, _ = f.Write([]byte(text)) // as in every Formatter, there is nobody to tell
+	_, _ = f.Write([]byte(text)) // a Formatter cannot report an error
 }
 
-// MarshalText keeps the text from JSON, YAML and the like.
+// MarshalText redacts the text in JSON, YAML and other encodings.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// LogValue keeps the text from logs.
+// LogValue redacts the text in logs.
 func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }

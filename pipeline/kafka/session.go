@@ -17,38 +17,40 @@ import (
 	"millrace/pipeline"
 )
 
-// The rules of this file, each with its test in loop_test.go, or in held_test.go:
+// Rules of this file. Each has a test in loop_test.go or held_test.go.
 //
 //  1. A batch commits only if the handler took every record without an error
-//     and every produced record was acknowledged. The client's transaction
-//     session does not look at produce errors when it ends a transaction: it
-//     would commit the input's offsets although an output is missing. So we
-//     count emitted against acknowledged, and anything else aborts.
-//  2. The client commits everything it polled. So nothing is polled between
-//     the last record handled and the end of the transaction; while a session
-//     commits, the process's other sessions work.
-//  3. Not committed without an error is normal when the group moves on: the
-//     client did not ask for the commit, and we go on polling. But it says the
-//     same when the broker answered the commit with an error after which it
-//     could only try to abort, so that the commit may have happened. It then asks
-//     for its producer id anew, which nothing else does while a transaction ends:
-//     that tells the two apart. See rule 4, which also ends what the group
-//     refuses again and again.
-//  4. After any error from ending a transaction its outcome is unknown and is
-//     not guessed: the client is thrown away, and a new one under the same
-//     transactional id fences and aborts what may be open, then reads the
-//     committed offsets.
+//     and every produced record was acknowledged. The transaction session of the
+//     client does not check produce errors when it ends a transaction: it would
+//     commit the input offsets although an output is missing. So the batch counts
+//     emitted and acknowledged records, and any difference aborts.
+//  2. The client commits every record it polled. So nothing is polled between the
+//     last handled record and the end of the transaction. The other sessions of
+//     the process keep working while one session commits.
+//  3. "Not committed" without an error is normal after a rebalance: the client did
+//     not request the commit, and the session continues to poll. But the client
+//     returns the same when the broker answered the commit with an error after
+//     which the client could only try to abort; that commit may have happened. In
+//     this case the client requests its producer id again, and nothing else does
+//     so while a transaction ends. The session counts these requests to tell the
+//     two cases apart. Rule 4 applies to the second case, and also after the group
+//     has refused several batches in a row.
+//  4. After any error from ending a transaction, its outcome is unknown and the
+//     session does not guess it. It discards the client. A new client under the
+//     same transactional id fences the old one, aborts any open transaction, and
+//     then reads the committed offsets.
 //  5. The context that stops the loop never reaches the call that ends a
-//     transaction: cancelling that would leave the outcome unknown.
-//  6. Offsets go with every transaction, and never go back: see held.go.
+//     transaction: canceling that call would leave the outcome unknown.
+//  6. Offsets are committed with every transaction and never move back: see held.go.
 //
-// A client's batches have the size that topics took when it was made. So when one
-// is too large for its topic, and that takes something else by now, the client is
-// thrown away after the batch has been rolled back, see tooLarge.
+// The batch size limits of a client are fixed when it is created. If a batch is
+// too large for its topic and the topic's limit has changed since, the session
+// rolls the batch back and discards the client: see tooLarge.
 
-// A poll brings at most maxPoll records, which bounds how far a batch can run past
-// its limit of time. Past its limit of bytes it runs by what is not foreseen: the
-// first poll of a session is small, those that follow go by the size of records.
+// A poll returns at most maxPoll records. This bounds how far a batch can exceed
+// its time limit. It can exceed its byte limit only by records larger than
+// expected: the first poll of a session is small, and later polls are sized by the
+// average record size so far.
 const (
 	firstPoll = 64
 	maxPoll   = 4096
@@ -60,35 +62,35 @@ const (
 )
 
 // session is one member of the group, with its own client and transactional id.
-// Its fields belong to the goroutine of run; what the group's callbacks touch
-// is marked.
+// The goroutine of run owns its fields, except those marked as shared with the
+// group callbacks, which the client calls from its own goroutines.
 type session struct {
 	loop   *Loop
 	number int
 	txnID  string
 	log    *slog.Logger
-	state  state // also set by the group's callbacks
-	link   *link
+	state  state // also set by the group callbacks; has its own lock
+	link   *link // has its own lock; hooks of the client write it
 
-	refused int // batches in a row that the group did not take
+	refused int // batches in a row that the group refused
 
-	limits  Limits // what topics took when they were last asked
+	limits  Limits // topic limits when the current client was created
 	handler pipeline.Handler
-	alarm   alarm // anybody may ring
-	held    held  // also set by the group's callbacks
+	alarm   alarm // any goroutine may ring it; has its own lock
+	held    held  // also set by the group callbacks; has its own lock
 
-	// revoked is set by the group's callbacks: the batch at hand cannot commit,
-	// so it had better end.
+	// revoked is set by the group callbacks: the current batch cannot commit any
+	// more, so it ends now.
 	revoked atomic.Bool
-	// client is for the requests of the callbacks, who set it.
+	// client is set by a group callback, for the requests of callbacks and of tooLarge.
 	client atomic.Pointer[kgo.Client]
-	// doomed holds an error that a callback found and that ends the loop.
-	doomed atomic.Pointer[error]
+	// fatal is an error found by a callback. It ends the loop.
+	fatal atomic.Pointer[error]
 }
 
-// run keeps a client alive until the context ends. A panic, other than in a
-// stage, is a fault of this program: its stack goes to the log, and the loop
-// ends, for nobody knows what state it left.
+// run keeps a client running until the context ends. A panic that is not in a
+// stage is a bug of this program: run logs the stack and ends the loop, because
+// the state after it is unknown.
 func (s *session) run(ctx context.Context) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -107,29 +109,30 @@ func (s *session) run(ctx context.Context) (err error) {
 	}
 	wait := minBackoff
 	for ctx.Err() == nil {
-		committed, err := s.live(ctx)
+		committed, err := s.runClient(ctx)
 		if err == nil {
 			continue
 		}
+		err = trimDial(err)
 		if pipeline.ClassOf(err) == pipeline.ClassFatal {
 			s.state.set(err.Error())
 			return err
 		}
 		if ctx.Err() != nil {
-			s.log.Warn("stopped without committing the last batch; it comes again after the next start", "err", err)
+			s.log.Warn("stopped without committing the last batch; it is read again after the next start", "err", err)
 			return nil
 		}
 		if committed {
 			wait = minBackoff
 		}
 		s.state.set(err.Error())
-		s.log.Warn("session failed; starting it anew", "err", err, "wait", wait)
+		s.log.Warn("session failed; starting a new client", "err", err, "wait", wait.String())
 		wait = sleep(ctx, wait)
 	}
 	return nil
 }
 
-// sleep waits and returns how long to wait the next time.
+// sleep waits for d or until ctx ends. It returns the next backoff.
 func sleep(ctx context.Context, d time.Duration) time.Duration {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -140,9 +143,9 @@ func sleep(ctx context.Context, d time.Duration) time.Duration {
 	return min(2*d, maxBackoff)
 }
 
-// live runs one client until the context ends (nil) or the client has to be
-// thrown away (an error). It reports whether any batch committed.
-func (s *session) live(ctx context.Context) (anyCommitted bool, err error) {
+// runClient runs one client until the context ends (nil) or the client must be
+// discarded (an error). It reports whether any batch committed.
+func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	cl, err := s.connect(ctx, cancel)
@@ -155,9 +158,9 @@ func (s *session) live(ctx context.Context) (anyCommitted bool, err error) {
 	spare := newBatch(cl)
 	for {
 		b, err := s.collect(ctx, cl, spare)
-		if doom := s.doomed.Load(); doom != nil {
+		if fatal := s.fatal.Load(); fatal != nil {
 			s.discard(cl, b)
-			return anyCommitted, *doom
+			return anyCommitted, *fatal
 		}
 		if b == nil {
 			if err != nil || ctx.Err() != nil {
@@ -186,13 +189,13 @@ func (s *session) live(ctx context.Context) (anyCommitted bool, err error) {
 				return anyCommitted, s.fenced(b, err)
 			}
 			if errors.Is(err, kerr.MessageTooLarge) {
-				var anew bool
-				if anew, err = s.tooLarge(ctx, err); anew {
+				var discard bool
+				if discard, err = s.tooLarge(ctx, err); discard {
 					return anyCommitted, err
 				}
 			}
 			s.state.set(err.Error())
-			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait)
+			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait.String())
 			wait = sleep(ctx, wait)
 		}
 		if ctx.Err() != nil {
@@ -201,38 +204,97 @@ func (s *session) live(ctx context.Context) (anyCommitted bool, err error) {
 	}
 }
 
-// connect builds the client. stop ends the session from within a callback.
+// connect creates the client and waits until brokers answer it. stop ends the
+// session from within a callback.
 func (s *session) connect(ctx context.Context, stop func()) (client, error) {
-	cfg := &s.loop.cfg
-	opts, err := cfg.Client.Options()
+	// Local, so the limits of this client never change. They are set below, before
+	// anything is produced: the client reads them at the first record of a partition.
+	var limits Limits
+	opts, err := s.options(stop, func(topic string) int { return limits.batch(topic) })
 	if err != nil {
 		return nil, &pipeline.FatalError{Err: err}
 	}
-	opts = append(opts,
-		kgo.WithHooks(s.link, groupErrors{s}),
+	s.state.set("joining the group")
+	s.revoked.Store(false)
+	s.held.reset()
+	if s.loop.cfg.Guarantee == AtLeastOnce {
+		cl, err := kgo.NewClient(append(opts, kgo.BlockRebalanceOnPoll())...)
+		if err != nil {
+			return nil, &pipeline.FatalError{Err: err}
+		}
+		if err := s.loop.checkBrokers(ctx, cl); err != nil {
+			closeClient(cl)
+			return nil, err
+		}
+		limits = s.loadLimits(ctx, cl)
+		return &groupClient{Client: cl}, nil
+	}
+	t, err := s.newTransactSession(ctx, opts)
+	if err != nil {
+		return nil, err
+	}
+	limits = s.loadLimits(ctx, t.Client())
+	return &txnClient{GroupTransactSession: t, fixOffsets: s.held.fixOffsets}, nil
+}
+
+// newTransactSession creates a client for transactions that owns the session's
+// transactional id.
+func (s *session) newTransactSession(ctx context.Context, opts []kgo.Opt) (*kgo.GroupTransactSession, error) {
+	timeout := s.loop.cfg.TransactionTimeout
+	t, err := kgo.NewGroupTransactSession(append(opts,
+		kgo.TransactionalID(s.txnID),
+		kgo.TransactionTimeout(timeout),
+	)...)
+	if err != nil {
+		return nil, &pipeline.FatalError{Err: err}
+	}
+	// Take over the transactional id now, not with the first record: this fences
+	// the previous owner and aborts its open transaction. The group's offsets
+	// cannot be read before that, so a restarted worker without records to write
+	// would wait until the old transaction times out.
+	init, cancelInit := context.WithTimeout(ctx, timeout)
+	defer cancelInit()
+	if err := s.loop.checkBrokers(init, t.Client()); err != nil {
+		closeClient(t.Client())
+		return nil, err
+	}
+	if _, _, err := t.Client().ProducerID(init); err != nil {
+		closeClient(t.Client())
+		return nil, fmt.Errorf("taking over the transactional id %s: %w", s.txnID, err)
+	}
+	return t, nil
+}
+
+// options returns the client options for both guarantees. stop ends the session
+// from within a callback; batchLimit returns the largest batch of a topic, in bytes.
+func (s *session) options(stop func(), batchLimit func(topic string) int) ([]kgo.Opt, error) {
+	cfg := &s.loop.cfg
+	opts, err := cfg.Client.Options()
+	if err != nil {
+		return nil, err
+	}
+	opts = append(opts, kgo.WithHooks(s.link, groupErrors{s}))
+	opts = append(opts, s.groupOptions(stop)...)
+	opts = append(opts, s.fetchOptions()...)
+	return append(opts, producerOptions(cfg.bufferedBytes(), batchLimit)...), nil
+}
+
+// groupOptions returns the options for membership and committed offsets.
+func (s *session) groupOptions(stop func()) []kgo.Opt {
+	cfg := &s.loop.cfg
+	opts := []kgo.Opt{
 		kgo.ConsumerGroup(cfg.Group),
 		kgo.ConsumeTopics(cfg.Topics...),
 		kgo.SessionTimeout(cfg.SessionTimeout),
-		// How long a rebalance waits for a member: a batch that takes longer than
-		// this cannot commit anyway.
+		// How long a rebalance waits for a member. A batch that takes longer cannot
+		// commit anyway.
 		kgo.RebalanceTimeout(cfg.TransactionTimeout),
 		kgo.HeartbeatInterval(min(time.Second, cfg.SessionTimeout/3)), // how soon a member learns of a rebalance
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		// Markers take offsets. Seeing them lets a position, and the group's
-		// committed offset, reach the end of a topic: no lag of 1 for ever.
-		kgo.KeepControlRecords(),
 		kgo.DisableAutoCommit(),
-		// A new group starts at the beginning; an offset that is out of range
-		// later is an error and never a silent jump.
+		// A new group starts at the beginning. Later, an offset out of range is an
+		// error and never a silent jump.
 		kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()),
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		// After a moved leader or coordinator, look again soon.
-		kgo.MetadataMinAge(250*time.Millisecond),
-		kgo.FetchMaxWait(fetchWait),
-		kgo.MaxConcurrentFetches(2),
-		kgo.FetchMaxBytes(cfg.fetchBytes()),
-		kgo.FetchMaxPartitionBytes(min(cfg.fetchBytes(), 1<<20)),
-		kgo.WithPools(newFetchPool(cfg.unpackedBytes())),
 		kgo.AdjustFetchOffsetsFn(func(ctx context.Context, at map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 			return s.assign(ctx, stop, at)
 		}),
@@ -244,9 +306,7 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 		}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("revoked", ps) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("lost", ps) }),
-	)
-	var limits Limits // for good; the client asks for the first time when something is written
-	opts = append(opts, producerOptions(cfg.bufferedBytes(), func(topic string) int { return limits.batch(topic) })...)
+	}
 	if cfg.Protocol == ConsumerProtocol {
 		opts = append(opts, kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))
 	} else {
@@ -255,57 +315,38 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 	if cfg.Static {
 		opts = append(opts, kgo.InstanceID(s.txnID))
 	}
-	s.state.set("joining the group")
-	s.revoked.Store(false)
-	s.held.forget()
-	if cfg.Guarantee == AtLeastOnce {
-		cl, err := kgo.NewClient(append(opts, kgo.BlockRebalanceOnPoll())...)
-		if err != nil {
-			return nil, &pipeline.FatalError{Err: err}
-		}
-		if err := s.loop.checkBrokers(ctx, cl); err != nil {
-			closeClient(cl)
-			return nil, err
-		}
-		limits = s.limit(ctx, cl)
-		return &groupClient{Client: cl}, nil
-	}
-	t, err := kgo.NewGroupTransactSession(append(opts,
-		kgo.TransactionalID(s.txnID),
-		kgo.TransactionTimeout(cfg.TransactionTimeout),
-	)...)
-	if err != nil {
-		return nil, &pipeline.FatalError{Err: err}
-	}
-	// Take over the transactional id now, not with the first record: this
-	// fences who had it before and aborts what it left open. Until that is
-	// done, the group's offsets cannot be read, so a restarted worker would
-	// wait for the old transaction's timeout before it has anything to write.
-	init, cancelInit := context.WithTimeout(ctx, cfg.TransactionTimeout)
-	defer cancelInit()
-	if err := s.loop.checkBrokers(init, t.Client()); err != nil {
-		closeClient(t.Client())
-		return nil, err
-	}
-	if _, _, err := t.Client().ProducerID(init); err != nil {
-		closeClient(t.Client())
-		return nil, fmt.Errorf("taking over the transactional id %s: %w", s.txnID, err)
-	}
-	limits = s.limit(ctx, t.Client())
-	return &txnClient{GroupTransactSession: t, offsets: s.held.offsets}, nil
+	return opts
 }
 
-// limitsUnread is what the log says when the default has to do.
-const limitsUnread = "what topics take cannot be read, so their records are held to the default: allow DescribeConfigs on them"
+// fetchOptions returns the options for reading records.
+func (s *session) fetchOptions() []kgo.Opt {
+	cfg := &s.loop.cfg
+	return []kgo.Opt{
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		// Transaction markers take offsets. With the markers in the fetches, a
+		// position and the group's committed offset can reach the end of a topic;
+		// without them a lag of 1 would remain forever.
+		kgo.KeepControlRecords(),
+		kgo.MetadataMinAge(250 * time.Millisecond), // refresh soon after a leader or coordinator moved
+		kgo.FetchMaxWait(fetchWait),
+		kgo.MaxConcurrentFetches(2),
+		kgo.FetchMaxBytes(cfg.fetchBytes()),
+		kgo.FetchMaxPartitionBytes(min(cfg.fetchBytes(), 1<<20)),
+		kgo.WithPools(newFetchPool(cfg.unpackedBytes())),
+	}
+}
 
-// limit finds out how large batches may be, and tells the handler. That it cannot
-// be read keeps nobody from working.
-func (s *session) limit(ctx context.Context, cl *kgo.Client) Limits {
-	limits, err := s.askLimits(ctx, cl)
-	if err != nil && s.number == 0 { // the others would say the same
+// limitsUnread is the log message when the default limit applies.
+const limitsUnread = "cannot read the size limits of topics, so the default limit applies: allow DescribeConfigs on them"
+
+// loadLimits reads how large batches may be and passes it to the handler. If the
+// limits cannot be read, the defaults apply and work continues.
+func (s *session) loadLimits(ctx context.Context, cl *kgo.Client) Limits {
+	limits, err := s.fetchLimits(ctx, cl)
+	if err != nil && s.number == 0 { // the other sessions get the same answer
 		s.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
 	}
-	s.log.Debug("what topics take", "bytes", limits)
+	s.log.Debug("size limits of topics", "bytes", limits)
 	s.limits = limits
 	if h, ok := s.handler.(Limited); ok {
 		h.Limit(limits)
@@ -313,9 +354,10 @@ func (s *session) limit(ctx context.Context, cl *kgo.Client) Limits {
 	return limits
 }
 
-// askLimits asks what the topics take. Of one that does not say, it is what it was.
-func (s *session) askLimits(ctx context.Context, cl *kgo.Client) (Limits, error) {
-	limits, err := askLimits(ctx, cl, s.loop.cfg.Writes, s.loop.cfg.bufferedBytes())
+// fetchLimits reads the limits of the topics. A topic without an answer keeps its
+// previous limit.
+func (s *session) fetchLimits(ctx context.Context, cl *kgo.Client) (Limits, error) {
+	limits, err := fetchLimits(ctx, cl, s.loop.cfg.Writes, s.loop.cfg.bufferedBytes())
 	for topic, n := range s.limits {
 		if _, ok := limits[topic]; !ok {
 			limits[topic] = n
@@ -324,32 +366,34 @@ func (s *session) askLimits(ctx context.Context, cl *kgo.Client) (Limits, error)
 	return limits, err
 }
 
-// tooLarge is for a batch of which something was too large for its topic. It asks
-// again what the topics take. If that is news, a new client makes its batches by it.
-// If not, nothing is mended by that, and the group is spared; the error says what
-// would help.
-func (s *session) tooLarge(ctx context.Context, err error) (anew bool, _ error) {
-	limits, unread := s.askLimits(ctx, s.client.Load())
+// tooLarge handles a batch with a record that its topic refused as too large. It
+// reads the topic limits again. If they have changed, the caller discards the
+// client, and the next one makes its batches by the new limits. If not, a new
+// client would not help and would only cost the group a rebalance; the returned
+// error names the remedy.
+func (s *session) tooLarge(ctx context.Context, err error) (discard bool, _ error) {
+	limits, unread := s.fetchLimits(ctx, s.client.Load())
 	switch {
 	case !maps.Equal(limits, s.limits):
-		return true, fmt.Errorf("%w; what the topics take has changed", err)
+		return true, fmt.Errorf("%w; the topic's size limit has changed", err)
 	case unread != nil:
-		return false, fmt.Errorf("%w; what it takes cannot be read, so give it a max.message.bytes of %d or more, or allow DescribeConfigs on it (%w)", err, defaultBatch, unread)
+		return false, fmt.Errorf("%w; the topic's size limit cannot be read, so set its max.message.bytes to %d or more, or allow DescribeConfigs on it (%w)", err, defaultBatch, unread)
 	}
 	return false, fmt.Errorf("%w; raise the topic's max.message.bytes", err)
 }
 
-// groupErrors hears why the group does not let a session in.
+// groupErrors records why the group does not accept a session.
 type groupErrors struct{ *session }
 
 var _ kgo.HookGroupManageError = groupErrors{}
 
-// OnGroupManageError is called before the group is joined anew.
+// OnGroupManageError is called before the client joins the group again.
 func (g groupErrors) OnGroupManageError(err error) {
-	g.state.set("joining the group anew: " + err.Error())
+	g.state.set("joining the group again: " + err.Error())
 }
 
-// assign is called by the group between joining and reading.
+// assign is a group callback between joining and reading. It returns the offsets
+// to read from.
 func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int32]kgo.Offset) (map[string]map[int32]kgo.Offset, error) {
 	var topics []string
 	for topic := range at {
@@ -361,14 +405,14 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		err = starts.Error()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading where the partitions start: %w", err)
+		return nil, fmt.Errorf("reading the start offsets of the partitions: %w", err)
 	}
 	ends, err := adm.ListCommittedOffsets(ctx, topics...)
 	if err == nil {
 		err = ends.Error()
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading where the partitions end: %w", err)
+		return nil, fmt.Errorf("reading the end offsets of the partitions: %w", err)
 	}
 	var ps []Partition
 	for topic, offsets := range at {
@@ -379,7 +423,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 			if p.Committed < 0 {
 				p.Committed = -1
 			} else if p.Committed < p.Start {
-				return nil, s.doom(stop, "%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread. Reset the group's offset on purpose, after making good what is missing",
+				return nil, s.endLoop(stop, "%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread; recover the missing records, then reset the group's offset",
 					topicPartition{topic, partition}, s.loop.cfg.Group, p.Committed, p.Start, p.Start-p.Committed)
 			}
 			ps = append(ps, p)
@@ -392,7 +436,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 	if a, ok := s.handler.(Assigner); ok {
 		if from, err = a.Assign(ctx, ps); err != nil {
 			if pipeline.ClassOf(err) == pipeline.ClassFatal {
-				return nil, s.doom(stop, "%w", err)
+				return nil, s.endLoop(stop, "%w", err)
 			}
 			s.state.set(err.Error())
 			return nil, err
@@ -401,8 +445,8 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 	for i, p := range ps {
 		s.held.assigned(p, from[i])
 		if from[i] != p.Committed {
-			// An offset of its own also where nothing is committed yet: the
-			// client then has a place to go back to when a batch aborts.
+			// Set the offset even if nothing is committed yet: the client
+			// returns to it when a batch aborts.
 			at[p.Topic][p.Partition] = kgo.NewOffset().At(from[i])
 		}
 		s.loop.progress.set(PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from[i], End: p.End}, time.Time{})
@@ -410,21 +454,22 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 	return at, nil
 }
 
-// doom ends the loop from within a callback.
-func (s *session) doom(stop func(), format string, args ...any) error {
+// endLoop ends the loop with a fatal error from within a callback.
+func (s *session) endLoop(stop func(), format string, args ...any) error {
 	err := pipeline.Fatal(format, args...)
-	s.doomed.Store(&err)
+	s.fatal.Store(&err)
 	stop()
 	return err
 }
 
+// revoke is a group callback. kind is "revoked" or "lost".
 func (s *session) revoke(kind string, ps map[string][]int32) {
 	if len(ps) == 0 {
 		return
 	}
 	s.revoked.Store(true)
 	if kind == "lost" {
-		s.state.set("lost its partitions; joining the group anew")
+		s.state.set("lost its partitions; joining the group again")
 	}
 	s.loop.cfg.Metrics.rebalanced(s.loop.cfg.Group, kind, -count(ps))
 	s.log.Info("partitions "+kind, "partitions", ps)
@@ -448,15 +493,15 @@ func count(ps map[string][]int32) (n int) {
 	return n
 }
 
-// collect polls and handles records until the batch is due. It returns nil if
-// there was nothing to handle, and the handler did not ask to be flushed all the
-// same. With an error, the batch must not commit.
+// collect polls and handles records until the batch is due. It returns a nil batch
+// if there are no records and the handler did not request a flush. If it returns
+// an error, the batch must not commit.
 func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, error) {
 	cfg := &s.loop.cfg
-	first, off := s.alarm.set(ctx)
-	fetches, err := poll(first, cl, min(cfg.MaxPoll, b.room(cfg.batchBytes())))
-	rung := off() && ctx.Err() == nil
-	if err != nil || fetches.NumRecords() == 0 && !rung {
+	first, off := s.alarm.watch(ctx)
+	fetches, err := poll(first, cl, min(cfg.MaxPoll, b.pollSize(cfg.batchBytes())))
+	woken := off() && ctx.Err() == nil
+	if err != nil || fetches.NumRecords() == 0 && !woken {
 		return nil, err
 	}
 	if err := cl.begin(); err != nil {
@@ -464,8 +509,8 @@ func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, err
 	}
 	b.begin()
 
-	// The handler may go on for a while after ctx has ended, so that a stop
-	// finishes the batch instead of throwing it away.
+	// The handler may continue for the drain time after ctx has ended, so a stop
+	// finishes the batch instead of aborting it.
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -482,7 +527,7 @@ func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, err
 			break
 		}
 		more, cancel := context.WithDeadline(ctx, deadline)
-		fetches, err = poll(more, cl, min(cfg.MaxPoll, b.room(cfg.batchBytes()-b.bytes)))
+		fetches, err = poll(more, cl, min(cfg.MaxPoll, b.pollSize(cfg.batchBytes()-b.bytes)))
 		cancel()
 		if err != nil {
 			return b, err
@@ -497,21 +542,22 @@ func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, err
 	return b, work.Err()
 }
 
-// poll returns the next records, or none when the context ends first.
+// poll returns the next records, or none if the context ends first.
 func poll(ctx context.Context, cl client, most int) (kgo.Fetches, error) {
 	fetches := cl.poll(ctx, most)
-	return fetches, faults(ctx, fetches)
+	return fetches, pollErrors(ctx, fetches)
 }
 
-// faults returns what went wrong in a poll with the context.
-func faults(ctx context.Context, fetches kgo.Fetches) error {
+// pollErrors returns the errors of a poll, without those caused by the end of its
+// context.
+func pollErrors(ctx context.Context, fetches kgo.Fetches) error {
 	var errs []error
 	fetches.EachError(func(topic string, partition int32, err error) {
 		var loss *kgo.ErrDataLoss
 		switch {
 		case ctx.Err() != nil && errors.Is(err, ctx.Err()):
 		case errors.Is(err, kerr.OffsetOutOfRange), errors.As(err, &loss):
-			errs = append(errs, pipeline.Fatal("%s: the offset to read next does not exist: %w. The topic was truncated, recreated, or retention deleted what was unread. Reset the group's offset on purpose, after making good what is missing",
+			errs = append(errs, pipeline.Fatal("%s: the offset to read next does not exist: %w; the topic was truncated or recreated, or retention deleted unread records; recover the missing records, then reset the group's offset",
 				topicPartition{topic, partition}, err))
 		case topic == "":
 			errs = append(errs, err)
@@ -522,37 +568,37 @@ func faults(ctx context.Context, fetches kgo.Fetches) error {
 	return errors.Join(errs...)
 }
 
-// acknowledged waits for the fate of what the batch emitted.
+// acknowledged waits until every emitted record is acknowledged or has failed.
 func (s *session) acknowledged(b *batch) error {
 	ctx, cancel := s.endContext()
 	defer cancel()
 	return b.acknowledged(ctx)
 }
 
-// endContext is the deadline of everything that ends a transaction. It has
-// nothing to do with the loop's context: see rule 5.
+// endContext returns the context, with a deadline, for all calls that end a
+// transaction. It is independent of the loop's context: see rule 5.
 func (s *session) endContext() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), s.loop.cfg.TransactionTimeout)
 }
 
-// end ends the batch. committed = false without an error is normal: the group
-// took partitions away, or commit is false.
+// end commits or aborts the batch. committed = false without an error is normal:
+// the group revoked partitions, or commit is false.
 func (s *session) end(cl client, b *batch, commit bool) (committed bool, err error) {
 	cfg := &s.loop.cfg
 	ctx, cancel := s.endContext()
 	defer cancel()
 	inits := s.link.inits.Load()
-	revoked := s.revoked.Load() // the client knew of it before, and will abort
+	revoked := s.revoked.Load() // if set, the client knows of the revocation and will abort
 	committed, err = cl.end(ctx, commit)
 	s.revoked.Store(false)
 	switch {
 	case err == nil && !b.settled():
-		err = errors.New("the fate of some written records is not known") // the client promises otherwise
+		err = errUnsettled // the client promises that this does not happen
 	case err == nil && committed:
 		s.refused = 0
 	case err == nil && commit && !revoked:
 		s.refused++
-		if s.link.inits.Load() != inits || s.refused > s.patience() {
+		if s.link.inits.Load() != inits || s.refused > s.maxRefusals() {
 			s.refused = 0
 			err = errUnconfirmed
 		}
@@ -561,7 +607,7 @@ func (s *session) end(cl client, b *batch, commit bool) (committed bool, err err
 	if err != nil {
 		result, committed = "failed", false
 		err = fmt.Errorf("ending the transaction: %w", err)
-		cl.close() // before the handler may reuse the bytes of the batch
+		cl.close() // before EndBatch, after which the handler may reuse the bytes of the batch
 	} else if committed {
 		result = "committed"
 		for tp, at := range b.read {
@@ -577,21 +623,21 @@ func (s *session) end(cl client, b *batch, commit bool) (committed bool, err err
 	return committed, err
 }
 
-// patience is how many batches in a row the group may refuse before the client is
-// thrown away. A member by KIP-848 that the broker refuses does not find back by
-// itself.
-func (s *session) patience() int {
+// maxRefusals returns how many batches in a row the group may refuse before the
+// session discards its client. A KIP-848 member that the broker refused does not
+// recover without a new client.
+func (s *session) maxRefusals() int {
 	if s.loop.cfg.Protocol == ConsumerProtocol {
 		return 0
 	}
 	return 3
 }
 
-// errUnconfirmed: a commit was asked for, and it may be that the broker committed
-// and failed to say so.
+// errUnconfirmed means that a commit was requested, and that the broker may have
+// committed without confirming it.
 var errUnconfirmed = errors.New("the client could not confirm the commit")
 
-// discard gives up the batch with the client.
+// discard closes the client and drops the batch, which may be nil.
 func (s *session) discard(cl client, b *batch) {
 	cl.close()
 	if b != nil {
@@ -599,13 +645,13 @@ func (s *session) discard(cl client, b *batch) {
 	}
 }
 
-// fenced turns an error that says another client has taken over our
-// transactional id into a fatal one: two processes under one id would fence
-// each other for ever. A transaction that ran into its timeout looks the same,
-// so one that is old enough for that is only an abort.
+// fenced makes an error fatal if it means that another client has taken over our
+// transactional id: two processes under one id would fence each other forever. A
+// transaction timeout returns the same error, so if the batch is older than the
+// timeout, the error is only an abort.
 func (s *session) fenced(b *batch, err error) error {
 	if isFenced(err) && time.Since(b.began) < s.loop.cfg.TransactionTimeout {
-		return pipeline.Fatal("%w: another process uses the transactional id %s. Give each worker its own --instance name: %w", ErrFenced, s.txnID, err)
+		return pipeline.Fatal("%w: another process uses the transactional id %s; give each worker its own --instance name: %w", ErrFenced, s.txnID, err)
 	}
 	return err
 }

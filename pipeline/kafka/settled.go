@@ -11,15 +11,16 @@ import (
 	"millrace/pipeline"
 )
 
-// ReadSettled is [ReadPartition] from the partition's start to its very end: it
-// waits until all transactions are decided that have written there before the
-// call.
+// ReadSettled is [ReadPartition] from the partition's start to its high watermark at
+// the time of the call. It waits until all transactions that have written below it
+// are committed or aborted. It returns the offset after the last one read.
 //
-// Who reads back what was written in one transaction with a group's offsets needs
-// this. The offsets may be committed for all to see while the marker of the same
-// transaction has yet to reach the partition; up to where committed records end,
-// the last batch would be missing.
+// A reader of records that were written in one transaction with a group's offsets
+// needs this. The offsets may be committed and visible before the marker of the same
+// transaction has reached the partition. Up to the last stable offset, the last batch
+// would then be missing.
 func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return 0, err
@@ -34,7 +35,7 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 		return 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
 	}
 	if last.Err != nil {
-		return 0, fmt.Errorf("where %s ends: %w", topicPartition{topic, partition}, last.Err)
+		return 0, fmt.Errorf("end offset of %s: %w", topicPartition{topic, partition}, last.Err)
 	}
 	for wait := minBackoff / 10; ; wait = sleep(ctx, wait) {
 		if end, err = ReadPartition(ctx, cfg, topic, partition, end, f); err != nil || end >= last.Offset {
@@ -43,8 +44,9 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 	}
 }
 
-// CommittedEnds returns where the committed records of a topic end, by partition.
-func CommittedEnds(ctx context.Context, cfg Config, topic string) (map[int32]int64, error) {
+// CommittedEnds returns the last stable offsets of a topic, by partition.
+func CommittedEnds(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return nil, err
@@ -63,9 +65,9 @@ func CommittedEnds(ctx context.Context, cfg Config, topic string) (map[int32]int
 	return ends, listed.Error()
 }
 
-// DeleteBefore deletes the records of a topic that stand before an offset, by
-// partition.
-func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
+// DeleteBefore deletes the records of a topic below the given offsets, by partition.
+func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
+	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {
 		return err
@@ -82,12 +84,13 @@ func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int3
 	var faults []error
 	deleted.Each(func(d kadm.DeleteRecordsResponse) {
 		if d.Err != nil {
-			faults = append(faults, fmt.Errorf("deleting what is no longer needed of %s: %w", topicPartition{topic, d.Partition}, d.Err))
+			faults = append(faults, fmt.Errorf("deleting old records of %s: %w", topicPartition{topic, d.Partition}, d.Err))
 		}
 	})
 	return errors.Join(faults...)
 }
 
+// admin returns a client for admin requests. The caller closes it.
 func admin(cfg Config) (*kadm.Client, error) {
 	opts, err := cfg.Options()
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"millrace/pipeline"
 )
 
-// A record whose transaction is still open when the reading begins is read if it
-// commits, and left out if it aborts; it is never missed.
+// A record whose transaction is still open when reading begins is read if the
+// transaction commits, and skipped if it aborts.
 func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 	for _, commit := range []bool{true, false} {
 		c := newCluster(t, 1)
@@ -29,11 +29,11 @@ func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 		if err := txn.ProduceSync(t.Context(), kgo.StringRecord("open")).FirstErr(); err != nil {
 			t.Fatal(err)
 		}
-		cfg := Config{Brokers: c.ListenAddrs()}
+		cfg := c.config()
 		var got []string
 		end, err := ReadSettled(t.Context(), cfg, "in", 0, func(r *pipeline.Record) error {
 			got = append(got, string(r.Value))
-			if len(got) == 2 { // what can be seen now has been
+			if len(got) == 2 { // all records visible so far have been read
 				return txn.EndTransaction(t.Context(), kgo.TransactionEndTry(commit))
 			}
 			return nil
@@ -54,29 +54,29 @@ func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 func TestDeleteBeforeLeavesTheRest(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 10)
-	cfg := Config{Brokers: c.ListenAddrs()}
+	cfg := c.config()
 	if err := DeleteBefore(t.Context(), cfg, "in", map[int32]int64{0: 7}); err != nil {
 		t.Fatal(err)
 	}
 	got := readAll(t.Context(), t, c, "in")
 	if want := []string{"000007", "000008", "000009"}; !slices.Equal(got, want) {
-		t.Errorf("%v are left, want %v", got, want)
+		t.Errorf("%v remain, want %v", got, want)
 	}
 	ends, err := CommittedEnds(t.Context(), cfg, "in")
 	if err != nil || ends[0] != 10 {
-		t.Errorf("it ends at %v, %v", ends, err)
+		t.Errorf("ends %v, error %v", ends, err)
 	}
 }
 
-// A Tail finds partitions that are added while it runs, and reads them from their
-// start when it is run again.
+// Run ends with an error when partitions have been added, and the next Run reads them
+// from their start.
 func TestTailFindsNewPartitions(t *testing.T) {
 	c := newCluster(t, 1)
 	inject(t, c, 0, 3)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	tail := NewTail(Config{Brokers: c.ListenAddrs()}, "in")
-	tail.looks = 10 * time.Millisecond
+	tail := NewTail(c.config(), "in")
+	tail.recheck = 10 * time.Millisecond
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.RecordPartitioner(kgo.ManualPartitioner()), kgo.MetadataMinAge(10*time.Millisecond))
 	if err != nil {
 		t.Fatal(err)
@@ -97,7 +97,7 @@ func TestTailFindsNewPartitions(t *testing.T) {
 	}
 	for tries := 0; tail.Run(ctx, take) != nil; tries++ {
 		if tries == 100 {
-			t.Fatal("it fails and fails")
+			t.Fatal("Run failed 100 times")
 		}
 	}
 	if want := []string{"000000", "000001", "000002", "new"}; !slices.Equal(got, want) {

@@ -17,10 +17,10 @@ import (
 	"millrace/pipeline"
 )
 
-// A wire is all the connections of a worker. Cutting it is to the cluster what
-// kill -9 of the worker is: nothing is said any more, not even good-bye.
+// A wire is all connections of a worker. To the cluster, cutting it looks like kill -9 of
+// the worker: it stops sending and does not leave its group.
 type wire struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards the fields below
 	cut   bool
 	conns []net.Conn
 }
@@ -39,39 +39,40 @@ func (w *wire) dial(ctx context.Context, network, addr string) (net.Conn, error)
 	return conn, nil
 }
 
-// mend lets connections be made again.
-func (w *wire) mend() {
+// repair allows new connections.
+func (w *wire) repair() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cut, w.conns = false, nil
 }
 
+// kill closes all connections and refuses new ones.
 func (w *wire) kill() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cut = true
 	for _, c := range w.conns {
-		_ = c.Close() // which may be closed already
+		_ = c.Close() // it may be closed already
 	}
 }
 
-// worker is a process of the soak: killed, and started again under its name.
+// worker simulates a process that is killed and restarted with the same instance name.
 type worker struct {
 	wire *wire
 	stop context.CancelFunc
 }
 
-// TestKilledWorkersLoseAndDoubleNothing kills workers at random while they copy.
-// Committed output is then the input, each record once and, by key, in order.
-func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
+// TestKilledWorkersLoseAndRepeatNothing kills workers at random while they copy. The
+// committed output must equal the input: each record once, in order per key.
+func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name            string
 		static          bool
 		records, kills  int
 		workers, within int
 	}{
-		// A static member's partitions wait for its restart, so this one has
-		// most of the kills in the least of time.
+		// The partitions of a static member wait for its restart without a
+		// rebalance, so this case can have most of the kills in little time.
 		{"static members", true, 150_000, 85, 3, 60},
 		{"dynamic members", false, 50_000, 15, 3, 60},
 	} {
@@ -101,8 +102,8 @@ func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
 				var ctx context.Context
 				ctx, w.stop = context.WithCancel(context.Background())
 				running.Go(func() {
-					// A worker that was killed but goes on, as after a pause, is
-					// fenced by the one that has its name now.
+					// A killed worker that continues, as after a pause, is fenced by
+					// the worker that has its name now.
 					if err := l.Run(ctx); err != nil && !errors.Is(err, ErrFenced) {
 						t.Error(err)
 					}
@@ -119,8 +120,8 @@ func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
 				}
 			}()
 
-			// The input comes bit by bit, and while a bit is handled a worker dies.
-			w, err := NewWriter(Config{Brokers: c.ListenAddrs()})
+			// Write the input in steps. During each step, kill a worker.
+			w, err := NewWriter(c.config())
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -129,7 +130,7 @@ func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
 				ends := c.Fault(kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Observe: true, Count: -1})
 				write(t, w, i*tt.records/tt.kills, (i+1)*tt.records/tt.kills)
 				if err := ends.Wait(ctx, 1); err != nil {
-					t.Fatalf("after %d kills no batch ends any more: %v", i, err)
+					t.Fatalf("no batch ends after %d kills: %v", i, err)
 				}
 				ends.Remove()
 				k := rnd.IntN(len(workers))
@@ -143,9 +144,9 @@ func TestKilledWorkersLoseAndDoubleNothing(t *testing.T) {
 	}
 }
 
-// wantCopiedOnce reads "out" as it grows, committed records only, until it has
-// as many records as "in".
-func wantCopiedOnce(ctx context.Context, t *testing.T, c *kfake.Cluster, n int) {
+// wantCopiedOnce reads the committed records of "out" until it has n of them, and checks
+// that each is there once and in order per key.
+func wantCopiedOnce(ctx context.Context, t *testing.T, c *cluster, n int) {
 	t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...), kgo.ConsumeTopics("out"),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.ConsumeResetOffset(kgo.NewOffset().AtStart()))
@@ -166,7 +167,7 @@ func wantCopiedOnce(ctx context.Context, t *testing.T, c *kfake.Cluster, n int) 
 				t.Fatal(err)
 			}
 			if seen[i] {
-				t.Fatalf("record %d is there twice", i)
+				t.Fatalf("record %d was written twice", i)
 			}
 			seen[i] = true
 			left--

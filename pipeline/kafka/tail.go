@@ -13,42 +13,42 @@ import (
 	"millrace/pipeline"
 )
 
-// A Tail reads the committed records of a whole topic, without a group: from the
-// start of each partition to its end, and on as records come.
+// A Tail reads the committed records of a whole topic without a group, from the
+// start of each partition, and continues as records arrive. One goroutine calls Run;
+// the other methods are safe for concurrent use.
 type Tail struct {
-	cfg   Config
-	topic string
-	since time.Time     // of what is older, nothing is read; zero: everything is
-	looks time.Duration // how often it looks for partitions that were added
+	cfg     Config
+	topic   string
+	since   time.Time     // older records are skipped; zero: none are
+	recheck time.Duration // how often Run checks for added partitions
 
-	mu     sync.Mutex
-	next   map[int32]int64 // offset to be read next
-	target map[int32]int64 // where the partition ended when Run was called first
-	end    map[int32]int64 // where its committed records end, as far as is known
+	mu     sync.Mutex      // guards the fields below
+	next   map[int32]int64 // next offset to read, by partition
+	target map[int32]int64 // end of the partition at the first call of Run; nil before it
+	end    map[int32]int64 // last known end of the committed records
 	loaded chan struct{}   // closed when every partition has been read up to its target
-	known  bool            // what is above
-	err    error           // with which Run ended last, if it does not go on
+	known  bool            // whether the offsets above have been read
+	err    error           // error of the last Run; nil while Run works
 }
 
 // NewTail returns a Tail of a topic.
 func NewTail(cfg Config, topic string) *Tail {
-	return &Tail{cfg: cfg, topic: topic, looks: time.Minute, next: map[int32]int64{}, loaded: make(chan struct{})}
+	return &Tail{cfg: cfg, topic: topic, recheck: time.Minute, next: map[int32]int64{}, loaded: make(chan struct{})}
 }
 
-// NewTailSince returns a Tail of the records of a topic from the first one on that
-// has a time, or a later one, in each partition.
+// NewTailSince returns a Tail that starts, in each partition, at the first record
+// with a timestamp of since or later.
 func NewTailSince(cfg Config, topic string, since time.Time) *Tail {
 	t := NewTail(cfg, topic)
 	t.since = since
 	return t
 }
 
-// Loaded returns a channel that is closed when everything has been handed on that
-// was in the topic when Run was first called.
+// Loaded returns a channel that is closed when all records that were in the topic at
+// the first call of Run have been passed on.
 func (t *Tail) Loaded() <-chan struct{} { return t.loaded }
 
-// Lag returns how many offsets have yet to be read; ok is false as long as that
-// is not known.
+// Lag returns how many offsets remain to be read. ok is false while that is unknown.
 func (t *Tail) Lag() (n int64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -58,39 +58,30 @@ func (t *Tail) Lag() (n int64, ok bool) {
 	return n, t.known
 }
 
-// Err returns why the last Run has ended, nil if another goes on.
+// Err returns the error with which the last Run ended, nil while Run works.
 func (t *Tail) Err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.err
 }
 
-// Run calls f with each record, in order within a partition; record and bytes are
-// valid only during the call. It returns nil when the context ends, and otherwise
-// the error of f or the trouble with the topic. It may then be called again, and
-// goes on behind the last record that f took without an error.
+// Run calls f with each record, in order within a partition. The record and its
+// bytes are valid only during the call. Run returns nil when the context ends, else
+// the error of f or of reading the topic. It may then be called again, and continues
+// after the last record that f took without an error.
 func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err error) {
 	defer func() {
+		err = trimDial(err)
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.err = err
 	}()
-	opts, err := t.cfg.Options()
-	if err != nil {
-		return &pipeline.FatalError{Err: err}
-	}
-	cl, err := kgo.NewClient(append(opts,
-		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
-		kgo.KeepControlRecords(),
-		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
-		kgo.FetchMaxBytes(16<<20),
-		kgo.MetadataMinAge(250*time.Millisecond), // after a moved leader, look again soon
-	)...)
+	cl, err := t.newClient()
 	if err != nil {
 		return &pipeline.FatalError{Err: err}
 	}
 	defer cl.Close()
-	from, err := t.begin(ctx, kadm.NewClient(cl))
+	from, err := t.startOffsets(ctx, kadm.NewClient(cl))
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -98,39 +89,56 @@ func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err err
 		return fmt.Errorf("reading topic %s: %w", t.topic, err)
 	}
 	cl.AddConsumePartitions(map[string]map[int32]kgo.Offset{t.topic: from})
-	looked := time.Now()
+	checked := time.Now()
 	for {
-		poll, cancel := context.WithDeadline(ctx, looked.Add(t.looks))
+		poll, cancel := context.WithDeadline(ctx, checked.Add(t.recheck))
 		fetches := cl.PollFetches(poll)
-		late := poll.Err() != nil
+		due := poll.Err() != nil
 		cancel()
 		if ctx.Err() != nil {
 			return nil
 		}
-		if late {
-			starts, err := kadm.NewClient(cl).ListStartOffsets(ctx, t.topic)
-			if err == nil && len(starts[t.topic]) > len(from) {
-				return fmt.Errorf("topic %s has %d partitions now, not %d: reading it anew", t.topic, len(starts[t.topic]), len(from))
+		if due {
+			if err := t.checkPartitions(ctx, cl, len(from)); err != nil {
+				return err
 			}
-			looked = time.Now()
+			checked = time.Now()
 			fetches = withoutDeadline(fetches)
 		}
 		if err := fetches.Err(); err != nil {
 			return fmt.Errorf("reading topic %s: %w", t.topic, err)
 		}
-		for _, fetch := range fetches {
-			for _, topic := range fetch.Topics {
-				for i := range topic.Partitions {
-					if err := t.take(&topic.Partitions[i], f); err != nil {
-						return err
-					}
-				}
-			}
+		if err := t.takeAll(fetches, f); err != nil {
+			return err
 		}
 	}
 }
 
-// withoutDeadline leaves out what only says that the poll has ended.
+func (t *Tail) newClient() (*kgo.Client, error) {
+	opts, err := t.cfg.Options()
+	if err != nil {
+		return nil, err
+	}
+	return kgo.NewClient(append(opts,
+		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
+		kgo.KeepControlRecords(), // see session.fetchOptions
+		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
+		kgo.FetchMaxBytes(16<<20),
+		kgo.MetadataMinAge(250*time.Millisecond), // refresh soon after a leader moved
+	)...)
+}
+
+// checkPartitions returns an error if the topic has more than n partitions. If the
+// partitions cannot be listed it returns nil: the next check tries again.
+func (t *Tail) checkPartitions(ctx context.Context, cl *kgo.Client, n int) error {
+	starts, err := kadm.NewClient(cl).ListStartOffsets(ctx, t.topic)
+	if err == nil && len(starts[t.topic]) > n {
+		return fmt.Errorf("topic %s now has %d partitions instead of %d: starting to read it again", t.topic, len(starts[t.topic]), n)
+	}
+	return nil
+}
+
+// withoutDeadline removes the error that only reports the deadline of the poll.
 func withoutDeadline(fetches kgo.Fetches) (out kgo.Fetches) {
 	for _, f := range fetches {
 		if len(f.Topics) != 1 || len(f.Topics[0].Partitions) != 1 || !errors.Is(f.Topics[0].Partitions[0].Err, context.DeadlineExceeded) {
@@ -140,8 +148,9 @@ func withoutDeadline(fetches kgo.Fetches) (out kgo.Fetches) {
 	return out
 }
 
-// begin finds out where the partitions begin and end.
-func (t *Tail) begin(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offset, error) {
+// startOffsets returns the offsets to read from, by partition. The first call also
+// sets the targets.
+func (t *Tail) startOffsets(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offset, error) {
 	starts, err := adm.ListStartOffsets(ctx, t.topic)
 	if err == nil {
 		err = starts.Error()
@@ -157,8 +166,8 @@ func (t *Tail) begin(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offse
 			return nil, err
 		}
 	}
-	// The very ends, not those of committed records: what is being committed
-	// while we start counts as there.
+	// The high watermarks, not the last stable offsets: records in a transaction
+	// that is still open are part of the target.
 	ends, err := adm.ListEndOffsets(ctx, t.topic)
 	if err == nil {
 		err = ends.Error()
@@ -176,7 +185,7 @@ func (t *Tail) begin(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offse
 	for p, start := range starts[t.topic] {
 		end, _ := ends.Lookup(t.topic, p)
 		if t.next[p] > end.Offset {
-			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: the topic was deleted and made anew, or truncated. Restart, to read it from its start", p, end.Offset, t.next[p])
+			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: the topic was recreated or truncated; restart to read it from its start", p, end.Offset, t.next[p])
 		}
 		t.next[p] = max(t.next[p], start.Offset)
 		if first {
@@ -186,14 +195,28 @@ func (t *Tail) begin(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offse
 	}
 	if len(from) == 0 {
 		t.target, t.end = nil, nil
-		return nil, fmt.Errorf("it does not exist")
+		return nil, errors.New("it does not exist")
 	}
 	t.known, t.err = true, nil
-	t.check()
+	t.closeIfLoaded()
 	return from, nil
 }
 
-// take hands on the records of one partition.
+// takeAll passes the fetched records to f.
+func (t *Tail) takeAll(fetches kgo.Fetches, f func(*pipeline.Record) error) error {
+	for _, fetch := range fetches {
+		for _, topic := range fetch.Topics {
+			for i := range topic.Partitions {
+				if err := t.take(&topic.Partitions[i], f); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// take passes the records of one partition to f, and updates the position.
 func (t *Tail) take(p *kgo.FetchPartition, f func(*pipeline.Record) error) (err error) {
 	var in pipeline.Record
 	next := int64(-1)
@@ -215,12 +238,13 @@ func (t *Tail) take(p *kgo.FetchPartition, f func(*pipeline.Record) error) (err 
 		t.next[p.Partition] = next
 	}
 	t.end[p.Partition] = max(t.end[p.Partition], p.LastStableOffset)
-	t.check()
+	t.closeIfLoaded()
 	return err
 }
 
-// check closes loaded when the time has come. The caller has the lock.
-func (t *Tail) check() {
+// closeIfLoaded closes loaded once every partition has reached its target. The caller
+// holds the lock.
+func (t *Tail) closeIfLoaded() {
 	select {
 	case <-t.loaded:
 		return

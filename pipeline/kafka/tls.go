@@ -10,35 +10,35 @@ import (
 	"os"
 )
 
-// TLS says how connections to brokers are encrypted, whom they trust and how
-// they identify themselves. The zero value is a connection in the clear; with
-// Enabled alone, brokers must have a certificate that the system trusts.
+// TLS holds the settings for encryption, trusted authorities and client certificates.
+// The zero value means no encryption. With only Enabled set, brokers must have a
+// certificate that the system trusts.
 //
-// Files are PEM, and are read again for every new connection: a renewed
+// Files are in PEM form. They are read again for every new connection, so a renewed
 // certificate needs no restart.
 type TLS struct {
 	Enabled bool
 
-	// CAFile or CAPEM holds the authorities to trust instead of the system's.
+	// CAFile or CAPEM holds the trusted authorities, which replace the system's.
 	CAFile, CAPEM string
 
-	// CertFile or CertPEM, with KeyFile or KeyPEM, is the client's own
-	// certificate (mutual TLS). One file may hold both. Keys are not encrypted.
+	// CertFile or CertPEM, with KeyFile or KeyPEM, is the client certificate (mutual
+	// TLS). One file may hold both. Keys must not be encrypted.
 	CertFile, CertPEM string
 	KeyFile           string
 	KeyPEM            Secret
 
-	// ServerName is the name that brokers' certificates must carry, if it is
-	// not the host that is dialled.
+	// ServerName is the name that brokers' certificates must be for; the dialed host
+	// if empty.
 	ServerName string
 
-	// InsecureSkipVerify accepts any certificate of anybody. Every client that
-	// is made with it logs a warning.
+	// InsecureSkipVerify accepts any certificate. Every client created with it logs
+	// a warning.
 	InsecureSkipVerify bool
 }
 
-// Config returns the configuration of a connection, with the files as they are
-// now; nil if TLS is not enabled.
+// Config returns the configuration of a new connection from the current content of the
+// files; nil if TLS is not enabled.
 func (t TLS) Config() (*tls.Config, error) {
 	if !t.Enabled {
 		return nil, nil
@@ -46,7 +46,7 @@ func (t TLS) Config() (*tls.Config, error) {
 	cfg := &tls.Config{
 		MinVersion:         tls.VersionTLS12,
 		ServerName:         t.ServerName,
-		InsecureSkipVerify: t.InsecureSkipVerify, // asked for, and logged
+		InsecureSkipVerify: t.InsecureSkipVerify, // requested by the user, and logged
 	}
 	ca, from, err := pemOf("ssl.ca.location", t.CAFile, "ssl.ca.pem", t.CAPEM)
 	if err != nil {
@@ -70,12 +70,12 @@ func (t TLS) Config() (*tls.Config, error) {
 	case cert == nil && key == nil:
 		return cfg, nil
 	case key == nil:
-		return nil, errors.New("a client certificate without its key: set ssl.key.location too")
+		return nil, errors.New("the client certificate has no key: set ssl.key.location too")
 	case cert == nil:
-		return nil, errors.New("a client key without its certificate: set ssl.certificate.location too")
+		return nil, errors.New("the client key has no certificate: set ssl.certificate.location too")
 	}
 	if encrypted(key) {
-		return nil, fmt.Errorf("%s: the key is encrypted, which is not supported; decrypt it with openssl pkey -in KEY -out PLAIN and let nobody else read the file", keyFrom)
+		return nil, fmt.Errorf("%s: the key is encrypted, which is not supported; decrypt it with openssl pkey -in KEY -out PLAIN and make the file readable only for this program", keyFrom)
 	}
 	pair, err := tls.X509KeyPair(cert, key)
 	if err != nil {
@@ -85,8 +85,8 @@ func (t TLS) Config() (*tls.Config, error) {
 	return cfg, nil
 }
 
-// pemOf returns PEM text from a file or as it stands in a setting, nil if
-// neither is given, and where it is from, for messages.
+// pemOf returns PEM text from a file or from a setting, nil if neither is set, and its
+// origin for messages.
 func pemOf(fileKey, file, textKey, text string) (data []byte, from string, err error) {
 	switch {
 	case file != "" && text != "":
@@ -103,8 +103,8 @@ func pemOf(fileKey, file, textKey, text string) (data []byte, from string, err e
 	return nil, "", nil
 }
 
-// encrypted reports whether a private key in PEM form is, in either way that
-// keys are encrypted.
+// encrypted reports whether PEM text holds an encrypted private key, in PKCS #8 form
+// or with the older Proc-Type header.
 func encrypted(data []byte) bool {
 	for {
 		block, rest := pem.Decode(data)

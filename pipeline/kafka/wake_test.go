@@ -15,18 +15,19 @@ import (
 	"millrace/pipeline"
 )
 
-// sayer is a copier that also writes what it is told to, as long as it takes.
-type sayer struct {
+// waker is a copier that also emits the values passed to queue, until a batch with them
+// commits.
+type waker struct {
 	copier
-	flushing func() // called before it flushes
+	flushing func() // called at the start of Flush
 
-	mu      sync.Mutex // guards what follows
+	mu      sync.Mutex // guards the fields below
 	wake    func()
-	due     []string
-	emitted int // of those
+	due     []string // values that are not committed yet
+	emitted int      // how many of due the current batch has emitted
 }
 
-func (h *sayer) OnWake(wake func()) {
+func (h *waker) OnWake(wake func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.wake = wake
@@ -35,7 +36,7 @@ func (h *sayer) OnWake(wake func()) {
 	}
 }
 
-func (h *sayer) say(values ...string) {
+func (h *waker) queue(values ...string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.due = append(h.due, values...)
@@ -44,7 +45,7 @@ func (h *sayer) say(values ...string) {
 	}
 }
 
-func (h *sayer) Flush(_ context.Context, out pipeline.Emitter) error {
+func (h *waker) Flush(_ context.Context, out pipeline.Emitter) error {
 	if h.flushing != nil {
 		h.flushing()
 	}
@@ -57,7 +58,7 @@ func (h *sayer) Flush(_ context.Context, out pipeline.Emitter) error {
 	return nil
 }
 
-func (h *sayer) EndBatch(committed bool) {
+func (h *waker) EndBatch(committed bool) {
 	h.copier.EndBatch(committed)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -73,32 +74,32 @@ func TestAHandlerIsFlushedWithoutARecord(t *testing.T) {
 	for _, guarantee := range []Guarantee{ExactlyOnce, AtLeastOnce} {
 		t.Run(string(guarantee), func(t *testing.T) {
 			c := newCluster(t, 2)
-			h := &sayer{}
+			h := &waker{}
 			cfg := testConfig(c, h)
 			cfg.Guarantee = guarantee
 			l, stop := start(t, cfg)
-			said := 0
-			say := func() {
-				h.say(fmt.Sprintf("%06d", said))
-				said++
+			queued := 0
+			queueNext := func() {
+				h.queue(fmt.Sprintf("%06d", queued))
+				queued++
 			}
-			for range 5 { // while it joins the group, and when it waits for records
-				say()
-				wantEach(t, committed(t, c, "out", said), said)
+			for range 5 { // the first while it joins the group, the others while it waits for records
+				queueNext()
+				wantEach(t, committed(t, c, "out", queued), queued)
 			}
 			if at := groupOffset(c, "in", 0); at > 0 {
 				t.Errorf("the group is at offset %d of a topic without records", at)
 			}
 			// While records come.
-			inject(t, c, said, said+100)
-			for said += 100; said < 200; {
-				say()
+			inject(t, c, queued, queued+100)
+			for queued += 100; queued < 200; {
+				queueNext()
 			}
-			wantEach(t, committed(t, c, "out", said), said)
+			wantEach(t, committed(t, c, "out", queued), queued)
 			waitFor(t, func() bool { return len(l.Progress()) == 2 && lag(l) == 0 })
 			at := []int64{groupOffset(c, "in", 0), groupOffset(c, "in", 1)}
-			say()
-			wantEach(t, committed(t, c, "out", said), said)
+			queueNext()
+			wantEach(t, committed(t, c, "out", queued), queued)
 			if after := []int64{groupOffset(c, "in", 0), groupOffset(c, "in", 1)}; !slices.Equal(at, after) {
 				t.Errorf("a batch without records moved the group from %v to %v", at, after)
 			}
@@ -109,13 +110,13 @@ func TestAHandlerIsFlushedWithoutARecord(t *testing.T) {
 	}
 }
 
-// A batch without records is lost by none of the faults, and where the client can
-// tell how it ended, it is there once.
+// No fault loses a batch without records. If the client can tell whether it committed, it
+// is written once.
 func TestFaultsInABatchWithoutRecords(t *testing.T) {
 	for _, tt := range []struct {
 		name  string
 		fault brokerFault
-		twice bool // it may have been applied, and nobody can tell
+		twice bool // the commit may have been applied without the client knowing
 	}{
 		{"Produce refused", refuse(kmsg.Produce, kerr.NotEnoughReplicas), false},
 		{"Produce refused for good", refuse(kmsg.Produce, kerr.MessageTooLarge), false},
@@ -130,15 +131,15 @@ func TestFaultsInABatchWithoutRecords(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			c := newCluster(t, 2)
-			h := &sayer{}
+			h := &waker{}
 			cfg := testConfig(c, h)
 			cfg.TransactionTimeout = time.Second
 			cfg.SessionTimeout = time.Second
 			l, stop := start(t, cfg)
 			waitFor(t, func() bool { return len(l.Progress()) == 2 })
 			hits := tt.fault(t, c)
-			for said := range 5 {
-				h.say(fmt.Sprintf("%06d", said))
+			for queued := range 5 {
+				h.queue(fmt.Sprintf("%06d", queued))
 				waitFor(t, func() bool {
 					h.mu.Lock()
 					defer h.mu.Unlock()
@@ -146,30 +147,30 @@ func TestFaultsInABatchWithoutRecords(t *testing.T) {
 				})
 				got := readAll(t.Context(), t, c, "out")
 				if tt.twice {
-					if len(got) > said+1+hits() {
+					if len(got) > queued+1+hits() {
 						t.Errorf("%v, after %d faults", got, hits())
 					}
 					slices.Sort(got)
 					got = slices.Compact(got)
 				}
-				wantEach(t, got, said+1)
+				wantEach(t, got, queued+1)
 			}
 			if err := stop(); err != nil {
 				t.Error(err)
 			}
 			if hits() == 0 {
-				t.Error("the fault was never seen")
+				t.Error("the fault was never injected")
 			}
 		})
 	}
 }
 
-// A session that lost its partitions in the meantime commits nothing: the group has
-// to vouch for each transaction, by offsets, also if there are no new ones.
-func TestTheGroupVouchesForABatchWithoutRecords(t *testing.T) {
+// Every transaction commits offsets, even if none is new: only then does the group check
+// that the session still has its partitions.
+func TestABatchWithoutRecordsCommitsOffsets(t *testing.T) {
 	c := newCluster(t, 2)
 	inject(t, c, 0, 100)
-	h := &sayer{}
+	h := &waker{}
 	l, _ := start(t, testConfig(c, h))
 	waitFor(t, func() bool { return len(l.Progress()) == 2 && lag(l) == 0 })
 	want := map[int32]int64{0: groupOffset(c, "in", 0), 1: groupOffset(c, "in", 1)}
@@ -179,7 +180,7 @@ func TestTheGroupVouchesForABatchWithoutRecords(t *testing.T) {
 		seen.Store(req.(*kmsg.TxnOffsetCommitRequest))
 		return nil, nil, false
 	})
-	h.say("000100")
+	h.queue("000100")
 	wantEach(t, committed(t, c, "out", 101), 101)
 	req := seen.Load()
 	if req == nil {
@@ -201,7 +202,7 @@ func TestARebalanceInABatchWithoutRecordsAbortsIt(t *testing.T) {
 	entered, release := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	var aborted atomic.Int32
-	h := &sayer{flushing: func() { once.Do(func() { close(entered); <-release }) }}
+	h := &waker{flushing: func() { once.Do(func() { close(entered); <-release }) }}
 	h.ended = func(committed bool) {
 		if !committed {
 			aborted.Add(1)
@@ -211,12 +212,12 @@ func TestARebalanceInABatchWithoutRecordsAbortsIt(t *testing.T) {
 	first.SessionTimeout = time.Second
 	l, _ := start(t, first)
 	waitFor(t, func() bool { return len(l.Progress()) == 4 })
-	h.say("000000")
+	h.queue("000000")
 	<-entered
 	second := testConfig(c, &copier{})
 	second.Instance = "1"
 	start(t, second)
-	waitFor(t, func() bool { return len(l.Progress()) == 2 }) // two are taken away
+	waitFor(t, func() bool { return len(l.Progress()) == 2 }) // two are revoked
 	close(release)
 	wantEach(t, committed(t, c, "out", 1), 1)
 	if aborted.Load() == 0 {
@@ -224,13 +225,12 @@ func TestARebalanceInABatchWithoutRecordsAbortsIt(t *testing.T) {
 	}
 }
 
-// A stop ends a loop also while it is being woken all the time.
-func TestALoopThatIsWokenStops(t *testing.T) {
+func TestALoopThatIsWokenAllTheTimeStops(t *testing.T) {
 	c := newCluster(t, 1)
-	h := &sayer{}
+	h := &waker{}
 	h.ended = func(bool) { h.wake() }
 	_, stop := start(t, testConfig(c, h))
-	h.say("000000")
+	h.queue("000000")
 	wantEach(t, committed(t, c, "out", 1), 1)
 	if err := stop(); err != nil {
 		t.Error(err)

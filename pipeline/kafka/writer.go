@@ -12,19 +12,19 @@ import (
 	"millrace/pipeline"
 )
 
-// producerOptions are those of everything that writes: every record is
-// acknowledged by all replicas in sync and written once, and its partition is
-// murmur2 of its key, as Java's default. buffered is how many bytes may wait. batch
-// returns how many a batch of a topic may have; the client asks once for each
-// partition, before it first writes there.
-func producerOptions(buffered int, batch func(topic string) int) []kgo.Opt {
+// producerOptions returns the options of every producing client: each record is
+// written once, acknowledged by all in-sync replicas, and its partition is murmur2 of
+// its key, as in Java's default partitioner. buffered is the size of the client's
+// buffer in bytes. batchLimit returns the largest batch of a topic in bytes; the client
+// calls it once per partition, before its first write there.
+func producerOptions(buffered int, batchLimit func(topic string) int) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
 		kgo.RecordPartitioner(partitioner()),
 		kgo.ProducerLinger(5 * time.Millisecond),
 		kgo.MaxBufferedRecords(1 << 16),
 		kgo.MaxBufferedBytes(buffered),
-		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(batch(topic)) }),
+		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(batchLimit(topic)) }),
 	}
 }
 
@@ -36,8 +36,8 @@ func partitioner() kgo.Partitioner {
 			case r.Partition >= 0:
 				return int(r.Partition)
 			case r.Key == nil:
-				// Without a key there is no order to keep; by value, the same
-				// record always lands in the same place.
+				// Without a key there is no order to keep. The hash of the value
+				// keeps the partition of a record deterministic.
 				return keyed.Partition(&kgo.Record{Key: append([]byte{}, r.Value...)}, n)
 			}
 			return keyed.Partition(r, n)
@@ -45,7 +45,7 @@ func partitioner() kgo.Partitioner {
 	})
 }
 
-// PartitionOf returns the partition, of n, in which records of the key stand.
+// PartitionOf returns the partition, of n, of records with the key.
 func PartitionOf(key []byte, n int) int32 {
 	if key == nil {
 		key = []byte{}
@@ -53,51 +53,53 @@ func PartitionOf(key []byte, n int) int32 {
 	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: key}, n))
 }
 
-// A Writer writes records outside of transactions: idempotent, in order per
-// key. It is safe for concurrent use, though order is only that of the calls.
+// A Writer writes records outside of transactions, idempotently and in order per
+// key: the order of the calls to Write. It is safe for concurrent use, except Limits.
 type Writer struct {
 	cl     *kgo.Client
+	link   *link
 	log    *slog.Logger // may be nil
-	limits Limits
+	limits Limits       // set by Limits before the first Write
 }
 
-// writerBuffer is how many bytes of a Writer may be under way.
+// writerBuffer is how many bytes of a Writer may be in flight.
 const writerBuffer = 64 << 20
 
-// NewWriter returns a Writer; it connects with the first record.
+// NewWriter returns a Writer, which connects when the first record is written.
 func NewWriter(cfg Config) (*Writer, error) {
 	opts, err := cfg.Options()
 	if err != nil {
 		return nil, err
 	}
-	w := &Writer{log: cfg.Logger}
+	w := &Writer{link: newLink(), log: cfg.Logger}
+	opts = append(opts, kgo.WithHooks(w.link))
 	if w.cl, err = kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...); err != nil {
 		return nil, err
 	}
 	return w, nil
 }
 
-// Limits asks what topics take, by which their records then go. It is called before
-// the first Write, if at all.
+// Limits reads and returns the size limits of topics. The Writer keeps to them. The
+// call is optional; it must come before the first Write.
 func (w *Writer) Limits(ctx context.Context, topics ...string) Limits {
 	var err error
-	w.limits, err = askLimits(ctx, w.cl, topics, writerBuffer)
+	w.limits, err = fetchLimits(ctx, w.cl, topics, writerBuffer)
 	if err != nil && w.log != nil {
 		w.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
 	}
 	return w.limits
 }
 
-// Write hands a record to the client and returns; it waits only while too much
-// is under way. done is called once, with nil when all replicas in sync have
-// the record, whose Partition and Offset then say where. The record must stay
-// unchanged until then.
+// Write passes a record to the client and returns. It blocks only while the client's
+// buffer is full. done is called once, from another goroutine: with nil when all
+// in-sync replicas have the record, whose Partition and Offset are then set. The
+// caller must not change the record before that.
 func (w *Writer) Write(ctx context.Context, r *pipeline.Record, done func(error)) {
 	out := new(kgo.Record)
 	fill(out, r)
 	w.cl.Produce(ctx, out, func(out *kgo.Record, err error) {
 		r.Partition, r.Offset = out.Partition, out.Offset
-		done(err)
+		done(w.link.explain(err))
 	})
 }
 
@@ -112,8 +114,9 @@ func fill(out *kgo.Record, r *pipeline.Record) {
 	}
 }
 
-// WriteOnce writes records, in order, by a client of its own, and returns when the
-// fate of each is known. The error names those that are not, or may not be, written.
+// WriteOnce writes records in order with its own client. It returns when each record
+// is acknowledged or has failed. The error names the records that are not written or
+// may not be.
 func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) error {
 	w, err := NewWriter(cfg)
 	if err != nil {
@@ -128,16 +131,16 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 			results <- err
 		})
 	}
-	errs := []error{w.Flush(ctx)}
-	w.Close() // fails what is still under way, if ctx has ended
+	errs := []error{w.cl.Flush(ctx)} // not w.Flush: the records explain an outage
+	w.Close()                        // fails the records still in flight if ctx has ended
 	for range records {
 		errs = append(errs, <-results)
 	}
 	return errors.Join(errs...)
 }
 
-// Flush waits until done was called for everything written so far.
-func (w *Writer) Flush(ctx context.Context) error { return w.cl.Flush(ctx) }
+// Flush waits until done was called for every record written so far.
+func (w *Writer) Flush(ctx context.Context) error { return w.link.explain(w.cl.Flush(ctx)) }
 
-// Close ends the connections. What was not flushed fails.
+// Close closes the connections. Records that are still in flight fail.
 func (w *Writer) Close() { w.cl.Close() }

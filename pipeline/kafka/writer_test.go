@@ -10,12 +10,12 @@ import (
 	"millrace/pipeline"
 )
 
-// However early the context ends, whoever wrote is told the fate of each record: what
-// is said to be there is there.
-func TestWhatIsWrittenOnceIsKnownWhenItReturns(t *testing.T) {
+// However early the context ends, WriteOnce reports the result of each record: a record
+// that its error does not name has been written.
+func TestWriteOnceReportsEachRecordThatMayBeMissing(t *testing.T) {
 	c := newCluster(t, 1)
-	cfg := Config{Brokers: c.ListenAddrs()}
-	said := map[string]bool{}
+	cfg := c.config()
+	written := map[string]bool{} // according to WriteOnce
 	for i := range 40 {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Duration(i)*300*time.Microsecond)
 		if i == 39 {
@@ -29,7 +29,7 @@ func TestWhatIsWrittenOnceIsKnownWhenItReturns(t *testing.T) {
 		err := WriteOnce(ctx, cfg, records...)
 		cancel()
 		for _, r := range records {
-			said[string(r.Key)] = err == nil || !strings.Contains(err.Error(), fmt.Sprintf("writing %q to in: ", r.Key))
+			written[string(r.Key)] = err == nil || !strings.Contains(err.Error(), fmt.Sprintf("writing %q to in: ", r.Key))
 		}
 		if i == 39 && err != nil {
 			t.Error(err)
@@ -42,12 +42,12 @@ func TestWhatIsWrittenOnceIsKnownWhenItReturns(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	for key, ok := range said {
+	for key, ok := range written {
 		if ok && !there[key] {
-			t.Errorf("%s is said to be there, and is not", key)
+			t.Errorf("WriteOnce reported %s as written, but it is missing", key)
 		}
 	}
-	if !said["39-2"] {
-		t.Error("nothing was written")
+	if !written["39-2"] {
+		t.Error("the last call wrote nothing")
 	}
 }

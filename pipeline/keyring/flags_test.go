@@ -1,11 +1,12 @@
 package keyring
 
 import (
-	"millrace/pipeline/cli"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"millrace/pipeline/cli"
 )
 
 func TestKEKsComeFromAFileOrTheEnvironment(t *testing.T) {
@@ -16,12 +17,12 @@ func TestKEKsComeFromAFileOrTheEnvironment(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		file, env string
-		there     bool
+		given     bool
 		err       string
 	}{
 		"none":     {},
-		"file":     {file: file, there: true},
-		"env":      {env: line, there: true},
+		"file":     {file: file, given: true},
+		"env":      {env: line, given: true},
 		"both":     {file: file, env: line, err: "give one"},
 		"no file":  {file: file + "x", err: "no such file"},
 		"bad file": {file: os.DevNull, err: os.DevNull + ": there is no key in it"},
@@ -29,11 +30,11 @@ func TestKEKsComeFromAFileOrTheEnvironment(t *testing.T) {
 	} {
 		e := &cli.Env{LookupEnv: func(name string) (string, bool) { return c.env, name == EnvKEK && c.env != "" }}
 		k, err := (&Flags{env: e, file: c.file}).Load()
-		if (k != nil) != c.there || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
+		if (k != nil) != c.given || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %v, %v", name, k, err)
 		}
 		if err != nil && cli.ExitCode(err) != cli.ExitUsage {
-			t.Errorf("%s: %v is no fault of usage", name, err)
+			t.Errorf("%s: %v is not a usage error", name, err)
 		}
 	}
 }

@@ -1,8 +1,14 @@
-// Package keyring encrypts fields of records with one data key per data subject,
-// and keeps those keys on a compacted topic.
+// Package keyring encrypts fields of records with a data key for each data subject,
+// and keeps these keys on a compacted topic, the key topic. Package seal defines
+// keys, ciphertexts and the records of the key topic.
 //
-// Start at [Ring]: one per process, shared by all goroutines. [Fields] finds the
-// encrypted fields of one schema.
+// Start at [Ring] (keyring.go): a process has one, and all goroutines share it. Its
+// Run method is called by one goroutine, which follows the key topic. [Fields]
+// (fields.go) finds and encrypts the tagged fields of one schema; it is immutable.
+// [DestroyKeys] (destroy.go) makes the data of a subject unreadable.
+//
+// Each of the two locks, of [Ring] and of [Results], guards a few fields and is
+// never held together with another one.
 package keyring
 
 import (
@@ -10,9 +16,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"os"
-	"slices"
 	"sync"
 	"time"
 
@@ -20,77 +23,64 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/projector/query"
 	"millrace/pipeline/seal"
 	"millrace/pipeline/topology"
 )
 
-// Load reads the keys; nil if none are given.
-func (f *Flags) Load() (*seal.KEKs, error) {
-	text, name := f.env.Getenv(EnvKEK), EnvKEK
-	switch {
-	case f.file != "" && text != "":
-		return nil, cli.Usagef("--kek-file and %s are both given: give one", EnvKEK)
-	case f.file != "":
-		data, err := os.ReadFile(f.file)
-		if err != nil {
-			return nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("--kek-file: %w", err)}
-		}
-		text, name = string(data), f.file
-	case text == "":
-		return nil, nil
-	}
-	k, err := seal.ParseKEKs(text)
-	if err != nil {
-		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s: %w", name, err)}
-	}
-	return k, nil
+// Config configures a [Ring].
+type Config struct {
+	Kafka      kafka.Config
+	Topic      string       // the key topic
+	Partitions int          // of the key topic
+	KEKs       *seal.KEKs   // nil: no key can be unwrapped
+	Writer     RecordWriter // of new keys; nil in a process that only decrypts
+	Now        func() time.Time
+	Log        *slog.Logger
+	Metrics    prometheus.Registerer
 }
 
-// Ring follows the topic of the subjects' keys, and makes new ones.
+// Ring follows the key topic and creates keys. It is safe for concurrent use.
 //
-// A key is used only after the topic was read up to the record that it was written
-// with: of several that were written at once for a subject the first counts, and
-// who has read so far knows which that is. So a write whose fate is not known needs
-// no care. If it was applied, the key is found in the topic, by the same reading;
-// if not, another is made.
+// A new key is used only after Run has read its record back from the topic. Of
+// several keys that are created for a subject at the same time, the first in the
+// topic is valid, and a reader that has come that far knows which one that is. So
+// the unknown result of a write needs no special care: if the write was applied,
+// the reading finds the key, else another one is created.
 type Ring struct {
 	topic      string
 	partitions int
-	Cache      *seal.Ring
-	KEKs       *seal.KEKs
+	cache      *seal.Ring // the keys read so far
+	keks       *seal.KEKs
 	tail       *kafka.Tail
-	Writer     RecordWriter // of new keys; nil for who only reads
+	writer     RecordWriter // nil in a process that only decrypts
 	now        func() time.Time
 	log        *slog.Logger
 	hidden     *prometheus.CounterVec // fields that answers did not show, by reason
 
-	mu    sync.Mutex      // guards what follows
-	next  map[int32]int64 // the offset behind the last record read
-	moved chan struct{}   // closed with the next record; nil if nobody waits
+	mu    sync.Mutex      // guards next and moved
+	next  map[int32]int64 // by partition, the offset after the last record read
+	moved chan struct{}   // closed after the next record; nil if no goroutine waits
 }
 
-// New returns one that has read nothing. partitions is how many the topic
-// has.
-func New(cfg kafka.Config, topic string, partitions int, keks *seal.KEKs, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) *Ring {
+// New returns a Ring that has read nothing yet. Call Run to read the topic.
+func New(cfg Config) *Ring {
 	k := &Ring{
-		topic: topic, partitions: partitions, Cache: seal.NewRing(keks), KEKs: keks, tail: kafka.NewTail(cfg, topic),
-		now: now, log: log, next: map[int32]int64{},
+		topic: cfg.Topic, partitions: cfg.Partitions, cache: seal.NewRing(cfg.KEKs), keks: cfg.KEKs, tail: kafka.NewTail(cfg.Kafka, cfg.Topic),
+		writer: cfg.Writer, now: cfg.Now, log: cfg.Log, next: map[int32]int64{},
 		hidden: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_encryption_hidden_fields_total",
 			Help: "Encrypted fields that answers showed as null, by reason: erased, no_key, no_kek, tampered.",
 		}, []string{"reason"}),
 	}
-	reg.MustRegister(k.hidden, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	cfg.Metrics.MustRegister(k.hidden, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_encryption_subjects",
-		Help: "Subjects of encrypted fields that have a key, or had one and were forgotten.",
-	}, func() float64 { return float64(k.Cache.Len()) }))
+		Help: "Data subjects that have a key, or had one and were forgotten.",
+	}, func() float64 { return float64(k.cache.Len()) }))
 	return k
 }
 
-// Topic is the topic of the keys of a topology.
+// Topic returns the key topic of a topology, nil if it has no encryption.
 func Topic(t *topology.Topology) *topology.Topic {
 	if t.Encryption == nil {
 		return nil
@@ -98,7 +88,8 @@ func Topic(t *topology.Topology) *topology.Topic {
 	return t.Encryption.Keys
 }
 
-// Run follows the topic until the context ends.
+// Run follows the topic until the context ends, and retries with backoff. Its error
+// is fatal.
 func (k *Ring) Run(ctx context.Context) error {
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
 		err := k.tail.Run(ctx, func(r *pipeline.Record) error {
@@ -111,7 +102,7 @@ func (k *Ring) Run(ctx context.Context) error {
 		if pipeline.ClassOf(err) == pipeline.ClassFatal {
 			return err
 		}
-		k.log.Warn("the topic of the keys cannot be followed; trying again", "err", err)
+		k.log.Warn("reading the key topic failed; retrying", "topic", k.topic, "err", err)
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -122,10 +113,11 @@ func (k *Ring) Run(ctx context.Context) error {
 	}
 }
 
+// take applies a record of the key topic. A record that cannot be parsed concerns
+// one subject at most, so it does not stop the others.
 func (k *Ring) take(r *pipeline.Record) {
-	if err := k.Cache.Take(seal.Record{Key: r.Key, Value: r.Value}); err != nil {
-		// Of one subject, if of any: the others go on.
-		k.log.Error("a record of the topic of the keys is left out", "topic", k.topic, "partition", r.Partition, "offset", r.Offset, "err", err)
+	if err := k.cache.Take(seal.Record{Key: r.Key, Value: r.Value}); err != nil {
+		k.log.Error("skipping a bad record of the key topic", "topic", k.topic, "partition", r.Partition, "offset", r.Offset, "err", err)
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -136,7 +128,8 @@ func (k *Ring) take(r *pipeline.Record) {
 	}
 }
 
-// Loaded waits until all was read that was in the topic at the start.
+// Loaded waits until Run has read all records that were in the topic when it
+// started.
 func (k *Ring) Loaded(ctx context.Context) error {
 	select {
 	case <-k.tail.Loaded():
@@ -146,35 +139,40 @@ func (k *Ring) Loaded(ctx context.Context) error {
 	}
 }
 
-// Ensure makes keys for those of the subjects that have none, all at once. After
-// it, each has a key, was forgotten, or has one that cannot be unwrapped.
+// Current returns the key to encrypt a subject's fields with. An error is
+// [seal.ErrNoKey], [seal.ErrErased] or [seal.ErrNoKEK].
+func (k *Ring) Current(subject string) (*seal.DataKey, error) { return k.cache.Current(subject) }
+
+// Forgotten reports whether the subject is marked as forgotten, as far as Run has
+// read.
+func (k *Ring) Forgotten(subject string) bool { return k.cache.Forgotten(subject) }
+
+// Ensure creates keys for the subjects that have none, with one round trip for all
+// of them. Afterwards each subject has a key, was forgotten, or has a key that
+// cannot be unwrapped.
 func (k *Ring) Ensure(ctx context.Context, subjects []string) error {
-	made := map[string]*pipeline.Record{}
+	created := map[string]*pipeline.Record{}
 	for _, subject := range subjects {
-		if _, err := k.Cache.Current(subject); made[subject] != nil || !errors.Is(err, seal.ErrNoKey) {
+		if _, err := k.cache.Current(subject); created[subject] != nil || !errors.Is(err, seal.ErrNoKey) {
 			continue
 		}
-		record, err := k.KEKs.NewKey(subject, k.now())
+		record, err := k.keks.NewKey(subject, k.now())
 		if err != nil {
 			return err
 		}
-		made[subject] = &pipeline.Record{Topic: k.topic, Partition: kafka.PartitionOf([]byte(subject), k.partitions), Key: record.Key, Value: record.Value, Time: k.now()}
+		created[subject] = &pipeline.Record{Topic: k.topic, Partition: kafka.PartitionOf([]byte(subject), k.partitions), Key: record.Key, Value: record.Value, Time: k.now()}
 	}
-	if len(made) == 0 {
+	if len(created) == 0 {
 		return nil
 	}
-	results := &Results{Open: len(made), All: make(chan struct{})}
-	for _, r := range made {
-		k.Writer.Write(ctx, r, results.Add)
+	results := NewResults(len(created))
+	for _, r := range created {
+		k.writer.Write(ctx, r, results.Add)
 	}
-	select {
-	case <-results.All:
-	case <-ctx.Done():
+	if err := results.Wait(ctx); err != nil {
+		return fmt.Errorf("writing keys of %s to %s: %w", cli.Plural(len(created), "subject"), k.topic, errors.Join(err, context.Cause(ctx)))
 	}
-	if err := results.Get(); err != nil {
-		return fmt.Errorf("writing keys of %s to %s: %w", cli.Plural(len(made), "subject"), k.topic, errors.Join(err, context.Cause(ctx)))
-	}
-	for _, r := range made {
+	for _, r := range created {
 		if err := k.reach(ctx, r.Partition, r.Offset); err != nil {
 			return err
 		}
@@ -182,7 +180,7 @@ func (k *Ring) Ensure(ctx context.Context, subjects []string) error {
 	return nil
 }
 
-// reach waits until the record at an offset was read.
+// reach waits until Run has read the record at an offset.
 func (k *Ring) reach(ctx context.Context, partition int32, offset int64) error {
 	for {
 		k.mu.Lock()
@@ -201,89 +199,4 @@ func (k *Ring) reach(ctx context.Context, partition int32, offset int64) error {
 			return fmt.Errorf("reading back the keys written to %s: %w", k.topic, errors.Join(context.Cause(ctx), k.tail.Err()))
 		}
 	}
-}
-
-// DestroyKeys marks a subject as forgotten, and puts a null in the place of each of
-// its keys in a partition, which read reads to its end. It may be called again, if
-// it failed or not.
-//
-// The mark comes first: who makes a key for the subject at the same time reads back
-// up to that, and finds the mark, or had it before, and then it is found here.
-func DestroyKeys(ctx context.Context, out RecordWriter, topic string, partition int32, subject string, now time.Time, read func(func(*pipeline.Record) error) error) (destroyed int, err error) {
-	write := func(records ...seal.Record) error {
-		results := &Results{Open: len(records), All: make(chan struct{})}
-		for _, r := range records {
-			out.Write(ctx, &pipeline.Record{Topic: topic, Partition: partition, Key: r.Key, Value: r.Value, Time: now}, results.Add)
-		}
-		select {
-		case <-results.All:
-		case <-ctx.Done():
-		}
-		return results.Get()
-	}
-	mark, err := seal.Erased(subject, now)
-	if err == nil {
-		err = write(mark)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("marking %q as forgotten on %s: %w; it may not be: run the command again", subject, topic, err)
-	}
-	keys := map[string]bool{} // whether it is there
-	err = read(func(r *pipeline.Record) error {
-		if of, isKey, err := seal.SubjectOf(r.Key); err == nil && isKey && of == subject {
-			keys[string(r.Key)] = r.Value != nil
-		}
-		return nil
-	})
-	var nulls []seal.Record
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		if keys[key] {
-			nulls = append(nulls, seal.Record{Key: []byte(key)})
-		}
-	}
-	if err == nil && len(nulls) > 0 {
-		err = write(nulls...)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("%q is marked as forgotten on %s, and nothing of it is shown any more, but its key may still stand there: %w; run the command again", subject, topic, err)
-	}
-	return len(nulls), nil
-}
-
-// shower shows records with encrypted fields.
-type shower struct {
-	ring   *seal.Ring
-	of     map[*codec.Schema]*Fields
-	hidden *prometheus.CounterVec // by reason
-}
-
-// NewShower returns what shows records of these schemas, nil if nothing of them is
-// encrypted.
-func (k *Ring) NewShower(how *topology.Encryption, schemas ...*codec.Schema) (func(*codec.Schema, []byte) (query.Shown, error), error) {
-	s := &shower{ring: k.Cache, of: map[*codec.Schema]*Fields{}, hidden: k.hidden}
-	for _, schema := range schemas {
-		f, err := NewFields(how, schema)
-		if err != nil {
-			return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}
-		}
-		if f != nil {
-			s.of[schema] = f
-		}
-	}
-	if len(s.of) == 0 {
-		return nil, nil
-	}
-	return s.show, nil
-}
-
-func (s *shower) show(schema *codec.Schema, body []byte) (query.Shown, error) {
-	f := s.of[schema]
-	if f == nil {
-		return query.Shown{Type: schema.Root(), Body: body}, nil
-	}
-	out, err := f.Open(body, s.ring)
-	for _, why := range out.Hidden {
-		s.hidden.WithLabelValues(why).Inc()
-	}
-	return out, err
 }

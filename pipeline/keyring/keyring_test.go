@@ -1,32 +1,42 @@
 package keyring_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/harness"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/keyring/keyringtest"
 	"millrace/pipeline/seal"
 )
 
-// Producers that make keys for the same subjects at the same time use the same, and
-// so does who comes later.
-func TestProducersThatMakeAKeyAtOnceAgree(t *testing.T) {
+// gatedWriter waits before each write.
+type gatedWriter struct {
+	keyring.RecordWriter
+	wait func()
+}
+
+func (w *gatedWriter) Write(ctx context.Context, r *pipeline.Record, done func(error)) {
+	w.wait()
+	w.RecordWriter.Write(ctx, r, done)
+}
+
+// Rings that create keys for the same subjects at the same time use the same keys,
+// and so does a ring that starts later.
+func TestRingsThatCreateAKeyAtTheSameTimeAgree(t *testing.T) {
 	const partitions, rounds, racers = 3, 20, 4
-	b := keyringtest.NewKeyBox(t, partitions)
-	keks := keyringtest.TestKEKs(t, "a")
+	b := keyringtest.NewBox(t, partitions)
+	keks := keyringtest.KEKs(t, "a")
 	var rings []*keyring.Ring
-	var gates []*keyringtest.GatedWriter
-	for i := range racers {
-		rings = append(rings, b.Keyring(partitions, keks))
-		gates = append(gates, &keyringtest.GatedWriter{RecordWriter: rings[i].Writer})
-		rings[i].Writer = gates[i]
+	var gates []*gatedWriter
+	for range racers {
+		gate := &gatedWriter{RecordWriter: b.Writer()}
+		gates, rings = append(gates, gate), append(rings, b.Ring(keks, gate))
 	}
 	ids := map[string]map[seal.KeyID]bool{}
 	for round := range rounds {
@@ -34,9 +44,9 @@ func TestProducersThatMakeAKeyAtOnceAgree(t *testing.T) {
 		var ready, work sync.WaitGroup
 		ready.Add(racers)
 		for i, k := range rings {
-			gates[i].Gate = sync.OnceFunc(func() {
+			gates[i].wait = sync.OnceFunc(func() {
 				ready.Done()
-				ready.Wait() // all have seen that there is no key
+				ready.Wait() // every ring has seen that there is no key
 			})
 			work.Go(func() {
 				if err := k.Ensure(t.Context(), subjects); err != nil {
@@ -48,130 +58,127 @@ func TestProducersThatMakeAKeyAtOnceAgree(t *testing.T) {
 		for _, s := range subjects {
 			ids[s] = map[seal.KeyID]bool{}
 			for _, k := range rings {
-				key, err := k.Cache.Current(s)
-				if err != nil {
-					t.Fatal(err)
-				}
-				ids[s][key.ID] = true
+				ids[s][currentID(t, k, s)] = true
 			}
 		}
 	}
-	late := b.Keyring(partitions, keks)
+	late := b.Ring(keks, b.Writer())
 	for s, of := range ids {
-		key, err := late.Cache.Current(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if of[key.ID] = true; len(of) != 1 {
+		if of[currentID(t, late, s)] = true; len(of) != 1 {
 			t.Errorf("%s has the keys %v", s, of)
 		}
 	}
-	if n := len(b.Records(partitions)); n != racers*len(ids) {
-		t.Errorf("%d keys for %d subjects: not all were in each race", n, len(ids))
+	if n := len(b.DataKeys()); n != racers*len(ids) {
+		t.Errorf("%d keys for %d subjects: some rings missed a race", n, len(ids))
 	}
 }
 
-func TestAKeyWhoseWriteFailedIsNeverGuessed(t *testing.T) {
+// currentID returns the id of a subject's key.
+func currentID(t *testing.T, k *keyring.Ring, subject string) seal.KeyID {
+	t.Helper()
+	key, err := k.Current(subject)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key.ID
+}
+
+func TestKeyOfAFailedWriteIsNotUsedUntilItIsReadBack(t *testing.T) {
 	for _, applied := range []bool{false, true} {
 		t.Run(fmt.Sprintf("applied %v", applied), func(t *testing.T) {
-			b := keyringtest.NewKeyBox(t, 1)
-			k, other := b.Keyring(1, keyringtest.TestKEKs(t, "a")), b.Keyring(1, keyringtest.TestKEKs(t, "a"))
-			real := k.Writer
-			w := &keyringtest.FaultyWriter{RecordWriter: real, Applied: applied}
+			b := keyringtest.NewBox(t, 1)
+			keks := keyringtest.KEKs(t, "a")
+			w := &keyringtest.FaultyWriter{Writer: b.Writer(), Applied: applied}
 			w.Fail = func(*pipeline.Record) bool { return w.Failed == 0 }
-			k.Writer = w
-			if err := k.Ensure(t.Context(), []string{"u-1"}); !errors.Is(err, keyringtest.ErrFault) || !strings.Contains(err.Error(), keyringtest.TestKeyTopic) {
-				t.Fatalf("the write failed, and ensure says %v", err)
+			k, other := b.Ring(keks, w), b.Ring(keks, b.Writer())
+			if err := k.Ensure(t.Context(), []string{"u-1"}); !errors.Is(err, keyringtest.ErrFault) || !strings.Contains(err.Error(), keyringtest.KeyTopic) {
+				t.Fatalf("the write failed, and Ensure returns %v", err)
 			}
-			// Again, by either: there is one key, known to both.
+			// The next attempts of both rings result in one key.
 			if err := k.Ensure(t.Context(), []string{"u-1"}); err != nil {
 				t.Fatal(err)
 			}
 			if err := other.Ensure(t.Context(), []string{"u-1"}); err != nil {
 				t.Fatal(err)
 			}
-			mine, err := k.Cache.Current("u-1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			theirs, err := other.Cache.Current("u-1")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if mine.ID != theirs.ID {
-				t.Errorf("one uses %s, the other %s", mine.ID, theirs.ID)
-			}
-			if late, err := b.Keyring(1, keyringtest.TestKEKs(t, "a")).Cache.Current("u-1"); err != nil || late.ID != mine.ID {
-				t.Errorf("who comes later has %v, %v", late, err)
+			mine, theirs, late := currentID(t, k, "u-1"), currentID(t, other, "u-1"), currentID(t, b.Ring(keks, nil), "u-1")
+			if mine != theirs || mine != late {
+				t.Errorf("one ring uses %s, another %s, a later one %s", mine, theirs, late)
 			}
 		})
 	}
 }
 
-// A subject is forgotten although one of the writes fails, once or for all: the
-// command says so, and when it is run again it does the rest.
-func TestDestroyingKeysFailsAndIsDoneAgain(t *testing.T) {
-	mark := func(r *pipeline.Record) bool { return strings.HasPrefix(string(r.Key), "erased/") }
-	null := func(r *pipeline.Record) bool { return !mark(r) }
+func TestEnsureFailsWhileTheTopicIsNotRead(t *testing.T) {
+	b := keyringtest.NewBox(t, 1)
+	k := keyring.New(b.Config(keyringtest.KEKs(t, "a"), b.Writer())) // Run is not called
+	cause := errors.New("no progress")
+	ctx, cancel := context.WithTimeoutCause(t.Context(), 50*time.Millisecond, cause)
+	defer cancel()
+	if err := k.Ensure(ctx, []string{"u-1"}); !errors.Is(err, cause) {
+		t.Errorf("Ensure: %v", err)
+	}
+	if err := k.Loaded(ctx); !errors.Is(err, cause) {
+		t.Errorf("Loaded: %v", err)
+	}
+}
+
+func isMark(r *pipeline.Record) bool { return strings.HasPrefix(string(r.Key), "erased/") }
+func isNull(r *pipeline.Record) bool { return !isMark(r) }
+
+// One write of DestroyKeys fails: the error says so, and a second call completes the
+// work.
+func TestDestroyKeysCompletesAfterAFailedWrite(t *testing.T) {
 	for name, c := range map[string]struct {
 		fail    func(*pipeline.Record) bool
 		applied bool
 		marked  bool // after the first attempt
 		gone    bool
 	}{
-		"mark, not applied": {mark, false, false, false},
-		"mark, applied":     {mark, true, true, false},
-		"null, not applied": {null, false, true, false},
-		"null, applied":     {null, true, true, true},
+		"mark, not applied": {isMark, false, false, false},
+		"mark, applied":     {isMark, true, true, false},
+		"null, not applied": {isNull, false, true, false},
+		"null, applied":     {isNull, true, true, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := keyringtest.NewKeyBox(t, 2)
-			k := b.Keyring(2, keyringtest.TestKEKs(t, "a"))
+			b := keyringtest.NewBox(t, 2)
+			keks, w := keyringtest.KEKs(t, "a"), b.Writer()
+			k := b.Ring(keks, w)
 			if err := k.Ensure(t.Context(), []string{"u-1", "u-2", "u-3"}); err != nil {
 				t.Fatal(err)
 			}
-			partition := kafka.PartitionOf([]byte("u-1"), 2)
-			read := func(f func(*pipeline.Record) error) error {
-				_, err := kafka.ReadSettled(t.Context(), b.Cfg, keyringtest.TestKeyTopic, partition, f)
-				return err
-			}
-			destroy := func(w keyring.RecordWriter) (int, error) {
-				return keyring.DestroyKeys(t.Context(), w, keyringtest.TestKeyTopic, partition, "u-1", harness.Now, read)
-			}
-			gone := func() bool {
-				for key, there := range b.Records(2) {
-					if strings.HasSuffix(key, "/u-1") && there {
-						return false
-					}
-				}
-				return true
-			}
-			if _, err := destroy(&keyringtest.FaultyWriter{RecordWriter: k.Writer, Fail: c.fail, Applied: c.applied}); !errors.Is(err, keyringtest.ErrFault) || !strings.Contains(err.Error(), "run the command again") {
+			if _, err := b.Destroy(&keyringtest.FaultyWriter{Writer: w, Fail: c.fail, Applied: c.applied}, "u-1"); !errors.Is(err, keyringtest.ErrFault) || !strings.Contains(err.Error(), "run the command again") {
 				t.Fatalf("%v", err)
 			}
-			late := b.Keyring(2, keyringtest.TestKEKs(t, "a"))
-			if late.Cache.Forgotten("u-1") != c.marked || gone() != c.gone {
-				t.Errorf("after the fault: marked %v, gone %v", late.Cache.Forgotten("u-1"), gone())
+			if marked, gone := b.Ring(keks, nil).Forgotten("u-1"), keysGone(b, "u-1"); marked != c.marked || gone != c.gone {
+				t.Errorf("after the fault: marked %v, gone %v", marked, gone)
 			}
-			n, err := destroy(k.Writer)
+			n, err := b.Destroy(w, "u-1")
 			if want := map[bool]int{true: 0, false: 1}[c.gone]; err != nil || n != want {
-				t.Fatalf("again: %d keys destroyed, want %d; %v", n, want, err)
+				t.Fatalf("second call: %d keys destroyed, want %d; %v", n, want, err)
 			}
-			if _, err := b.Keyring(2, keyringtest.TestKEKs(t, "a")).Cache.Current("u-1"); !errors.Is(err, seal.ErrErased) || !gone() {
-				t.Errorf("afterwards: %v, gone %v", err, gone())
+			if _, err := b.Ring(keks, nil).Current("u-1"); !errors.Is(err, seal.ErrErased) || !keysGone(b, "u-1") {
+				t.Errorf("after the second call: %v, gone %v", err, keysGone(b, "u-1"))
 			}
-			for _, s := range []string{"u-2", "u-3"} {
-				if _, err := k.Cache.Current(s); err != nil {
-					t.Errorf("another subject: %v", err)
-				}
-			}
-			// Nobody makes it another.
+			currentID(t, k, "u-2")
+			currentID(t, k, "u-3")
+			// A forgotten subject gets no new key.
 			if err := k.Ensure(t.Context(), []string{"u-1"}); err != nil {
 				t.Error(err)
 			}
-			if n := len(b.Records(2)); n != 3 {
-				t.Errorf("%d keys were made for 3 subjects", n)
+			if n := len(b.DataKeys()); n != 3 {
+				t.Errorf("%d keys were created for 3 subjects", n)
 			}
 		})
 	}
+}
+
+// keysGone reports whether no key of the subject exists on the topic.
+func keysGone(b *keyringtest.Box, subject string) bool {
+	for key, exists := range b.DataKeys() {
+		if strings.HasSuffix(key, "/"+subject) && exists {
+			return false
+		}
+	}
+	return true
 }

@@ -14,11 +14,12 @@ import (
 	"millrace/pipeline/stage"
 )
 
+// StagesCommand returns `processor stages`.
 func StagesCommand(e *cli.Env) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "stages [NAME]",
-		Short: "Say which stages there are, and what one takes",
+		Short: "List the kinds of stages, or the parameters of one",
 		Example: `  processor stages
   processor stages lookup`,
 		Args: cobra.MaximumNArgs(1),
@@ -46,11 +47,11 @@ func StagesCommand(e *cli.Env) *cobra.Command {
 					return err
 				}
 			}
-			_, err := fmt.Fprintln(e.Stdout, "\n'processor stages NAME' says what one of them takes.")
+			_, err := fmt.Fprintln(e.Stdout, "\nRun 'processor stages NAME' for the parameters of a stage.")
 			return err
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
@@ -85,7 +86,7 @@ func paramDocs(params []stage.Param) (docs []paramDoc) {
 	return docs
 }
 
-// formText says how a parameter is written.
+// formText returns the syntax of a parameter.
 func formText(p stage.Param) string {
 	switch p.Form {
 	case stage.Expression:
@@ -154,20 +155,21 @@ func printParams(p *cli.Printer, indent string, params []stage.Param) {
 		p.Line("%s%s", indent, head)
 		doc := param.Doc
 		if len(param.Values) > 6 {
-			doc += " It is one of " + strings.Join(param.Values, ", ") + "."
+			doc += " Values: " + strings.Join(param.Values, ", ") + "."
 		}
 		p.Prose(indent+"    ", doc)
 		printParams(p, indent+"    ", param.Params)
 	}
 }
 
+// FunctionsCommand returns `processor functions`.
 func FunctionsCommand(e *cli.Env) *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "functions [NAME]",
-		Short: "Say which functions expressions can call",
-		Long: `Lists what expressions can call. With a name, or a part of one, those functions
-with all ways to call them and an example.`,
+		Short: "List the functions of expressions",
+		Long: `Lists the functions that expressions can call. With NAME, or a part of a name, it
+shows the signatures and an example of the matching functions.`,
 		Example: `  processor functions
   processor functions sha256
   processor functions math.`,
@@ -198,7 +200,7 @@ with all ways to call them and an example.`,
 			return listFunctions(e.Stdout, found)
 		},
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
@@ -211,8 +213,8 @@ type functionDoc struct {
 	Example    string   `json:"example,omitempty"` // an expression that is true
 }
 
-// findFunctions returns the function of that name, else those that have it in
-// their names.
+// findFunctions returns the function with this name, or else all functions whose names
+// contain it, ignoring case.
 func findFunctions(all []expr.Function, name string) (found []expr.Function) {
 	for _, f := range all {
 		if f.Name == name {
@@ -243,7 +245,7 @@ func listFunctions(w io.Writer, functions []expr.Function) error {
 		p.Item("  "+f.Name, width+4, f.Doc)
 	}
 	p.Line("")
-	p.Line("'processor functions NAME' shows how to call one. Beside them there are the operators of CEL:")
+	p.Line("Run 'processor functions NAME' for the signatures of a function. Expressions also have the operators of CEL:")
 	p.Line("+ - * / %%, == != < <= > >=, && || !, in, CONDITION ? THEN : ELSE.")
 	return p.Err
 }

@@ -20,19 +20,20 @@ import (
 	"millrace/pipeline/worker"
 )
 
+// ExplainCommand returns `processor explain`.
 func ExplainCommand(e *cli.Env) *cobra.Command {
 	x := &explainer{env: e}
 	cmd := &cobra.Command{
 		Use:   "explain [PIPELINE...]",
-		Short: "Say what a worker with these flags would do: the resolved plan, without connecting",
-		Long: `Explains pipelines, all if none is named: what each stage reads and writes, the
-schemas before and after with their subjects, topics and their settings, the
-guarantee, limits, and every permission on Kafka that a worker needs. It takes the
-flags of run, and connects to nothing.
+		Short: "Show the resolved plan of a worker with these flags, without connecting",
+		Long: `Shows the plan of the named pipelines, or of all: the fields that each stage reads
+and writes, input and output schemas with their subjects, topics and their settings,
+the guarantee, limits, and all permissions on Kafka that a worker needs. It takes the
+flags of run and connects to nothing.
 
-With --acls it prints the commands that give the permissions, and no more: without
-any one of them a worker would not do its work, but for DescribeConfigs. Without
-that one, it does not know how large the records of a topic may be.`,
+With --acls, it prints only the commands that grant these permissions. A worker needs
+all of them except DescribeConfigs. Without DescribeConfigs, it does not know the size
+limits of the topics and uses the default.`,
 		Example: `  processor explain
   processor explain enrich --json
   processor explain --acls --principal User:processor | sh`,
@@ -42,11 +43,11 @@ that one, it does not know how large the records of a topic may be.`,
 	flags := cmd.Flags()
 	x.worker = worker.AddFlags(e, flags, "processor", worker.ProcessorListen)
 	for _, name := range []string{"log-level", "log-format", "listen", "listen-file", "pprof", "registry", "registry-ca", "property", "command-config"} {
-		flags.Lookup(name).Hidden = true // taken, so that the flags of run can be given as they are
+		flags.Lookup(name).Hidden = true // accepted and ignored, so all flags of run can be given
 	}
-	flags.BoolVar(&x.asJSON, "json", false, "as JSON")
-	flags.BoolVar(&x.acls, "acls", false, "print commands of kafka-acls.sh that give a worker what it needs")
-	flags.StringVar(&x.principal, "principal", "User:processor", "`principal` to give permissions to, for --acls")
+	flags.BoolVar(&x.asJSON, "json", false, "print JSON")
+	flags.BoolVar(&x.acls, "acls", false, "print the commands of kafka-acls.sh that grant the permissions of a worker")
+	flags.StringVar(&x.principal, "principal", "User:processor", "`principal` of the permissions, for --acls")
 	return cmd
 }
 
@@ -58,14 +59,14 @@ type explainer struct {
 	principal string
 }
 
-// explanation is what --json prints.
+// explanation is the output of --json.
 type explanation struct {
 	Topology  string         `json:"topology"`
 	Hash      string         `json:"hash"`
 	Pipelines []pipelinePlan `json:"pipelines"`
 }
 
-// pipelinePlan is a pipeline as a worker runs it.
+// pipelinePlan is the plan of a worker for a pipeline.
 type pipelinePlan struct {
 	Name             string       `json:"name"`
 	Guarantee        string       `json:"guarantee"`
@@ -75,7 +76,7 @@ type pipelinePlan struct {
 	DeadLetters      topicPlan    `json:"dead_letters"`
 	Receipts         *topicPlan   `json:"receipts,omitempty"`
 	Tables           []tablePlan  `json:"tables"`
-	State            []topicPlan  `json:"state"` // topics on which stages keep what they remember
+	State            []topicPlan  `json:"state"` // state topics
 	Schemas          []schemaPlan `json:"schemas"`
 	Group            string       `json:"group"`
 	TransactionalIDs []string     `json:"transactional_ids"`
@@ -86,9 +87,9 @@ type pipelinePlan struct {
 type topicPlan struct {
 	Name        string            `json:"name"`
 	Partitions  int               `json:"partitions"`
-	Replication int               `json:"replication,omitempty"` // 0: the brokers decide
+	Replication int               `json:"replication,omitempty"` // 0: the default of the brokers
 	Config      map[string]string `json:"config,omitempty"`
-	Types       []string          `json:"types,omitempty"` // that are read from it, or written to it
+	Types       []string          `json:"types,omitempty"` // event types that are read or written
 }
 
 type tablePlan struct {
@@ -101,19 +102,19 @@ type tablePlan struct {
 type stagePlan struct {
 	Name    string      `json:"name"`
 	Kind    string      `json:"kind"`
-	On      []string    `json:"on"`  // event types
-	All     bool        `json:"all"` // that come here
+	On      []string    `json:"on"`  // event types that reach the stage
+	All     bool        `json:"all"` // On has all types that earlier stages pass
 	Reads   []fieldPlan `json:"reads"`
 	Writes  []fieldPlan `json:"writes"`
-	Stops   []string    `json:"stops,omitempty"`  // types of which it lets no event pass
-	Routes  []string    `json:"routes,omitempty"` // topics it may choose
+	Stops   []string    `json:"stops,omitempty"`  // types whose events never pass
+	Routes  []string    `json:"routes,omitempty"` // topics that it can choose
 	OnError string      `json:"on_error"`
-	Holds   string      `json:"holds,omitempty"` // how long it may hold up a batch
-	State   string      `json:"state,omitempty"` // its topic
+	Holds   string      `json:"holds,omitempty"` // maximum delay of a batch
+	State   string      `json:"state,omitempty"` // its state topic
 }
 
-// fieldPlan is a field that a stage uses, and in which types; all if there are
-// none.
+// fieldPlan is a field that a stage uses. Types is empty if it uses the field in all of its
+// types.
 type fieldPlan struct {
 	Path  string   `json:"path"`
 	Types []string `json:"types,omitempty"`
@@ -121,19 +122,20 @@ type fieldPlan struct {
 
 type schemaPlan struct {
 	Type   string   `json:"type"`
-	Reads  string   `json:"reads"`            // subject
-	Writes []string `json:"writes,omitempty"` // subjects; none if no event of the type comes out
+	Reads  string   `json:"reads"`            // subject in the registry
+	Writes []string `json:"writes,omitempty"` // subjects; none if no event of the type passes all stages
 	Adds   []string `json:"adds,omitempty"`   // fields that the pipeline adds
 }
 
-// limitsPlan is what bounds a worker. Durations are written as Go does.
+// limitsPlan has the limits of a worker. Durations have the format of
+// [time.Duration.String].
 type limitsPlan struct {
 	Sessions           int    `json:"sessions"`
 	CommitInterval     string `json:"commit_interval"`
 	TransactionTimeout string `json:"transaction_timeout"`
 	SessionTimeout     string `json:"session_timeout"`
 	HoldsUp            string `json:"holds_up,omitempty"`
-	RecordBytes        int    `json:"record_bytes"` // where a topic does not say what it takes
+	RecordBytes        int    `json:"record_bytes"` // for a topic whose limit is unknown
 	MemoryBytes        int    `json:"memory_bytes"`
 }
 
@@ -172,10 +174,9 @@ func (x *explainer) run(names []string) error {
 	return pr.Err
 }
 
-// explainPipeline returns how this worker would run a pipeline.
+// explainPipeline returns the plan of the worker for a pipeline.
 func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 	loop := w.LoopConfig(pl.Name, nil)
-	create := !w.Flags.NoCreate
 	plan := pipelinePlan{
 		Name: pl.Name, Guarantee: pl.Guarantee, Group: loop.Group,
 		Reads:       newTopicPlan(pl.From),
@@ -185,7 +186,7 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 			Sessions: loop.Sessions, CommitInterval: loop.CommitInterval.String(), TransactionTimeout: loop.TransactionTimeout.String(),
 			SessionTimeout: loop.SessionTimeout.String(), RecordBytes: kafka.Limits(nil).Record(""), MemoryBytes: cmp.Or(loop.Memory, kafka.DefaultMemory),
 		},
-		ACLs: pipelineACLs(w.Topology, pl, create),
+		ACLs: pipelineACLs(w.Topology, pl, !w.Flags.NoCreate),
 	}
 	if pl.Receipts != nil {
 		receipts := newTopicPlan(pl.Receipts)
@@ -221,22 +222,27 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 	for _, s := range chain.StateTopics(w.Topology, pl, pl.From.Partitions) {
 		plan.State = append(plan.State, topicPlan{Name: s.Name, Partitions: s.Partitions, Replication: s.Replication, Config: s.Config})
 	}
-	come := map[string]bool{} // types of which events come to a stage
-	for _, s := range pl.Types {
-		come[s.ShortName()] = true
-	}
-	for _, s := range pl.Stages {
-		one := newStagePlan(w.Topology, pl, s)
-		one.All = len(one.On) == len(come)
-		for _, typ := range one.Stops {
-			delete(come, typ)
-		}
-		plan.Stages = append(plan.Stages, one)
-	}
+	plan.Stages = stagePlans(w.Topology, pl)
 	for i := range pl.Types {
 		plan.Schemas = append(plan.Schemas, newSchemaPlan(pl, i))
 	}
 	return plan
+}
+
+func stagePlans(t *topology.Topology, pl *topology.Pipeline) (plans []stagePlan) {
+	reaching := map[string]bool{} // types whose events reach the stage
+	for _, s := range pl.Types {
+		reaching[s.ShortName()] = true
+	}
+	for _, s := range pl.Stages {
+		plan := newStagePlan(t, pl, s)
+		plan.All = len(plan.On) == len(reaching)
+		for _, typ := range plan.Stops {
+			delete(reaching, typ)
+		}
+		plans = append(plans, plan)
+	}
+	return plans
 }
 
 func newTopicPlan(t *topology.Topic) topicPlan {
@@ -281,7 +287,7 @@ func onErrorText(o pipeline.OnError) string {
 	return "dead_letter"
 }
 
-// fieldUses collects fields, and of which types.
+// fieldUses maps the path of a field to the types in which a stage uses it.
 type fieldUses struct{ types map[string][]string }
 
 func newFieldUses() fieldUses { return fieldUses{map[string][]string{}} }
@@ -295,7 +301,8 @@ func (u fieldUses) add(typ string, paths [][]string) {
 	}
 }
 
-// plans returns the fields. Those of all of so many types do not name them.
+// plans returns the fields in order. all is the number of types that reach the stage: a
+// field that is used in all of them does not list them.
 func (u fieldUses) plans(all int) []fieldPlan {
 	out := []fieldPlan{}
 	for _, path := range slices.Sorted(maps.Keys(u.types)) {
@@ -318,10 +325,11 @@ func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	return plan
 }
 
-// addedFields appends the fields of records that are not in the schema before.
+// addedFields appends the fields of after, and of its nested records, that are not in
+// before.
 func addedFields(path string, before, after *codec.Node, depth int, added *[]string) {
-	const deepest = 32 // a record may be part of itself
-	if before == nil || before.Kind != codec.Record || after.Kind != codec.Record || depth > deepest {
+	const maxDepth = 32 // a record type can contain itself
+	if before == nil || before.Kind != codec.Record || after.Kind != codec.Record || depth > maxDepth {
 		return
 	}
 	for i := range after.Fields {
@@ -332,247 +340,4 @@ func addedFields(path string, before, after *codec.Node, depth int, added *[]str
 			*added = append(*added, fmt.Sprintf("%s%s: %s", path, f.Name, f.Type))
 		}
 	}
-}
-
-// An acl is a permission on Kafka.
-type acl struct {
-	Operation string `json:"operation"`
-	Resource  string `json:"resource"` // topic, group, transactional-id
-	Name      string `json:"name"`
-	Pattern   string `json:"pattern"` // literal, prefixed
-	For       string `json:"for"`     // what it is needed for
-	Optional  bool   `json:"optional,omitempty"`
-}
-
-// pipelineACLs returns the permissions that a worker of a pipeline needs, and no
-// others but those that are marked as optional. READ and WRITE imply DESCRIBE. An
-// idempotent producer needs no permission of its own on brokers from 2.8 on (KIP-679).
-func pipelineACLs(t *topology.Topology, pl *topology.Pipeline, create bool) (acls []acl) {
-	add := func(operation, resource, name, why string) {
-		same := func(a acl) bool { return a.Operation == operation && a.Resource == resource && a.Name == name }
-		if !slices.ContainsFunc(acls, same) {
-			acls = append(acls, acl{Operation: operation, Resource: resource, Name: name, Pattern: "literal", For: why, Optional: operation == "DescribeConfigs"})
-		}
-	}
-	write := func(topic, what string) {
-		add("Write", "topic", topic, what)
-		add("DescribeConfigs", "topic", topic, "optional: how large its records may be")
-	}
-	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
-	add("Read", "topic", pl.From.Name, "events")
-	for _, to := range pl.Writes() {
-		write(to.Name, "what passes")
-	}
-	write(pl.DeadLetter.Name, "dead letters")
-	if pl.Receipts != nil {
-		write(pl.Receipts.Name, "receipts")
-	}
-	for _, table := range chain.TablesOf(t, pl) {
-		if table.Topic != nil {
-			add("Read", "topic", table.Topic.Name, "table "+table.Name)
-			topics = append(topics, table.Topic)
-		}
-	}
-	names := []string{}
-	for _, topic := range topics {
-		names = append(names, topic.Name)
-	}
-	for _, s := range chain.StateTopics(t, pl, 0) {
-		add("Read", "topic", s.Name, "state")
-		add("Write", "topic", s.Name, "state")
-		add("Delete", "topic", s.Name, "state that has served: its records")
-		names = append(names, s.Name)
-	}
-	group := t.Name + "-" + pl.Name
-	add("Read", "group", group, "sharing the work, and offsets")
-	if pl.Guarantee == topology.ExactlyOnce {
-		acls = append(acls, acl{Operation: "Write", Resource: "transactional-id", Name: group + "-", Pattern: "prefixed", For: "transactions of every instance"})
-	}
-	if create {
-		for _, name := range names {
-			add("Create", "topic", name, "creating it, if it is not there")
-		}
-	}
-	return acls
-}
-
-// printACLs prints commands that give the permissions of all pipelines.
-func (x *explainer) printACLs(out explanation) error {
-	brokers := strings.Join(x.worker.Kafka.Brokers, ",")
-	brokers = cmp.Or(brokers, x.env.Getenv(kafka.EnvName("brokers")), kafka.DefaultBroker)
-	type resource struct{ kind, name, pattern string }
-	var order []resource
-	operations := map[resource][]string{}
-	for _, pl := range out.Pipelines {
-		for _, a := range pl.ACLs {
-			r := resource{a.Resource, a.Name, a.Pattern}
-			if operations[r] == nil {
-				order = append(order, r)
-			}
-			if !slices.Contains(operations[r], a.Operation) {
-				operations[r] = append(operations[r], a.Operation)
-			}
-		}
-	}
-	p := cli.Printer{Out: x.env.Stdout}
-	for _, r := range order {
-		line := "kafka-acls.sh --bootstrap-server " + shellWord(brokers) + " --add --allow-principal " + shellWord(x.principal)
-		for _, operation := range operations[r] {
-			line += " --operation " + operation
-		}
-		line += " --" + r.kind + " " + shellWord(r.name)
-		if r.pattern == "prefixed" {
-			line += " --resource-pattern-type prefixed"
-		}
-		p.Line("%s", line)
-	}
-	return p.Err
-}
-
-// shellWord returns a text as one word for a shell.
-func shellWord(text string) string {
-	plain := strings.IndexFunc(text, func(r rune) bool {
-		return !strings.ContainsRune("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.,:/=@%+", r)
-	}) < 0
-	if plain && text != "" {
-		return text
-	}
-	return "'" + strings.ReplaceAll(text, "'", `'\''`) + "'"
-}
-
-// printPipeline prints a plan for people.
-func printPipeline(p *cli.Printer, pl *pipelinePlan) {
-	const column = 16
-	item := func(name, format string, args ...any) { p.Item("  "+name, column, fmt.Sprintf(format, args...)) }
-	p.Line("Pipeline %s", pl.Name)
-	if pl.Guarantee == topology.ExactlyOnce {
-		item("guarantee", "exactly_once: outputs, dead letters, state and offsets are committed in one transaction")
-	} else {
-		item("guarantee", "at_least_once: after a crash, events may be written again")
-	}
-	item("reads", "%s", pl.Reads.text())
-	for _, t := range pl.Writes {
-		item("writes", "%s", t.text())
-	}
-	item("dead letters", "%s", pl.DeadLetters.text())
-	if pl.Receipts != nil {
-		item("receipts", "%s", pl.Receipts.text())
-	}
-	for _, t := range pl.Tables {
-		from := t.Topic
-		if from == "" {
-			from = "the file " + t.File
-		}
-		item("table", "%s: rows of %s from %s, all of them in memory", t.Name, t.Schema, from)
-	}
-	for _, t := range pl.State {
-		item("state", "%s", t.text())
-	}
-	p.Line("")
-	printStages(p, pl.Stages)
-	p.Line("Schemas")
-	for _, s := range pl.Schemas {
-		p.Line("  %s", s.Type)
-		p.Line("    read     %s", s.Reads)
-		for _, subject := range s.Writes {
-			p.Line("    written  %s", subject)
-		}
-		if len(s.Writes) == 0 {
-			p.Line("    not written: no event of this type comes out")
-		}
-		for _, field := range s.Adds {
-			p.Line("    added    %s", field)
-		}
-	}
-	p.Line("")
-	p.Line("Limits")
-	p.Item("  sessions", 24, cli.Plural(pl.Limits.Sessions, "member")+" of the group in this process")
-	p.Item("  commit interval", 24, pl.Limits.CommitInterval)
-	if pl.Guarantee == topology.ExactlyOnce {
-		p.Item("  transaction timeout", 24, pl.Limits.TransactionTimeout+": how long a crashed worker's partitions wait")
-	}
-	p.Item("  session timeout", 24, pl.Limits.SessionTimeout)
-	if pl.Limits.HoldsUp != "" {
-		p.Item("  waits of stages", 24, "up to "+pl.Limits.HoldsUp+" in a batch")
-	}
-	p.Item("  record", 24, fmt.Sprintf("key, value and headers: the topic's max.message.bytes less 512, or %s where that cannot be read; at most a quarter of a session's memory, and 64 MiB", cli.GroupDigits(int64(pl.Limits.RecordBytes))))
-	p.Item("  memory", 24, fmt.Sprintf("%d MiB for records at work; tables and state come on top", pl.Limits.MemoryBytes>>20))
-	p.Line("")
-	p.Line("On Kafka")
-	p.Item("  group", 24, pl.Group)
-	for i, id := range pl.TransactionalIDs {
-		name := ""
-		if i == 0 {
-			name = "  transactional ids"
-		}
-		p.Item(name, 24, id)
-	}
-	for _, a := range pl.ACLs {
-		name := a.Name
-		if a.Pattern == "prefixed" {
-			name += "*"
-		}
-		p.Line("  allow %-15s %-16s %s  (%s)", a.Operation, a.Resource, name, a.For)
-	}
-}
-
-func printStages(p *cli.Printer, stages []stagePlan) {
-	p.Line("Stages")
-	if len(stages) == 0 {
-		p.Line("  none: events are copied")
-	}
-	width := 0
-	for _, s := range stages {
-		width = max(width, len(s.Name))
-	}
-	for i, s := range stages {
-		on := "all types"
-		if !s.All {
-			on = strings.Join(s.On, ", ")
-		}
-		head := fmt.Sprintf("  %d. %-*s ", i+1, width, s.Name)
-		p.Item(head, len(head), fmt.Sprintf("%-7s %s", s.Kind, "on "+on))
-		detail := func(name, text string) {
-			if text != "" {
-				p.Item("     "+name, 16, text)
-			}
-		}
-		detail("reads", fieldsText(s.Reads))
-		detail("writes", fieldsText(s.Writes))
-		detail("stops", strings.Join(s.Stops, ", "))
-		detail("routes to", strings.Join(s.Routes, ", "))
-		detail("state on", s.State)
-		if s.Holds != "" {
-			detail("waits", "up to "+s.Holds+" in a batch")
-		}
-		if s.OnError != "dead_letter" {
-			detail("on error", s.OnError)
-		}
-	}
-	p.Line("")
-}
-
-func fieldsText(fields []fieldPlan) string {
-	texts := make([]string, len(fields))
-	for i, f := range fields {
-		texts[i] = f.Path
-		if f.Types != nil {
-			texts[i] += " (" + strings.Join(f.Types, ", ") + ")"
-		}
-	}
-	return strings.Join(texts, ", ")
-}
-
-func (t *topicPlan) text() string {
-	text := fmt.Sprintf("%s, %s", t.Name, cli.Plural(t.Partitions, "partition"))
-	if t.Replication > 0 {
-		text += fmt.Sprintf(" on %s each", cli.Plural(t.Replication, "broker"))
-	}
-	for _, name := range slices.Sorted(maps.Keys(t.Config)) {
-		text += ", " + name + "=" + t.Config[name]
-	}
-	if len(t.Types) > 0 {
-		text += ": " + strings.Join(t.Types, ", ")
-	}
-	return text
 }

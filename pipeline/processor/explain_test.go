@@ -51,9 +51,8 @@ pipelines:
     guarantee: %s
 `
 
-// With the permissions that explain lists, a worker does all of its work; without
-// any one of them, it does not, but for those that explain calls optional: without
-// them, it says what it lacks.
+// With the permissions that explain lists, a worker can do all of its work. If one of them
+// is missing, it cannot. If an optional one is missing, it logs a warning.
 func TestExplainedACLsAreWhatAWorkerNeeds(t *testing.T) {
 	for _, guarantee := range []string{"exactly_once", "at_least_once"} {
 		t.Run(guarantee, func(t *testing.T) {
@@ -72,11 +71,11 @@ func TestExplainedACLsAreWhatAWorkerNeeds(t *testing.T) {
 			t.Run("all", func(t *testing.T) {
 				t.Parallel()
 				if denied := work(t, dir, acls); denied != "" {
-					t.Errorf("the worker was denied something: %s", denied)
+					t.Errorf("a permission was missing: %s", denied)
 				}
 			})
 			if guarantee == "at_least_once" {
-				return // its list is the other one without transactions
+				return // the list of exactly_once without transactions
 			}
 			for i, without := range acls {
 				t.Run("without "+without.Operation+" "+without.Resource+" "+without.Name, func(t *testing.T) {
@@ -84,9 +83,9 @@ func TestExplainedACLsAreWhatAWorkerNeeds(t *testing.T) {
 					fewer := append(append([]processor.ACL{}, acls[:i]...), acls[i+1:]...)
 					switch denied := work(t, dir, fewer); {
 					case denied == "":
-						t.Error("the worker did its work without it, and said nothing")
-					case without.Optional != strings.Contains(denied, "held to the default"):
-						t.Errorf("optional: %v, but the worker says: %s", without.Optional, denied)
+						t.Error("the worker did its work without this permission and logged nothing")
+					case without.Optional != strings.Contains(denied, "the default limit applies"):
+						t.Errorf("optional is %v, but the worker logged: %s", without.Optional, denied)
 					}
 				})
 			}
@@ -94,7 +93,7 @@ func TestExplainedACLsAreWhatAWorkerNeeds(t *testing.T) {
 	}
 }
 
-// explained returns the permissions that explain lists for the only pipeline.
+// explained returns the permissions that explain lists for the pipeline.
 func explained(t *testing.T, dir string) []processor.ACL {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -109,9 +108,9 @@ func explained(t *testing.T, dir string) []processor.ACL {
 	return plan.Pipelines[0].ACLs
 }
 
-// work runs a worker with these permissions until it has done all of its work,
-// starts it again, so that it has to read what it remembers, and waits until it
-// has done some more. It returns at once what is denied to the worker.
+// work runs a worker with these permissions until it did all kinds of work. Then it starts
+// the worker again, so it must restore its state, and waits until it did more work. If a
+// permission is missing, work returns the log line immediately.
 func work(t *testing.T, dir string, acls []processor.ACL) (denied string) {
 	t.Helper()
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1), kfake.EnableSASL(), kfake.EnableACLs(),
@@ -136,7 +135,7 @@ func work(t *testing.T, dir string, acls []processor.ACL) (denied string) {
 
 func workOnce(t *testing.T, dir string, f *feeder) (denied string) {
 	t.Helper()
-	var minutes atomic.Int64 // the worker's clock runs fast, so it trims its state after each batch
+	var minutes atomic.Int64 // the clock of the worker runs fast, so it trims its state after each batch
 	log := &deniedLog{found: make(chan string, 1)}
 	stop := make(chan os.Signal, 1)
 	env := &cli.Env{
@@ -163,11 +162,11 @@ func workOnce(t *testing.T, dir string, f *feeder) (denied string) {
 	case denied = <-log.found:
 		cancel()
 		if err := <-worked; err != nil {
-			t.Logf("cut off: %v", err)
+			t.Logf("feeder: %v", err)
 		}
 	case err := <-worked:
 		if err != nil {
-			t.Errorf("the worker does not do its work: %v\n%s", err, log.text())
+			t.Errorf("the worker did not do its work: %v\n%s", err, log.text())
 		}
 	case code := <-done:
 		t.Fatalf("exit code %d\n%s", code, log.text())
@@ -187,16 +186,16 @@ func permissions(acls []processor.ACL) (out []kfake.ACL) {
 	return out
 }
 
-// feeder sends events, of which each is a batch.
+// feeder writes events, one per batch.
 type feeder struct {
 	broker   *kfake.Cluster
-	registry string // its URL
-	n        int64  // of the next event
-	at       time.Time
+	registry string    // its URL
+	n        int64     // number of the next event
+	at       time.Time // time of the last event
 }
 
-// feed sends events until the worker has written to all of its topics and deleted
-// what it need not remember, at least one.
+// feed writes events until the worker wrote to all of its topics and deleted records of
+// its state topic. It writes at least one.
 func (f *feeder) feed(ctx context.Context) error {
 	broker := f.broker
 	registry, err := codec.NewRegistry(codec.RegistryConfig{URLs: []string{f.registry}})
@@ -212,10 +211,10 @@ func (f *feeder) feed(ctx context.Context) error {
 		return err
 	}
 	cfg := kafka.Config{Brokers: broker.ListenAddrs(), SASL: kafka.SASL{Mechanism: "PLAIN", Username: "admin", Password: kafka.NewSecret("admin")}}
-	// The worker creates its topics; who sends before that has to wait.
+	// The worker creates its topics. Wait for them.
 	for broker.TopicInfo("in") == nil || broker.TopicInfo("t-p-dedupe-state") == nil {
 		if ctx.Err() != nil {
-			return fmt.Errorf("the topics were not created: %w", ctx.Err())
+			return fmt.Errorf("wait for the topics: %w", ctx.Err())
 		}
 	}
 	w, err := kafka.NewWriter(cfg)
@@ -249,17 +248,17 @@ func (f *feeder) feed(ctx context.Context) error {
 	}
 	for _, topic := range []string{"out", "other", "dead"} {
 		if broker.PartitionInfo(topic, 0).HighWatermark == 0 {
-			return fmt.Errorf("nothing is on %s", topic)
+			return fmt.Errorf("topic %s is empty", topic)
 		}
 	}
 	return nil
 }
 
-// deniedLog is a log that looks out for permissions that are missing.
+// deniedLog is a log that detects missing permissions.
 type deniedLog struct {
-	mu    sync.Mutex
+	mu    sync.Mutex // guards buf
 	buf   bytes.Buffer
-	found chan string
+	found chan string // the first line about a missing permission
 }
 
 func (l *deniedLog) Write(p []byte) (int, error) {

@@ -16,17 +16,18 @@ import (
 	"millrace/pipeline/topology"
 )
 
+// LintCommand returns `processor lint`.
 func LintCommand(e *cli.Env) *cobra.Command {
 	l := &lint{env: e}
 	cmd := &cobra.Command{
 		Use:   "lint [FILE...]",
-		Short: "Look for faults in a topology, all in one run",
-		Long: `Checks topologies with their schemas, expressions and files, and connects to
-nothing. Every fault is shown, with its line and what to do. A warning is about
-something that runs, but may not be what was meant.
+		Short: "Report all faults of a topology",
+		Long: `Checks topologies with their schemas, expressions and files. It connects to nothing.
+It prints each fault with its line and a hint. A warning is for a topology that runs,
+but may not do what you intended.
 
-Exit code 0 without faults; 1 with some, or, with --strict, with warnings; 2 if
-the command line is wrong or a file cannot be read.`,
+Exit code 0 without faults; 1 with faults, or with warnings if --strict is set; 2 if
+the command line is invalid or a file cannot be read.`,
 		Example: `  processor lint
   processor lint --strict a/topology.yaml b/topology.yaml
   processor lint --format github`,
@@ -34,8 +35,8 @@ the command line is wrong or a file cannot be read.`,
 		RunE: func(_ *cobra.Command, files []string) error { return l.run(files) },
 	}
 	l.topology = e.TopologyFlags(cmd.Flags())
-	cmd.Flags().StringVar(&l.format, "format", "text", "how to print findings: `text`, json, or github (annotations of a workflow)")
-	cmd.Flags().BoolVar(&l.strict, "strict", false, "take warnings for faults")
+	cmd.Flags().StringVar(&l.format, "format", "text", "`format` of the findings: text, json, or github (annotations of a workflow)")
+	cmd.Flags().BoolVar(&l.strict, "strict", false, "treat warnings as faults")
 	return cmd
 }
 
@@ -46,10 +47,10 @@ type lint struct {
 	strict   bool
 }
 
-// finding is one that lint prints.
+// finding is a fault or a warning. Fault is embedded for its JSON fields.
 type finding struct {
 	Severity string `json:"severity"`       // error or warning
-	Rule     string `json:"rule,omitempty"` // of a warning
+	Rule     string `json:"rule,omitempty"` // only for a warning
 	topology.Fault
 }
 
@@ -58,7 +59,7 @@ const (
 	severityWarning = "warning"
 )
 
-// lintReport is what --format json prints.
+// lintReport is the output of --format json.
 type lintReport struct {
 	Files    int       `json:"files"`
 	Errors   int       `json:"errors"`
@@ -105,8 +106,8 @@ func (l *lint) run(files []string) error {
 	return nil
 }
 
-// check returns what is to be said of one topology. An error says why it could
-// not be looked at.
+// check returns the findings of one topology. It returns an error if the topology cannot be
+// read.
 func (l *lint) check(file string) (found []finding, err error) {
 	flags := *l.topology
 	flags.File = file
@@ -119,14 +120,14 @@ func (l *lint) check(file string) (found []finding, err error) {
 		}
 		return found, nil
 	case errors.Is(err, os.ErrNotExist):
-		return nil, fmt.Errorf("there is no file %s", file)
+		return nil, fmt.Errorf("no such file: %s", file)
 	case err != nil:
 		return nil, err
 	}
 	for _, w := range t.Warnings() {
 		found = append(found, finding{severityWarning, w.Rule, w.Fault})
 	}
-	for _, decl := range t.Tables { // their rows are checked when they are read
+	for _, decl := range t.Tables { // reading the rows checks them
 		if decl.Topic != nil {
 			continue
 		}
@@ -137,8 +138,9 @@ func (l *lint) check(file string) (found []finding, err error) {
 	return found, nil
 }
 
-// rowFaults returns the faults of a table's file, which begin with where they
-// are. The file is named as seen from dir, where the topology is.
+// rowFaults returns the faults of the file of a table. err is the error of
+// [chain.FileRows], whose faults begin with FILE:LINE. dir is the directory of the
+// topology.
 func rowFaults(t *topology.Table, dir string, err error) (found []finding) {
 	all := []error{err}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -162,7 +164,7 @@ func rowFaults(t *topology.Table, dir string, err error) (found []finding) {
 	return found
 }
 
-// printFindings prints findings for people, and that there are none.
+// printFindings prints findings as text, with a summary.
 func printFindings(w io.Writer, r lintReport) error {
 	p := cli.Printer{Out: w}
 	for _, f := range r.Findings {
@@ -179,9 +181,8 @@ func printFindings(w io.Writer, r lintReport) error {
 	return p.Err
 }
 
-// annotateFindings prints findings as the commands of a GitHub workflow that
-// annotate lines. Source: "Workflow commands for GitHub Actions", and the escapes
-// of @actions/core.
+// annotateFindings prints findings as GitHub workflow commands, which annotate lines.
+// Source: "Workflow commands for GitHub Actions", and the escapes of @actions/core.
 func annotateFindings(w io.Writer, r lintReport) error {
 	data := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A")
 	property := strings.NewReplacer("%", "%25", "\r", "%0D", "\n", "%0A", ":", "%3A", ",", "%2C")

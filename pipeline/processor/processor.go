@@ -1,7 +1,9 @@
-// Package processor runs the pipelines of a topology as a worker, and holds the
-// commands that explain them: lint, explain, stages, functions, tap.
+// Package processor has the commands of the processor that need no other tool: run, lint,
+// explain, stages, functions and tap.
 //
-// Start at [RunCommand]. What happens to one event is in package chain.
+// Start at [RunCommand], which runs the pipelines of a topology as a worker. Package chain
+// runs the events. Each command runs in one goroutine; run starts more in packages chain
+// and worker.
 package processor
 
 import (
@@ -16,26 +18,27 @@ import (
 	"millrace/pipeline/worker"
 )
 
+// RunCommand returns `processor run`.
 func RunCommand(e *cli.Env) *cobra.Command {
 	p := &processor{env: e}
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run pipelines as a worker of their consumer groups",
 		Long: `Runs the pipelines of the topology, each as a member of its consumer group
-(NAME-PIPELINE). More workers share the work; give each another --instance.
+(NAME-PIPELINE). Several workers share the partitions; give each its own --instance.
 
-SIGTERM finishes and commits the batches at hand, then leaves the groups. A
-second signal ends the process at once; nothing is lost by that.
+SIGTERM finishes and commits the current batches, then leaves the groups. A second
+signal ends the process immediately; no event is lost.
 
-Exit code 0 after a stop; 1 if it could not go on; 2 if the command line or the
-topology is wrong; 3 if another worker has the same --instance.`,
+Exit code 0 after a stop; 1 after a fatal error; 2 if the command line or the topology
+is invalid; 3 if another worker has the same --instance.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd.Context()) },
 	}
 	p.addFlags(cmd.Flags())
 	return cmd
 }
 
-// processor is the worker.
+// processor is the command run.
 type processor struct {
 	env    *cli.Env
 	worker *worker.Flags
@@ -49,10 +52,10 @@ type processor struct {
 
 func (p *processor) addFlags(flags *pflag.FlagSet) {
 	p.worker = worker.AddFlags(p.env, flags, "processor", worker.ProcessorListen)
-	flags.StringSliceVar(&p.only, "pipeline", nil, "run only the `pipelines` of these names")
-	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "`MiB` that records at work in a pipeline may take, about; tables and what stages remember come on top. No record is written that is larger than a quarter of a session's part")
-	flags.BoolVar(&p.tap, "tap", false, "show events to whoever asks at /v1/tap, see the command tap: they may hold what is not everybody's to see")
-	flags.StringSliceVar(&p.tapMask, "tap-mask", nil, "never show these fields there, by `path` or name; key is the key, and * all values")
+	flags.StringSliceVar(&p.only, "pipeline", nil, "run only these `pipelines`")
+	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "approximate limit in `MiB` for the records in flight of a pipeline, plus tables and state. A record larger than a quarter of a session's share is not written")
+	flags.BoolVar(&p.tap, "tap", false, "show events at /v1/tap, see the command tap: events may contain confidential data")
+	flags.StringSliceVar(&p.tapMask, "tap-mask", nil, "hide these fields at /v1/tap, by `path` or name; key hides the key, * all values")
 	p.env.BindEnv(flags, "pipeline", "memory", "tap", "tap-mask")
 }
 
@@ -73,7 +76,7 @@ func (p *processor) run(ctx context.Context) error {
 		p.taps = chain.NewTaps(w.Metrics, pipelines, p.tapMask, p.env.Now)
 		w.HTTP.Handle("GET "+chain.TapPath, p.taps)
 	}
-	o := chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Taps: p.taps, Memory: p.memory << 20, Now: p.env.Now}
+	o := chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Taps: p.taps, Memory: p.memory << 20, Now: p.env.Now}
 	tables, err := chain.OpenTables(w, chain.TablesOf(w.Topology, pipelines...), w.HTTP.Ready)
 	if err != nil {
 		return err

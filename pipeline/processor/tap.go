@@ -11,28 +11,28 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
-	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/worker"
 )
 
+// TapCommand returns `processor tap`.
 func TapCommand(e *cli.Env) *cobra.Command {
 	t := &tapper{env: e, server: &worker.ServerFlags{Env: e}}
 	cmd := &cobra.Command{
 		Use:   "tap",
-		Short: "Watch events before and after each stage of a running worker",
-		Long: `Connects to a worker that runs with --tap, and shows events as they are handled:
-how they come, what each stage does to them, and what becomes of them. It is a
-sample: at most --rate events a second, each with all that happens to it. What a
-slow terminal does not take is dropped, and counted.
+		Short: "Show events before and after each stage of a running worker",
+		Long: `Connects to a worker that runs with --tap and shows events while it handles them:
+the input, the changes of each stage, and the outcome. It shows a sample: at most
+--rate events per second, each with all of its stages. Lines that a slow terminal does
+not read in time are dropped and counted.
 
-A worker shows the events of the partitions that it has. Of a batch that is rolled
-back they are shown again.`,
+A worker shows the events of its own partitions. It shows the events of an aborted
+batch again.`,
 		Example: `  processor tap
   processor tap --stage stamp --key user-1 --limit 5
   curl -N '127.0.0.1:9101/v1/tap?type=OrderCreated&rate=1'`,
@@ -40,20 +40,21 @@ back they are shown again.`,
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&t.server.Listen, "listen", worker.ProcessorListen, "the worker's `host:port`")
-	flags.StringVar(&t.server.ListenFile, "listen-file", "", "`file` in which the worker wrote its address")
-	flags.StringSliceVar(&t.pipelines, "pipeline", nil, "only these `pipelines`")
-	flags.StringSliceVar(&t.stages, "stage", nil, "only at these `stages`; decode and encode are what comes before and after them")
-	flags.StringSliceVar(&t.types, "type", nil, "only events of these `types`")
-	flags.StringVar(&t.key, "key", "", "only events of this `key`")
-	flags.StringSliceVar(&t.mask, "mask", nil, "do not show these fields, by `path` or name; key is the key, and * all values")
-	flags.Float64Var(&t.rate, "rate", chain.TapRate, "`events` a second, at most")
-	flags.IntVarP(&t.limit, "limit", "n", 0, "end after so many `events`")
-	flags.BoolVar(&t.json, "json", false, "print the lines as they come, JSON")
+	flags.StringVar(&t.server.ListenFile, "listen-file", "", "`file` with the address of the worker")
+	flags.StringSliceVar(&t.pipelines, "pipeline", nil, "show only these `pipelines`")
+	flags.StringSliceVar(&t.stages, "stage", nil, "show only these `stages`; decode is before the first stage, encode after the last one")
+	flags.StringSliceVar(&t.types, "type", nil, "show only events of these `types`")
+	flags.StringVar(&t.key, "key", "", "show only events with this `key`")
+	flags.StringSliceVar(&t.mask, "mask", nil, "hide these fields, by `path` or name; key hides the key, * all values")
+	flags.Float64Var(&t.rate, "rate", chain.TapRate, "show at most `n` events per second")
+	flags.IntVarP(&t.limit, "limit", "n", 0, "stop after `n` events")
+	flags.BoolVar(&t.json, "json", false, "print the lines of the worker unchanged, as JSON")
 	e.BindEnv(flags, "listen", "listen-file")
-	t.keyed = func() bool { return flags.Changed("key") }
+	t.keyed = func() bool { return flags.Changed("key") } // an empty key is a filter too
 	return cmd
 }
 
+// tapper is the command tap.
 type tapper struct {
 	env                            *cli.Env
 	server                         *worker.ServerFlags
@@ -83,121 +84,47 @@ func (t *tapper) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // and no proxy
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy
 	resp, err := client.Do(req)
 	if err != nil {
-		return fmt.Errorf("%w; is a worker running there?", err)
+		return fmt.Errorf("%w; check that a worker runs there", err)
 	}
 	defer resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusOK:
 	case http.StatusNotFound:
-		return fmt.Errorf("the worker at %s shows no events: run it with --tap", addr)
+		return fmt.Errorf("the worker at %s does not show events: run it with --tap", addr)
 	default:
 		text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 		return errors.Join(fmt.Errorf("the worker at %s: %s", addr, bytes.TrimSpace(text)), err)
 	}
-	view := tapView{Printer: cli.Printer{Out: t.env.Stdout}, colour: t.env.Colors()}
-	lines := bufio.NewReader(resp.Body)
+	return t.print(ctx, resp.Body, addr)
+}
+
+// print prints the lines of the worker until they end.
+func (t *tapper) print(ctx context.Context, body io.Reader, addr string) error {
+	view := tapView{out: cli.Printer{Out: t.env.Stdout}, color: t.env.Colors()}
+	lines := bufio.NewReader(body)
 	for {
 		line, err := lines.ReadBytes('\n')
 		switch {
 		case ctx.Err() != nil, errors.Is(err, io.EOF):
-			return view.Err // whoever watches has seen enough, or the worker has
+			return view.out.Err // interrupted, or the worker ended the stream
 		case err != nil:
 			return fmt.Errorf("the worker at %s: %w", addr, err)
 		case len(bytes.TrimSpace(line)) == 0:
 			continue
 		case t.json:
-			view.Line("%s", bytes.TrimSpace(line))
+			view.out.Line("%s", bytes.TrimSpace(line))
 		default:
-			var l chain.TraceLine
+			var l trace.Line
 			if err := json.Unmarshal(line, &l); err != nil {
-				return fmt.Errorf("the worker at %s says what this program does not understand: %w", addr, err)
+				return fmt.Errorf("the worker at %s sent an invalid line: %w", addr, err)
 			}
 			view.show(l)
 		}
-		if view.Err != nil {
-			return view.Err
+		if view.out.Err != nil {
+			return view.out.Err
 		}
 	}
-}
-
-// tapView prints lines for people: what changes, below the event that it happens
-// to.
-type tapView struct {
-	cli.Printer
-	colour bool
-
-	last    chain.Place
-	entered map[chain.Place]json.RawMessage // the newest events, as they came to the stage they are at
-}
-
-// maxEntered bounds the events that are under way at a time.
-const maxEntered = 1000
-
-func (v *tapView) paint(code, text string) string {
-	if !v.colour {
-		return text
-	}
-	return "\x1b[" + code + "m" + text + "\x1b[0m"
-}
-
-// harmless returns text that does nothing to a terminal.
-func harmless(text string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r >= 0x7f && r < 0xa0 {
-			return ' '
-		}
-		return r
-	}, text)
-}
-
-func (v *tapView) show(l chain.TraceLine) {
-	if l.Dropped > 0 {
-		v.Line("%s", v.paint("33", fmt.Sprintf("(%s not shown: this end was too slow)", cli.Plural(int(l.Dropped), "line"))))
-	}
-	if l.Stage == "" {
-		return
-	}
-	at := chain.Place{Topic: l.Topic, Partition: l.Partition, Offset: l.Offset}
-	if v.entered == nil || len(v.entered) > maxEntered {
-		v.entered = map[chain.Place]json.RawMessage{}
-	}
-	_, known := v.entered[at]
-	if at != v.last {
-		v.Line("%s %s key %s %s %s", l.Time.Format("2006-01-02T15:04:05.000Z"), v.paint("1", at.String()), harmless(cli.Quote(l.Key)), l.Type, v.paint("2", l.Pipeline))
-		v.last = at
-	}
-	before := v.entered[at]
-	if l.At == chain.MomentNames[pipeline.Entering] {
-		v.entered[at] = l.Event
-		if !known {
-			v.Line("  %s", harmless(string(l.Event)))
-		}
-		return
-	}
-	colour := map[string]string{"passed": "32", "filtered": "33", "skipped": "33", "failed": "31"}[l.At]
-	v.Line("  %-20s %s%s", l.Stage, v.paint(colour, l.At), harmless(tapDetail(before, l)))
-}
-
-// tapDetail says what a stage did.
-func tapDetail(before json.RawMessage, l chain.TraceLine) string {
-	var parts []string
-	if l.Error != "" {
-		parts = append(parts, cli.Clip(l.Error, 300))
-	}
-	if before != nil && l.Event != nil {
-		parts = append(parts, chain.Changes(before, l.Event)...)
-	}
-	if l.NewKey != nil {
-		parts = append(parts, "new key "+cli.Quote(*l.NewKey))
-	}
-	if len(l.To) > 0 {
-		parts = append(parts, "to "+strings.Join(l.To, ", "))
-	}
-	if len(parts) == 0 {
-		return ""
-	}
-	return "  " + strings.Join(parts, ", ")
 }

@@ -13,10 +13,11 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/processor/processortest"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/programs"
 )
 
-// tapped runs `processor tap` while clicks come in, until it ends.
+// tapped runs `processor tap` while events are written, and returns its output.
 func tapped(b *processortest.Bench, addr string, args ...string) (out string) {
 	b.Helper()
 	var stdout, stderr bytes.Buffer
@@ -41,15 +42,15 @@ func tapped(b *processortest.Bench, addr string, args ...string) (out string) {
 func TestTapShowsWhatStagesDo(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	addr := processortest.RunTapped(b, b.File(harness.PlainTopology), "--tap", "--tap-mask", "nothing.of.this")
-	out := tapped(b, addr, "--json", "--key", "user-1", "--limit", "3") // 1, 8 and 15, if it does not begin within
+	out := tapped(b, addr, "--json", "--key", "user-1", "--limit", "3") // events 1, 8 and 15 of each 21, in the order in which the client joins
 	events := map[int64]string{}
 	for line := range strings.Lines(out) {
-		var l chain.TraceLine
+		var l trace.Line
 		if err := json.Unmarshal([]byte(line), &l); err != nil {
 			t.Fatal(err)
 		}
 		if l.Key != "user-1" || l.Type != "Click" || l.Pipeline != "p" || l.Topic != "in" || l.Dropped != 0 {
-			t.Errorf("it shows %s", line)
+			t.Errorf("unexpected line %s", line)
 		}
 		events[l.Offset] += fmt.Sprintf("%s %s %s; ", l.Stage, l.At, l.Event)
 	}
@@ -63,7 +64,7 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 	filtered := `filter entering {"id":"user-1","n":15}; filter filtered ; `
 	for offset, got := range events {
 		if got != one(1) && got != one(8) && got != filtered {
-			t.Errorf("of the event at %d it shows %s", offset, got)
+			t.Errorf("event at offset %d: got %s", offset, got)
 		}
 	}
 
@@ -79,10 +80,10 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 	if _, err := text.ReadFrom(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("%s, %v", resp.Status, err)
 	}
-	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is no number", `there is no parameter "colour"`)
+	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is not a number", `there is no parameter "colour"`)
 }
 
-func TestTapIsOffUnlessAskedFor(t *testing.T) {
+func TestTapNeedsTheFlagOfTheWorker(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	addr := processortest.RunTapped(b, b.File(harness.PlainTopology))
 	var stderr bytes.Buffer
@@ -90,5 +91,5 @@ func TestTapIsOffUnlessAskedFor(t *testing.T) {
 	if code := env.Main([]string{"tap", "--listen", addr}, programs.Processor); code != cli.ExitFailure {
 		t.Errorf("exit code %d", code)
 	}
-	harness.WantLines(t, stderr.String(), "shows no events: run it with --tap")
+	harness.WantLines(t, stderr.String(), "does not show events: run it with --tap")
 }

@@ -18,58 +18,59 @@ import (
 	"millrace/pipeline/event"
 )
 
-// CloudEvents 1.0, as they come over HTTP: structured, in batches, and binary.
+// CloudEvents 1.0 over HTTP: structured mode, batches, and binary mode.
 //
-// Sources: cloudevents/spec v1.0.2: spec.md (attributes), formats/json-format.md,
-// bindings/http-protocol-binding.md; for what goes out, bindings/kafka-protocol-binding.md.
+// Sources, in cloudevents/spec v1.0.2, cloudevents/: spec.md (attributes),
+// formats/json-format.md, bindings/http-protocol-binding.md. The headers of the
+// records follow bindings/kafka-protocol-binding.md; see package event.
 const (
 	mediaCloudEvent  = "application/cloudevents+json"
 	mediaCloudEvents = "application/cloudevents-batch+json"
 	mediaJSON        = "application/json"
 )
 
-// intakeEvent is one event of a request.
+// intakeEvent is an event of a request.
 type intakeEvent struct {
-	text  []byte // in Millrace's JSON form
-	cloud *cloudEvent
+	text  []byte      // in Millrace's JSON form
+	cloud *cloudEvent // nil if the event is not a CloudEvent
 }
 
-// cloudEvent holds the attributes of a CloudEvent by name, extensions among
-// them, and its data as JSON.
+// cloudEvent is a CloudEvent: its attributes by name, including extensions, and its
+// data as JSON.
 type cloudEvent struct {
 	attributes map[string]string
 	data       json.RawMessage
 }
 
-// mediaError says that a request is in a form that is not taken.
+// mediaError means that the form of a request is not supported.
 type mediaError struct{ msg string }
 
 func (e *mediaError) Error() string { return e.msg }
 
-// readEvents returns the events of a request, whose body has been read. An error
-// is a *mediaError, or says with a path what is wrong with the body.
+// readEvents returns the events of a request with a header and a body. An error is a
+// *mediaError or describes the faults of the body, each with its path.
 func readEvents(header http.Header, body []byte) ([]intakeEvent, error) {
 	kind := header.Get("Content-Type")
 	media, params, err := mime.ParseMediaType(kind)
 	switch {
 	case err != nil && kind != "":
-		return nil, &mediaError{fmt.Sprintf("Content-Type %q cannot be read", kind)}
+		return nil, &mediaError{fmt.Sprintf("Content-Type %q is invalid", kind)}
 	case params["charset"] != "" && !strings.EqualFold(params["charset"], "utf-8"):
-		return nil, &mediaError{fmt.Sprintf("charset %s: only UTF-8 is taken", params["charset"])}
+		return nil, &mediaError{fmt.Sprintf("charset %s: only UTF-8 is accepted", params["charset"])}
 	case header.Get("Content-Encoding") != "":
-		return nil, &mediaError{"a body with a Content-Encoding is not taken"}
+		return nil, &mediaError{"a body with a Content-Encoding is not accepted"}
 	case media == mediaCloudEvent:
 		e, err := structuredEvent(body)
 		return []intakeEvent{e}, err
 	case media == mediaCloudEvents:
 		return eachEvent(body, structuredEvent)
 	case strings.HasPrefix(media, "application/cloudevents"):
-		return nil, &mediaError{fmt.Sprintf("%s: of CloudEvents, %s and %s are taken", media, mediaCloudEvent, mediaCloudEvents)}
+		return nil, &mediaError{fmt.Sprintf("%s: of CloudEvents, %s and %s are accepted", media, mediaCloudEvent, mediaCloudEvents)}
 	case header.Get("Ce-Specversion") != "":
 		e, err := binaryEvent(header, media, body)
 		return []intakeEvent{e}, err
 	case media != mediaJSON:
-		return nil, &mediaError{fmt.Sprintf("Content-Type %q: %s, %s and %s are taken", media, mediaJSON, mediaCloudEvent, mediaCloudEvents)}
+		return nil, &mediaError{fmt.Sprintf("Content-Type %q: %s, %s and %s are accepted", media, mediaJSON, mediaCloudEvent, mediaCloudEvents)}
 	case bytes.HasPrefix(bytes.TrimLeft(body, " \t\r\n"), []byte("[")):
 		return eachEvent(body, func(text []byte) (intakeEvent, error) { return intakeEvent{text: text}, nil })
 	}
@@ -97,7 +98,7 @@ func eachEvent(body []byte, read func([]byte) (intakeEvent, error)) ([]intakeEve
 	return out, errors.Join(faults...)
 }
 
-// structuredEvent reads an event of the JSON event format.
+// structuredEvent reads an event in the JSON event format.
 func structuredEvent(text []byte) (intakeEvent, error) {
 	if err := new(codec.JSON).Parse(text); err != nil {
 		return intakeEvent{}, err
@@ -128,19 +129,19 @@ func structuredEvent(text []byte) (intakeEvent, error) {
 		}
 	}
 	if seen["data"] && seen["data_base64"] {
-		return intakeEvent{}, &codec.PathError{Path: "data_base64", Msg: "there is data, too: one of them is allowed"}
+		return intakeEvent{}, &codec.PathError{Path: "data_base64", Msg: "only one of data and data_base64 is allowed"}
 	}
 	return e.intake()
 }
 
-// member takes in a member of the JSON event format.
+// member adds a member of the JSON event format.
 func (e *cloudEvent) member(name string, raw json.RawMessage) error {
 	switch {
 	case name == "data":
 		e.data = raw
 		return nil
 	case string(raw) == "null":
-		return nil // the same as if it were not there
+		return nil // the same as a missing attribute
 	case name == "data_base64":
 		var text string
 		err := json.Unmarshal(raw, &text)
@@ -152,7 +153,7 @@ func (e *cloudEvent) member(name string, raw json.RawMessage) error {
 		}
 		return nil
 	case !isAttributeName(name):
-		return &codec.PathError{Path: name, Msg: "the name of an attribute has lower-case letters and digits alone"}
+		return &codec.PathError{Path: name, Msg: "the name of an attribute has only lower-case letters and digits"}
 	}
 	var v any
 	d := json.NewDecoder(bytes.NewReader(raw))
@@ -178,11 +179,11 @@ func isAttributeName(name string) bool {
 	return name != "" && strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789") == ""
 }
 
-// binaryEvent reads an event whose attributes are headers and whose data is the
-// body.
+// binaryEvent reads an event in binary mode: the attributes are headers, and the data
+// is the body.
 func binaryEvent(header http.Header, media string, body []byte) (intakeEvent, error) {
 	if media != mediaJSON && !strings.HasSuffix(media, "+json") {
-		return intakeEvent{}, &mediaError{fmt.Sprintf("Content-Type %q: the data of a CloudEvent is taken as JSON", media)}
+		return intakeEvent{}, &mediaError{fmt.Sprintf("Content-Type %q: the data of a CloudEvent must be JSON", media)}
 	}
 	e := &cloudEvent{attributes: map[string]string{}, data: body}
 	for key, values := range header {
@@ -192,13 +193,13 @@ func binaryEvent(header http.Header, media string, body []byte) (intakeEvent, er
 		}
 		switch {
 		case !isAttributeName(name):
-			return intakeEvent{}, &codec.PathError{Path: key, Msg: "the name of an attribute has letters and digits alone"}
+			return intakeEvent{}, &codec.PathError{Path: key, Msg: "the name of an attribute has only letters and digits"}
 		case len(values) > 1:
-			return intakeEvent{}, &codec.PathError{Path: name, Msg: "the header stands twice"}
+			return intakeEvent{}, &codec.PathError{Path: name, Msg: "duplicate header"}
 		}
-		value, err := url.PathUnescape(values[0]) // HTTP binding, 3.1.3.2
+		value, err := url.PathUnescape(values[0]) // HTTP binding, section 3.1.3.2
 		if err != nil {
-			return intakeEvent{}, &codec.PathError{Path: name, Msg: "a % in a header begins the two digits of a byte"}
+			return intakeEvent{}, &codec.PathError{Path: name, Msg: "a % in a header must be followed by two hexadecimal digits"}
 		}
 		e.attributes[name] = value
 	}
@@ -208,12 +209,12 @@ func binaryEvent(header http.Header, media string, body []byte) (intakeEvent, er
 	return e.intake()
 }
 
-// contextAttributes are those that the specification names.
+// contextAttributes are the attributes in the specification. They are strings.
 var contextAttributes = []string{"specversion", "id", "source", "type", "datacontenttype", "dataschema", "subject", "time"}
 
-// intake checks the attributes and returns the event in Millrace's form: id, type
-// and time are its own fields, all other attributes but those about the data's
-// form and the trace are metadata.
+// intake checks the attributes and returns the event in Millrace's form. Id, type and
+// time are fields of the envelope. The other attributes are metadata, except those of
+// the data's form and of the trace.
 func (e *cloudEvent) intake() (intakeEvent, error) {
 	for _, name := range []string{"specversion", "id", "source", "type"} {
 		if e.attributes[name] == "" {
@@ -253,8 +254,7 @@ func (e *cloudEvent) intake() (intakeEvent, error) {
 	return intakeEvent{text, e}, err
 }
 
-// headers returns the record's headers of the CloudEvents binding for Kafka, in
-// the order of their names.
+// headers returns the headers of the record in the Kafka binding, sorted by name.
 func (e *cloudEvent) headers() (out []pipeline.Header) {
 	names := make([]string, 0, len(e.attributes))
 	for name := range e.attributes {
@@ -264,13 +264,12 @@ func (e *cloudEvent) headers() (out []pipeline.Header) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		out = append(out, pipeline.Header{Key: "ce_" + name, Value: []byte(e.attributes[name])})
+		out = append(out, pipeline.Header{Key: event.CloudEventsPrefix + name, Value: []byte(e.attributes[name])})
 	}
 	return append(out, pipeline.Header{Key: event.HeaderContentType, Value: []byte(event.MediaAvro)})
 }
 
-// attributePath names a field of Millrace's form as the attribute that it came
-// from.
+// attributePath returns the attribute that a field of Millrace's form came from.
 func attributePath(path string) string {
 	if path == "timestamp" {
 		return "time"
@@ -278,17 +277,20 @@ func attributePath(path string) string {
 	return strings.TrimPrefix(path, "metadata.")
 }
 
-// eventError is what is wrong with one event of a batch.
+// eventError is the fault of one event of a batch.
 type eventError struct {
-	number int // from 0
-	err    error
+	index int
+	err   error
 }
 
-func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.number, e.err) }
+func (e *eventError) Error() string { return fmt.Sprintf("event %d: %v", e.index, e.err) }
 func (e *eventError) Unwrap() error { return e.err }
 
-// traceHeaders returns the headers of W3C Trace Context that a record carries
-// on: those of the event, or else of the request. What is not valid is left out.
+// traceHeaders returns the trace context for a record: that of the event, or else of
+// the request. Invalid headers are dropped.
+//
+// Source: W3C Recommendation Trace Context Level 1, sections 3.2 (traceparent) and
+// 3.3 (tracestate).
 func traceHeaders(e *cloudEvent, request http.Header) (out []pipeline.Header) {
 	parent, state := request.Get("Traceparent"), strings.Join(request.Values("Tracestate"), ",")
 	if e != nil && e.attributes["traceparent"] != "" {
@@ -304,12 +306,13 @@ func traceHeaders(e *cloudEvent, request http.Header) (out []pipeline.Header) {
 	return out
 }
 
-// maxTracestate is how much of a tracestate has to be carried on, in bytes; a
-// longer one may be dropped.
+// maxTracestate is the length in bytes up to which a tracestate must be propagated; a
+// longer one may be dropped (Trace Context, section 3.3.1.5).
 const maxTracestate = 512
 
 // isTraceparent reports whether a text is a traceparent of version 00:
-// 00-<trace id>-<parent id>-<flags>, in lower-case hexadecimal, no id all zeros.
+// 00-<trace id>-<parent id>-<flags>, in lower-case hexadecimal, without ids of only
+// zeros (Trace Context, section 3.2.2).
 func isTraceparent(s string) bool {
 	parts := strings.Split(s, "-")
 	if len(parts) != 4 || parts[0] != "00" {
@@ -323,7 +326,7 @@ func isTraceparent(s string) bool {
 	return strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
 }
 
-// readBody reads a request's body, which may have so many bytes.
-func readBody(w http.ResponseWriter, r *http.Request, most int64) ([]byte, error) {
-	return io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+// readBody reads a request's body of at most limit bytes.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 }

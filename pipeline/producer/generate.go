@@ -6,26 +6,68 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"os"
 	"time"
+
+	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/producer/shop"
 )
 
-// storyLines is a story as a source of lines.
+func generateCommand(e *cli.Env) *cobra.Command {
+	p := &producer{env: e}
+	var f storyFlags
+	var out string
+	cmd := &cobra.Command{
+		Use:   "generate",
+		Short: "Send the events of an example shop",
+		Long: `Sends the events of an example shop: users sign up, change their details, order,
+pay, receive their orders, and some leave.
+
+A seed always gives the same events, including their ids. Different seeds have
+different users and orders.`,
+		Example: `  producer generate --events 10000 --seed 7
+  producer generate --events 0 --rate 50 --start now
+  producer generate --events 100000 --out events.jsonl`,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			story, err := f.story(e.Now())
+			if err != nil {
+				return err
+			}
+			lines := newStoryLines(story, f.rate, e.Now)
+			defer lines.close()
+			if out != "" {
+				return p.write(cmd.Context(), out, lines)
+			}
+			return p.run(cmd.Context(), nil, func(context.Context) lineSource { return lines })
+		},
+	}
+	p.addFlags(cmd, "")
+	flags := cmd.Flags()
+	flags.Uint64Var(&f.seed, "seed", 1, "`number` that determines the events")
+	flags.IntVarP(&f.events, "events", "n", 10_000, "number of events; 0 means no end")
+	flags.IntVar(&f.users, "users", 0, "maximum number of users that sign up (default: one event in ten is a sign-up)")
+	flags.Float64Var(&f.rate, "rate", 0, "events per second; 0 means no limit")
+	flags.StringVar(&f.start, "start", defaultStart, "`time` before the first event, or now; the events follow at one per second, or at --rate")
+	flags.StringVar(&out, "out", "", "write the events as JSON lines to a `file` or - instead of sending them")
+	return cmd
+}
+
+// storyLines is a source of the lines of a story. One goroutine owns it.
 type storyLines struct {
 	pull  func() (*shop.Event, bool)
 	stop  func()
-	rate  float64 // events per second; 0: as fast as they are taken
+	rate  float64 // events per second; 0: no limit
 	now   func() time.Time
 	began time.Time
-	told  int
+	count int // events so far
 	batch lineBatch
 }
 
-// tellStory returns the lines of a story, at most rate per second if that is not
+// newStoryLines returns the lines of a story, at most rate per second unless rate is
 // zero. Close it after use.
-func tellStory(story shop.Story, rate float64, now func() time.Time) *storyLines {
+func newStoryLines(story shop.Story, rate float64, now func() time.Time) *storyLines {
 	l := &storyLines{rate: rate, now: now, began: now()}
 	l.pull, l.stop = iter.Pull(story.Tell())
 	return l
@@ -39,7 +81,7 @@ func (l *storyLines) next(ctx context.Context) (*lineBatch, error) {
 	}
 	const most = 512
 	b := &l.batch
-	b.reset("generated", l.told+1)
+	b.reset("generated", l.count+1)
 	for len(b.ends) < most && (len(b.ends) == 0 || l.due() <= 0) {
 		event, ok := l.pull()
 		if !ok {
@@ -47,7 +89,7 @@ func (l *storyLines) next(ctx context.Context) (*lineBatch, error) {
 		}
 		b.data = append(event.AppendJSON(b.data), '\n')
 		b.ends = append(b.ends, len(b.data))
-		l.told++
+		l.count++
 	}
 	if len(b.ends) == 0 {
 		return nil, io.EOF
@@ -55,14 +97,15 @@ func (l *storyLines) next(ctx context.Context) (*lineBatch, error) {
 	return b, nil
 }
 
-// due returns how long it is until the next event is due.
+// due returns the time until the next event is due, at most 0 if it is due now.
 func (l *storyLines) due() time.Duration {
 	if l.rate == 0 {
 		return 0
 	}
-	return time.Duration(float64(l.told)/l.rate*float64(time.Second)) - l.now().Sub(l.began)
+	return time.Duration(float64(l.count)/l.rate*float64(time.Second)) - l.now().Sub(l.began)
 }
 
+// wait returns when the next event is due, or with the context's error.
 func (l *storyLines) wait(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -81,7 +124,7 @@ func (l *storyLines) wait(ctx context.Context) error {
 	}
 }
 
-// storyFlags are the flags that choose a story.
+// storyFlags are the flags that select a story.
 type storyFlags struct {
 	seed   uint64
 	events int
@@ -90,19 +133,19 @@ type storyFlags struct {
 	start  string
 }
 
-// defaultStart is when a story begins if nothing else is said: a fixed day, so
-// that a seed gives the same events on every day.
+// defaultStart is the default of --start: a fixed day, so a seed gives the same events
+// on every day.
 const defaultStart = "2026-01-01T00:00:00Z"
 
 func (f *storyFlags) story(now time.Time) (shop.Story, error) {
 	s := shop.Story{Seed: f.seed, Events: f.events, Users: f.users}
 	switch {
 	case f.events < 0:
-		return s, cli.Usagef("--events: %d is less than nothing; 0 means no end", f.events)
+		return s, cli.Usagef("--events: %d is negative; 0 means no end", f.events)
 	case f.users < 0:
-		return s, cli.Usagef("--users: %d is less than nothing; 0 means as many as fit", f.users)
+		return s, cli.Usagef("--users: %d is negative; 0 means one event in ten", f.users)
 	case f.rate < 0 || f.rate > 1e9:
-		return s, cli.Usagef("--rate: %v is not a number of events per second; 0 means as fast as can be", f.rate)
+		return s, cli.Usagef("--rate: %v is not a number of events per second; 0 means no limit", f.rate)
 	}
 	if f.rate > 0 {
 		s.Gap = time.Duration(float64(time.Second) / f.rate)
@@ -120,7 +163,29 @@ func (f *storyFlags) story(now time.Time) (shop.Story, error) {
 	return s, cli.Usagef("--start: %q is neither now nor a time since 1970 such as %s", f.start, defaultStart)
 }
 
-// writeLines writes a source to the end, and returns how many lines it had.
+// write writes a source to a file, or to stdout if the name is "-".
+func (p *producer) write(ctx context.Context, name string, source lineSource) (err error) {
+	if p.asJSON {
+		return cli.Usagef("--json cannot be combined with --out: only a run that sends has a summary")
+	}
+	var w io.Writer = p.env.Stdout
+	if name != "-" {
+		f, failed := os.Create(name)
+		if failed != nil {
+			return failed
+		}
+		defer func() { err = errors.Join(err, f.Close()) }()
+		w = f
+	}
+	n, err := writeLines(ctx, w, source)
+	fmt.Fprintf(p.env.Stderr, "wrote %d events\n", n)
+	if ctx.Err() != nil {
+		return &cli.ExitError{Code: cli.ExitFailure, Err: errors.New("interrupted")}
+	}
+	return err
+}
+
+// writeLines writes all lines of a source, and returns their number.
 func writeLines(ctx context.Context, w io.Writer, source lineSource) (int, error) {
 	n := 0
 	for {

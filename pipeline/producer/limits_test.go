@@ -7,7 +7,7 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-func TestALetterThatIsTooLargeForWhereItComesFromStays(t *testing.T) {
+func TestLetterThatIsTooLargeForItsSourceTopicStays(t *testing.T) {
 	g := newGraveyard(t)
 	if err := kafka.SetTopicConfig(t.Context(), g.cfg, graveSource, map[string]string{"max.message.bytes": "2000"}); err != nil {
 		t.Fatal(err)

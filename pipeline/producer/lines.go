@@ -11,56 +11,58 @@ import (
 	"os"
 )
 
-// maxLine is the longest line that is taken, in bytes.
+// maxLine is the maximum length of a line, in bytes.
 const maxLine = 16 << 20
 
-// A lineSource gives lines by the batch. next returns io.EOF after the last, and
-// the context's error as soon as that has ended. The batch is the caller's until
-// the next call.
+// A lineSource returns lines in batches. next returns io.EOF after the last batch, and
+// the context's error when the context has ended. The caller owns the batch until the
+// next call.
 type lineSource interface {
 	next(ctx context.Context) (*lineBatch, error)
 }
 
-// lineBatch holds whole lines of one input, or one piece of a line that is
-// longer than maxLine.
+// lineBatch has whole lines of one input, or one piece of a line that is longer than
+// maxLine.
 type lineBatch struct {
-	input string // its name for messages
+	input string // its name in messages
 	first int    // number of the first line, from 1
 	data  []byte
-	ends  []int // where each line ends in data, after its newline
+	ends  []int // of each line, the offset in data after its newline
 	long  piece
-	err   error // what ended the input after these lines; nil if more may come
+	err   error // the error that ended the input after these lines
 }
 
-// piece says which part of a line that is too long a batch holds.
+// piece is the part of a line that a batch has.
 type piece uint8
 
 const (
 	wholeLines piece = iota
-	longStart        // the beginning of a line that is too long
-	longMore         // more of it
+	longStart        // the first piece of a line that is too long
+	longMore         // a further piece of it
 )
 
 func (b *lineBatch) reset(input string, first int) {
 	*b = lineBatch{input: input, first: first, data: b.data[:0], ends: b.ends[:0]}
 }
 
-// fileLines reads the lines of files, one after the other, plain or gzip. It
-// reads ahead in a goroutine of its own, so that unpacking and encoding overlap.
+// fileLines reads the lines of files, one after the other, plain or gzip. A goroutine
+// of its own reads ahead, so decompressing and encoding overlap.
 //
-// A read that waits for a terminal or a pipe cannot be interrupted. The reader
-// is therefore left behind when the context ends, and ends with its read or
-// with the process; it touches nothing but its input.
+// A read from a terminal or a pipe cannot be interrupted. So when the context ends,
+// next returns without waiting for the goroutine, which ends with its read or with the
+// process. It touches nothing but its input.
 type fileLines struct {
-	full, free chan *lineBatch
-	last       *lineBatch
-	failed     error
+	full, free chan *lineBatch // a batch is owned by the goroutine that received it
+
+	// Owned by the caller of next:
+	last   *lineBatch // the batch that it returned last
+	failed error
 }
 
-// inputName is what "-" is called in messages.
+// stdinName is the name of "-" in messages.
 const stdinName = "stdin"
 
-// readFiles starts to read the files; "-" is stdin.
+// readFiles starts to read files; "-" is stdin.
 func readFiles(ctx context.Context, names []string, stdin io.Reader) *fileLines {
 	const ahead = 4
 	l := &fileLines{full: make(chan *lineBatch), free: make(chan *lineBatch, ahead)}
@@ -101,8 +103,8 @@ func (l *fileLines) next(ctx context.Context) (*lineBatch, error) {
 	}
 }
 
-// readFile hands on the lines of one file, and reports whether to go on with
-// the next.
+// readFile emits the lines of one file, and reports whether to continue with the next
+// file.
 func (l *fileLines) readFile(ctx context.Context, name string, stdin io.Reader) bool {
 	in := stdin
 	if name == "-" {
@@ -112,7 +114,7 @@ func (l *fileLines) readFile(ctx context.Context, name string, stdin io.Reader) 
 		if err != nil {
 			return l.emit(ctx, &lineBatch{input: name, err: err}) && false
 		}
-		defer func() { _ = f.Close() }() // it was only read
+		defer func() { _ = f.Close() }() // opened for reading only
 		in = f
 	}
 	r := bufio.NewReaderSize(in, 64<<10)
@@ -124,11 +126,12 @@ func (l *fileLines) readFile(ctx context.Context, name string, stdin io.Reader) 
 		r = bufio.NewReaderSize(z, 64<<10)
 	}
 	if mark, _ := r.Peek(3); string(mark) == "\ufeff" {
-		_, _ = r.Discard(3) // cannot fail: it was peeked
+		_, _ = r.Discard(3) // cannot fail: the bytes are buffered
 	}
 	return l.split(ctx, name, r)
 }
 
+// split emits the lines of a reader, and reports whether it came to the end.
 func (l *fileLines) split(ctx context.Context, name string, r *bufio.Reader) bool {
 	const batchBytes, batchLines = 128 << 10, 1024
 	line := 1
@@ -136,7 +139,7 @@ func (l *fileLines) split(ctx context.Context, name string, r *bufio.Reader) boo
 	if !ok {
 		return false
 	}
-	start := 0 // of the line that is being read, in b.data
+	start := 0 // of the current line in b.data
 	for {
 		part, err := r.ReadSlice('\n')
 		b.data = append(b.data, part...)
@@ -171,9 +174,9 @@ func (l *fileLines) split(ctx context.Context, name string, r *bufio.Reader) boo
 	}
 }
 
-// emitLong hands on the lines of b before start, then the one that begins there,
-// which is too long, piece by piece up to its end. It returns an empty batch for
-// what follows and what the last read ended with; no batch if the context ended.
+// emitLong emits the lines of b before start, and then, piece by piece, the line at
+// start, which is too long. It returns an empty batch for the next lines and the error
+// of the last read; no batch if the context ended.
 func (l *fileLines) emitLong(ctx context.Context, b *lineBatch, start, line int, r *bufio.Reader, err error) (*lineBatch, error) {
 	tail := bytes.Clone(b.data[start:])
 	b.data = b.data[:start]
@@ -201,6 +204,7 @@ func (l *fileLines) emitLong(ctx context.Context, b *lineBatch, start, line int,
 	return next, err
 }
 
+// batch returns an empty batch; ok is false if the context ended.
 func (l *fileLines) batch(ctx context.Context, name string, first int) (*lineBatch, bool) {
 	select {
 	case b := <-l.free:
@@ -211,6 +215,7 @@ func (l *fileLines) batch(ctx context.Context, name string, first int) (*lineBat
 	}
 }
 
+// emit passes a batch to next; it returns false if the context ended.
 func (l *fileLines) emit(ctx context.Context, b *lineBatch) bool {
 	if ctx.Err() != nil {
 		return false

@@ -31,8 +31,8 @@ func gzipped(t testing.TB, members ...string) []byte {
 	return b.Bytes()
 }
 
-// readLines returns every line of a source as "input:number text", pieces of long
-// lines as "input:number start 123 bytes", and what ended it.
+// readLines returns every line of a source as "input:number text", every piece of a
+// long line as "input:number start 123 bytes", and the error that ended it.
 func readLines(ctx context.Context, source lineSource) (lines []string, err error) {
 	for {
 		b, err := source.next(ctx)
@@ -118,19 +118,19 @@ func TestLinesOfSeveralInputs(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	if !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("a file that is gone: %v", err)
+		t.Errorf("a missing file: %v", err)
 	}
 	if _, again := source.next(t.Context()); !errors.Is(again, os.ErrNotExist) {
-		t.Errorf("and once more: %v", again)
+		t.Errorf("the next call: %v", again)
 	}
 }
 
-func TestTooLongLineIsPassedOnInPieces(t *testing.T) {
+func TestTooLongLineComesInPieces(t *testing.T) {
 	long := strings.Repeat("x", maxLine)
 	for name, test := range map[string]struct{ in, before, after string }{
-		"in the midst": {"a\n" + long + "\nb\n", `in:1 "a\n"`, `in:3 "b\n"`},
-		"at the end":   {"a\n" + long + "x", `in:1 "a\n"`, ""},
-		"first":        {long + "x\nb", "", `in:2 "b"`},
+		"in the middle": {"a\n" + long + "\nb\n", `in:1 "a\n"`, `in:3 "b\n"`},
+		"at the end":    {"a\n" + long + "x", `in:1 "a\n"`, ""},
+		"first":         {long + "x\nb", "", `in:2 "b"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			source := readFiles(t.Context(), []string{"-"}, strings.NewReader(test.in))
@@ -160,7 +160,7 @@ func TestTooLongLineIsPassedOnInPieces(t *testing.T) {
 			}
 		})
 	}
-	t.Run("the longest that is taken", func(t *testing.T) {
+	t.Run("the longest valid line", func(t *testing.T) {
 		lines, err := readLines(t.Context(), readFiles(t.Context(), []string{"-"}, strings.NewReader(long[1:]+"\n"+"b")))
 		if err != nil || len(lines) != 2 || lines[1] != `stdin:2 "b"` {
 			t.Errorf("%d lines, %v", len(lines), err)
@@ -169,12 +169,12 @@ func TestTooLongLineIsPassedOnInPieces(t *testing.T) {
 }
 
 func TestReadErrorKeepsTheLinesBefore(t *testing.T) {
-	in := io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(errors.New("the cable is out")))
+	in := io.MultiReader(strings.NewReader("a\nb"), iotest.ErrReader(errors.New("input/output error")))
 	lines, err := readLines(t.Context(), readFiles(t.Context(), []string{"-"}, in))
 	if got := strings.Join(lines, "|"); got != `stdin:1 "a\n"|stdin:2 "b"` {
 		t.Error(got)
 	}
-	if err == nil || err.Error() != "stdin: after line 2: the cable is out" {
+	if err == nil || err.Error() != "stdin: after line 2: input/output error" {
 		t.Error(err)
 	}
 }
@@ -196,11 +196,11 @@ func TestInterruptedReaderEnds(t *testing.T) {
 	}
 }
 
-// conserved reports whether the lines of a source, put together, are the text,
-// and are divided at its newlines and numbered from 1.
+// conserved checks that the lines of a source, concatenated, are the text, divided
+// at its newlines and numbered from 1.
 func conserved(ctx context.Context, source lineSource, text []byte) error {
 	var all bytes.Buffer
-	number, part := 1, false // part: a long line is under way
+	number, part := 1, false // part: a long line is incomplete
 	for {
 		b, err := source.next(ctx)
 		if errors.Is(err, io.EOF) {
@@ -213,7 +213,7 @@ func conserved(ctx context.Context, source lineSource, text []byte) error {
 			number, part = number+1, false
 		}
 		if b.first != number {
-			return fmt.Errorf("a batch begins with line %d, where line %d is due", b.first, number)
+			return fmt.Errorf("a batch begins with line %d, want line %d", b.first, number)
 		}
 		all.Write(b.data)
 		if b.long != wholeLines {
@@ -230,12 +230,12 @@ func conserved(ctx context.Context, source lineSource, text []byte) error {
 		}
 	}
 	if !bytes.Equal(all.Bytes(), text) {
-		return fmt.Errorf("%d bytes came of %d", all.Len(), len(text))
+		return fmt.Errorf("got %d of %d bytes", all.Len(), len(text))
 	}
 	return nil
 }
 
-func TestEveryByteOfALineComesOnce(t *testing.T) {
+func TestEveryByteComesOnceAndInOrder(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var text []byte
 		for range rapid.IntRange(0, 40).Draw(rt, "lines") {
@@ -257,8 +257,8 @@ func TestEveryByteOfALineComesOnce(t *testing.T) {
 	})
 }
 
-// FuzzLines: whatever a file holds, its bytes come out once and in order, or an
-// error says where it is broken; nothing else.
+// FuzzLines: the bytes of any file come once and in order, or it is broken and the
+// error says where.
 func FuzzLines(f *testing.F) {
 	f.Add([]byte("a\nb"))
 	f.Add([]byte("\ufeff{}\r\n\r\n"))

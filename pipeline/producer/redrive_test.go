@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -20,7 +19,7 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// graveyard is a broker with the shop's topics, for dead letters.
+// graveyard is a broker with the shop's topics, for tests of dead letters.
 type graveyard struct {
 	t   *testing.T
 	cfg kafka.Config
@@ -47,22 +46,17 @@ func newGraveyard(t *testing.T) *graveyard {
 }
 
 // letter returns a dead letter of shop.events.
-func letter(key, reason string, attempt int, more ...pipeline.Header) pipeline.Record {
-	r := pipeline.Record{Topic: graveDead, Partition: pipeline.KeyPartition, Key: []byte(key), Value: []byte("\x00value of " + key), Time: time.UnixMilli(1000)}
-	add := func(key, value string) {
-		r.Headers = append(r.Headers, pipeline.Header{Key: key, Value: []byte(value)})
+func letter(key string, reason pipeline.Reason, attempt int) pipeline.Record {
+	return letterOf(graveSource, key, reason, attempt, time.Date(2026, 3, 4, 0, 0, 0, 0, time.UTC))
+}
+
+// letterOf returns a dead letter of any topic, which failed at a time.
+func letterOf(source, key string, reason pipeline.Reason, attempt int, at time.Time) pipeline.Record {
+	r := pipeline.Record{Key: []byte(key), Value: []byte("\x00value of " + key), Time: time.UnixMilli(1000), Headers: []pipeline.Header{{Key: "traceparent", Value: []byte("00-1-2-01")}}}
+	for range attempt {
+		r.Topic, r.Partition, r.Offset = source, 1, 7
+		r = deadletter.New(&r, graveDead, "enrich", "stamp", pipeline.Reject(reason, "it is \x1b[31mbad"), at)
 	}
-	add("traceparent", "00-1-2-01")
-	add(deadletter.HeaderSourceTopic, graveSource)
-	add(deadletter.HeaderSourcePartition, "1")
-	add(deadletter.HeaderSourceOffset, "7")
-	add(deadletter.HeaderPipeline, "enrich")
-	add(deadletter.HeaderStage, "stamp")
-	add(deadletter.HeaderReason, reason)
-	add(deadletter.HeaderError, "it is \x1b[31mbad")
-	add(deadletter.HeaderAttempt, strconv.Itoa(attempt))
-	add(deadletter.HeaderTime, "2026-03-04T00:00:00Z")
-	r.Headers = append(r.Headers, more...)
 	return r
 }
 
@@ -106,21 +100,22 @@ func (g *graveyard) read(topic string, partitions int) map[string][]pipeline.Rec
 	return all
 }
 
-func (g *graveyard) redrive(args ...string) (code int, stdout, stderr string) {
+// redrive runs the command and returns its exit code, stdout and stderr.
+func (g *graveyard) redrive(args ...string) (int, string, string) {
 	g.t.Helper()
-	var out, told harness.Buffer
-	env := &cli.Env{Stdout: &out, Stderr: &told, Now: func() time.Time { return harness.Now }}
-	code = env.Main(append([]string{"redrive", "-t", harness.ShopTopology(), "-b", g.cfg.Brokers[0], "--log-level", "error"}, args...), Command)
-	return code, out.String(), told.String()
+	var stdout, stderr harness.Buffer
+	env := &cli.Env{Stdout: &stdout, Stderr: &stderr, Now: func() time.Time { return harness.Now }}
+	code := env.Main(append([]string{"redrive", "-t", harness.ShopTopology(), "-b", g.cfg.Brokers[0], "--log-level", "error"}, args...), Command)
+	return code, stdout.String(), stderr.String()
 }
 
-// sentBack runs redrive and returns what its summary says.
+// sentBack runs the command and returns its summary.
 func (g *graveyard) sentBack(args ...string) redriveCounts {
 	g.t.Helper()
-	code, out, told := g.redrive(append(args, "--json")...)
+	code, out, stderr := g.redrive(append(args, "--json")...)
 	var got redriveCounts
 	if err := json.Unmarshal([]byte(out), &got); code != cli.ExitOK || err != nil {
-		g.t.Fatalf("exit code %d, %v: %s%s", code, err, out, told)
+		g.t.Fatalf("exit code %d, %v: %s%s", code, err, out, stderr)
 	}
 	return got
 }
@@ -137,7 +132,7 @@ func TestLettersGoBackOnceAndByteForByte(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	if got := g.sentBack(); got.Sent != 0 || len(got.Stayed) > 0 {
-		t.Errorf("once more: %+v", got)
+		t.Errorf("second run: %+v", got)
 	}
 	back := g.read(graveSource, 3)
 	for i, want := range letters {
@@ -150,7 +145,7 @@ func TestLettersGoBackOnceAndByteForByte(t *testing.T) {
 			t.Errorf("%s: %q at %v", key, got.Value, got.Time)
 		}
 		if len(got.Headers) != 2 || got.Headers[0].Key != "traceparent" || string(got.Headers[0].Value) != "00-1-2-01" ||
-			got.Headers[1].Key != deadletter.HeaderAttempt || string(got.Headers[1].Value) != "2" {
+			deadletter.Parse(&got).Attempt != 2 {
 			t.Errorf("%s: headers %v", key, got.Headers)
 		}
 		if got.Partition != kafka.PartitionOf(want.Key, 3) {
@@ -159,59 +154,59 @@ func TestLettersGoBackOnceAndByteForByte(t *testing.T) {
 	}
 }
 
-// What a run leaves out, for whatever reason, the next one finds.
+// A letter that stays, for any reason, is found by the next run.
 func TestLettersThatStayArePendingAgain(t *testing.T) {
 	g := newGraveyard(t)
-	forged := letter("forged", "expression", 1)
-	forged.Headers[1].Value = []byte("__consumer_offsets")
-	old := letter("old", "expression", 1)
-	old.Headers[9].Value = []byte("2026-03-02T00:00:00Z")
+	forged := letterOf("__consumer_offsets", "forged", "expression", 1, harness.Now)
+	old := letterOf(graveSource, "old", "expression", 1, time.Date(2026, 3, 2, 0, 0, 0, 0, time.UTC))
+	cut := letter("cut", "expression", 1)
+	deadletter.Truncate(&cut, cut.Size()-1)
+	kept := string(cut.Value)
 	bare := pipeline.Record{Topic: graveDead, Partition: pipeline.KeyPartition, Key: []byte("bare"), Value: []byte("x"), Time: time.UnixMilli(1)}
-	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1), letter("worn", "expression", 5), forged, old, bare,
-		letter("cut", "expression", 1, pipeline.Header{Key: deadletter.HeaderTruncated, Value: []byte("9")}))
+	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1), letter("worn", "expression", 5), forged, old, bare, cut)
 
 	got := g.sentBack("--reason", "expression", "--since", "48h")
 	if got.Sent != 1 || got.Stayed[staysFiltered] != 3 || got.Stayed[staysAttempts] != 1 || got.Stayed[staysNoSource] != 1 || got.Stayed[staysTruncated] != 1 {
-		t.Errorf("first %+v", got)
+		t.Errorf("first run: %+v", got)
 	}
 	if got := g.sentBack("--max-attempts", "0", "--max", "2"); got.Sent != 2 {
-		t.Errorf("two more: %+v", got)
+		t.Errorf("second run: %+v", got)
 	}
 	if got := g.sentBack("--max-attempts", "0"); got.Sent != 1 || got.Stayed[staysNoSource] != 2 || got.Stayed[staysTruncated] != 1 {
-		t.Errorf("the rest: %+v", got)
+		t.Errorf("third run: %+v", got)
 	}
 	back := g.read(graveSource, 3)
 	if len(back) != 4 || len(back["a"]) != 1 || len(back["b"]) != 1 || len(back["worn"]) != 1 || len(back["old"]) != 1 {
-		t.Errorf("there are %v", back)
+		t.Errorf("sent back: %v", back)
 	}
-	// A letter that stayed is as it was.
+	// A letter that stayed is unchanged.
 	dead := g.read(graveDead, 2)["cut"]
-	if last := dead[len(dead)-1]; len(last.Headers) != 11 || string(last.Value) != "\x00value of cut" || !last.Time.Equal(time.UnixMilli(1000)) {
-		t.Errorf("it is %+v", last)
+	if last := dead[len(dead)-1]; len(last.Headers) != 11 || string(last.Value) != kept || !last.Time.Equal(time.UnixMilli(1000)) {
+		t.Errorf("the letter is now %+v", last)
 	}
 }
 
-func TestDryRunListsAndChangesNothing(t *testing.T) {
+func TestRedriveDryRunListsAndChangesNothing(t *testing.T) {
 	g := newGraveyard(t)
-	if code, out, told := g.redrive("--dry-run"); code != cli.ExitOK || out != "" || !strings.HasPrefix(told, "0 dead letters are pending for group shop-redrive") {
-		t.Errorf("exit code %d: %s%s", code, out, told)
+	if code, out, stderr := g.redrive("--dry-run"); code != cli.ExitOK || out != "" || !strings.HasPrefix(stderr, "0 dead letters are pending for group shop-redrive") {
+		t.Errorf("exit code %d: %s%s", code, out, stderr)
 	}
 	g.write(letter("a", "expression", 1), letter("b", "bad_body", 1))
 	for range 2 {
-		code, out, told := g.redrive("--dry-run", "--reason", "bad_body")
-		if code != cli.ExitOK || told != "2 dead letters are pending for group shop-redrive: 1 would be sent back, 1 would stay\n" {
-			t.Errorf("exit code %d: %s", code, told)
+		code, out, stderr := g.redrive("--dry-run", "--reason", "bad_body")
+		if code != cli.ExitOK || stderr != "2 dead letters are pending for group shop-redrive: 1 would be sent back, 1 would stay\n" {
+			t.Errorf("exit code %d: %s", code, stderr)
 		}
 		for _, want := range []string{"LETTER", "stays: not chosen", "enrich/stamp", "bad_body", `it is \x1b[31mbad`} {
 			if !strings.Contains(out, want) {
-				t.Errorf("it does not say %q:\n%s", want, out)
+				t.Errorf("%q is missing in:\n%s", want, out)
 			}
 		}
 	}
 	_, out, _ := g.redrive("--dry-run", "--json")
 	for line := range strings.Lines(out) {
 		var l listedLetter
-		if err := json.Unmarshal([]byte(line), &l); err != nil || l.To != graveSource || l.Attempt != 1 || l.Stays != "" || l.Error != "it is \x1b[31mbad" {
+		if err := json.Unmarshal([]byte(line), &l); err != nil || l.To != graveSource || l.Attempt != 1 || l.Stays != "" || l.Error != "expression: it is \x1b[31mbad" && l.Error != "bad_body: it is \x1b[31mbad" {
 			t.Errorf("%s: %v", line, err)
 		}
 	}
@@ -220,23 +215,23 @@ func TestDryRunListsAndChangesNothing(t *testing.T) {
 	}
 }
 
-func TestRedriveCommandLine(t *testing.T) {
+func TestRedriveRefusesBadFlags(t *testing.T) {
 	for args, want := range map[string]string{
-		"--max -1":          "--max: -1 is less than nothing",
-		"--max-attempts -1": "--max-attempts: -1 is less than nothing",
+		"--max -1":          "--max: -1 is negative",
+		"--max-attempts -1": "--max-attempts: -1 is negative",
 		"--rate -1":         "--rate: -1 is not a number of letters per second",
 		"--since never":     `--since: "never" is neither a time`,
 	} {
-		var told harness.Buffer
-		env := &cli.Env{Stdout: &told, Stderr: &told, Now: func() time.Time { return harness.Now }}
-		if code := env.Main(append([]string{"redrive"}, strings.Fields(args)...), Command); code != cli.ExitUsage || !strings.Contains(told.String(), want) {
-			t.Errorf("%s: exit code %d: %s", args, code, told.String())
+		var output harness.Buffer
+		env := &cli.Env{Stdout: &output, Stderr: &output, Now: func() time.Time { return harness.Now }}
+		if code := env.Main(append([]string{"redrive"}, strings.Fields(args)...), Command); code != cli.ExitUsage || !strings.Contains(output.String(), want) {
+			t.Errorf("%s: exit code %d: %s", args, code, output.String())
 		}
 	}
 }
 
-// A batch that is rolled back counts for nothing, and is done again.
-func TestRolledBackLettersAreNotCounted(t *testing.T) {
+// The letters of an aborted batch are not counted; they come again.
+func TestLettersOfAnAbortedBatchAreNotCounted(t *testing.T) {
 	stopped := 0
 	h := &redriveHandler{
 		filter: &letterFilter{sources: map[string]bool{graveSource: true}}, pace: newPace(0), limit: 2,
@@ -264,7 +259,7 @@ func TestRolledBackLettersAreNotCounted(t *testing.T) {
 
 func TestPaceIsInterrupted(t *testing.T) {
 	p := newPace(1e-3)
-	if err := p.wait(t.Context()); err != nil {
+	if err := p.wait(t.Context()); err != nil { // the first letter need not wait
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())

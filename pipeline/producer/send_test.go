@@ -17,20 +17,22 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"millrace/pipeline"
+	"millrace/pipeline/cli"
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 )
 
-// fakeWriter is a Kafka that does with each record what a test says.
+// fakeWriter gives records the results that a test decides.
 type fakeWriter struct {
-	// write is called with the number of the record, from 1. It, or whoever it
-	// hands done to, acknowledges.
+	// write is called with the number of the record, from 1, and calls done now or
+	// later.
 	write func(n int, done func(error))
-	// flush is what Flush does; nothing if nil.
+	// flush implements Flush; nil does nothing.
 	flush func(ctx context.Context) error
 
-	keys []string // of what was written
+	keys []string // of the written records
 }
 
 func (w *fakeWriter) Write(_ context.Context, r *pipeline.Record, done func(error)) {
@@ -45,14 +47,14 @@ func (w *fakeWriter) Flush(ctx context.Context) error {
 	return w.flush(ctx)
 }
 
-func takeAll(_ int, done func(error)) { done(nil) }
+func acceptAll(_ int, done func(error)) { done(nil) }
 
-// sending is a sender under test with what it is given and what it gives.
+// sending is a sender under test, with its inputs and outputs.
 type sending struct {
 	*sender
 	console bytes.Buffer
-	dir     string       // where the rejects go
-	clock   atomic.Int64 // nanoseconds since testNow
+	dir     string       // of the rejects files
+	clock   atomic.Int64 // nanoseconds since harness.Now
 	ticks   chan time.Time
 	reg     *prometheus.Registry
 }
@@ -66,7 +68,7 @@ func newSending(t testing.TB, w keyring.RecordWriter) *sending {
 		writer:   w,
 		rejects:  &rejects{path: func(input string) string { return filepath.Join(s.dir, filepath.Base(input)+".rejects") }},
 		console:  &console{w: &s.console},
-		metrics:  newProducerMetrics(s.reg, encoder.Types),
+		metrics:  newProducerMetrics(s.reg, encoder.Types()),
 		now:      func() time.Time { return harness.Now.Add(time.Duration(s.clock.Load())) },
 		tick:     s.ticks,
 		patience: time.Minute,
@@ -74,12 +76,12 @@ func newSending(t testing.TB, w keyring.RecordWriter) *sending {
 	return s
 }
 
-// text sends the lines as those of stdin.
+// text sends lines from stdin.
 func (s *sending) text(ctx context.Context, lines string) *sendOutcome {
 	return s.run(ctx, readFiles(ctx, []string{"-"}, strings.NewReader(lines)))
 }
 
-// paid returns n lines with an OrderPaid each, of orders o-1, o-2, ...
+// paid returns n lines with an OrderPaid each, for the orders o-1, o-2, and so on.
 func paid(n int) string {
 	var b strings.Builder
 	for i := range n {
@@ -89,7 +91,7 @@ func paid(n int) string {
 }
 
 func TestEveryAcknowledgedEventIsCounted(t *testing.T) {
-	w := &fakeWriter{write: takeAll}
+	w := &fakeWriter{write: acceptAll}
 	s := newSending(t, w)
 	out := s.text(t.Context(), paid(3)+"\n  \r\n"+`{"type":"UserDeleted","data":{"id":"u"}}`)
 	if out.err != nil || out.interrupted || out.total != 4 || out.sent["OrderPaid"] != 3 || out.sent["UserDeleted"] != 1 || out.rejected+out.failed+out.unknown != 0 {
@@ -104,7 +106,7 @@ func TestEveryAcknowledgedEventIsCounted(t *testing.T) {
 }
 
 func TestAcknowledgementsInAnyOrder(t *testing.T) {
-	const n = 5000 // more than the ledger keeps before it moves up
+	const n = 5000 // more lines than the ledger keeps before it drops the done ones
 	var held []func(error)
 	w := &fakeWriter{write: func(_ int, done func(error)) { held = append(held, done) }}
 	s := newSending(t, w)
@@ -112,7 +114,7 @@ func TestAcknowledgementsInAnyOrder(t *testing.T) {
 		for i, done := range slices.Backward(held) {
 			if i == 0 {
 				if through := s.ledger.outcome().through; through.line != 0 {
-					t.Errorf("without line 1, it is complete up to %v", through)
+					t.Errorf("complete up to %v, but line 1 is missing", through)
 				}
 			}
 			done(nil)
@@ -124,8 +126,8 @@ func TestAcknowledgementsInAnyOrder(t *testing.T) {
 	}
 }
 
-// A record that fails may all the same have been written: a client cannot see
-// which it was, so both must end alike.
+// A failed record may have been written; a client cannot know. Both cases have the
+// same outcome.
 func TestFailedRecordStopsTheSender(t *testing.T) {
 	for _, applied := range []bool{false, true} {
 		t.Run(fmt.Sprintf("applied %v", applied), func(t *testing.T) {
@@ -143,7 +145,7 @@ func TestFailedRecordStopsTheSender(t *testing.T) {
 			}}
 			s := newSending(t, w)
 			out := s.text(t.Context(), paid(5000))
-			if out.err == nil || out.err.Error() != "stdin:3: Kafka did not take the event: the broker is away" {
+			if out.err == nil || out.err.Error() != "stdin:3: Kafka did not accept the event: the broker is away" {
 				t.Errorf("error %v", out.err)
 			}
 			if out.failed != 1 || out.total != 2 || out.through.line != 2 {
@@ -153,7 +155,7 @@ func TestFailedRecordStopsTheSender(t *testing.T) {
 				t.Errorf("%d were written after the failure", len(w.keys)-3)
 			}
 			if got := testutil.ToFloat64(s.metrics.events.WithLabelValues("OrderPaid", "failed")); got != 1 {
-				t.Errorf("%v are counted as failed", got)
+				t.Errorf("%v records are counted as failed", got)
 			}
 			if want := 2 + map[bool]int{true: 1}[applied]; len(log) != want {
 				t.Errorf("Kafka has %v", log)
@@ -162,7 +164,7 @@ func TestFailedRecordStopsTheSender(t *testing.T) {
 	}
 }
 
-func TestFirstFailureIsTheOneThatIsTold(t *testing.T) {
+func TestFirstFailureIsReported(t *testing.T) {
 	var held []func(error)
 	w := &fakeWriter{write: func(_ int, done func(error)) { held = append(held, done) }}
 	w.flush = func(context.Context) error {
@@ -173,62 +175,74 @@ func TestFirstFailureIsTheOneThatIsTold(t *testing.T) {
 		return nil
 	}
 	out := newSending(t, w).text(t.Context(), paid(4))
-	if out.err == nil || out.err.Error() != "stdin:4: Kafka did not take the event: first" || out.failed != 2 || out.total != 2 || out.through.line != 1 {
+	if out.err == nil || out.err.Error() != "stdin:4: Kafka did not accept the event: first" || out.failed != 2 || out.total != 2 || out.through.line != 1 {
 		t.Errorf("%+v", out)
 	}
 }
 
-// Kafka falls silent. The writer either calls back when its context ends, or
-// never does.
+// Kafka stops to answer. The writer calls back when its context ends, or never.
 func TestSenderGivesUpWhenNothingIsAcknowledged(t *testing.T) {
-	for _, told := range []bool{true, false} {
-		t.Run(fmt.Sprintf("called back %v", told), func(t *testing.T) {
-			var held []func(error)
-			w := &fakeWriter{write: func(n int, done func(error)) {
-				if n == 1 {
-					done(nil)
-				} else {
-					held = append(held, done)
-				}
-			}}
-			s := newSending(t, w)
-			w.flush = func(ctx context.Context) error {
-				look := func() { // returns when the watch has looked at least once
-					for range 2 {
-						select {
-						case s.ticks <- harness.Now:
-						case <-ctx.Done():
-						}
-					}
-				}
-				look() // one is acknowledged: progress
-				s.clock.Add(int64(s.patience) - 1)
-				look()
-				if ctx.Err() != nil {
-					t.Error("it gave up too early")
-				}
-				s.clock.Add(1)
-				look()
-				<-ctx.Done()
-				for _, done := range held {
-					if told {
-						done(ctx.Err())
-					}
-				}
-				return ctx.Err()
-			}
+	for _, answers := range []bool{true, false} {
+		t.Run(fmt.Sprintf("called back %v", answers), func(t *testing.T) {
+			s, w := silentSending(t, answers)
 			out := s.text(t.Context(), paid(3))
-			if !errors.Is(out.err, errNoProgress) || out.err.Error() != "no acknowledgement from Kafka in 1m0s, with 2 records under way" {
+			if !errors.Is(out.err, errNoProgress) || out.err.Error() != "no acknowledgement from Kafka in 1m0s, with 2 records in flight" {
 				t.Errorf("error %v", out.err)
 			}
-			if out.total != 1 || out.failed+out.unknown != 2 || (out.failed == 2) != told || out.through.line != 1 {
+			if out.total != 1 || out.failed+out.unknown != 2 || (out.failed == 2) != answers || out.through.line != 1 {
 				t.Errorf("%+v", out)
+			}
+			if len(w.keys) != 3 {
+				t.Errorf("wrote %v", w.keys)
 			}
 		})
 	}
 }
 
-func TestInterruptedSenderFinishesWhatItRead(t *testing.T) {
+// silentSending returns a sender whose writer acknowledges the first record only. If
+// answers is set, it fails the others when its context ends.
+func silentSending(t *testing.T, answers bool) (*sending, *fakeWriter) {
+	t.Helper()
+	var held []func(error)
+	w := &fakeWriter{write: func(n int, done func(error)) {
+		if n == 1 {
+			done(nil)
+		} else {
+			held = append(held, done)
+		}
+	}}
+	s := newSending(t, w)
+	w.flush = func(ctx context.Context) error {
+		s.check(ctx) // the first acknowledgement is progress
+		s.clock.Add(int64(s.patience) - 1)
+		s.check(ctx)
+		if ctx.Err() != nil {
+			t.Error("the sender gave up too early")
+		}
+		s.clock.Add(1)
+		s.check(ctx)
+		<-ctx.Done()
+		if answers {
+			for _, done := range held {
+				done(ctx.Err())
+			}
+		}
+		return ctx.Err()
+	}
+	return s, w
+}
+
+// check returns when the sender has checked its progress at least once.
+func (s *sending) check(ctx context.Context) {
+	for range 2 {
+		select {
+		case s.ticks <- harness.Now:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func TestInterruptedSenderSendsTheLinesThatItRead(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var held []func(error)
 	w := &fakeWriter{write: func(n int, done func(error)) {
@@ -239,7 +253,7 @@ func TestInterruptedSenderFinishesWhatItRead(t *testing.T) {
 	}}
 	w.flush = func(ctx context.Context) error {
 		if ctx.Err() != nil {
-			t.Error("what was written is abandoned")
+			t.Error("the written records are abandoned")
 		}
 		for _, done := range held {
 			done(nil)
@@ -252,28 +266,28 @@ func TestInterruptedSenderFinishesWhatItRead(t *testing.T) {
 	}
 }
 
-func TestUnknownFateIsAnError(t *testing.T) {
+func TestUnknownResultIsAnError(t *testing.T) {
 	w := &fakeWriter{write: func(n int, done func(error)) {
 		if n != 2 {
 			done(nil)
 		}
 	}}
 	out := newSending(t, w).text(t.Context(), paid(3))
-	if out.err == nil || out.err.Error() != "1 records were written, but nothing is known of them" || out.unknown != 1 || out.total != 2 || out.through.line != 1 {
+	if out.err == nil || out.err.Error() != "1 records were written, but their result is unknown" || out.unknown != 1 || out.total != 2 || out.through.line != 1 {
 		t.Errorf("%+v", out)
 	}
 }
 
 func TestFailedFlushIsAnError(t *testing.T) {
-	w := &fakeWriter{write: takeAll, flush: func(context.Context) error { return errors.New("closed") }}
+	w := &fakeWriter{write: acceptAll, flush: func(context.Context) error { return errors.New("closed") }}
 	if out := newSending(t, w).text(t.Context(), paid(1)); out.err == nil || out.err.Error() != "closed" {
 		t.Errorf("%+v", out)
 	}
 }
 
-func TestInputThatBreaksOffFailsAfterItsLinesWereSent(t *testing.T) {
+func TestIncompleteInputFailsAfterItsLinesWereSent(t *testing.T) {
 	whole := gzipped(t, paid(3))
-	s := newSending(t, &fakeWriter{write: takeAll})
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	out := s.text(t.Context(), string(whole[:len(whole)-3]))
 	if out.err == nil || out.err.Error() != "stdin: after line 3: unexpected EOF" || out.total != 3 || out.through.line != 3 {
 		t.Errorf("%+v", out)
@@ -281,20 +295,20 @@ func TestInputThatBreaksOffFailsAfterItsLinesWereSent(t *testing.T) {
 }
 
 func TestBadLinesAreKeptAndTheOthersSent(t *testing.T) {
-	w := &fakeWriter{write: takeAll}
+	w := &fakeWriter{write: acceptAll}
 	s := newSending(t, w)
 	in := paid(1) + "nonsense\r\n" + paid(1) + `{"type":"OrderPaid","data":{}}` + "\n" + "\xff\x00\n" + `{"type":` // no newline
 	out := s.text(t.Context(), in)
 	if out.err != nil || out.total != 2 || out.rejected != 4 || out.through.line != 6 {
 		t.Errorf("%+v", out)
 	}
-	const told = `stdin:2: column 2: invalid character 'o' in literal null (expecting 'u')
+	const reported = `stdin:2: column 2: invalid character 'o' in literal null (expecting 'u')
 stdin:4: data.id: missing; expected string
 stdin:5: not UTF-8
 stdin:6: the JSON ends too early
 `
-	if got := s.console.String(); got != told {
-		t.Errorf("told\n%swant\n%s", got, told)
+	if got := s.console.String(); got != reported {
+		t.Errorf("reported\n%swant\n%s", got, reported)
 	}
 	kept, err := os.ReadFile(filepath.Join(s.dir, "stdin.rejects"))
 	const want = "nonsense\r\n" + `{"type":"OrderPaid","data":{}}` + "\n\xff\x00\n" + `{"type":` + "\n"
@@ -308,19 +322,19 @@ stdin:6: the JSON ends too early
 	}
 }
 
-func TestManyBadLinesAreNotToldWithoutEnd(t *testing.T) {
-	s := newSending(t, &fakeWriter{write: takeAll})
+func TestOnlyTheFirstBadLinesAreReported(t *testing.T) {
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	if out := s.text(t.Context(), strings.Repeat("x\n", maxFaultsShown+7)); out.rejected != maxFaultsShown+7 {
 		t.Errorf("%+v", out)
 	}
 	if got := s.console.String(); strings.Count(got, "\n") != maxFaultsShown+1 || !strings.HasSuffix(got, "... and 7 more bad lines\n") {
-		t.Errorf("told\n%s", got)
+		t.Errorf("reported\n%s", got)
 	}
 }
 
-func TestTooLongLineIsKeptWhole(t *testing.T) {
+func TestTooLongLineIsKeptCompletely(t *testing.T) {
 	long := strings.Repeat("x", maxLine+10)
-	s := newSending(t, &fakeWriter{write: takeAll})
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	out := s.text(t.Context(), paid(1)+long+"\n"+paid(1)+long)
 	if out.err != nil || out.total != 2 || out.rejected != 2 || out.through.line != 4 {
 		t.Errorf("%+v", out)
@@ -331,13 +345,13 @@ func TestTooLongLineIsKeptWhole(t *testing.T) {
 	}
 }
 
-func TestRejectsStandBesideTheirInput(t *testing.T) {
-	s := newSending(t, &fakeWriter{write: takeAll})
+func TestRejectsFileIsNextToItsInput(t *testing.T) {
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	var files []string
 	for _, name := range []string{"a", "good", "b"} {
 		path := filepath.Join(s.dir, name)
 		files = append(files, path)
-		text := "bad " + name // no newline: the next input's lines must not run into it
+		text := "bad " + name // without a newline: the lines of the next input must not follow on the same line
 		if name == "good" {
 			text = paid(1)
 		}
@@ -374,7 +388,7 @@ func TestRejectsOfAllInputsInOneFile(t *testing.T) {
 }
 
 func TestRejectsNeverOverwriteTheInput(t *testing.T) {
-	s := newSending(t, &fakeWriter{write: takeAll})
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	in := filepath.Join(s.dir, "in")
 	if err := os.WriteFile(in, []byte("bad\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -383,26 +397,26 @@ func TestRejectsNeverOverwriteTheInput(t *testing.T) {
 	if err := os.Symlink(in, link); err != nil {
 		t.Fatal(err)
 	}
-	s.rejects = &rejects{path: func(string) string { return link }, keep: []string{in}}
+	s.rejects = &rejects{path: func(string) string { return link }, inputs: []string{in}}
 	out := s.run(t.Context(), readFiles(t.Context(), []string{in}, nil))
-	if out.err == nil || !strings.Contains(out.err.Error(), "is read at the same time; name another file") {
+	if out.err == nil || !strings.Contains(out.err.Error(), "is also an input; name another file") {
 		t.Errorf("%+v", out)
 	}
 	if text, err := os.ReadFile(in); err != nil || string(text) != "bad\n" {
-		t.Errorf("the input is %q now, %v", text, err)
+		t.Errorf("the input is now %q, %v", text, err)
 	}
 }
 
-func TestRejectsThatCannotBeKeptStopTheSender(t *testing.T) {
-	s := newSending(t, &fakeWriter{write: takeAll})
+func TestUnwritableRejectsFileStopsTheSender(t *testing.T) {
+	s := newSending(t, &fakeWriter{write: acceptAll})
 	s.rejects.path = func(string) string { return filepath.Join(s.dir, "absent", "rejects") }
 	out := s.text(t.Context(), paid(1)+"bad\n"+paid(1))
-	if out.err == nil || !strings.Contains(out.err.Error(), "--rejects names another file") || out.total != 1 {
+	if out.err == nil || !strings.Contains(out.err.Error(), "name another file with --rejects") || out.total != 1 {
 		t.Errorf("%+v", out)
 	}
 }
 
-func TestStatusLineGivesWayToMessages(t *testing.T) {
+func TestStatusLineStaysBelowMessages(t *testing.T) {
 	var b strings.Builder
 	c := &console{w: &b, terminal: true}
 	c.status("10 sent")
@@ -415,7 +429,7 @@ func TestStatusLineGivesWayToMessages(t *testing.T) {
 	}
 }
 
-// BenchmarkSender is everything that a line costs before the Kafka client.
+// BenchmarkSender measures a line up to the Kafka client.
 func BenchmarkSender(b *testing.B) {
 	line := []byte(paid(1))
 	s := newSending(b, &fakeWriter{})
@@ -429,5 +443,46 @@ func BenchmarkSender(b *testing.B) {
 		if err := s.lines(b.Context(), batch, 0, 1); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+func TestDryRunWritesNoFile(t *testing.T) {
+	topology, err := filepath.Abs(harness.ShopTopology())
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	t.Chdir(dir)
+	harness.Write(t, "in.jsonl", []byte(paid(1)+"nonsense\n"+strings.Repeat("x", maxLine+1)+"\n"+paid(1)))
+	for _, args := range [][]string{{"in.jsonl"}, {"--rejects", "bad", "in.jsonl"}, {"--json", "in.jsonl"}} {
+		var stdout, stderr harness.Buffer
+		env := &cli.Env{Stdout: &stdout, Stderr: &stderr, Now: func() time.Time { return harness.Now }}
+		code := env.Main(append([]string{"send", "--dry-run", "-t", topology, "-b", "127.0.0.1:1"}, args...), Command)
+		if code != cli.ExitFailure {
+			t.Errorf("%v: exit code %d", args, code)
+		}
+		harness.WantLines(t, stderr.String(), "in.jsonl:2: column 2: invalid character", "in.jsonl:3: a line of more than 16 MiB",
+			"dry run: checked 2 events for shop.events in ", " and sent none\n", "2 bad lines would be rejected\n")
+		if args[0] == "--json" {
+			harness.WantLines(t, stdout.String(), `"rejected": 2,`, `"dry_run": true`)
+		}
+		if strings.Contains(stdout.String(), "rejects") {
+			t.Errorf("%v: the summary names a rejects file: %s", args, stdout.String())
+		}
+		entries, err := os.ReadDir(dir)
+		if err != nil || len(entries) != 1 {
+			t.Errorf("%v: the directory has %v, %v", args, entries, err)
+		}
+	}
+}
+
+// The error is that of package kafka, without a prefix that hides the address.
+func TestUnreachableBrokerIsNamed(t *testing.T) {
+	var stderr harness.Buffer
+	env := &cli.Env{Stdout: &stderr, Stderr: &stderr, Stdin: strings.NewReader(paid(1)), Now: func() time.Time { return harness.Now }}
+	code := env.Main([]string{"send", "-t", harness.ShopTopology(), "-b", "127.0.0.1:1", "-r", harness.Sandbox(t).RegistryURL()}, Command)
+	_, err := kafka.EnsureTopics(t.Context(), kafka.Config{Brokers: []string{"127.0.0.1:1"}}, []kafka.TopicSpec{{Name: "t", Partitions: 1}}, true)
+	if err == nil || code != cli.ExitFailure || !strings.Contains(stderr.String(), "127.0.0.1:1") || !strings.Contains(stderr.String(), "producer: "+err.Error()+"\n") {
+		t.Errorf("exit code %d: %s\nwant %v", code, stderr.String(), err)
 	}
 }

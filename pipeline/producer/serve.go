@@ -22,112 +22,112 @@ import (
 )
 
 const (
-	bodyTimeout = 30 * time.Second // for a request's body to come
-	retryAfter  = "1"              // seconds
+	bodyTimeout = 30 * time.Second // for reading a request's body
+	retryAfter  = "1"              // seconds, in the header Retry-After
 )
 
 func serveCommand(e *cli.Env) *cobra.Command {
 	p := &producer{env: e}
 	in := &intake{}
-	var atOnce int
+	var concurrency int
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Take events over HTTP",
-		Long: `Takes events over HTTP: POST /v1/events with one of
+		Short: "Accept events over HTTP",
+		Long: `Accepts events over HTTP: POST /v1/events with one of
 
-  application/json                    an event as send takes it, or an array of them
+  application/json                    an event as send accepts it, or an array of them
   application/cloudevents+json        a CloudEvent 1.0
   application/cloudevents-batch+json  an array of CloudEvents
   ce- headers, and JSON as the body   a CloudEvent in binary mode
 
-Of a CloudEvent, id, type and time are the event's own, data is its data, and
-every other attribute is metadata. A traceparent goes into the record.
+The id, type and time of a CloudEvent become those of the event, and its data the
+event's data. Every other attribute becomes metadata. A traceparent is copied to the
+record's headers.
 
-200 says that Kafka has every event of the request, and where. 400, 413 and 415
-say what is wrong with it: nothing of it was sent. 429 says that too much is
-under way: nothing of it was sent. 503 says that Kafka did not acknowledge all of
-it: some of it may be there. Problems are in the form of RFC 9457.
+200 means that Kafka has acknowledged every event of the request; the answer has
+their offsets. 400, 413 and 415 describe a fault of the request, and 429 means that
+too many requests are in progress: nothing of the request was sent. 503 means that
+Kafka has not acknowledged all events: some may have been written. Problems have the
+form of RFC 9457.
 
-A request that was not answered, or with 429 or 503, may be sent again as it is.
-An event that was there already is then there twice, with the same id: who
-reads takes an id that was seen before for the same event (the dedupe stage and
-projections do). An event without an id gets a new one with each request, so
-give ids.`,
+A request without an answer, or with 429 or 503, can be repeated unchanged. An event
+that was written before is then written twice with the same id; readers must treat
+an id that they have seen as the same event, as the dedupe stage and projections do.
+An event without an id gets a new one with each request, so set ids.`,
 		Example: `  producer serve
   curl -d '{"type":"OrderPaid","data":{"id":"o-1"}}' -H 'Content-Type: application/json' http://` + worker.ProducerListen + `/v1/events`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if atOnce < 1 {
-				return cli.Usagef("--at-once: %d requests are none", atOnce)
+			if concurrency < 1 {
+				return cli.Usagef("--at-once: %d is not a positive number of requests", concurrency)
 			}
 			if in.maxBody < 1 {
-				return cli.Usagef("--max-body: %d bytes are none", in.maxBody)
+				return cli.Usagef("--max-body: %d is not a positive number of bytes", in.maxBody)
 			}
-			in.slots = make(chan *event.Encoder, atOnce)
+			in.slots = make(chan *event.Encoder, concurrency)
 			return p.serveEvents(cmd.Context(), in)
 		},
 	}
 	p.addFlags(cmd, worker.ProducerListen)
 	flags := cmd.Flags()
 	_ = flags.MarkHidden("json") // there is no summary
-	flags.IntVar(&atOnce, "at-once", 64, "how many `requests` are worked on at a time; more are answered with 429")
-	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "how many `bytes` a request may have")
-	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the CloudEvents binding for Kafka")
+	flags.IntVar(&concurrency, "at-once", 64, "process at most `n` requests at the same time; others get status 429")
+	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "maximum size of a request's body in `bytes`")
+	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the Kafka binding of CloudEvents")
 	return cmd
 }
 
-// intake takes events over HTTP.
+// intake is the handler of /v1/events. Its fields are set before the first request and
+// never changed; every request has its own goroutine.
 type intake struct {
 	topic        string
 	writer       keyring.RecordWriter
-	slots        chan *event.Encoder // a request takes one for its time
-	maxBody      int64
-	patience     time.Duration // how long Kafka may take for a request
-	cloudHeaders bool
+	slots        chan *event.Encoder // the idle encoders; a request owns one while it is handled
+	maxBody      int64               // bytes
+	patience     time.Duration       // for the acknowledgements of a request
+	cloudHeaders bool                // --cloudevents-headers
 	metrics      *producerMetrics
 	answers      *prometheus.CounterVec
 	log          *slog.Logger
 }
 
-// serveEvents takes events until the context ends.
+// serveEvents serves until the context ends.
 func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if p.server.Listen == "" {
-		return cli.Usagef("--listen: there is nothing to serve at")
+		return cli.Usagef("--listen: an address is required")
 	}
-	way, err := p.open(ctx)
+	p.env.TuneGC()
+	c, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
-	defer way.close() // after the last request
-	server, err := worker.NewServer(p.server.Config(way.log, way.metrics))
+	defer c.close() // after the last request
+	server, err := worker.NewServer(p.server.Config(c.log, c.metrics))
 	if err != nil {
 		return err
 	}
-	in.topic, in.writer, in.patience, in.log = way.topic.Name, way.writer, p.patience, way.log
-	in.observe(way.metrics, way.encoder)
+	in.topic, in.writer, in.patience, in.log = c.topic.Name, c.writer, p.patience, c.log
+	in.prepare(c.metrics, c.encoder)
 	server.Handle("/v1/events", in)
-	if cfg, err := p.kafka.Config(way.log, nil); err == nil {
+	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
 		server.Ready("kafka", cfg.Ping)
 	}
 	return server.Run(ctx)
 }
 
-// observe makes the metrics, and a copy of the encoder for each request that is
-// worked on.
-func (in *intake) observe(reg prometheus.Registerer, encoder *event.Encoder) {
-	in.metrics = newProducerMetrics(reg, encoder.Types)
+// prepare creates the metrics, and an encoder for each slot.
+func (in *intake) prepare(reg prometheus.Registerer, encoder *event.Encoder) {
+	in.metrics = newProducerMetrics(reg, encoder.Types())
 	in.answers = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_producer_requests_total",
 		Help: "Requests to send events, by HTTP status of the answer.",
 	}, []string{"status"})
 	reg.MustRegister(in.answers)
 	for range cap(in.slots) {
-		one := *encoder
-		one.JSON, one.View, one.Headers = codec.JSON{}, pipeline.View{}, encoder.Headers.Clone()
-		in.slots <- &one
+		in.slots <- encoder.Clone()
 	}
 }
 
-// sentEvent says where an event is.
+// sentEvent locates a written event.
 type sentEvent struct {
 	ID        string `json:"id,omitempty"`
 	Topic     string `json:"topic"`
@@ -135,26 +135,27 @@ type sentEvent struct {
 	Offset    int64  `json:"offset"`
 }
 
-// problem is an answer in the form of RFC 9457.
+// problem is an answer with an error: the problem details of RFC 9457.
 type problem struct {
 	Title  string       `json:"title"`
 	Status int          `json:"status"`
 	Detail string       `json:"detail"`
-	Errors []fieldFault `json:"errors,omitempty"` // one for each bad event
+	Errors []fieldFault `json:"errors,omitempty"` // one per bad event
 }
 
-// fieldFault says what is wrong with an event.
+// fieldFault describes the fault of an event.
 type fieldFault struct {
-	Event  int    `json:"event"`           // its number in the request, from 0
+	Event  int    `json:"event"`           // index in the request
 	Field  string `json:"field,omitempty"` // dotted path
 	Detail string `json:"detail"`
 }
 
+// problem answers with an error.
 func (in *intake) problem(w http.ResponseWriter, status int, faults []fieldFault, format string, args ...any) {
 	in.answers.WithLabelValues(strconv.Itoa(status)).Inc()
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, fmt.Sprintf(format, args...), faults}) // whoever asked has gone
+	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, fmt.Sprintf(format, args...), faults}) // fails only if the client is gone
 }
 
 // ServeHTTP implements [http.Handler].
@@ -170,51 +171,62 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		defer func() { in.slots <- encoder }()
 	default:
 		w.Header().Set("Retry-After", retryAfter)
-		in.problem(w, http.StatusTooManyRequests, nil, "%d requests are under way already; nothing of this one was sent", cap(in.slots))
+		in.problem(w, http.StatusTooManyRequests, nil, "%d requests are in progress already; nothing of this request was sent", cap(in.slots))
 		return
 	}
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not every writer can
-	body, err := readBody(w, r, in.maxBody)
-	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request has %d bytes at most", large.Limit)
-		} else {
-			in.problem(w, http.StatusBadRequest, nil, "the body did not come whole")
-		}
-		return
-	}
-	events, err := readEvents(r.Header, body)
-	var media *mediaError
-	switch {
-	case errors.As(err, &media):
-		in.problem(w, http.StatusUnsupportedMediaType, nil, "%v", media)
-		return
-	case err != nil:
-		in.refuse(w, eventFaults(err))
+	events, ok := in.read(w, r)
+	if !ok {
 		return
 	}
 	flights, faults := in.encode(encoder, events, r.Header)
 	if len(faults) == 0 {
-		faults, err = in.seal(r.Context(), encoder, flights)
+		var err error
+		if faults, err = in.seal(r.Context(), encoder, flights); err != nil {
+			in.log.Error("the events of a request cannot be encrypted", "err", err)
+			w.Header().Set("Retry-After", retryAfter)
+			in.problem(w, http.StatusServiceUnavailable, nil, "the keys to encrypt the events are not available; nothing of the request was sent")
+			return
+		}
 	}
-	switch {
-	case err != nil:
-		in.log.Error("events of a request cannot be encrypted", "err", err)
-		w.Header().Set("Retry-After", retryAfter)
-		in.problem(w, http.StatusServiceUnavailable, nil, "the keys to encrypt the events with are not at hand; nothing of the request was sent")
-		return
-	case len(faults) > 0:
+	if len(faults) > 0 {
 		in.refuse(w, faults)
 		return
 	}
 	in.send(w, r, flights)
 }
 
-// seal encrypts the tagged fields of events. The error is about the keys, and not
-// the request's fault.
+// read returns the events of a request. If there are faults, it answers and returns
+// false.
+func (in *intake) read(w http.ResponseWriter, r *http.Request) ([]intakeEvent, bool) {
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported by every writer
+	body, err := readBody(w, r, in.maxBody)
+	if err != nil {
+		var large *http.MaxBytesError
+		if errors.As(err, &large) {
+			in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
+		} else {
+			in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
+		}
+		return nil, false
+	}
+	events, err := readEvents(r.Header, body)
+	var media *mediaError
+	switch {
+	case errors.As(err, &media):
+		in.problem(w, http.StatusUnsupportedMediaType, nil, "%v", media)
+		return nil, false
+	case err != nil:
+		in.refuse(w, eventFaults(err))
+		return nil, false
+	}
+	return events, true
+}
+
+// seal encrypts the tagged fields of the events. An error means that the keys are
+// not available; the request is not at fault.
 func (in *intake) seal(ctx context.Context, encoder *event.Encoder, flights []*intakeFlight) (faults []fieldFault, err error) {
-	if encoder.Ring == nil {
+	keys := encoder.Keys()
+	if keys == nil {
 		return nil, nil
 	}
 	var subjects []string
@@ -225,7 +237,7 @@ func (in *intake) seal(ctx context.Context, encoder *event.Encoder, flights []*i
 	}
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), in.patience, errNoProgress)
 	defer cancel()
-	if err := encoder.Ring.Ensure(ctx, subjects); err != nil {
+	if err := keys.Ensure(ctx, subjects); err != nil {
 		return nil, err
 	}
 	for _, f := range flights {
@@ -237,78 +249,79 @@ func (in *intake) seal(ctx context.Context, encoder *event.Encoder, flights []*i
 			return nil, err
 		}
 		in.metrics.countRejected(f.typ)
-		faults = append(faults, faultOf(f.number, err, f.cloud))
+		faults = append(faults, faultOf(f.index, err, f.cloud))
 	}
 	return faults, nil
 }
 
+// refuse answers with the faults of the events.
 func (in *intake) refuse(w http.ResponseWriter, faults []fieldFault) {
-	in.problem(w, http.StatusBadRequest, faults, "%d of the events cannot be taken; nothing of the request was sent", len(faults))
+	in.problem(w, http.StatusBadRequest, faults, "%d events are invalid; nothing of the request was sent", len(faults))
 }
 
-// eventFaults returns the faults that an error of readEvents is about.
+// eventFaults returns the faults in an error of readEvents.
 func eventFaults(err error) (faults []fieldFault) {
 	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { // as eachEvent returns it
+	if joined, ok := err.(interface{ Unwrap() []error }); ok { // from eachEvent
 		list = joined.Unwrap()
 	}
 	for _, err := range list {
-		number := 0
+		index := 0
 		var of *eventError
 		if errors.As(err, &of) {
-			number, err = of.number, of.err
+			index, err = of.index, of.err
 		}
-		faults = append(faults, faultOf(number, err, nil))
+		faults = append(faults, faultOf(index, err, nil))
 	}
 	return faults
 }
 
-func faultOf(number int, err error, from *cloudEvent) fieldFault {
+// faultOf returns the fault of the event with an index. from is its CloudEvent, if it
+// is one: the fault then names an attribute instead of a field.
+func faultOf(index int, err error, from *cloudEvent) fieldFault {
 	var at *codec.PathError
 	if !errors.As(err, &at) {
-		return fieldFault{Event: number, Detail: err.Error()}
+		return fieldFault{Event: index, Detail: err.Error()}
 	}
 	path := at.Path
 	if from != nil {
 		path = attributePath(path)
 	}
-	return fieldFault{number, path, at.Msg}
+	return fieldFault{index, path, at.Msg}
 }
 
-// intakeFlight is an event of a request on its way.
+// intakeFlight is an event of a request between its encoding and its
+// acknowledgement.
 type intakeFlight struct {
 	id      string
 	typ     *event.Type
 	record  pipeline.Record
-	buf     []byte
-	number  int         // in the request
-	cloud   *cloudEvent // nil if it is none
-	subject string      // whose key it needs; "" if none
+	buf     []byte      // of the record's key and value
+	index   int         // in the request
+	cloud   *cloudEvent // nil if the event is not a CloudEvent
+	subject string      // data subject whose key the event needs; "" if none
 }
 
-// encode makes the records of a request's events.
+// encode encodes the events of a request.
 func (in *intake) encode(encoder *event.Encoder, events []intakeEvent, header http.Header) ([]*intakeFlight, []fieldFault) {
 	var faults []fieldFault
 	flights := make([]*intakeFlight, 0, len(events))
 	for i, e := range events {
-		f := &intakeFlight{number: i, cloud: e.cloud}
+		f := &intakeFlight{index: i, cloud: e.cloud}
 		var err error
 		if f.typ, f.buf, err = encoder.Encode(e.text, &f.record, nil); err != nil {
 			in.metrics.countRejected(f.typ)
 			faults = append(faults, faultOf(i, err, e.cloud))
 			continue
 		}
-		id, _ := encoder.JSON.Text("id")
-		f.id, f.subject = string(id), encoder.Subject
-		f.record.Headers = traceHeaders(e.cloud, header)
-		if e.cloud != nil && (in.cloudHeaders || encoder.Headers != nil) {
-			f.record.Headers = append(f.record.Headers, e.cloud.headers()...)
+		f.id, f.subject = encoder.ID(), encoder.Subject()
+		own := traceHeaders(e.cloud, header)
+		if e.cloud != nil && (in.cloudHeaders || encoder.HasHeaders()) {
+			own = append(own, e.cloud.headers()...)
 		}
-		if encoder.Headers != nil {
-			if f.record.Headers, err = encoder.Headers.For(f.typ.Schema, &f.record, f.record.Headers); err != nil {
-				faults = append(faults, faultOf(i, err, e.cloud)) // encoding it would have failed before
-				continue
-			}
+		if err := encoder.SetHeaders(f.typ, &f.record, own); err != nil {
+			faults = append(faults, faultOf(i, err, e.cloud)) // cannot happen: Encode succeeded
+			continue
 		}
 		if err := encoder.Fits(&f.record, ""); err != nil {
 			in.metrics.countRejected(f.typ)
@@ -320,16 +333,13 @@ func (in *intake) encode(encoder *event.Encoder, events []intakeEvent, header ht
 	return flights, faults
 }
 
-// send writes the records and answers when the fate of all is known, or the
-// patience is at its end. The request's own end stops nothing: what was begun
-// may be in Kafka.
+// send writes the records. It answers when all results are known or the patience has
+// ended. The end of the request does not stop it: the records may be in Kafka
+// already.
 func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intakeFlight) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), in.patience)
 	defer cancel()
-	results := &keyring.Results{Open: len(flights), All: make(chan struct{})}
-	if len(flights) == 0 {
-		close(results.All)
-	}
+	results := keyring.NewResults(len(flights))
 	for _, f := range flights {
 		in.writer.Write(ctx, &f.record, func(err error) {
 			if err != nil {
@@ -340,14 +350,10 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 			results.Add(err)
 		})
 	}
-	select {
-	case <-results.All:
-	case <-ctx.Done():
-	}
-	if err := results.Get(); err != nil {
-		in.log.Warn("Kafka did not acknowledge all events of a request", "err", err)
+	if err := results.Wait(ctx); err != nil {
+		in.log.Warn("Kafka has not acknowledged all events of a request", "err", err)
 		w.Header().Set("Retry-After", retryAfter)
-		in.problem(w, http.StatusServiceUnavailable, nil, "Kafka did not acknowledge all %d events; some may be there: send them again with the same ids", len(flights))
+		in.problem(w, http.StatusServiceUnavailable, nil, "Kafka has not acknowledged all %d events; some may be written: send them again with the same ids", len(flights))
 		return
 	}
 	sent := make([]sentEvent, len(flights))

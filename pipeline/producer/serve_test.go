@@ -23,17 +23,16 @@ import (
 	"millrace/pipeline/keyring"
 )
 
-// intakeWriter is a Kafka that acknowledges as a test says, and keeps the
-// records.
+// intakeWriter keeps the records instead of writing them.
 type intakeWriter struct {
 	records []pipeline.Record
-	fate    func(n int, done func(error)) // of record n, from 1; nil: it is there
+	result  func(n int, done func(error)) // gives record n, from 1, its result; nil: acknowledged
 }
 
 func (w *intakeWriter) Write(_ context.Context, r *pipeline.Record, done func(error)) {
 	w.records = append(w.records, *r)
-	if w.fate != nil {
-		w.fate(len(w.records), done)
+	if w.result != nil {
+		w.result(len(w.records), done)
 		return
 	}
 	r.Partition, r.Offset = 3, int64(100+len(w.records))
@@ -42,10 +41,15 @@ func (w *intakeWriter) Write(_ context.Context, r *pipeline.Record, done func(er
 
 func (*intakeWriter) Flush(context.Context) error { return nil }
 
+// newIntake returns an intake of the shop's events.
 func newIntake(t *testing.T, w keyring.RecordWriter) *intake {
 	t.Helper()
+	return newIntakeWith(eventtest.ShopEncoder(t), w)
+}
+
+func newIntakeWith(encoder *event.Encoder, w keyring.RecordWriter) *intake {
 	in := &intake{topic: "shop.events", writer: w, slots: make(chan *event.Encoder, 2), maxBody: 10_000, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
-	in.observe(prometheus.NewRegistry(), eventtest.ShopEncoder(t))
+	in.prepare(prometheus.NewRegistry(), encoder)
 	return in
 }
 
@@ -76,7 +80,7 @@ const (
 // binaryHeaders are the headers of a CloudEvent in binary mode.
 var binaryHeaders = []string{asJSON, "ce-specversion: 1.0", "ce-id: " + eventID, "ce-source: /shop", "ce-type: shop.OrderPaid", "ce-time: 2026-01-02T03:04:05Z", "ce-subject: o-1", "ce-n: 7"}
 
-func TestEventsAreAnsweredWithWhereTheyAre(t *testing.T) {
+func TestAnswerHasTheOffsetsOfTheEvents(t *testing.T) {
 	const one = `{"id":"` + eventID + `","topic":"shop.events","partition":3,"offset":101}`
 	two := `{"id":"` + harness.ID + `","topic":"shop.events","partition":3,"offset":102}`
 	for _, test := range []struct {
@@ -110,7 +114,7 @@ func TestEventsAreAnsweredWithWhereTheyAre(t *testing.T) {
 	}
 }
 
-// All three forms of one CloudEvent give the same record.
+// The forms of a CloudEvent give the same record.
 func TestFormsOfACloudEventGiveOneRecord(t *testing.T) {
 	const want = "id=" + eventID + " type=OrderPaid n=7 source=/shop subject=o-1"
 	for name, send := range map[string]func(*intake) *httptest.ResponseRecorder{
@@ -132,8 +136,8 @@ func TestFormsOfACloudEventGiveOneRecord(t *testing.T) {
 			in := newIntake(t, w)
 			in.cloudHeaders = true
 			if name == "base64" {
-				// Data that is null is data: only one of the two may be there.
-				if got := send(in); got.Code != http.StatusBadRequest || !strings.Contains(got.Body.String(), "there is data, too") {
+				// Null data is data: only one of the two members is allowed.
+				if got := send(in); got.Code != http.StatusBadRequest || !strings.Contains(got.Body.String(), "only one of data and data_base64") {
 					t.Errorf("%d %s", got.Code, got.Body)
 				}
 				got := post(t, in, strings.Replace(cloudPaid, `"data":{"id":"o-1"}`, `"data_base64":"eyJpZCI6Im8tMSJ9"`, 1), asCloud, "traceparent: "+trace)
@@ -168,7 +172,7 @@ func TestFormsOfACloudEventGiveOneRecord(t *testing.T) {
 	}
 }
 
-func TestBadRequestsAreToldByTheirField(t *testing.T) {
+func TestAnswerNamesTheFieldOfABadRequest(t *testing.T) {
 	cloud := func(old, new string) string { return strings.Replace(cloudPaid, old, new, 1) }
 	with := func(headers []string, more ...string) []string {
 		var out []string
@@ -220,14 +224,14 @@ func TestBadRequestsAreToldByTheirField(t *testing.T) {
 		{"binary: no id", `{"id":"o"}`, with(binaryHeaders, "ce-id: "), 400, `"field":"id","detail":"missing;`},
 		{"binary: no data", ``, binaryHeaders, 400, `"field":"data","detail":"the JSON ends too early"`},
 		{"binary: a bad escape", `{"id":"o"}`, with(binaryHeaders, "ce-subject: %zz"), 400, `"field":"subject"`},
-		{"binary: data of another form", `<o/>`, with(binaryHeaders, "Content-Type: text/xml"), 415, `the data of a CloudEvent is taken as JSON`},
+		{"binary: data of another form", `<o/>`, with(binaryHeaders, "Content-Type: text/xml"), 415, `the data of a CloudEvent must be JSON`},
 
 		{"no Content-Type", paidEvent, nil, 415, `application/json, application/cloudevents+json`},
-		{"a form", "a=b", []string{"Content-Type: application/x-www-form-urlencoded"}, 415, `are taken`},
+		{"a form", "a=b", []string{"Content-Type: application/x-www-form-urlencoded"}, 415, `are accepted`},
 		{"CloudEvents in Avro", "", []string{"Content-Type: application/cloudevents+avro"}, 415, `of CloudEvents, `},
 		{"another charset", paidEvent, []string{"Content-Type: application/json; charset=latin1"}, 415, `only UTF-8`},
 		{"packed", paidEvent, []string{asJSON, "Content-Encoding: gzip"}, 415, `Content-Encoding`},
-		{"too large", paidEvent + strings.Repeat(" ", 10_000), []string{asJSON}, 413, `10000 bytes at most`},
+		{"too large", paidEvent + strings.Repeat(" ", 10_000), []string{asJSON}, 413, `at most 10000 bytes`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := &intakeWriter{}
@@ -237,7 +241,7 @@ func TestBadRequestsAreToldByTheirField(t *testing.T) {
 			}
 			var p problem
 			if err := json.Unmarshal(got.Body.Bytes(), &p); err != nil || p.Status != test.status || p.Title == "" || got.Header().Get("Content-Type") != "application/problem+json" {
-				t.Errorf("it is no problem of RFC 9457: %s", got.Body)
+				t.Errorf("not a problem of RFC 9457: %s", got.Body)
 			}
 			if len(w.records) > 0 {
 				t.Error("something was sent")
@@ -258,7 +262,7 @@ func TestHeaderOfACloudEventIsUnescaped(t *testing.T) {
 	}
 }
 
-func TestTraceContextIsCarriedOnIfItIsValid(t *testing.T) {
+func TestValidTraceContextIsCopiedToTheRecord(t *testing.T) {
 	const other = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 	for _, test := range []struct {
 		name, body string
@@ -289,9 +293,9 @@ func TestTraceContextIsCarriedOnIfItIsValid(t *testing.T) {
 	}
 }
 
-// A record that failed may be there or not: the answer is the same.
-func TestUnacknowledgedEventsAreNotAnsweredAsSent(t *testing.T) {
-	for name, fate := range map[string]func(int, func(error)){
+// A failed record may have been written or not; the answer is the same.
+func TestUnacknowledgedEventsAreNotReportedAsSent(t *testing.T) {
+	for name, result := range map[string]func(int, func(error)){
 		"one failed": func(n int, done func(error)) {
 			if n == 2 {
 				done(errors.New("away"))
@@ -303,7 +307,7 @@ func TestUnacknowledgedEventsAreNotAnsweredAsSent(t *testing.T) {
 		"silence":    func(int, func(error)) {},
 	} {
 		t.Run(name, func(t *testing.T) {
-			in := newIntake(t, &intakeWriter{fate: fate})
+			in := newIntake(t, &intakeWriter{result: result})
 			if name == "silence" {
 				in.patience = time.Millisecond
 			}
@@ -312,13 +316,13 @@ func TestUnacknowledgedEventsAreNotAnsweredAsSent(t *testing.T) {
 				t.Errorf("%d %v %s", got.Code, got.Header(), got.Body)
 			}
 			if n := testutil.ToFloat64(in.answers.WithLabelValues("503")); n != 1 {
-				t.Errorf("%v are counted", n)
+				t.Errorf("%v requests are counted", n)
 			}
 		})
 	}
 }
 
-func TestTooManyRequestsAreToldToComeAgain(t *testing.T) {
+func TestTooManyRequestsGetStatus429(t *testing.T) {
 	var held []func(error)
 	begun := make(chan struct{}, 2)
 	in := newIntake(t, recordWriterFunc(func(_ *pipeline.Record, done func(error)) {
@@ -330,7 +334,7 @@ func TestTooManyRequestsAreToldToComeAgain(t *testing.T) {
 		go func() { answers <- post(t, in, paidEvent, asJSON).Code }()
 		<-begun
 		if len(held) != i+1 {
-			t.Fatal("not begun")
+			t.Fatal("a request did not start")
 		}
 	}
 	got := post(t, in, paidEvent, asJSON)
@@ -347,11 +351,11 @@ func TestTooManyRequestsAreToldToComeAgain(t *testing.T) {
 	<-begun
 	held[2](nil)
 	if code := <-answers; code != http.StatusOK {
-		t.Errorf("and then %d", code)
+		t.Errorf("after the others: %d", code)
 	}
 }
 
-// recordWriterFunc is a function as a recordWriter.
+// recordWriterFunc is a function as a [keyring.RecordWriter].
 type recordWriterFunc func(r *pipeline.Record, done func(error))
 
 func (f recordWriterFunc) Write(_ context.Context, r *pipeline.Record, done func(error)) { f(r, done) }
@@ -365,7 +369,7 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 	}
 }
 
-func TestBodyThatBreaksOffIsNotSent(t *testing.T) {
+func TestIncompleteBodyIsNotSent(t *testing.T) {
 	w := &intakeWriter{}
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", io.MultiReader(strings.NewReader(paidEvent), errReader{}))
 	r.Header.Set("Content-Type", "application/json")
@@ -380,8 +384,7 @@ type errReader struct{}
 
 func (errReader) Read([]byte) (int, error) { return 0, errors.New("reset") }
 
-// FuzzIntake: whatever comes, an answer goes, and nothing is sent of what is
-// refused.
+// FuzzIntake: every request gets an answer, and nothing of a refused request is sent.
 func FuzzIntake(f *testing.F) {
 	f.Add("application/json", "", "["+paidEvent+"]")
 	f.Add("application/cloudevents+json", "", cloudPaid)

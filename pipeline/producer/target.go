@@ -8,13 +8,13 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// target returns the topology, and the topic of it to send to.
-func (p *producer) target() (t *topology.Topology, to *topology.Topic, err error) {
-	t, err = p.topology.Load(p.env)
+// target returns the topology and the topic to send to: --topic, or else the only
+// topic with event types that no pipeline writes.
+func (p *producer) target() (*topology.Topology, *topology.Topic, error) {
+	t, err := p.topology.Load(p.env)
 	if err != nil {
 		return nil, nil, err
 	}
-	// Events go in where nobody else writes.
 	written := map[string]bool{}
 	for _, pl := range t.Pipelines {
 		for _, to := range pl.Writes() {
@@ -39,7 +39,7 @@ func (p *producer) target() (t *topology.Topology, to *topology.Topic, err error
 	case p.topic != "":
 		return nil, nil, cli.Usagef("--topic: %s has no topic %s with event types; it has %s", p.topology.File, p.topic, strings.Join(names, ", "))
 	case len(names) == 0:
-		return nil, nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no topic with event types: there is nowhere to send events", p.topology.File)}
+		return nil, nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no topic with event types to send to", p.topology.File)}
 	case len(names) > 1:
 		return nil, nil, cli.Usagef("%s has several topics with event types: choose one with --topic: %s", p.topology.File, strings.Join(names, ", "))
 	}

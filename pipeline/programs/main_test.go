@@ -13,8 +13,8 @@ import (
 	"millrace/pipeline/programs"
 )
 
-// binaries are what the test's binary is when it is called by their names: a
-// directory of links to it stands for one of built programs.
+// binaries are the programs that the test binary can be: it is the program by whose name it
+// is called.
 var binaries = map[string]func(*cli.Env) *cobra.Command{
 	"producer":  producer.Command,
 	"processor": programs.Processor,
@@ -29,8 +29,8 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, commands)
 }
 
-// TestScripts runs the programs as a person would, in a directory with the files
-// of the script: testdata/script/*.txtar.
+// TestScripts runs testdata/script/*.txtar. Each script calls the programs in a directory with
+// the files of the script.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
@@ -39,7 +39,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// programDir returns a directory with the programs.
+// programDir returns a directory with the programs, as links to the test binary.
 func programDir(t *testing.T) string {
 	t.Helper()
 	self, err := os.Executable()

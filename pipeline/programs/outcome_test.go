@@ -6,34 +6,29 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"millrace/pipeline"
 	"millrace/pipeline/cli"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/programs"
-	"millrace/pipeline/sandbox"
 )
 
-const toldTopology = `
+const receiptsTopology = `
 name: t
 topics:
   in: {partitions: 2, types: [Click], envelope: none, id: "id + ''"}
   clicks: {partitions: 2, config: {retention.ms: "-1"}}
   dead: {partitions: 1}
-  told: {partitions: 1}
+  receipts: {partitions: 1}
 pipelines:
   p:
     from: in
     to: clicks
     dead_letter: dead
-    receipts: told
+    receipts: receipts
     stages:
       - filter: {name: even, keep: n % 2 == 0}
       - assert: {name: lucky, that: "n != 14", message: "'fourteen'"}
@@ -42,26 +37,16 @@ projections:
   count: {from: clicks, key: id, state: Count, on: {Click: {set: {n: n}}}, snapshots: counts}
 `
 
-// Whoever waits for an event is told what a pipeline on the way made of it, once it
-// has.
-func TestWhatAPipelineMadeOfAnEventIsTold(t *testing.T) {
+// A request that waits for an event gets the pipeline's outcome of the event as soon as the
+// pipeline has one.
+func TestAWaitingRequestGetsThePipelinesOutcome(t *testing.T) {
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "schemas"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	file := filepath.Join(dir, "topology.yaml")
-	harness.Write(t, file, []byte(toldTopology))
-	harness.Write(t, filepath.Join(dir, "schemas", "Click.avsc"), harness.ClickSchemas["Click.avsc"].Data)
-	harness.Write(t, filepath.Join(dir, "schemas", "Count.avsc"), []byte(`{"type": "record", "name": "Count", "fields": [{"name": "n", "type": "long", "default": 0}]}`))
-	box, err := sandbox.New(sandbox.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = box.Close() })
+	file := clickTopology(t, dir, receiptsTopology)
+	box := harness.Sandbox(t)
 
 	signals := make(chan os.Signal, 1)
-	var told harness.Buffer
-	env := &cli.Env{Stdout: &told, Stderr: &told, Now: time.Now, Exit: func(int) {}, Notify: func() (<-chan os.Signal, func()) { return signals, func() {} }}
+	var output harness.Buffer
+	env := &cli.Env{Stdout: &output, Stderr: &output, Now: time.Now, Exit: func(int) {}, Notify: func() (<-chan os.Signal, func()) { return signals, func() {} }}
 	exit := make(chan int, 1)
 	go func() {
 		exit <- env.Main([]string{"run", "-t", file, "-b", box.Brokers()[0], "-r", box.RegistryURL(), "--sessions", "1", "--commit-interval", "20ms", "--listen", "127.0.0.1:0"}, programs.Processor)
@@ -70,96 +55,59 @@ func TestWhatAPipelineMadeOfAnEventIsTold(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-
-	registry, err := codec.NewRegistry(codec.RegistryConfig{URLs: []string{box.RegistryURL()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	schema, err := codec.ParseSchema(string(harness.ClickSchemas["Click.avsc"].Data))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := registry.Register(t.Context(), codec.Subject("in", schema), schema)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w, err := kafka.NewWriter(kafka.Config{Brokers: box.Brokers()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	send := func(n int64) {
-		value := codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, id), fmt.Sprint("e-", n)), n)
-		w.Write(t.Context(), &pipeline.Record{Topic: "in", Partition: pipeline.KeyPartition, Key: fmt.Append(nil, "e-", n), Value: value, Time: time.Now()}, func(err error) {
-			if err != nil {
-				t.Error(err)
-			}
-		})
-		if err := w.Flush(t.Context()); err != nil {
-			t.Error(err)
-		}
-	}
-	get := func(path string, status int, has ...string) {
-		t.Helper()
-		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+address+path, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp, err := http.DefaultClient.Do(req)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if resp.StatusCode != status {
-			t.Errorf("%s: %d, want %d: %s", path, resp.StatusCode, status, body)
-		}
-		for _, part := range has {
-			if !strings.Contains(string(body), part) {
-				t.Errorf("%s: %s has no %s", path, body, part)
-			}
-		}
-	}
+	clicks := newClickSender(t, box, "in")
 	after := func(n int, wait string) string {
 		return fmt.Sprintf("/v1/projections/count/e-%d?after_event=e-%d&wait=%s", n, n, wait)
 	}
-	// The first waits before there is a receipt.
-	go send(7)
-	get(after(7, "30s"), http.StatusConflict, `"outcome":"filtered"`, `"pipeline":"p"`, `"stage":"even"`)
-	send(14)
-	get(after(14, "30s"), http.StatusConflict, `"outcome":"dead_letter"`, `"pipeline":"p"`, `"stage":"lucky"`, `"reason":"assert"`)
-	send(2)
-	get(after(2, "30s"), http.StatusOK, `"after_event":"applied"`)
-	send(2) // its receipt is not what became of the first
-	send(9)
-	get(after(9, "30s"), http.StatusConflict, `"outcome":"filtered"`)
-	get(after(2, "0s"), http.StatusOK, `"after_event":"applied"`)
-	get(after(99, "1ms"), http.StatusGatewayTimeout, `"outcome":"pending"`, "pipeline p has not said since")
-	get("/v1/events/e-7", http.StatusNotFound, `"outcome":"filtered"`, `"stage":"even"`, "pipeline p filtered it: stage even")
-	get("/v1/events/e-2", http.StatusOK, `"applied"`)
+
+	// The first request waits before the pipeline has written a receipt.
+	go clicks.send(7)
+	wantAnswer(t, address, after(7, "30s"), http.StatusConflict, `"outcome":"filtered"`, `"pipeline":"p"`, `"stage":"even"`)
+	clicks.send(14)
+	wantAnswer(t, address, after(14, "30s"), http.StatusConflict, `"outcome":"dead_letter"`, `"pipeline":"p"`, `"stage":"lucky"`, `"reason":"assert"`)
+	clicks.send(2)
+	wantAnswer(t, address, after(2, "30s"), http.StatusOK, `"after_event":"applied"`)
+	clicks.send(2) // the receipt of this duplicate must not replace the outcome of the first
+	clicks.send(9)
+	wantAnswer(t, address, after(9, "30s"), http.StatusConflict, `"outcome":"filtered"`)
+	wantAnswer(t, address, after(2, "0s"), http.StatusOK, `"after_event":"applied"`)
+	wantAnswer(t, address, after(99, "1ms"), http.StatusGatewayTimeout, `"outcome":"pending"`, "pipeline p has not reported since")
+	wantAnswer(t, address, "/v1/events/e-7", http.StatusNotFound, `"outcome":"filtered"`, `"stage":"even"`, "pipeline p filtered it: stage even")
+	wantAnswer(t, address, "/v1/events/e-2", http.StatusOK, `"applied"`)
 
 	var errs bytes.Buffer
-	ask := &cli.Env{Stdout: io.Discard, Stderr: &errs, Now: time.Now}
-	if code := ask.Main([]string{"event", "e-14", "--address", address}, programs.Projector); code != cli.ExitFailure || !strings.Contains(errs.String(), "pipeline p put it among its dead letters: stage lucky, assert") {
+	client := &cli.Env{Stdout: io.Discard, Stderr: &errs, Now: time.Now}
+	if code := client.Main([]string{"event", "e-14", "--address", address}, programs.Projector); code != cli.ExitFailure || !strings.Contains(errs.String(), "pipeline p made it a dead letter: stage lucky, assert") {
 		t.Errorf("exit code %d: %s", code, &errs)
 	}
 
-	// After a restart, it is known as before.
+	// After a restart, the projector has the same outcome.
 	if err := stop(); err != nil {
 		t.Fatal(err)
 	}
 	if address, stop, err = startProjector(t.Context(), file, dir, box); err != nil {
 		t.Fatal(err)
 	}
-	get(after(7, "30s"), http.StatusConflict, `"outcome":"filtered"`)
+	wantAnswer(t, address, after(7, "30s"), http.StatusConflict, `"outcome":"filtered"`)
 	if err := stop(); err != nil {
 		t.Error(err)
 	}
 	signals <- syscall.SIGTERM
 	if code := <-exit; code != cli.ExitOK {
-		t.Errorf("the processor ended with code %d: %s", code, told.String())
+		t.Errorf("the processor ended with code %d: %s", code, output.String())
+	}
+}
+
+// wantAnswer requests a path, and checks the status and parts of the answer.
+func wantAnswer(t *testing.T, address, path string, status int, parts ...string) {
+	t.Helper()
+	resp := request(t, http.MethodGet, "http://"+address+path, "")
+	if resp.status != status {
+		t.Errorf("%s: %d, want %d: %s", path, resp.status, status, resp.body)
+	}
+	for _, part := range parts {
+		if !strings.Contains(string(resp.body), part) {
+			t.Errorf("%s: %s has no %s", path, resp.body, part)
+		}
 	}
 }

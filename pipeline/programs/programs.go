@@ -1,8 +1,9 @@
-// Package programs assembles the commands of Millrace's four programs from the
-// packages that implement them.
+// Package programs assembles the commands of Millrace's four programs from the packages
+// that implement them.
 //
-// Start at [Main]: the binaries in cmd call it, and so does a program that adds
-// stages written in Go. One file per program lists its commands.
+// Start reading at [Main]: the binaries in cmd call it, and so does a program with stages
+// written in Go, such as examples/go-stage. One file per program lists its commands. The
+// package has no state.
 package programs
 
 import (
@@ -17,7 +18,7 @@ import (
 	"millrace/pipeline/stage"
 )
 
-// root returns the command of a program, nil if there is no program of the name.
+// root returns the root command of a program, nil if there is no program with the name.
 func root(name string) func(*cli.Env) *cobra.Command {
 	switch name {
 	case "producer":
@@ -32,12 +33,12 @@ func root(name string) func(*cli.Env) *cobra.Command {
 	return nil
 }
 
-// Main runs a program of Millrace (producer, processor, projector or sandbox)
-// with the arguments of this process, and returns its exit code.
+// Main runs a program of Millrace (producer, processor, projector or sandbox) with the
+// arguments of this process, and returns its exit code.
 //
-// kinds are the kinds of stages that a topology may use, by name; nil means
-// [stage.Builtin]. A program with stages written in Go adds them there, and
-// every command knows them.
+// kinds are the kinds of stages that a topology can use, by name. nil means
+// [stage.Builtin]. A program with stages written in Go adds them to the built-in kinds, so
+// that all commands know them.
 func Main(name string, kinds map[string]stage.Kind) int {
 	env := cli.NewEnv()
 	env.Stages = kinds

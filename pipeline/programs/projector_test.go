@@ -20,9 +20,8 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// TestProjectorScripts is TestSandboxScripts with a projector of the shop's
-// topology beside the sandbox, where the commands look for it by their
-// environment. `send FILE` sends events.
+// TestProjectorScripts runs the scripts that need a sandbox and a projector of the shop's
+// topology. Their addresses are in the environment.
 func TestProjectorScripts(t *testing.T) {
 	topology, err := filepath.Abs(harness.ShopTopology())
 	if err != nil {
@@ -60,14 +59,14 @@ func TestProjectorScripts(t *testing.T) {
 	})
 }
 
-// startProjector runs a projector in this process until stop is called, and
-// returns its address once it is ready.
+// startProjector starts a projector in this process, waits until it is ready, and returns its
+// address. stop stops it.
 func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sandbox, flags ...string) (address string, stop func() error, err error) {
 	listening := filepath.Join(dir, "projector.address")
-	var told harness.Buffer
+	var output harness.Buffer
 	signals := make(chan os.Signal, 1)
 	env := &cli.Env{
-		Stdout: &told, Stderr: &told, Now: time.Now, Exit: func(int) {},
+		Stdout: &output, Stderr: &output, Now: time.Now, Exit: func(int) {},
 		Notify: func() (<-chan os.Signal, func()) { return signals, func() {} },
 	}
 	exit := make(chan int, 1)
@@ -80,7 +79,7 @@ func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sand
 	stop = func() error {
 		signals <- syscall.SIGTERM
 		if code := <-exit; code != cli.ExitOK {
-			return fmt.Errorf("the projector ended with code %d: %s", code, told.String())
+			return fmt.Errorf("the projector ended with code %d: %s", code, output.String())
 		}
 		return nil
 	}
@@ -89,14 +88,14 @@ func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sand
 	for {
 		select {
 		case code := <-exit:
-			return "", nil, fmt.Errorf("the projector ended with code %d: %s", code, told.String())
+			return "", nil, fmt.Errorf("the projector ended with code %d: %s", code, output.String())
 		case <-ctx.Done():
-			return "", nil, fmt.Errorf("the projector is not ready: %s", told.String())
+			return "", nil, fmt.Errorf("the projector is not ready: %s", output.String())
 		case <-tick.C:
 		}
 		text, err := os.ReadFile(listening)
 		if err != nil {
-			continue // not there yet
+			continue // it does not listen yet
 		}
 		address = string(bytes.TrimSpace(text))
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/readyz", nil)

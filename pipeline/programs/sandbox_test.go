@@ -18,7 +18,7 @@ import (
 	"millrace/pipeline/sandbox/demo"
 )
 
-// sandboxRun is a sandbox program that a test runs.
+// sandboxRun is a running sandbox program.
 type sandboxRun struct {
 	stdout, stderr harness.Buffer
 	signals        chan os.Signal
@@ -36,8 +36,8 @@ func runSandbox(args ...string) *sandboxRun {
 	return r
 }
 
-// await waits until the program prints what the expression finds, and returns
-// the first group of it.
+// await waits until the output matches a regular expression, and returns the first group of
+// the match.
 func (r *sandboxRun) await(t *testing.T, expr string) string {
 	t.Helper()
 	re := regexp.MustCompile(expr)
@@ -49,7 +49,7 @@ func (r *sandboxRun) await(t *testing.T, expr string) string {
 		}
 		select {
 		case code := <-r.exit:
-			t.Fatalf("it ended with code %d:\n%s%s", code, r.stdout.String(), r.stderr.String())
+			t.Fatalf("the program ended with code %d:\n%s%s", code, r.stdout.String(), r.stderr.String())
 		case <-t.Context().Done():
 			t.Fatal("the test ran out of time")
 		case <-tick.C:
@@ -65,7 +65,7 @@ func (r *sandboxRun) stop(t *testing.T) {
 	}
 }
 
-func TestSandboxSaysWhereItIsAndStops(t *testing.T) {
+func TestSandboxPrintsItsAddressesAndStops(t *testing.T) {
 	dir := t.TempDir()
 	args := []string{"run", "--kafka-listen", "127.0.0.1:0", "--registry-listen", "127.0.0.1:0", "--data-dir", dir, "--log-level", "error"}
 	r := runSandbox(args...)
@@ -80,12 +80,12 @@ func TestSandboxSaysWhereItIsAndStops(t *testing.T) {
 		t.Errorf("subjects %s, %v", body, err)
 	}
 	if out := r.stdout.String(); !strings.Contains(out, "processor run -b 127.0.0.1:") || !strings.Contains(out, "-r "+registry) || !strings.Contains(out, dir) {
-		t.Errorf("it does not say how to use it:\n%s", out)
+		t.Errorf("the output does not explain the use:\n%s", out)
 	}
 
 	second := runSandbox(args...)
 	if code := <-second.exit; code != cli.ExitFailure || !strings.Contains(second.stderr.String(), "in use by another sandbox") {
-		t.Errorf("a second one on the directory: exit code %d: %s", code, second.stderr.String())
+		t.Errorf("a second sandbox in the directory: exit code %d: %s", code, second.stderr.String())
 	}
 	r.stop(t)
 }
@@ -109,8 +109,8 @@ func TestDemoCommandLine(t *testing.T) {
 
 func TestDemoAgrees(t *testing.T) {
 	for name, extra := range map[string][]string{
-		"made up": {"--count", "2000"},
-		"killed":  {"--count", "60000", "--kill"},
+		"synthetic": {"--count", "2000"},
+		"killed":    {"--count", "60000", "--kill"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			out := filepath.Join(t.TempDir(), "build", "demo.json")
@@ -131,15 +131,16 @@ func TestDemoAgrees(t *testing.T) {
 				t.Errorf("the report is\n%s", data)
 			}
 			if !strings.Contains(r.stdout.String(), "Every number agrees") {
-				t.Errorf("it printed\n%s", r.stdout.String())
+				t.Errorf("the output is\n%s", r.stdout.String())
 			}
 		})
 	}
 }
 
-func TestUpRunsUntilToldToStop(t *testing.T) {
+func TestUpRunsUntilASignal(t *testing.T) {
 	r := runSandbox("up", "--bin", programDir(t), "-t", harness.ShopTopology())
 	projector := r.await(t, `projector +(http://\S+)/readyz`)
+	r.await(t, `producer (generate --events 1000)`)
 	r.await(t, `(Ctrl-C stops everything)`)
 	var page struct {
 		Items []any `json:"items"`

@@ -22,9 +22,8 @@ import (
 	"millrace/pipeline/sandbox"
 )
 
-// TestSandboxScripts is TestScripts for what needs a broker and a registry: each
-// script has a sandbox of its own, where the programs look for them by their
-// environment, and $TOPOLOGY is the shop's.
+// TestSandboxScripts runs the scripts that need a broker and a registry. Each script has its
+// own sandbox, whose addresses are in the environment. $TOPOLOGY is the shop's topology.
 func TestSandboxScripts(t *testing.T) {
 	topology, err := filepath.Abs(harness.ShopTopology())
 	if err != nil {
@@ -57,15 +56,15 @@ const (
 	cloudPaid = `{"specversion":"1.0","id":"` + paidID + `","source":"/shop","type":"shop.OrderPaid","time":"2026-01-02T03:04:05Z","datacontenttype":"application/json","subject":"o-1","data":{"id":"o-1"}}`
 )
 
-// TestServeOverASandbox sends an event to the running program, finds it in Kafka
-// where the answer says, and stops the program.
+// TestServeOverASandbox sends an event to producer serve, reads it from Kafka at the offset in
+// the answer, and stops the program.
 func TestServeOverASandbox(t *testing.T) {
 	box := harness.Sandbox(t)
 	listening := filepath.Join(t.TempDir(), "address")
-	var told harness.Buffer
+	var output harness.Buffer
 	signals := make(chan os.Signal, 1)
 	env := &cli.Env{
-		Stdout: &told, Stderr: &told, Now: time.Now, Exit: func(int) {},
+		Stdout: &output, Stderr: &output, Now: time.Now, Exit: func(int) {},
 		Notify: func() (<-chan os.Signal, func()) { return signals, func() {} },
 	}
 	exit := make(chan int, 1)
@@ -78,11 +77,11 @@ func TestServeOverASandbox(t *testing.T) {
 	for len(address) == 0 {
 		select {
 		case code := <-exit:
-			t.Fatalf("it ended with code %d: %s", code, told.String())
+			t.Fatalf("producer serve ended with code %d: %s", code, output.String())
 		case <-t.Context().Done():
 			t.Fatal("the test ran out of time")
 		case <-tick.C:
-			address, _ = os.ReadFile(listening) // not there yet
+			address, _ = os.ReadFile(listening) // the file may not exist yet
 		}
 	}
 	url := "http://" + string(bytes.TrimSpace(address))
@@ -106,7 +105,7 @@ func TestServeOverASandbox(t *testing.T) {
 		found = r.Offset == at.Offset && string(r.Key) == "o-1" && bytes.Contains(r.Value, []byte(paidID))
 		return nil
 	}); err != nil || !found {
-		t.Errorf("it is not at %+v, %v", at, err)
+		t.Errorf("the event is not at %+v: %v", at, err)
 	}
 	if resp := request(t, http.MethodGet, url+"/metrics", ""); !bytes.Contains(resp.body, []byte(`millrace_producer_events_total{result="sent",type="OrderPaid"} 1`)) ||
 		!bytes.Contains(resp.body, []byte(`millrace_producer_requests_total{status="200"} 1`)) {
@@ -114,7 +113,7 @@ func TestServeOverASandbox(t *testing.T) {
 	}
 	signals <- syscall.SIGTERM
 	if code := <-exit; code != cli.ExitOK {
-		t.Errorf("exit code %d after SIGTERM: %s", code, told.String())
+		t.Errorf("exit code %d after SIGTERM: %s", code, output.String())
 	}
 }
 
@@ -123,7 +122,7 @@ type requestAnswer struct {
 	body   []byte
 }
 
-// request sends a request; a body is a CloudEvent.
+// request sends a request. The body, if any, is a CloudEvent.
 func request(t *testing.T, method, url, body string) requestAnswer {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))

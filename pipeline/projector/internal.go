@@ -161,7 +161,7 @@ func (a *internalAPI) purge(ctx context.Context, l *groupLoop, name, id string, 
 			if p.Name() != name {
 				continue
 			}
-			if !p.Fence.Has([]byte(id)) || subjects && !a.keys.Cache.Forgotten(id) {
+			if !p.Fence.Has([]byte(id)) || subjects && !a.keys.Forgotten(id) {
 				return errNotHeard
 			}
 			if err := l.erase(ctx); err != nil {

@@ -96,7 +96,7 @@ func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&c.options.advertise, "advertise", "", "`host:port` at which other workers reach this one (default: the address of --listen, with the host's name if it listens on all addresses)")
 	flags.BoolVar(&c.options.noHistory, "no-history", false, "keep states only, not the events that made them: faster and smaller, no questions about the past")
 	flags.IntVar(&c.options.memory, "memory", projection.DefaultMemory>>20, "`MiB` that states in memory may take, approximately")
-	flags.DurationVar(&c.options.receipts, "receipts", time.Hour, "for how long a `time` the worker remembers events that pipelines filtered or made dead letters; 0 disables this")
+	flags.DurationVar(&c.options.receipts, "receipts", time.Hour, "remember for a `duration` which events pipelines filtered or made dead letters; 0 disables it")
 	flags.BoolVar(&c.options.replica, "replica", false, "join no group: fold all partitions for questions only, and publish nothing")
 	flags.BoolVar(&c.options.standby, "standby", false, "keep the states of partitions that other workers own, to take them over immediately")
 	c.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
@@ -150,5 +150,5 @@ func (c *runCommand) keys(w *worker.Worker) (*keyring.Ring, error) {
 	case keks == nil:
 		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", c.worker.Topology.File, keyring.EnvKEK)
 	}
-	return keyring.New(w.Kafka, topic.Name, topic.Partitions, keks, c.env.Now, w.Log, w.Metrics), nil
+	return keyring.New(keyring.Config{Kafka: w.Kafka, Topic: topic.Name, Partitions: topic.Partitions, KEKs: keks, Now: c.env.Now, Log: w.Log, Metrics: w.Metrics}), nil
 }

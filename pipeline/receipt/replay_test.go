@@ -16,8 +16,8 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// Who begins reads what is not too old.
-func TestReceiptsAreReadFromSoLongAgo(t *testing.T) {
+// A new reader reads the receipts of the span, and not older ones.
+func TestReaderStartsASpanAgo(t *testing.T) {
 	b := processortest.NewBench(t, processortest.ReceiptsTopology)
 	if _, err := kafka.EnsureTopics(t.Context(), b.Config(), []kafka.TopicSpec{{Name: "receipts", Partitions: 2}}, true); err != nil {
 		t.Fatal(err)
@@ -36,7 +36,7 @@ func TestReceiptsAreReadFromSoLongAgo(t *testing.T) {
 		select {
 		case <-tick.C:
 		case <-time.After(30 * time.Second):
-			t.Fatal("they are never read")
+			t.Fatal("the receipts are never read")
 		}
 	}
 	for i, want := range []bool{false, true, false} {

@@ -17,20 +17,21 @@ import (
 	"millrace/pipeline/receipt"
 )
 
-// receiptsOf returns the receipts on a topic, by event id, as their JSON.
+// receiptsOf returns the receipts on a topic as JSON, by event id, without the position
+// of the event.
 func receiptsOf(b *processortest.Bench, topic string) map[string][]string {
 	b.Helper()
 	got := map[string][]string{}
 	b.Read(topic, func(r *pipeline.Record) {
-		var said receipt.Receipt
-		if err := json.Unmarshal(r.Value, &said); err != nil {
+		var one receipt.Receipt
+		if err := json.Unmarshal(r.Value, &one); err != nil {
 			b.Errorf("%s: %v", r.Value, err)
 		}
-		if said.Topic != "in" {
-			b.Errorf("%s stood on %s", r.Key, said.Topic)
+		if one.Topic != "in" {
+			b.Errorf("the receipt of %s has the topic %s", r.Key, one.Topic)
 		}
-		said.Topic, said.Partition, said.Offset = "", 0, 0
-		value, err := json.Marshal(said)
+		one.Topic, one.Partition, one.Offset = "", 0, 0
+		value, err := json.Marshal(one)
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -39,14 +40,14 @@ func receiptsOf(b *processortest.Bench, topic string) map[string][]string {
 	return got
 }
 
-// Each event that does not come out has one receipt, whatever goes wrong with a
-// batch, and what comes out has none.
-func TestReceiptsAreWrittenOnceAndForWhatDidNotComeOut(t *testing.T) {
+// Every event that is not in the output has exactly one receipt, and other events have
+// none, also after aborted batches.
+func TestReceiptsAreWrittenOnceForEventsWithoutOutput(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		fault *kfake.Fault
 	}{
-		{"nothing goes wrong", nil},
+		{"no fault", nil},
 		{"Produce refused", &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "receipts", Err: kerr.MessageTooLarge, Count: 2}},
 		{"Produce of the output refused", &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.MessageTooLarge, Count: 2}},
 		{"Produce applied, answered with a timeout", &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "receipts", Err: kerr.RequestTimedOut, Count: 2}},
@@ -78,7 +79,7 @@ func TestReceiptsAreWrittenOnceAndForWhatDidNotComeOut(t *testing.T) {
 					want[id] = []string{`{"outcome":"filtered","pipeline":"p","stage":"even","topic":"","partition":0,"offset":0}`}
 				case i == 14:
 					want[id] = []string{`{"outcome":"dead_letter","pipeline":"p","stage":"lucky","reason":"assert","topic":"","partition":0,"offset":0}`}
-				case i%40 == 2: // the same event once more
+				case i%40 == 2: // a duplicate
 					id = fmt.Sprint("e-", i-2)
 					want[id] = []string{`{"outcome":"filtered","pipeline":"p","stage":"dedupe","duplicate":true,"topic":"","partition":0,"offset":0}`}
 				}
@@ -92,7 +93,7 @@ func TestReceiptsAreWrittenOnceAndForWhatDidNotComeOut(t *testing.T) {
 			bad[0].Value = bad[0].Value[:len(bad[0].Value)-1]
 			decodeFails("too long", "trailing_bytes")
 			bad[1].Value = append(bad[1].Value, 0)
-			bad[3].Value = []byte("no event at all") // whose id nobody knows
+			bad[3].Value = []byte("no event at all") // its id is unknown
 			decodeFails("other type", "unknown_type")
 			bad[4].Value = append(codec.AppendString(codec.AppendString(codec.AppendFrame(nil, pageID), "other type"), "title"), 0)
 			b.Write(len(bad), func(i int) *pipeline.Record { return bad[i] })
@@ -100,20 +101,20 @@ func TestReceiptsAreWrittenOnceAndForWhatDidNotComeOut(t *testing.T) {
 			stop()
 
 			got := receiptsOf(b, "receipts")
-			for id, said := range want {
-				if fmt.Sprint(got[id]) != fmt.Sprint(said) {
-					t.Errorf("of %q the receipts are %v, want %v", id, got[id], said)
+			for id, receipts := range want {
+				if fmt.Sprint(got[id]) != fmt.Sprint(receipts) {
+					t.Errorf("%q has the receipts %v, want %v", id, got[id], receipts)
 				}
 				delete(got, id)
 			}
 			if len(got) > 0 {
-				t.Errorf("there are receipts of what came out: %v", got)
+				t.Errorf("receipts of events in the output: %v", got)
 			}
 			if out := b.Firsts(); len(out) != n/2-1-n/40 {
-				t.Errorf("%d events came out", len(out))
+				t.Errorf("the output has %d events", len(out))
 			}
 			if hits() == 0 {
-				t.Error("the fault was never seen")
+				t.Error("the fault did not occur")
 			}
 		})
 	}

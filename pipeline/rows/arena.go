@@ -1,20 +1,32 @@
 package rows
 
-// Arena hands out memory for the values of a batch, and takes it back whole.
+// An Arena allocates the values of a batch and releases all of them together. It belongs
+// to one goroutine. The zero Arena is empty.
+//
+// Arena and the slabs of [Map] and [Cache] are two allocators for a reason. An Arena holds
+// the values of one batch: callers append bytes whose number they do not know in advance,
+// and Reset makes all memory free for the next batch. A slab holds entries that live long.
+// They have headers and are addressed by a place instead of a slice, so an index without
+// pointers can refer to them, and live entries can move out of a slab to release it alone.
+// One allocator for both would add headers and places to the path of each event.
 type Arena struct {
 	blocks [][]byte
-	used   int    // of the blocks
-	free   []byte // of the last one that is used
+	used   int    // number of blocks in use
+	free   []byte // rest of the last block in use
 }
 
 const (
 	arenaBlock = 256 << 10
-	// Blocks that are kept from one batch to the next, or from one part of one.
-	ArenaKeep, ArenaKeepPart = 64, 16
+
+	// ArenaKeep is the number of blocks to keep between batches, for [Arena.Reset].
+	ArenaKeep = 64
+	// ArenaKeepPart is the number of blocks to keep for each part of a batch that is
+	// divided into parts with an Arena each.
+	ArenaKeepPart = 16
 )
 
-// Grow returns an empty slice with room for n bytes or more. Append to it, then
-// keep it.
+// Grow returns an empty slice with room for at least n bytes. Append to it, then call
+// Keep. Until then, the next Grow may return the same memory.
 func (a *Arena) Grow(n int) []byte {
 	if n > len(a.free) {
 		a.next(n)
@@ -22,20 +34,20 @@ func (a *Arena) Grow(n int) []byte {
 	return a.free[:0]
 }
 
-// next goes on to a block of n bytes or more.
+// next starts the next block, with at least n bytes.
 func (a *Arena) next(n int) {
 	switch {
 	case a.used == len(a.blocks):
 		a.blocks = append(a.blocks, make([]byte, max(n, arenaBlock)))
-	case len(a.blocks[a.used]) < n: // too small, or was too large to keep
+	case len(a.blocks[a.used]) < n: // too small, or nil because Reset released a large block
 		a.blocks[a.used] = make([]byte, max(n, arenaBlock))
 	}
 	a.free = a.blocks[a.used]
 	a.used++
 }
 
-// Keep makes what was appended to the slice of the last grow permanent until
-// reset. If it outgrew its room, it is memory of its own anyway.
+// Keep keeps the bytes that were appended to the result of the last Grow until Reset, and
+// returns them. If append moved them to larger memory of its own, the arena is unchanged.
 func (a *Arena) Keep(b []byte) []byte {
 	if n := len(b); n > 0 && n <= len(a.free) && &b[0] == &a.free[0] {
 		a.free = a.free[n:]
@@ -43,7 +55,8 @@ func (a *Arena) Keep(b []byte) []byte {
 	return b[:len(b):len(b)]
 }
 
-// Reset takes everything back. So many blocks at most stay for the next time.
+// Reset releases all values: their memory will be overwritten. It keeps at most keep blocks
+// for later values, and none that is larger than the standard size.
 func (a *Arena) Reset(keep int) {
 	a.used, a.free = 0, nil
 	if len(a.blocks) > keep {

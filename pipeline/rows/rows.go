@@ -3,7 +3,8 @@
 // large slices without pointers.
 //
 // Start at [Map] (rows.go), which is safe for concurrent use, or, for rows that change
-// often, at [Cache] (cache.go), which belongs to one goroutine at a time.
+// often, at [Cache] (cache.go), which belongs to one goroutine at a time. An [Arena]
+// (arena.go) allocates values that only live for a batch; it also belongs to one goroutine.
 package rows
 
 import (
@@ -50,6 +51,9 @@ type shard struct {
 
 // slab is a piece of memory that entries are appended to. Its bytes never
 // change, but when it grows it moves.
+//
+// An [Arena] cannot replace it: entries must be addressed by a place, and a slab must be
+// released alone while readers still hold rows of it.
 type slab struct {
 	bytes []byte
 	dead  int

@@ -181,7 +181,7 @@ func (s *lookup) Reads(typ int) [][]string {
 
 // Volatile implements [Built]: all effects depend on the rows of the table.
 func (s *lookup) Volatile(typ int) (fields [][]string, fate bool) {
-	return s.Writes(typ), s.keys[typ] != nil && s.policy != missingKeep
+	return s.Writes(typ), s.views[typ] != nil && s.policy != missingKeep
 }
 
 func (s *lookup) Bind(layouts []*codec.Layout) error {

@@ -36,6 +36,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"os"
@@ -123,7 +124,9 @@ func Open(dir string, o Options) (_ *Store, err error) {
 		}
 	}()
 	err = s.open(o)
-	if pebble.IsCorruptionError(err) {
+	// A file that another one names is missing after a crash if the file system lost only
+	// one of the two entries.
+	if pebble.IsCorruptionError(err) || errors.Is(err, os.ErrNotExist) {
 		s.log.Error("the store is damaged; starting with an empty one", "dir", dir, "err", err)
 		if err := s.wipe(); err != nil {
 			return nil, err
@@ -221,7 +224,7 @@ func (s *Store) read(name string) (string, error) {
 	defer f.Close() //nolint:errcheck // opened for reading only
 	buf := make([]byte, 64)
 	n, err := f.ReadAt(buf, 0)
-	if n == 0 && err != nil && err.Error() != "EOF" {
+	if n == 0 && err != nil && !errors.Is(err, io.EOF) {
 		return "", err
 	}
 	return string(buf[:n]), nil

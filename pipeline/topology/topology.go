@@ -51,6 +51,9 @@ type Topology struct {
 // layout and the order of named items are not.
 func (t *Topology) Hash() string { return t.hash }
 
+// Group returns the consumer group of a pipeline.
+func (t *Topology) Group(p *Pipeline) string { return t.Name + "-" + p.Name }
+
 // Topic returns the topic with that name, or nil.
 func (t *Topology) Topic(name string) *Topic {
 	for _, topic := range t.Topics {
@@ -174,6 +177,16 @@ func (p *Pipeline) Writes() []*Topic {
 		}
 	}
 	return out
+}
+
+// SideTopics returns the topics that the pipeline writes in addition to its output:
+// dead letters, and receipts if it has them.
+func (p *Pipeline) SideTopics() []*Topic {
+	topics := []*Topic{p.DeadLetter}
+	if p.Receipts != nil {
+		topics = append(topics, p.Receipts)
+	}
+	return topics
 }
 
 // Chain returns a new chain of the stages. It belongs to one session and shares no

@@ -15,18 +15,17 @@ import (
 	"millrace/pipeline/cli"
 )
 
-// HealthcheckCommand returns a command that asks the program's own /readyz, for
-// containers that have no shell and no curl. listen is the program's default
-// for --listen.
+// HealthcheckCommand returns a command that requests the program's own /readyz, for
+// containers without a shell and curl. listen is the program's default of --listen.
 func HealthcheckCommand(e *cli.Env, listen string) *cobra.Command {
 	var timeout time.Duration
 	var path string
 	var flags *ServerFlags
 	cmd := &cobra.Command{
 		Use:   "healthcheck",
-		Short: "Ask a running worker whether it is ready",
-		Long: "Asks the worker at the address of --listen, or the one written to --listen-file,\n" +
-			"whether it is ready. Exit code 0 if so, else 1 with the reasons.",
+		Short: "Check whether a running worker is ready",
+		Long: "Checks whether the worker at the address of --listen, or at the address in\n" +
+			"--listen-file, is ready. Exit code 0 if it is, else 1 with the reasons.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			addr, err := flags.DialAddress()
 			if err != nil {
@@ -34,19 +33,20 @@ func HealthcheckCommand(e *cli.Env, listen string) *cobra.Command {
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			return askHealth(ctx, "http://"+addr+path)
+			return checkHealth(ctx, "http://"+addr+path)
 		},
 	}
 	flags = &ServerFlags{Env: e}
 	cmd.Flags().StringVar(&flags.Listen, "listen", listen, "the worker's `host:port`")
-	cmd.Flags().StringVar(&flags.ListenFile, "listen-file", "", "`file` in which the worker wrote its address")
+	cmd.Flags().StringVar(&flags.ListenFile, "listen-file", "", "`file` with the worker's address")
 	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "how long to wait for the answer")
-	cmd.Flags().StringVar(&path, "path", "/readyz", "what to ask: /readyz, /startupz or /livez")
+	cmd.Flags().StringVar(&path, "path", "/readyz", "`path` of the check: /readyz, /startupz or /livez")
 	e.BindEnv(cmd.Flags(), "listen", "listen-file")
 	return cmd
 }
 
-// DialAddress returns where the server of these flags is reached from here.
+// DialAddress returns the address at which this host reaches the server of these flags, as
+// host:port. For a server that listens on all addresses, it is the loopback address.
 func (f *ServerFlags) DialAddress() (string, error) {
 	addr := f.Listen
 	if f.ListenFile != "" {
@@ -69,12 +69,13 @@ func (f *ServerFlags) DialAddress() (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-func askHealth(ctx context.Context, url string) error {
+// checkHealth returns an error unless the answer has status 200.
+func checkHealth(ctx context.Context, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // and no proxy
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy either
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

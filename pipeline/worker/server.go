@@ -2,17 +2,13 @@ package worker
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -30,58 +26,43 @@ const (
 	shutdownTimeout = 5 * time.Second
 )
 
-// Server is the HTTP server of a program: its health, metrics and whatever else
-// is mounted.
+// Server is the HTTP server of a program. It serves health, metrics, and the handlers that
+// the program mounts:
 //
-//	/livez      200 as long as the process can answer; says nothing of Kafka
+//	/livez      200 as long as the process can answer; independent of Kafka
 //	/readyz     200 if all checks pass, else 503 with the reasons; ?verbose gives JSON
-//	/startupz   the same for the start-up checks, each of which has to pass once
-//	/metrics    Prometheus
+//	/startupz   the same for the startup checks, each of which must pass once
+//	/metrics    metrics in Prometheus's format
 //	/version    the build, as JSON
 //
-// Nothing here asks who is calling: it listens on the loopback address unless
-// told otherwise.
+// There is no authentication: the programs listen on the loopback address by default.
 type Server struct {
 	cfg      ServerConfig
 	listener net.Listener
 	mux      *http.ServeMux
 
 	mu      sync.Mutex
-	ready   []check
-	startup []check // each is removed once it has passed
+	ready   []check // guarded by mu
+	startup []check // guarded by mu; a check is removed when it has passed
 }
 
 // ServerConfig configures a [Server]; [ServerFlags.Config] makes one.
 type ServerConfig struct {
 	Listen     string              // host:port
-	ListenFile string              // gets the address listened on; none if empty
+	ListenFile string              // file that receives the server's address; "" means none
 	Pprof      bool                // serve /debug/pprof/
-	Gatherer   prometheus.Gatherer // what /metrics serves; nothing if nil
+	Gatherer   prometheus.Gatherer // source of /metrics; nil means no /metrics
 	Build      cli.Build
-	Logger     *slog.Logger
+	Logger     *slog.Logger // nil disables logging
 }
 
-// A check is a named condition of readiness.
-type check struct {
-	name string
-	do   func(context.Context) error
-}
-
-// Config returns the configuration that the flags ask for.
-func (f *ServerFlags) Config(log *slog.Logger, gatherer prometheus.Gatherer) ServerConfig {
-	return ServerConfig{
-		Listen: f.Listen, ListenFile: f.ListenFile, Pprof: f.pprof,
-		Gatherer: gatherer, Build: f.Env.Build, Logger: log,
-	}
-}
-
-// NewRegistry returns a registry of metrics that has those of the Go runtime,
-// the process and the build.
+// NewRegistry returns a registry with the metrics of the Go runtime, the process and the
+// build.
 func NewRegistry(b cli.Build) *prometheus.Registry {
 	reg := prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "millrace_build_info",
-		Help:        "Which build this is, in its labels; the value is 1.",
+		Help:        "Version, commit and Go version of the build in labels; always 1.",
 		ConstLabels: prometheus.Labels{"version": b.Version, "commit": b.Commit, "go": b.Go},
 	})
 	info.Set(1)
@@ -89,8 +70,8 @@ func NewRegistry(b cli.Build) *prometheus.Registry {
 	return reg
 }
 
-// NewServer listens, so that a port in use is known before anything else is
-// started. Run, or else Close, must follow.
+// NewServer listens, so a port in use is an error before the program starts anything else.
+// The caller must call Run or Close.
 func NewServer(cfg ServerConfig) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -129,48 +110,15 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	return s, nil
 }
 
-// WriteFile writes a file as a whole: whoever waits for it never reads a part.
-func WriteFile(path, text string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.WriteString(text)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
-}
-
-// Addr returns the address listened on, as host:port.
+// Addr returns the address that the server listens on, as host:port.
 func (s *Server) Addr() string { return s.listener.Addr().String() }
 
-// Handle mounts a handler at a pattern of [http.ServeMux]. The contexts of its
-// requests end when the server shuts down.
+// Handle mounts a handler at a pattern of [http.ServeMux]. The contexts of its requests end
+// when the server shuts down.
 func (s *Server) Handle(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 
-// Ready adds a condition of readiness. Its error is the reason why not, shown to
-// whoever asks; it gets two seconds, and may be asked concurrently.
-func (s *Server) Ready(name string, f func(context.Context) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ready = append(s.ready, check{name, f})
-}
-
-// Startup adds a condition that has to be met once for the program to have
-// started. It is a condition of readiness until then.
-func (s *Server) Startup(name string, f func(context.Context) error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.startup = append(s.startup, check{name, f})
-}
-
-// Run serves until the context ends, then lets the requests at hand finish, for
-// five seconds at most, and returns nil.
+// Run serves until the context ends. Then it waits up to 5 s for requests in flight, and
+// returns nil.
 func (s *Server) Run(ctx context.Context) error {
 	srv := &http.Server{
 		Handler:           secure(s.mux),
@@ -183,7 +131,7 @@ func (s *Server) Run(ctx context.Context) error {
 	log := s.cfg.Logger
 	log.Info("listening", "address", "http://"+s.Addr())
 	if host, _, err := net.SplitHostPort(s.Addr()); err == nil && !net.ParseIP(host).IsLoopback() {
-		log.Warn("the HTTP server can be reached from other machines, and asks nobody who they are", "address", s.Addr())
+		log.Warn("other machines can reach the HTTP server, which has no authentication", "address", s.Addr())
 	}
 
 	var g errgroup.Group
@@ -197,12 +145,12 @@ func (s *Server) Run(ctx context.Context) error {
 	})
 	select {
 	case <-ctx.Done():
-	case <-serving: // it failed
+	case <-serving: // Serve failed
 	}
 	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	if err := srv.Shutdown(stop); err != nil {
-		log.Warn("some HTTP requests did not end in time and were cut off", "err", err)
+		log.Warn("cut off HTTP requests that did not finish in time", "err", err)
 		_ = srv.Close() // the listener is closed already
 	}
 	return errors.Join(g.Wait(), s.removeListenFile())
@@ -221,8 +169,8 @@ func (s *Server) removeListenFile() error {
 	return nil
 }
 
-// secure sets the headers that keep a browser from making more of an answer
-// than it is. Handlers that serve pages may replace them.
+// secure sets headers that keep browsers from interpreting an answer as something else, such
+// as a page with scripts. Handlers that serve pages can replace them.
 func secure(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		head := w.Header()
@@ -231,97 +179,4 @@ func secure(h http.Handler) http.Handler {
 		head.Set("Referrer-Policy", "no-referrer")
 		h.ServeHTTP(w, r)
 	})
-}
-
-// A CheckResult is the answer of one health check.
-type checkResult struct {
-	Name   string `json:"name"`
-	OK     bool   `json:"ok"`
-	Reason string `json:"reason,omitempty"` // why not
-}
-
-func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
-	results := s.runStartup(r.Context())
-	s.mu.Lock()
-	ready := append([]check(nil), s.ready...)
-	s.mu.Unlock()
-	writeChecks(w, r, "ready", append(results, runChecks(r.Context(), ready)...))
-}
-
-func (s *Server) serveStartup(w http.ResponseWriter, r *http.Request) {
-	writeChecks(w, r, "started", s.runStartup(r.Context()))
-}
-
-// runStartup asks the start-up checks that have not passed yet.
-func (s *Server) runStartup(ctx context.Context) []checkResult {
-	s.mu.Lock()
-	waiting := append([]check(nil), s.startup...)
-	s.mu.Unlock()
-	results := runChecks(ctx, waiting)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range results {
-		for i, c := range s.startup {
-			if r.OK && c.name == r.Name {
-				s.startup = append(s.startup[:i:i], s.startup[i+1:]...)
-				break
-			}
-		}
-	}
-	return results
-}
-
-func runChecks(ctx context.Context, checks []check) []checkResult {
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	results := make([]checkResult, len(checks))
-	var g errgroup.Group
-	for i, c := range checks {
-		g.Go(func() error {
-			results[i] = checkResult{Name: c.name, OK: true}
-			if err := c.do(ctx); err != nil {
-				results[i].OK, results[i].Reason = false, err.Error()
-			}
-			return nil
-		})
-	}
-	_ = g.Wait() // every function returns nil
-	return results
-}
-
-func writeChecks(w http.ResponseWriter, r *http.Request, what string, results []checkResult) {
-	status := http.StatusOK
-	var text strings.Builder
-	for _, c := range results {
-		if !c.OK {
-			status = http.StatusServiceUnavailable
-			fmt.Fprintf(&text, "%s: %s\n", c.Name, c.Reason)
-		}
-	}
-	w.Header().Set("Cache-Control", "no-store")
-	if r.URL.Query().Has("verbose") {
-		WriteJSON(w, status, map[string]any{what: status == http.StatusOK, "checks": results})
-		return
-	}
-	if status == http.StatusOK {
-		text.WriteString("ok")
-	}
-	WriteText(w, status, text.String())
-}
-
-func WriteText(w http.ResponseWriter, status int, text string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = io.WriteString(w, strings.TrimRight(text, "\n")+"\n") // whoever asked has gone
-}
-
-func WriteJSON(w http.ResponseWriter, status int, v any) {
-	data, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
-		WriteText(w, http.StatusInternalServerError, err.Error())
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	_, _ = w.Write(append(data, '\n')) // whoever asked has gone
 }

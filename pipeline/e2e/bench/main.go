@@ -40,6 +40,8 @@ func main() {
 			run, args = naiveMain, args[1:]
 		case "projector":
 			run, args = projectorMain, args[1:]
+		case "profile":
+			run, args = profileMain, args[1:]
 		}
 	}
 	if err := run(args); err != nil {

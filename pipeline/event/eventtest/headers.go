@@ -7,6 +7,7 @@ import (
 	"millrace/pipeline"
 )
 
+// HeaderText returns headers as lines of key=value.
 func HeaderText(headers []pipeline.Header) string {
 	var out []string
 	for _, h := range headers {

@@ -1,4 +1,6 @@
 // Package eventtest holds schemas and encoders for tests that need events.
+//
+// Start at [ShopEncoder] for writing and [SchemaList] for reading.
 package eventtest
 
 import (
@@ -8,10 +10,10 @@ import (
 	"millrace/pipeline/codec"
 )
 
-// Schemas are the schemas of a test by id, as a registry has them.
+// Schemas is an [event.Schemas] with schemas by id.
 type Schemas map[int]*codec.Schema
 
-// SchemaList returns the schemas with their indexes as ids.
+// SchemaList returns the schemas of types, whose ids are the indexes.
 func SchemaList(types []*codec.Schema) Schemas {
 	out := Schemas{}
 	for i, s := range types {
@@ -20,6 +22,7 @@ func SchemaList(types []*codec.Schema) Schemas {
 	return out
 }
 
+// Schema returns the schema with the id.
 func (k Schemas) Schema(_ context.Context, ref codec.SchemaRef) (*codec.Schema, error) {
 	s, ok := k[ref.ID]
 	if !ok {

@@ -1,11 +1,11 @@
 // Package keyringtest holds key rings and events with encrypted fields for tests.
+//
+// Start at [NewBox]. A Box and everything from it belong to one test.
 package keyringtest
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"sync"
 	"testing"
@@ -14,40 +14,56 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/pipeline"
-	"millrace/pipeline/event"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/seal"
 )
 
-const TestKeyTopic = "people.keys"
+// KeyTopic is the key topic of [People].
+const KeyTopic = "people.keys"
 
-// keyBox is a broker with a topic of keys.
-type keyBox struct {
-	t   *testing.T
-	Cfg kafka.Config
+// Box is a broker with a key topic.
+type Box struct {
+	t          testing.TB
+	cfg        kafka.Config
+	partitions int
 }
 
-func NewKeyBox(t *testing.T, partitions int) *keyBox {
+// NewBox starts a broker, which stops with the test.
+func NewBox(t testing.TB, partitions int) *Box {
 	t.Helper()
-	box := harness.Sandbox(t)
-	b := &keyBox{t, kafka.Config{Brokers: box.Brokers(), ClientID: "test"}}
-	if _, err := kafka.EnsureTopics(t.Context(), b.Cfg, []kafka.TopicSpec{{Name: TestKeyTopic, Partitions: partitions, Config: map[string]string{"cleanup.policy": "compact"}}}, true); err != nil {
+	b := &Box{t, kafka.Config{Brokers: harness.Sandbox(t).Brokers(), ClientID: "test"}, partitions}
+	if _, err := kafka.EnsureTopics(t.Context(), b.cfg, []kafka.TopicSpec{{Name: KeyTopic, Partitions: partitions, Config: map[string]string{"cleanup.policy": "compact"}}}, true); err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-// Keyring returns one that follows the topic, with a writer of its own.
-func (b *keyBox) Keyring(partitions int, keks *seal.KEKs) *keyring.Ring {
+// Writer returns a writer to the broker.
+func (b *Box) Writer() keyring.RecordWriter {
 	b.t.Helper()
-	out, err := kafka.NewWriter(b.Cfg)
+	w, err := kafka.NewWriter(b.cfg)
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	k := keyring.New(b.Cfg, TestKeyTopic, partitions, keks, time.Now, slog.New(slog.NewTextHandler(b.t.Output(), nil)), prometheus.NewRegistry())
-	k.Writer = out
+	b.t.Cleanup(w.Close)
+	return w
+}
+
+// Config returns the configuration of a ring that writes with w.
+func (b *Box) Config(keks *seal.KEKs, w keyring.RecordWriter) keyring.Config {
+	return keyring.Config{
+		Kafka: b.cfg, Topic: KeyTopic, Partitions: b.partitions, KEKs: keks, Writer: w,
+		Now: time.Now, Log: slog.New(slog.NewTextHandler(b.t.Output(), nil)), Metrics: prometheus.NewRegistry(),
+	}
+}
+
+// Ring returns a ring that has read the topic and follows it until the end of the
+// test.
+func (b *Box) Ring(keks *seal.KEKs, w keyring.RecordWriter) *keyring.Ring {
+	b.t.Helper()
+	k := keyring.New(b.Config(keks, w))
 	ctx, stop := context.WithCancel(context.WithoutCancel(b.t.Context()))
 	var running sync.WaitGroup
 	running.Go(func() {
@@ -58,7 +74,6 @@ func (b *keyBox) Keyring(partitions int, keks *seal.KEKs) *keyring.Ring {
 	b.t.Cleanup(func() {
 		stop()
 		running.Wait()
-		out.Close()
 	})
 	if err := k.Loaded(b.t.Context()); err != nil {
 		b.t.Fatal(err)
@@ -66,13 +81,22 @@ func (b *keyBox) Keyring(partitions int, keks *seal.KEKs) *keyring.Ring {
 	return k
 }
 
-// Records returns what stands on the topic under keys of data keys: whether it is
-// there, by record key.
-func (b *keyBox) Records(partitions int) map[string]bool {
+// Destroy destroys the keys of a subject.
+func (b *Box) Destroy(w keyring.RecordWriter, subject string) (int, error) {
+	partition := kafka.PartitionOf([]byte(subject), b.partitions)
+	return keyring.DestroyKeys(b.t.Context(), w, KeyTopic, partition, subject, harness.Now, func(f func(*pipeline.Record) error) error {
+		_, err := kafka.ReadSettled(b.t.Context(), b.cfg, KeyTopic, partition, f)
+		return err
+	})
+}
+
+// DataKeys returns the records of data keys on the topic, by record key: true if
+// the key exists, false if it was destroyed.
+func (b *Box) DataKeys() map[string]bool {
 	b.t.Helper()
 	out := map[string]bool{}
-	for p := range int32(partitions) {
-		if _, err := kafka.ReadSettled(b.t.Context(), b.Cfg, TestKeyTopic, p, func(r *pipeline.Record) error {
+	for p := range int32(b.partitions) {
+		if _, err := kafka.ReadSettled(b.t.Context(), b.cfg, KeyTopic, p, func(r *pipeline.Record) error {
 			if _, isKey, err := seal.SubjectOf(r.Key); err != nil {
 				b.t.Error(err)
 			} else if isKey {
@@ -86,30 +110,21 @@ func (b *keyBox) Records(partitions int) map[string]bool {
 	return out
 }
 
-// GatedWriter waits before it writes.
-type GatedWriter struct {
-	keyring.RecordWriter
-	Gate func()
-}
-
-func (w *GatedWriter) Write(ctx context.Context, r *pipeline.Record, done func(error)) {
-	w.Gate()
-	w.RecordWriter.Write(ctx, r, done)
-}
-
-// FaultyWriter fails one write, after or instead of doing it.
+// FaultyWriter fails the writes that Fail selects.
 type FaultyWriter struct {
-	keyring.RecordWriter
+	Writer  keyring.RecordWriter
 	Fail    func(r *pipeline.Record) bool
-	Applied bool
-	Failed  int
+	Applied bool // the record is written in spite of the failure
+	Failed  int  // failures so far; owned by the goroutine that writes
 }
 
+// ErrFault is the failure of a [FaultyWriter].
 var ErrFault = errors.New("the connection is gone")
 
+// Write implements [keyring.RecordWriter].
 func (w *FaultyWriter) Write(ctx context.Context, r *pipeline.Record, done func(error)) {
 	if !w.Fail(r) {
-		w.RecordWriter.Write(ctx, r, done)
+		w.Writer.Write(ctx, r, done)
 		return
 	}
 	w.Failed++
@@ -117,34 +132,8 @@ func (w *FaultyWriter) Write(ctx context.Context, r *pipeline.Record, done func(
 		done(ErrFault)
 		return
 	}
-	w.RecordWriter.Write(ctx, r, func(err error) { done(errors.Join(ErrFault, err)) })
+	w.Writer.Write(ctx, r, func(err error) { done(errors.Join(ErrFault, err)) })
 }
 
-// SealedEncoder returns an encoder of people whose data is encrypted.
-func SealedEncoder(t testing.TB, k *keyring.Ring) *event.Encoder {
-	t.Helper()
-	plan := PersonTopology(t, 1)
-	e, err := event.NewEncoder("people.events", plan.Topics[0].Types, "id", func() string { return harness.ID }, func() time.Time { return harness.Now })
-	if err == nil {
-		err = e.Encrypt(plan.Encryption)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	e.Types[0].ID = 7
-	e.Ring = k
-	return e
-}
-
-func Person(id, email string) string {
-	return fmt.Sprintf(`{"data":{"id":%s,"email":%q,"mail":""}}`+"\n", id, email)
-}
-
-// Keeper keeps the values of what is written.
-type Keeper struct{ Values [][]byte }
-
-func (w *Keeper) Write(_ context.Context, r *pipeline.Record, done func(error)) {
-	w.Values = append(w.Values, bytes.Clone(r.Value))
-	done(nil)
-}
-func (w *Keeper) Flush(context.Context) error { return nil }
+// Flush implements [keyring.RecordWriter].
+func (w *FaultyWriter) Flush(ctx context.Context) error { return w.Writer.Flush(ctx) }

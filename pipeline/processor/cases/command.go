@@ -1,8 +1,19 @@
-// Package cases implements `processor test`: it runs events that a YAML file
-// declares through pipelines and projections and compares the outcome.
+// Package cases implements `processor test`: it runs the events of case files
+// through pipelines and projections and compares their outcomes with the expected
+// ones.
 //
-// Start at [Command]. cases.go parses a file, run.go runs a case, compare.go
-// compares and rewrites expectations.
+// Start at [Command] and tester.run in command.go. In the order of a run:
+//
+//   - cases.go holds the format of a case file and parses it; values.go converts
+//     YAML nodes to and from JSON values.
+//   - run.go runs a case through a pipeline, fold.go through a projection; fakes.go
+//     replaces the registry and the services that stages call.
+//   - outcome.go is the outcome of an event, and compare.go compares it.
+//   - update.go rewrites a file for --update.
+//   - coverage.go is the report for --coverage.
+//
+// A single goroutine runs everything here. Handlers of pipelines may start others,
+// see the chain package.
 package cases
 
 import (
@@ -13,30 +24,28 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
-	"millrace/pipeline"
 	"millrace/pipeline/cli"
-	"millrace/pipeline/deadletter"
 	"millrace/pipeline/topology"
 )
 
-// caseSuffix is how the names of files of cases end.
+// caseSuffix is the end of the name of a case file.
 const caseSuffix = ".test.yaml"
 
+// Command returns `processor test`.
 func Command(e *cli.Env) *cobra.Command {
 	t := &tester{env: e}
 	cmd := &cobra.Command{
 		Use:   "test [FILE...]",
-		Short: "Run the cases beside a topology: events in, what becomes of them out",
-		Long: `Runs cases through the stages and folds of the topology, by the code that workers
-run, without Kafka, a registry or a clock: now() is what the case says.
+		Short: "Run test cases: input events and their expected outcomes",
+		Long: `Run test cases through the stages and folds of the topology. The code is that of
+the workers, but test uses no Kafka, no registry and no clock: the case sets now().
 
-Cases are in files *.test.yaml beside the topology, or in a directory tests there;
-FILE may be such a file or a directory of them.
+Cases are in files *.test.yaml next to the topology, or in the directory tests
+there. FILE is such a file or a directory with such files.
 
   cases:
     - name: a paid order is stamped
@@ -51,23 +60,24 @@ FILE may be such a file or a directory of them.
         - raw: {hex: 00 ff}           # or base64, text; null is a tombstone
           dead_letter: {stage: decode, reason: bad_frame}
 
-An event becomes one of
-  out          a list of records, in order: topic, key, headers, event (the fields
-               that are named; all of them with exact: true)
-  filtered     by the stage of that name
+The outcome of an event in a pipeline is one of
+  out          the written records, in order: topic, key, headers, event (only the
+               given fields are compared; exact: true compares all fields)
+  filtered     the stage that filtered the event
   dead_letter  stage, reason, and a part of the error
-  stopped      the worker, by the stage of that name (on_error: stop)
-and, of a projection,
-  snapshot     id, version, status, state after the event
+  stopped      the stage that stopped the worker (on_error: stop)
+and in a projection, one of
+  snapshot     id, version, status and state after the event
   ignored, late, duplicate: true
-  rejected     for that reason
+  rejected     the reason
 
-What an event may leave out is filled in: id, timestamp, version and metadata.
-key is data.id if it is not given, time the event's timestamp. type names its
-record where the event does not, writer an older schema (OrderCreated.v1).
+An event can leave out id, timestamp, version and metadata; test fills them in.
+The default of key is data.id, and of time the event's timestamp. type sets the
+event's type if the event has no field type. writer sets an older schema, such as
+OrderCreated.v1.
 
-Exit code 0 if everything is as expected; 1 if not; 2 if the topology, a file of
-cases or the command line is wrong.`,
+Exit code 0 if all outcomes are as expected; 1 if not; 2 if the topology, a case
+file or the command line is wrong.`,
 		Example: `  processor test
   processor test --run 'dead letter' --coverage
   processor test --update tests/orders.test.yaml`,
@@ -76,14 +86,15 @@ cases or the command line is wrong.`,
 	}
 	flags := cmd.Flags()
 	t.topology = e.TopologyFlags(flags)
-	flags.StringVar(&t.filter, "run", "", "run only the cases whose names match a regular `expression`")
-	flags.BoolVar(&t.update, "update", false, "rewrite the files to expect what comes; comments stay")
-	flags.BoolVar(&t.coverage, "coverage", false, "show what each stage did in the cases, and what no case shows")
+	flags.StringVar(&t.filter, "run", "", "run only the cases whose names match this regular `expression`")
+	flags.BoolVar(&t.update, "update", false, "rewrite the files to expect the actual outcomes; keep comments")
+	flags.BoolVar(&t.coverage, "coverage", false, "show the counts of each stage, and the stages and types that no case reaches")
 	flags.BoolVar(&t.asJSON, "json", false, "print results as JSON")
-	flags.BoolVarP(&t.verbose, "verbose", "v", false, "name the cases that are as expected, too")
+	flags.BoolVarP(&t.verbose, "verbose", "v", false, "also list the cases that pass")
 	return cmd
 }
 
+// A tester holds the flags of the command.
 type tester struct {
 	env      *cli.Env
 	topology *cli.TopologyFlags
@@ -94,7 +105,7 @@ type tester struct {
 	verbose  bool
 }
 
-// testReport is what --json prints.
+// testReport is the output of --json.
 type testReport struct {
 	Cases    int          `json:"cases"`
 	Events   int          `json:"events"`
@@ -104,30 +115,13 @@ type testReport struct {
 	Coverage []coverageOf `json:"coverage,omitempty"`
 }
 
-// failure is an event that did not become what its case expects.
+// failure is an event with another outcome than its case expects.
 type failure struct {
 	File       string     `json:"file"`
 	Line       int        `json:"line"` // of the event
 	Case       string     `json:"case"`
 	Event      int        `json:"event"` // from 1
 	Mismatches []mismatch `json:"mismatches"`
-}
-
-// coverageOf is what the cases have shown of a pipeline.
-type coverageOf struct {
-	Pipeline string          `json:"pipeline"`
-	Stages   []stageCoverage `json:"stages"`
-	NoTypes  []string        `json:"types_without_case"`
-}
-
-type stageCoverage struct {
-	Stage    string `json:"stage"`
-	In       int    `json:"in"`
-	Passed   int    `json:"passed"`
-	Filtered int    `json:"filtered"`
-	Rejected int    `json:"rejected"`
-	Skipped  int    `json:"skipped"`
-	Added    int    `json:"added"`
 }
 
 func (t *tester) run(ctx context.Context, names []string) error {
@@ -150,7 +144,7 @@ func (t *tester) run(ctx context.Context, names []string) error {
 		}
 	}
 	if report.Cases == 0 {
-		return cli.Usagef("--run %q matches none of the cases in %s", t.filter, cli.Plural(len(files), "file"))
+		return cli.Usagef("--run %q matches no case in %s", t.filter, cli.Plural(len(files), "file"))
 	}
 	if t.coverage {
 		report.Coverage = runner.covered()
@@ -166,7 +160,7 @@ func (t *tester) run(ctx context.Context, names []string) error {
 	return err
 }
 
-// files reads the files of cases. What is wrong with them is an error for all.
+// files parses the case files. It reports the faults of all files in one error.
 func (t *tester) files(names []string) ([]*caseFile, error) {
 	paths, err := t.paths(names)
 	if err != nil {
@@ -191,22 +185,23 @@ func (t *tester) files(names []string) ([]*caseFile, error) {
 		}
 	}
 	if len(faults) > 0 {
-		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("the cases are not right\n%w", faults)}
+		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("invalid test cases\n%w", faults)}
 	}
 	return files, nil
 }
 
-// paths returns the files that names stand for.
+// paths returns the case files that the arguments name. Without arguments, these
+// are the files next to the topology and in the directory tests.
 func (t *tester) paths(names []string) (paths []string, err error) {
-	beside := len(names) == 0
-	if beside {
+	byDefault := len(names) == 0
+	if byDefault {
 		dir := filepath.Dir(t.topology.File)
 		names = []string{dir, filepath.Join(dir, "tests")}
 	}
 	for _, name := range names {
 		info, err := os.Stat(name)
 		switch {
-		case beside && errors.Is(err, os.ErrNotExist):
+		case byDefault && errors.Is(err, os.ErrNotExist):
 			continue
 		case err != nil:
 			return nil, cli.Usagef("%v", err)
@@ -218,22 +213,24 @@ func (t *tester) paths(names []string) (paths []string, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if len(found) == 0 && !beside {
+		if len(found) == 0 && !byDefault {
 			return nil, cli.Usagef("there is no file *%s in %s", caseSuffix, name)
 		}
 		paths = append(paths, found...)
 	}
 	if len(paths) == 0 {
-		return nil, cli.Usagef("there is no file *%s beside %s, or in tests there", caseSuffix, t.topology.File)
+		return nil, cli.Usagef("there is no file *%s next to %s, nor in the directory tests there", caseSuffix, t.topology.File)
 	}
 	return paths, nil
 }
 
-// escapeGlob returns a path as a pattern that matches it alone.
+// escapeGlob returns a glob pattern that matches only this path.
 func escapeGlob(path string) string {
 	return strings.NewReplacer(`*`, `\*`, `?`, `\?`, `[`, `\[`, `\`, `\\`).Replace(path)
 }
 
+// runFile runs the selected cases of a file, adds them to the report, and updates
+// the file if asked to.
 func (t *tester) runFile(ctx context.Context, runner *caseRunner, f *caseFile, match *regexp.Regexp, report *testReport) error {
 	changed := false
 	for _, c := range f.cases {
@@ -245,7 +242,7 @@ func (t *tester) runFile(ctx context.Context, runner *caseRunner, f *caseFile, m
 			return err
 		}
 		if fault != nil {
-			return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("the cases are not right\n%w", topology.Faults{*fault})}
+			return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("invalid test cases\n%w", topology.Faults{*fault})}
 		}
 		report.Cases++
 		before := len(report.Failures)
@@ -280,7 +277,7 @@ func (t *tester) runFile(ctx context.Context, runner *caseRunner, f *caseFile, m
 		return nil
 	}
 	report.Updated = append(report.Updated, f.name)
-	return os.WriteFile(f.name, text, 0o644) // which keeps the mode of a file that is there
+	return os.WriteFile(f.name, text, 0o644) // an existing file keeps its mode
 }
 
 func (t *tester) print(r testReport) error {
@@ -300,7 +297,7 @@ func (t *tester) print(r testReport) error {
 	if r.Failed > 0 {
 		result = cli.Plural(r.Failed, "case") + " failed"
 		if !t.update {
-			result += "; --update takes what came for what is expected"
+			result += "; --update makes them expect the actual outcomes"
 		}
 	}
 	if len(r.Coverage) > 0 {
@@ -308,55 +305,4 @@ func (t *tester) print(r testReport) error {
 	}
 	p.Line("%s, %s: %s", cli.Plural(r.Cases, "case"), cli.Plural(r.Events, "event"), result)
 	return p.Err
-}
-
-// printCoverage prints what the stages did, and what no case shows.
-func printCoverage(p *cli.Printer, all []coverageOf) {
-	for _, c := range all {
-		width := len("stage")
-		for _, s := range c.Stages {
-			width = max(width, len(s.Stage))
-		}
-		p.Line("pipeline %s", c.Pipeline)
-		p.Line("  %-*s %7s %7s %8s %8s %7s %5s", width, "stage", "in", "passed", "filtered", "rejected", "skipped", "added")
-		for _, s := range c.Stages {
-			p.Line("  %-*s %7s %7s %8s %8s %7s %5s", width, s.Stage, cli.DashIfZero(s.In), cli.DashIfZero(s.Passed), cli.DashIfZero(s.Filtered), cli.DashIfZero(s.Rejected), cli.DashIfZero(s.Skipped), cli.DashIfZero(s.Added))
-		}
-		for _, s := range c.Stages {
-			if s.In == 0 {
-				p.Line("  no case reaches stage %s", s.Stage)
-			}
-		}
-		if len(c.NoTypes) > 0 {
-			p.Line("  no case has an event %s", strings.Join(c.NoTypes, ", "))
-		}
-		p.Line("")
-	}
-}
-
-// covered returns what the cases have shown so far.
-func (r *caseRunner) covered() (all []coverageOf) {
-	for _, pl := range r.topology.Pipelines {
-		have := r.coverage[pl.Name]
-		c := coverageOf{Pipeline: pl.Name, Stages: []stageCoverage{}, NoTypes: []string{}}
-		add := func(stage string, n pipeline.StageCounts) {
-			rejected := 0
-			for _, count := range n.Rejected {
-				rejected += count
-			}
-			c.Stages = append(c.Stages, stageCoverage{stage, n.In, n.Passed, n.Filtered, rejected, n.Skipped, n.Added})
-		}
-		add(deadletter.StageDecode, have.decode)
-		for i, s := range pl.Stages {
-			add(s.Name, have.stages[i])
-		}
-		for _, s := range pl.Types {
-			if !have.types[s.Name()] {
-				c.NoTypes = append(c.NoTypes, s.ShortName())
-			}
-		}
-		slices.Sort(c.NoTypes)
-		all = append(all, c)
-	}
-	return all
 }

@@ -1,20 +1,14 @@
 package cases
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"go.yaml.in/yaml/v4"
 
 	"millrace/pipeline"
@@ -22,132 +16,19 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
-	"millrace/pipeline/fold"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
 
-// eventOutcome is what became of an event.
-type eventOutcome struct {
-	kind   outcomeKind
-	to     string // the pipeline's own topic
-	out    []writtenRecord
-	stage  string // that filtered or rejected it, or stopped the worker
-	reason string
-	error  string
-
-	snapshot cli.OrderedJSON
-
-	failed   error // it could not be run at all
-	failedAt *yaml.Node
-}
-
-// writtenRecord is a record that came out.
-type writtenRecord struct {
-	topic   string
-	key     string
-	headers []pipeline.Header
-	event   cli.OrderedJSON
-}
-
-func (w *writtenRecord) header(name string) any {
-	r := pipeline.Record{Headers: w.headers}
-	if value, ok := r.Header(name); ok {
-		return string(value)
-	}
-	return nil
-}
-
-func (w writtenRecord) String() string {
-	return fmt.Sprintf("to %s, key %s: %s", w.topic, cli.Quote(w.key), cli.CompactJSON(w.event))
-}
-
-func (w *writtenRecord) node() *yaml.Node {
-	n := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
-	n.Content = []*yaml.Node{textNode("topic"), textNode(w.topic), textNode("key"), textNode(w.key), textNode("event"), yamlNode(w.event)}
-	return n
-}
-
-// update makes an item of out expect the record.
-func (w *writtenRecord) update(item *yaml.Node, to string) {
-	exact, topic := isExact(item), false
-	eachPair(item, func(key, value *yaml.Node) {
-		switch key.Value {
-		case "topic":
-			topic = true
-			setScalar(value, w.topic)
-		case "key":
-			setScalar(value, w.key)
-		case "event":
-			updateValue(value, w.event, exact)
-		case "headers":
-			eachPair(value, func(name, value *yaml.Node) { updateValue(value, w.header(name.Value), exact) })
-		}
-	})
-	if !topic && w.topic != to {
-		item.Content = append([]*yaml.Node{textNode("topic"), textNode(w.topic)}, item.Content...)
-	}
-}
-
-func (o *eventOutcome) String() string {
-	switch o.kind {
-	case kindOut:
-		texts := make([]string, len(o.out))
-		for i, w := range o.out {
-			texts[i] = w.String()
-		}
-		return "written " + strings.Join(texts, "; ")
-	case kindFiltered:
-		return "filtered by " + o.stage
-	case kindDeadLetter:
-		return fmt.Sprintf("a dead letter of %s: %s: %s", o.stage, o.reason, o.error)
-	case kindStopped:
-		return fmt.Sprintf("the worker stopped by %s: %s", o.stage, o.error)
-	case kindSnapshot:
-		return "the snapshot " + cli.CompactJSON(o.snapshot)
-	case kindRejected:
-		return fmt.Sprintf("rejected: %s: %s", o.reason, o.error)
-	}
-	return string(o.kind)
-}
-
-// node returns the outcome as a case expects it.
-func (o *eventOutcome) node() *yaml.Node {
-	switch o.kind {
-	case kindOut:
-		n := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
-		for i := range o.out {
-			n.Content = append(n.Content, o.out[i].node())
-		}
-		return n
-	case kindFiltered, kindStopped:
-		return textNode(o.stage)
-	case kindDeadLetter:
-		return yamlNode(cli.OrderedJSON{{Name: "stage", Value: o.stage}, {Name: "reason", Value: o.reason}})
-	case kindSnapshot:
-		return yamlNode(o.snapshot)
-	case kindRejected:
-		return textNode(o.reason)
-	}
-	return yamlNode(true)
-}
-
-// caseRunner runs cases by the code that a worker runs: what is missing is
-// Kafka and the registry.
+// A caseRunner runs cases with the code of workers, but without Kafka and with a
+// fake registry.
 type caseRunner struct {
 	topology *topology.Topology
-	files    fs.FS // of schemas
-	now      time.Time
-	coverage map[string]*pipelineCoverage
-}
-
-// pipelineCoverage says what the cases have shown of a pipeline.
-type pipelineCoverage struct {
-	decode pipeline.StageCounts   // what is no event has no stage
-	stages []pipeline.StageCounts // in order
-	types  map[string]bool        // that were sent
+	files    fs.FS                        // schema files
+	now      time.Time                    // the clock of the current case
+	coverage map[string]*pipelineCoverage // by name of the pipeline
 }
 
 func newCaseRunner(e *cli.Env, flags *cli.TopologyFlags) (*caseRunner, error) {
@@ -162,12 +43,17 @@ func newCaseRunner(e *cli.Env, flags *cli.TopologyFlags) (*caseRunner, error) {
 		return nil, err
 	}
 	for _, pl := range r.topology.Pipelines {
-		r.coverage[pl.Name] = &pipelineCoverage{decode: pipeline.StageCounts{Rejected: map[pipeline.Reason]int{}}, stages: make([]pipeline.StageCounts, len(pl.Stages)), types: map[string]bool{}}
+		r.coverage[pl.Name] = &pipelineCoverage{
+			decode: pipeline.StageCounts{Rejected: map[pipeline.Reason]int{}},
+			stages: make([]pipeline.StageCounts, len(pl.Stages)),
+			types:  map[string]bool{},
+		}
 	}
 	return r, nil
 }
 
-// run runs a case. A fault says that it names something that is not there.
+// run runs a case and returns the outcome of each event. It returns a fault if the
+// case names something that the topology does not have.
 func (r *caseRunner) run(ctx context.Context, c *testCase) ([]*eventOutcome, *topology.Fault) {
 	r.now = c.now
 	if c.projection != nil {
@@ -188,6 +74,8 @@ func (r *caseRunner) run(ctx context.Context, c *testCase) ([]*eventOutcome, *to
 	return r.runPipeline(ctx, c, pl), nil
 }
 
+// pipeline returns the pipeline of a case. A topology with a single pipeline has a
+// default.
 func (r *caseRunner) pipeline(c *testCase) (*topology.Pipeline, *topology.Fault) {
 	var names []string
 	for _, pl := range r.topology.Pipelines {
@@ -203,11 +91,12 @@ func (r *caseRunner) pipeline(c *testCase) (*topology.Pipeline, *topology.Fault)
 	if c.pipeline != nil {
 		at, msg = c.pipeline, fmt.Sprintf("the topology has no pipeline %q", c.pipeline.Value)
 	}
-	f := c.file.faultAt(at.Line, at.Column, "there are "+strings.Join(names, ", "), "%s", msg)
+	f := c.file.faultAt(at.Line, at.Column, "the pipelines are "+strings.Join(names, ", "), "%s", msg)
 	return nil, &f
 }
 
-// fill gives tables their rows: those of the case, else those of its file.
+// fill sets the rows of all tables: the rows of the case if it has any, otherwise
+// the rows of the table's file. A table on a topic is empty by default.
 func (r *caseRunner) fill(c *testCase) *topology.Fault {
 	fault := func(n *yaml.Node, format string, args ...any) *topology.Fault {
 		f := c.file.faultAt(n.Line, n.Column, "", format, args...)
@@ -232,8 +121,7 @@ func (r *caseRunner) fill(c *testCase) *topology.Fault {
 		for j := 0; j+1 < len(given.rows); j += 2 {
 			row, err := codec.EncodeJSON(r.topology.Tables[i].Schema, yamlValue(given.rows[j+1]))
 			if err != nil {
-				at, _ := placeOf(given.rows[j+1], err)
-				return fault(at, "this is no row of table %s: %v", given.name.Value, err)
+				return fault(placeOf(given.rows[j+1], err), "invalid row of table %s: %v", given.name.Value, err)
 			}
 			held.Set([]byte(given.rows[j].Value), row)
 		}
@@ -242,81 +130,30 @@ func (r *caseRunner) fill(c *testCase) *topology.Fault {
 	return nil
 }
 
-// placeOf returns where in a node an error of encoding it is.
-func placeOf(n *yaml.Node, err error) (*yaml.Node, error) {
+// placeOf returns the part of n that an error of encoding n is about.
+func placeOf(n *yaml.Node, err error) *yaml.Node {
 	var path *codec.PathError
 	if errors.As(err, &path) {
-		return nodeAt(n, path.Path), err
+		return nodeAt(n, path.Path)
 	}
-	return n, err
+	return n
 }
 
-// givenSchemas stands for the registry: schemas by their ids, from 1.
-type givenSchemas struct{ schemas []*codec.Schema }
-
-// Schema implements schemaSource.
-func (g *givenSchemas) Schema(_ context.Context, ref codec.SchemaRef) (*codec.Schema, error) {
-	if ref.ByGUID || ref.ID < 1 || ref.ID > len(g.schemas) {
-		return nil, pipeline.Reject(pipeline.ReasonUnknownSchema, "there is no schema %s", ref)
-	}
-	return g.schemas[ref.ID-1], nil
-}
-
-func (g *givenSchemas) id(s *codec.Schema) int {
-	i := slices.IndexFunc(g.schemas, func(have *codec.Schema) bool { return have == s })
-	if i < 0 {
-		i = len(g.schemas)
-		g.schemas = append(g.schemas, s)
-	}
-	return i + 1
-}
-
-// givenAnswers stands for services.
-type givenAnswers []caseAnswer
-
-// RoundTrip implements [http.RoundTripper]. A request that the case does not
-// answer is refused.
-func (g givenAnswers) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.Body != nil {
-		defer func() { _ = req.Body.Close() }() // as every transport does
-	}
-	url := req.URL.String()
-	a := caseAnswer{status: http.StatusBadRequest, body: fmt.Appendf(nil, "the case has no answer to %s %s", req.Method, url)}
-	for _, given := range g {
-		if given.method == req.Method && given.url == url {
-			a = given
-			break
-		}
-	}
-	return &http.Response{
-		Status: fmt.Sprintf("%d %s", a.status, http.StatusText(a.status)), StatusCode: a.status,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{}, Body: io.NopCloser(bytes.NewReader(a.body)), ContentLength: int64(len(a.body)), Request: req,
-	}, nil
-}
-
+// runPipeline processes the events of a case in one partition and returns their
+// outcomes.
 func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.Pipeline) (out []*eventOutcome) {
-	schemas := &givenSchemas{schemas: slices.Clone(pl.Types)}
-	ids := map[string][]int{}
-	for _, topic := range pl.Writes() {
-		for _, s := range pl.Output {
-			ids[topic.Name] = append(ids[topic.Name], schemas.id(s))
-		}
+	schemas := &fakeRegistry{schemas: slices.Clone(pl.Types)}
+	for _, s := range pl.Output {
+		schemas.id(s) // events that are given as bytes can have these ids
 	}
 	for _, s := range pl.Stages {
 		if asker, ok := s.Built.(stage.Asker); ok {
-			asker.AskThrough(givenAnswers(c.answers))
+			asker.AskThrough(cannedAnswers(c.answers))
 		}
 	}
-	metrics := prometheus.NewRegistry()
-	h := chain.Config{
-		Topology: r.topology, Schemas: schemas, IDs: ids, Metrics: chain.NewMetrics(metrics), StateMetrics: chain.NewStateMetrics(metrics),
-		Now: func() time.Time { return r.now }, Log: slog.New(slog.DiscardHandler),
-	}.NewHandler(pl)
-	for i := range h.Kept {
-		if err := h.Kept[i].Keeper.Assign(0, 0, func(func([]byte) error) error { return nil }); err != nil {
-			return []*eventOutcome{{failed: err}}
-		}
+	h, err := chain.NewOfflineRehearsal(r.topology, pl, schemas, func() time.Time { return r.now })
+	if err != nil {
+		return []*eventOutcome{{failed: err}}
 	}
 	for i, e := range c.events {
 		rec, s, at, err := r.record(e, pl.From, schemas, i)
@@ -324,20 +161,16 @@ func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.
 			out = append(out, &eventOutcome{failed: err, failedAt: at})
 			continue
 		}
-		out = append(out, r.handle(ctx, h, pl, rec, s, schemas))
+		out = append(out, r.handle(ctx, h, pl, rec, s))
 	}
 	return out
 }
 
-// handle hands one record to the handler, as a batch of its own.
-func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.Pipeline, rec *pipeline.Record, s *codec.Schema, schemas *givenSchemas) *eventOutcome {
+// handle processes one record as a batch of its own. s is the record's schema, or
+// nil.
+func (r *caseRunner) handle(ctx context.Context, h *chain.Rehearsal, pl *topology.Pipeline, rec *pipeline.Record, s *codec.Schema) *eventOutcome {
 	got := &eventOutcome{to: pl.To.Name}
-	var emitted chain.Records
-	err := h.Handle(ctx, rec, &emitted)
-	if err == nil {
-		err = h.Flush(ctx, &emitted)
-	}
-	defer h.EndBatch(err == nil)
+	out, err := h.Run(ctx, rec)
 	filtered, stopped := r.cover(h, pl, s)
 	decoded := &r.coverage[pl.Name].decode
 	decoded.In++
@@ -351,23 +184,22 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 		return got
 	}
 	got.kind, got.stage = kindFiltered, filtered
-	for i := range emitted.All {
-		rec := &emitted.All[i]
+	for i := range out {
+		rec := &out[i].Record
 		switch {
 		case rec.Topic == pl.DeadLetter.Name:
 			got.kind = kindDeadLetter
-			header := func(name string) string { value, _ := rec.Header(name); return string(value) }
-			got.stage, got.reason, got.error = header(deadletter.HeaderStage), header(deadletter.HeaderReason), header(deadletter.HeaderError)
+			letter := deadletter.Parse(rec)
+			got.stage, got.reason, got.error = letter.Stage, string(letter.Reason), letter.Error
 			if got.stage == deadletter.StageDecode {
 				decoded.Passed--
 				decoded.Rejected[pipeline.Reason(got.reason)]++
 			}
-		case h.IDs[rec.Topic] == nil: // a state topic
 		default:
 			got.kind = kindOut
-			w, err := written(ctx, rec, schemas)
+			w, err := written(&out[i])
 			if err != nil {
-				return &eventOutcome{failed: fmt.Errorf("what was written to %s cannot be read: %w", rec.Topic, err)}
+				return &eventOutcome{failed: fmt.Errorf("decoding the record written to %s: %w", rec.Topic, err)}
 			}
 			got.out = append(got.out, w)
 		}
@@ -375,21 +207,22 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Handler, pl *topology.
 	return got
 }
 
-// cover adds what the stages did with one event, and returns the one that
-// filtered it, and the one that did not let go of it.
-func (r *caseRunner) cover(h *chain.Handler, pl *topology.Pipeline, s *codec.Schema) (filtered, stopped string) {
+// cover adds the counts of the stages for one event to the coverage. It returns the
+// stage that filtered the event and the stage that neither passed, filtered nor
+// rejected it; "" if there is none.
+func (r *caseRunner) cover(h *chain.Rehearsal, pl *topology.Pipeline, s *codec.Schema) (filtered, stopped string) {
 	coverage := r.coverage[pl.Name]
 	if s != nil {
 		coverage.types[s.Name()] = true
 	}
 	i := 0
-	h.Stages.Counts(func(name string, n pipeline.StageCounts) {
+	h.StageCounts(func(name string, n pipeline.StageCounts) {
 		sum := &coverage.stages[i]
 		sum.In, sum.Added, sum.Passed = sum.In+n.In, sum.Added+n.Added, sum.Passed+n.Passed
 		sum.Filtered, sum.Skipped = sum.Filtered+n.Filtered, sum.Skipped+n.Skipped
-		kept := n.In + n.Added - n.Passed - n.Filtered
+		stuck := n.In + n.Added - n.Passed - n.Filtered
 		for reason, count := range n.Rejected {
-			kept -= count
+			stuck -= count
 			if sum.Rejected == nil {
 				sum.Rejected = map[pipeline.Reason]int{}
 			}
@@ -398,7 +231,7 @@ func (r *caseRunner) cover(h *chain.Handler, pl *topology.Pipeline, s *codec.Sch
 		if n.Filtered > 0 && filtered == "" {
 			filtered = name
 		}
-		if kept > 0 {
+		if stuck > 0 {
 			stopped = name
 		}
 		i++
@@ -406,21 +239,14 @@ func (r *caseRunner) cover(h *chain.Handler, pl *topology.Pipeline, s *codec.Sch
 	return filtered, stopped
 }
 
-func written(ctx context.Context, rec *pipeline.Record, schemas *givenSchemas) (writtenRecord, error) {
-	w := writtenRecord{topic: rec.Topic, key: string(rec.Key), headers: slices.Clone(rec.Headers)}
-	ref, body, err := codec.Unframe(rec)
-	if err != nil {
-		return w, err
-	}
-	s, err := schemas.Schema(ctx, ref)
-	if err != nil {
-		return w, err
-	}
-	w.event, err = objectOf(s, body)
+// written decodes an output record.
+func written(o *chain.Output) (w writtenRecord, err error) {
+	w = writtenRecord{topic: o.Record.Topic, key: string(o.Record.Key), headers: slices.Clone(o.Record.Headers)}
+	w.event, err = objectOf(o.Schema, o.Body)
 	return w, err
 }
 
-// objectOf returns the JSON form of a record.
+// objectOf returns an Avro record as JSON.
 func objectOf(s *codec.Schema, body []byte) (cli.OrderedJSON, error) {
 	text, err := codec.AppendJSON(nil, s.Root(), body)
 	if err != nil {
@@ -434,9 +260,9 @@ func objectOf(s *codec.Schema, body []byte) (cli.OrderedJSON, error) {
 	return object, nil
 }
 
-// record returns the record that an event is, and the schema it has; nil if it
-// is given as bytes. An error is in the event's form, at a node.
-func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenSchemas, i int) (*pipeline.Record, *codec.Schema, *yaml.Node, error) {
+// record encodes the i-th event of a case as a Kafka record and returns its schema,
+// which is nil if the event is given as bytes. The node is the place of the error.
+func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRegistry, i int) (*pipeline.Record, *codec.Schema, *yaml.Node, error) {
 	rec := &pipeline.Record{Topic: topic.Name, Offset: int64(i), Headers: e.headers, Time: e.time}
 	if rec.Time.IsZero() {
 		rec.Time = r.now
@@ -450,27 +276,19 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenS
 	}
 	ev, ok := yamlValue(e.in).(map[string]any)
 	if !ok {
-		return nil, nil, e.in, errors.New("an event is a mapping of its fields")
+		return nil, nil, e.in, errors.New("an event must be a mapping of its fields")
 	}
 	s, at, err := r.schemaOf(e, ev, topic)
 	if err != nil {
 		return nil, nil, at, err
 	}
-	t := &event.Type{Name: s.ShortName(), Schema: s, Time: -1}
-	if f := s.Root().Field("timestamp"); f != nil && event.TimestampUnit(f.Type) != 0 {
-		t.Time = 0
-	}
-	fill := event.Encoder{
-		NewID: func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) },
-		Now:   func() time.Time { return rec.Time },
-	}
 	if topic.Bare == nil {
-		fill.Complete(t, ev)
+		newID := func() string { return fmt.Sprintf("00000000-0000-4000-8000-%012d", i+1) }
+		event.Complete(s, ev, newID, func() time.Time { return rec.Time })
 	}
 	body, err := codec.EncodeJSON(s, ev)
 	if err != nil {
-		at, err := placeOf(e.in, err)
-		return nil, nil, at, err
+		return nil, nil, placeOf(e.in, err), err
 	}
 	if stamp, ok := ev["timestamp"].(string); ok && e.time.IsZero() {
 		if at, err := time.Parse(time.RFC3339Nano, stamp); err == nil {
@@ -486,7 +304,9 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *givenS
 	return rec, s, nil, nil
 }
 
-// schemaOf returns the schema that an event was written with.
+// schemaOf returns the writer's schema of an event: the one that the case names, or
+// the one of the event's type. A topic with a single type has a default. The node is
+// the place of the error.
 func (r *caseRunner) schemaOf(e *caseEvent, event map[string]any, topic *topology.Topic) (*codec.Schema, *yaml.Node, error) {
 	if e.writer != nil {
 		text, err := fs.ReadFile(r.files, e.writer.Value+".avsc")
@@ -514,82 +334,7 @@ func (r *caseRunner) schemaOf(e *caseEvent, event map[string]any, topic *topolog
 		names = append(names, s.ShortName())
 	}
 	if name == "" {
-		return nil, at, fmt.Errorf("the event has no type; %s has %s", topic.Name, strings.Join(names, ", "))
+		return nil, at, fmt.Errorf("the event has no type; the types of %s are %s", topic.Name, strings.Join(names, ", "))
 	}
-	return nil, at, fmt.Errorf("there is no type %s on %s; it has %s", name, topic.Name, strings.Join(names, ", "))
-}
-
-// runProjection folds the events of a case.
-func (r *caseRunner) runProjection(ctx context.Context, c *testCase, p *topology.Projection) (out []*eventOutcome) {
-	schemas := &givenSchemas{schemas: slices.Clone(p.From.Types)}
-	f := folding{
-		Projection: p, decoder: event.NewDecoder(schemas, p.From.Types, nil), folder: p.Fold.NewFolder(),
-		states: map[string]*fold.Aggregate{}, seen: map[string]bool{},
-	}
-	for i, e := range c.events {
-		rec, _, at, err := r.record(e, p.From, schemas, i)
-		if err != nil {
-			out = append(out, &eventOutcome{failed: err, failedAt: at})
-			continue
-		}
-		got, err := f.fold(ctx, rec)
-		switch {
-		case err != nil && pipeline.ClassOf(err) == pipeline.ClassReject:
-			got = &eventOutcome{kind: kindRejected, reason: string(pipeline.ReasonOf(err)), error: err.Error()}
-		case err != nil:
-			got = &eventOutcome{failed: err}
-		}
-		out = append(out, got)
-	}
-	return out
-}
-
-// folding is a projection in memory.
-type folding struct {
-	*topology.Projection
-	decoder *event.Decoder
-	folder  *fold.Folder
-	states  map[string]*fold.Aggregate
-	seen    map[string]bool // ids of events
-}
-
-func (f *folding) fold(ctx context.Context, rec *pipeline.Record) (*eventOutcome, error) {
-	d, err := f.decoder.Decode(ctx, rec, f.Fold.Folds)
-	if err != nil {
-		return nil, err
-	}
-	if !f.Fold.Folds(d.Type) {
-		return &eventOutcome{kind: kindIgnored}, nil
-	}
-	id, err := f.folder.Read(d.Type, d.Body, fold.OriginOf(rec))
-	if err != nil {
-		return nil, err
-	}
-	event := string(f.folder.EventID())
-	if event != "" && f.seen[event] {
-		return &eventOutcome{kind: kindDuplicate}, nil
-	}
-	f.seen[event] = true
-	a := f.states[string(id)]
-	if a == nil {
-		a = &fold.Aggregate{}
-		f.states[string(id)] = a
-	}
-	switch done, err := f.folder.Apply(a); {
-	case err != nil:
-		return nil, err
-	case done == fold.Late:
-		return &eventOutcome{kind: kindLate}, nil
-	}
-	state, err := objectOf(f.Fold.State(), a.State)
-	if err != nil {
-		return nil, err
-	}
-	status := fold.Live
-	if a.Deleted {
-		status = fold.Deleted
-	}
-	return &eventOutcome{kind: kindSnapshot, snapshot: cli.OrderedJSON{
-		{Name: "id", Value: string(id)}, {Name: "version", Value: json.Number(fmt.Sprint(a.Version))}, {Name: "status", Value: status}, {Name: "state", Value: state},
-	}}, nil
+	return nil, at, fmt.Errorf("%s is not a type of %s; the types are %s", name, topic.Name, strings.Join(names, ", "))
 }

@@ -13,9 +13,9 @@ import (
 	"millrace/pipeline/processor/processortest"
 )
 
-// A topic's expressions say what stages take for an event's id, time and key, what
-// it is written under, and what its dead letter says. The record stays as it came.
-func TestExpressionsStandForTheEnvelopeInPipelines(t *testing.T) {
+// The expressions of a topic give the id, time and key that stages use, the key of the
+// output, and the headers of a dead letter. The record itself stays unchanged.
+func TestExpressionsReplaceTheEnvelope(t *testing.T) {
 	b := processortest.NewBench(t, `
 name: t
 topics:
@@ -48,13 +48,13 @@ pipelines:
 	b.Read("out", func(r *pipeline.Record) {
 		out = append(out, string(r.Key))
 		if !r.Time.Equal(at) {
-			t.Errorf("%s was written with the time %v, not that of the record", r.Key, r.Time)
+			t.Errorf("%s was written with time %v, want the time of the record", r.Key, r.Time)
 		}
 	})
-	// By the records' time, the third would have come with the first. The last has
-	// an id, which is empty, as every dedupe takes it.
+	// By the time of the records, the third would be a duplicate of the first. The id of
+	// the last is empty, which dedupe treats like any other id.
 	if want := []string{"key of a", "key of a", "key of "}; !slices.Equal(out, want) {
-		t.Errorf("written under %q, want %q", out, want)
+		t.Errorf("written with keys %q, want %q", out, want)
 	}
 	letters := 0
 	b.Read("dead", func(r *pipeline.Record) {
@@ -62,27 +62,24 @@ pipelines:
 		if string(r.Key) != "record 3" || !r.Time.Equal(at) {
 			t.Errorf("the dead letter has key %q and time %v", r.Key, r.Time)
 		}
-		for name, want := range map[string]string{deadletter.HeaderEventID: "b", deadletter.HeaderEventKey: "key of b", deadletter.HeaderEventTime: "1970-01-01T00:00:13Z"} {
-			if got, _ := r.Header(name); string(got) != want {
-				t.Errorf("%s is %q, want %q", name, got, want)
-			}
+		if l := deadletter.Parse(r); l.EventID != "b" || l.EventKey != "key of b" || !l.EventTime.Equal(time.Unix(13, 0)) {
+			t.Errorf("its event is %+v", l)
 		}
 	})
 	if letters != 1 {
-		t.Errorf("%d dead letters", letters)
+		t.Errorf("%d dead letters, want 1", letters)
 	}
 }
 
-// Lanes go by the event's key, not by that of its record.
-func TestLanesGoByTheKeyOfTheEvent(t *testing.T) {
+// The key of the event selects the lane, not the key of its record.
+func TestKeyOfTheEventSelectsTheLane(t *testing.T) {
 	b := processortest.NewBench(t, `
 name: t
 topics: {in: {partitions: 1, types: [Click], envelope: none, key: id}, out: {partitions: 1}, dead: {partitions: 1}}
 pipelines: {p: {from: in, to: out, dead_letter: dead}}
 `)
 	w := b.Worker("0")
-	h := chain.NewLanes(chain.Config{Topology: b.Plan, Schemas: b.Registry, IDs: map[string][]int{"out": b.IDs}, Now: time.Now, Log: w.Log,
-		Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics)}, b.Plan.Pipelines[0], 8)
+	h := chain.NewLanes(w, b.Registry, b.IDs, 8)
 	lanes := map[int]bool{}
 	var out harness.Emitted
 	for i := range 16 {
@@ -101,6 +98,6 @@ pipelines: {p: {from: in, to: out, dead_letter: dead}}
 		t.Fatal(err)
 	}
 	if len(lanes) != 1 || len(out) != 17 {
-		t.Errorf("events of one key were in the lanes %v, and %d records came out", lanes, len(out))
+		t.Errorf("events of one key were in the lanes %v, and %d records were emitted, want 17", lanes, len(out))
 	}
 }

@@ -1,30 +1,49 @@
 package chain
 
 import (
-	"millrace/pipeline"
+	"log/slog"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/pipeline/event"
+	"millrace/pipeline/worker"
 )
 
 // Exported for tests in package chain_test.
 
 const TrimEvery = trimEvery
 
-var NewKeepers = newKeepers
+type (
+	Handler = handler
+	Lanes   = lanes
+	Table   = table
+)
 
-// FlushState and EndBatchOfState are what a handler calls of its keepers.
-func (k *keepers) FlushState(out pipeline.Emitter) { k.flush(out) }
+// testConfig returns the configuration of handlers of the worker. ids are the schema ids
+// of the topic out.
+func testConfig(w *worker.Worker, schemas event.Schemas, ids []int, metrics *Metrics, now func() time.Time) config {
+	return config{topology: w.Topology, schemas: schemas, ids: map[string][]int{"out": ids}, kafka: w.Kafka, metrics: metrics, now: now, log: slog.New(slog.DiscardHandler)}
+}
 
-func (k *keepers) EndBatchOfState(committed bool) { k.endBatch(committed) }
+// NewHandler returns a handler of the first pipeline of the worker.
+func NewHandler(w *worker.Worker, schemas event.Schemas, ids []int, metrics *Metrics, now func() time.Time) *Handler {
+	return testConfig(w, schemas, ids, metrics, now).newHandler(w.Topology.Pipelines[0])
+}
 
-// LastLane returns the lane of the record that was queued last.
-func (l *Lanes) LastLane() int { return l.queue[len(l.queue)-1].lane }
+// NewLanes returns n lanes of the first pipeline of the worker.
+func NewLanes(w *worker.Worker, schemas event.Schemas, ids []int, n int) *Lanes {
+	return newLanes(testConfig(w, schemas, ids, NewMetrics(w.Metrics), time.Now), w.Topology.Pipelines[0], n)
+}
 
-func (t *Table) Name() string { return t.name }
+// LastLane returns the lane of the last queued record.
+func (l *lanes) LastLane() int { return l.queue[len(l.queue)-1].lane }
 
-func (t *Table) Len() int { return t.rows.Len() }
+func (t *table) Name() string { return t.name }
 
-// Missed returns the counter of events for which a stage found no row.
+func (t *table) Len() int { return t.rows.Len() }
+
+// Missed returns the counter of the events for which a stage found no row.
 func (m *Metrics) Missed(pipeline, stage string) prometheus.Counter {
 	return m.stageMissed.WithLabelValues(pipeline, stage)
 }

@@ -13,30 +13,37 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// Lanes runs a chain that mostly waits: several clones of it work at
-// once, each on keys of its own, so that the events of a key keep their order.
-// What they make is emitted in the order of the input.
-type Lanes struct {
-	lanes []*Handler
-	queue []queued
-	seed  maphash.Seed
+// lanes runs a chain that mostly waits. Several handlers work at the same time, each on
+// its own keys, so the events of a key keep their order. Their output is emitted in the
+// order of the input.
+//
+// The session's goroutine owns all fields. While work runs, the goroutine of lane n owns
+// handlers[n] and the elements of queue with this lane.
+type lanes struct {
+	handlers []*handler
+	queue    []queued
+	seed     maphash.Seed
 }
 
-// queued is a record that waits for its lane, and what came of it.
+// queued is a record in the queue, and its output.
 type queued struct {
 	in   pipeline.Record
 	lane int
-	out  Records
+	out  collector
 }
 
-// queuePerLane bounds what waits before the lanes are set to work, and so how
-// long they hold up a batch.
+// collector keeps the emitted records.
+type collector struct{ records []pipeline.Record }
+
+func (c *collector) Emit(r *pipeline.Record) { c.records = append(c.records, *r) }
+
+// queuePerLane is the number of queued records per lane at which the lanes start. It limits
+// how long they delay a batch.
 const queuePerLane = 4
 
-// Concurrency returns how many clones of a pipeline's chain may be at work at
-// once. A stage that remembers sees the events in their order, so a chain with
-// one is not run so.
-func Concurrency(pl *topology.Pipeline) int {
+// laneCount returns the number of lanes for a pipeline: the maximum concurrency of its
+// stages. A stage with state needs all events in order, so its chain has one lane.
+func laneCount(pl *topology.Pipeline) int {
 	n := 1
 	for _, s := range pl.Stages {
 		if _, ok := s.Built.(stage.Keeper); ok {
@@ -49,73 +56,86 @@ func Concurrency(pl *topology.Pipeline) int {
 	return n
 }
 
-func NewLanes(s Config, pl *topology.Pipeline, n int) *Lanes {
-	l := &Lanes{seed: maphash.MakeSeed()}
+func newLanes(c config, pl *topology.Pipeline, n int) *lanes {
+	l := &lanes{seed: maphash.MakeSeed()}
 	for range n {
-		l.lanes = append(l.lanes, s.NewHandler(pl))
+		l.handlers = append(l.handlers, c.newHandler(pl))
 	}
 	return l
 }
 
 // Limit implements [kafka.Limited].
-func (l *Lanes) Limit(limits kafka.Limits) {
-	for _, h := range l.lanes {
+func (l *lanes) Limit(limits kafka.Limits) {
+	for _, h := range l.handlers {
 		h.Limit(limits)
 	}
 }
 
 // Handle implements [pipeline.Handler].
-func (l *Lanes) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
-	q := queued{in: *in, lane: int(uint64(in.Offset) % uint64(len(l.lanes)))} // without a key there is no order to keep
-	if key := l.lanes[0].keyOf(ctx, in); key != nil {                         // the lanes are at rest now
-		q.lane = int(maphash.Bytes(l.seed, key) % uint64(len(l.lanes)))
-	}
+func (l *lanes) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+	q := queued{in: *in}
 	q.in.Headers = slices.Clone(in.Headers)
+	first := l.handlers[0] // no lane runs now
+	if key := first.input.key(ctx, in, &first.event); key != nil {
+		q.lane = int(maphash.Bytes(l.seed, key) % uint64(len(l.handlers)))
+	} else { // events without a key need no order
+		q.lane = int(uint64(in.Offset) % uint64(len(l.handlers)))
+	}
 	l.queue = append(l.queue, q)
-	if len(l.queue) < queuePerLane*len(l.lanes) {
+	if len(l.queue) < queuePerLane*len(l.handlers) {
 		return nil
 	}
 	return l.work(ctx, out)
 }
 
-// work runs what is queued, and emits what came of it.
-func (l *Lanes) work(ctx context.Context, out pipeline.Emitter) error {
+// work runs the queued records and emits their output.
+func (l *lanes) work(ctx context.Context, out pipeline.Emitter) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for n, h := range l.lanes {
-		g.Go(func() error {
-			for i := range l.queue {
-				if q := &l.queue[i]; q.lane == n {
-					if err := h.Handle(ctx, &q.in, &q.out); err != nil {
-						return err // the other lanes need not go on
-					}
-				}
-			}
-			return nil
-		})
+	for n := range l.handlers {
+		g.Go(func() error { return l.run(ctx, n) })
 	}
 	err := g.Wait()
-	for i := range l.queue {
-		for j := range l.queue[i].out.All {
-			if err == nil {
-				out.Emit(&l.queue[i].out.All[j])
+	if err == nil {
+		for i := range l.queue {
+			for j := range l.queue[i].out.records {
+				out.Emit(&l.queue[i].out.records[j])
 			}
 		}
 	}
-	clear(l.queue)
-	l.queue = l.queue[:0]
+	l.clear()
 	return err
 }
 
+// run runs the queued records of one lane. An error ends the batch, so it stops the lane;
+// the group cancels the others.
+func (l *lanes) run(ctx context.Context, lane int) error {
+	for i := range l.queue {
+		q := &l.queue[i]
+		if q.lane != lane {
+			continue
+		}
+		if err := l.handlers[lane].Handle(ctx, &q.in, &q.out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// clear removes the queued records and releases their memory.
+func (l *lanes) clear() {
+	clear(l.queue)
+	l.queue = l.queue[:0]
+}
+
 // Flush implements [pipeline.Handler].
-func (l *Lanes) Flush(ctx context.Context, out pipeline.Emitter) error {
+func (l *lanes) Flush(ctx context.Context, out pipeline.Emitter) error {
 	return l.work(ctx, out)
 }
 
 // EndBatch implements [pipeline.Handler].
-func (l *Lanes) EndBatch(committed bool) {
-	clear(l.queue) // of a batch that was given up
-	l.queue = l.queue[:0]
-	for _, h := range l.lanes {
+func (l *lanes) EndBatch(committed bool) {
+	l.clear() // not empty if the batch was aborted
+	for _, h := range l.handlers {
 		h.EndBatch(committed)
 	}
 }

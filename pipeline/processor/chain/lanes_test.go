@@ -14,32 +14,32 @@ import (
 	"millrace/pipeline/processor/processortest"
 )
 
-// Events of several keys ask the service at the same time; those of one key
-// never do, and all come out in order.
-func TestKeysAskAtTheSameTimeAndKeepTheirOrder(t *testing.T) {
+// Events of different keys call the service at the same time, events of one key one after
+// the other. The output has the order of the input.
+func TestLanesCallAServiceConcurrentlyAndKeepTheOrder(t *testing.T) {
 	const keys, each, lanes = 16, 5, 8
 	var mu sync.Mutex
-	asking, most := map[string]bool{}, 0
-	together := make(chan struct{}) // closed when enough ask at the same time
+	active, most := map[string]bool{}, 0 // keys with a call
+	together := make(chan struct{})      // closed when three calls are active
 	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		key := strings.Trim(r.URL.Path, "/")
 		mu.Lock()
-		if asking[key] {
-			t.Errorf("two events of %s ask at the same time", key)
+		if active[key] {
+			t.Errorf("two events of %s call at the same time", key)
 		}
-		asking[key] = true
-		if most = max(most, len(asking)); most == 3 {
+		active[key] = true
+		if most = max(most, len(active)); most == 3 {
 			close(together)
-			most++ // once
+			most++ // close only once
 		}
 		mu.Unlock()
 		select {
 		case <-together:
 		case <-time.After(10 * time.Second):
-			t.Error("nobody else asks")
+			t.Error("timeout: no three calls at the same time")
 		}
 		mu.Lock()
-		delete(asking, key)
+		delete(active, key)
 		mu.Unlock()
 		fmt.Fprintf(w, `{"id": %q, "title": "title of %s"}`, key, key)
 	}))
@@ -82,6 +82,6 @@ pipelines:
 		i++
 	})
 	if i != keys*each {
-		t.Errorf("%d records came out of %d", i, keys*each)
+		t.Errorf("%d of %d records were emitted", i, keys*each)
 	}
 }

@@ -25,7 +25,7 @@ import (
 	"millrace/pipeline/producer"
 )
 
-// All that look at the size of what they emit are told how large that may be.
+// limitedTopology has size limits for each of its topics; %d are those of out and dead.
 const limitedTopology = `
 name: t
 topics:
@@ -35,14 +35,14 @@ topics:
 pipelines: {p: {from: in, to: out, dead_letter: dead}}
 `
 
-// sized is the event n, whose id has so many bytes.
+// sized returns the event n with an id of size bytes.
 func sized(b *processortest.Bench, n int64, size int) *pipeline.Record {
 	r := b.Click(harness.Noise(size), n, time.UnixMilli(1_800_000_000_000))
 	r.Key = fmt.Append(nil, n)
 	return r
 }
 
-// sendClicks writes to "in" what that takes.
+// sendClicks writes records to the topic in, with its size limit.
 func sendClicks(b *processortest.Bench, records ...*pipeline.Record) {
 	b.Helper()
 	w, err := kafka.NewWriter(b.Config())
@@ -63,7 +63,7 @@ func sendClicks(b *processortest.Bench, records ...*pipeline.Record) {
 	}
 }
 
-// keysOf returns how often each key stands on a topic, and the last of its records.
+// keysOf returns the number of records of each key on a topic, and the last record of each.
 func keysOf(b *processortest.Bench, topic string) (counts map[string]int, last map[string]pipeline.Record) {
 	b.Helper()
 	counts, last = map[string]int{}, map[string]pipeline.Record{}
@@ -78,15 +78,15 @@ func keysOf(b *processortest.Bench, topic string) (counts map[string]int, last m
 	return counts, last
 }
 
-// Each event is either on the output or a dead letter, once, whatever goes wrong with
-// a batch: that which is too large for its topic is a dead letter, cut off as that
-// one's topic says.
-func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *testing.T) {
+// Each event is on the output or a dead letter exactly once, also when a batch fails. A
+// record that is too large for its topic becomes a dead letter, truncated to the limit of
+// the dead-letter topic.
+func TestTooLargeRecordBecomesADeadLetter(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		fault *kfake.Fault
 	}{
-		{"nothing goes wrong", nil},
+		{"no fault", nil},
 		{"EndTxn refused", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.UnknownServerError, Count: 2}},
 		{"EndTxn applied, answered with a timeout", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.RequestTimedOut, Count: 2}},
 	} {
@@ -109,36 +109,36 @@ func TestARecordThatIsTooLargeForItsTopicBecomesADeadLetterAndTheOthersGoOn(t *t
 			for i, r := range sent {
 				key := fmt.Sprint(i)
 				if out[key] != map[bool]int{false: 1}[large(i)] || dead[key] != map[bool]int{true: 1}[large(i)] {
-					t.Fatalf("event %d is %d times on the output, and %d times a dead letter", i, out[key], dead[key])
+					t.Fatalf("event %d is on the output %d times, and a dead letter %d times", i, out[key], dead[key])
 				}
 				if !large(i) {
 					continue
 				}
 				letter := letters[key]
-				header := func(name string) string { v, _ := letter.Header(name); return string(v) }
-				if header(deadletter.HeaderReason) != "too_large" || header(deadletter.HeaderError) != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", r.Size()) {
-					t.Errorf("the letter says %s: %s", header(deadletter.HeaderReason), header(deadletter.HeaderError))
+				parsed := deadletter.Parse(&letter)
+				if parsed.Reason != "too_large" || parsed.Error != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", r.Size()) {
+					t.Errorf("the letter says %s: %s", parsed.Reason, parsed.Error)
 				}
-				if size := letter.Size(); header(deadletter.HeaderTruncated) != strconv.Itoa(len(r.Value)) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
-					t.Errorf("the letter has %d bytes, of %s", size, header(deadletter.HeaderTruncated))
+				if size := letter.Size(); parsed.Truncated != len(r.Value) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
+					t.Errorf("the letter has %d bytes, of %d", size, parsed.Truncated)
 				}
 			}
 		})
 	}
 }
 
-func TestALargeEventPassesWhereTheTopicsTakeIt(t *testing.T) {
+func TestLargeEventPassesIfTheTopicsAllowIt(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 5_000_000, 1_000_000))
 	b.Start("0")
 	sendClicks(b, sized(b, 1, 4_000_000), sized(b, 2, 10))
 	b.CaughtUp()
 	if out, last := keysOf(b, "out"); len(out) != 2 || len(last["1"].Value) < 4_000_000 {
-		t.Errorf("%v came out, the large one with %d bytes", out, len(last["1"].Value))
+		t.Errorf("%v were written, the large one with %d bytes", out, len(last["1"].Value))
 	}
 }
 
-// When the limit is lowered while the worker runs, it mends itself.
-func TestALoweredLimitMakesDeadLettersFromThenOn(t *testing.T) {
+// When the limit of a topic is lowered while the worker runs, the worker notices it.
+func TestLoweredLimitMakesDeadLetters(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 1_000_000, 1_000_000))
 	b.Start("0")
 	sendClicks(b, sized(b, 1, 300_000), sized(b, 2, 10))
@@ -155,9 +155,9 @@ func TestALoweredLimitMakesDeadLettersFromThenOn(t *testing.T) {
 	}
 }
 
-func TestProducerSendGoesByWhatItsTopicTakes(t *testing.T) {
+func TestProducerSendUsesTheLimitOfItsTopic(t *testing.T) {
 	for _, test := range []struct {
-		takes, size int
+		limit, size int
 		want        string
 	}{
 		{20_000, 19_000, ""},
@@ -165,30 +165,28 @@ func TestProducerSendGoesByWhatItsTopicTakes(t *testing.T) {
 		{4_000_000, 3_000_000, ""},
 	} {
 		text := fmt.Sprintf(limitedTopology, 1_000_000, 1_000_000)
-		text = strings.Replace(text, "5000000", strconv.Itoa(test.takes), 1)
+		text = strings.Replace(text, "5000000", strconv.Itoa(test.limit), 1)
 		b := processortest.NewBench(t, text)
 		input := filepath.Join(t.TempDir(), "in.jsonl")
 		large := fmt.Sprintf(`{"id":"k","n":1,"x":%q}`, harness.Noise(test.size))
 		if err := os.WriteFile(input, []byte(large+"\n"), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		var said bytes.Buffer
-		env := &cli.Env{Stdout: &said, Stderr: &said, Now: time.Now}
+		var output bytes.Buffer
+		env := &cli.Env{Stdout: &output, Stderr: &output, Now: time.Now}
 		file := b.File(text)
 		harness.Write(t, filepath.Join(filepath.Dir(file), "schemas", "Click.avsc"), []byte(`{"type": "record", "name": "Click", "fields": [
 			{"name": "id", "type": "string"}, {"name": "n", "type": "long"}, {"name": "x", "type": "string", "default": ""}]}`))
 		code := env.Main([]string{"send", input, "-t", file, "-b", b.Config().Brokers[0], "-r", b.Where, "--topic", "in", "--key", "id"}, producer.Command)
-		if (code == cli.ExitOK) != (test.want == "") || !strings.Contains(said.String(), test.want) {
-			t.Errorf("%+v: exit code %d:\n%.500s", test, code, &said)
+		if (code == cli.ExitOK) != (test.want == "") || !strings.Contains(output.String(), test.want) {
+			t.Errorf("%+v: exit code %d:\n%.500s", test, code, &output)
 		}
 	}
 }
 
-// A chain of several lanes knows the limits in each of them.
-func TestEveryLaneKnowsTheLimits(t *testing.T) {
+func TestEveryLaneHasTheLimits(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 20_000, 10_000))
-	l := chain.NewLanes(chain.Config{Topology: b.Plan, Schemas: b.Registry, IDs: map[string][]int{"out": b.IDs}, Now: time.Now,
-		Metrics: chain.NewMetrics(b.Worker("0").Metrics), Log: b.Worker("0").Log}, b.Plan.Pipelines[0], 4)
+	l := chain.NewLanes(b.Worker("0"), b.Registry, b.IDs, 4)
 	l.Limit(kafka.Limits{"out": 1000})
 	var out harness.Emitted
 	for i := range 20 {
@@ -207,6 +205,6 @@ func TestEveryLaneKnowsTheLimits(t *testing.T) {
 		}
 	}
 	if len(out) != 20 {
-		t.Errorf("%d came out", len(out))
+		t.Errorf("%d records were emitted, want 20", len(out))
 	}
 }

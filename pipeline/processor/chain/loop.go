@@ -14,33 +14,35 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// LoopOptions are what the loops of a worker's pipelines share.
+// LoopOptions are what the loops of a worker's pipelines share. All fields except Taps
+// and Memory are required.
 type LoopOptions struct {
-	Metrics      *Metrics
-	StateMetrics *StateMetrics
-	Loops        *kafka.Metrics
-	Taps         *Taps // nil if nobody can watch
-	Memory       int   // bytes that the records of one pipeline may take; kafka's default if 0
-	Now          func() time.Time
+	Metrics *Metrics
+	Loops   *kafka.Metrics
+	Taps    *Taps // nil: clients cannot watch events
+	Memory  int   // limit for the records of one pipeline, in bytes; 0: kafka.DefaultMemory
+	Now     func() time.Time
 }
 
-// NewLoop makes sure that a pipeline's topics and schemas exist, and
-// returns the loop that runs it.
-func NewLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
-	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TxnTimeout/2 {
-		return nil, cli.Usagef("its stages may hold up a transaction for %v, which leaves too little of --transaction-timeout %v: give it at least twice as much", hold, w.Flags.TxnTimeout)
-	}
-	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
-	cluster, err := w.EnsureTopics(ctx, topics)
-	if err != nil {
-		return nil, err
-	}
-	if states := StateTopics(w.Topology, pl, cluster.Topics[pl.From.Name].Partitions); len(states) > 0 {
-		if _, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreate); err != nil {
-			return nil, err
+// NewLoops returns the loops that run the pipelines, one each. Before, it creates or
+// checks their topics and schemas.
+func NewLoops(ctx context.Context, w *worker.Worker, pipelines []*topology.Pipeline, o LoopOptions) ([]*kafka.Loop, error) {
+	var out []*kafka.Loop
+	for _, pl := range pipelines {
+		l, err := newLoop(ctx, w, pl, o)
+		if err != nil {
+			return nil, fmt.Errorf("pipeline %s: %w", pl.Name, err)
 		}
+		out = append(out, l)
 	}
-	ids, err := OutputIDs(ctx, w.Registry, pl, !w.Flags.NoRegister)
+	return out, nil
+}
+
+func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
+	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TxnTimeout/2 {
+		return nil, cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, w.Flags.TxnTimeout, 2*hold)
+	}
+	ids, err := prepare(ctx, w, pl)
 	if err != nil {
 		return nil, err
 	}
@@ -51,24 +53,40 @@ func NewLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 	}
 	cfg.Memory = o.Memory
 	cfg.Guarantee = kafka.Guarantee(pl.Guarantee)
-	lanes := Concurrency(pl)
-	if lanes > 1 {
-		cfg.MaxPoll = lanes * queuePerLane
+	n := laneCount(pl)
+	if n > 1 {
+		cfg.MaxPoll = n * queuePerLane
 	}
-	setup := Config{
-		Topology: w.Topology, Schemas: w.Registry, IDs: ids, client: w.Kafka, Metrics: o.Metrics, StateMetrics: o.StateMetrics, taps: o.Taps, receipts: true,
-		Now: o.Now, Log: w.Log.With("pipeline", pl.Name),
+	c := config{
+		topology: w.Topology, schemas: w.Registry, ids: ids, kafka: w.Kafka, metrics: o.Metrics, taps: o.Taps, receipts: true,
+		now: o.Now, log: w.Log.With("pipeline", pl.Name),
 	}
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
-		if lanes > 1 {
-			return NewLanes(setup, pl, lanes), nil
+		if n > 1 {
+			return newLanes(c, pl, n), nil
 		}
-		return setup.NewHandler(pl), nil
+		return c.newHandler(pl), nil
 	}
 	return kafka.NewLoop(cfg)
 }
 
-// HoldTime returns for how long the stages of a pipeline may hold up a batch.
+// prepare creates or checks the topics and schemas of a pipeline, and returns the schema
+// ids of its output.
+func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[string][]int, error) {
+	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
+	cluster, err := w.EnsureTopics(ctx, topics)
+	if err != nil {
+		return nil, err
+	}
+	if states := StateTopics(w.Topology, pl, cluster.Topics[pl.From.Name].Partitions); len(states) > 0 {
+		if _, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreate); err != nil {
+			return nil, err
+		}
+	}
+	return outputIDs(ctx, w.Registry, pl, !w.Flags.NoRegister)
+}
+
+// HoldTime returns the maximum time by which the stages of a pipeline may delay a batch.
 func HoldTime(pl *topology.Pipeline) (sum time.Duration) {
 	for _, s := range pl.Stages {
 		if h, ok := s.Built.(stage.Holder); ok {
@@ -78,9 +96,9 @@ func HoldTime(pl *topology.Pipeline) (sum time.Duration) {
 	return sum
 }
 
-// OutputIDs returns the schema ids of what a pipeline writes, by topic and type.
-// Schemas that are not in the registry are put there if register is set.
-func OutputIDs(ctx context.Context, registry event.Registry, pl *topology.Pipeline, register bool) (map[string][]int, error) {
+// outputIDs returns the schema ids of the output of a pipeline, by topic and type. It
+// registers missing schemas if register is set.
+func outputIDs(ctx context.Context, registry event.Registry, pl *topology.Pipeline, register bool) (map[string][]int, error) {
 	ids := map[string][]int{}
 	for _, topic := range pl.Writes() {
 		ids[topic.Name] = make([]int, len(pl.Output))
@@ -95,17 +113,4 @@ func OutputIDs(ctx context.Context, registry event.Registry, pl *topology.Pipeli
 		}
 	}
 	return ids, nil
-}
-
-// NewLoops returns the loops that run the pipelines.
-func NewLoops(ctx context.Context, w *worker.Worker, pipelines []*topology.Pipeline, o LoopOptions) ([]*kafka.Loop, error) {
-	var out []*kafka.Loop
-	for _, pl := range pipelines {
-		l, err := NewLoop(ctx, w, pl, o)
-		if err != nil {
-			return nil, fmt.Errorf("pipeline %s: %w", pl.Name, err)
-		}
-		out = append(out, l)
-	}
-	return out, nil
 }

@@ -4,266 +4,168 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
-	"errors"
-	"fmt"
-	"slices"
+	"log/slog"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/pipeline"
-	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/deadletter"
+	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/rows"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
 
-// SampleRecord is a record that would be written.
-type SampleRecord struct {
-	Pipeline  string          `json:"pipeline"`
-	To        string          `json:"to"`
-	Key       string          `json:"key"`
-	Topic     string          `json:"topic"` // of the event that it came of
-	Partition int32           `json:"partition"`
-	Offset    int64           `json:"offset"`
-	Type      string          `json:"type,omitempty"`
-	Event     json.RawMessage `json:"event,omitempty"`
-	Stage     string          `json:"stage,omitempty"` // of a dead letter, and so are those that follow
-	Reason    string          `json:"reason,omitempty"`
-	Error     string          `json:"error,omitempty"`
-}
-
-func (r *Rehearsal) Sample(in, out *pipeline.Record) SampleRecord {
-	s := SampleRecord{To: out.Topic, Key: string(out.Key), Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
-	if out.Topic == r.DeadLetter {
-		header := func(name string) string { v, _ := out.Header(name); return string(v) }
-		s.Stage, s.Reason, s.Error = header(deadletter.HeaderStage), header(deadletter.HeaderReason), header(deadletter.HeaderError)
-		return s
-	}
-	typ, body := r.TypeOf(out)
-	s.Type, s.Event = r.Plan.Output[typ].ShortName(), EventJSON(r.Plan.Output[typ], body)
-	return s
-}
-
-// Rehearsal runs a pipeline by the code of workers, on records that somebody
-// reads. Nothing is written and nothing committed; what comes out has the number
-// of its type where the id of its schema would be.
+// A Rehearsal runs a pipeline with the code of a worker, but writes and commits nothing.
+// For each record that the caller reads, [Rehearsal.Run] returns the records that a
+// worker would write. It writes no receipts. It belongs to one goroutine.
 type Rehearsal struct {
-	*Handler
-	Plan *topology.Pipeline
-	n    int // records since the last end
-	out  Records
+	plan    *topology.Pipeline
+	handler *handler
+	batch   int // events per batch
+	n       int // events in the current batch
+	emitted collector
+	out     []Output
 }
 
-// endEvery is how many records are a batch of a rehearsal.
-const endEvery = 1000
+// An Output is a record that a worker would write: an event, or a dead letter.
+type Output struct {
+	// Record has the number of the type instead of the schema id in its value.
+	Record pipeline.Record
+	Schema *codec.Schema // of the event; nil for a dead letter
+	Body   []byte        // of the event
+}
 
+// batchOfRehearsal is the number of events in a batch of a rehearsal on Kafka.
+const batchOfRehearsal = 1000
+
+// NewRehearsal returns a rehearsal on the records of a cluster. limits are the size limits
+// of its topics.
 func NewRehearsal(w *worker.Worker, pl *topology.Pipeline, limits kafka.Limits) *Rehearsal {
-	ids := map[string][]int{}
-	for _, topic := range pl.Writes() {
-		ids[topic.Name] = make([]int, len(pl.Output))
-		for typ := range pl.Output {
-			ids[topic.Name][typ] = typ
-		}
-	}
-	unseen := prometheus.NewRegistry()
-	r := &Rehearsal{Plan: pl, Handler: Config{
-		Topology: w.Topology, Schemas: w.Registry, IDs: ids, client: w.Kafka,
-		Metrics: NewMetrics(unseen), StateMetrics: NewStateMetrics(unseen), Now: w.Flags.Env.Now, Log: w.Log,
-	}.NewHandler(pl)}
-	r.Limit(limits)
+	c := config{topology: w.Topology, schemas: w.Registry, kafka: w.Kafka, now: w.Flags.Env.Now, log: w.Log}
+	r := newRehearsal(c, pl, batchOfRehearsal)
+	r.handler.Limit(limits)
 	return r
 }
 
-// TypeOf returns the type of what was written, and its body.
-func (r *Rehearsal) TypeOf(rec *pipeline.Record) (typ int, body []byte) {
-	return int(binary.BigEndian.Uint32(rec.Value[1:codec.FrameSize])), rec.Value[codec.FrameSize:]
+// NewOfflineRehearsal returns a rehearsal without Kafka. Its input is partition 0 from
+// offset 0 on, the state of the stages is empty, and each event is a batch.
+func NewOfflineRehearsal(t *topology.Topology, pl *topology.Pipeline, schemas event.Schemas, now func() time.Time) (*Rehearsal, error) {
+	r := newRehearsal(config{topology: t, schemas: schemas, now: now, log: slog.New(slog.DiscardHandler)}, pl, 1)
+	return r, r.Restore(context.Background(), kafka.Description{}, 0, 0)
 }
 
-// Assign gives the stages what they remembered when they came to an offset. On a
-// state topic that does not exist, that is nothing.
-func (r *Rehearsal) Assign(ctx context.Context, d kafka.Description, partition int32, next int64) error {
-	for i := range r.Kept {
-		kept := &r.Kept[i]
+func newRehearsal(c config, pl *topology.Pipeline, batch int) *Rehearsal {
+	c.metrics = NewMetrics(prometheus.NewRegistry()) // not exported
+	c.ids = map[string][]int{}
+	for _, topic := range pl.Writes() {
+		c.ids[topic.Name] = make([]int, len(pl.Output))
+		for typ := range pl.Output {
+			c.ids[topic.Name][typ] = typ
+		}
+	}
+	return &Rehearsal{plan: pl, handler: c.newHandler(pl), batch: batch}
+}
+
+// Restore gives the stages the state that they had at an offset of a partition of the
+// source. Without a state topic in d, this state is empty.
+func (r *Rehearsal) Restore(ctx context.Context, d kafka.Description, partition int32, next int64) error {
+	k := r.handler.keepers
+	for i := range k.kept {
+		kept := &k.kept[i]
 		if _, ok := d.Topics[kept.topic]; ok {
-			if err := r.restore(ctx, kept, partition, next); err != nil {
+			if err := k.restore(ctx, kept, partition, next); err != nil {
 				return err
 			}
 			continue
 		}
-		if err := kept.Keeper.Assign(partition, next, func(func([]byte) error) error { return nil }); err != nil {
+		if err := kept.keeper.Assign(partition, next, func(func([]byte) error) error { return nil }); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// Feed runs a record, adds what became of it to the counts, and returns the
-// records that a worker would write. They are valid until next.
-func (r *Rehearsal) Feed(ctx context.Context, in *pipeline.Record, counts *Counts) ([]pipeline.Record, error) {
-	r.out.All = r.out.All[:0]
-	err := r.Handle(ctx, in, &r.out)
-	counts.In += r.batch.In
-	counts.Out += r.batch.Out
-	counts.Filtered += r.batch.Filtered
-	for reason, n := range r.batch.Dead {
-		counts.Dead[reason] += n
+// Run runs one record and returns the records that a worker would write: none if a stage
+// filtered the event. They are valid until the next call. After an error, the batch is
+// discarded, like a batch that a worker aborts.
+func (r *Rehearsal) Run(ctx context.Context, in *pipeline.Record) ([]Output, error) {
+	if r.n == r.batch {
+		r.end(true)
 	}
-	dead := r.batch.Dead
-	clear(dead)
-	r.batch = Counts{Dead: dead}
-	return r.out.All, err
-}
-
-// Next is called after each record. It ends batches as a committed one ends, but
-// state topics are left alone.
-func (r *Rehearsal) Next() {
-	if r.n++; r.n < endEvery {
-		return
+	r.n++
+	r.emitted.records, r.out = r.emitted.records[:0], r.out[:0]
+	if err := r.handler.Handle(ctx, in, &r.emitted); err != nil {
+		r.end(false)
+		return nil, err
 	}
-	r.n = 0
-	for _, b := range r.ends {
-		b.EndBatch(true)
-	}
-	r.arena.Reset(rows.ArenaKeep)
-}
-
-// WithTables gives the tables of pipelines their rows, and runs f. Those whose topics do not
-// exist are empty.
-func WithTables(w *worker.Worker, ctx context.Context, d kafka.Description, pipelines []*topology.Pipeline, f func(context.Context) error) error {
-	all, err := OpenTables(w, TablesOf(w.Topology, pipelines...), func(string, func(context.Context) error) {})
-	if err != nil {
-		return err
-	}
-	all = slices.DeleteFunc(all, func(t *Table) bool { _, ok := d.Topics[t.topic.Name]; return !ok })
-	return all.RunDuring(ctx, func(ctx context.Context) error {
-		if err := all.Load(ctx, w); err != nil {
-			return err
+	for i := range r.emitted.records {
+		o := Output{Record: r.emitted.records[i]}
+		if o.Record.Topic != r.plan.DeadLetter.Name {
+			o.Schema = r.plan.Output[binary.BigEndian.Uint32(o.Record.Value[1:codec.FrameSize])]
+			o.Body = o.Record.Value[codec.FrameSize:]
 		}
-		return f(ctx)
-	})
+		r.out = append(r.out, o)
+	}
+	return r.out, nil
 }
 
-// TraceLine is what is told of an event at a stage.
-type TraceLine struct {
+// end ends the batch for the stages. It does not trim state topics, and keeps the counts
+// for StageCounts.
+func (r *Rehearsal) end(committed bool) {
+	r.n = 0
+	r.handler.endStages(committed)
+	r.handler.batch.reset()
+	r.handler.output.memory.reset()
+}
+
+// StageCounts calls f with the counts of each stage since the last call, in order.
+func (r *Rehearsal) StageCounts(f func(stage string, n pipeline.StageCounts)) {
+	r.handler.stages.Counts(f)
+}
+
+// Add counts one event that became these records.
+func (n *Counts) Add(out []Output) {
+	n.In++
+	switch {
+	case len(out) == 0:
+		n.Filtered++
+	case out[0].Schema != nil:
+		n.Out++
+	default:
+		if n.Dead == nil {
+			n.Dead = map[pipeline.Reason]int{}
+		}
+		n.Dead[deadletter.Parse(&out[0].Record).Reason]++
+	}
+}
+
+// SampleRecord shows an [Output] as JSON.
+type SampleRecord struct {
 	Pipeline  string          `json:"pipeline"`
-	Stage     string          `json:"stage"`
-	At        string          `json:"at"`
-	Topic     string          `json:"topic"`
+	To        string          `json:"to"`
+	Key       string          `json:"key"`
+	Topic     string          `json:"topic"` // Topic, Partition and Offset are those of the input record
 	Partition int32           `json:"partition"`
 	Offset    int64           `json:"offset"`
-	Time      time.Time       `json:"time"`
-	Key       string          `json:"key"`
 	Type      string          `json:"type,omitempty"`
-	Event     json.RawMessage `json:"event,omitempty"`   // where it may have changed
-	NewKey    *string         `json:"new_key,omitempty"` // if it was given another
-	To        []string        `json:"to,omitempty"`      // if it was routed
+	Event     json.RawMessage `json:"event,omitempty"`
+	Stage     string          `json:"stage,omitempty"` // Stage, Reason and Error: only for a dead letter
 	Reason    string          `json:"reason,omitempty"`
 	Error     string          `json:"error,omitempty"`
-	Dropped   int64           `json:"dropped,omitempty"` // lines before this one that were not sent
 }
 
-// How moments are called.
-var MomentNames = [...]string{"entering", "passed", "filtered", "skipped", "failed"}
-
-// newTraceLine tells of an event at a stage. Fields that a later stage adds are
-// shown with their defaults.
-func newTraceLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event, err error) TraceLine {
-	l := TraceLine{
-		Pipeline: pl.Name, Stage: pl.Stages[at].Name, At: MomentNames[m],
-		Topic: e.Topic, Partition: e.Partition, Offset: e.Offset, Time: e.Time.UTC(), Key: string(e.Key),
-		Type: pl.Output[e.Type].ShortName(), To: slices.Clone(e.To),
+// Sample returns the output of an input record as JSON. The caller may set Pipeline.
+func (o *Output) Sample(in *pipeline.Record) SampleRecord {
+	s := SampleRecord{To: o.Record.Topic, Key: string(o.Record.Key), Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
+	if o.Schema == nil {
+		letter := deadletter.Parse(&o.Record)
+		s.Stage, s.Reason, s.Error = letter.Stage, string(letter.Reason), letter.Error
+		return s
 	}
-	if e.NewKey != nil {
-		key := string(e.NewKey)
-		l.NewKey = &key
-	}
-	l.fail(err)
-	if m == pipeline.Passed || m == pipeline.Entering {
-		l.Event = EventJSON(pl.Output[e.Type], e.Append(nil))
-	}
-	return l
-}
-
-func (l *TraceLine) fail(err error) {
-	if err != nil {
-		l.Reason, l.Error = string(pipeline.ReasonOf(err)), err.Error()
-	}
-}
-
-// EventJSON returns a body as JSON; what cannot be shown is null.
-func EventJSON(s *codec.Schema, body []byte) json.RawMessage {
-	text, err := codec.AppendJSON(nil, s.Root(), body)
-	if err != nil {
-		return json.RawMessage("null")
-	}
-	return text
-}
-
-// Changes returns in what two values of JSON differ, as "path: before -> after".
-func Changes(before, after json.RawMessage) []string {
-	a, errA := cli.ParseJSON(before)
-	b, errB := cli.ParseJSON(after)
-	if errors.Join(errA, errB) != nil {
-		return nil
-	}
-	var out []string
-	walkChanges("", a, b, func(path string, a, b any) {
-		out = append(out, fmt.Sprintf("%s: %s -> %s", path, shown(a), shown(b)))
-	})
-	return out
-}
-
-type noValue struct{}
-
-func shown(v any) string {
-	if _, none := v.(noValue); none {
-		return "nothing"
-	}
-	return cli.Clip(cli.CompactJSON(v), 200)
-}
-
-func walkChanges(path string, a, b any, f func(path string, a, b any)) {
-	x, xok := a.(cli.OrderedJSON)
-	y, yok := b.(cli.OrderedJSON)
-	if !xok || !yok {
-		if cli.CompactJSON(a) != cli.CompactJSON(b) {
-			f(path, a, b)
-		}
-		return
-	}
-	join := func(name string) string {
-		if path == "" {
-			return name
-		}
-		return path + "." + name
-	}
-	for _, field := range x {
-		if other, ok := y.Get(field.Name); ok {
-			walkChanges(join(field.Name), field.Value, other, f)
-		} else {
-			f(join(field.Name), field.Value, noValue{})
-		}
-	}
-	for _, field := range y {
-		if _, ok := x.Get(field.Name); !ok {
-			f(join(field.Name), noValue{}, field.Value)
-		}
-	}
-}
-
-type Place struct {
-	Topic     string `json:"topic"`
-	Partition int32  `json:"partition"`
-	Offset    int64  `json:"offset"`
-}
-
-func (p *Place) String() string { return fmt.Sprintf("%s/%d@%d", p.Topic, p.Partition, p.Offset) }
-
-// TypeOf returns the number of the type of what a rehearsal wrote.
-func TypeOf(r *pipeline.Record) int {
-	return int(binary.BigEndian.Uint32(r.Value[1:codec.FrameSize]))
+	s.Type, s.Event = o.Schema.ShortName(), trace.EventJSON(o.Schema, o.Body)
+	return s
 }

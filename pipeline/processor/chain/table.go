@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,28 +24,30 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// Tables are the tables of a topology, in this process once for all sessions.
-type Tables []*Table
+// Tables are the tables of this process that are topics. All sessions share them.
+type Tables []*table
 
-// Table is a topic whose newest record under each key is a row. It is read to its
-// end before any event is handled, and followed from then on. Null values delete
-// rows, and so do the snapshots of deleted aggregates. A record that cannot be
-// read leaves no row under its key: what was there is no longer true.
-type Table struct {
+// table is a topic whose newest record under each key is a row. It is read to its end
+// before the first event, and followed from then on. A null value deletes the row, and so
+// does the snapshot of a deleted aggregate. A record that cannot be read also deletes the
+// row of its key, because the old row is no longer current.
+//
+// The goroutine of run owns decoder. Everything else is safe for concurrent use.
+type table struct {
 	name      string
 	topic     *topology.Topic
 	rows      *rows.Map
 	decoder   *event.Decoder
 	schema    *codec.Schema // of the records
-	snapshots bool          // a row is the state in them
+	snapshots bool          // the records are snapshots; a row is the state in one
 	tail      *kafka.Tail
 	log       *slog.Logger
 	rejected  *prometheus.CounterVec
 
-	waiting atomic.Pointer[chan struct{}] // for a change
+	changed atomic.Pointer[chan struct{}] // closed at the next change; nil: no goroutine waits
 }
 
-// TablesOf returns the tables that stages of some pipelines look into.
+// TablesOf returns the tables that the stages of the pipelines use.
 func TablesOf(t *topology.Topology, pipelines ...*topology.Pipeline) (out []*topology.Table) {
 	used := map[*stage.Table]bool{}
 	for _, pl := range pipelines {
@@ -62,36 +65,37 @@ func TablesOf(t *topology.Topology, pipelines ...*topology.Pipeline) (out []*top
 	return out
 }
 
-// OpenTables gives tables their rows: those of files are read here, those of topics
-// by while.
+// OpenTables connects tables to their rows. It reads the tables that are files. The tables
+// that are topics are empty until [Tables.RunDuring] and [Tables.Load]. It calls ready
+// with a readiness check for each of these.
 func OpenTables(w *worker.Worker, used []*topology.Table, ready func(name string, f func(context.Context) error)) (Tables, error) {
 	var out Tables
 	rejected := prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "millrace_table_rejected_total", Help: "Records of a table's topic that could not be read, by reason. There is no row under their keys.",
+		Name: "millrace_table_rejected_total", Help: "Records of a table's topic that could not be read, by reason. Their keys have no row.",
 	}, []string{"table", "reason"})
 	w.Metrics.MustRegister(rejected)
 	for _, decl := range used {
-		var held *rows.Map
+		var all *rows.Map
 		if decl.Topic == nil {
 			var err error
-			if held, err = FileRows(decl); err != nil {
+			if all, err = FileRows(decl); err != nil {
 				return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}
 			}
-			decl.Rows = held
+			decl.Rows = all
 		} else {
 			t := newTable(w, decl, rejected)
-			held = t.rows
+			all = t.rows
 			decl.Rows = t
 			out = append(out, t)
 			ready("table "+t.name, func(context.Context) error { return t.ready() })
 		}
-		tableMetrics(w.Metrics, decl.Name, held)
+		tableMetrics(w.Metrics, decl.Name, all)
 	}
 	return out, nil
 }
 
-func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.CounterVec) *Table {
-	t := &Table{
+func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.CounterVec) *table {
+	t := &table{
 		name: decl.Name, topic: decl.Topic, rows: rows.New(), schema: decl.Schema, rejected: rejected,
 		tail: kafka.NewTail(w.Kafka, decl.Topic.Name), log: w.Log.With("table", decl.Name),
 	}
@@ -100,7 +104,7 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 	}
 	t.decoder = event.NewDecoder(w.Registry, []*codec.Schema{t.schema}, nil)
 	w.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "millrace_table_lag_records", Help: "Offsets of the table's topic that have yet to be read.", ConstLabels: prometheus.Labels{"table": t.name},
+		Name: "millrace_table_lag_records", Help: "Offsets of the table's topic that were not read yet.", ConstLabels: prometheus.Labels{"table": t.name},
 	}, func() float64 {
 		lag, _ := t.tail.Lag()
 		return float64(lag)
@@ -108,15 +112,16 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 	return t
 }
 
-func tableMetrics(reg prometheus.Registerer, name string, held *rows.Map) {
+func tableMetrics(reg prometheus.Registerer, name string, all *rows.Map) {
 	labels := prometheus.Labels{"table": name}
 	reg.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_rows", Help: "Rows of a table.", ConstLabels: labels}, func() float64 { return float64(held.Len()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_bytes", Help: "Memory that they take.", ConstLabels: labels}, func() float64 { return float64(held.Bytes()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_rows", Help: "Rows of a table.", ConstLabels: labels}, func() float64 { return float64(all.Len()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_bytes", Help: "Memory of a table, in bytes.", ConstLabels: labels}, func() float64 { return float64(all.Bytes()) }),
 	)
 }
 
-// RunDuring keeps the tables up to date while f runs.
+// RunDuring keeps the tables up to date while f runs. It returns the first error, and
+// cancels the context of f if a table fails.
 func (ts Tables) RunDuring(ctx context.Context, f func(context.Context) error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	following, stop := context.WithCancel(ctx)
@@ -131,7 +136,8 @@ func (ts Tables) RunDuring(ctx context.Context, f func(context.Context) error) e
 	return g.Wait()
 }
 
-// Load waits until all tables have been read to their ends.
+// Load waits until all tables are read to the ends of their topics. It must run inside
+// [Tables.RunDuring].
 func (ts Tables) Load(ctx context.Context, w *worker.Worker) error {
 	if len(ts) == 0 {
 		return nil
@@ -154,15 +160,31 @@ func (ts Tables) Load(ctx context.Context, w *worker.Worker) error {
 	return nil
 }
 
-// run reads the table until the context ends.
-func (t *Table) run(ctx context.Context) error {
+// WithTables calls f while the tables of the pipelines have their rows. A table whose
+// topic does not exist in d is empty.
+func WithTables(ctx context.Context, w *worker.Worker, d kafka.Description, pipelines []*topology.Pipeline, f func(context.Context) error) error {
+	all, err := OpenTables(w, TablesOf(w.Topology, pipelines...), func(string, func(context.Context) error) {})
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(t *table) bool { _, ok := d.Topics[t.topic.Name]; return !ok })
+	return all.RunDuring(ctx, func(ctx context.Context) error {
+		if err := all.Load(ctx, w); err != nil {
+			return err
+		}
+		return f(ctx)
+	})
+}
+
+// run follows the topic until the context ends. It retries unless an error is fatal.
+func (t *table) run(ctx context.Context) error {
 	const most = 5 * time.Second
 	for wait := 100 * time.Millisecond; ; wait = min(2*wait, most) {
 		err := t.tail.Run(ctx, func(r *pipeline.Record) error { return t.apply(ctx, r) })
 		if err == nil || pipeline.ClassOf(err) == pipeline.ClassFatal {
 			return err
 		}
-		t.log.Warn("the table cannot be read for the moment; trying again", "err", err, "wait", wait)
+		t.log.Warn("reading the table failed; retrying", "err", err, "wait", wait)
 		timer := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -173,30 +195,30 @@ func (t *Table) run(ctx context.Context) error {
 	}
 }
 
-// apply takes in one record.
-func (t *Table) apply(ctx context.Context, r *pipeline.Record) error {
+// apply applies one record to the rows.
+func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
 	row, err := t.row(ctx, r)
 	switch {
 	case err != nil && pipeline.ClassOf(err) != pipeline.ClassReject:
 		return err
 	case err != nil:
 		t.rejected.WithLabelValues(t.name, string(pipeline.ReasonOf(err))).Inc()
-		t.log.Warn("a record of the table cannot be read; there is no row under its key", "partition", r.Partition, "offset", r.Offset, "err", err)
+		t.log.Warn("a record of the table cannot be read; its key has no row now", "partition", r.Partition, "offset", r.Offset, "err", err)
 		t.rows.Delete(r.Key)
 	case row == nil:
 		t.rows.Delete(r.Key)
 	default:
 		t.rows.Set(r.Key, row)
 	}
-	if waiting := t.waiting.Swap(nil); waiting != nil {
-		close(*waiting)
+	if changed := t.changed.Swap(nil); changed != nil {
+		close(*changed)
 	}
 	return nil
 }
 
-// row returns the row that a record is, nil if it deletes one, or is no row: a
-// projector's own records stand among the snapshots.
-func (t *Table) row(ctx context.Context, r *pipeline.Record) ([]byte, error) {
+// row returns the row of a record, nil if the record deletes a row or is not a row: the
+// topic of snapshots also holds records of the projector itself.
+func (t *table) row(ctx context.Context, r *pipeline.Record) ([]byte, error) {
 	if r.Value == nil || t.snapshots && bytes.HasPrefix(r.Key, []byte(fold.ReservedKeys)) {
 		return nil, nil
 	}
@@ -213,7 +235,8 @@ func (t *Table) row(ctx context.Context, r *pipeline.Record) ([]byte, error) {
 	return stateOf(t.schema, d.Body)
 }
 
-// stateOf returns the state in a snapshot, nil if the aggregate is deleted.
+// stateOf returns the state in a snapshot, nil if the aggregate is deleted. The fields of
+// a snapshot before its state are strings and longs.
 func stateOf(snapshot *codec.Schema, body []byte) ([]byte, error) {
 	rest := body
 	for i := range snapshot.Root().Fields {
@@ -238,23 +261,23 @@ func stateOf(snapshot *codec.Schema, body []byte) ([]byte, error) {
 }
 
 // Get implements [stage.Rows].
-func (t *Table) Get(key []byte) ([]byte, bool) { return t.rows.Get(key) }
+func (t *table) Get(key []byte) ([]byte, bool) { return t.rows.Get(key) }
 
 // Changed implements [stage.ChangingRows].
-func (t *Table) Changed() <-chan struct{} {
+func (t *table) Changed() <-chan struct{} {
 	for {
-		if waiting := t.waiting.Load(); waiting != nil {
-			return *waiting
+		if changed := t.changed.Load(); changed != nil {
+			return *changed
 		}
-		fresh := make(chan struct{})
-		if t.waiting.CompareAndSwap(nil, &fresh) {
-			return fresh
+		changed := make(chan struct{})
+		if t.changed.CompareAndSwap(nil, &changed) {
+			return changed
 		}
 	}
 }
 
-// ready returns nil when the table has been loaded and is being followed.
-func (t *Table) ready() error {
+// ready returns nil if the table is loaded and followed.
+func (t *table) ready() error {
 	err := t.tail.Err()
 	left, known := t.tail.Lag()
 	select {
@@ -262,14 +285,14 @@ func (t *Table) ready() error {
 		if err == nil {
 			return nil
 		}
-		return fmt.Errorf("table %s: it is not followed any more: %w", t.name, err)
+		return fmt.Errorf("table %s: no longer followed: %w", t.name, err)
 	default:
 	}
 	switch {
 	case err != nil:
 		return fmt.Errorf("table %s: loaded %d rows: %w", t.name, t.rows.Len(), err)
 	case !known:
-		return fmt.Errorf("table %s: not begun", t.name)
+		return fmt.Errorf("table %s: not started", t.name)
 	}
-	return fmt.Errorf("table %s: loaded %d rows, %d records to go", t.name, t.rows.Len(), left)
+	return fmt.Errorf("table %s: loaded %d rows, %d records left", t.name, t.rows.Len(), left)
 }

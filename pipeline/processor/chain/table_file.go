@@ -14,21 +14,21 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// maxFileFaults bounds how many faults of a file are told.
+// maxFileFaults limits the number of reported faults of a file.
 const maxFileFaults = 10
 
-// fileReader makes rows of a file.
+// fileReader reads the rows of a file.
 type fileReader struct {
 	table  *topology.Table
 	rows   *rows.Map
-	lines  map[string]int // by key
-	row    []byte
+	lines  map[string]int // by key: the line of its row
+	row    []byte         // buffer
 	faults []error
 }
 
-// FileRows returns the rows of a table that is a file: a JSON array of objects,
-// an object on each line, or CSV with a header. All faults are told, each with
-// its line.
+// FileRows returns the rows of a table that is a file: CSV with a header (.csv), a JSON
+// object on each line (.jsonl), or a JSON array of objects. The error joins up to ten
+// faults, each with the file and the line.
 func FileRows(t *topology.Table) (*rows.Map, error) {
 	f := &fileReader{table: t, rows: rows.New(), lines: map[string]int{}}
 	switch text := bytes.TrimPrefix(t.Text, []byte("\ufeff")); {
@@ -40,7 +40,7 @@ func FileRows(t *topology.Table) (*rows.Map, error) {
 		f.json(text)
 	}
 	if n := len(f.faults); n > maxFileFaults {
-		f.faults = append(f.faults[:maxFileFaults], fmt.Errorf("%s: and %d faults more", t.File, n-maxFileFaults))
+		f.faults = append(f.faults[:maxFileFaults], fmt.Errorf("%s: and %d more faults", t.File, n-maxFileFaults))
 	}
 	return f.rows, errors.Join(f.faults...)
 }
@@ -49,7 +49,7 @@ func (f *fileReader) fail(line int, format string, args ...any) {
 	f.faults = append(f.faults, fmt.Errorf("%s:%d: %w", f.table.File, line, fmt.Errorf(format, args...)))
 }
 
-// add takes in a row.
+// add adds a row.
 func (f *fileReader) add(line int, v any) {
 	var err error
 	if f.row, err = codec.AppendAvro(f.row[:0], f.table.Schema, v); err != nil {
@@ -57,12 +57,12 @@ func (f *fileReader) add(line int, v any) {
 		return
 	}
 	key, ok := v.(map[string]any)[f.table.Key].(string)
-	if !ok { // it has its default
-		f.fail(line, "the row has no %s, which is its key", f.table.Key)
+	if !ok { // the field is missing and has its default
+		f.fail(line, "the row has no %s, the key of the table", f.table.Key)
 		return
 	}
 	if first, twice := f.lines[key]; twice {
-		f.fail(line, "the key %q is there already, in line %d", key, first)
+		f.fail(line, "duplicate key %q: line %d has it too", key, first)
 		return
 	}
 	f.lines[key] = line
@@ -96,7 +96,7 @@ func (f *fileReader) json(text []byte) {
 	d.UseNumber()
 	line := func() int {
 		at := int(d.InputOffset())
-		at += len(text[at:]) - len(bytes.TrimLeft(text[at:], " \t\r\n,[")) // to where the next value begins
+		at += len(text[at:]) - len(bytes.TrimLeft(text[at:], " \t\r\n,[")) // the start of the next value
 		return 1 + bytes.Count(text[:at], []byte("\n"))
 	}
 	if first, err := d.Token(); err != nil || first != json.Delim('[') {
@@ -117,16 +117,17 @@ func (f *fileReader) json(text []byte) {
 		return
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		f.fail(line(), "something follows the array")
+		f.fail(line(), "unexpected data after the array")
 	}
 }
 
-// csv reads a table whose columns are fields; address.city is a field of a record.
+// csv reads CSV. The header names the field of each column; address.city is a field of a
+// nested record.
 func (f *fileReader) csv(text []byte) {
 	r := csv.NewReader(bytes.NewReader(text))
 	header, err := r.Read()
 	if err != nil {
-		f.fail(1, "the header: %w", err)
+		f.fail(1, "read the header: %w", err)
 		return
 	}
 	columns := make([]column, len(header))
@@ -153,19 +154,14 @@ func (f *fileReader) csv(text []byte) {
 		}
 		line, _ := r.FieldPos(0)
 		row := map[string]any{}
-		for i, c := range columns {
-			if err = c.put(row, cells[i]); err != nil {
-				f.fail(line, "%s: %w", header[i], err)
-				break
-			}
+		for i := range columns {
+			columns[i].put(row, cells[i])
 		}
-		if err == nil {
-			f.add(line, row)
-		}
+		f.add(line, row)
 	}
 }
 
-// column is a field that a column of CSV holds.
+// column is the field of a CSV column.
 type column struct {
 	path  []string
 	field *codec.Field
@@ -188,9 +184,9 @@ func (f *fileReader) column(name string) (column, error) {
 	return c, nil
 }
 
-// put puts a cell into a row. An empty one is the field's default, else null or
-// an empty text.
-func (c *column) put(row map[string]any, cell string) error {
+// put sets the field of a row to a cell. An empty cell is the default of the field; without
+// a default, it is null or an empty text.
+func (c *column) put(row map[string]any, cell string) {
 	node := c.field.Type
 	if other, _, _, ok := node.Nullable(); ok {
 		node = other
@@ -198,15 +194,15 @@ func (c *column) put(row map[string]any, cell string) error {
 	var v any
 	switch {
 	case cell == "" && c.field.HasDefault:
-		return nil
+		return
 	case cell == "" && node != c.field.Type:
 	case node.Kind == codec.String, node.Kind == codec.Enum, node.Kind == codec.Bytes, node.Kind == codec.Fixed:
 		v = cell
-	default: // numbers, booleans, and what is JSON in a cell
+	default: // a number, a boolean, or other JSON
 		d := json.NewDecoder(strings.NewReader(cell))
 		d.UseNumber()
 		if err := d.Decode(&v); err != nil || d.More() {
-			v = cell // a time, or what is refused later
+			v = cell // a time, or an invalid value, which add reports
 		}
 	}
 	for _, step := range c.path[:len(c.path)-1] {
@@ -218,5 +214,4 @@ func (c *column) put(row map[string]any, cell string) error {
 		row = inner
 	}
 	row[c.path[len(c.path)-1]] = v
-	return nil
 }

@@ -50,7 +50,8 @@ pipelines:
       - lookup: {table: pages, key: id, add: {title: {type: string, value: row.title}}, missing: wait, wait: 2s}
 `
 
-// openedTables opens the tables of the bench and follows them until the test ends.
+// openedTables opens and loads the tables of the bench, and follows them until the test
+// ends. ready has their readiness checks.
 func openedTables(b *processortest.Bench) (all map[string]*chain.Table, ready map[string]func(context.Context) error, w *worker.Worker) {
 	b.Helper()
 	w = b.Worker("0")
@@ -84,7 +85,7 @@ func openedTables(b *processortest.Bench) (all map[string]*chain.Table, ready ma
 	return all, ready, w
 }
 
-// pageRecord is a record of the topic of pages; without a title, a tombstone.
+// pageRecord returns a record of the topic pages: a tombstone if title is empty.
 func pageRecord(b *processortest.Bench, id, title string) *pipeline.Record {
 	r := &pipeline.Record{Topic: "pages", Partition: pipeline.KeyPartition, Key: []byte(id)}
 	if title != "" {
@@ -169,7 +170,7 @@ func TestTableIsReadWhollyThenFollowed(t *testing.T) {
 	select {
 	case <-changed:
 	case <-time.After(30 * time.Second):
-		t.Fatal("no change was told")
+		t.Fatal("Changed did not report the change")
 	}
 	harness.Awaited(t, "two changes", func() bool { return titleOf(b, pages, "1000") == "late" && titleOf(b, pages, "0") == "" })
 
@@ -192,7 +193,8 @@ func TestTableIsReadWhollyThenFollowed(t *testing.T) {
 	}
 }
 
-// Of a projection's snapshots, a row is the state; a deleted aggregate has none.
+// In a table of snapshots, a row is the state of an aggregate. A deleted aggregate has no
+// row.
 func TestTableOfSnapshotsHoldsStates(t *testing.T) {
 	b := processortest.NewBench(t, tableTopology)
 	if _, err := b.Worker("0").EnsureTopics(t.Context(), b.Plan.Topics); err != nil {
@@ -217,12 +219,12 @@ func TestTableOfSnapshotsHoldsStates(t *testing.T) {
 	}
 	row, _ := homes.Get([]byte("a"))
 	if err := codec.Validate(b.Plan.Tables[1].Schema.Root(), row); err != nil {
-		t.Errorf("the row is no state: %v", err)
+		t.Errorf("the row is not a state: %v", err)
 	}
 }
 
-// The whole of it: events wait for their rows, and those whose rows do not come
-// become dead letters, without a batch that fails.
+// Events wait for their rows. An event whose row does not arrive becomes a dead letter,
+// and its batch commits.
 func TestEventsWaitForRows(t *testing.T) {
 	b := processortest.NewBench(t, tableTopology)
 	if _, err := b.Worker("0").EnsureTopics(t.Context(), b.Plan.Topics); err != nil {
@@ -248,8 +250,7 @@ func TestEventsWaitForRows(t *testing.T) {
 		got[string(text)]++
 	})
 	b.Read("dead", func(r *pipeline.Record) {
-		reason, _ := r.Header(deadletter.HeaderReason)
-		got[string(r.Key)+" "+string(reason)]++
+		got[string(r.Key)+" "+string(deadletter.Parse(r).Reason)]++
 	})
 	want := map[string]int{
 		`{"id":"here","n":0,"title":"Here"}`: 1, `{"id":"here","n":4,"title":"Here"}`: 1,
@@ -260,7 +261,7 @@ func TestEventsWaitForRows(t *testing.T) {
 	}
 }
 
-func TestTableOfAFile(t *testing.T) {
+func TestFileRows(t *testing.T) {
 	schema, err := codec.ParseSchema(`{"type": "record", "name": "City", "fields": [
 		{"name": "id", "type": "string"},
 		{"name": "people", "type": "long", "default": 7},
@@ -275,9 +276,9 @@ func TestTableOfAFile(t *testing.T) {
 		{"c.json", "[\n" + oslo + ",\n" + `{"id": "lima", "at": {"lat": -12, "north": false}}` + "]\n", oslo + lima, ""},
 		{"c.json", "{}", "", "c.json:1: expected an array of objects"},
 		{"c.json", "[" + oslo + ",\n\n{\"id\": 7}]", "", `c.json:3: id: expected string, found number 7`},
-		{"c.json", "[" + oslo + "] x", "", "c.json:1: something follows the array"},
+		{"c.json", "[" + oslo + "] x", "", "c.json:1: unexpected data after the array"},
 		{"c.jsonl", oslo + "\n\n" + lima, oslo + lima, ""},
-		{"c.jsonl", oslo + "\n{\n" + lima + "\n" + oslo, "", "c.jsonl:2: unexpected EOF\nc.jsonl:4: the key \"oslo\" is there already, in line 1"},
+		{"c.jsonl", oslo + "\n{\n" + lima + "\n" + oslo, "", "c.jsonl:2: unexpected EOF\nc.jsonl:4: duplicate key \"oslo\": line 1 has it too"},
 		{"c.csv", "\ufeffid,people,mayor,at.lat,at.north\noslo,700000,Anne,59.9,true\nlima,,,-12.0,false\n", oslo + lima, ""},
 		{"c.csv", "id,at.lon\n", "", "c.csv:1: City has no field at.lon"},
 		{"c.csv", "id,at.lat,at.north\noslo,north,true\nlima,1\n", "", "c.csv:2: at.lat: expected double, found string \"north\"\nc.csv:3: wrong number of fields"},
@@ -311,8 +312,8 @@ func TestTableOfAFile(t *testing.T) {
 	}
 }
 
-// A tail that has failed goes on where it was.
-func TestTailGoesOn(t *testing.T) {
+// A tail that failed continues at the record that failed.
+func TestTailContinuesAfterAFailure(t *testing.T) {
 	b := processortest.NewBench(t, tableTopology)
 	if _, err := b.Worker("0").EnsureTopics(t.Context(), b.Plan.Topics); err != nil {
 		t.Fatal(err)
@@ -328,7 +329,7 @@ func TestTailGoesOn(t *testing.T) {
 		n := 0
 		err := tail.Run(ctx, func(r *pipeline.Record) error {
 			if n++; n == 8 {
-				return fmt.Errorf("enough")
+				return fmt.Errorf("failed")
 			}
 			seen[string(r.Key)]++
 			if len(seen) == 50 {
@@ -345,11 +346,11 @@ func TestTailGoesOn(t *testing.T) {
 	}
 	for id, n := range seen {
 		if n != 1 {
-			t.Errorf("%s came %d times", id, n)
+			t.Errorf("%s was read %d times", id, n)
 		}
 	}
 	if lag, known := tail.Lag(); lag != 0 || !known {
-		t.Errorf("a lag of %d, %v", lag, known)
+		t.Errorf("the lag is %d, %v", lag, known)
 	}
 	select {
 	case <-tail.Loaded():
@@ -358,7 +359,7 @@ func TestTailGoesOn(t *testing.T) {
 	}
 }
 
-// A file is read without a panic, whatever it is, and its rows are of the schema.
+// No file causes a panic, and all rows of a valid file match the schema.
 func FuzzFileRows(f *testing.F) {
 	schema, err := codec.ParseSchema(string(harness.ClickSchemas["Page.avsc"].Data))
 	if err != nil {
@@ -374,7 +375,7 @@ func FuzzFileRows(f *testing.F) {
 		held, err := chain.FileRows(decl)
 		if err != nil {
 			if !strings.HasPrefix(err.Error(), decl.File+":") {
-				t.Errorf("a fault without a place: %v", err)
+				t.Errorf("the fault does not begin with the file: %v", err)
 			}
 			return
 		}
@@ -386,8 +387,7 @@ func FuzzFileRows(f *testing.F) {
 	})
 }
 
-// A worker has the tables that its own pipelines look into, and no others.
-func TestTablesAreThoseOfTheChosenPipelines(t *testing.T) {
+func TestTablesOfReturnsOnlyTheTablesOfThePipelines(t *testing.T) {
 	b := processortest.NewBench(t, strings.Replace(tableTopology, "  dead: {", "  other: {partitions: 1}\n  dead: {", 1)+`
   copy: {from: in, to: other, dead_letter: dead}
 `)
@@ -401,20 +401,19 @@ func TestTablesAreThoseOfTheChosenPipelines(t *testing.T) {
 		t.Errorf("all pipelines have the tables %v", got)
 	}
 	if got := names(b.Plan.Pipelines[1]); len(got) != 0 {
-		t.Errorf("a pipeline that looks nothing up has the tables %v", got)
+		t.Errorf("a pipeline without lookup has the tables %v", got)
 	}
 }
 
-// What a lookup finds nothing for is counted with its stage, once for each event of
-// a batch that commits.
-func TestMissingRowsAreCountedWithTheirStage(t *testing.T) {
+// An event without a row is counted once, with its stage, when its batch commits.
+func TestMissingRowsAreCountedPerStage(t *testing.T) {
 	b := processortest.NewBench(t, strings.Replace(tableTopology, "missing: wait, wait: 2s", "name: titles, missing: keep", 1))
 	w := b.Worker("0")
 	held := rows.New()
 	held.Set([]byte("there"), codec.AppendString(codec.AppendString(nil, "there"), "title"))
 	b.Plan.Tables[0].Rows = held
-	chains := chain.NewMetrics(w.Metrics)
-	h := chain.Config{Topology: b.Plan, Schemas: b.Registry, IDs: map[string][]int{"out": b.IDs}, Metrics: chains, StateMetrics: chain.NewStateMetrics(w.Metrics), Now: time.Now, Log: w.Log}.NewHandler(b.Plan.Pipelines[0])
+	metrics := chain.NewMetrics(w.Metrics)
+	h := chain.NewHandler(w, b.Registry, b.IDs, metrics, time.Now)
 	var out harness.Emitted
 	for _, committed := range []bool{false, true} {
 		for _, id := range []string{"gone", "lost"} {
@@ -424,7 +423,7 @@ func TestMissingRowsAreCountedWithTheirStage(t *testing.T) {
 		}
 		h.EndBatch(committed)
 	}
-	if got := testutil.ToFloat64(chains.Missed("p", "titles")); got != 2 || len(out) != 4 {
-		t.Errorf("%v events are counted of two, and %d came out", got, len(out))
+	if got := testutil.ToFloat64(metrics.Missed("p", "titles")); got != 2 || len(out) != 4 {
+		t.Errorf("%v missing rows are counted, want 2, and %d events were emitted, want 4", got, len(out))
 	}
 }

@@ -1,7 +1,6 @@
 package chain
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,67 +16,71 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/deadletter"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
 
-// TapPath is where a worker that runs with --tap shows events.
+// TapPath is the HTTP path of [Taps].
 const TapPath = "/v1/tap"
 
-// Bounds of what is shown.
+// TapRate is the default maximum number of events per second for a client.
+const TapRate = 10.0
+
 const (
-	maxTaps     = 8    // who watch at a time
-	maxTapRate  = 1000 // events a second for each
-	tapBuffer   = 1024 // lines that wait to be sent
-	TapRate     = 10.0 // if nothing is said
-	tapPing     = 15 * time.Second
-	maskedValue = "***"
+	maxTaps    = 8    // clients at the same time
+	maxTapRate = 1000 // events per second and client
+	tapBuffer  = 1024 // lines in the queue of a client
+	tapPing    = 15 * time.Second
 )
 
-// Taps are those who watch events of this process. A session asks once for each
-// event whether there is anybody. What they do not take in time is dropped and
-// counted: they never hold up a pipeline.
+// Taps shows events to HTTP clients. A session reads watching once per event, so an event
+// costs almost nothing while no client is connected. A slow client never delays a
+// pipeline: the lines that do not fit into its queue are dropped and counted.
+//
+// Taps is safe for concurrent use: sessions read watching, and HTTP requests change it.
 type Taps struct {
 	pipelines []*topology.Pipeline
-	mask      []string
+	mask      []string // for all clients; see [trace.Line.Mask]
 	now       func() time.Time
 	dropped   prometheus.Counter
 
-	mu       sync.Mutex // is held while watching is changed
-	watching atomic.Pointer[[]*tapClient]
+	mu       sync.Mutex                   // held while watching changes
+	watching atomic.Pointer[[]*tapClient] // nil: no clients; the slice never changes
 }
 
+// NewTaps returns a Taps for pipelines. mask hides values from all clients.
 func NewTaps(reg prometheus.Registerer, pipelines []*topology.Pipeline, mask []string, now func() time.Time) *Taps {
 	t := &Taps{pipelines: pipelines, mask: mask, now: now, dropped: prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "millrace_tap_dropped_total", Help: "Lines for those who watch events that were not sent, because they were too slow.",
+		Name: "millrace_tap_dropped_total", Help: "Lines that were not sent to tap clients because the client was too slow.",
 	})}
 	reg.MustRegister(t.dropped)
 	return t
 }
 
-// tapClient is one who watches.
+// tapClient is an HTTP client that watches events.
 type tapClient struct {
 	pipelines, stages, types []string // nil: all
-	key                      *string
+	key                      *string  // nil: all
 	mask                     []string
-	rate                     float64 // events a second
-	limit                    int     // events; 0: no end
+	rate                     float64 // maximum number of events per second
+	limit                    int     // number of events; 0: no limit
 
 	lines   chan []byte
-	ended   chan struct{} // closed when the limit is reached
-	dropped atomic.Int64  // lines since the last that was sent
+	ended   chan struct{} // closed after the last event, if there is a limit
+	dropped atomic.Int64  // lines that were dropped since the last one that was sent
 
-	mu     sync.Mutex // guards what follows
-	tokens float64
-	filled time.Time
-	taken  int // events
-	open   int // of them, still under way
+	mu     sync.Mutex // guards the fields below
+	tokens float64    // of the token bucket that enforces rate
+	filled time.Time  // time of the last refill
+	taken  int        // events
+	open   int        // events that are still in the chain
 }
 
-// take decides whether an event is shown.
+// take decides whether the client receives an event. If so, the caller must call done
+// after the last line of the event.
 func (c *tapClient) take(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -95,7 +98,7 @@ func (c *tapClient) take(now time.Time) bool {
 	return true
 }
 
-// done says that no more lines of an event come.
+// done ends an event.
 func (c *tapClient) done() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -104,10 +107,11 @@ func (c *tapClient) done() {
 	}
 }
 
-func (c *tapClient) send(l TraceLine, dropped prometheus.Counter) {
+// send queues a line, or drops it if the queue is full.
+func (c *tapClient) send(l trace.Line, dropped prometheus.Counter) {
 	behind := c.dropped.Load()
 	l.Dropped = behind
-	maskLine(&l, c.mask)
+	l.Mask(c.mask)
 	select {
 	case c.lines <- []byte(cli.CompactJSON(l)):
 		c.dropped.Add(-behind)
@@ -117,188 +121,18 @@ func (c *tapClient) send(l TraceLine, dropped prometheus.Counter) {
 	}
 }
 
-// matches reports whether a name is among those asked for.
-func matches(asked []string, name string) bool { return asked == nil || slices.Contains(asked, name) }
-
-// sessionTap shows the events of one session.
-type sessionTap struct {
-	taps  *Taps
-	pl    *topology.Pipeline
-	chain *pipeline.Chain
-
-	on    bool // the chain is being watched
-	asked []tapChoice
-}
-
-// tapChoice is what one who watches has to do with the event at hand.
-type tapChoice struct {
-	*tapClient
-	decided, shown bool
-}
-
-// tap returns what shows the events of a session; nil if nobody can watch.
-func (t *Taps) tap(pl *topology.Pipeline, chain *pipeline.Chain) *sessionTap {
-	if t == nil {
-		return nil
-	}
-	return &sessionTap{taps: t, pl: pl, chain: chain}
-}
-
-// begin is called before each event.
-func (s *sessionTap) begin(in *pipeline.Record) {
-	if s == nil {
-		return
-	}
-	watching := s.taps.watching.Load()
-	if watching == nil {
-		if s.on {
-			s.on = false
-			s.chain.Watch(nil)
-		}
-		return
-	}
-	if !s.on {
-		s.on = true
-		s.chain.Watch(s.watch)
-	}
-	s.asked = s.asked[:0]
-	for _, c := range *watching {
-		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == string(in.Key)) {
-			s.asked = append(s.asked, tapChoice{tapClient: c})
-		}
-	}
-}
-
-// show sends a line to those who want it. It is made when the first does.
-func (s *sessionTap) show(stage, typ string, line func() TraceLine) {
-	var made *TraceLine
-	for i := range s.asked {
-		c := &s.asked[i]
-		if !matches(c.stages, stage) || !matches(c.types, typ) {
-			continue
-		}
-		if !c.decided {
-			c.decided, c.shown = true, c.take(s.taps.now())
-		}
-		if !c.shown {
-			continue
-		}
-		if made == nil {
-			l := line()
-			made = &l
-		}
-		c.send(*made, s.taps.dropped)
-	}
-}
-
-// watch is the session's [pipeline.Watch].
-func (s *sessionTap) watch(m pipeline.Moment, stage int, e *pipeline.Event, err error) {
-	if len(s.asked) > 0 {
-		s.show(s.pl.Stages[stage].Name, s.pl.Output[e.Type].ShortName(), func() TraceLine { return newTraceLine(s.pl, m, stage, e, err) })
-	}
-}
-
-// end is called after each event. What failed outside of the stages is shown
-// here.
-func (s *sessionTap) end(in *pipeline.Record, stage string, err error) {
-	if s == nil || !s.on {
-		return
-	}
-	if err != nil && (stage == deadletter.StageDecode || stage == deadletter.StageEncode) {
-		s.show(stage, "", func() TraceLine {
-			l := TraceLine{Pipeline: s.pl.Name, Stage: stage, At: MomentNames[pipeline.Failed],
-				Topic: in.Topic, Partition: in.Partition, Offset: in.Offset, Time: in.Time.UTC(), Key: string(in.Key)}
-			l.fail(err)
-			return l
-		})
-	}
-	for _, c := range s.asked {
-		if c.shown {
-			c.done()
-		}
-	}
-	s.asked = s.asked[:0]
-}
-
-// maskLine takes out of a line what is not to be seen: fields, by path or by name,
-// "key", or with "*" all values. The text of an error may hold values, and goes
-// with any of them.
-func maskLine(l *TraceLine, mask []string) {
-	if len(mask) == 0 {
-		return
-	}
-	all := slices.Contains(mask, "*")
-	if all || slices.Contains(mask, "key") {
-		l.Key = maskedValue
-		if l.NewKey != nil {
-			masked := maskedValue
-			l.NewKey = &masked
-		}
-	}
-	if l.Error != "" {
-		l.Error = maskedValue
-	}
-	if l.Event == nil {
-		return
-	}
-	v, err := cli.ParseJSON(l.Event)
-	if err != nil {
-		l.Event = json.RawMessage(`"` + maskedValue + `"`)
-		return
-	}
-	l.Event = json.RawMessage(cli.CompactJSON(maskValue("", "", v, mask, all)))
-}
-
-func maskValue(path, name string, v any, mask []string, all bool) any {
-	if path != "" && (slices.Contains(mask, path) || slices.Contains(mask, name)) {
-		return maskedValue
-	}
-	switch v := v.(type) {
-	case cli.OrderedJSON:
-		out := make(cli.OrderedJSON, len(v))
-		for i, f := range v {
-			at := f.Name
-			if path != "" {
-				at = path + "." + f.Name
-			}
-			out[i] = cli.JSONField{Name: f.Name, Value: maskValue(at, f.Name, f.Value, mask, all)}
-		}
-		return out
-	case []any:
-		out := make([]any, len(v))
-		for i, item := range v {
-			out[i] = maskValue(path, name, item, mask, all)
-		}
-		return out
-	}
-	if all {
-		return maskedValue
-	}
-	return v
-}
-
-// client returns who asks, by the query.
+// client returns the client of a query. The error joins all faults of the query.
 func (t *Taps) client(q url.Values) (*tapClient, error) {
 	c := &tapClient{mask: t.mask, rate: TapRate, filled: t.now(), lines: make(chan []byte, tapBuffer), ended: make(chan struct{})}
-	var pipelines, types []string
-	stages := []string{deadletter.StageDecode, deadletter.StageEncode}
-	for _, pl := range t.pipelines {
-		pipelines = append(pipelines, pl.Name)
-		for _, s := range pl.Stages {
-			stages = append(stages, s.Name)
-		}
-		for _, s := range pl.Output {
-			types = append(types, s.ShortName())
-		}
-	}
+	pipelines, stages, types := t.names()
 	var faults []error
-	known := func(what string, asked, names []string) []string {
-		for _, name := range asked {
+	known := func(what string, given, names []string) []string {
+		for _, name := range given {
 			if !slices.Contains(names, name) {
 				faults = append(faults, errors.New(cli.UnknownName(what, name, names)))
 			}
 		}
-		return asked
+		return given
 	}
 	for _, name := range slices.Sorted(maps.Keys(q)) {
 		values := q[name]
@@ -316,11 +150,11 @@ func (t *Taps) client(q url.Values) (*tapClient, error) {
 			c.mask = append(slices.Clone(c.mask), values...)
 		case "rate":
 			if c.rate, err = strconv.ParseFloat(values[0], 64); err != nil || !(c.rate > 0 && c.rate <= maxTapRate) {
-				faults = append(faults, fmt.Errorf("rate=%s is no number of events a second, above 0 and at most %d", values[0], maxTapRate))
+				faults = append(faults, fmt.Errorf("rate=%s is not a number of events per second above 0 and at most %d", values[0], maxTapRate))
 			}
 		case "limit":
 			if c.limit, err = strconv.Atoi(values[0]); err != nil || c.limit < 0 {
-				faults = append(faults, fmt.Errorf("limit=%s is no number of events", values[0]))
+				faults = append(faults, fmt.Errorf("limit=%s is not a number of events", values[0]))
 			}
 		default:
 			faults = append(faults, errors.New(cli.UnknownName("parameter", name, []string{"pipeline", "stage", "type", "key", "rate", "limit", "mask"})))
@@ -330,7 +164,22 @@ func (t *Taps) client(q url.Values) (*tapClient, error) {
 	return c, errors.Join(faults...)
 }
 
-// join lets a client watch until leave is called.
+// names returns the valid values of the parameters pipeline, stage and type.
+func (t *Taps) names() (pipelines, stages, types []string) {
+	stages = []string{deadletter.StageDecode, deadletter.StageEncode}
+	for _, pl := range t.pipelines {
+		pipelines = append(pipelines, pl.Name)
+		for _, s := range pl.Stages {
+			stages = append(stages, s.Name)
+		}
+		for _, s := range pl.Output {
+			types = append(types, s.ShortName())
+		}
+	}
+	return pipelines, stages, types
+}
+
+// join adds a client until leave is called. It returns false if there are too many.
 func (t *Taps) join(c *tapClient) (leave func(), ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -343,21 +192,24 @@ func (t *Taps) join(c *tapClient) (leave func(), ok bool) {
 	}
 	all = append(all, c)
 	t.watching.Store(&all)
-	return func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		rest := slices.DeleteFunc(slices.Clone(*t.watching.Load()), func(other *tapClient) bool { return other == c })
-		if len(rest) == 0 {
-			t.watching.Store(nil)
-			return
-		}
-		t.watching.Store(&rest)
-	}, true
+	return func() { t.leave(c) }, true
 }
 
-// ServeHTTP implements [http.Handler]: GET /v1/tap shows events before and after
-// each stage, as JSON lines or, if that is accepted, as server-sent events. They
-// are shown when they are handled: after a batch that is rolled back, again.
+func (t *Taps) leave(c *tapClient) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	rest := slices.DeleteFunc(slices.Clone(*t.watching.Load()), func(other *tapClient) bool { return other == c })
+	if len(rest) == 0 {
+		t.watching.Store(nil)
+		return
+	}
+	t.watching.Store(&rest)
+}
+
+// ServeHTTP implements [http.Handler]: GET /v1/tap shows events before and after each
+// stage, as JSON lines ([trace.Line]) or, if the client accepts text/event-stream, as
+// server-sent events. It shows an event when a session handles it, so it shows the events
+// of an aborted batch again.
 func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := t.client(r.URL.Query())
 	if err != nil {
@@ -366,7 +218,7 @@ func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	leave, ok := t.join(c)
 	if !ok {
-		worker.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("%d watch already", maxTaps))
+		worker.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("too many clients: at most %d can watch at the same time", maxTaps))
 		return
 	}
 	defer leave()
@@ -380,7 +232,7 @@ func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	write := func(parts ...string) bool {
 		for _, p := range parts {
 			if _, err := io.WriteString(w, p); err != nil {
-				return false // whoever asked has gone
+				return false // the client is gone
 			}
 		}
 		return true

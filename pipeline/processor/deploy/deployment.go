@@ -19,14 +19,14 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// deployment is a topology as it was applied: the value of the record under
+// A deployment is an applied topology: the JSON value of the record with the key
 // deploymentKey on the control topic.
 type deployment struct {
 	Format    int                           `json:"format"` // deploymentFormat
 	Name      string                        `json:"name"`
 	Hash      string                        `json:"hash"`
 	Time      time.Time                     `json:"time"`
-	By        string                        `json:"by"` // version of the program
+	By        string                        `json:"by"` // the version of the program that applied it
 	Topics    map[string]deployedTopic      `json:"topics"`
 	Schemas   map[string]int                `json:"schemas"` // ids by subject
 	Pipelines map[string]deployedPipeline   `json:"pipelines"`
@@ -35,7 +35,7 @@ type deployment struct {
 
 const (
 	deploymentFormat = 1
-	DeploymentKey    = "topology"
+	deploymentKey    = "topology"
 )
 
 type deployedTopic struct {
@@ -56,17 +56,18 @@ type deployedPipeline struct {
 type deployedStage struct {
 	Name      string `json:"name"`
 	Kind      string `json:"kind"`
-	State     string `json:"state,omitempty"` // its topic
-	Remembers string `json:"remembers,omitempty"`
+	State     string `json:"state,omitempty"`     // its state topic; "" without state
+	Remembers string `json:"remembers,omitempty"` // a duration, see [stage.Remembers]
 }
 
 type deployedProjection struct {
 	From      string `json:"from"`
 	Snapshots string `json:"snapshots"`
-	Fold      string `json:"fold"`
+	Fold      string `json:"fold"` // the hash of the fold
 }
 
-// deploy returns what would be written down if all were as the cluster is.
+// deploy returns the deployment for the current state of the cluster. ids are the
+// ids of schemas by subject.
 func deploy(t *topology.Topology, cluster kafka.Description, ids map[string]int) *deployment {
 	d := &deployment{
 		Format: deploymentFormat, Name: t.Name, Hash: t.Hash(), Schemas: ids,
@@ -100,7 +101,8 @@ func deploy(t *topology.Topology, cluster kafka.Description, ids map[string]int)
 	return d
 }
 
-// same reports whether two say the same, whenever they were written.
+// same reports whether two deployments are equal apart from their time and the
+// version of the program. Either can be nil.
 func (d *deployment) same(other *deployment) bool {
 	if d == nil || other == nil {
 		return false
@@ -110,8 +112,8 @@ func (d *deployment) same(other *deployment) bool {
 	return cli.CompactJSON(a) == cli.CompactJSON(b)
 }
 
-// declaredTopics returns the topics that are the processor's to make: those of
-// snapshots are the projector's.
+// declaredTopics returns the topics that the processor creates. The projector creates
+// snapshot topics.
 func declaredTopics(t *topology.Topology, cluster kafka.Description) (specs []kafka.TopicSpec) {
 	for _, topic := range t.Topics {
 		if topic.Snapshots == nil {
@@ -128,7 +130,7 @@ func declaredTopics(t *topology.Topology, cluster kafka.Description) (specs []ka
 	return specs
 }
 
-// readDeployment returns what was applied last, nil if nothing was.
+// readDeployment returns the last deployment, or nil if there is none.
 func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) {
 	name := control.Topic(w.Topology)
 	cluster, err := kafka.Describe(ctx, w.Kafka, []string{name}, nil, nil)
@@ -136,14 +138,14 @@ func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) 
 		return nil, err
 	}
 	if err := cluster.Hidden[name]; err != nil {
-		return nil, fmt.Errorf("topic %s, where it is written down what was applied: %w", name, err)
+		return nil, fmt.Errorf("topic %s, which holds the last applied topology: %w", name, err)
 	}
 	if _, ok := cluster.Topics[name]; !ok {
 		return nil, nil
 	}
 	var text []byte
 	if _, err := kafka.ReadSettled(ctx, w.Kafka, name, 0, func(r *pipeline.Record) error {
-		if string(r.Key) == DeploymentKey {
+		if string(r.Key) == deploymentKey {
 			text = slices.Clone(r.Value)
 		}
 		return nil
@@ -155,15 +157,16 @@ func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) 
 	}
 	d := &deployment{}
 	if err := json.Unmarshal(text, d); err != nil {
-		return nil, fmt.Errorf("topic %s: what was applied cannot be read: %w", name, err)
+		return nil, fmt.Errorf("topic %s: decoding the last applied topology: %w", name, err)
 	}
 	if d.Format != deploymentFormat {
-		return nil, fmt.Errorf("topic %s: what was applied is in format %d, this program knows %d: use the newer program", name, d.Format, deploymentFormat)
+		return nil, fmt.Errorf("topic %s: the last applied topology has format %d, but this program supports %d: use a newer version", name, d.Format, deploymentFormat)
 	}
 	return d, nil
 }
 
-// writeDeployment writes down what is there now.
+// writeDeployment stores the topology and the current state of the cluster as the
+// last deployment.
 func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
 	name := control.Topic(w.Topology)
 	if _, err := kafka.EnsureTopics(ctx, w.Kafka, []kafka.TopicSpec{control.Spec(name)}, true); err != nil {
@@ -189,5 +192,5 @@ func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
 	if err != nil {
 		return err
 	}
-	return kafka.WriteOnce(ctx, w.Kafka, &pipeline.Record{Topic: name, Partition: 0, Key: []byte(DeploymentKey), Value: text, Time: d.Time})
+	return kafka.WriteOnce(ctx, w.Kafka, &pipeline.Record{Topic: name, Partition: 0, Key: []byte(deploymentKey), Value: text, Time: d.Time})
 }

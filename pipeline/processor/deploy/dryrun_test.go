@@ -13,7 +13,7 @@ import (
 	"millrace/pipeline/processor/processortest"
 )
 
-func TestADryRunShowsWhatWouldHappenAndLeavesNoTrace(t *testing.T) {
+func TestDryRunReportsOutcomesAndWritesNothing(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 4})
 	b.Clicks(60)
@@ -27,7 +27,7 @@ func TestADryRunShowsWhatWouldHappenAndLeavesNoTrace(t *testing.T) {
 		"ok     topic in: 4 partitions",
 		"new    topic out: it does not exist; a worker would create it with 4 partitions",
 		"new    schema out-Click: not registered yet",
-		"new    group t-p: nobody has worked yet",
+		"new    group t-p: no worker has run yet",
 		"ok     transactional id t-p-",
 		"60 events of in: 39 would be written, 20 filtered, 1 dead letter",
 		"1 assert",
@@ -35,13 +35,13 @@ func TestADryRunShowsWhatWouldHappenAndLeavesNoTrace(t *testing.T) {
 		"assert: ",
 	)
 	if after := b.Traces(); after != before {
-		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	_, out = b.Processor(b.File(harness.PlainTopology), "dry-run", "--num", "10", "--offset", "-10", "--json")
 	harness.WantLines(t, out, `{"pipeline":"p","in":10,`, `"stage":"filter","in":10,`, `{"check":"topic in","state":"ok"`)
 }
 
-func TestADryRunFindsAllFaults(t *testing.T) {
+func TestDryRunReportsAllFaults(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 3}, kafka.TopicSpec{Name: "dead", Partitions: 2})
 	before := b.Traces()
@@ -54,11 +54,11 @@ func TestADryRunFindsAllFaults(t *testing.T) {
 		"fault  topic dead: it has 2 partitions, but is declared with 1",
 		"2 faults: it would not work")
 	if after := b.Traces(); after != before {
-		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 
 	if code, out = b.Processor(b.File(strings.Replace(harness.PlainTopology, "n % 3", "m % 3", 1)), "dry-run"); code != cli.ExitUsage {
-		t.Errorf("exit code %d of a topology that is not right: %s", code, out)
+		t.Errorf("exit code %d for an invalid topology: %s", code, out)
 	}
 	where := b.Where
 	b.Where = "http://127.0.0.1:1"
@@ -70,9 +70,8 @@ func TestADryRunFindsAllFaults(t *testing.T) {
 	harness.WantLines(t, out, "fault  registry: ", "1 fault: it would not work")
 }
 
-// What a stage remembers, it remembers in a dry run as well: an event that was
-// there before the first that is read.
-func TestADryRunRemembersWhatWorkersRemembered(t *testing.T) {
+// A dedupe stage knows the events before the first one that the dry run reads.
+func TestDryRunRestoresTheStateOfStages(t *testing.T) {
 	text := fmt.Sprintf(processortest.DedupeTopology, "exactly_once")
 	b := processortest.NewBench(t, text)
 	stop := b.Start("0")
@@ -86,6 +85,6 @@ func TestADryRunRemembersWhatWorkersRemembered(t *testing.T) {
 	_, out = b.Processor(b.File(text), "dry-run")
 	harness.WantLines(t, out, "4 events of in: 1 would be written, 3 filtered, no dead letters")
 	if after := b.Traces(); after != before {
-		t.Errorf("it left traces:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 }

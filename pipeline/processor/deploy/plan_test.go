@@ -31,20 +31,21 @@ pipelines:
       - assert: {that: "n != 13", message: "'thirteen'"}
 `
 
-// edit returns the topology with replacements, each of something that is there.
+// edit returns planTopology with replacements. pairs holds old and new texts in
+// turn.
 func edit(t *testing.T, pairs ...string) string {
 	t.Helper()
 	text := planTopology
 	for i := 0; i < len(pairs); i += 2 {
 		if !strings.Contains(text, pairs[i]) {
-			t.Fatalf("there is no %q", pairs[i])
+			t.Fatalf("the topology does not contain %q", pairs[i])
 		}
 		text = strings.Replace(text, pairs[i], pairs[i+1], 1)
 	}
 	return text
 }
 
-func TestApplyDoesWhatPlanShowsOnce(t *testing.T) {
+func TestApplyCarriesOutThePlanOnce(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	file := b.File(planTopology)
 	before := b.Traces()
@@ -57,13 +58,13 @@ func TestApplyDoesWhatPlanShowsOnce(t *testing.T) {
 		"+ create topic in: with 4 partitions, retention.ms=-1",
 		"+ create topic t-p-once-state: with 4 partitions, cleanup.policy=delete",
 		"+ register schema out-Click: compatible",
-		"~ write down t-control: what is applied, for the first time",
+		"~ write down t-control: the applied topology, for the first time",
 		"to do: create topic: 5, register schema: 1, write down: 1")
 	if code, _ := b.Processor(file, "plan", "--exit-code"); code != deploy.ExitChanges {
 		t.Errorf("exit code %d with something to do", code)
 	}
 	if after := b.Traces(); after != before {
-		t.Errorf("plan left traces:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("plan changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	if code, out = b.Processor(file, "apply"); code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", code, out)
@@ -75,12 +76,12 @@ func TestApplyDoesWhatPlanShowsOnce(t *testing.T) {
 		if code != cli.ExitOK {
 			t.Errorf("%s: exit code %d", args, code)
 		}
-		harness.WantLines(t, out, "; applied was ", "nothing to do")
+		harness.WantLines(t, out, "; last applied: ", "nothing to do")
 	}
 	if after := b.Traces(); after != before {
-		t.Errorf("the second time it did something:\n%s\nbefore:\n%s", after, before)
+		t.Errorf("the second apply changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
-	stop := b.Start("0") // workers find everything as they want it
+	stop := b.Start("0") // a worker accepts what apply created
 	b.Clicks(10)
 	b.CaughtUp()
 	stop()
@@ -88,7 +89,7 @@ func TestApplyDoesWhatPlanShowsOnce(t *testing.T) {
 	harness.WantLines(t, out, `"steps": []`, `"remembers": "1h0m0s"`)
 }
 
-func TestPlanRefusesWhatIsUnsafe(t *testing.T) {
+func TestPlanRefusesUnsafeEditsUnlessAllowed(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	if code, out := b.Processor(b.File(planTopology), "apply"); code != cli.ExitOK {
 		t.Fatal(out)
@@ -97,24 +98,24 @@ func TestPlanRefusesWhatIsUnsafe(t *testing.T) {
 	b.Clicks(10)
 	b.CaughtUp()
 	stop()
-	b.Clicks(5) // these are not read yet
+	b.Clicks(5) // no worker reads these
 	tests := []struct {
 		name  string
 		text  string
-		allow string // "" if it cannot be
+		allow string // name of the refused edit; "" if it cannot be allowed
 		want  []string
 	}{
-		{"a stage that remembers has another name", edit(t, "name: once", "name: twice"), "orphaned-state:p/once",
-			[]string{"give the stage the name once again", "and twice would begin", "+ create topic t-p-twice-state"}},
-		{"a stage that remembers is gone", edit(t, "      - dedupe: {name: once, by: id, within: 1h}\n", ""), "orphaned-state:p/once", nil},
-		{"a pipeline with something to read is gone", edit(t, "  p:\n", "  q:\n"), "removed:p",
-			[]string{"group t-p has yet to read 5 offsets of in", ". pipeline:q: it is new: it begins at the start of in"}},
+		{"a stage with state is renamed", edit(t, "name: once", "name: twice"), "orphaned-state:p/once",
+			[]string{"give the stage the name once again", "and twice would start", "+ create topic t-p-twice-state"}},
+		{"a stage with state is removed", edit(t, "      - dedupe: {name: once, by: id, within: 1h}\n", ""), "orphaned-state:p/once", nil},
+		{"a pipeline with a backlog is removed", edit(t, "  p:\n", "  q:\n"), "removed:p",
+			[]string{"group t-p has not read 5 offsets of in", ". pipeline:q: new: it starts at the beginning of in"}},
 		{"a pipeline reads another topic", edit(t, "from: in", "from: other"), "from:p", []string{"pipeline p read in and would read other"}},
-		{"a guarantee is given up", edit(t, "to: out\n", "to: out\n    guarantee: at_least_once\n"), "guarantee:p", []string{"may come out twice"}},
-		{"records are deleted sooner", edit(t, `"-1"`, `"1000"`), "config:in/retention.ms",
-			[]string{"~ set config of topic in: retention.ms -1 -> 1000", "older records are", "deleted at once"}},
-		{"records are compacted", edit(t, `retention.ms: "-1"`, "cleanup.policy: compact"), "config:in/cleanup.policy", []string{". topic:in: retention.ms is no longer declared; it stays at -1"}},
-		{"partitions", edit(t, "in: {partitions: 4", "in: {partitions: 8"), "", []string{"topic in has 4 partitions, and would have to have 8", "refused: partitions:in"}},
+		{"a guarantee is given up", edit(t, "to: out\n", "to: out\n    guarantee: at_least_once\n"), "guarantee:p", []string{"may write events twice"}},
+		{"the retention is shorter", edit(t, `"-1"`, `"1000"`), "config:in/retention.ms",
+			[]string{"~ set config of topic in: retention.ms -1 -> 1000", "would change from -1 to 1000"}},
+		{"records are compacted", edit(t, `retention.ms: "-1"`, "cleanup.policy: compact"), "config:in/cleanup.policy", []string{". topic:in: retention.ms is no longer declared; its value stays -1"}},
+		{"the number of partitions changes", edit(t, "in: {partitions: 4", "in: {partitions: 8"), "", []string{"topic in has 4 partitions, but needs 8", "refused: partitions:in"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -132,25 +133,50 @@ func TestPlanRefusesWhatIsUnsafe(t *testing.T) {
 				t.Errorf("apply: exit code %d", code)
 			}
 			if after := b.Traces(); after != before {
-				t.Errorf("what is refused left traces:\n%s\nbefore:\n%s", after, before)
+				t.Errorf("a refused plan changed the cluster to\n%s\nbefore:\n%s", after, before)
 			}
 			if test.allow == "" {
 				if code, out = b.Processor(file, "plan", "--allow", "partitions:in"); code != cli.ExitFailure {
-					t.Errorf("exit code %d for what cannot be allowed", code)
+					t.Errorf("exit code %d for an edit that cannot be allowed", code)
 				}
 				harness.WantLines(t, out, "cannot be allowed")
 				return
 			}
 			harness.WantLines(t, out, "! refused: "+test.allow, "--allow "+test.allow)
 			if code, out = b.Processor(file, "plan", "--allow", test.allow); code != cli.ExitOK {
-				t.Errorf("exit code %d when it is allowed: %s", code, out)
+				t.Errorf("exit code %d with --allow: %s", code, out)
 			}
 			harness.WantLines(t, out, "! allowed: "+test.allow)
 		})
 	}
 }
 
-func TestPlanNotesWhatIsSafe(t *testing.T) {
+// A misspelled --allow is a usage error, but a name that is not refused any more is
+// not: the command line of an apply must work again after it succeeded.
+func TestAllowRejectsUnknownNames(t *testing.T) {
+	b := processortest.NewBench(t, planTopology)
+	file := b.File(planTopology)
+	before := b.Traces()
+	for _, name := range []string{"foo", "foo:in", "removed", "removed:", ":p"} {
+		for _, command := range []string{"plan", "apply"} {
+			code, out := b.Processor(file, command, "--allow", name)
+			if code != cli.ExitUsage {
+				t.Errorf("%s --allow %s: exit code %d", command, name, code)
+			}
+			harness.WantLines(t, out, fmt.Sprintf("--allow: %q is not the name of an edit", name), "config:TOPIC/SETTING", "orphaned-state:PIPELINE/STAGE", "removed:PIPELINE")
+		}
+	}
+	if after := b.Traces(); after != before {
+		t.Errorf("a usage error changed the cluster to\n%s\nbefore:\n%s", after, before)
+	}
+	code, out := b.Processor(file, "apply", "--allow", "removed:q,recreated:in")
+	if code != cli.ExitOK {
+		t.Errorf("exit code %d for names that are not refused: %s", code, out)
+	}
+	harness.WantLines(t, out, ". allow: no refused edit has the name removed:q", ". allow: no refused edit has the name recreated:in", "done: ")
+}
+
+func TestPlanNotesSafeEdits(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	if code, out := b.Processor(b.File(planTopology), "apply"); code != cli.ExitOK {
 		t.Fatal(out)
@@ -159,13 +185,13 @@ func TestPlanNotesWhatIsSafe(t *testing.T) {
 		name, text string
 		want       []string
 	}{
-		{"remembers longer", edit(t, "within: 1h", "within: 3h"), []string{". stage:p/once: it remembers 3h0m0s instead of 1h0m0s; what it has forgotten already stays forgotten, so this is so only after 2h0m0s more"}},
-		{"remembers shorter", edit(t, "within: 1h", "within: 1m"), []string{". stage:p/once: it remembers 1m0s instead of 1h0m0s: what is older is forgotten"}},
-		{"a stage more", planTopology + "      - filter: {keep: n > 0}\n", []string{". stage:p/filter: it is new"}},
-		{"writes elsewhere", edit(t, "to: out", "to: out2", "  out: {partitions: 4}", "  out2: {partitions: 4}"), []string{". pipeline:p: it wrote to out, and will write to out2", "+ create topic out2"}},
-		{"writes receipts", edit(t, "  dead: {partitions: 1}", "  dead: {partitions: 1}\n  told: {partitions: 1}", "dead_letter: dead", "dead_letter: dead\n    receipts: told"),
-			[]string{". pipeline:p: receipts went to nowhere, and will go to told", "+ create topic told: with 1 partition, cleanup.policy=delete, retention.ms=259200000"}},
-		{"kept longer", edit(t, `retention.ms: "-1"`, `retention.bytes: "-1"`), []string{"retention.bytes not set -> -1"}},
+		{"a stage keeps ids longer", edit(t, "within: 1h", "within: 3h"), []string{". stage:p/once: it keeps ids for 3h0m0s instead of 1h0m0s; ids that are gone do not come back, so the new period is complete only after 2h0m0s more"}},
+		{"a stage keeps ids for a shorter time", edit(t, "within: 1h", "within: 1m"), []string{". stage:p/once: it keeps ids for 1m0s instead of 1h0m0s: older ids are dropped"}},
+		{"a stage is added", planTopology + "      - filter: {keep: n > 0}\n", []string{". stage:p/filter: new"}},
+		{"the output topic changes", edit(t, "to: out", "to: out2", "  out: {partitions: 4}", "  out2: {partitions: 4}"), []string{". pipeline:p: its output topics change from out to out2", "+ create topic out2"}},
+		{"receipts are added", edit(t, "  dead: {partitions: 1}", "  dead: {partitions: 1}\n  receipts: {partitions: 1}", "dead_letter: dead", "dead_letter: dead\n    receipts: receipts"),
+			[]string{". pipeline:p: its receipt topic changes from none to receipts", "+ create topic receipts: with 1 partition, cleanup.policy=delete, retention.ms=259200000"}},
+		{"the retention is longer", edit(t, `retention.ms: "-1"`, `retention.bytes: "-1"`), []string{"retention.bytes not set -> -1"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			b := *b
@@ -180,11 +206,11 @@ func TestPlanNotesWhatIsSafe(t *testing.T) {
 	stop := b.Start("0")
 	b.CaughtUp()
 	_, out := b.Processor(b.File(edit(t, "within: 1h", "within: 3h")), "plan")
-	harness.WantLines(t, out, "2 sessions are at work by the topology that they began with: restart them after apply")
+	harness.WantLines(t, out, "2 sessions run with the topology of their start: restart the workers after apply")
 	stop()
 }
 
-// A schema that the registry would not take is refused, with the registry's words.
+// The refusal contains the registry's message.
 func TestPlanRefusesAnIncompatibleSchema(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	with := func(typ string) string {
@@ -204,8 +230,7 @@ func TestPlanRefusesAnIncompatibleSchema(t *testing.T) {
 	}
 }
 
-// A topic that is not the one that was applied is noticed.
-func TestPlanNoticesThatATopicIsAnother(t *testing.T) {
+func TestPlanRefusesARecreatedTopic(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	file := b.File(planTopology)
 	if code, out := b.Processor(file, "apply"); code != cli.ExitOK {
@@ -217,12 +242,21 @@ func TestPlanNoticesThatATopicIsAnother(t *testing.T) {
 	if code != cli.ExitFailure {
 		t.Errorf("exit code %d", code)
 	}
-	harness.WantLines(t, out, "! refused: recreated:in", "topic in was deleted and made anew")
+	harness.WantLines(t, out, "! refused: recreated:in", "topic in was deleted and created again")
+}
+
+func TestPlanFailsOnADeploymentOfAnotherFormat(t *testing.T) {
+	b := processortest.NewBench(t, planTopology)
+	file := b.File(planTopology)
+	if code, out := b.Processor(file, "apply"); code != cli.ExitOK {
+		t.Fatal(out)
+	}
 	b.Write(1, func(int) *pipeline.Record {
 		return &pipeline.Record{Topic: "t-control", Partition: 0, Key: []byte(deploy.DeploymentKey), Value: []byte(`{"format": 99}`), Time: time.UnixMilli(0)}
 	})
-	if code, out = b.Processor(file, "plan"); code != cli.ExitFailure {
+	code, out := b.Processor(file, "plan")
+	if code != cli.ExitFailure {
 		t.Errorf("exit code %d", code)
 	}
-	harness.WantLines(t, out, "what was applied is in format 99, this program knows 1")
+	harness.WantLines(t, out, "the last applied topology has format 99, but this program supports 1")
 }

@@ -6,7 +6,7 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-func TestSharesAreEvenAndAllThatIsThere(t *testing.T) {
+func TestSharesAreAsEvenAsPartitionSizesAllow(t *testing.T) {
 	bounds := map[int32]kafka.Bounds{0: {Start: 10, End: 12}, 1: {Start: 0, End: 100}, 2: {Start: 5, End: 105}, 3: {}}
 	for _, test := range []struct {
 		want int
@@ -19,7 +19,7 @@ func TestSharesAreEvenAndAllThatIsThere(t *testing.T) {
 		got := shares(bounds, test.want)
 		for p, n := range test.each {
 			if got[int32(p)] != n {
-				t.Errorf("of %d records partition %d gives %d, want %d", test.want, p, got[int32(p)], n)
+				t.Errorf("the share of partition %d in %d records is %d, want %d", p, test.want, got[int32(p)], n)
 			}
 		}
 	}

@@ -12,7 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// anyGraph draws a graph of any boxes and arrows.
+// anyGraph generates a graph with arbitrary boxes and arrows.
 func anyGraph(t *rapid.T) *graph {
 	g := &graph{name: rapid.String().Draw(t, "name")}
 	for i := range rapid.IntRange(1, 14).Draw(t, "boxes") {
@@ -36,36 +36,36 @@ func anyGraph(t *rapid.T) *graph {
 	return g
 }
 
-// Boxes stand apart from each other, within the drawing, and arrows lead to the
-// right unless they lead back.
-func TestBoxesOfADrawingStandApart(t *testing.T) {
+// Boxes are inside the drawing and do not overlap. Every arrow either leads to the
+// right or is one of those that lead back.
+func TestLayoutSeparatesBoxes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		d := newDrawing(anyGraph(t))
-		for i, b := range d.boxes {
+		for i, b := range d.graph.boxes {
 			p := d.places[b]
 			if p.x < margin-1 || p.y < margin-1 || p.x+p.width > d.width-margin+1 || p.y+p.height > d.height-margin+1 {
-				t.Errorf("box %d is not within the drawing of %.0f by %.0f: %+v", i, d.width, d.height, p)
+				t.Errorf("box %d is outside the drawing of %.0f by %.0f: %+v", i, d.width, d.height, p)
 			}
-			for j, other := range d.boxes[:i] {
+			for j, other := range d.graph.boxes[:i] {
 				q := d.places[other]
 				if p.x < q.x+q.width && q.x < p.x+p.width && p.y < q.y+q.height && q.y < p.y+p.height {
 					t.Errorf("boxes %d and %d overlap", i, j)
 				}
 			}
 		}
-		if len(d.routes)+len(d.back) != len(d.edges) {
-			t.Errorf("%d arrows are drawn and %d that lead back, of %d", len(d.routes), len(d.back), len(d.edges))
+		if len(d.routes)+len(d.back) != len(d.graph.edges) {
+			t.Errorf("the drawing has %d arrows to the right and %d back, but the graph has %d", len(d.routes), len(d.back), len(d.graph.edges))
 		}
 		for _, r := range d.routes {
-			if d.places[r.from].layer >= d.places[r.to].layer {
+			if d.places[r.edge.from].layer >= d.places[r.edge.to].layer {
 				t.Errorf("an arrow does not lead to the right: %v", r.edge)
 			}
 		}
 	})
 }
 
-// Whatever names there are, the drawing is XML, and has all of them as text.
-func TestADrawingIsXML(t *testing.T) {
+// With arbitrary names, the SVG is well-formed XML with one group for each box.
+func TestSVGIsWellFormedXML(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := anyGraph(t)
 		var out bytes.Buffer
@@ -87,13 +87,13 @@ func TestADrawingIsXML(t *testing.T) {
 			}
 		}
 		if groups != len(g.boxes) {
-			t.Errorf("%d boxes of %d", groups, len(g.boxes))
+			t.Errorf("the SVG has %d groups for %d boxes", groups, len(g.boxes))
 		}
 	})
 }
 
-// Nothing in a name ends the label that it stands in.
-func TestNamesStayWithinLabels(t *testing.T) {
+// No character of a name ends the label or the line that contains it.
+func TestNamesAreEscapedInLabels(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := anyGraph(t)
 		var mermaid, dot bytes.Buffer
@@ -108,7 +108,7 @@ func TestNamesStayWithinLabels(t *testing.T) {
 		for line := range strings.Lines(dot.String()) {
 			plain := strings.ReplaceAll(strings.ReplaceAll(line, `\\`, ""), `\"`, "")
 			if n := strings.Count(plain, `"`); n%2 != 0 || !strings.ContainsAny(strings.TrimSpace(line), ";{}") {
-				t.Errorf("a line of DOT is cut: %s", line)
+				t.Errorf("a line of DOT is broken: %s", line)
 			}
 		}
 	})

@@ -1,5 +1,7 @@
-// Package processortest runs a pipeline and the commands of processor on a broker
-// and a registry in the test's process.
+// Package processortest runs a pipeline and the commands of the processor on an in-process
+// broker and registry, for tests.
+//
+// Start at [NewBench]. A [Bench] belongs to the goroutine of its test.
 package processortest
 
 import (
@@ -32,16 +34,19 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// Bench is a pipeline on a broker and a registry in this process.
+// Bench is a topology on an in-process broker and registry. It is a [testing.T] too: its
+// methods fail the test.
 type Bench struct {
 	*testing.T
 	Broker   *kfake.Cluster
 	Registry *codec.Registry
-	Where    string // the registry's URL
+	Where    string // URL of the registry
 	Plan     *topology.Topology
-	IDs      []int // of the schemas, by type of the first pipeline
+	IDs      []int // schema ids of the first pipeline, by type
 }
 
+// NewBench starts a broker and a registry, and registers the schemas of the first pipeline
+// of a topology. It creates no topics.
 func NewBench(t *testing.T, text string) *Bench {
 	t.Helper()
 	broker, err := kfake.NewCluster(kfake.NumBrokers(1))
@@ -70,6 +75,7 @@ func NewBench(t *testing.T, text string) *Bench {
 	return b
 }
 
+// Load returns a topology with the schemas of the bench.
 func (b *Bench) Load(text string) *topology.Topology {
 	b.Helper()
 	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: []byte(text)}, topology.Options{Schemas: harness.ClickSchemas})
@@ -79,9 +85,10 @@ func (b *Bench) Load(text string) *topology.Topology {
 	return plan
 }
 
+// Config returns the configuration of a client of the broker.
 func (b *Bench) Config() kafka.Config { return kafka.Config{Brokers: b.Broker.ListenAddrs()} }
 
-// Worker returns what a processor is before it runs.
+// Worker returns the worker of a processor that does not run yet.
 func (b *Bench) Worker(instance string) *worker.Worker {
 	env := &cli.Env{Now: time.Now}
 	return &worker.Worker{
@@ -91,18 +98,19 @@ func (b *Bench) Worker(instance string) *worker.Worker {
 	}
 }
 
-// Start runs the first pipeline as a worker of that name until stop is called.
+// Start runs the first pipeline as a worker with this instance name, until stop is called
+// or the test ends. stop may be called several times.
 func (b *Bench) Start(instance string) (stop func()) {
 	b.Helper()
 	w := b.Worker(instance)
 	ctx, cancel := context.WithCancel(b.Context())
-	l, err := chain.NewLoop(ctx, w, b.Plan.Pipelines[0], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), StateMetrics: chain.NewStateMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
+	loops, err := chain.NewLoops(ctx, w, b.Plan.Pipelines[:1], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
 	if err != nil {
 		cancel()
 		b.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- l.Run(ctx) }()
+	go func() { done <- loops[0].Run(ctx) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -118,7 +126,7 @@ func (b *Bench) Start(instance string) (stop func()) {
 	return stop
 }
 
-// Write writes records, each as its function makes it.
+// Write writes n records that f returns, and waits until they are acknowledged.
 func (b *Bench) Write(n int, f func(i int) *pipeline.Record) {
 	b.Helper()
 	w, err := kafka.NewWriter(b.Config())
@@ -138,7 +146,7 @@ func (b *Bench) Write(n int, f func(i int) *pipeline.Record) {
 	}
 }
 
-// CaughtUp waits until the pipeline's group has read everything.
+// CaughtUp waits until the group of the first pipeline has committed all records.
 func (b *Bench) CaughtUp() {
 	b.Helper()
 	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
@@ -147,7 +155,7 @@ func (b *Bench) CaughtUp() {
 	for {
 		lag, err := kafka.Lag(ctx, b.Config(), b.Plan.Name+"-"+pl.Name, pl.From.Name)
 		if ctx.Err() != nil {
-			b.Fatalf("the pipeline does not catch up: %d behind, %v", lag, err)
+			b.Fatalf("the pipeline does not catch up: lag %d, %v", lag, err)
 		}
 		if err == nil && lag == 0 {
 			return
@@ -155,7 +163,7 @@ func (b *Bench) CaughtUp() {
 	}
 }
 
-// Read calls f with the committed records of a topic.
+// Read calls f with the committed records of a topic, partition by partition.
 func (b *Bench) Read(topic string, f func(*pipeline.Record)) {
 	b.Helper()
 	for _, p := range b.Broker.PartitionInfos(topic) {
@@ -165,6 +173,8 @@ func (b *Bench) Read(topic string, f func(*pipeline.Record)) {
 	}
 }
 
+// DedupeTopology is a topology with a dedupe stage and an assert stage after it that
+// rejects event 13. Its argument for fmt.Sprintf is the guarantee.
 const DedupeTopology = `
 name: t
 topics: {in: {partitions: 4, types: [Click], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}
@@ -179,14 +189,15 @@ pipelines:
       - assert: {that: "n != 13", message: "'thirteen'"}
 `
 
-// Click is the event n with an id; events of one id have one key.
+// Click returns the event n with an id, which is also its key.
 func (b *Bench) Click(id string, n int64, at time.Time) *pipeline.Record {
 	value := codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, b.IDs[0]), id), n)
 	return &pipeline.Record{Topic: "in", Partition: pipeline.KeyPartition, Key: []byte(id), Value: value, Time: at}
 }
 
-// Firsts reads the output: for each id, the number of the event that passed. No
-// other may have; at least once, the same may be there again.
+// Firsts returns, for each id on the topic out, the number of its event. It fails the test
+// if an id has two events. With the guarantee at_least_once, the same event may be there
+// several times.
 func (b *Bench) Firsts() map[string]int64 {
 	b.Helper()
 	again := b.Plan.Pipelines[0].Guarantee == topology.AtLeastOnce
@@ -209,7 +220,8 @@ func (b *Bench) Firsts() map[string]int64 {
 	return got
 }
 
-// File writes a topology, with the schemas of the bench beside it.
+// File writes a topology and the schemas of the bench to a new directory, and returns the
+// file of the topology.
 func (b *Bench) File(text string) string {
 	b.Helper()
 	dir := b.TempDir()
@@ -229,8 +241,8 @@ func (b *Bench) File(text string) string {
 	return filepath.Join(dir, "topology.yaml")
 }
 
-// Processor runs a command on the cluster of the bench and returns its exit code
-// and what it printed.
+// Processor runs a command of the processor on the bench. It returns the exit code and the
+// output, standard output before standard error.
 func (b *Bench) Processor(file string, args ...string) (code int, out string) {
 	b.Helper()
 	var stdout, stderr bytes.Buffer
@@ -243,8 +255,8 @@ func (b *Bench) Processor(file string, args ...string) (code int, out string) {
 	return code, stdout.String() + stderr.String()
 }
 
-// Traces is all that a command may have left on the cluster: topics with their
-// ends, groups, and what the registry has.
+// Traces returns everything that a command can change on the broker: topics with their end
+// offsets, groups and transactional ids. Two equal results mean that nothing changed.
 func (b *Bench) Traces() string {
 	b.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Broker.ListenAddrs()...))
@@ -275,6 +287,7 @@ func (b *Bench) Traces() string {
 	return text.String()
 }
 
+// Topics creates topics.
 func (b *Bench) Topics(specs ...kafka.TopicSpec) {
 	b.Helper()
 	if _, err := kafka.EnsureTopics(b.Context(), b.Config(), specs, true); err != nil {
@@ -282,6 +295,7 @@ func (b *Bench) Topics(specs ...kafka.TopicSpec) {
 	}
 }
 
+// Clicks writes n events of seven ids.
 func (b *Bench) Clicks(n int) {
 	b.Helper()
 	b.Write(n, func(i int) *pipeline.Record {
@@ -302,6 +316,7 @@ func (b *Bench) Remove(topic string) {
 	}
 }
 
+// ReceiptsTopology is a topology that writes receipts.
 const ReceiptsTopology = `
 name: t
 topics:

@@ -12,8 +12,8 @@ import (
 	"millrace/pipeline/programs"
 )
 
-// RunTapped runs a worker by its command until the test ends, and returns where it
-// listens.
+// RunTapped runs `processor run` with one session until the test ends, and returns the
+// address of its HTTP server. args are more flags, for example --tap.
 func RunTapped(b *Bench, file string, args ...string) (addr string) {
 	b.Helper()
 	addrFile := filepath.Join(b.TempDir(), "address")
@@ -28,7 +28,7 @@ func RunTapped(b *Bench, file string, args ...string) (addr string) {
 	b.Cleanup(func() {
 		signals <- syscall.SIGTERM
 		if code := <-done; code != cli.ExitOK {
-			b.Errorf("the worker ended with %d: %s", code, out.String())
+			b.Errorf("the worker stopped with exit code %d: %s", code, out.String())
 		}
 	})
 	for {
@@ -38,9 +38,9 @@ func RunTapped(b *Bench, file string, args ...string) (addr string) {
 		select {
 		case code := <-done:
 			done <- code
-			b.Fatalf("the worker ended with %d: %s", code, out.String())
+			b.Fatalf("the worker stopped with exit code %d: %s", code, out.String())
 		case <-b.Context().Done():
-			b.Fatal("the worker does not listen")
+			b.Fatal("the worker did not write its address")
 		default:
 		}
 	}

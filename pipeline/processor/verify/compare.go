@@ -16,66 +16,76 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
 
-// comparison compares one pipeline's input with its output.
+// A comparison compares the input of one pipeline with its output.
+//
+// Its memory holds only digests of records. A group is the records with one topic and
+// key, whose order counts; a pass handles the groups whose digest has one remainder.
 type comparison struct {
-	*worker.Worker
+	worker  *worker.Worker
 	cluster kafka.Description
 	pl      *topology.Pipeline
-	since   time.Time // zero: all
-	memory  int       // bytes
-	most    int       // samples
+	since   time.Time // older events and records are not compared; zero for none
+	memory  int       // limit for expected, in bytes
+	most    int       // maximum number of samples
 
-	sources []*topology.Pipeline           // pl, and all others that write to its topics
-	inputs  map[string]map[int32]inputSpan // by topic
-	outputs map[string]map[int32]kafka.Bounds
-	normals map[string]*normal // by name of the schema; nil where all is compared
-	seed    maphash.Seed
-	lostIn  bool // the source begins later than it did
-	lostOut bool // and so does a topic that is written to
+	// Set by prepare.
+	sources []*topology.Pipeline              // pl, then the other pipelines that write to its topics
+	inputs  map[string]map[int32]inputSpan    // by topic and partition
+	outputs map[string]map[int32]kafka.Bounds // by topic and partition
+	normals map[string]*normal                // by name of the schema; nil if all fields are compared
+	seed    maphash.Seed                      // of all digests
+	lostIn  bool                              // a source lost its oldest events
+	lostOut bool                              // an output topic lost its oldest records
 
-	report   verifyReport
-	expected []expecting
-	index    map[uint64][2]int // by group: where its expected records are
-	strays   []stray           // records that match nothing, in the pass at hand
+	report verifyReport
+
+	// Of the current pass.
+	expected []expectedRecord  // sorted by group, after the reference runs
+	index    map[uint64][2]int // start and end in expected, by group
+	strays   []stray           // records that match no expected record
 }
 
-// inputSpan is what is read of a partition of a source: what is committed has to
-// have come out, what is behind may have.
+// An inputSpan is the part of a source partition that is read. The output of events
+// before committed must exist, and that of later ones can.
 type inputSpan struct {
-	kafka.Bounds
+	bounds    kafka.Bounds
 	committed int64
 }
 
-// expecting is a record that has to be there.
-type expecting struct {
-	group, body uint64 // digests: of topic and key, and of what is compared
+// An expectedRecord is a record that the pipeline has to write.
+type expectedRecord struct {
+	group, body uint64 // digests of topic and key, and of the compared content
 	offset      int64  // of the event
-	found       int64  // where the record is, 1 more than the offset; 0 if nowhere
+	found       int64  // offset of the found record plus 1; 0 if not found
 	partition   int32  // of the event
-	foundIn     int32
-	source      uint8 // whose it is
-	optional    bool  // it may be missing
-	first       bool  // it is the first of its event
-	dead        bool
+	foundIn     int32  // partition of the found record
+	source      uint8  // index in sources of the pipeline that writes it
+	optional    bool   // it may be missing
+	first       bool   // the first record of its event
+	dead        bool   // a dead letter
 }
 
-const expectingBytes = 48
+// expectedBytes is the size of an expectedRecord.
+const expectedBytes = 48
 
-// stray is a record that is on a topic of the pipeline and matches nothing.
+// A stray is an output record that matches no expected record, or only one that
+// another record already matched.
 type stray struct {
-	group uint64
-	at    chain.Place
-	key   string
-	twice int // the expected record, found before, that it is the same as; -1
+	group       uint64
+	at          trace.Place
+	key         string
+	duplicateOf int // index of that expected record; -1 if there is none
 }
 
-// maxStrays is how many disagreements are enough.
+// maxStrays is the number of strays in a pass at which the comparison gives up.
 const maxStrays = 10_000
 
+// run compares everything and fills the report.
 func (c *comparison) run(ctx context.Context) error {
 	c.seed = maphash.MakeSeed()
 	c.report = verifyReport{Pipeline: c.pl.Name, Ignored: []string{}, Notes: []string{}, Samples: []disagreement{}}
@@ -85,11 +95,11 @@ func (c *comparison) run(ctx context.Context) error {
 	total := 0
 	for _, pl := range c.sources {
 		for _, b := range c.inputs[pl.From.Name] {
-			total += int(b.End - b.Start)
+			total += int(b.bounds.End - b.bounds.Start)
 		}
 	}
-	passes := max(1, (total*expectingBytes+c.memory-1)/c.memory)
-	for most := 16 * passes; ; passes *= 2 { // keys are not alike
+	passes := max(1, (total*expectedBytes+c.memory-1)/c.memory)
+	for most := 16 * passes; ; passes *= 2 { // a pass can be larger than the average, because keys differ in size
 		err := c.passes(ctx, passes)
 		if err == nil {
 			break
@@ -104,44 +114,45 @@ func (c *comparison) run(ctx context.Context) error {
 	twice := r.Duplicated
 	if c.pl.Guarantee == topology.AtLeastOnce {
 		twice = 0
-		c.note("its guarantee is %s: records that are there twice are no fault", c.pl.Guarantee)
+		c.note("the guarantee is %s: duplicated records are not faults", c.pl.Guarantee)
 	}
 	r.Agrees = r.Missing+r.Extra+twice+r.Different+r.OutOfOrder == 0 && r.Conserved
 	return c.explain(ctx)
 }
 
-var errMemory = errors.New("some keys have more records than there is memory for: give more with --memory, or compare less with --since")
+var errMemory = errors.New("the records of some keys do not fit into memory: increase --memory, or compare less with --since")
 
 func (c *comparison) note(format string, args ...any) {
 	c.report.Notes = append(c.report.Notes, fmt.Sprintf(format, args...))
 }
 
-// prepare finds out what is to be read. The order matters: what is committed
-// before the outputs' ends are known has come out before them, and what came out
-// before them was read from before the inputs' ends.
+// prepare determines what to read. The order matters. The committed offsets in cluster
+// are older than the output ends, so the output of committed events is before these.
+// The input ends come last, so the events of all output before the output ends are
+// before these.
 func (c *comparison) prepare(ctx context.Context) error {
 	if _, ok := c.cluster.Topics[c.pl.From.Name]; !ok {
 		return fmt.Errorf("topic %s does not exist", c.pl.From.Name)
 	}
 	topics := append(c.pl.Writes(), c.pl.DeadLetter)
 	c.sources = []*topology.Pipeline{c.pl}
-	for _, other := range c.Topology.Pipelines {
+	for _, other := range c.worker.Topology.Pipelines {
 		shares := slices.ContainsFunc(other.Writes(), func(t *topology.Topic) bool { return slices.Contains(topics, t) })
 		if _, ok := c.cluster.Topics[other.From.Name]; ok && other != c.pl && shares {
 			c.sources = append(c.sources, other)
-			c.note("pipeline %s writes to a topic of this one: its records may be there", other.Name)
+			c.note("pipeline %s writes to a topic of this one: its records are accepted there", other.Name)
 		}
 	}
-	group := c.cluster.Groups[c.Topology.Group(c.pl)]
+	group := c.cluster.Groups[c.worker.Topology.Group(c.pl)]
 	if len(group.Committed[c.pl.From.Name]) == 0 {
-		return fmt.Errorf("group %s has committed nothing of %s yet: there is nothing to compare", c.Topology.Group(c.pl), c.pl.From.Name)
+		return fmt.Errorf("group %s has committed nothing of %s yet: there is nothing to compare", c.worker.Topology.Group(c.pl), c.pl.From.Name)
 	}
 	c.outputs = map[string]map[int32]kafka.Bounds{}
 	for _, t := range topics {
 		if _, ok := c.cluster.Topics[t.Name]; !ok {
-			continue // nothing is there
+			continue // no worker has created the topic yet
 		}
-		bounds, err := kafka.TopicBounds(ctx, c.Kafka, t.Name, true)
+		bounds, err := kafka.TopicBounds(ctx, c.worker.Kafka, t.Name, true)
 		if err != nil {
 			return err
 		}
@@ -152,7 +163,7 @@ func (c *comparison) prepare(ctx context.Context) error {
 	}
 	c.inputs = map[string]map[int32]inputSpan{}
 	for _, pl := range c.sources {
-		bounds, err := kafka.TopicBounds(ctx, c.Kafka, pl.From.Name, false)
+		bounds, err := kafka.TopicBounds(ctx, c.worker.Kafka, pl.From.Name, false)
 		if err != nil {
 			return err
 		}
@@ -165,31 +176,30 @@ func (c *comparison) prepare(ctx context.Context) error {
 		}
 	}
 	if c.lostIn {
-		c.note("the source has lost its beginning: what came of it is not compared, and what stages remembered of it may be missing")
+		c.note("a source lost its oldest events: their output is not compared, and the state of stages may lack them")
 	}
 	if c.lostOut {
-		c.note("a topic has lost its beginning: records that were there, up to the first of each key that is there now, are not compared, and whether all adds up cannot be told")
+		c.note("an output topic lost its oldest records: of each key, expected records before the first one that still exists are not compared, and in = out + filtered + dead letters cannot be checked")
 	}
 	return c.normalize()
 }
 
-// normalize finds out which fields cannot be compared.
-
-// digest returns a number for parts, another for other parts.
+// digest returns the hash of parts. Their lengths are part of it, so other parts with
+// the same concatenation have another hash.
 func (c *comparison) digest(parts ...[]byte) uint64 {
 	var h maphash.Hash
 	h.SetSeed(c.seed)
 	var size [8]byte
 	for _, p := range parts {
 		binary.LittleEndian.PutUint64(size[:], uint64(len(p)))
-		_, _ = h.Write(size[:]) // it never fails
+		_, _ = h.Write(size[:]) // never fails
 		_, _ = h.Write(p)
 	}
 	return h.Sum64()
 }
 
-// event returns the digests of an event that is written to a topic. Without a
-// key there is no order to keep.
+// event returns the digests of an output event. Without a key there is no order to
+// keep, so equal events are a group of their own.
 func (c *comparison) event(topic string, key []byte, name string, body []byte) (group, digest uint64) {
 	digest = c.digest([]byte(name), c.normals[name].of(body))
 	if key == nil {
@@ -198,14 +208,16 @@ func (c *comparison) event(topic string, key []byte, name string, body []byte) (
 	return c.digest([]byte(topic), key), digest
 }
 
-// letter returns the digests of a dead letter. It is alone in its group.
+// letter returns the digests of a dead letter. The dead letter of each event is a
+// group of its own.
 func (c *comparison) letter(r *pipeline.Record) (group, digest uint64) {
-	header := func(name string) []byte { v, _ := r.Header(name); return v }
-	return c.digest([]byte(r.Topic), header(deadletter.HeaderPipeline), header(deadletter.HeaderSourceTopic), header(deadletter.HeaderSourcePartition), header(deadletter.HeaderSourceOffset)),
-		c.digest(header(deadletter.HeaderStage), header(deadletter.HeaderReason), r.Key, r.Value)
+	l := deadletter.Parse(r)
+	return c.digest([]byte(r.Topic), []byte(l.Pipeline), []byte(l.SourceTopic), fmt.Append(nil, l.SourcePartition), fmt.Append(nil, l.SourceOffset)),
+		c.digest([]byte(l.Stage), []byte(l.Reason), r.Key, r.Value)
 }
 
-// passes compares everything, in several parts of the keys.
+// passes compares everything in n passes, each over a part of the keys. After an error
+// the report is unchanged.
 func (c *comparison) passes(ctx context.Context, n int) error {
 	kept := c.report
 	for i := range n {
@@ -217,6 +229,7 @@ func (c *comparison) passes(ctx context.Context, n int) error {
 	return nil
 }
 
+// pass compares the groups whose digest modulo of is part.
 func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 	c.expected, c.strays = c.expected[:0], nil
 	counts := chain.Counts{Dead: map[pipeline.Reason]int{}}
@@ -228,7 +241,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 	if part == 0 {
 		c.report.In, c.report.Filtered = counts.In, counts.Filtered
 	}
-	slices.SortStableFunc(c.expected, func(a, b expecting) int { return cmp.Compare(a.group, b.group) })
+	slices.SortStableFunc(c.expected, func(a, b expectedRecord) int { return cmp.Compare(a.group, b.group) })
 	c.index = map[uint64][2]int{}
 	for i := 0; i < len(c.expected); {
 		j := i
@@ -240,7 +253,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 	}
 	for _, topic := range slices.Sorted(maps.Keys(c.outputs)) {
 		for _, p := range slices.Sorted(maps.Keys(c.outputs[topic])) {
-			if err := kafka.ReadRange(ctx, c.Kafka, topic, p, c.outputs[topic][p], func(r *pipeline.Record) error { return c.match(ctx, r, part, of) }); err != nil {
+			if err := kafka.ReadRange(ctx, c.worker.Kafka, topic, p, c.outputs[topic][p], func(r *pipeline.Record) error { return c.match(ctx, r, part, of) }); err != nil {
 				return err
 			}
 		}
@@ -249,41 +262,42 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 	return nil
 }
 
-// reference runs a pipeline, and expects what comes out.
+// reference runs the input of a pipeline through its stages and adds the output to
+// expected. Everything is optional for another source than the first. counts gets the
+// counts of the events that are not optional.
 func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, source uint8, part, of uint64, counts *chain.Counts) error {
-	r := chain.NewRehearsal(c.Worker, pl, c.cluster.Limits())
+	r := chain.NewRehearsal(c.worker, pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
-		if err := r.Assign(ctx, c.cluster, p, span.Start); err != nil {
+		if err := r.Restore(ctx, c.cluster, p, span.bounds.Start); err != nil {
 			return err
 		}
-		err := kafka.ReadRange(ctx, c.Kafka, pl.From.Name, p, span.Bounds, func(in *pipeline.Record) error {
+		err := kafka.ReadRange(ctx, c.worker.Kafka, pl.From.Name, p, span.bounds, func(in *pipeline.Record) error {
 			optional := source > 0 || in.Offset >= span.committed || in.Time.Before(c.since)
 			into := counts
 			if optional {
 				into = &chain.Counts{Dead: map[pipeline.Reason]int{}}
 			}
-			out, err := r.Feed(ctx, in, into)
+			out, err := r.Run(ctx, in)
 			if err != nil {
 				return fmt.Errorf("%s/%d@%d: %w", in.Topic, in.Partition, in.Offset, err)
 			}
+			into.Add(out)
 			for i := range out {
-				e := expecting{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].Topic == pl.DeadLetter.Name; e.dead {
-					e.group, e.body = c.letter(&out[i])
+				e := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
+				if e.dead = out[i].Schema == nil; e.dead {
+					e.group, e.body = c.letter(&out[i].Record)
 				} else {
-					typ, body := r.TypeOf(&out[i])
-					e.group, e.body = c.event(out[i].Topic, out[i].Key, pl.Output[typ].Name(), body)
+					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
 				}
 				if e.group%of != part {
 					continue
 				}
-				if len(c.expected)*expectingBytes >= c.memory {
+				if len(c.expected)*expectedBytes >= c.memory {
 					return errMemory
 				}
 				c.expected = append(c.expected, e)
 			}
-			r.Next()
 			return nil
 		})
 		if err != nil {
@@ -293,18 +307,18 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 	return nil
 }
 
-// match finds out which expected record one is.
+// match marks the expected record of an output record as found, or adds a stray.
 func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uint64) error {
 	var group, body uint64
 	if slices.ContainsFunc(c.sources, func(pl *topology.Pipeline) bool { return pl.DeadLetter.Name == r.Topic }) {
-		if owner, _ := r.Header(deadletter.HeaderPipeline); string(owner) != c.pl.Name {
-			return nil // somebody else's
+		if deadletter.Parse(r).Pipeline != c.pl.Name {
+			return nil // another pipeline's
 		}
 		group, body = c.letter(r)
 	} else {
 		name, content := "", r.Value
 		if ref, rest, err := codec.Unframe(r); err == nil {
-			s, err := c.Registry.Schema(ctx, ref)
+			s, err := c.worker.Registry.Schema(ctx, ref)
 			switch {
 			case err == nil:
 				name, content = s.Name(), rest
@@ -317,7 +331,7 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if group%of != part {
 		return nil
 	}
-	twice := -1
+	duplicateOf := -1
 	if at, ok := c.index[group]; ok {
 		for i := at[0]; i < at[1]; i++ {
 			e := &c.expected[i]
@@ -328,126 +342,15 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 				e.found, e.foundIn = r.Offset+1, r.Partition
 				return nil
 			}
-			twice = i
+			duplicateOf = i
 		}
 	}
 	if r.Time.Before(c.since) {
 		return nil
 	}
 	if len(c.strays) >= maxStrays {
-		return fmt.Errorf("more than %d records match nothing: is this the topology that wrote them?", maxStrays)
+		return fmt.Errorf("more than %d output records match no event: check that this topology wrote them", maxStrays)
 	}
-	c.strays = append(c.strays, stray{group, chain.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), twice})
+	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), duplicateOf})
 	return nil
-}
-
-// judge says what the pass has shown.
-func (c *comparison) judge() {
-	r := &c.report
-	strays := map[uint64][]stray{}
-	for _, s := range c.strays {
-		strays[s.group] = append(strays[s.group], s)
-	}
-	for _, group := range c.groups() {
-		at := c.index[group]
-		all := c.expected[at[0]:at[1]]
-		firstFound := map[int32]int64{} // by partition of the output
-		var wanting []int
-		last := map[[2]int32]int64{} // by partitions of source and output: where the last one was found
-		begun := !c.lostOut
-		for i := range all {
-			e := &all[i]
-			if begun = begun || e.found > 0; !begun {
-				continue
-			}
-			if e.source == 0 && !e.optional {
-				r.Expected++
-			}
-			if e.found == 0 {
-				if !e.optional {
-					wanting = append(wanting, i)
-				}
-				continue
-			}
-			if first, ok := firstFound[e.foundIn]; !ok || e.found-1 < first {
-				firstFound[e.foundIn] = e.found - 1
-			}
-			lane := [2]int32{e.partition, e.foundIn}
-			if e.found < last[lane] && e.source == 0 {
-				r.OutOfOrder++
-				c.show(disagreement{Kind: "out of order", wanted: e, Found: &chain.Place{Partition: e.foundIn, Offset: e.found - 1}})
-			}
-			last[lane] = max(last[lane], e.found)
-			if e.source > 0 || e.optional {
-				continue
-			}
-			r.Matched++
-			switch {
-			case e.dead:
-				r.DeadLetters++
-			case e.first:
-				r.Out++
-			}
-		}
-		var over []stray
-		for _, s := range strays[group] {
-			first, found := firstFound[s.at.Partition]
-			switch {
-			case s.twice >= 0:
-				r.Duplicated++
-				c.show(disagreement{Kind: "twice", Topic: s.at.Topic, Key: s.key, wanted: &c.expected[s.twice], Found: &s.at})
-			case c.lostIn && (!found || s.at.Offset < first):
-			default:
-				over = append(over, s)
-			}
-		}
-		for i, n := range wanting {
-			d := disagreement{Kind: "missing", wanted: &all[n]}
-			if i < len(over) {
-				d.Kind, d.Topic, d.Key, d.Found = "different", over[i].at.Topic, over[i].key, &over[i].at
-				r.Different++
-				switch { // it is there, if not as it has to be
-				case all[n].dead:
-					r.DeadLetters++
-				case all[n].first:
-					r.Out++
-				}
-			} else {
-				r.Missing++
-			}
-			c.show(d)
-		}
-		for _, s := range over[min(len(wanting), len(over)):] {
-			r.Extra++
-			c.show(disagreement{Kind: "too many", Topic: s.at.Topic, Key: s.key, Found: &s.at})
-		}
-		delete(strays, group)
-	}
-	for _, s := range c.strays {
-		if _, alone := strays[s.group]; alone && !c.lostIn {
-			r.Extra++
-			c.show(disagreement{Kind: "too many", Topic: s.at.Topic, Key: s.key, Found: &s.at})
-		}
-	}
-}
-
-// groups returns the groups of expected records, in order.
-func (c *comparison) groups() (out []uint64) {
-	for i := range c.expected {
-		if i == 0 || c.expected[i].group != c.expected[i-1].group {
-			out = append(out, c.expected[i].group)
-		}
-	}
-	return out
-}
-
-func (c *comparison) show(d disagreement) {
-	if len(c.report.Samples) >= c.most {
-		return
-	}
-	if d.wanted != nil {
-		e := *d.wanted // what it points to is of this pass
-		d.wanted, d.In = &e, &chain.Place{Topic: c.sources[e.source].From.Name, Partition: e.partition, Offset: e.offset}
-	}
-	c.report.Samples = append(c.report.Samples, d)
 }

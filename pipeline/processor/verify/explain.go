@@ -15,43 +15,44 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 )
 
-// explain shows what is wrong with the samples: it runs the pipelines again, up
-// to the events that they came of.
+// explain adds details to the samples. It runs the pipeline again, up to the events
+// of the samples.
 func (c *comparison) explain(ctx context.Context) error {
-	type wantedOf struct {
+	type eventAt struct {
 		partition int32
 		offset    int64
 	}
-	wanted := map[wantedOf][]int{}
-	until := map[int32]int64{}
+	wanted := map[eventAt][]int{} // indexes of samples
+	until := map[int32]int64{}    // where to stop, by partition
 	for i := range c.report.Samples {
 		d := &c.report.Samples[i]
 		if d.wanted == nil || d.wanted.source > 0 {
 			continue
 		}
-		wanted[wantedOf{d.In.Partition, d.In.Offset}] = append(wanted[wantedOf{d.In.Partition, d.In.Offset}], i)
+		at := eventAt{d.In.Partition, d.In.Offset}
+		wanted[at] = append(wanted[at], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := chain.NewRehearsal(c.Worker, c.pl, c.cluster.Limits())
+	r := chain.NewRehearsal(c.worker, c.pl, c.cluster.Limits())
 	for _, p := range slices.Sorted(maps.Keys(until)) {
-		span := c.inputs[c.pl.From.Name][p].Bounds
+		span := c.inputs[c.pl.From.Name][p].bounds
 		span.End = until[p]
-		if err := r.Assign(ctx, c.cluster, p, span.Start); err != nil {
+		if err := r.Restore(ctx, c.cluster, p, span.Start); err != nil {
 			return err
 		}
-		err := kafka.ReadRange(ctx, c.Kafka, c.pl.From.Name, p, span, func(in *pipeline.Record) error {
-			out, err := r.Feed(ctx, in, &chain.Counts{Dead: map[pipeline.Reason]int{}})
+		err := kafka.ReadRange(ctx, c.worker.Kafka, c.pl.From.Name, p, span, func(in *pipeline.Record) error {
+			out, err := r.Run(ctx, in)
 			if err != nil {
 				return err
 			}
-			for _, i := range wanted[wantedOf{in.Partition, in.Offset}] {
-				if err := c.detail(ctx, &c.report.Samples[i], r, in, out); err != nil {
+			for _, i := range wanted[eventAt{in.Partition, in.Offset}] {
+				if err := c.detail(ctx, &c.report.Samples[i], in, out); err != nil {
 					return err
 				}
 			}
-			r.Next()
 			return nil
 		})
 		if err != nil {
@@ -72,21 +73,21 @@ func (c *comparison) explain(ctx context.Context) error {
 	return nil
 }
 
-// detail completes a disagreement, whose event has just been run.
-func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehearsal, in *pipeline.Record, out []pipeline.Record) error {
+// detail completes a sample. in is its event, and out the records that the rehearsal
+// wrote for it.
+func (c *comparison) detail(ctx context.Context, d *disagreement, in *pipeline.Record, out []chain.Output) error {
 	for i := range out {
 		var group, body uint64
-		s := r.Sample(in, &out[i])
+		s := out[i].Sample(in)
 		if s.Stage != "" {
-			group, body = c.letter(&out[i])
+			group, body = c.letter(&out[i].Record)
 		} else {
-			typ, content := r.TypeOf(&out[i])
-			group, body = c.event(out[i].Topic, out[i].Key, c.pl.Output[typ].Name(), content)
+			group, body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
 		}
 		if group != d.wanted.group || body != d.wanted.body {
 			continue
 		}
-		d.Topic, d.Key = out[i].Topic, string(out[i].Key)
+		d.Topic, d.Key = out[i].Record.Topic, string(out[i].Record.Key)
 		if d.Found != nil {
 			d.Found.Topic = d.Topic
 		}
@@ -100,12 +101,12 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehea
 		}
 		found := recordText(rec, schema)
 		var differing []string
-		if s.Stage == "" && schema != nil && schema.Name() == c.pl.Output[chain.TypeOf(&out[i])].Name() {
+		if s.Stage == "" && schema != nil && schema.Name() == out[i].Schema.Name() {
 			_, content, err := codec.Unframe(&rec)
 			if err != nil {
 				return err
 			}
-			differing = chain.Changes(s.Event, chain.EventJSON(schema, content))
+			differing = trace.Changes(s.Event, trace.EventJSON(schema, content))
 			differing = slices.DeleteFunc(differing, func(line string) bool { return c.ignores(s.Type, line) })
 		}
 		if len(differing) > 0 {
@@ -118,12 +119,14 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, r *chain.Rehea
 	return nil
 }
 
-// ignores reports whether a change is of a field that is not compared.
+// ignores reports whether a line of [chain.Changes] is about a field that is not
+// compared.
 func (c *comparison) ignores(typ, line string) bool {
 	path, _, _ := strings.Cut(line, ": ")
 	return slices.ContainsFunc(c.report.Ignored, func(f string) bool { return f == typ+"."+path })
 }
 
+// sampleText describes an expected record.
 func sampleText(s chain.SampleRecord) string {
 	if s.Stage != "" {
 		return fmt.Sprintf("a dead letter of %s: %s", s.Stage, s.Error)
@@ -131,9 +134,9 @@ func sampleText(s chain.SampleRecord) string {
 	return s.Type + " " + string(s.Event)
 }
 
-// fetch reads a record again.
-func (c *comparison) fetch(ctx context.Context, at chain.Place) (rec pipeline.Record, s *codec.Schema, err error) {
-	err = kafka.ReadRange(ctx, c.Kafka, at.Topic, at.Partition, kafka.Bounds{Start: at.Offset, End: at.Offset + 1}, func(r *pipeline.Record) error {
+// fetch reads an output record again, with its schema; nil if it has none.
+func (c *comparison) fetch(ctx context.Context, at trace.Place) (rec pipeline.Record, s *codec.Schema, err error) {
+	err = kafka.ReadRange(ctx, c.worker.Kafka, at.Topic, at.Partition, kafka.Bounds{Start: at.Offset, End: at.Offset + 1}, func(r *pipeline.Record) error {
 		rec = *r
 		rec.Key, rec.Value, rec.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), slices.Clone(r.Headers)
 		return nil
@@ -142,24 +145,24 @@ func (c *comparison) fetch(ctx context.Context, at chain.Place) (rec pipeline.Re
 		return rec, nil, err
 	}
 	if ref, _, err := codec.Unframe(&rec); err == nil && len(rec.Value) >= codec.FrameSize {
-		if s, err = c.Registry.Schema(ctx, ref); err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
+		if s, err = c.worker.Registry.Schema(ctx, ref); err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
 			return rec, nil, err
 		}
 	}
 	return rec, s, nil
 }
 
+// recordText describes a record that was found.
 func recordText(r pipeline.Record, s *codec.Schema) string {
-	if reason, ok := r.Header(deadletter.HeaderError); ok {
-		at, _ := r.Header(deadletter.HeaderStage)
-		return fmt.Sprintf("a dead letter of %s: %s", at, cli.Clip(string(reason), 300))
+	if letter := deadletter.Parse(&r); letter.Error != "" {
+		return fmt.Sprintf("a dead letter of %s: %s", letter.Stage, cli.Clip(letter.Error, 300))
 	}
 	if s == nil {
-		return fmt.Sprintf("%d bytes that are no event: %x", len(r.Value), r.Value[:min(len(r.Value), 40)])
+		return fmt.Sprintf("%d bytes that are not an event: %x", len(r.Value), r.Value[:min(len(r.Value), 40)])
 	}
 	text := json.RawMessage("null")
 	if _, body, err := codec.Unframe(&r); err == nil {
-		text = chain.EventJSON(s, body)
+		text = trace.EventJSON(s, body)
 	}
 	return cli.Clip(s.ShortName()+" "+string(text), 300)
 }

@@ -13,7 +13,7 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// normalize finds out which fields cannot be compared.
+// normalize determines the fields that cannot be compared, and sets normals.
 func (c *comparison) normalize() error {
 	fields := map[string][][]string{}
 	schemas := map[string]*codec.Schema{}
@@ -38,7 +38,7 @@ func (c *comparison) normalize() error {
 	}
 	c.report.Ignored = append(c.report.Ignored, slices.Sorted(maps.Keys(ignored))...)
 	for _, name := range slices.Sorted(maps.Keys(fates)) {
-		c.note("stage %s decides by now(), by a table or by a service, which was another answer then: what it did to an event may differ from this run", name)
+		c.note("stage %s depends on now(), a table or a service: its decisions in this run may differ from the original ones", name)
 	}
 	c.normals = map[string]*normal{}
 	for name, paths := range fields {
@@ -54,9 +54,9 @@ func (c *comparison) normalize() error {
 	return nil
 }
 
-// volatileFields returns the fields of events of a type that may come out
-// otherwise each time, and the stages that may decide otherwise: by what they
-// ask themselves, or by what an earlier one set.
+// volatileFields returns the fields of a type that can differ when the same event is
+// processed again, and the stages that can decide differently. Both depend on now(), a
+// table or a service, directly or through a field that an earlier stage set.
 func volatileFields(pl *topology.Pipeline, typ int) (fields [][]string, deciding []string) {
 	for _, s := range pl.Stages {
 		if !s.On[typ] {
@@ -78,27 +78,30 @@ func volatileFields(pl *topology.Pipeline, typ int) (fields [][]string, deciding
 	return fields, deciding
 }
 
-// overlap reports whether one path leads to a part of the other.
+// overlap reports whether one path is a prefix of the other.
 func overlap(a, b []string) bool {
 	n := min(len(a), len(b))
 	return slices.Equal(a[:n], b[:n])
 }
 
-// normal takes fields out of bodies.
+// A normal removes volatile fields from the bodies of one type.
 type normal struct {
 	layout *codec.Layout
 	leaves []normalLeaf
 
-	view pipeline.View
-	buf  []byte
+	view pipeline.View // of the current body
+	buf  []byte        // the last result
 }
 
+// A normalLeaf is a part of a body that is removed, entirely or in part.
 type normalLeaf struct {
 	path []string
 	node *codec.Node
-	keys []expr.Entry // of a map, what is taken out; nil: the whole leaf
+	keys []expr.Entry // the keys to remove from a map; nil removes the whole leaf
 }
 
+// newNormal returns a normal that removes fields of s. A path ends at the first node
+// that is not a record.
 func newNormal(s *codec.Schema, fields [][]string) (*normal, error) {
 	n := &normal{}
 	var paths [][]string
@@ -131,8 +134,9 @@ func newNormal(s *codec.Schema, fields [][]string) (*normal, error) {
 	return n, err
 }
 
-// of returns the body without the fields: no Avro any more, but equal for bodies
-// that differ in nothing else. What has another form comes back as it is.
+// of returns the body without the fields. The result is valid until the next call. It
+// is not Avro, but equal for bodies that differ only in these fields. A body that the
+// schema does not fit is returned unchanged. A nil normal removes nothing.
 func (n *normal) of(body []byte) []byte {
 	if n == nil {
 		return body

@@ -1,13 +1,21 @@
 // Package verify implements `processor verify`: it runs the input of pipelines
-// again and compares every record with what was written.
+// through their stages again and compares every output record with the written one.
 //
-// Start at [Command]; compare.go is the algorithm.
+// Start at [Command], then read comparison.run in compare.go, which is the algorithm:
+//
+//   - normal.go determines the fields that cannot be compared, and removes them.
+//   - compare.go runs the pipelines and matches output records with expected ones.
+//   - judge.go turns the matches into the counts and samples of the report.
+//   - explain.go adds details to the samples.
+//   - report.go prints the report.
+//
+// A single goroutine runs everything here. Handlers of pipelines may start others,
+// see the chain package.
 package verify
 
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,31 +26,32 @@ import (
 	"millrace/pipeline/worker"
 )
 
+// Command returns `processor verify`.
 func Command(e *cli.Env) *cobra.Command {
 	v := &verify{env: e}
 	cmd := &cobra.Command{
 		Use:   "verify [PIPELINE...]",
-		Short: "Compare what pipelines wrote with what they had to write, record by record",
-		Long: `Runs the committed events of each pipeline's source once more by the code of
-workers, and compares the result with the committed records of its topics: those
-that are missing, too many, there twice, different, or out of order within their
-key. In = out + filtered + dead letters has to hold. Nothing is written, and the
-workers may go on meanwhile: events whose offsets are not committed yet may have
-come out or not.
+		Short: "Compare the output of pipelines with the expected output, record by record",
+		Long: `Run the committed events of each pipeline's source again, with the code of workers,
+and compare the result with the committed records of its topics. Report records
+that are missing, too many, duplicated, different, or out of order within their
+key, and check that in = out + filtered + dead letters. verify writes nothing, and
+workers can continue to run: for events whose offsets are not committed yet, output
+is accepted but not required.
 
-Records are matched by key and by what is in them; no headers are needed but
-those of dead letters. Headers and timestamps are not compared, and neither are
-fields that follow from now(), from a table or from a service: the report names
-them. Of a key that has one record too few and one too many, the two are reported
-as one that is different. Where the source has lost its beginning, records before
-the first that matches are not reported, and the same holds for lost output.
+Records are matched by key and content. Only dead letters need their headers.
+Headers, timestamps, and fields that depend on now(), a table or a service are not
+compared; the report lists these fields. If a key has a missing record and one too
+many, the report shows them as one different record. If the source lost its oldest
+events, output before the first match is not reported; the same applies to lost
+output.
 
-Every 48 bytes of --memory hold one expected record. If that is too little, input
-and output are read several times, each time for another part of the keys. The
-records of one key have to fit.
+An expected record takes 48 bytes of --memory. If the memory does not suffice,
+verify reads input and output several times, each time for a part of the keys. The
+records of one key must fit into the memory.
 
-Exit code 0 if all agrees; 1 with the disagreements if not; 2 if the command line
-or the topology is wrong.`,
+Exit code 0 if the output is as expected; 1 if not, with the disagreements; 2 if
+the command line or the topology is wrong.`,
 		Example: `  processor verify
   processor verify enrich --since 24h --json`,
 		Args: cobra.ArbitraryArgs,
@@ -50,13 +59,14 @@ or the topology is wrong.`,
 	}
 	flags := cmd.Flags()
 	v.remote = worker.AddRemoteFlags(e, flags)
-	flags.DurationVar(&v.since, "since", 0, "compare only events that are not older than this `duration`, by their timestamps (default: all)")
-	flags.IntVar(&v.memory, "memory", 256, "`MiB` for records that are expected")
-	flags.IntVar(&v.samples, "samples", 10, "how many disagreements to show of each pipeline")
+	flags.DurationVar(&v.since, "since", 0, "compare only events that are younger than this `duration`, by their timestamps (default: all)")
+	flags.IntVar(&v.memory, "memory", 256, "memory for expected records in `MiB`")
+	flags.IntVar(&v.samples, "samples", 10, "maximum number of disagreements to show for each pipeline")
 	flags.BoolVar(&v.json, "json", false, "print JSON, one object for each pipeline")
 	return cmd
 }
 
+// A verify holds the flags of the command.
 type verify struct {
 	env     *cli.Env
 	remote  *worker.RemoteFlags
@@ -68,7 +78,7 @@ type verify struct {
 
 func (v *verify) run(ctx context.Context, names []string) error {
 	if v.memory < 1 || v.samples < 0 || v.since < 0 {
-		return cli.Usagef("--memory has to be at least 1, and --samples and --since not negative")
+		return cli.Usagef("--memory has to be at least 1, and --samples and --since cannot be negative")
 	}
 	w, err := v.remote.Open()
 	if err != nil {
@@ -98,9 +108,9 @@ func (v *verify) run(ctx context.Context, names []string) error {
 	}
 	agreed := true
 	out := cli.Printer{Out: v.env.Stdout}
-	err = chain.WithTables(w, ctx, cluster, pipelines, func(ctx context.Context) error {
+	err = chain.WithTables(ctx, w, cluster, pipelines, func(ctx context.Context) error {
 		for _, pl := range pipelines {
-			c := &comparison{Worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
+			c := &comparison{worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
 			if err := c.run(ctx); err != nil {
 				return fmt.Errorf("pipeline %s: %w", pl.Name, err)
 			}
@@ -122,78 +132,4 @@ func (v *verify) run(ctx context.Context, names []string) error {
 		return &cli.ExitError{Code: cli.ExitFailure}
 	}
 	return nil
-}
-
-// verifyReport is what a comparison found.
-type verifyReport struct {
-	Pipeline  string `json:"pipeline"`
-	Agrees    bool   `json:"agrees"`
-	Conserved bool   `json:"conserved"` // in = out + filtered + dead letters
-
-	In          int `json:"in"`           // events that are committed
-	Out         int `json:"out"`          // of which something was written
-	Filtered    int `json:"filtered"`     // of which nothing had to be
-	DeadLetters int `json:"dead_letters"` // that are there, by the place of their events
-
-	Expected   int `json:"expected"` // records, dead letters included
-	Matched    int `json:"matched"`
-	Missing    int `json:"missing"`
-	Extra      int `json:"extra"`
-	Duplicated int `json:"duplicated"`
-	Different  int `json:"different"`
-	OutOfOrder int `json:"out_of_order"`
-
-	Passes  int            `json:"passes"` // over input and output
-	Ignored []string       `json:"ignored"`
-	Notes   []string       `json:"notes"`
-	Samples []disagreement `json:"samples"`
-}
-
-// disagreement is one that is shown. In is the event, Found the record.
-type disagreement struct {
-	Kind   string       `json:"kind"`
-	Topic  string       `json:"topic"`
-	Key    string       `json:"key"`
-	In     *chain.Place `json:"in,omitempty"`
-	Found  *chain.Place `json:"found,omitempty"`
-	Text   []string     `json:"text,omitempty"`
-	wanted *expecting   // what was to be there
-}
-
-func (r *verifyReport) print(p *cli.Printer) {
-	p.Line("pipeline %s", r.Pipeline)
-	p.Line("  %s in = %d out + %d filtered + %s%s", cli.Plural(r.In, "event"), r.Out, r.Filtered, cli.Plural(r.DeadLetters, "dead letter"), map[bool]string{false: ": these do not add up"}[r.Conserved])
-	p.Line("  %s expected, %d found as they have to be", cli.Plural(r.Expected, "record"), r.Matched)
-	for _, line := range []struct {
-		n    int
-		what string
-	}{{r.Missing, "missing"}, {r.Extra, "too many"}, {r.Duplicated, "there twice"}, {r.Different, "different"}, {r.OutOfOrder, "out of order"}} {
-		if line.n > 0 {
-			p.Line("  %d %s", line.n, line.what)
-		}
-	}
-	if len(r.Ignored) > 0 {
-		p.Item("  not compared:", 16, strings.Join(r.Ignored, ", "))
-	}
-	for _, note := range r.Notes {
-		p.Item("  note:", 16, note)
-	}
-	for _, d := range r.Samples {
-		text := fmt.Sprintf("  %s on %s, key %s", d.Kind, d.Topic, cli.Quote(d.Key))
-		if d.In != nil {
-			text += ", of the event " + d.In.String()
-		}
-		if d.Found != nil {
-			text += ", at " + d.Found.String()
-		}
-		p.Line("%s", text)
-		for _, line := range d.Text {
-			p.Line("    %s", line)
-		}
-	}
-	if r.Agrees {
-		p.Line("  all agrees")
-	} else {
-		p.Line("  it does NOT agree")
-	}
 }

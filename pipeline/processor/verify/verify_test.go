@@ -18,8 +18,8 @@ import (
 	"millrace/pipeline/processor/verify"
 )
 
-// verifyTopology has a field that follows from now(), and a stage that
-// remembers. Of 60 clicks, 40 pass the filter and one of those is thirteen.
+// verifyTopology has a field that depends on now() and a stage with state. Of 60
+// clicks, 40 pass the filter, and the assertion rejects one of these.
 const verifyTopology = `
 name: t
 topics: {in: {partitions: 4, types: [Click], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}
@@ -35,7 +35,8 @@ pipelines:
       - dedupe: {by: "id + string(n)", within: 1h}
 `
 
-// allRecords returns the committed records of a topic, in their order by partition.
+// allRecords returns copies of the committed records of a topic, in order within each
+// partition.
 func allRecords(b *processortest.Bench, topic string) (out []pipeline.Record) {
 	b.Helper()
 	b.Read(topic, func(r *pipeline.Record) {
@@ -50,7 +51,7 @@ func allRecords(b *processortest.Bench, topic string) (out []pipeline.Record) {
 	return out
 }
 
-// rewrite makes a topic hold what f makes of its records.
+// rewrite replaces the records of a topic by the result of f.
 func rewrite(b *processortest.Bench, topic string, f func([]pipeline.Record) []pipeline.Record) {
 	b.Helper()
 	was := allRecords(b, topic)
@@ -61,7 +62,7 @@ func rewrite(b *processortest.Bench, topic string, f func([]pipeline.Record) []p
 	b.Write(len(now), func(i int) *pipeline.Record { return &now[i] })
 }
 
-// number returns the n of a click that was enriched, and sets it.
+// number returns the field n of an enriched click.
 func number(t *testing.T, r *pipeline.Record) int64 {
 	t.Helper()
 	_, rest, err := codec.ReadText(r.Value[codec.FrameSize:])
@@ -75,105 +76,110 @@ func number(t *testing.T, r *pipeline.Record) int64 {
 	return n
 }
 
-func TestVerifyFindsEachDisagreement(t *testing.T) {
-	ofUser1 := func(all []pipeline.Record) (at []int) {
-		for i := range all {
-			if string(all[i].Key) == "user-1" {
-				at = append(at, i)
-			}
+// ofUser1 returns the indexes of the records with the key user-1.
+func ofUser1(all []pipeline.Record) (at []int) {
+	for i := range all {
+		if string(all[i].Key) == "user-1" {
+			at = append(at, i)
 		}
-		return at
 	}
-	tests := []struct {
-		name  string
-		topic string
-		spoil func(t *testing.T, all []pipeline.Record) []pipeline.Record
-		code  int
-		want  []string
-	}{
-		{
-			name: "nothing", topic: "out", code: cli.ExitOK,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return all },
-			want: []string{
-				"60 events in = 39 out + 20 filtered + 1 dead letter\n", "40 records expected, 40 found", "all agrees",
-				"not compared: Click.at",
-			},
+	return at
+}
+
+// A spoiling changes the output of a pipeline, for verify to report.
+type spoiling struct {
+	name  string
+	topic string
+	spoil func(t *testing.T, all []pipeline.Record) []pipeline.Record
+	code  int
+	want  []string
+}
+
+// spoilings are applied one at a time to the output of 60 clicks.
+var spoilings = []spoiling{
+	{
+		name: "nothing is changed", topic: "out", code: cli.ExitOK,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return all },
+		want: []string{
+			"60 events in = 39 out + 20 filtered + 1 dead letter\n", "40 records expected, 40 matched", "the output is as expected",
+			"not compared: Click.at",
 		},
-		{
-			name: "dropped", topic: "out", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
-				at := ofUser1(all)[1]
-				return slices.Delete(all, at, at+1)
-			},
-			want: []string{"38 out + 20 filtered + 1 dead letter: these do not add up", "39 found", "1 missing", `missing on out, key "user-1", of the event in/`, `expected Click {"id":"user-1","n":80`, "does NOT agree"},
+	},
+	{
+		name: "a record is dropped", topic: "out", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
+			at := ofUser1(all)[1]
+			return slices.Delete(all, at, at+1)
 		},
-		{
-			name: "doubled", topic: "out", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return append(all, all[ofUser1(all)[1]]) },
-			want:  []string{"40 found", "1 there twice", `twice on out, key "user-1", of the event in/`, ", at out/"},
+		want: []string{"38 out + 20 filtered + 1 dead letter: these do not add up", "39 matched", "1 missing", `missing on out, key "user-1", of the event in/`, `expected Click {"id":"user-1","n":80`, "the output is NOT as expected"},
+	},
+	{
+		name: "a record is duplicated", topic: "out", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return append(all, all[ofUser1(all)[1]]) },
+		want:  []string{"40 matched", "1 duplicated", `twice on out, key "user-1", of the event in/`, ", at out/"},
+	},
+	{
+		name: "two records are swapped", topic: "out", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
+			at := ofUser1(all)
+			all[at[1]], all[at[2]] = all[at[2]], all[at[1]]
+			return all
 		},
-		{
-			name: "swapped", topic: "out", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
-				at := ofUser1(all)
-				all[at[1]], all[at[2]] = all[at[2]], all[at[1]]
-				return all
-			},
-			want: []string{"40 found", "1 out of order", `out of order on out, key "user-1"`},
+		want: []string{"40 matched", "1 out of order", `out of order on out, key "user-1"`},
+	},
+	{
+		name: "a record is altered", topic: "out", code: cli.ExitFailure,
+		spoil: func(t *testing.T, all []pipeline.Record) []pipeline.Record {
+			r := &all[ofUser1(all)[1]]
+			if n := number(t, r); n != 80 {
+				t.Fatalf("n is %d, want 80", n)
+			}
+			head := codec.FrameSize + len(codec.AppendString(nil, "user-1"))
+			tail := r.Value[head+len(codec.AppendLong(nil, 80)):]
+			r.Value = append(codec.AppendLong(slices.Clone(r.Value[:head]), 81), tail...)
+			return all
 		},
-		{
-			name: "altered", topic: "out", code: cli.ExitFailure,
-			spoil: func(t *testing.T, all []pipeline.Record) []pipeline.Record {
-				r := &all[ofUser1(all)[1]]
-				if n := number(t, r); n != 80 {
-					t.Fatalf("it is %d", n)
-				}
-				head := codec.FrameSize + len(codec.AppendString(nil, "user-1"))
-				tail := r.Value[head+len(codec.AppendLong(nil, 80)):]
-				r.Value = append(codec.AppendLong(slices.Clone(r.Value[:head]), 81), tail...)
-				return all
-			},
-			want: []string{"39 found", "1 different", `different on out, key "user-1"`, "n: 80 -> 81"},
+		want: []string{"39 matched", "1 different", `different on out, key "user-1"`, "n: 80 -> 81"},
+	},
+	{
+		name: "a record is added", topic: "out", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
+			r := all[ofUser1(all)[0]]
+			r.Key = []byte("nobody")
+			return append(all, r)
 		},
-		{
-			name: "added", topic: "out", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
-				r := all[ofUser1(all)[0]]
-				r.Key = []byte("nobody")
-				return append(all, r)
-			},
-			want: []string{"40 found", "1 too many", `too many on out, key "nobody", at out/`, `found    Click {"id":"user-1"`},
+		want: []string{"40 matched", "1 too many", `too many on out, key "nobody", at out/`, `found    Click {"id":"user-1"`},
+	},
+	{
+		name: "a record that is not an event is added", topic: "out", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
+			return append(all, pipeline.Record{Topic: "out", Partition: pipeline.KeyPartition, Key: []byte("user-1"), Value: []byte("hello")})
 		},
-		{
-			name: "no event", topic: "out", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
-				return append(all, pipeline.Record{Topic: "out", Partition: pipeline.KeyPartition, Key: []byte("user-1"), Value: []byte("hello")})
-			},
-			want: []string{"40 found", "1 too many", "5 bytes that are no event: 68656c6c6f"},
+		want: []string{"40 matched", "1 too many", "5 bytes that are not an event: 68656c6c6f"},
+	},
+	{
+		name: "a dead letter is dropped", topic: "dead", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return nil },
+		want:  []string{"39 out + 20 filtered + no dead letters: these do not add up", "1 missing", "expected a dead letter of assert: stage assert: assert: "},
+	},
+	{
+		name: "a dead letter is duplicated", topic: "dead", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return append(all, all...) },
+		want:  []string{"1 duplicated"},
+	},
+	{
+		name: "a dead letter has another reason", topic: "dead", code: cli.ExitFailure,
+		spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
+			all[0].Headers = slices.Clone(all[0].Headers)
+			letter, in := deadletter.Parse(&all[0]), deadletter.Original(&all[0])
+			in.Partition, in.Offset = letter.SourcePartition, letter.SourceOffset
+			return []pipeline.Record{deadletter.New(&in, all[0].Topic, letter.Pipeline, letter.Stage, pipeline.Reject("panic", "x"), letter.Time)}
 		},
-		{
-			name: "a dead letter dropped", topic: "dead", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return nil },
-			want:  []string{"39 out + 20 filtered + no dead letters: these do not add up", "1 missing", "expected a dead letter of assert: stage assert: assert: "},
-		},
-		{
-			name: "a dead letter doubled", topic: "dead", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record { return append(all, all...) },
-			want:  []string{"1 there twice"},
-		},
-		{
-			name: "a dead letter of another reason", topic: "dead", code: cli.ExitFailure,
-			spoil: func(_ *testing.T, all []pipeline.Record) []pipeline.Record {
-				for i, h := range all[0].Headers {
-					if h.Key == deadletter.HeaderReason {
-						all[0].Headers[i].Value = []byte("panic")
-					}
-				}
-				return all
-			},
-			want: []string{"1 different"},
-		},
-	}
+		want: []string{"1 different"},
+	},
+}
+
+func TestVerifyReportsEachDisagreement(t *testing.T) {
 	b := processortest.NewBench(t, verifyTopology)
 	stop := b.Start("0")
 	b.Clicks(60)
@@ -181,7 +187,7 @@ func TestVerifyFindsEachDisagreement(t *testing.T) {
 	stop()
 	file := b.File(verifyTopology)
 	good := map[string][]pipeline.Record{"out": allRecords(b, "out"), "dead": allRecords(b, "dead")}
-	for _, test := range tests {
+	for _, test := range spoilings {
 		t.Run(test.name, func(t *testing.T) {
 			b := *b
 			b.T = t
@@ -197,9 +203,9 @@ func TestVerifyFindsEachDisagreement(t *testing.T) {
 	}
 }
 
-// While workers go on, what is not committed yet may be there or not; and with
-// little memory, several passes find the same.
-func TestVerifyWhileWorkersGoOn(t *testing.T) {
+// Uncommitted events may or may not have output. Several passes with little memory
+// agree with a single pass.
+func TestVerifyAgreesWhileWorkersRun(t *testing.T) {
 	b := processortest.NewBench(t, verifyTopology)
 	stop := b.Start("0")
 	b.Write(36_000, func(i int) *pipeline.Record {
@@ -223,8 +229,7 @@ func TestVerifyWhileWorkersGoOn(t *testing.T) {
 	harness.WantLines(t, all, `"agrees":true`, `"passes":1`)
 }
 
-// What cannot be the same again is named, and what follows from it.
-func TestVerifyKnowsWhatFollowsFromTheClock(t *testing.T) {
+func TestFieldsAndStagesThatDependOnNowAreVolatile(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	plan := b.Load(`
 name: t
@@ -245,15 +250,16 @@ pipelines:
 	for _, f := range fields {
 		names = append(names, strings.Join(f, "."))
 	}
-	// That twice is among them is the price of asking stages, not fields.
+	// The field twice does not depend on now(), but its stage does. Stages report what
+	// they read and write as a whole, not by field.
 	if got := fmt.Sprint(names, deciding); got != "[at later twice] [free bound]" {
-		t.Errorf("it knows %s", got)
+		t.Errorf("the volatile fields and stages are %s", got)
 	}
 }
 
-// What is not there any more is no disagreement, and is said.
-func TestVerifyKnowsThatBeginningsAreLost(t *testing.T) {
-	for _, topic := range []string{"in", "out"} {
+// Records that retention deleted are not missing. The report notes that they are lost.
+func TestVerifyAcceptsThatOldRecordsAreDeleted(t *testing.T) {
+	for topic, note := range map[string]string{"in": "a source lost its oldest events", "out": "an output topic lost its oldest records"} {
 		t.Run(topic, func(t *testing.T) {
 			b := processortest.NewBench(t, harness.PlainTopology)
 			stop := b.Start("0")
@@ -267,14 +273,13 @@ func TestVerifyKnowsThatBeginningsAreLost(t *testing.T) {
 			if code != cli.ExitOK {
 				t.Errorf("exit code %d", code)
 			}
-			harness.WantLines(t, out, "lost its beginning", "all agrees")
+			harness.WantLines(t, out, note, "the output is as expected")
 		})
 	}
 }
 
-// Of a pipeline that promises no more than at least once, a record may be there
-// twice; it must not be missing.
-func TestVerifyAllowsWhatTheGuaranteeAllows(t *testing.T) {
+// A missing record is still a fault.
+func TestVerifyAllowsDuplicatesWithAtLeastOnce(t *testing.T) {
 	text := strings.Replace(harness.PlainTopology, "    to: out\n", "    to: out\n    guarantee: at_least_once\n", 1)
 	b := processortest.NewBench(t, text)
 	stop := b.Start("0")
@@ -287,15 +292,14 @@ func TestVerifyAllowsWhatTheGuaranteeAllows(t *testing.T) {
 	if code != cli.ExitOK {
 		t.Errorf("exit code %d", code)
 	}
-	harness.WantLines(t, out, "1 there twice", "records that are there twice", "all agrees")
+	harness.WantLines(t, out, "1 duplicated", "duplicated records are not faults", "the output is as expected")
 	rewrite(b, "out", func(all []pipeline.Record) []pipeline.Record { return all[1:] })
 	if code, out = b.Processor(file, "verify"); code != cli.ExitFailure {
-		t.Errorf("exit code %d with a record that is missing: %s", code, out)
+		t.Errorf("exit code %d with a missing record: %s", code, out)
 	}
 }
 
-// Several pipelines may write to one topic: each is compared with its own part.
-func TestVerifyTellsPipelinesOfOneTopicApart(t *testing.T) {
+func TestVerifyComparesPipelinesThatWriteToOneTopicSeparately(t *testing.T) {
 	text := harness.PlainTopology + `  q:
     from: in
     to: out
@@ -313,7 +317,7 @@ func TestVerifyTellsPipelinesOfOneTopicApart(t *testing.T) {
 		for lag > 0 {
 			var err error
 			if lag, err = kafka.Lag(t.Context(), b.Config(), "t-"+name, "in"); err != nil {
-				lag = 1 // the group is not there yet
+				lag = 1 // the group does not exist yet
 			}
 		}
 	}

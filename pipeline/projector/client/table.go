@@ -2,7 +2,6 @@ package client
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -16,47 +15,53 @@ import (
 	"millrace/pipeline/cli"
 )
 
-// askTable is an answer as people read it: rows in columns, cut to the width of
-// the terminal, if it is one, and what is to be said beside them on stderr.
-type askTable struct {
-	out, talk io.Writer
-	width     int // 0: whatever it takes
-	bold      bool
-	rows      [][]string // the first is the head
-	notes     []string
-	hidden    map[string]bool // encrypted fields that are null, with why
+// A table is an answer for people: rows of cells, cut to the width of a terminal, on stdout,
+// and notes on stderr.
+type table struct {
+	out, notesOut io.Writer
+	width         int // in characters; 0 means no limit
+	bold          bool
+	head          []string
+	rows          [][]string
+	empty         string // the note that replaces a table without rows; "" prints the head
+	notes         []string
+	hidden        map[string]bool // encrypted fields that are null, with the reason
 }
 
-// A cell is cut at this, also where nothing else limits it.
-const widestCell = 1000
+// maxCell is the largest width of a cell in characters.
+const maxCell = 1000
 
-func (a *asker) table(head ...string) *askTable {
-	t := &askTable{out: a.env.Stdout, talk: a.env.Stderr, bold: a.env.Colors()}
+func (a *api) table(head ...string) *table {
+	t := &table{out: a.env.Stdout, notesOut: a.env.Stderr, bold: a.env.Colors(), head: head}
 	if f, ok := a.env.Stdout.(*os.File); ok && cli.IsTerminal(f) {
 		t.width = cli.TerminalWidth(f)
 		if n, err := strconv.Atoi(a.env.Getenv("COLUMNS")); err == nil && n > 0 {
 			t.width = n
 		}
 	}
-	if len(head) > 0 {
-		t.rows = append(t.rows, head)
-	}
 	return t
 }
 
-func (t *askTable) row(cells ...string) {
+func (t *table) row(cells ...string) {
 	for i := range cells {
-		cells[i] = cli.Cell(cells[i], widestCell)
+		cells[i] = cli.Cell(cells[i], maxCell)
 	}
 	t.rows = append(t.rows, cells)
 }
 
-func (t *askTable) say(format string, args ...any) {
+func (t *table) note(format string, args ...any) {
 	t.notes = append(t.notes, fmt.Sprintf(format, args...))
 }
 
-// hide takes in which encrypted fields of what is shown are null, by path, and why.
-func (t *askTable) hide(fields map[string]string) {
+// more notes the flag that shows the next page, if there is one.
+func (t *table) more(flag, value string) {
+	if value != "" {
+		t.note("there are more: --%s %s", flag, value)
+	}
+}
+
+// hide records encrypted fields that are null: the reasons, by path.
+func (t *table) hide(fields map[string]string) {
 	for path, why := range fields {
 		if t.hidden == nil {
 			t.hidden = map[string]bool{}
@@ -65,12 +70,18 @@ func (t *askTable) hide(fields map[string]string) {
 	}
 }
 
-func (t *askTable) flush() error {
+// flush writes the table and the notes.
+func (t *table) flush() error {
 	if len(t.hidden) > 0 {
-		t.say("encrypted, and not shown: %s", strings.Join(slices.Sorted(maps.Keys(t.hidden)), ", "))
+		t.note("encrypted and hidden: %s", strings.Join(slices.Sorted(maps.Keys(t.hidden)), ", "))
+	}
+	lines := append([][]string{t.head}, t.rows...)
+	if len(t.rows) == 0 && t.empty != "" {
+		lines = nil
+		t.notes = slices.Insert(t.notes, 0, t.empty)
 	}
 	var widths []int
-	for _, row := range t.rows {
+	for _, row := range lines {
 		for i, c := range row {
 			if i == len(widths) {
 				widths = append(widths, 0)
@@ -80,7 +91,7 @@ func (t *askTable) flush() error {
 	}
 	t.fit(widths)
 	var b bytes.Buffer
-	for n, row := range t.rows {
+	for n, row := range lines {
 		var line strings.Builder
 		for i, c := range row {
 			c = shorten(c, widths[i])
@@ -99,14 +110,14 @@ func (t *askTable) flush() error {
 		return err
 	}
 	for _, n := range t.notes {
-		fmt.Fprintln(t.talk, n)
+		fmt.Fprintln(t.notesOut, n)
 	}
 	return nil
 }
 
-// fit makes the widest columns narrower until the table fits, but not so narrow
-// that nothing can be told from them.
-func (t *askTable) fit(widths []int) {
+// fit makes the widest columns narrower until the table fits. Columns keep at least 8
+// characters, so that their cells stay recognizable.
+func (t *table) fit(widths []int) {
 	if t.width == 0 {
 		return
 	}
@@ -130,7 +141,7 @@ func (t *askTable) fit(widths []int) {
 	}
 }
 
-// shorten cuts a text to a width.
+// shorten cuts a text to a width in characters.
 func shorten(text string, width int) string {
 	if utf8.RuneCountInString(text) <= width {
 		return text
@@ -138,59 +149,5 @@ func shorten(text string, width int) string {
 	return string([]rune(text)[:width-1]) + "…"
 }
 
-// stamp shows a time: its microseconds only if there are any.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999") }
-
-// jsonMember is a member of a JSON object.
-type jsonMember struct {
-	name  string
-	value json.RawMessage
-}
-
-// members returns the members of a JSON object, in their order.
-func members(raw json.RawMessage) (out []jsonMember, err error) {
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	if t, err := dec.Token(); err != nil || t != json.Delim('{') {
-		return nil, fmt.Errorf("a state that is no object: %s", raw)
-	}
-	for dec.More() {
-		name, err := dec.Token()
-		if err != nil {
-			return nil, err
-		}
-		m := jsonMember{name: fmt.Sprint(name)}
-		if err := dec.Decode(&m.value); err != nil {
-			return nil, err
-		}
-		out = append(out, m)
-	}
-	return out, nil
-}
-
-// leavesOf returns the members of a JSON object by dotted path. It goes into
-// objects, but not into those that are fields by themselves.
-func leavesOf(raw json.RawMessage, under string, field func(path string) bool) (out []jsonMember, err error) {
-	all, err := members(raw)
-	for _, m := range all {
-		m.name = under + m.name
-		if len(m.value) == 0 || m.value[0] != '{' || field(m.name) {
-			out = append(out, m)
-			continue
-		}
-		below, err := leavesOf(m.value, m.name+".", field)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, below...)
-	}
-	return out, err
-}
-
-// plainJSON shows a value: a string without its quotes.
-func plainJSON(raw json.RawMessage) string {
-	var s string
-	if len(raw) > 0 && raw[0] == '"' && json.Unmarshal(raw, &s) == nil {
-		return s
-	}
-	return string(raw)
-}
+// timeText returns a time in UTC, with up to six digits of the second if it has any.
+func timeText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999") }

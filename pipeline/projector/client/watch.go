@@ -15,55 +15,59 @@ import (
 	"millrace/pipeline/cli"
 )
 
-// watchAgain is how long to wait before a feed that ended is followed again.
-const watchAgain = time.Second
+// watchRetry is the delay before a new connection to a feed that ended.
+const watchRetry = time.Second
 
-func askWatch(e *cli.Env) *cobra.Command {
+func watchCommand(e *cli.Env) *cobra.Command {
 	var count int
-	cmd, a := askCommand(e, "watch NAME [ID]", "Show aggregates as they change",
-		"Shows each change of a projection, or of one aggregate, when its snapshot is committed.\nIf the worker goes away, it waits for it and goes on where it was. Ctrl-C ends it.",
-		"  projector watch order\n  projector watch order --filter \"state.status == 'paid'\" --json",
-		func(cmd *cobra.Command, args []string) error {
+	cmd, a := newCommand(e, &cobra.Command{
+		Use:   "watch NAME [ID]",
+		Short: "Show the changes of aggregates as they happen",
+		Long: "Shows each change of a projection, or of one aggregate, when its snapshot is committed.\n" +
+			"When the worker stops answering, it retries and continues where it was. Ctrl-C ends it.",
+		Example: `  projector watch order
+  projector watch order --filter "state.status == 'paid'" --json`,
+		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 2 {
 				return nil
 			}
 			return named("NAME")(cmd, args)
 		},
-		func(ctx context.Context, a *asker, args []string) error {
-			if len(args) == 2 {
-				a.query.Set("id", args[1])
-			}
-			w := watcher{asker: a, left: count}
-			return w.run(ctx, args[0])
-		})
+	}, func(ctx context.Context, a *api, args []string) error {
+		if len(args) == 2 {
+			a.query.Set("id", args[1])
+		}
+		w := watcher{api: a, left: count}
+		return w.run(ctx, args[0])
+	})
 	a.bind(cmd.Flags(), "filter", "filter", "`condition` in CEL over id, version, deleted, event_time and state.FIELD")
-	a.bind(cmd.Flags(), "from", "from", "`now`, or beginning: all aggregates first")
-	cmd.Flags().IntVarP(&count, "limit", "n", 0, "end after so many `changes`")
+	a.bind(cmd.Flags(), "from", "from", "`start` of the feed: now (the default), or beginning, which shows all aggregates first")
+	cmd.Flags().IntVarP(&count, "limit", "n", 0, "end after `n` changes")
 	return cmd
 }
 
-// watcher follows a feed, again and again.
+// watcher follows a feed, and connects again when it ends.
 type watcher struct {
-	*asker
-	left int    // changes to show; 0 is no limit
-	last string // id of the last message that had one
-	told string // of what is stalled
+	api     *api
+	left    int    // changes left to show; 0 means no limit
+	last    string // id of the last message that had one
+	stalled string // the printed lines about stalled partitions
 }
 
-// errWatched ends a feed that was followed as far as was asked for.
-var errWatched = errors.New("enough")
+// errEnough ends a feed after the last change of --limit.
+var errEnough = errors.New("enough")
 
 func (w *watcher) run(ctx context.Context, name string) error {
 	for first := true; ; first = false {
 		err := w.follow(ctx, name)
 		switch {
-		case errors.Is(err, errWatched), ctx.Err() != nil:
+		case errors.Is(err, errEnough), ctx.Err() != nil:
 			return nil
 		case first && w.last == "":
 			return err // it never worked
 		}
-		fmt.Fprintf(w.env.Stderr, "%v; trying again\n", err)
-		t := time.NewTimer(watchAgain)
+		fmt.Fprintf(w.api.env.Stderr, "%v; retrying\n", err)
+		t := time.NewTimer(watchRetry)
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -73,13 +77,13 @@ func (w *watcher) run(ctx context.Context, name string) error {
 	}
 }
 
-// follow reads the feed until it ends, and returns why.
+// follow reads the feed until it ends, and returns the reason.
 func (w *watcher) follow(ctx context.Context, name string) error {
 	header := http.Header{}
 	if w.last != "" {
 		header.Set("Last-Event-ID", w.last)
 	}
-	resp, err := w.open(ctx, header, "projections", name, "feed")
+	resp, err := w.api.open(ctx, header, "projections", name, "feed")
 	if err != nil {
 		return err
 	}
@@ -102,7 +106,7 @@ func (w *watcher) follow(ctx context.Context, name string) error {
 				w.last = id
 			}
 			if event == "snapshot" && w.left == 1 {
-				return errWatched
+				return errEnough
 			}
 			if event == "snapshot" && w.left > 1 {
 				w.left--
@@ -112,46 +116,18 @@ func (w *watcher) follow(ctx context.Context, name string) error {
 		}
 	}
 	if err := lines.Err(); err != nil {
-		return fmt.Errorf("the feed of %s breaks off: %w", w.address, err)
+		return fmt.Errorf("reading the feed of %s: %w", w.api.address, err)
 	}
-	return fmt.Errorf("the feed of %s ended", w.address)
+	return fmt.Errorf("the feed of %s ended", w.api.address)
 }
 
 // show prints one message.
 func (w *watcher) show(event string, data []byte) error {
 	switch event {
 	case "snapshot":
-		if w.json {
-			_, err := fmt.Fprintf(w.env.Stdout, "%s\n", data)
-			return err
-		}
-		var g askedAggregate
-		if err := json.Unmarshal(data, &g); err != nil {
-			return err
-		}
-		values, err := members(g.State)
-		if err != nil {
-			return err
-		}
-		var state []string
-		for _, m := range values {
-			if m.name != "id" {
-				state = append(state, m.name+"="+plainJSON(m.value))
-			}
-		}
-		if g.Deleted {
-			state = append(state, "(deleted)")
-		}
-		t := w.table()
-		t.rows = nil
-		line := cli.Cell(fmt.Sprintf("%s  %s@%d  %s", stamp(g.EventTime), g.ID, g.Version, strings.Join(state, " ")), widestCell)
-		if t.width > 0 {
-			line = shorten(line, t.width)
-		}
-		_, err = fmt.Fprintln(w.env.Stdout, line)
-		return err
+		return w.showSnapshot(data)
 	case "stalled", "frontier":
-		return w.stall(event, data)
+		return w.showStalled(event, data)
 	case "end":
 		var end struct{ Detail string }
 		if err := json.Unmarshal(data, &end); err != nil {
@@ -162,33 +138,61 @@ func (w *watcher) show(event string, data []byte) error {
 	return nil
 }
 
-// frontierPart is what is read of a frontier, or of what is stalled.
-type frontierPart struct {
-	Partitions []struct {
-		Partition int32  `json:"partition"`
-		Detail    string `json:"detail"`
-	} `json:"partitions"`
+func (w *watcher) showSnapshot(data []byte) error {
+	out := w.api.env.Stdout
+	if w.api.json {
+		_, err := fmt.Fprintf(out, "%s\n", data)
+		return err
+	}
+	var g aggregate
+	if err := json.Unmarshal(data, &g); err != nil {
+		return err
+	}
+	values, err := members(g.State)
+	if err != nil {
+		return err
+	}
+	var state []string
+	for _, m := range values {
+		if m.name != "id" {
+			state = append(state, m.name+"="+plainJSON(m.value))
+		}
+	}
+	if g.Deleted {
+		state = append(state, "(deleted)")
+	}
+	line := cli.Cell(fmt.Sprintf("%s  %s@%d  %s", timeText(g.EventTime), g.ID, g.Version, strings.Join(state, " ")), maxCell)
+	if width := w.api.table().width; width > 0 {
+		line = shorten(line, width)
+	}
+	_, err = fmt.Fprintln(out, line)
+	return err
 }
 
-// stall says of which partitions nothing comes, unless that was said before and
-// none of them has come back since.
-func (w *watcher) stall(event string, data []byte) error {
-	var now frontierPart
+// showStalled prints the partitions that deliver nothing. It does not repeat the lines of
+// the last such message unless one of those partitions has delivered since.
+func (w *watcher) showStalled(event string, data []byte) error {
+	var now struct {
+		Partitions []struct {
+			Partition int32  `json:"partition"`
+			Detail    string `json:"detail"`
+		} `json:"partitions"`
+	}
 	if err := json.Unmarshal(data, &now); err != nil {
 		return err
 	}
 	var text strings.Builder
 	for _, p := range now.Partitions {
 		line := fmt.Sprintf("nothing comes from partition %d: ", p.Partition)
-		if event == "frontier" && strings.Contains(w.told, line) {
-			w.told = ""
+		if event == "frontier" && strings.Contains(w.stalled, line) {
+			w.stalled = ""
 		}
 		fmt.Fprintf(&text, "%s%s\n", line, p.Detail)
 	}
-	if event == "frontier" || text.String() == w.told {
+	if event == "frontier" || text.String() == w.stalled {
 		return nil
 	}
-	w.told = text.String()
-	_, err := fmt.Fprint(w.env.Stderr, w.told)
+	w.stalled = text.String()
+	_, err := fmt.Fprint(w.api.env.Stderr, w.stalled)
 	return err
 }

@@ -7,22 +7,22 @@ import (
 	"millrace/pipeline/cli"
 )
 
-func TestWatchSaysOnceOfWhichPartitionsNothingComes(t *testing.T) {
-	var said bytes.Buffer
-	w := watcher{asker: &asker{env: &cli.Env{Stderr: &said}}}
+func TestWatchPrintsAStalledPartitionOnce(t *testing.T) {
+	var stderr bytes.Buffer
+	w := watcher{api: &api{env: &cli.Env{Stderr: &stderr}}}
 	const stalled = `{"partitions":[{"partition":3,"offset":7,"detail":"worker b is gone"}]}`
 	for _, m := range []struct{ event, data, want string }{
 		{"frontier", `{"partitions":[{"partition":0,"offset":1},{"partition":3,"offset":7}]}`, ""},
 		{"stalled", stalled, "nothing comes from partition 3: worker b is gone\n"},
-		{"stalled", stalled, ""}, // as it is repeated
+		{"stalled", stalled, ""}, // a repetition
 		{"frontier", `{"partitions":[{"partition":0,"offset":1}]}`, ""},
 		{"stalled", stalled, ""},
 		{"frontier", `{"partitions":[{"partition":0,"offset":1},{"partition":3,"offset":8}]}`, ""},
 		{"stalled", stalled, "nothing comes from partition 3: worker b is gone\n"}, // again
 	} {
-		said.Reset()
-		if err := w.show(m.event, []byte(m.data)); err != nil || said.String() != m.want {
-			t.Errorf("%s %s: %v, %q, want %q", m.event, m.data, err, said.String(), m.want)
+		stderr.Reset()
+		if err := w.show(m.event, []byte(m.data)); err != nil || stderr.String() != m.want {
+			t.Errorf("%s %s: %v, %q, want %q", m.event, m.data, err, stderr.String(), m.want)
 		}
 	}
 }

@@ -20,8 +20,8 @@ func controlRecord(t testing.TB, offset int64, key string, value any) *pipeline.
 	return r
 }
 
-func TestTheControlTopicSaysWhatTheLastRecordOfEachKeySays(t *testing.T) {
-	s := NewState()
+func TestTheLastRecordOfEachKeyIsTheState(t *testing.T) {
+	s := newState()
 	for i, r := range []struct {
 		key   string
 		value any
@@ -35,9 +35,9 @@ func TestTheControlTopicSaysWhatTheLastRecordOfEachKeySays(t *testing.T) {
 		{ForgottenKey("user", "a/b live"), ForgottenRecord{Format: 1}},
 		{ForgottenKey("order", "o-1"), ForgottenRecord{Format: 1}},
 		{ForgottenKey("order", "o-1"), nil},
-		{"topology", map[string]int{"format": 77}}, // the processor's
+		{"topology", map[string]int{"format": 77}}, // a record of the processor
 	} {
-		if err := s.Take(controlRecord(t, int64(i), r.key, r.value)); err != nil {
+		if err := s.apply(controlRecord(t, int64(i), r.key, r.value)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -52,15 +52,15 @@ func TestTheControlTopicSaysWhatTheLastRecordOfEachKeySays(t *testing.T) {
 	}
 }
 
-func TestOfTwoWorkersThatClaimAPartitionTheLaterHasIt(t *testing.T) {
-	s := NewState()
+func TestTheLaterOfTwoWorkersThatClaimAPartitionOwnsIt(t *testing.T) {
+	s := newState()
 	has := func(ps ...int32) map[string]map[string][]int32 {
 		return map[string]map[string][]int32{"g": {"events": ps}}
 	}
 	for i, r := range []struct {
 		worker string
 		value  any
-		owner  string // of partition 3, after it
+		owner  string // of partition 3 after the record
 	}{
 		{"a", WorkerRecord{Format: 1, Address: "a:1", Has: has(0, 3)}, "a"},
 		{"b", WorkerRecord{Format: 1, Address: "b:1", Has: has(1)}, "a"},
@@ -69,19 +69,19 @@ func TestOfTwoWorkersThatClaimAPartitionTheLaterHasIt(t *testing.T) {
 		{"b", nil, ""},
 		{"a", WorkerRecord{Format: 1, Address: "a:2", Has: has(0, 3)}, "a"},
 	} {
-		if err := s.Take(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
+		if err := s.apply(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
 			t.Fatal(err)
 		}
 		owner, _, _ := s.Owner("g", "events", 3)
 		if owner != r.owner {
-			t.Errorf("after record %d partition 3 is with %q, want %q", i, owner, r.owner)
+			t.Errorf("after record %d the owner of partition 3 is %q, want %q", i, owner, r.owner)
 		}
 	}
 }
 
-func TestWhatANewerProgramSaidIsRefusedAndNotGuessed(t *testing.T) {
+func TestRecordsInAnotherFormatAreRefused(t *testing.T) {
 	for _, key := range []string{LiveKey("user"), VersionKey("user", 2), DiffKey("user"), ForgottenKey("user", "u"), WorkerPrefix + "w"} {
-		err := NewState().Take(controlRecord(t, 5, key, map[string]int{"format": 2}))
+		err := newState().apply(controlRecord(t, 5, key, map[string]int{"format": 2}))
 		if err == nil || !strings.Contains(err.Error(), "use the newer program") || pipeline.ClassOf(err) != pipeline.ClassFatal {
 			t.Errorf("%s: %v", key, err)
 		}
@@ -94,12 +94,12 @@ func FuzzControl(f *testing.F) {
 	f.Add("projection/", []byte(`{}`))
 	f.Add(WorkerPrefix, []byte(`{"format":1,"has":{"g":{"t":[1]}}}`))
 	f.Fuzz(func(_ *testing.T, key string, value []byte) {
-		s := NewState()
-		if s.Take(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
+		s := newState()
+		if s.apply(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
 			s.clone()
 			for _, versions := range s.Versions {
 				for _, v := range versions {
-					_, _, _ = v.Definition.Compile(nil) // it may fail, and must not panic
+					_, _, _ = v.Definition.Compile(nil) // it can fail, but must not panic
 				}
 			}
 		}

@@ -16,22 +16,23 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// definition is what a version of a projection is made by: as much of
-// topology.yaml as it takes, the schemas, and the variables that were in it. Any
-// worker can compile it again, whatever its own topology says by then.
-type definition struct {
-	Topology  string            `json:"topology"`
-	Schemas   map[string]string `json:"schemas"` // by file
+// A Definition holds everything that a version of a projection is compiled from: the
+// relevant part of topology.yaml, the schemas, and the variables in that part. Every worker
+// can compile it, independent of the worker's own topology.
+type Definition struct {
+	Topology  string            `json:"topology"` // YAML
+	Schemas   map[string]string `json:"schemas"`  // by file name
 	Variables map[string]string `json:"variables,omitempty"`
 }
 
-// Define returns the definition of one of the topology's projections.
-func Define(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topology.Projection) (definition, error) {
+// Define returns the definition of a projection of t. flags name the topology's file. It
+// checks that the definition compiles to the same fold.
+func Define(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topology.Projection) (Definition, error) {
 	text, err := os.ReadFile(flags.File)
 	if err != nil {
-		return definition{}, err
+		return Definition{}, err
 	}
-	d := definition{Schemas: map[string]string{pr.Fold.State().Name() + ".avsc": pr.Fold.State().String()}, Variables: map[string]string{}}
+	d := Definition{Schemas: map[string]string{pr.Fold.State().Name() + ".avsc": pr.Fold.State().String()}, Variables: map[string]string{}}
 	for _, s := range pr.From.Types {
 		d.Schemas[s.Name()+".avsc"] = s.String()
 	}
@@ -49,18 +50,18 @@ func Define(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topo
 		return value, ok
 	})
 	if err != nil {
-		return d, fmt.Errorf("projection %s cannot be written down for other workers: %w", pr.Name, err)
+		return d, fmt.Errorf("projection %s cannot be recorded for other workers: %w", pr.Name, err)
 	}
 	if got.Name != t.Name || got.Projections[0].Fold.Hash() != pr.Fold.Hash() {
-		return d, fmt.Errorf("projection %s cannot be written down for other workers: what is written is fold %s, and it is %s; a fold that is written in Go cannot", pr.Name, got.Projections[0].Fold.Hash(), pr.Fold.Hash())
+		return d, fmt.Errorf("projection %s cannot be recorded for other workers: its record compiles to fold %s instead of %s; a fold written in Go cannot be recorded", pr.Name, got.Projections[0].Fold.Hash(), pr.Fold.Hash())
 	}
 	return d, nil
 }
 
-// Compile returns the projection. If it still compiles for the events of a topic
-// as another topology has them, it is for those (same), and can be folded along
-// with others of that topology.
-func (d definition) Compile(from *topology.Topic) (pr *topology.Projection, same bool, err error) {
+// Compile compiles the projection. If it compiles to the same fold for the event types that
+// from has in the current topology, Compile returns that projection and same is true: it can
+// be folded together with the other projections of the current topology.
+func (d Definition) Compile(from *topology.Topic) (pr *topology.Projection, same bool, err error) {
 	lookup := func(name string) (string, bool) {
 		value, ok := d.Variables[name]
 		return value, ok
@@ -73,7 +74,7 @@ func (d definition) Compile(from *topology.Topic) (pr *topology.Projection, same
 	if from == nil || from.Name != pr.From.Name || len(from.Types) == 0 {
 		return pr, false, nil
 	}
-	now := definition{Schemas: maps.Clone(d.Schemas), Variables: d.Variables}
+	now := Definition{Schemas: maps.Clone(d.Schemas), Variables: d.Variables}
 	for _, s := range from.Types {
 		now.Schemas[s.Name()+".avsc"] = s.String()
 	}
@@ -88,7 +89,7 @@ func (d definition) Compile(from *topology.Topic) (pr *topology.Projection, same
 	return t.Projections[0], true, nil
 }
 
-func (d definition) load(lookup func(string) (string, bool)) (*topology.Topology, error) {
+func (d Definition) load(lookup func(string) (string, bool)) (*topology.Topology, error) {
 	files := fstest.MapFS{}
 	for name, text := range d.Schemas {
 		files[name] = &fstest.MapFile{Data: []byte(text)}
@@ -98,56 +99,32 @@ func (d definition) load(lookup func(string) (string, bool)) (*topology.Topology
 		return nil, err
 	}
 	if len(t.Projections) != 1 {
-		return nil, fmt.Errorf("%d projections where there should be one", len(t.Projections))
+		return nil, fmt.Errorf("the definition has %d projections instead of one", len(t.Projections))
 	}
 	return t, nil
 }
 
-// excerpt returns what of a topology is needed for one projection: its name, the
-// projection, and the topics that it names.
+// excerpt returns the part of a topology that one projection needs: the topology's name, the
+// projection, the topics that the projection names, and its part of the encryption.
 func excerpt(text []byte, pr *topology.Projection) (string, error) {
 	var doc yaml.Node
 	if err := yaml.Load(text, &doc, yaml.WithSingleDocument()); err != nil {
 		return "", err
 	}
 	if doc.Kind != yaml.DocumentNode || len(doc.Content) != 1 {
-		return "", errors.New("it is empty")
+		return "", errors.New("the topology is empty")
 	}
 	root := unaliased(doc.Content[0])
 	name, topics, projections := entryOf(root, "name"), entryOf(root, "topics"), entryOf(root, "projections")
 	if name == nil || topics == nil || projections == nil || entryOf(projections, pr.Name) == nil {
-		return "", fmt.Errorf("it has no projection %s", pr.Name) // it had, a moment ago
+		return "", fmt.Errorf("the topology has no projection %s: the file has changed since it was loaded", pr.Name)
 	}
 	it := entryOf(projections, pr.Name)
-	kept := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
-	for i := 0; i+1 < len(topics.Content); i += 2 {
-		key, topic := topics.Content[i], topics.Content[i+1]
-		if key.Value != pr.From.Name && !mentions(it, key.Value) {
-			continue
-		}
-		if key.Value == pr.From.Name && topic.Kind == yaml.MappingNode {
-			// What a topic holds may follow from the pipelines that write it.
-			types := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
-			for _, s := range pr.From.Types {
-				types.Content = append(types.Content, scalar(s.Name()))
-			}
-			set(topic, "types", types)
-			if b := pr.From.Bare; b != nil && entryOf(topic, "envelope") == nil { // which follows, too
-				set(topic, "envelope", scalar("none"))
-				for _, e := range []struct{ name, text string }{{"id", b.ID.Text}, {"time", b.Time.Text}, {"key", b.Key.Text}} {
-					if e.text != "" {
-						set(topic, e.name, scalar(e.text))
-					}
-				}
-			}
-		}
-		kept.Content = append(kept.Content, key, topic)
-	}
-	out := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Content: []*yaml.Node{
+	out := mapping(
 		scalar("name"), name,
-		scalar("topics"), kept,
-		scalar("projections"), {Kind: yaml.MappingNode, Tag: "!!map", Content: []*yaml.Node{scalar(pr.Name), it}},
-	}}
+		scalar("topics"), excerptTopics(topics, it, pr),
+		scalar("projections"), mapping(scalar(pr.Name), it),
+	)
 	if e := excerptEncryption(entryOf(root, "encryption"), pr); e != nil {
 		out.Content = append(out.Content, scalar("encryption"), e)
 	}
@@ -155,13 +132,50 @@ func excerpt(text []byte, pr *topology.Projection) (string, error) {
 	return string(data), err
 }
 
-// excerptEncryption returns what of the encryption is about one projection, nil if
-// nothing is.
+// excerptTopics returns the topics that a projection names. it is the projection's node.
+func excerptTopics(topics, it *yaml.Node, pr *topology.Projection) *yaml.Node {
+	out := mapping()
+	for i := 0; i+1 < len(topics.Content); i += 2 {
+		key, topic := topics.Content[i], topics.Content[i+1]
+		from := key.Value == pr.From.Name
+		if !from && !mentions(it, key.Value) {
+			continue
+		}
+		if from && topic.Kind == yaml.MappingNode {
+			completeSource(topic, pr)
+		}
+		out.Content = append(out.Content, key, topic)
+	}
+	return out
+}
+
+// completeSource sets the properties of the projection's source topic that the topology may
+// derive from the pipelines that write the topic: the excerpt has no pipelines.
+func completeSource(topic *yaml.Node, pr *topology.Projection) {
+	types := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
+	for _, s := range pr.From.Types {
+		types.Content = append(types.Content, scalar(s.Name()))
+	}
+	set(topic, "types", types)
+	b := pr.From.Bare
+	if b == nil || entryOf(topic, "envelope") != nil {
+		return
+	}
+	set(topic, "envelope", scalar("none"))
+	for _, e := range []struct{ name, text string }{{"id", b.ID.Text}, {"time", b.Time.Text}, {"key", b.Key.Text}} {
+		if e.text != "" {
+			set(topic, e.name, scalar(e.text))
+		}
+	}
+}
+
+// excerptEncryption returns the part of the encryption that concerns one projection, nil if
+// there is none.
 func excerptEncryption(all *yaml.Node, pr *topology.Projection) *yaml.Node {
 	if all == nil || entryOf(all, "key_topic") == nil || entryOf(all, "subject") == nil {
 		return nil
 	}
-	subjects := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
+	subjects := mapping()
 	given := entryOf(all, "subject")
 	for i := 0; i+1 < len(given.Content); i += 2 {
 		name := given.Content[i].Value
@@ -175,12 +189,17 @@ func excerptEncryption(all *yaml.Node, pr *topology.Projection) *yaml.Node {
 	if len(subjects.Content) == 0 {
 		return nil
 	}
-	return &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Content: []*yaml.Node{scalar("key_topic"), entryOf(all, "key_topic"), scalar("subject"), subjects}}
+	return mapping(scalar("key_topic"), entryOf(all, "key_topic"), scalar("subject"), subjects)
+}
+
+// mapping returns a node with keys and values in turn.
+func mapping(content ...*yaml.Node) *yaml.Node {
+	return &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map", Content: content}
 }
 
 func scalar(text string) *yaml.Node { return &yaml.Node{Kind: yaml.ScalarNode, Value: text} }
 
-// unaliased returns a node with what its aliases stand for, and without comments.
+// unaliased returns a copy of a node with its aliases resolved, and without comments.
 func unaliased(n *yaml.Node) *yaml.Node {
 	n = topology.Resolved(n)
 	out := &yaml.Node{Kind: n.Kind, Style: n.Style, Tag: n.Tag, Value: n.Value}
@@ -190,6 +209,7 @@ func unaliased(n *yaml.Node) *yaml.Node {
 	return out
 }
 
+// entryOf returns the value of a key in a mapping, nil if there is none.
 func entryOf(n *yaml.Node, key string) *yaml.Node {
 	for i := 0; n.Kind == yaml.MappingNode && i+1 < len(n.Content); i += 2 {
 		if n.Content[i].Value == key {
@@ -199,6 +219,7 @@ func entryOf(n *yaml.Node, key string) *yaml.Node {
 	return nil
 }
 
+// set sets the value of a key in a mapping.
 func set(n *yaml.Node, key string, value *yaml.Node) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		if n.Content[i].Value == key {
@@ -209,7 +230,7 @@ func set(n *yaml.Node, key string, value *yaml.Node) {
 	n.Content = append(n.Content, scalar(key), value)
 }
 
-// mentions reports whether a text is one of the values in a node.
+// mentions reports whether a scalar in a node is text.
 func mentions(n *yaml.Node, text string) bool {
 	return n.Kind == yaml.ScalarNode && strings.TrimSpace(n.Value) == text || slices.ContainsFunc(n.Content, func(c *yaml.Node) bool { return mentions(c, text) })
 }

@@ -38,7 +38,7 @@ pipelines:
     dead_letter: shop.dead_letters
 projections:
   user:
-    from: shop.enriched # whose types follow from the pipeline
+    from: shop.enriched # its types follow from the pipeline
     key: data.id
     state: User
     on:
@@ -46,7 +46,7 @@ projections:
     snapshots: shop.user.snapshots
 `
 
-func TestADefinitionIsAllThatItTakes(t *testing.T) {
+func TestADefinitionCompilesWithoutTheTopologyAndTheEnvironment(t *testing.T) {
 	vars := map[string]string{"NAME": "shop", "STATUS": "new", "SECRET": "hunter2"}
 	e := &cli.Env{LookupEnv: func(name string) (string, bool) { v, ok := vars[name]; return v, ok }}
 	flags, loaded := loadText(t, e, definedTopology)
@@ -56,7 +56,7 @@ func TestADefinitionIsAllThatItTakes(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(d.Variables) != 2 || strings.Contains(d.Topology, "hunter2") || strings.Contains(d.Topology, "enrich:") {
-		t.Errorf("it has more than the projection takes: %v\n%s", d.Variables, d.Topology)
+		t.Errorf("the definition has more than the projection needs: %v\n%s", d.Variables, d.Topology)
 	}
 	vars = nil // another worker's environment
 	again, same, err := d.Compile(loaded.Topic("shop.enriched"))
@@ -68,7 +68,7 @@ func TestADefinitionIsAllThatItTakes(t *testing.T) {
 	}
 }
 
-func TestAnOldDefinitionFoldsTheTypesThatATopicHasByNow(t *testing.T) {
+func TestAnOldDefinitionFoldsTheCurrentTypesOfItsTopic(t *testing.T) {
 	e := &cli.Env{}
 	text := strings.NewReplacer("${NAME}", "shop", "${SECRET}", "x").Replace(definedTopology)
 	flags, loaded := loadText(t, e, text)
@@ -79,10 +79,10 @@ func TestAnOldDefinitionFoldsTheTypesThatATopicHasByNow(t *testing.T) {
 	_, grown := loadText(t, e, strings.ReplaceAll(text, "[UserCreated, UserUpdated]", "[OrderCreated, UserDeleted, UserCreated, UserUpdated]"))
 	pr, same, err := d.Compile(grown.Topic("shop.enriched"))
 	if err != nil || !same || len(pr.From.Types) != 4 || pr.From.Types[2].Name() != "shop.UserCreated" {
-		t.Fatalf("%v, the same %v, types %v", err, same, pr.From.Types)
+		t.Fatalf("error %v, same %v, types %v", err, same, pr.From.Types)
 	}
 	_, shrunk := loadText(t, e, strings.ReplaceAll(strings.ReplaceAll(text, "[UserCreated, UserUpdated]", "[OrderCreated]"), "UserCreated: &set {set: {id: data.id, status: \"'${STATUS:-active}'\"}}", "OrderCreated: {set: {id: data.id}}"))
 	if pr, same, err = d.Compile(shrunk.Topic("shop.enriched")); err != nil || same || len(pr.From.Types) != 2 {
-		t.Errorf("without the type it folds: %v, the same %v", err, same)
+		t.Errorf("the topic lost the type that the projection folds: error %v, same %v", err, same)
 	}
 }

@@ -4,18 +4,18 @@ import (
 	"sync/atomic"
 )
 
-// Erasure. What is to be forgotten stands on the control topic, as a fence: no
-// event of such an aggregate is folded any more, by any version, however often the
-// log is read again. What was folded of it goes from the store, with its events
-// in the history; on the snapshots topic a null takes its place.
+// A Fence holds the erased aggregates of a projection. No version folds their events any
+// more, however often the log is read again. Workers delete the folded states and the events
+// in the history from their stores, and write a null to the snapshots topic.
 //
-// The fence keeps the id itself: it could not tell the aggregate otherwise.
-
-// Fence is which aggregates a projection must not have.
+// The control topic keeps the ids of erased aggregates, because without the id a worker
+// could not recognize the aggregate.
 type Fence struct {
+	// IDs is a map that nothing changes: an update stores a new map. nil means empty.
 	IDs atomic.Pointer[map[string]ForgottenRecord]
 }
 
+// Has reports whether an aggregate was erased. A nil Fence is empty.
 func (f *Fence) Has(id []byte) bool {
 	if f == nil {
 		return false

@@ -50,11 +50,8 @@ func TestRecordsReplaceTheEnvelopeInFolds(t *testing.T) {
 	if len(w.letters) != 1 {
 		t.Fatalf("%d dead letters of one late event", len(w.letters))
 	}
-	if key, _ := w.letters[0].Header(deadletter.HeaderEventKey); string(key) != "r" {
-		t.Errorf("its key is %q", key)
-	}
-	if at, _ := w.letters[0].Header(deadletter.HeaderEventTime); string(at) != "2026-01-01T10:01:00Z" {
-		t.Errorf("its time is %q", at)
+	if l := deadletter.Parse(&w.letters[0]); l.EventKey != "r" || l.EventTime.Format(time.RFC3339Nano) != "2026-01-01T10:01:00Z" {
+		t.Errorf("its event is %+v", l)
 	}
 	fw.stop()
 }

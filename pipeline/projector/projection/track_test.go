@@ -92,8 +92,7 @@ func (w *world) lettersAt() (offsets []string) {
 		if r.Topic != projectiontest.LateTopic {
 			w.t.Errorf("a record went to %s", r.Topic)
 		}
-		offset, _ := r.Header(deadletter.HeaderSourceOffset)
-		offsets = append(offsets, string(offset))
+		offsets = append(offsets, fmt.Sprint(deadletter.Parse(&r).SourceOffset))
 	}
 	slices.Sort(offsets)
 	return offsets
@@ -258,11 +257,12 @@ func TestAWindowTakesTheEventsOfItsTime(t *testing.T) {
 		t.Errorf("dead letters of %s, want those of 5 and 6", got)
 	}
 	letter := w.letters[0]
-	if reason, _ := letter.Header(deadletter.HeaderReason); string(reason) != string(reasonLate) || string(letter.Value) != string(w.log[5].Value) {
-		t.Errorf("the reason of the dead letter is %s", reason)
+	parsed := deadletter.Parse(&letter)
+	if parsed.Reason != reasonLate || string(letter.Value) != string(w.log[5].Value) {
+		t.Errorf("the reason of the dead letter is %s", parsed.Reason)
 	}
-	if text, _ := letter.Header(deadletter.HeaderError); !strings.Contains(string(text), "2026-01-01T10:00:00Z") {
-		t.Errorf("the error %s does not name the window", text)
+	if !strings.Contains(parsed.Error, "2026-01-01T10:00:00Z") {
+		t.Errorf("the error %s does not name the window", parsed.Error)
 	}
 	fw.stop()
 }

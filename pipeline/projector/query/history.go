@@ -28,17 +28,20 @@ func moment(r *http.Request) (at At, fault string) {
 		}
 		at.Version = n
 	}
-	for name, to := range map[string]*time.Time{"at_time": &at.Time, "at_recorded_time": &at.Recorded} {
-		text := r.FormValue(name)
+	for _, clock := range []struct {
+		name string
+		to   *time.Time
+	}{{"at_time", &at.Time}, {"at_recorded_time", &at.Recorded}} {
+		text := r.FormValue(clock.name)
 		if text == "" {
 			continue
 		}
 		given++
 		t, err := time.Parse(time.RFC3339Nano, text)
 		if err != nil {
-			return at, fmt.Sprintf("%s=%s: want an RFC 3339 time such as 2006-01-02T15:04:05Z", name, text)
+			return at, fmt.Sprintf("%s=%s: want an RFC 3339 time such as 2006-01-02T15:04:05Z", clock.name, text)
 		}
-		*to = t
+		*clock.to = t
 	}
 	if given > 1 {
 		return at, "at_version, at_time and at_recorded_time exclude each other; give one"

@@ -10,11 +10,8 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"net"
-	"net/http"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -25,96 +22,102 @@ import (
 	"millrace/pipeline/projector/reader"
 )
 
-// versionDiff is in what two versions of a projection differ, partition by
-// partition at the same offset.
+// versionDiff is the difference between two versions of a projection. Each partition is
+// compared at one offset.
 type versionDiff struct {
 	Projection string                `json:"projection"`
 	Old        int                   `json:"old"`
 	New        int                   `json:"new"`
-	Offsets    map[int32]int64       `json:"offsets"`    // at which they were compared
-	Aggregates int                   `json:"aggregates"` // of either
+	Offsets    map[int32]int64       `json:"offsets"`    // of the comparison, by partition
+	Aggregates int                   `json:"aggregates"` // in either version
 	Same       int                   `json:"same"`
-	Differ     int                   `json:"differ"`   // in some field, or there in one alone
-	OnlyOld    int                   `json:"only_old"` // there in the old one alone
+	Differ     int                   `json:"differ"`   // in some field, or only in one version
+	OnlyOld    int                   `json:"only_old"` // only in the old version
 	OnlyNew    int                   `json:"only_new"`
-	Unknown    int                   `json:"unknown"` // not compared: changed since, and no history is kept
-	Fields     map[string]*fieldDiff `json:"fields"`
-	IDs        []string              `json:"ids"` // that differ, the first of them
+	Unknown    int                   `json:"unknown"` // not compared: changed since the offset, and there is no history
+	Fields     map[string]*fieldDiff `json:"fields"`  // by dotted path
+	IDs        []string              `json:"ids"`     // of the first aggregates that differ
 	More       bool                  `json:"more,omitempty"`
 
-	samples int
+	maxSamples, maxIDs int
 }
 
-// fieldDiff is in what a field differs.
+// fieldDiff is the difference in one field.
 type fieldDiff struct {
-	Differ  int          `json:"differ"` // aggregates
+	Differ  int          `json:"differ"` // number of aggregates
 	Samples []diffSample `json:"samples"`
 }
 
+// diffSample holds the values of a field in one aggregate. A value is missing if the version
+// has no such field.
 type diffSample struct {
 	ID  string          `json:"id"`
-	Old json.RawMessage `json:"old,omitempty"` // missing if the version has no such field
+	Old json.RawMessage `json:"old,omitempty"`
 	New json.RawMessage `json:"new,omitempty"`
 }
 
-func DiffCommand(e *cli.Env) *cobra.Command {
+func diffCommand(e *cli.Env) *cobra.Command {
 	var o *operator
 	samples, ids := 3, 100
 	cmd := &cobra.Command{
 		Use:   "diff NAME",
 		Short: "Compare the newest version of a projection with the live one",
-		Long: `Asks the workers for both versions' states, partition by partition and as of the
+		Long: `Reads the states of both versions from the workers, partition by partition at the
 same offset, and shows which aggregates differ, in which fields, with samples. It
-may be asked while events come in: what has changed since that offset is taken
-back by the history. Without history (--no-history) such aggregates are left out,
-and counted.
+works while events arrive: the history restores the states at that offset. Without
+history (--no-history), aggregates that have changed since are only counted.
 
-What was found is written down, so that promote knows that somebody has looked.
+The result is recorded, because promote requires a comparison.
 
-Exit code 0 whether something differs or not.`,
+Exit code 0 whether or not the versions differ.`,
 		Example: `  projector diff user
   projector diff user --json | jq .fields`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			w, state, pr, err := o.projection(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			to, err := newest(state, pr.Name)
-			if err != nil {
-				return err
-			}
-			d := &versionDiff{Projection: pr.Name, Old: state.Live[pr.Name].Version, New: to.Version, Offsets: map[int32]int64{}, Fields: map[string]*fieldDiff{}, IDs: []string{}, samples: samples}
-			bounds, err := kafka.TopicBounds(ctx, w.Kafka, pr.From.Name, false)
-			if err != nil {
-				return err
-			}
-			if err := d.compare(ctx, state, len(bounds), ids); err != nil {
-				return err
-			}
-			record := control.DiffRecord{Format: control.Format, Old: d.Old, New: d.New, Offsets: d.Offsets, Aggregates: d.Aggregates, Differ: d.Differ, Time: e.Now().UTC(), By: e.Build.Version}
-			if err := o.say(ctx, w, control.Record{Key: control.DiffKey(pr.Name), Value: record}); err != nil {
-				return err
-			}
-			if o.json {
-				return cli.PrintJSON(e.Stdout, d)
-			}
-			return d.print(e.Stdout)
+			d := &versionDiff{maxSamples: samples, maxIDs: ids}
+			return o.diff(cmd.Context(), args[0], d)
 		},
 	}
 	o = newOperator(e, cmd.Flags())
-	cmd.Flags().IntVar(&samples, "samples", samples, "aggregates to show for each field")
-	cmd.Flags().IntVar(&ids, "ids", ids, "ids to list of those that differ")
+	cmd.Flags().IntVar(&samples, "samples", samples, "show `n` aggregates for each field")
+	cmd.Flags().IntVar(&ids, "ids", ids, "list `n` ids of aggregates that differ")
+	e.CompleteProjection(cmd)
 	return cmd
 }
 
-// askTimeout is how long a worker gets to pick up.
-const askTimeout = 5 * time.Second
+// diff compares the newest version of a projection with the live one, records the result on
+// the control topic and prints it.
+func (o *operator) diff(ctx context.Context, name string, d *versionDiff) error {
+	w, state, pr, err := o.projection(ctx, name)
+	if err != nil {
+		return err
+	}
+	to, err := newest(state, pr.Name)
+	if err != nil {
+		return err
+	}
+	d.Projection, d.Old, d.New = pr.Name, state.Live[pr.Name].Version, to.Version
+	d.Offsets, d.Fields, d.IDs = map[int32]int64{}, map[string]*fieldDiff{}, []string{}
+	bounds, err := kafka.TopicBounds(ctx, w.Kafka, pr.From.Name, false)
+	if err != nil {
+		return err
+	}
+	if err := d.compare(ctx, state, len(bounds)); err != nil {
+		return err
+	}
+	record := control.DiffRecord{Format: control.Format, Old: d.Old, New: d.New, Offsets: d.Offsets, Aggregates: d.Aggregates, Differ: d.Differ, Time: o.env.Now().UTC(), By: o.env.Build.Version}
+	if err := o.write(ctx, w, control.Record{Key: control.DiffKey(pr.Name), Value: record}); err != nil {
+		return err
+	}
+	if o.json {
+		return cli.PrintJSON(o.env.Stdout, d)
+	}
+	return d.print(o.env.Stdout)
+}
 
 // compare compares all partitions.
-func (d *versionDiff) compare(ctx context.Context, state *control.State, partitions, ids int) error {
-	running, err := askVersions(ctx, state)
+func (d *versionDiff) compare(ctx context.Context, state *control.State, partitions int) error {
+	running, err := runningVersions(ctx, state)
 	if err != nil {
 		return err
 	}
@@ -132,10 +135,14 @@ func (d *versionDiff) compare(ctx context.Context, state *control.State, partiti
 		from, ok1 := find(d.Old, p)
 		to, ok2 := find(d.New, p)
 		if !ok1 || !ok2 {
-			return fmt.Errorf("no worker that can be reached has partition %d of version %d: it is being handed over or restored, or workers are down; try again when `projector status` shows both at work", p, map[bool]int{true: d.New, false: d.Old}[ok1])
+			missing := d.Old
+			if ok1 {
+				missing = d.New
+			}
+			return fmt.Errorf("no reachable worker has partition %d of version %d: a worker is taking it over or restoring it, or workers are down; try again when `projector status` shows progress of both versions", p, missing)
 		}
 		d.Offsets[p] = min(from.Offsets[p], to.Offsets[p])
-		if err := d.partition(ctx, p, from.At, to.At, ids); err != nil {
+		if err := d.comparePartition(ctx, p, from.At, to.At); err != nil {
 			return fmt.Errorf("comparing partition %d: %w", p, err)
 		}
 	}
@@ -143,14 +150,14 @@ func (d *versionDiff) compare(ctx context.Context, state *control.State, partiti
 	return nil
 }
 
-// askVersions asks all workers what they have.
-func askVersions(ctx context.Context, state *control.State) (out []projector.RunningVersion, err error) {
+// runningVersions reads from all workers which partitions of which versions they have.
+func runningVersions(ctx context.Context, state *control.State) (out []projector.RunningVersion, err error) {
 	var faults []error
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
 		addr := state.Workers[instance].Address
 		var here []projector.RunningVersion
-		if err := askWorker(ctx, addr, "/internal/v1/versions", func(body io.Reader) error { return json.NewDecoder(body).Decode(&here) }); err != nil {
-			faults = append(faults, fmt.Errorf("worker %s: %w", instance, err)) // it may be one that was killed
+		if err := getWorker(ctx, addr, "/internal/v1/versions", func(body io.Reader) error { return json.NewDecoder(body).Decode(&here) }); err != nil {
+			faults = append(faults, fmt.Errorf("worker %s: %w", instance, err)) // the worker may have been killed
 			continue
 		}
 		for _, r := range here {
@@ -159,49 +166,25 @@ func askVersions(ctx context.Context, state *control.State) (out []projector.Run
 		}
 	}
 	if len(out) == 0 {
-		return nil, errors.Join(append(faults, errors.New("no worker can be asked: is `projector run` at work, and can it be reached at its --advertise address?"))...)
+		return nil, errors.Join(append(faults, errors.New("no worker answers: is `projector run` running, and reachable at its --advertise address?"))...)
 	}
 	return out, nil
 }
 
-// errNotYet is what a worker says that has not heard yet of what it is asked for.
-var errNotYet = errors.New("the worker has not heard of it yet")
-
-func askWorker(ctx context.Context, addr, path string, read func(io.Reader) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
-	if err != nil {
-		return err
-	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: askTimeout}).DialContext, ResponseHeaderTimeout: forgetPatience}}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode == http.StatusConflict {
-		return errNotYet
-	}
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // it is only for the message
-		return fmt.Errorf("%s answers %s: %s", addr, resp.Status, bytes.TrimSpace(text))
-	}
-	return read(resp.Body)
-}
-
-// lines reads one version's states of a partition, one after the other.
-type lines struct {
+// states reads one version's states of a partition, in the order of their ids.
+type states struct {
 	scan *bufio.Scanner
-	line reader.StateLine
-	done bool
+	line reader.StateLine // the current state
+	done bool             // the line was the end
 }
 
-func newLines(r io.Reader) *lines {
+func newStates(r io.Reader) *states {
 	s := bufio.NewScanner(r)
 	s.Buffer(nil, 64<<20)
-	return &lines{scan: s}
+	return &states{scan: s}
 }
 
-func (l *lines) next() error {
+func (l *states) next() error {
 	l.line = reader.StateLine{}
 	if !l.scan.Scan() {
 		return cmp.Or(l.scan.Err(), io.ErrUnexpectedEOF)
@@ -211,46 +194,51 @@ func (l *lines) next() error {
 	return err
 }
 
-// partition merges what the two versions have.
-func (d *versionDiff) partition(ctx context.Context, p int32, from, to string, ids int) error {
+// comparePartition compares a partition. from and to are the addresses of the workers that
+// have it in the old and the new version.
+func (d *versionDiff) comparePartition(ctx context.Context, p int32, from, to string) error {
 	path := func(version int) string {
 		return fmt.Sprintf("/internal/v1/versions/%s/%d/%d?at=%d", d.Projection, version, p, d.Offsets[p])
 	}
-	return askWorker(ctx, from, path(d.Old), func(r1 io.Reader) error {
-		return askWorker(ctx, to, path(d.New), func(r2 io.Reader) error {
-			a, b := newLines(r1), newLines(r2)
-			if err := errors.Join(a.next(), b.next()); err != nil {
-				return err
-			}
-			for !a.done || !b.done {
-				order := strings.Compare(a.line.ID, b.line.ID)
-				if a.done {
-					order = 1
-				} else if b.done {
-					order = -1
-				}
-				if err := d.see(a.line, b.line, order, ids); err != nil {
-					return err
-				}
-				if order <= 0 {
-					if err := a.next(); err != nil {
-						return err
-					}
-				}
-				if order >= 0 {
-					if err := b.next(); err != nil {
-						return err
-					}
-				}
-			}
-			return nil
+	return getWorker(ctx, from, path(d.Old), func(r1 io.Reader) error {
+		return getWorker(ctx, to, path(d.New), func(r2 io.Reader) error {
+			return d.merge(newStates(r1), newStates(r2))
 		})
 	})
 }
 
-// see compares two aggregates of one id. order says which of them is there: both
-// if it is 0, the first if it is less.
-func (d *versionDiff) see(a, b reader.StateLine, order, ids int) error {
+// merge compares the states of two versions, which are in the order of their ids.
+func (d *versionDiff) merge(a, b *states) error {
+	if err := errors.Join(a.next(), b.next()); err != nil {
+		return err
+	}
+	for !a.done || !b.done {
+		order := strings.Compare(a.line.ID, b.line.ID)
+		if a.done {
+			order = 1
+		} else if b.done {
+			order = -1
+		}
+		if err := d.add(a.line, b.line, order); err != nil {
+			return err
+		}
+		if order <= 0 {
+			if err := a.next(); err != nil {
+				return err
+			}
+		}
+		if order >= 0 {
+			if err := b.next(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// add adds one aggregate to the result. If order is 0, both versions have it; if order is
+// negative, only the old version (a); else only the new version (b).
+func (d *versionDiff) add(a, b reader.StateLine, order int) error {
 	d.Aggregates++
 	id := a.ID
 	switch {
@@ -271,20 +259,20 @@ func (d *versionDiff) see(a, b reader.StateLine, order, ids int) error {
 			return err
 		}
 		if fields == 0 {
-			d.Same++ // in another order
+			d.Same++ // only the order of the fields differs
 			return nil
 		}
 	}
-	if d.Differ++; len(d.IDs) < ids {
+	if d.Differ++; len(d.IDs) < d.maxIDs {
 		d.IDs = append(d.IDs, id)
 	}
 	return nil
 }
 
-// deletedField stands among the fields for whether an aggregate is deleted.
+// deletedField is the name of the pseudo-field that records whether an aggregate is deleted.
 const deletedField = "(deleted)"
 
-// fields notes in which fields two states differ, and returns how many there are.
+// fields adds the fields in which two states differ, and returns their number.
 func (d *versionDiff) fields(id string, a, b reader.StateLine) (n int, err error) {
 	was, is := map[string]json.RawMessage{}, map[string]json.RawMessage{}
 	if err := errors.Join(leaves(was, "", a.State), leaves(is, "", b.State)); err != nil {
@@ -310,15 +298,15 @@ func (d *versionDiff) fields(id string, a, b reader.StateLine) (n int, err error
 			f = &fieldDiff{Samples: []diffSample{}}
 			d.Fields[name] = f
 		}
-		if f.Differ++; len(f.Samples) < d.samples {
+		if f.Differ++; len(f.Samples) < d.maxSamples {
 			f.Samples = append(f.Samples, diffSample{id, was[name], is[name]})
 		}
 	}
 	return n, nil
 }
 
-// leaves sets the values of an object by dotted path; what is no object is one
-// value.
+// leaves adds the values of a JSON object to out, by dotted path. Arrays count as single
+// values.
 func leaves(out map[string]json.RawMessage, path string, value json.RawMessage) error {
 	if !bytes.HasPrefix(value, []byte("{")) {
 		out[path] = value
@@ -344,15 +332,15 @@ func (d *versionDiff) print(w io.Writer) error {
 	out := cli.Printer{Out: w}
 	out.Line("%s: version %d (live) and version %d, %s compared at the same offsets", d.Projection, d.Old, d.New, cli.Plural(d.Aggregates, "aggregate"))
 	out.Line("  same     %d", d.Same)
-	out.Line("  differ   %d, of which %d only in version %d and %d only in version %d", d.Differ, d.OnlyOld, d.Old, d.OnlyNew, d.New)
+	out.Line("  differ   %d: %d only in version %d, %d only in version %d", d.Differ, d.OnlyOld, d.Old, d.OnlyNew, d.New)
 	if d.Unknown > 0 {
-		out.Line("  unknown  %d: they have changed since, and the workers keep no history; compare once more when fewer events come in", d.Unknown)
+		out.Line("  unknown  %d: changed since, and the workers keep no history; compare again when fewer events arrive", d.Unknown)
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Fields)) {
 		f := d.Fields[name]
 		out.Line("  field %s: differs in %s", name, cli.Plural(f.Differ, "aggregate"))
 		for _, s := range f.Samples {
-			out.Line("    %s: %s -> %s", s.ID, missing(s.Old), missing(s.New))
+			out.Line("    %s: %s -> %s", s.ID, valueText(s.Old), valueText(s.New))
 		}
 	}
 	if len(d.IDs) > 0 {
@@ -365,7 +353,8 @@ func (d *versionDiff) print(w io.Writer) error {
 	return out.Err
 }
 
-func missing(v json.RawMessage) string {
+// valueText returns the text of a value, which is nil if the version has no such field.
+func valueText(v json.RawMessage) string {
 	if v == nil {
 		return "(no such field)"
 	}

@@ -7,8 +7,8 @@ import (
 	"millrace/pipeline/projector/reader"
 )
 
-func TestADiffTellsWhichFieldsOfWhichAggregates(t *testing.T) {
-	d := &versionDiff{Fields: map[string]*fieldDiff{}, samples: 1}
+func TestADiffCountsAggregatesAndFieldsThatDiffer(t *testing.T) {
+	d := &versionDiff{Fields: map[string]*fieldDiff{}, maxSamples: 1, maxIDs: 3}
 	line := func(id, state string) reader.StateLine {
 		return reader.StateLine{ID: id, Version: 1, State: []byte(state)}
 	}
@@ -24,7 +24,7 @@ func TestADiffTellsWhichFieldsOfWhichAggregates(t *testing.T) {
 		{reader.StateLine{}, line("new", `{}`), 1},
 		{reader.StateLine{ID: "moving", Unknown: true}, line("moving", `{}`), 0},
 	} {
-		if err := d.see(c.a, c.b, c.order, 3); err != nil {
+		if err := d.add(c.a, c.b, c.order); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -32,6 +32,6 @@ func TestADiffTellsWhichFieldsOfWhichAggregates(t *testing.T) {
 		t.Errorf("%+v", d)
 	}
 	if len(d.Fields) != 2 || d.Fields["b.c"].Differ != 2 || len(d.Fields["b.c"].Samples) != 1 || string(d.Fields["b.c"].Samples[0].New) != "3" || d.Fields["n"].Differ != 1 {
-		t.Errorf("fields %v", d.Fields)
+		t.Errorf("fields are %v", d.Fields)
 	}
 }

@@ -23,102 +23,102 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// remainder is a place that still holds something of what was erased.
+// remainder is a place that still holds data of an erased aggregate.
 type remainder struct {
 	Where string `json:"where"`
-	What  string `json:"what"`
+	What  string `json:"what"` // the data
 	Until string `json:"until"`
 }
 
-// erasure is what forget did, and what it could not do.
+// erasure is the result of forget.
 type erasure struct {
 	Projection string   `json:"projection"`
 	ID         string   `json:"id"`
-	Workers    []string `json:"workers"` // that have erased it
-	Silent     []string `json:"silent"`  // that could not be asked
-	Tombstones []string `json:"tombstones"`
-	// Key says that the key of the aggregate's personal data was destroyed. It is
-	// nil where none is encrypted under its id.
+	Workers    []string `json:"workers"`    // that have erased the aggregate
+	Silent     []string `json:"silent"`     // workers that did not confirm, with the reasons
+	Tombstones []string `json:"tombstones"` // snapshots topics with a null for the aggregate
+
+	// Key is nil if no personal data is encrypted under the aggregate's id.
 	Key  *destroyedKey `json:"key,omitempty"`
 	Left []remainder   `json:"left"`
 }
 
-// destroyedKey is what became of a subject's key.
+// destroyedKey is the destroyed key of a data subject.
 type destroyedKey struct {
 	Topic     string `json:"topic"`
-	Destroyed int    `json:"destroyed"` // 0: it had none, or it was destroyed before
+	Destroyed int    `json:"destroyed"` // records; 0: there was no key, or it was destroyed before
 }
 
-// forgetPatience is how long forget waits for workers to have erased something.
-const forgetPatience = time.Minute
-
-func ForgetCommand(e *cli.Env) *cobra.Command {
+func forgetCommand(e *cli.Env) *cobra.Command {
 	var o *operator
 	cmd := &cobra.Command{
 		Use:   "forget NAME ID",
-		Short: "Erase an aggregate, for good, and say where something of it is left",
-		Long: `Writes down, on the control topic, that the projection must not have the aggregate:
-no version folds its events any more, however often the log is read again. The
-workers delete its states and its events from their disks, and snapshots topics
-get a null in its place.
+		Short: "Erase an aggregate permanently, and list the places that still hold its data",
+		Long: `Records on the control topic that the projection must not have the aggregate: no
+version folds its events any more, however often the log is read again. The workers
+delete its states and its events from their disks, and a null replaces its snapshot
+on the snapshots topics.
 
-If the topology encrypts personal fields, and the aggregate is the subject of them,
-its key is destroyed, too, and none is made for it again: producers refuse its events.
+If the topology encrypts personal fields and the aggregate is their data subject,
+forget also destroys its key. No new key is created: producers refuse its events.
 
-What other places hold of it is listed, with how long: the events themselves, what
-pipelines have made of them, dead letters, other projections. The id stays in the
-control topic: without it, nothing could be kept from coming back.
+forget lists the other places that hold its data, and for how long: the events
+themselves, the output of pipelines, dead letters, other projections. The id stays
+on the control topic, because it is needed to recognize the aggregate.
 
-Exit code 0 if all workers have erased it; 1 if some could not be asked: they do
-it when they are back.`,
+Exit code 0 if all workers have erased the aggregate; 1 if some workers did not
+answer: they erase it when they are back.`,
 		Example: `  projector forget user u-000001`,
 		Args:    cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx := cmd.Context()
-			w, state, pr, err := o.projection(ctx, args[0])
-			if err != nil {
-				return err
-			}
-			id := args[1]
-			record := control.ForgottenRecord{Format: control.Format, Time: e.Now().UTC(), By: e.Build.Version}
-			if err := o.say(ctx, w, control.Record{Key: control.ForgottenKey(pr.Name, id), Value: record}); err != nil {
-				return err
-			}
-			out := &erasure{Projection: pr.Name, ID: id, Workers: []string{}, Silent: []string{}, Tombstones: []string{}}
-			if err := out.destroy(ctx, w, pr, record.Time); err != nil {
-				return err
-			}
-			out.await(ctx, state)
-			if err := out.bury(ctx, w, state, record.Time); err != nil {
-				return err
-			}
-			if err := out.report(ctx, w, state, pr); err != nil {
-				return err
-			}
-			if o.json {
-				err = cli.PrintJSON(e.Stdout, out)
-			} else {
-				err = out.print(e.Stdout)
-			}
-			if err == nil && len(out.Silent) > 0 {
-				return &cli.ExitError{Code: cli.ExitFailure}
-			}
-			return err
+			return o.forget(cmd.Context(), args[0], args[1])
 		},
 	}
 	o = newOperator(e, cmd.Flags())
+	e.CompleteProjection(cmd)
 	return cmd
 }
 
-// await asks the workers until they have erased it.
+func (o *operator) forget(ctx context.Context, name, id string) error {
+	w, state, pr, err := o.projection(ctx, name)
+	if err != nil {
+		return err
+	}
+	record := control.ForgottenRecord{Format: control.Format, Time: o.env.Now().UTC(), By: o.env.Build.Version}
+	if err := o.write(ctx, w, control.Record{Key: control.ForgottenKey(pr.Name, id), Value: record}); err != nil {
+		return err
+	}
+	x := &erasure{Projection: pr.Name, ID: id, Workers: []string{}, Silent: []string{}, Tombstones: []string{}}
+	if err := x.destroyKey(ctx, w, pr, record.Time); err != nil {
+		return err
+	}
+	x.await(ctx, state)
+	if err := x.writeTombstones(ctx, w, state, record.Time); err != nil {
+		return err
+	}
+	if err := x.listRemainders(ctx, w, pr); err != nil {
+		return err
+	}
+	if o.json {
+		err = cli.PrintJSON(o.env.Stdout, x)
+	} else {
+		err = x.print(o.env.Stdout)
+	}
+	if err == nil && len(x.Silent) > 0 {
+		return &cli.ExitError{Code: cli.ExitFailure}
+	}
+	return err
+}
+
+// await polls the workers, in order, until each has erased the aggregate.
 func (x *erasure) await(ctx context.Context, state *control.State) {
-	ctx, cancel := context.WithTimeout(ctx, forgetPatience)
+	ctx, cancel := context.WithTimeout(ctx, workerTimeout)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
 		for {
-			err := askWorker(ctx, state.Workers[instance].Address, "/internal/v1/forgotten/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(io.Reader) error { return nil })
+			err := getWorker(ctx, state.Workers[instance].Address, "/internal/v1/forgotten/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(io.Reader) error { return nil })
 			if err == nil {
 				x.Workers = append(x.Workers, instance)
 				break
@@ -135,9 +135,8 @@ func (x *erasure) await(ctx context.Context, state *control.State) {
 	}
 }
 
-// destroy destroys the key of the aggregate's personal data, if that is encrypted
-// under its id.
-func (x *erasure) destroy(ctx context.Context, w *worker.Worker, pr *topology.Projection, at time.Time) error {
+// destroyKey destroys the key of the aggregate's personal data, if there is one under its id.
+func (x *erasure) destroyKey(ctx context.Context, w *worker.Worker, pr *topology.Projection, at time.Time) error {
 	keys := keyring.Topic(w.Topology)
 	if keys == nil || !pr.Subjects {
 		return nil
@@ -160,9 +159,9 @@ func (x *erasure) destroy(ctx context.Context, w *worker.Worker, pr *topology.Pr
 	return err
 }
 
-// bury writes a null in the place of each snapshot. The workers do so too, with
-// their next transaction; but that may be long in coming, if no events do.
-func (x *erasure) bury(ctx context.Context, w *worker.Worker, state *control.State, at time.Time) error {
+// writeTombstones writes a null for each snapshot. The workers do so too, but only with their
+// next transaction, which needs events.
+func (x *erasure) writeTombstones(ctx context.Context, w *worker.Worker, state *control.State, at time.Time) error {
 	var nulls []*pipeline.Record
 	for _, n := range state.Numbers(x.Projection) {
 		topic := state.Versions[x.Projection][n].Snapshots
@@ -172,28 +171,12 @@ func (x *erasure) bury(ctx context.Context, w *worker.Worker, state *control.Sta
 	return kafka.WriteOnce(ctx, w.Kafka, nulls...)
 }
 
-// report finds out what is left, from how topics are configured.
-func (x *erasure) report(ctx context.Context, w *worker.Worker, state *control.State, pr *topology.Projection) error {
+// listRemainders sets Left, from the configuration of the topics.
+func (x *erasure) listRemainders(ctx context.Context, w *worker.Worker, pr *topology.Projection) error {
+	related := relatedTopics(w.Topology, pr)
 	names := slices.Clone(x.Tombstones)
 	names = append(names, pr.From.Name)
-	outputs := map[string]string{}
-	for _, pl := range w.Topology.Pipelines {
-		if pl.From.Name != pr.From.Name && !slices.ContainsFunc(pl.Writes(), func(t *topology.Topic) bool { return t.Name == pr.From.Name }) {
-			continue
-		}
-		if pl.From.Name != pr.From.Name {
-			outputs[pl.From.Name] = "the events that pipeline " + pl.Name + " reads"
-		}
-		for _, t := range pl.Writes() {
-			if t.Name != pr.From.Name {
-				outputs[t.Name] = "what pipeline " + pl.Name + " made of its events"
-			}
-		}
-		if pl.DeadLetter != nil {
-			outputs[pl.DeadLetter.Name] = "its events that pipeline " + pl.Name + " could not process"
-		}
-	}
-	for name := range outputs {
+	for name := range related {
 		names = append(names, name)
 	}
 	keys := keyring.Topic(w.Topology)
@@ -209,40 +192,63 @@ func (x *erasure) report(ctx context.Context, w *worker.Worker, state *control.S
 	for _, topic := range x.Tombstones {
 		left(topic, "its older snapshots", compacted(cluster.Topics[topic]))
 	}
-	for _, name := range slices.Sorted(maps.Keys(outputs)) {
+	for _, name := range slices.Sorted(maps.Keys(related)) {
 		if t, ok := cluster.Topics[name]; ok {
-			left(name, outputs[name], retained(t))
+			left(name, related[name], retained(t))
 		}
 	}
 	for _, other := range w.Topology.Projections {
 		if other.Name != pr.Name {
-			left("projection "+other.Name, "whatever it took over from its events, under ids of its own", "it is forgotten there: projector forget "+other.Name+" ID")
+			left("projection "+other.Name, "data that it took from its events, under other ids", "it is forgotten there: projector forget "+other.Name+" ID")
 		}
 	}
 	switch {
 	case x.Key != nil:
 		for i := range x.Left {
-			x.Left[i].What += "; what is encrypted of it cannot be read any more"
+			x.Left[i].What += "; the encrypted fields are unreadable"
 		}
-		left(keys.Name, "the record of its key as it was, for who has the key-encryption key", compacted(cluster.Topics[keys.Name]))
-		left(keys.Name, "its id, as a mark that no key is made for it again", "for ever")
+		left(keys.Name, "the old record of its key, readable with the key-encryption key", compacted(cluster.Topics[keys.Name]))
+		left(keys.Name, "its id, so that no new key is created", "for ever")
 	case keys != nil:
-		left(keys.Name, "the keys of encrypted fields: they are not of "+pr.Name+" "+x.ID+", but of those whom the fields are about", "the subject is forgotten: projector forget PROJECTION ID, of a projection with the subjects as its aggregates")
+		left(keys.Name, "the keys of encrypted fields: they belong to the data subjects of the fields, not to "+pr.Name+" "+x.ID, "the subject is forgotten: projector forget PROJECTION ID, of a projection whose aggregates are the subjects")
 	}
-	left(control.Topic(w.Topology), "its id, as a fence against its return", "for ever")
+	left(control.Topic(w.Topology), "its id, so that its events are not folded again", "for ever")
 	return nil
 }
 
-// Defaults of Kafka, where a topic says nothing.
+// relatedTopics returns the topics of pipelines that read or write the projection's source
+// topic, without that topic, with the data that they can hold of an aggregate.
+func relatedTopics(t *topology.Topology, pr *topology.Projection) map[string]string {
+	out := map[string]string{}
+	for _, pl := range t.Pipelines {
+		if pl.From.Name != pr.From.Name && !slices.ContainsFunc(pl.Writes(), func(t *topology.Topic) bool { return t.Name == pr.From.Name }) {
+			continue
+		}
+		if pl.From.Name != pr.From.Name {
+			out[pl.From.Name] = "the events that pipeline " + pl.Name + " reads"
+		}
+		for _, t := range pl.Writes() {
+			if t.Name != pr.From.Name {
+				out[t.Name] = "the output of pipeline " + pl.Name + " for its events"
+			}
+		}
+		if pl.DeadLetter != nil {
+			out[pl.DeadLetter.Name] = "its events that pipeline " + pl.Name + " rejected"
+		}
+	}
+	return out
+}
+
+// Kafka's defaults for settings that a topic does not have.
 const (
-	defaultRetention       = "7 days, unless the brokers say otherwise (log.retention.ms), after its last event, and up to a segment longer"
+	defaultRetention       = "7 days after its last event, unless the brokers have another log.retention.ms, and up to a segment longer"
 	defaultDeleteRetention = 24 * time.Hour
 )
 
-// retained says until when a topic keeps a record.
+// retained describes how long a topic keeps a record.
 func retained(t kafka.TopicState) string {
 	if t.Config == nil {
-		return "not known: its configuration may not be seen"
+		return "unknown: no permission to read the topic's configuration"
 	}
 	if t.Config["cleanup.policy"] == "compact" {
 		return "for ever, unless a later record has the same key"
@@ -258,10 +264,10 @@ func retained(t kafka.TopicState) string {
 	return fmt.Sprintf("%v after its last event, and up to a segment longer (segment.ms, segment.bytes)", time.Duration(ms)*time.Millisecond)
 }
 
-// compacted says until when a compacted topic keeps what a null replaces.
+// compacted describes how long a compacted topic keeps a record after a null with its key.
 func compacted(t kafka.TopicState) string {
 	if t.Config == nil {
-		return "not known: its configuration may not be seen"
+		return "unknown: no permission to read the topic's configuration"
 	}
 	marker := defaultDeleteRetention
 	if ms, err := strconv.ParseInt(t.Config["delete.retention.ms"], 10, 64); err == nil {
@@ -269,21 +275,21 @@ func compacted(t kafka.TopicState) string {
 	}
 	ms, err := strconv.ParseInt(t.Config["max.compaction.lag.ms"], 10, 64)
 	if err != nil {
-		return fmt.Sprintf("no bound: max.compaction.lag.ms is not set, so it is there until brokers compact that part; the null itself for %v more", marker)
+		return fmt.Sprintf("no bound: max.compaction.lag.ms is not set, so it stays until the brokers compact that segment; the null stays %v longer", marker)
 	}
-	return fmt.Sprintf("%v from now, and as long as the cleaner then takes; the null itself for %v more", time.Duration(ms)*time.Millisecond, marker)
+	return fmt.Sprintf("%v from now, and until the cleaner is done; the null stays %v longer", time.Duration(ms)*time.Millisecond, marker)
 }
 
 func (x *erasure) print(w io.Writer) error {
 	out := cli.Printer{Out: w}
 	out.Line("%s %s is forgotten: erased by %s, a null on %s", x.Projection, x.ID, cli.Plural(len(x.Workers), "worker"), cli.Plural(len(x.Tombstones), "snapshots topic"))
 	if x.Key != nil {
-		out.Line("Its key is destroyed (%s on %s): what is encrypted under it cannot be read any more, wherever it is", cli.Plural(x.Key.Destroyed, "record"), x.Key.Topic)
+		out.Line("Its key is destroyed (%s on %s): everything encrypted with it is unreadable, everywhere", cli.Plural(x.Key.Destroyed, "record"), x.Key.Topic)
 	}
 	for _, s := range x.Silent {
-		out.Line("  ! not asked: %s. It erases it when it is back", s)
+		out.Line("  ! no confirmation: %s. The worker erases it when it is back", s)
 	}
-	out.Line("What is left of it, and until when:")
+	out.Line("Remaining data, and until when:")
 	if out.Err != nil {
 		return out.Err
 	}

@@ -4,5 +4,5 @@ package demo
 
 import "syscall"
 
-// ownGroup has no way here that all systems share.
+// ownGroup returns the defaults: other systems have no common API for process groups.
 func ownGroup() *syscall.SysProcAttr { return nil }

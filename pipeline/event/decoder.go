@@ -1,0 +1,141 @@
+package event
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/topology"
+)
+
+// Schemas returns the schema with an id or GUID. [codec.Registry] implements it. An
+// error of ClassReject means that there is no such schema.
+type Schemas interface {
+	Schema(context.Context, codec.SchemaRef) (*codec.Schema, error)
+}
+
+// Decoder finds the event type of a record and converts its body to our schema of
+// the type. The schema id alone determines the type. The body is read only if it
+// was written with another version of the schema.
+//
+// One goroutine, usually that of a session, owns a decoder.
+type Decoder struct {
+	schemas Schemas
+	types   []*codec.Schema
+	old     []topology.Old
+	byName  map[string]int // index in types by full name
+	known   map[codec.SchemaRef]binding
+	recent  [8]struct { // cache of the schemas with an id, by its last bits
+		id int
+		*binding
+	}
+	scratch []byte // the last converted body
+}
+
+// binding is the meaning of a writer's schema.
+type binding struct {
+	typ      int
+	old      int             // index of the old shape with this schema, -1 if none
+	resolver *codec.Resolver // nil if the body needs no conversion
+	err      error           // of ClassReject: every record with this schema is rejected
+}
+
+// NewDecoder returns a decoder of the types. old are former shapes of types, which
+// [Decoded.Old] recognizes.
+func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Decoder {
+	d := &Decoder{schemas: schemas, types: types, old: old, byName: map[string]int{}, known: map[codec.SchemaRef]binding{}}
+	for i, t := range types {
+		d.byName[t.Name()] = i
+	}
+	return d
+}
+
+// Decoded is a decoded record.
+type Decoded struct {
+	Type int    // index of the type
+	Body []byte // Avro, in our schema of the type; valid until the next Decode
+
+	Old     int    // index of the old shape that the record was written in, -1 if none
+	OldBody []byte // as it was written
+}
+
+// Decode decodes a record. If wanted is not nil, Body is meaningful only for the
+// types that it selects; for others the body is not converted. An error of
+// ClassReject means that the record is bad, another error that its schema is not
+// available at the moment.
+func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(typ int) bool) (Decoded, error) {
+	ref, body, err := codec.Unframe(r)
+	if err != nil {
+		return Decoded{}, err
+	}
+	recent := &d.recent[uint(ref.ID)%uint(len(d.recent))]
+	b := recent.binding
+	if b == nil || recent.id != ref.ID || ref.ByGUID {
+		if b, err = d.binding(ctx, ref); err != nil {
+			return Decoded{}, err
+		}
+		if !ref.ByGUID {
+			recent.id, recent.binding = ref.ID, b
+		}
+	}
+	if b.err != nil {
+		return Decoded{}, b.err
+	}
+	if b.resolver == nil || wanted != nil && !wanted(b.typ) {
+		return Decoded{Type: b.typ, Body: body, Old: b.old, OldBody: body}, nil
+	}
+	if d.scratch, err = b.resolver.Append(d.scratch[:0], body); err != nil {
+		return Decoded{}, err
+	}
+	return Decoded{Type: b.typ, Body: d.scratch, Old: b.old, OldBody: body}, nil
+}
+
+// binding returns the binding of a schema. Only the first call for a schema asks the
+// registry.
+func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, error) {
+	b, ok := d.known[ref]
+	if !ok {
+		var err error
+		if b, err = d.bind(ctx, ref); err != nil {
+			return nil, err
+		}
+		d.known[ref] = b
+	}
+	return &b, nil
+}
+
+func (d *Decoder) bind(ctx context.Context, ref codec.SchemaRef) (binding, error) {
+	writer, err := d.schemas.Schema(ctx, ref)
+	if err != nil {
+		return binding{}, err
+	}
+	typ, ok := d.byName[writer.Name()]
+	if !ok {
+		return binding{err: pipeline.Reject(pipeline.ReasonUnknownType,
+			"event type %s is not among the types of this topic in the topology: %s", writer.Name(), d.names())}, nil
+	}
+	resolver, err := codec.NewResolver(writer, d.types[typ])
+	if err != nil {
+		return binding{err: &pipeline.RejectError{Reason: pipeline.ReasonBadSchema,
+			Err: fmt.Errorf("the writer's schema of %s cannot be read with ours: %w", writer.Name(), err)}}, nil
+	}
+	old := slices.IndexFunc(d.old, func(o topology.Old) bool { return o.Type == typ && codec.SameBytes(o.Schema, writer) })
+	return binding{typ: typ, old: old, resolver: resolver}, nil
+}
+
+func (d *Decoder) names() string {
+	names := make([]string, len(d.types))
+	for i, t := range d.types {
+		names[i] = t.Name()
+	}
+	return strings.Join(names, ", ")
+}
+
+// TypeOf returns the index of a record's type. It does not read the body.
+func (d *Decoder) TypeOf(ctx context.Context, in *pipeline.Record) (int, error) {
+	out, err := d.Decode(ctx, in, func(int) bool { return false })
+	return out.Type, err
+}

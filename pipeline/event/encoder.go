@@ -1,0 +1,293 @@
+package event
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyring"
+	"millrace/pipeline/seal"
+	"millrace/pipeline/topology"
+)
+
+// EncoderConfig configures an [Encoder].
+type EncoderConfig struct {
+	Topic      *topology.Topic      // name, event types and headers of the records
+	Key        string               // dotted path of the field that becomes the record key
+	Encryption *topology.Encryption // nil: no field is encrypted
+	NewID      func() string        // of events without an id
+	Now        func() time.Time     // of events without a timestamp
+}
+
+// Encoder encodes events in JSON as records. One goroutine owns it; [Encoder.Clone]
+// makes one for another goroutine. [Encoder.Register], [Encoder.SetLimits] and
+// [Encoder.UseKeys] complete the configuration: call them before the first Encode.
+type Encoder struct {
+	topic   string
+	key     string // path of the key's field
+	types   []*Type
+	byName  map[string]*Type // nil: the name is ambiguous
+	newID   func() string
+	now     func() time.Time
+	headers *topicHeaders // nil: records get no headers
+	limits  kafka.Limits
+	ring    *keyring.Ring // nil: nothing is encrypted, or nothing is sent
+
+	// Of the current event:
+	json    codec.JSON
+	view    pipeline.View
+	subject string
+}
+
+// NewEncoder returns an encoder. An error names the types that the key does not fit,
+// or is about the encryption.
+func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
+	e := &Encoder{topic: cfg.Topic.Name, key: cfg.Key, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
+	var faults []error
+	for _, s := range cfg.Topic.Types {
+		t, err := newType(s, strings.Split(cfg.Key, "."))
+		if err != nil {
+			faults = append(faults, fmt.Errorf("--key %s: %w", cfg.Key, err))
+			continue
+		}
+		e.types = append(e.types, t)
+	}
+	if len(faults) > 0 {
+		return nil, errors.Join(faults...)
+	}
+	e.nameTypes()
+	var err error
+	if e.headers, err = newTopicHeaders(cfg.Topic); err != nil {
+		return nil, err
+	}
+	for _, t := range e.types {
+		if t.sealed, err = keyring.NewFields(cfg.Encryption, t.Schema); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// nameTypes fills byName: an event may name its type by the full name, the short
+// name, or the short name in snake case.
+func (e *Encoder) nameTypes() {
+	for _, t := range e.types {
+		for _, name := range []string{t.Name, snakeCase(t.Name)} {
+			if _, taken := e.byName[name]; taken {
+				e.byName[name] = nil // in two namespaces: only the full name is unique
+				continue
+			}
+			e.byName[name] = t
+		}
+	}
+	for _, t := range e.types {
+		e.byName[t.Schema.Name()] = t
+	}
+}
+
+// Register sets the schema ids of the types from the registry. If create is set, it
+// registers the schemas that are missing there.
+func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) error {
+	for _, t := range e.types {
+		id, err := SchemaID(ctx, registry, e.topic, t.Schema, create)
+		if err != nil {
+			return fmt.Errorf("schema of %s: %w", t.Schema.Name(), err)
+		}
+		t.ID = id
+	}
+	return nil
+}
+
+// SetLimits sets the largest size of a record. Without it, the default of Kafka
+// applies.
+func (e *Encoder) SetLimits(limits kafka.Limits) { e.limits = limits }
+
+// UseKeys sets the keys that Seal encrypts with. Without them, records stay
+// unencrypted; they must not be sent.
+func (e *Encoder) UseKeys(ring *keyring.Ring) { e.ring = ring }
+
+// Clone returns an encoder for another goroutine. Both share the types.
+func (e *Encoder) Clone() *Encoder {
+	c := *e
+	c.json, c.view, c.headers = codec.JSON{}, pipeline.View{}, e.headers.clone()
+	return &c
+}
+
+// Types returns the event types. The caller must not change them.
+func (e *Encoder) Types() []*Type { return e.types }
+
+// Encrypts reports whether a type has encrypted fields.
+func (e *Encoder) Encrypts() bool {
+	return slices.ContainsFunc(e.types, func(t *Type) bool { return t.sealed != nil })
+}
+
+// Keys returns the keys that Seal encrypts with, nil if it does not encrypt.
+func (e *Encoder) Keys() *keyring.Ring { return e.ring }
+
+// HasHeaders reports whether records get the headers of CloudEvents.
+func (e *Encoder) HasHeaders() bool { return e.headers != nil }
+
+// Encode encodes one event. Value and key of the record are appended to buf, which
+// is returned. An error describes the fault of the line. The type is nil only if the
+// fault hides it.
+func (e *Encoder) Encode(line []byte, r *pipeline.Record, buf []byte) (*Type, []byte, error) {
+	if err := e.json.Parse(line); err != nil {
+		return nil, buf, err
+	}
+	if !e.json.IsObject() {
+		return nil, buf, errors.New("expected an event, a JSON object")
+	}
+	t, err := e.typeOf()
+	if err != nil {
+		return nil, buf, err
+	}
+	e.fillIn(t)
+	buf = codec.AppendFrame(buf[:0], t.ID)
+	frame := len(buf)
+	if buf, err = e.json.AppendAvro(buf, t.Schema); err != nil {
+		return t, buf, err
+	}
+	value := len(buf)
+	if err := t.layout.Walk(buf[frame:], &e.view); err != nil {
+		return t, buf, err
+	}
+	if buf, err = keyring.AppendKey(buf, t.layout.Node(t.key), e.view.Get(t.key)); err != nil {
+		return t, buf, &codec.PathError{Path: e.key, Msg: err.Error()}
+	}
+	at := e.now()
+	if t.time >= 0 {
+		if at, err = timeOf(t.layout.Node(t.time), e.view.Get(t.time)); err != nil {
+			return t, buf, err
+		}
+	}
+	e.subject = ""
+	if t.sealed != nil {
+		err := t.sealed.Walk(buf[frame:value], &e.view)
+		if err == nil && t.sealed.Any(&e.view) {
+			e.subject, err = t.sealed.Subject(&e.view)
+		}
+		if err != nil {
+			return t, buf, err
+		}
+	}
+	*r = pipeline.Record{Topic: e.topic, Partition: pipeline.KeyPartition, Key: buf[value:], Value: buf[:value:value], Time: at}
+	if e.headers != nil {
+		if r.Headers, err = e.headers.of(t.Schema, r, nil); err != nil {
+			return t, buf, err
+		}
+	}
+	return t, buf, e.Fits(r, "")
+}
+
+// Subject returns the data subject whose key Seal needs for the last encoded event,
+// "" if the event needs none.
+func (e *Encoder) Subject() string { return e.subject }
+
+// ID returns the id of the last encoded event, "" if its type has none.
+func (e *Encoder) ID() string {
+	id, _ := e.json.Text("id")
+	return string(id)
+}
+
+// SetHeaders gives an encoded record headers of its own, and those of the topic.
+func (e *Encoder) SetHeaders(t *Type, r *pipeline.Record, own []pipeline.Header) (err error) {
+	r.Headers = own
+	if e.headers != nil {
+		r.Headers, err = e.headers.of(t.Schema, r, own)
+	}
+	return err
+}
+
+// Fits returns an error for a record that is larger than its topic allows. how
+// describes the record in the error, after "as a record".
+func (e *Encoder) Fits(r *pipeline.Record, how string) error {
+	if n, most := r.Size(), e.limits.Record(r.Topic); n > most {
+		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", n, how, r.Topic, most)}
+	}
+	return nil
+}
+
+// Seal encrypts the tagged fields of a record from Encode under the key of its
+// subject; create missing keys with [keyring.Ring.Ensure] before. The new value is
+// appended to buf, which is returned. A [codec.PathError] means that the event is
+// rejected, another error that the key is unavailable.
+func (e *Encoder) Seal(t *Type, subject string, r *pipeline.Record, buf []byte) ([]byte, error) {
+	if subject == "" || e.ring == nil {
+		return buf, nil
+	}
+	key, err := e.ring.Current(subject)
+	switch {
+	case errors.Is(err, seal.ErrErased):
+		return buf, &codec.PathError{Path: t.sealed.SubjectPath(), Msg: err.Error() + ": new personal data of it is not accepted"}
+	case err != nil:
+		return buf, fmt.Errorf("the key of subject %q: %w", subject, err)
+	}
+	body := len(codec.AppendFrame(nil, t.ID))
+	if err := t.sealed.Walk(r.Value[body:], &e.view); err != nil {
+		return buf, err
+	}
+	t.sealed.Seal(&e.view, subject, key)
+	start := len(buf)
+	buf = e.view.Append(append(buf, r.Value[:body]...))
+	r.Value = buf[start:len(buf):len(buf)]
+	return buf, e.Fits(r, " with its fields encrypted")
+}
+
+// typeOf finds the type that the event names. An event of a topic with one type need
+// not name it.
+func (e *Encoder) typeOf() (*Type, error) {
+	named := e.json.Has("type")
+	if !named && len(e.types) == 1 {
+		return e.types[0], nil
+	}
+	name, isText := e.json.Text("type")
+	if t := e.byName[string(name)]; t != nil {
+		return t, nil
+	}
+	if len(e.types) == 1 && e.types[0].Schema.Root().Field("type") == nil {
+		return e.types[0], nil // no envelope: type may be a field like any other
+	}
+	return nil, e.unknownType(name, named, isText)
+}
+
+// unknownType returns the error for an event without a known type.
+func (e *Encoder) unknownType(name []byte, named, isText bool) error {
+	msg := "missing"
+	switch {
+	case isText:
+		msg = fmt.Sprintf("unknown event type %q", name)
+	case named:
+		msg = "expected a string"
+	}
+	var names []string
+	for _, t := range e.types {
+		if e.byName[t.Name] == nil {
+			names = append(names, t.Schema.Name())
+		} else {
+			names = append(names, t.Name)
+		}
+	}
+	slices.Sort(names)
+	return &codec.PathError{Path: "type", Msg: fmt.Sprintf("%s; %s takes %s", msg, e.topic, strings.Join(names, ", "))}
+}
+
+// timeOf returns a record's time from the event's timestamp.
+func timeOf(n *codec.Node, enc []byte) (time.Time, error) {
+	v, _, err := codec.ReadLong(enc)
+	if err != nil {
+		return time.Time{}, err
+	}
+	unit := timestampUnit(n)
+	perSecond := int64(time.Second / unit)
+	at := time.Unix(v/perSecond, v%perSecond*int64(unit))
+	if at.UnixMilli() < 0 {
+		return at, &codec.PathError{Path: "timestamp", Msg: fmt.Sprintf("%s is before 1970, which a Kafka record's time cannot be", at.UTC().Format(time.RFC3339Nano))}
+	}
+	return at, nil
+}

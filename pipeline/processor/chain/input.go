@@ -1,0 +1,60 @@
+package chain
+
+import (
+	"context"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/event"
+	"millrace/pipeline/topology"
+)
+
+// input reads records as events.
+type input struct {
+	decoder  *event.Decoder
+	layouts  []*codec.Layout // by type
+	old      []topology.Old
+	envelope *event.Envelope // nil: events carry their envelope, or the record has all of it
+}
+
+// read decodes a record into e.
+func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event) error {
+	d, err := r.decoder.Decode(ctx, in, nil)
+	if err != nil {
+		return err
+	}
+	e.Record, e.Type, e.NewKey, e.To, e.OldType, e.Arena = in, d.Type, nil, nil, -1, e.Arena[:0]
+	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
+		return err
+	}
+	if d.Old >= 0 {
+		e.OldType = d.Old
+		if err := r.old[d.Old].Layout.Walk(d.OldBody, &e.Old); err != nil {
+			return err
+		}
+	}
+	if r.envelope != nil {
+		return r.envelope.Open(e)
+	}
+	return nil
+}
+
+// key returns the key of the event in a record, or the key of the record if the event
+// cannot be read: read reports this error later. It overwrites e.
+func (r *input) key(ctx context.Context, in *pipeline.Record, e *pipeline.Event) []byte {
+	if r.envelope == nil {
+		return in.Key
+	}
+	d, err := r.decoder.Decode(ctx, in, nil)
+	if err != nil {
+		return in.Key
+	}
+	e.Record, e.Type, e.NewKey = in, d.Type, nil
+	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
+		return in.Key
+	}
+	if err := r.envelope.Open(e); err != nil || e.NewKey == nil {
+		return in.Key
+	}
+	return e.NewKey
+}

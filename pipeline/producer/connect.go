@@ -1,0 +1,167 @@
+package producer
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"millrace/pipeline"
+	"millrace/pipeline/cli"
+	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyring"
+	"millrace/pipeline/topology"
+	"millrace/pipeline/worker"
+)
+
+// connection is everything between an event and its topic.
+type connection struct {
+	topic   *topology.Topic
+	encoder *event.Encoder
+	writer  keyring.RecordWriter
+	close   func() // closes the writer and stops following the keys
+	log     *slog.Logger
+	metrics *prometheus.Registry
+}
+
+// open reads the configuration and connects. In a dry run it connects to nothing.
+func (p *producer) open(ctx context.Context) (*connection, error) {
+	if p.patience <= 0 {
+		return nil, cli.Usagef("--timeout: %v is not a positive duration", p.patience)
+	}
+	c := &connection{metrics: worker.NewRegistry(p.env.Build), close: func() {}}
+	var err error
+	if c.log, err = p.log.Logger(); err != nil {
+		return nil, err
+	}
+	var all *topology.Topology
+	if all, c.topic, err = p.target(); err != nil {
+		return nil, err
+	}
+	c.encoder, err = event.NewEncoder(event.EncoderConfig{
+		Topic: c.topic, Key: p.key, Encryption: all.Encryption, NewID: uuid.NewString, Now: p.env.Now,
+	})
+	if err != nil {
+		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}
+	}
+	if p.dryRun {
+		c.writer = dryWriter{}
+		return c, nil
+	}
+	if err := p.connect(ctx, c, keyring.Topic(all)); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// connect creates missing topics and schemas, and sets the writer and the keys. keys
+// is the topology's key topic, nil if it has none.
+func (p *producer) connect(ctx context.Context, c *connection, keys *topology.Topic) error {
+	if !c.encoder.Encrypts() {
+		keys = nil
+	}
+	ringConfig := keyring.Config{Now: p.env.Now, Log: c.log, Metrics: c.metrics}
+	var err error
+	if ringConfig.KEKs, err = p.kek.Load(); err != nil {
+		return err
+	}
+	if keys != nil && ringConfig.KEKs == nil {
+		return cli.Usagef("%s encrypts fields of the events of %s: name the key-encryption keys with --kek-file, or set %s", p.topology.File, c.topic.Name, keyring.EnvKEK)
+	}
+	cfg, err := p.kafka.Config(c.log, c.metrics)
+	if err != nil {
+		return err
+	}
+	where, err := p.registry.Config()
+	if err != nil {
+		return err
+	}
+	registry, err := cli.OpenRegistry(where)
+	if err != nil {
+		return &cli.ExitError{Code: cli.ExitUsage, Err: err}
+	}
+	if err := c.encoder.Register(ctx, registry, !p.noRegister); err != nil {
+		return err
+	}
+	topics := []*topology.Topic{c.topic}
+	if keys != nil {
+		topics = append(topics, keys)
+	}
+	cluster, err := kafka.EnsureTopics(ctx, cfg, worker.TopicSpecs(topics...), !p.noCreate)
+	if err != nil {
+		return err
+	}
+	out, err := kafka.NewWriter(cfg)
+	if err != nil {
+		return err
+	}
+	c.writer, c.close = out, out.Close
+	c.encoder.SetLimits(out.Limits(ctx, c.topic.Name))
+	if keys == nil {
+		return nil
+	}
+	ringConfig.Kafka, ringConfig.Topic, ringConfig.Partitions, ringConfig.Writer = cfg, keys.Name, cluster.Topics[keys.Name].Partitions, out
+	return p.followKeys(ctx, c, ringConfig)
+}
+
+// followKeys starts to follow the key topic, and returns when it was read to its
+// end.
+func (p *producer) followKeys(ctx context.Context, c *connection, cfg keyring.Config) error {
+	ring := keyring.New(cfg)
+	c.encoder.UseKeys(ring)
+	// After an interrupt, the lines that were read are still sent, so the keys are
+	// followed until close.
+	following, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := ring.Run(following); err != nil {
+			c.log.Error("reading the key topic failed", "topic", cfg.Topic, "err", err)
+		}
+	})
+	closeWriter := c.close
+	c.close = func() {
+		stop()
+		running.Wait()
+		closeWriter()
+	}
+	loading, cancel := context.WithTimeoutCause(ctx, p.patience, fmt.Errorf("not finished in %v (--timeout)", p.patience))
+	defer cancel()
+	if err := ring.Loaded(loading); err != nil {
+		c.close()
+		return err
+	}
+	return nil
+}
+
+// dryWriter acknowledges every record and drops it.
+type dryWriter struct{}
+
+func (dryWriter) Write(_ context.Context, _ *pipeline.Record, done func(error)) { done(nil) }
+func (dryWriter) Flush(context.Context) error                                   { return nil }
+
+// serve starts the HTTP server if --listen is given. The function that it returns
+// stops the server and waits for its end.
+func (p *producer) serve(ctx context.Context, log *slog.Logger, metrics prometheus.Gatherer) (func(), error) {
+	if p.server.Listen == "" {
+		return func() {}, nil
+	}
+	server, err := worker.NewServer(p.server.Config(log, metrics))
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var running sync.WaitGroup
+	running.Go(func() {
+		if err := server.Run(ctx); err != nil {
+			log.Error("the HTTP server failed; sending continues", "err", err)
+		}
+	})
+	return func() {
+		stop()
+		running.Wait()
+	}, nil
+}

@@ -1,0 +1,72 @@
+package client
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+)
+
+// The parts of answers that the commands use. See docs/openapi.json.
+type (
+	// position is the progress of a partition.
+	position struct {
+		Partition int32    `json:"partition"`
+		Offset    int64    `json:"offset"`
+		Lag       int64    `json:"lag"`         // offsets
+		Seconds   *float64 `json:"lag_seconds"` // nil if unknown
+	}
+
+	aggregate struct {
+		Projection string            `json:"projection"`
+		Partition  int32             `json:"partition"`
+		Offset     int64             `json:"offset"`
+		Lag        int64             `json:"lag"`
+		Seconds    *float64          `json:"lag_seconds"`
+		ID         string            `json:"id"`
+		Version    int64             `json:"version"`
+		Deleted    bool              `json:"deleted"`
+		EventID    string            `json:"event_id"`
+		EventTime  time.Time         `json:"event_time"`
+		State      json.RawMessage   `json:"state"`
+		Hidden     map[string]string `json:"hidden"` // reason why an encrypted field is null, by path
+	}
+
+	event struct {
+		ID         string            `json:"id"`
+		Type       string            `json:"type"`
+		Time       time.Time         `json:"time"`
+		Projection string            `json:"projection"`
+		Aggregate  string            `json:"aggregate"`
+		Version    int64             `json:"version"`
+		Topic      string            `json:"topic"`
+		Partition  int32             `json:"partition"`
+		Offset     int64             `json:"offset"`
+		Event      json.RawMessage   `json:"event"`
+		Hidden     map[string]string `json:"hidden"`
+	}
+)
+
+func (p position) String() string {
+	text := fmt.Sprintf("partition %d folded up to offset %d, lag %d", p.Partition, p.Offset, p.Lag)
+	if p.Lag > 0 && p.Seconds != nil {
+		text += fmt.Sprintf(" (%.1f s)", *p.Seconds)
+	}
+	return text
+}
+
+// position returns the progress of the aggregate's partition.
+func (g *aggregate) position() position {
+	return position{g.Partition, g.Offset, g.Lag, g.Seconds}
+}
+
+// data returns the content of an event: its field data if it has the usual envelope, else
+// the whole event.
+func (ev *event) data() string {
+	var envelope struct {
+		Data json.RawMessage `json:"data"`
+	}
+	if json.Unmarshal(ev.Event, &envelope) == nil && envelope.Data != nil {
+		return plainJSON(envelope.Data)
+	}
+	return plainJSON(ev.Event)
+}

@@ -1,0 +1,76 @@
+package control
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"millrace/pipeline"
+	"millrace/pipeline/kafka"
+)
+
+// A Follower follows the control topic. Its methods are safe for concurrent use.
+type Follower struct {
+	Tail  *kafka.Tail
+	Topic string
+
+	mu      sync.Mutex
+	state   *State        // guarded by mu
+	changed chan struct{} // guarded by mu; closed by the next change
+}
+
+// NewFollower returns a Follower. It does nothing until [Follower.Run].
+func NewFollower(cfg kafka.Config, topic string) *Follower {
+	return &Follower{Tail: kafka.NewTail(cfg, topic), Topic: topic, state: newState(), changed: make(chan struct{})}
+}
+
+// Run follows the topic. It returns nil when the context ends, and an error if it does not
+// understand a record. It retries after other errors, with a backoff of 100 ms to 5 s, and
+// reports each of them to report.
+func (c *Follower) Run(ctx context.Context, report func(error)) error {
+	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
+		err := c.Tail.Run(ctx, c.Apply)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if pipeline.ClassOf(err) == pipeline.ClassFatal {
+			return err
+		}
+		report(err)
+		t := time.NewTimer(wait)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-t.C:
+		}
+	}
+}
+
+// Apply applies a record of the topic to the state.
+func (c *Follower) Apply(r *pipeline.Record) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.state.apply(r); err != nil {
+		return err
+	}
+	close(c.changed)
+	c.changed = make(chan struct{})
+	return nil
+}
+
+// Now returns a copy of the state, and a channel that the next change closes.
+func (c *Follower) Now() (*State, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state.clone(), c.changed
+}
+
+// Hosts returns a state with only the workers, which is cheaper than [Follower.Now], and a
+// channel that the next change of any record closes.
+func (c *Follower) Hosts() (*State, <-chan struct{}) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &State{Workers: maps.Clone(c.state.Workers)}, c.changed
+}

@@ -1,0 +1,83 @@
+package worker
+
+import (
+	"context"
+	"os"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/kafka"
+)
+
+// Flags are the flags that the long-running programs share. Parsing sets the fields, and
+// [Flags.Start] sets the default of Instance. Afterwards they are constant, so all
+// goroutines can read them.
+type Flags struct {
+	Env      *cli.Env
+	Kafka    *cli.KafkaFlags
+	Topology *cli.TopologyFlags
+	registry *cli.RegistryFlags
+	log      *cli.LogFlags
+	server   *ServerFlags
+
+	Instance       string        // name of this worker, unique in its groups and the same after a restart
+	Sessions       int           // members of the group in this process; 0 means one per core
+	CommitInterval time.Duration // how long a transaction collects events
+	TxnTimeout     time.Duration // timeout of the transactions
+	SessionTimeout time.Duration // of the group's members
+	NoCreate       bool          // fail on a missing topic instead of creating it
+	NoRegister     bool          // fail on a missing schema instead of registering it
+	static         bool          // static membership in the group
+	protocol       string        // a kafka.GroupProtocol
+}
+
+// AddFlags adds the flags of a long-running program. listen is the default of --listen.
+func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
+	f := &Flags{Env: e}
+	f.Kafka = e.KafkaFlags(flags, program)
+	f.registry = e.RegistryFlags(flags)
+	f.Topology = e.TopologyFlags(flags)
+	f.log = e.LogFlags(flags)
+	f.server = AddServerFlags(e, flags, listen)
+	flags.StringVar(&f.Instance, "instance", "", "`name` of this worker, unique in the group and the same after a restart: a part of its transactional ids (default: the host's name)")
+	// A restarted projector has the states of its partitions on disk, so it must get the
+	// same partitions again.
+	flags.BoolVar(&f.static, "static", program == "projector", "be a static member of the group: a restart within --session-timeout moves no partitions")
+	flags.StringVar(&f.protocol, "group-protocol", string(kafka.ClassicProtocol), "`protocol` that assigns partitions: classic (by the members) or consumer (by the broker: KIP-848, Kafka 4.3 or newer)")
+	flags.IntVar(&f.Sessions, "sessions", 0, "run `n` members of the group in this process (default: one for each core)")
+	flags.DurationVar(&f.CommitInterval, "commit-interval", 100*time.Millisecond, "how long a transaction collects events")
+	flags.DurationVar(&f.TxnTimeout, "transaction-timeout", 10*time.Second, "how long the partitions of a crashed worker wait, at most")
+	flags.DurationVar(&f.SessionTimeout, "session-timeout", 45*time.Second, "how long the group waits for a silent worker")
+	flags.BoolVar(&f.NoCreate, "no-create-topics", false, "stop if a topic of the topology does not exist, instead of creating it")
+	flags.BoolVar(&f.NoRegister, "no-register", false, "stop if the registry lacks a schema that the program writes with, instead of registering it")
+	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
+	return f
+}
+
+// Start reads the configuration, sets the garbage collector's target ([cli.Env.TuneGC]), and
+// listens. It does not connect to Kafka or the registry. The caller must call
+// [Worker.Close], also after Run.
+func (f *Flags) Start() (*Worker, error) {
+	log, err := f.log.Logger()
+	if err != nil {
+		return nil, err
+	}
+	f.Env.TuneGC()
+	if f.Instance == "" {
+		if f.Instance, err = os.Hostname(); err != nil {
+			return nil, cli.Usagef("--instance: the host has no name to use as the default (%w)", err)
+		}
+	}
+	w := &Worker{Flags: f, Metrics: NewRegistry(f.Env.Build), Log: log}
+	if err := w.configure(f.Kafka, f.registry, w.Metrics); err != nil {
+		return nil, err
+	}
+	if w.HTTP, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
+		return nil, err
+	}
+	w.NotReady("starting")
+	w.HTTP.Ready("groups", func(context.Context) error { return w.ready() })
+	return w, nil
+}

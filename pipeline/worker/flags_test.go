@@ -1,0 +1,39 @@
+package worker_test
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/spf13/pflag"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/worker"
+)
+
+func TestStartListensAndTunesTheCollectorButConnectsToNothing(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "topology.yaml")
+	if err := os.WriteFile(file, []byte("name: t\ntopics: {in: {partitions: 1, types: [UserCreated]}}\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	percent := 0
+	e := &cli.Env{Stderr: &bytes.Buffer{}, Now: time.Now, SetGCPercent: func(n int) int { percent = n; return 100 }}
+	flags := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	f := worker.AddFlags(e, flags, "processor", worker.ProcessorListen)
+	if err := flags.Parse([]string{"-t", file, "-b", "127.0.0.1:1", "--listen", "127.0.0.1:0"}); err != nil {
+		t.Fatal(err)
+	}
+	w, err := f.Start()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if percent != 300 {
+		t.Errorf("the collector's target is %d, want 300", percent)
+	}
+	if f.Instance == "" || w.HTTP.Addr() == "" || w.Topology.Name != "t" {
+		t.Errorf("instance %q, address %q, topology %q", f.Instance, w.HTTP.Addr(), w.Topology.Name)
+	}
+}
