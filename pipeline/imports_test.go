@@ -98,7 +98,7 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // HTTP; expr for filters
 	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states": {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
 		"pipeline/event", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states", prometheus,
