@@ -92,7 +92,7 @@ func (o *opening) fromStore(part *store.Part, next int64) (*lane, error) {
 	l := o.newLane(part)
 	l.next, l.position, l.counted = next, next, next
 	l.publication.floor = min(o.at.Committed, o.at.End)
-	if err := l.resume(o.at, o.decode); err != nil {
+	if err := o.resume(l); err != nil {
 		return nil, err
 	}
 	batch := o.set.cfg.Store.NewBatch()
@@ -169,34 +169,34 @@ func (l *lane) writeSent(b *store.Batch) {
 }
 
 // resume reads what the store has of a lane.
-func (l *lane) resume(at kafka.Partition, decode decodeFunc) error {
-	if err := l.resumeMarks(at); err != nil {
+func (o *opening) resume(l *lane) error {
+	if err := o.resumeMarks(l); err != nil {
 		return err
 	}
 	if err := l.skips.load(l.part); err != nil {
 		return err
 	}
-	if err := l.own.load(decode); err != nil {
+	if err := l.own.load(o.decode); err != nil {
 		return err
 	}
 	l.countBlocked()
-	if err := l.resumeDue(); err != nil {
+	if err := o.resumeDue(l); err != nil {
 		return err
 	}
 	if l.index == nil {
 		return nil
 	}
-	return l.resumeIndex(decode)
+	return o.resumeIndex(l)
 }
 
 // resumeMarks reads the numbers that the store has of a lane.
-func (l *lane) resumeMarks(at kafka.Partition) error {
+func (o *opening) resumeMarks(l *lane) error {
 	p := &l.publication
 	if _, err := readMark(l.part, markPublished, &p.saved); err != nil {
 		return err
 	}
-	p.published = max(p.saved, at.Start)
-	l.counted = max(l.next, p.saved) // higher than next if an index was catching up
+	p.published = max(p.saved, o.at.Start)
+	l.counted = max(l.next, p.saved) // after a restore from snapshots, next may be the lower checkpoint.Redo
 	var heard, published, sent int64
 	ok, err := readMark(l.part, markHeard, &heard, &published)
 	if err != nil {
@@ -208,7 +208,7 @@ func (l *lane) resumeMarks(at kafka.Partition) error {
 		}
 		// What this worker heard when it followed may be more than is committed, if the
 		// group's offset was reset since.
-		p.floor = max(p.floor, min(published, at.End))
+		p.floor = max(p.floor, min(published, o.at.End))
 	}
 	if _, err := readMark(l.part, markLoaded, &l.loaded); err != nil {
 		return err
@@ -219,7 +219,7 @@ func (l *lane) resumeMarks(at kafka.Partition) error {
 }
 
 // resumeDue reads which dead letters and snapshots are due.
-func (l *lane) resumeDue() error {
+func (o *opening) resumeDue(l *lane) error {
 	v := l.part.View()
 	defer v.Close() //nolint:errcheck // only read
 	if err := l.letters.load(v); err != nil {
@@ -246,7 +246,7 @@ func (l *lane) resumeDue() error {
 }
 
 // resumeIndex reads the filter and continues a catch-up that was interrupted.
-func (l *lane) resumeIndex(decode decodeFunc) error {
+func (o *opening) resumeIndex(l *lane) error {
 	if err := l.index.Load(); err != nil {
 		return err
 	}
@@ -255,5 +255,5 @@ func (l *lane) resumeIndex(decode decodeFunc) error {
 	if !ok || err != nil || !l.catchUp(next, until) {
 		return err
 	}
-	return l.shadow.load(decode)
+	return l.shadow.load(o.decode)
 }
