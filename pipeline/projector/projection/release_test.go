@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"testing"
-	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
@@ -49,37 +48,4 @@ func TestASearchForABlockedAggregateSkipsARevokedPartition(t *testing.T) {
 		t.Error("the revoked partition was searched")
 	}
 	fw.close()
-}
-
-// Hidden takes locks of its own, so it must not run under that of the Set.
-func TestPartitionsAreListedWithoutALockWhileHiddenRuns(t *testing.T) {
-	for _, left := range []bool{false, true} {
-		fw := newWorld(t).start()
-		fw.run()
-		key := Key{projectiontest.EventsTopic, 0}
-		called := false
-		fw.ps.cfg.Hidden = func(k Key, wasLeft bool) bool {
-			if wasLeft == left {
-				fw.ps.Has(k)
-				called = true
-			}
-			return false
-		}
-		if left {
-			fw.ps.Leave(key)
-		}
-		done := make(chan int, 1)
-		go func() {
-			done <- len(fw.ps.Partitions(fw.projection()))
-		}()
-		select {
-		case n := <-done:
-			if n != 1 || !called {
-				t.Errorf("left %v: %d partitions, Hidden called %v", left, n, called)
-			}
-		case <-time.After(10 * time.Second):
-			t.Fatalf("left %v: Hidden waits for the lock of the Set", left)
-		}
-		fw.stop()
-	}
 }
