@@ -164,9 +164,9 @@ func (c *Chain) Each(f func(name string, s Stage)) {
 	}
 }
 
-// Dropped returns the name of the stage that filtered an event most recently. If
+// LastFilter returns the name of the stage that filtered an event most recently. If
 // the last call of Process produced no event and no error, this stage dropped it.
-func (c *Chain) Dropped() string { return c.links[c.dropped].name }
+func (c *Chain) LastFilter() string { return c.links[c.dropped].name }
 
 // A StageError adds the name of the failed stage to an error.
 type StageError struct {

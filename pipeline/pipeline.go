@@ -48,10 +48,10 @@ type Record struct {
 	Headers   []Header
 	Time      time.Time // the record's timestamp: event time, millisecond precision
 
-	// Taken is the time at which the worker started to handle the record. now()
+	// Started is the time at which the worker started to handle the record. now()
 	// returns it. The clock is read once for a few records. Zero: the clock was
 	// not read.
-	Taken time.Time
+	Started time.Time
 }
 
 // Header returns the last value of the header with that name, and whether the

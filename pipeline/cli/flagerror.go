@@ -41,7 +41,7 @@ func flagHint(cmd *cobra.Command, name string) string {
 			names = append(names, "--"+f.Name)
 		}
 	})
-	near := expr.Nearest("--"+name, names)
+	near := expr.Suggest("--"+name, names)
 	if near == "" {
 		return ""
 	}

@@ -17,7 +17,7 @@ const proseWidth = 88
 // similar of names, or else lists them, at most 12. what is the kind of the thing, such as
 // "stage".
 func UnknownName(what, name string, names []string) string {
-	hint := expr.Nearest(name, names)
+	hint := expr.Suggest(name, names)
 	if hint == "" {
 		hint = "there are " + strings.Join(names[:min(12, len(names))], ", ")
 		if len(names) > 12 {

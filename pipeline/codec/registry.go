@@ -411,9 +411,9 @@ func (r *Registry) Ping(ctx context.Context) error {
 	return nil
 }
 
-// Subject returns the subject of an event type's schema on a topic, by Confluent's
+// TopicSubject returns the subject of an event type's schema on a topic, by Confluent's
 // TopicRecordNameStrategy.
-func Subject(topic string, s *Schema) string { return topic + "-" + s.Name() }
+func TopicSubject(topic string, s *Schema) string { return topic + "-" + s.Name() }
 
 // code returns the registry's own error code. It returns 0 if there is none: then the
 // error is not an answer of the registry to the request.

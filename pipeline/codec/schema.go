@@ -152,10 +152,10 @@ func ParseSchema(text string) (*Schema, error) {
 	return &Schema{text, parsed, root}, nil
 }
 
-// Gather returns a record of types from other schemas: the values other than the event
+// RecordSchema returns a record of types from other schemas: the values other than the event
 // that an expression can use. The schema has no document and no body is ever written
 // with it.
-func Gather(name string, fields ...Field) *Schema {
+func RecordSchema(name string, fields ...Field) *Schema {
 	return &Schema{root: &Node{Kind: Record, Name: name, Fields: fields}}
 }
 
@@ -171,7 +171,7 @@ func (s *Schema) ShortName() string { return s.Name()[strings.LastIndexByte(s.Na
 // String returns the schema document as it was parsed.
 func (s *Schema) String() string { return s.text }
 
-// Avro returns the schema in the form of the Avro library; nil after [Gather].
+// Avro returns the schema in the form of the Avro library; nil after [RecordSchema].
 func (s *Schema) Avro() *avro.Schema { return s.avro }
 
 // builder converts the library's tree into nodes. In the library's tree, the second use

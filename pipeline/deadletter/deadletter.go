@@ -115,9 +115,9 @@ func New(in *pipeline.Record, topic, by, stage string, err error, now time.Time)
 	return letter
 }
 
-// AddDerived adds the envelope that the topic's expressions gave the event: a
+// AddEnvelope adds the envelope that the topic's expressions gave the event: a
 // reader of the letter cannot see it in the record.
-func AddDerived(t event.Derived, letter *pipeline.Record) {
+func AddEnvelope(t event.Derived, letter *pipeline.Record) {
 	add := func(name, value string) {
 		if value != "" {
 			letter.Headers = append(letter.Headers, pipeline.Header{Key: name, Value: []byte(value)})

@@ -67,7 +67,7 @@ func TestParseReturnsWhatNewWrote(t *testing.T) {
 		letter := deadletter.New(&in, "dead", want.Pipeline, want.Stage, cause, want.Time)
 		if rapid.Bool().Draw(t, "derived") {
 			d := event.Derived{ID: []byte(rapid.String().Draw(t, "id")), Key: []byte(rapid.String().Draw(t, "event key")), Time: drawTime(t, "event time")}
-			deadletter.AddDerived(d, &letter)
+			deadletter.AddEnvelope(d, &letter)
 			want.EventID, want.EventKey, want.EventTime = string(d.ID), string(d.Key), d.Time
 		}
 		if limit := rapid.IntRange(0, 4000).Draw(t, "limit"); limit < letter.Size() {
@@ -99,7 +99,7 @@ func TestOriginalIsTheRecordAndCountsAttempts(t *testing.T) {
 		record := in
 		for n := 1; n <= 3; n++ {
 			letter := deadletter.New(&record, "dead", "p", "s", errors.New("bad"), time.Now())
-			deadletter.AddDerived(event.Derived{ID: []byte("e"), Time: time.Now()}, &letter)
+			deadletter.AddEnvelope(event.Derived{ID: []byte("e"), Time: time.Now()}, &letter)
 			if got := deadletter.Parse(&letter).Attempt; got != n {
 				t.Fatalf("failure %d has attempt %d", n, got)
 			}

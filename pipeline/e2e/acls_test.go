@@ -75,7 +75,7 @@ func (p permission) rule(t *testing.T, user string) *kadm.ACLBuilder {
 func TestKafkaPermissionsOfExplain(t *testing.T) {
 	const user, password = "worker", "not-a-secret"
 	onKafkaWith(t, kafkatest.Config{Users: map[string]string{user: password}}, func(t *testing.T, b *kafkatest.Broker, _ []string) {
-		if b.Outside() {
+		if b.External() {
 			t.Log("NOT checked on the cluster of KAFKA_BROKERS: permissions")
 			return
 		}

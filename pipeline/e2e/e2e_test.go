@@ -163,7 +163,7 @@ func onKafka(t *testing.T, test func(t *testing.T, b *kafkatest.Broker, args []s
 
 func onKafkaWith(t *testing.T, cfg kafkatest.Config, test func(t *testing.T, b *kafkatest.Broker, args []string)) {
 	t.Helper()
-	if !kafkatest.Wanted() {
+	if !kafkatest.Enabled() {
 		t.Log("NOT run: needs MILLRACE_TEST_KAFKA=1; `make test-kafka` runs it")
 		return
 	}

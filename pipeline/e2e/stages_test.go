@@ -210,7 +210,7 @@ func writeEvents(t *testing.T, to string) expectation {
 	} else {
 		t.Log("MILLRACE_CDNOW is not set: using only synthetic events")
 	}
-	for e := range (shop.Story{Seed: 3, Events: 20_000, Start: time.Date(2024, 5, 1, 0, 0, 0, 0, time.UTC)}).Tell() {
+	for e := range (shop.Story{Seed: 3, Events: 20_000, Start: time.Date(2024, 5, 1, 0, 0, 0, 0, time.UTC)}).All() {
 		line, err := json.Marshal(e)
 		if err != nil {
 			t.Fatal(err)

@@ -95,7 +95,7 @@ func (e *Encoder) nameTypes() {
 // registers the schemas that are missing there.
 func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) error {
 	for _, t := range e.types {
-		id, err := SchemaID(ctx, registry, e.topic, t.Schema, create)
+		id, err := EnsureSchema(ctx, registry, e.topic, t.Schema, create)
 		if err != nil {
 			return fmt.Errorf("schema of %s: %w", t.Schema.Name(), err)
 		}
@@ -207,7 +207,7 @@ func (e *Encoder) SetHeaders(t *Type, r *pipeline.Record, own []pipeline.Header)
 // Fits returns an error for a record that is larger than its topic allows. how
 // describes the record in the error, after "as a record".
 func (e *Encoder) Fits(r *pipeline.Record, how string) error {
-	if n, most := r.Size(), e.limits.Record(r.Topic); n > most {
+	if n, most := r.Size(), e.limits.MaxRecord(r.Topic); n > most {
 		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", n, how, r.Topic, most)}
 	}
 	return nil

@@ -81,7 +81,7 @@ func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 		{`{"type":"OrderPaid","data":{"id":""}}`, "OrderPaid", `data.id: expected the record key, found an empty text`},
 		{order(`{"product_id":"p","quantity":1.5,"price":1}`), "OrderCreated", `data.items[0].quantity: expected int, found number 1.5`},
 		{order(`{"product_id":"p","quantty":1,"price":1}`), "OrderCreated", `data.items[0].quantty: unknown field; did you mean "quantity"?`},
-		{`{"type":"OrderPaid","data":{"id":"` + strings.Repeat("x", kafka.Limits(nil).Record("")) + `"}}`, "OrderPaid", `too large: `},
+		{`{"type":"OrderPaid","data":{"id":"` + strings.Repeat("x", kafka.Limits(nil).MaxRecord("")) + `"}}`, "OrderPaid", `too large: `},
 	} {
 		t.Run(test.want, func(t *testing.T) {
 			var r pipeline.Record

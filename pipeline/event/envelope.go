@@ -40,7 +40,7 @@ func NewEnvelope(types []expr.BareType) *Envelope {
 // its NewKey and the time of its record. The key is valid until the next Open.
 func (v *Envelope) Open(e *pipeline.Event) error {
 	t := &v.types[e.Type]
-	v.scope.Reset(e.Taken, &e.View)
+	v.scope.Reset(e.Started, &e.View)
 	id, err := t.AppendID(v.Derived.ID[:0], &v.scope)
 	if err != nil {
 		return err

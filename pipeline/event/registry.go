@@ -19,11 +19,11 @@ type Registry interface {
 	SetCompatibility(ctx context.Context, subject, level string) error
 }
 
-// SchemaID returns the id of a schema under the subject of a topic. If the registry
+// EnsureSchema returns the id of a schema under the subject of a topic. If the registry
 // does not have the schema there, it is registered if register is set, else that
 // is an error.
-func SchemaID(ctx context.Context, registry Registry, topic string, s *codec.Schema, register bool) (int, error) {
-	subject := codec.Subject(topic, s)
+func EnsureSchema(ctx context.Context, registry Registry, topic string, s *codec.Schema, register bool) (int, error) {
+	subject := codec.TopicSubject(topic, s)
 	id, err := registry.Lookup(ctx, subject, s)
 	if !errors.Is(err, codec.ErrNotRegistered) {
 		return id, err

@@ -36,7 +36,7 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 			continue
 		}
 		p, err := env.Compile(e.src.Text, Value(e.node, e.name, topic))
-		faults = append(faults, Faults(e.src, schema.Name(), err)...)
+		faults = append(faults, PlaceErrors(e.src, schema.Name(), err)...)
 		*e.to = p
 	}
 	return t, faults

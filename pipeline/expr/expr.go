@@ -143,9 +143,9 @@ func (f Fault) Error() string {
 	return fmt.Sprintf("%d:%d: %s", f.Source.Line, f.Source.Col+f.Offset, s)
 }
 
-// Faults converts an error of [Env.Compile] to faults at positions in src. An
+// PlaceErrors converts an error of [Env.Compile] to faults at positions in src. An
 // error that is not [Errors] becomes one fault at the start.
-func Faults(src Source, eventType string, err error) []Fault {
+func PlaceErrors(src Source, eventType string, err error) []Fault {
 	if err == nil {
 		return nil
 	}

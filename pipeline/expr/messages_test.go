@@ -132,7 +132,7 @@ func casesOf(t *testing.T, file, in string) (cases []messageCase) {
 // printFaults prints each fault as the command line does: position, message, the
 // line with a caret, hint.
 func printFaults(out *strings.Builder, src, typ string, several bool, err error) {
-	for _, f := range Faults(Source{Text: src, Line: 1, Col: 1}, typ, err) {
+	for _, f := range PlaceErrors(Source{Text: src, Line: 1, Col: 1}, typ, err) {
 		before := []rune(src)[:f.Offset]
 		line, start := 1, 0
 		for i, c := range before {

@@ -108,9 +108,9 @@ func (p *Program) Bind(layouts ...*codec.Layout) error {
 	return nil
 }
 
-// Clocked reports whether the expression has now(), so that its result for the
+// UsesNow reports whether the expression has now(), so that its result for the
 // same event depends on the time.
-func (p *Program) Clocked() bool { return p.clock != nil }
+func (p *Program) UsesNow() bool { return p.clock != nil }
 
 // Const returns the result of a condition that is the same for every event. ok is
 // false for other conditions.

@@ -9,7 +9,7 @@ import (
 
 func TestRootsWithoutANameShareTheTopLevel(t *testing.T) {
 	event := parse(t, `{"type":"record","name":"E","fields":[{"name":"id","type":"string"},{"name":"n","type":"long"}]}`)
-	beside := codec.Gather("beside", codec.Field{Name: "item", Type: &codec.Node{Kind: codec.String}}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
+	beside := codec.RecordSchema("beside", codec.Field{Name: "item", Type: &codec.Node{Kind: codec.String}}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
 	env := newEnv(t, Root{Schema: event}, Root{Schema: beside, View: 1})
 	p, err := env.Compile("id + item + string(n + index)", Value(&codec.Node{Kind: codec.String}, "x", "E"))
 	if err != nil {
@@ -31,7 +31,7 @@ func TestRootsWithoutANameShareTheTopLevel(t *testing.T) {
 	if _, err := env.Target("index"); err == nil {
 		t.Error("target index, a field of the second root, is accepted")
 	}
-	if _, err := NewEnv(Root{Schema: event}, Root{Schema: codec.Gather("other", codec.Field{Name: "n", Type: &codec.Node{Kind: codec.Long}}), View: 1}); err == nil || !strings.Contains(err.Error(), "field n is in both E and other") {
+	if _, err := NewEnv(Root{Schema: event}, Root{Schema: codec.RecordSchema("other", codec.Field{Name: "n", Type: &codec.Node{Kind: codec.Long}}), View: 1}); err == nil || !strings.Contains(err.Error(), "field n is in both E and other") {
 		t.Errorf("two roots at top level with a field n: got %v", err)
 	}
 }

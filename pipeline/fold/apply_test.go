@@ -29,7 +29,7 @@ func measured(sum, n int64) []byte {
 // Apply and for Update.
 func TestAnEventThatFailsLeavesTheAggregateUnchanged(t *testing.T) {
 	folder := compile(t, meanSpec(t)).NewFolder()
-	for name, apply := range map[string]func(*Aggregate) (Outcome, error){"Apply": folder.Apply, "Update": folder.Update} {
+	for name, apply := range map[string]func(*Aggregate) (Outcome, error){"Apply": folder.Apply, "Update": folder.ApplyInPlace} {
 		var a Aggregate
 		for _, body := range [][]byte{measured(6, 3), measured(4, 0), measured(2, 2)} {
 			before := fmt.Sprint(a)

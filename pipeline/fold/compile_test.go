@@ -94,7 +94,7 @@ func TestAFoldReportsItsSpec(t *testing.T) {
 		{"State", f.State(), state},
 		{"AnyPartition", f.AnyPartition(), true},
 		{"Bare", f.Bare(), false},
-		{"TellsByKey", f.TellsByKey(), true},
+		{"TellsByKey", f.KeyIsAggregateID(), true},
 		{"Window", f.Window(), window},
 		{"Folds(0), not in On", f.Folds(0), false},
 		{"Folds(1)", f.Folds(1), true},
@@ -142,7 +142,7 @@ func TestTellsByKey(t *testing.T) {
 		spec := noteSpec(t)
 		spec.Bare = test.bare
 		f := compile(t, spec)
-		if got := f.TellsByKey(); got != test.want || f.Bare() != (test.bare != nil) {
+		if got := f.KeyIsAggregateID(); got != test.want || f.Bare() != (test.bare != nil) {
 			t.Errorf("%s: TellsByKey is %v, Bare is %v; want %v, %v", test.name, got, f.Bare(), test.want, test.bare != nil)
 		}
 	}

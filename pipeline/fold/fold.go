@@ -152,7 +152,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 		for i, s := range on.Set {
 			t.sets[i].slot = f.layout.Slot(strings.Split(s.Field.Text, ".")...)
 			if err := t.sets[i].value.Bind(t.layout, f.layout); err != nil {
-				return nil, expr.Faults(s.Value, spec.Types[on.Type].Name(), err)
+				return nil, expr.PlaceErrors(s.Value, spec.Types[on.Type].Name(), err)
 			}
 		}
 	}
@@ -294,7 +294,7 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 		seen[s.Field.Text] = true
 		program, err := env.Compile(s.Value.Text, expr.Value(n, s.Field.Text, spec.State.Name()))
 		if err != nil {
-			faults = append(faults, expr.Faults(s.Value, t.schema.Name(), err)...)
+			faults = append(faults, expr.PlaceErrors(s.Value, t.schema.Name(), err)...)
 			continue
 		}
 		paths = append(paths, program.Paths(0)...)
@@ -376,9 +376,9 @@ func (f *Fold) AnyPartition() bool { return f.anyPartition }
 // Bare reports whether the events have no envelope.
 func (f *Fold) Bare() bool { return f.bare }
 
-// TellsByKey reports whether the key of a record with an unreadable event is
+// KeyIsAggregateID reports whether the key of a record with an unreadable event is
 // assumed to be the id of its aggregate.
-func (f *Fold) TellsByKey() bool { return !f.ownKey }
+func (f *Fold) KeyIsAggregateID() bool { return !f.ownKey }
 
 // Window returns the windows of the projection. Size is 0 if it has no windows.
 func (f *Fold) Window() Window { return f.window }
@@ -560,9 +560,9 @@ func (f *Folder) EventID() []byte {
 // of the event (Source, Offset).
 func (f *Folder) Apply(a *Aggregate) (Outcome, error) { return f.apply(a, nil) }
 
-// Update is [Folder.Apply], but stores the new state in the memory of the old state
+// ApplyInPlace is [Folder.Apply], but stores the new state in the memory of the old state
 // if it fits. The caller must not share that memory.
-func (f *Folder) Update(a *Aggregate) (Outcome, error) {
+func (f *Folder) ApplyInPlace(a *Aggregate) (Outcome, error) {
 	mem := a.State[:0]
 	result, err := f.apply(a, f.next)
 	if err == nil && result == Applied {

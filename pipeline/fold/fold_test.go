@@ -245,7 +245,7 @@ func TestFoldFromASnapshotEqualsFoldFromTheStart(t *testing.T) {
 				f     *Folder
 				a     *Aggregate
 				apply func(*Aggregate) (Outcome, error)
-			}{{straight, &a, straight.Apply}, {cut, &b, cut.Update}} {
+			}{{straight, &a, straight.Apply}, {cut, &b, cut.ApplyInPlace}} {
 				if _, err := side.f.Read(typ, body, Origin{}); err != nil {
 					rt.Fatal(err)
 				}

@@ -15,7 +15,7 @@ type Window struct {
 	Size  time.Duration // length of a window
 	Every time.Duration // from the start of a window to the next start; equal to Size if windows do not overlap
 	Grace time.Duration // time after its end in which a window accepts events, by the clock of the partition
-	Keep  time.Duration // time after its end in which its state is kept, by that clock; 0 means forever
+	Retention  time.Duration // time after its end in which its state is kept, by that clock; 0 means forever
 }
 
 // MaxOverlap is the maximum number of windows that contain the same event.
@@ -41,14 +41,14 @@ func (w Window) Closed(start, clock int64) bool {
 	return start+w.Size.Microseconds()+w.Grace.Microseconds() <= clock
 }
 
-// KeptFrom returns the earliest start of a window whose state is still kept, at a
+// EarliestKept returns the earliest start of a window whose state is still kept, at a
 // time of the clock of the partition. ok is false if all windows are kept. A state
 // is always kept at least for Grace.
-func (w Window) KeptFrom(clock int64) (start int64, ok bool) {
-	if w.Keep == 0 {
+func (w Window) EarliestKept(clock int64) (start int64, ok bool) {
+	if w.Retention == 0 {
 		return 0, false
 	}
-	return clock - w.Size.Microseconds() - max(w.Keep, w.Grace).Microseconds() + 1, true
+	return clock - w.Size.Microseconds() - max(w.Retention, w.Grace).Microseconds() + 1, true
 }
 
 // AppendWindowID appends the id of the aggregate of a key in a window, such as

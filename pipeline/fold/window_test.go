@@ -84,7 +84,7 @@ func TestAWindowClosesAfterItsGrace(t *testing.T) {
 
 func TestWindowsAreKeptForKeepOrGrace(t *testing.T) {
 	hour := Window{Size: time.Hour, Every: time.Hour, Grace: 10 * time.Minute}
-	keep := func(d time.Duration) Window { w := hour; w.Keep = d; return w }
+	keep := func(d time.Duration) Window { w := hour; w.Retention = d; return w }
 	clock := "2026-01-01T12:00:00Z"
 	for _, test := range []struct {
 		name   string
@@ -95,7 +95,7 @@ func TestWindowsAreKeptForKeepOrGrace(t *testing.T) {
 		{"keep for a day", keep(24 * time.Hour), "2025-12-31T11:00:00.000001Z"},
 		{"grace longer than keep", keep(time.Minute), "2026-01-01T10:50:00.000001Z"},
 	} {
-		start, ok := test.window.KeptFrom(micros(t, clock))
+		start, ok := test.window.EarliestKept(micros(t, clock))
 		got := ""
 		if ok {
 			got = time.UnixMicro(start).UTC().Format(time.RFC3339Nano)
@@ -113,9 +113,9 @@ func TestAnOpenWindowIsAlwaysKept(t *testing.T) {
 		draw := func(name string, from int64) time.Duration {
 			return time.Duration(rapid.Int64Range(from, 100).Draw(t, name)) * time.Microsecond
 		}
-		w := Window{Size: draw("size", 1), Grace: draw("grace", 0), Keep: draw("keep", 1)}
+		w := Window{Size: draw("size", 1), Grace: draw("grace", 0), Retention: draw("keep", 1)}
 		start, clock := rapid.Int64Range(-300, 300).Draw(t, "start"), rapid.Int64Range(-300, 300).Draw(t, "clock")
-		if from, _ := w.KeptFrom(clock); !w.Closed(start, clock) && start < from {
+		if from, _ := w.EarliestKept(clock); !w.Closed(start, clock) && start < from {
 			t.Fatalf("%+v at clock %d: the window at %d is open, but kept are only windows from %d", w, clock, start, from)
 		}
 	})

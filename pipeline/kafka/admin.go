@@ -169,8 +169,8 @@ func Lag(ctx context.Context, cfg Config, group string, topics ...string) (_ int
 	return lag, nil
 }
 
-// Committed returns the sum of the group's committed offsets, 0 if it has none.
-func Committed(ctx context.Context, cfg Config, group string) (_ int64, err error) {
+// CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
+func CommittedSum(ctx context.Context, cfg Config, group string) (_ int64, err error) {
 	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {

@@ -204,7 +204,7 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			in.Taken = time.Now()
+			in.Started = time.Now()
 		}
 		if r.Attrs.IsControl() {
 			continue

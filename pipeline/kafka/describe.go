@@ -47,8 +47,8 @@ type GroupState struct {
 // READ, WRITE, DESCRIBE and so on. Nil means that the cluster does not report them.
 type Operations []string
 
-// Lack returns the wanted operations that are not allowed. It returns nil if o is nil.
-func (o Operations) Lack(want ...string) (lacking []string) {
+// Missing returns the wanted operations that are not allowed. It returns nil if o is nil.
+func (o Operations) Missing(want ...string) (lacking []string) {
 	if o == nil || slices.Contains(o, "ALL") {
 		return nil
 	}
@@ -341,10 +341,10 @@ func ReadRange(ctx context.Context, cfg Config, topic string, partition int32, b
 
 var errRangeEnd = errors.New("end of the range")
 
-// ReadNew calls f with the records of a topic that are committed from now on. It
+// FollowTopic calls f with the records of a topic that are committed from now on. It
 // returns nil when the context ends, else the error of f or of reading. While no broker
 // answers, the client retries without an error.
-func ReadNew(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) (err error) {
+func FollowTopic(ctx context.Context, cfg Config, topic string, f func(*pipeline.Record) error) (err error) {
 	defer func() { err = trimDial(err) }()
 	opts, err := cfg.Options()
 	if err != nil {

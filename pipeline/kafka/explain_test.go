@@ -40,7 +40,7 @@ func TestEveryCallNamesTheBrokersThatItCannotReach(t *testing.T) {
 			return err
 		},
 		"Lag":            func(ctx context.Context) error { _, err := Lag(ctx, cfg, "g", "in"); return err },
-		"Committed":      func(ctx context.Context) error { _, err := Committed(ctx, cfg, "g"); return err },
+		"Committed":      func(ctx context.Context) error { _, err := CommittedSum(ctx, cfg, "g"); return err },
 		"GroupProgress":  func(ctx context.Context) error { _, _, err := GroupProgress(ctx, cfg, "g", "in"); return err },
 		"DeleteGroup":    func(ctx context.Context) error { return DeleteGroup(ctx, cfg, "g") },
 		"DeleteTopic":    func(ctx context.Context) error { return DeleteTopic(ctx, cfg, "in") },
@@ -57,7 +57,7 @@ func TestEveryCallNamesTheBrokersThatItCannotReach(t *testing.T) {
 		"ReadPartition": func(ctx context.Context) error { _, err := ReadPartition(ctx, cfg, "in", 0, 0, ignore); return err },
 		"ReadRange":     func(ctx context.Context) error { return ReadRange(ctx, cfg, "in", 0, Bounds{0, 1}, ignore) },
 		"ReadSettled":   func(ctx context.Context) error { _, err := ReadSettled(ctx, cfg, "in", 0, ignore); return err },
-		"CommittedEnds": func(ctx context.Context) error { _, err := CommittedEnds(ctx, cfg, "in"); return err },
+		"CommittedEnds": func(ctx context.Context) error { _, err := LastStableOffsets(ctx, cfg, "in"); return err },
 		"DeleteBefore":  func(ctx context.Context) error { return DeleteBefore(ctx, cfg, "in", map[int32]int64{0: 1}) },
 		"WriteOnce":     func(ctx context.Context) error { return WriteOnce(ctx, cfg, record) },
 		"Tail.Run":      func(ctx context.Context) error { return NewTail(cfg, "in").Run(ctx, ignore) },

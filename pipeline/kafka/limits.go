@@ -34,9 +34,9 @@ const (
 // limits are usable.
 const limitsTimeout = 5 * time.Second
 
-// Record returns the largest size of a record of a topic, in bytes: key, value and
+// MaxRecord returns the largest size of a record of a topic, in bytes: key, value and
 // headers together.
-func (l Limits) Record(topic string) int { return l.batch(topic) - batchHead }
+func (l Limits) MaxRecord(topic string) int { return l.batch(topic) - batchHead }
 
 func (l Limits) batch(topic string) int {
 	if n, ok := l[topic]; ok {
@@ -45,11 +45,11 @@ func (l Limits) batch(topic string) int {
 	return defaultBatch
 }
 
-// A Limited is a [pipeline.Handler] that checks the size of the records it emits.
-type Limited interface {
-	// Limit is called between batches: before the first one, and when a topic's limit
+// A SizeLimited is a [pipeline.Handler] that checks the size of the records it emits.
+type SizeLimited interface {
+	// SetLimits is called between batches: before the first one, and when a topic's limit
 	// has changed. The topics are those of [LoopConfig].Writes.
-	Limit(Limits)
+	SetLimits(Limits)
 }
 
 // fetchLimits reads the limits of topics, each clamped to maxBytes. The error names
@@ -83,7 +83,7 @@ func fetchLimits(ctx context.Context, cl *kgo.Client, topics []string, maxBytes 
 }
 
 // clampLimit bounds a limit from above, and from below by the head of a batch, so
-// [Limits.Record] is not negative.
+// [Limits.MaxRecord] is not negative.
 func clampLimit(n, maxBytes int) int { return max(batchHead, min(n, maxBytes, maxBatch)) }
 
 // maxMessage returns the max.message.bytes of a topic.

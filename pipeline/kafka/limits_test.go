@@ -47,7 +47,7 @@ func (h *padded) Limit(l Limits) {
 func (h *padded) record() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.limits.Record("out")
+	return h.limits.MaxRecord("out")
 }
 
 func (h *padded) Handle(_ context.Context, in *pipeline.Record, out pipeline.Emitter) error {
@@ -232,7 +232,7 @@ func TestAWriterKeepsToTopicLimits(t *testing.T) {
 	defer w.Close()
 	limits := w.Limits(t.Context(), "in", "out", "not yet there")
 	for topic, want := range map[string]int{"in": 20_000 - 512, "out": 5<<20 - 512, "not yet there": 999_488, "never asked for": 999_488} {
-		if n := limits.Record(topic); n != want {
+		if n := limits.MaxRecord(topic); n != want {
 			t.Errorf("the limit for records of %s is %d bytes, want %d", topic, n, want)
 		}
 	}
@@ -250,8 +250,8 @@ func TestAWriterKeepsToTopicLimits(t *testing.T) {
 		}
 	}
 	put("in", 1000, 300)
-	put("in", 10, limits.Record("in")-1)
-	put("out", 1, limits.Record("out")-1)
+	put("in", 10, limits.MaxRecord("in")-1)
+	put("out", 1, limits.MaxRecord("out")-1)
 	if err := w.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}

@@ -86,7 +86,7 @@ type LoopConfig struct {
 	Client    Config
 	Group     string
 	Topics    []string
-	Writes    []string  // topics whose own size limit applies, see [Limited]; none
+	Writes    []string  // topics whose own size limit applies, see [SizeLimited]; none
 	Guarantee Guarantee // ExactlyOnce
 
 	// Instance is the unique name of this worker in its group. It stays the same

@@ -344,12 +344,12 @@ const limitsUnread = "cannot read the size limits of topics, so the default limi
 func (s *session) loadLimits(ctx context.Context, cl *kgo.Client) Limits {
 	limits, err := s.fetchLimits(ctx, cl)
 	if err != nil && s.number == 0 { // the other sessions get the same answer
-		s.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
+		s.log.Warn(limitsUnread, "bytes", Limits(nil).MaxRecord(""), "err", err)
 	}
 	s.log.Debug("size limits of topics", "bytes", limits)
 	s.limits = limits
-	if h, ok := s.handler.(Limited); ok {
-		h.Limit(limits)
+	if h, ok := s.handler.(SizeLimited); ok {
+		h.SetLimits(limits)
 	}
 	return limits
 }

@@ -44,8 +44,8 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 	}
 }
 
-// CommittedEnds returns the last stable offsets of a topic, by partition.
-func CommittedEnds(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
+// LastStableOffsets returns the last stable offsets of a topic, by partition.
+func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
 	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)
 	if err != nil {

@@ -62,7 +62,7 @@ func TestDeleteBeforeLeavesTheRest(t *testing.T) {
 	if want := []string{"000007", "000008", "000009"}; !slices.Equal(got, want) {
 		t.Errorf("%v remain, want %v", got, want)
 	}
-	ends, err := CommittedEnds(t.Context(), cfg, "in")
+	ends, err := LastStableOffsets(t.Context(), cfg, "in")
 	if err != nil || ends[0] != 10 {
 		t.Errorf("ends %v, error %v", ends, err)
 	}

@@ -85,7 +85,7 @@ func (w *Writer) Limits(ctx context.Context, topics ...string) Limits {
 	var err error
 	w.limits, err = fetchLimits(ctx, w.cl, topics, writerBuffer)
 	if err != nil && w.log != nil {
-		w.log.Warn(limitsUnread, "bytes", Limits(nil).Record(""), "err", err)
+		w.log.Warn(limitsUnread, "bytes", Limits(nil).MaxRecord(""), "err", err)
 	}
 	return w.limits
 }

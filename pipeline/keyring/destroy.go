@@ -27,7 +27,7 @@ func DestroyKeys(ctx context.Context, out RecordWriter, topic string, partition 
 		}
 		return results.Wait(ctx)
 	}
-	mark, err := seal.Erased(subject, now)
+	mark, err := seal.NewErasure(subject, now)
 	if err == nil {
 		err = write(mark)
 	}
@@ -49,7 +49,7 @@ func DestroyKeys(ctx context.Context, out RecordWriter, topic string, partition 
 func keysOf(subject string, read func(func(*pipeline.Record) error) error) (nulls []seal.Record, err error) {
 	exists := map[string]bool{} // by record key
 	err = read(func(r *pipeline.Record) error {
-		if of, isKey, err := seal.SubjectOf(r.Key); err == nil && isKey && of == subject {
+		if of, isKey, err := seal.ParseRecordKey(r.Key); err == nil && isKey && of == subject {
 			exists[string(r.Key)] = r.Value != nil
 		}
 		return nil

@@ -167,13 +167,13 @@ func hiddenBy(err error) string {
 // Open returns a body with its fields decrypted. A field that cannot be decrypted is
 // null, and Hidden has the reason by its path. A field with an unencrypted content
 // is unchanged: it was written before the field was tagged, or is a default.
-func (f *Fields) Open(body []byte, ring *seal.Ring) (query.Shown, error) {
+func (f *Fields) Open(body []byte, ring *seal.Ring) (query.Decrypted, error) {
 	var v pipeline.View
 	if err := f.layout.Walk(body, &v); err != nil {
-		return query.Shown{}, err
+		return query.Decrypted{}, err
 	}
 	subject, noSubject := f.Subject(&v)
-	out := query.Shown{Type: f.shown}
+	out := query.Decrypted{Type: f.shown}
 	for _, one := range f.fields {
 		content, head, ok := one.content(&v)
 		if !ok {

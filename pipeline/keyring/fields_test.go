@@ -44,7 +44,7 @@ func TestTaggedFieldsAreSealedAndShown(t *testing.T) {
 // ciphertext of its field email under the key that "locked" cannot unwrap.
 func hiddenRings(t *testing.T, k *seal.KEKs, complete *seal.Ring) (rings map[string]*seal.Ring, locked string) {
 	t.Helper()
-	mark, err := seal.Erased("u-1", harness.Now)
+	mark, err := seal.NewErasure("u-1", harness.Now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +60,7 @@ func hiddenRings(t *testing.T, k *seal.KEKs, complete *seal.Ring) (rings map[str
 		"locked":  seal.NewRing(nil),
 		"empty":   seal.NewRing(k),
 	}
-	for _, err := range []error{rings["erased"].Take(mark), rings["another"].Take(record), rings["locked"].Take(record), unlocked.Take(record)} {
+	for _, err := range []error{rings["erased"].Apply(mark), rings["another"].Apply(record), rings["locked"].Apply(record), unlocked.Apply(record)} {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -116,7 +116,7 @@ func (k *Ring) Run(ctx context.Context) error {
 // take applies a record of the key topic. A record that cannot be parsed concerns
 // one subject at most, so it does not stop the others.
 func (k *Ring) take(r *pipeline.Record) {
-	if err := k.cache.Take(seal.Record{Key: r.Key, Value: r.Value}); err != nil {
+	if err := k.cache.Apply(seal.Record{Key: r.Key, Value: r.Value}); err != nil {
 		k.log.Error("skipping a bad record of the key topic", "topic", k.topic, "partition", r.Partition, "offset", r.Offset, "err", err)
 	}
 	k.mu.Lock()
@@ -145,7 +145,7 @@ func (k *Ring) Current(subject string) (*seal.DataKey, error) { return k.cache.C
 
 // Forgotten reports whether the subject is marked as forgotten, as far as Run has
 // read.
-func (k *Ring) Forgotten(subject string) bool { return k.cache.Forgotten(subject) }
+func (k *Ring) Forgotten(subject string) bool { return k.cache.Erased(subject) }
 
 // Ensure creates keys for the subjects that have none, with one round trip for all
 // of them. Afterwards each subject has a key, was forgotten, or has a key that

@@ -20,7 +20,7 @@ type shower struct {
 // NewShower returns a function that decrypts the body of a record of one of the
 // schemas, as [Fields.Open] does, and counts the hidden fields. It returns nil if
 // no schema has encrypted fields. The function is safe for concurrent use.
-func (k *Ring) NewShower(e *topology.Encryption, schemas ...*codec.Schema) (func(*codec.Schema, []byte) (query.Shown, error), error) {
+func (k *Ring) NewShower(e *topology.Encryption, schemas ...*codec.Schema) (func(*codec.Schema, []byte) (query.Decrypted, error), error) {
 	s := &shower{ring: k.cache, fields: map[*codec.Schema]*Fields{}, hidden: k.hidden}
 	for _, schema := range schemas {
 		f, err := NewFields(e, schema)
@@ -37,10 +37,10 @@ func (k *Ring) NewShower(e *topology.Encryption, schemas ...*codec.Schema) (func
 	return s.show, nil
 }
 
-func (s *shower) show(schema *codec.Schema, body []byte) (query.Shown, error) {
+func (s *shower) show(schema *codec.Schema, body []byte) (query.Decrypted, error) {
 	f := s.fields[schema]
 	if f == nil {
-		return query.Shown{Type: schema.Root(), Body: body}, nil
+		return query.Decrypted{Type: schema.Root(), Body: body}, nil
 	}
 	out, err := f.Open(body, s.ring)
 	for _, why := range out.Hidden {

@@ -144,7 +144,7 @@ func (x *explainer) run(names []string) error {
 	if err != nil {
 		return err
 	}
-	pipelines, err := worker.Select(t, x.worker.Topology.File, names)
+	pipelines, err := worker.SelectPipelines(t, x.worker.Topology.File, names)
 	if err != nil {
 		return err
 	}
@@ -184,9 +184,9 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 		Tables:      []tablePlan{}, State: []topicPlan{}, TransactionalIDs: []string{},
 		Limits: limitsPlan{
 			Sessions: loop.Sessions, CommitInterval: loop.CommitInterval.String(), TransactionTimeout: loop.TransactionTimeout.String(),
-			SessionTimeout: loop.SessionTimeout.String(), RecordBytes: kafka.Limits(nil).Record(""), MemoryBytes: cmp.Or(loop.Memory, kafka.DefaultMemory),
+			SessionTimeout: loop.SessionTimeout.String(), RecordBytes: kafka.Limits(nil).MaxRecord(""), MemoryBytes: cmp.Or(loop.Memory, kafka.DefaultMemory),
 		},
-		ACLs: pipelineACLs(w.Topology, pl, !w.Flags.NoCreate),
+		ACLs: pipelineACLs(w.Topology, pl, !w.Flags.NoCreateTopics),
 	}
 	if pl.Receipts != nil {
 		receipts := newTopicPlan(pl.Receipts)
@@ -268,8 +268,8 @@ func newStagePlan(t *topology.Topology, pl *topology.Pipeline, s topology.Stage)
 	if router, ok := s.Built.(stage.Router); ok {
 		plan.Routes = router.Topics()
 	}
-	if holder, ok := s.Built.(stage.Holder); ok && holder.Holds() > 0 {
-		plan.Holds = holder.Holds().String()
+	if holder, ok := s.Built.(stage.Delayer); ok && holder.MaxDelay() > 0 {
+		plan.Holds = holder.MaxDelay().String()
 	}
 	if _, ok := s.Built.(stage.Keeper); ok {
 		plan.State = chain.StateTopic(t, pl, s.Name)
@@ -317,9 +317,9 @@ func (u fieldUses) plans(all int) []fieldPlan {
 
 func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	in, out := pl.Types[typ], pl.Output[typ]
-	plan := schemaPlan{Type: in.ShortName(), Reads: codec.Subject(pl.From.Name, in)}
+	plan := schemaPlan{Type: in.ShortName(), Reads: codec.TopicSubject(pl.From.Name, in)}
 	for _, t := range pl.Targets[typ] {
-		plan.Writes = append(plan.Writes, codec.Subject(t.Name, out))
+		plan.Writes = append(plan.Writes, codec.TopicSubject(t.Name, out))
 	}
 	addedFields("", in.Root(), out.Root(), 0, &plan.Adds)
 	return plan

@@ -68,16 +68,16 @@ func (p *processor) run(ctx context.Context) error {
 		return err
 	}
 	defer w.Close()
-	pipelines, err := worker.Select(w.Topology, p.worker.Topology.File, p.only)
+	pipelines, err := worker.SelectPipelines(w.Topology, p.worker.Topology.File, p.only)
 	if err != nil {
 		return err
 	}
 	if p.tap {
 		p.taps = chain.NewTaps(w.Metrics, pipelines, p.tapMask, p.env.Now)
-		w.HTTP.Handle("GET "+chain.TapPath, p.taps)
+		w.Server.Handle("GET "+chain.TapPath, p.taps)
 	}
 	o := chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Taps: p.taps, Memory: p.memory << 20, Now: p.env.Now}
-	tables, err := chain.OpenTables(w, chain.TablesOf(w.Topology, pipelines...), w.HTTP.Ready)
+	tables, err := chain.OpenTables(w, chain.TablesOf(w.Topology, pipelines...), w.Server.Ready)
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ type storyLines struct {
 // zero. Close it after use.
 func newStoryLines(story shop.Story, rate float64, now func() time.Time) *storyLines {
 	l := &storyLines{rate: rate, now: now, began: now()}
-	l.pull, l.stop = iter.Pull(story.Tell())
+	l.pull, l.stop = iter.Pull(story.All())
 	return l
 }
 

@@ -54,7 +54,7 @@ func count(m *map[string]int, key string, n int) {
 	(*m)[key] += n
 }
 
-// Limit implements [kafka.Limited].
+// Limit implements [kafka.SizeLimited].
 func (h *redriveHandler) Limit(limits kafka.Limits) { h.limits = limits }
 
 // Handle implements [pipeline.Handler].
@@ -95,7 +95,7 @@ func (h *redriveHandler) stays(in, back *pipeline.Record) string {
 	switch {
 	case h.limit > 0 && h.total.Sent+h.batch.Sent >= h.limit:
 		return staysLimit
-	case back.Size() > h.limits.Record(back.Topic):
+	case back.Size() > h.limits.MaxRecord(back.Topic):
 		return staysTooLarge
 	}
 	return ""

@@ -66,12 +66,12 @@ func (a *announcer) run(ctx context.Context) error {
 
 // write writes the record of this worker; nil deletes it.
 func (a *announcer) write(ctx context.Context, value any) error {
-	return control.Write(ctx, a.kafka, a.topic, time.Now(), control.Record{Key: control.WorkerPrefix + a.instance, Value: value})
+	return control.WriteRecords(ctx, a.kafka, a.topic, time.Now(), control.Record{Key: control.WorkerPrefix + a.instance, Value: value})
 }
 
 // record returns the partitions of this worker.
 func (a *announcer) record() control.WorkerRecord {
-	r := control.WorkerRecord{Format: control.Format, Address: a.address(), Epoch: a.epoch, Time: time.Now().UTC(), Has: map[string]map[string][]int32{}}
+	r := control.WorkerRecord{Format: control.Format, Address: a.address(), Epoch: a.epoch, Time: time.Now().UTC(), Partitions: map[string]map[string][]int32{}}
 	if a.replica {
 		r.Replica = true
 		return r
@@ -84,7 +84,7 @@ func (a *announcer) record() control.WorkerRecord {
 		for _, ps := range topics {
 			slices.Sort(ps)
 		}
-		r.Has[l.group] = topics
+		r.Partitions[l.group] = topics
 	}
 	return r
 }

@@ -76,7 +76,7 @@ func (c *clusterReader) Event(ctx context.Context, id string) (query.Event, erro
 }
 
 // Outcome implements [query.Projection].
-func (c *clusterReader) Outcome(ctx context.Context, e query.Sought) (query.Outcome, error) {
+func (c *clusterReader) Outcome(ctx context.Context, e query.EventRef) (query.Outcome, error) {
 	return c.local.Outcome(ctx, e)
 }
 
@@ -89,7 +89,7 @@ func (c *clusterReader) holders() (all []holder) { return c.holdersExcept(c.loca
 
 // holdersExcept returns the workers that answer for all partitions but some.
 func (c *clusterReader) holdersExcept(these map[int32]bool) (all []holder) {
-	state, _ := c.peers.control.Hosts()
+	state, _ := c.peers.control.Workers()
 	owners := state.Owners(c.local.Group(), c.local.Topic())
 	for p := range int32(c.local.NumPartitions()) {
 		instance, ok := owners[p]
@@ -253,7 +253,7 @@ const releaseRetry = 100 * time.Millisecond
 
 // Release implements [query.Projection]: it finds the worker in which the aggregate is
 // blocked, and waits for partitions that move from one worker to another.
-func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (query.Released, error) {
+func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (query.ReleaseResult, error) {
 	deadline := time.NewTimer(forwardWait)
 	defer deadline.Stop()
 	for {
@@ -274,7 +274,7 @@ func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (quer
 	}
 }
 
-func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip bool) (query.Released, error) {
+func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip bool) (query.ReleaseResult, error) {
 	var part reader.ReleasedPart
 	var err error
 	if !c.peers.replica {
@@ -288,9 +288,9 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 	}
 	switch {
 	case err != nil:
-		return query.Released{}, err
+		return query.ReleaseResult{}, err
 	case part.Busy != "":
-		return query.Released{}, fmt.Errorf("%s: %w", part.Busy, query.ErrBusy)
+		return query.ReleaseResult{}, fmt.Errorf("%s: %w", part.Busy, query.ErrBusy)
 	case part.Released != nil:
 		return *part.Released, nil
 	}
@@ -298,12 +298,12 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 		if c.peers.replica {
 			err = fmt.Errorf("this worker is a replica and changes nothing, so a worker of the group has to: %w", err)
 		}
-		return query.Released{}, err
+		return query.ReleaseResult{}, err
 	}
 	if known {
-		return query.Released{}, query.ErrNotBlocked
+		return query.ReleaseResult{}, query.ErrNotBlocked
 	}
-	return query.Released{}, query.ErrNotFound
+	return query.ReleaseResult{}, query.ErrNotFound
 }
 
 // releaseHolders returns the other workers in which an aggregate may be blocked, the

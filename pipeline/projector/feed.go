@@ -137,7 +137,7 @@ func (m *mergedFeed) run(ctx context.Context) error {
 // change.
 func (m *mergedFeed) findSources(ctx context.Context) <-chan struct{} {
 	local, self := m.cluster.local, m.cluster.peers.instance
-	state, changed := m.cluster.peers.control.Hosts()
+	state, changed := m.cluster.peers.control.Workers()
 	owners, assigned := state.Owners(local.Group(), local.Topic()), local.Here()
 	now := time.Now()
 	var fresh []*feedSource
@@ -294,9 +294,9 @@ func (m *mergedFeed) take(ctx context.Context, msg feedMessage) error {
 	if !m.begun {
 		return nil
 	}
-	if c.Quiet && m.unreported > 0 {
+	if c.PositionOnly && m.unreported > 0 {
 		// The first frontier covers all partitions but the stalled ones.
-		c.Quiet = !slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return !p.reported && time.Since(p.heard) < feedGrace })
+		c.PositionOnly = !slices.ContainsFunc(m.partitions, func(p mergedPartition) bool { return !p.reported && time.Since(p.heard) < feedGrace })
 	}
 	return m.report(c)
 }

@@ -123,7 +123,7 @@ func (f *forwarder) candidates(r *http.Request, home bool) (out []string) {
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
-		if addr := state.Workers[instance].Address; instance != f.peers.instance && len(state.Workers[instance].Has) > 0 && !slices.Contains(out, addr) {
+		if addr := state.Workers[instance].Address; instance != f.peers.instance && len(state.Workers[instance].Partitions) > 0 && !slices.Contains(out, addr) {
 			out = append(out, addr)
 		}
 	}

@@ -120,7 +120,7 @@ type groupHandler struct {
 var (
 	_ kafka.Assigner = (*groupHandler)(nil)
 	_ kafka.Waker    = (*groupHandler)(nil)
-	_ kafka.Limited  = (*groupHandler)(nil)
+	_ kafka.SizeLimited  = (*groupHandler)(nil)
 )
 
 // Assign implements [kafka.Assigner].
@@ -154,7 +154,7 @@ func (h *groupHandler) Revoke(ps []kafka.Partition) {
 	h.announcer.changed()
 }
 
-// Limit implements [kafka.Limited].
+// Limit implements [kafka.SizeLimited].
 func (h *groupHandler) Limit(limits kafka.Limits) { h.handler.Limit(limits) }
 
 // OnWake implements [kafka.Waker].

@@ -20,7 +20,7 @@ import (
 // absent returns, for each partition that is not in have, why no worker answers for it.
 func (c *clusterReader) absent(have map[int32]bool) map[int32]string {
 	out := map[int32]string{}
-	state, _ := c.peers.control.Hosts()
+	state, _ := c.peers.control.Workers()
 	owners, here, self := state.Owners(c.local.Group(), c.local.Topic()), c.local.Here(), c.peers.instance
 	for p := range int32(c.local.NumPartitions()) {
 		instance, ok := owners[p]
@@ -57,7 +57,7 @@ func (c *clusterReader) AllPartitions(ctx context.Context) ([]query.Position, ma
 
 // outcomeAt asks another worker for the outcome of an event. The other worker waits up
 // to wait for a final one.
-func (c *clusterReader) outcomeAt(ctx context.Context, h holder, e query.Sought, wait time.Duration) (query.Outcome, error) {
+func (c *clusterReader) outcomeAt(ctx context.Context, h holder, e query.EventRef, wait time.Duration) (query.Outcome, error) {
 	event, err := reader.Parameter(e)
 	if err != nil {
 		return query.Outcome{}, err
@@ -81,10 +81,10 @@ const (
 // Await implements [query.Projection]: the event may be with any worker, and move from
 // one to another. A worker that cannot be reached does not end the wait, because it may
 // be back in time.
-func (c *clusterReader) Await(ctx context.Context, e query.Sought, wait time.Duration) (query.Outcome, error) {
+func (c *clusterReader) Await(ctx context.Context, e query.EventRef, wait time.Duration) (query.Outcome, error) {
 	deadline := time.Now().Add(wait)
 	for {
-		_, moved := c.peers.control.Hosts()
+		_, moved := c.peers.control.Workers()
 		out, err := c.outcomeOfAll(ctx, e, 0, nil)
 		left := time.Until(deadline)
 		if err != nil || out.Final() || left <= 0 {
@@ -102,7 +102,7 @@ func (c *clusterReader) Await(ctx context.Context, e query.Sought, wait time.Dur
 // outcomeOfAll returns the outcome with the highest rank of all workers. With a wait, it
 // returns the first final outcome, or returns early when moved is closed, which means
 // that partitions have moved.
-func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.Sought, wait time.Duration, moved <-chan struct{}) (query.Outcome, error) {
+func (c *clusterReader) outcomeOfAll(ctx context.Context, e query.EventRef, wait time.Duration, moved <-chan struct{}) (query.Outcome, error) {
 	type answer struct {
 		query.Outcome
 		err error

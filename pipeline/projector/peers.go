@@ -27,7 +27,7 @@ type peers struct {
 
 // exist reports whether there are other workers to which partitions may move.
 func (p *peers) exist() bool {
-	hosts, _ := p.control.Hosts()
+	hosts, _ := p.control.Workers()
 	for instance, w := range hosts.Workers {
 		if instance != p.instance && !w.Replica {
 			return !p.replica

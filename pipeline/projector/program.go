@@ -49,7 +49,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	ready := &readiness{roster: r, restores: restores, control: follower, replica: c.options.replica, began: time.Now()}
 	a := &announcer{
 		kafka: w.Kafka, topic: follower.Topic, instance: w.Flags.Instance, roster: r, replica: c.options.replica, log: w.Log,
-		address: func() string { return addressOf(c.options.advertise, w.HTTP.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
+		address: func() string { return addressOf(c.options.advertise, w.Server.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
 	}
 	receipts := c.receiptReader(w)
 	b := &builder{
@@ -115,14 +115,14 @@ func (p *program) begin(ctx context.Context) error {
 	if p.command.options.replica {
 		return p.awaitVersions(ctx)
 	}
-	needed := []kafka.TopicSpec{control.Spec(p.control.Topic)}
+	needed := []kafka.TopicSpec{control.TopicSpec(p.control.Topic)}
 	if p.keys != nil {
 		needed = append(needed, worker.TopicSpecs(keyring.Topic(p.w.Topology))...)
 	}
-	if _, err := kafka.EnsureTopics(ctx, p.w.Kafka, needed, !p.w.Flags.NoCreate); err != nil {
+	if _, err := kafka.EnsureTopics(ctx, p.w.Kafka, needed, !p.w.Flags.NoCreateTopics); err != nil {
 		return err
 	}
-	state, err := control.Read(ctx, p.w.Kafka, p.control.Topic)
+	state, err := control.ReadState(ctx, p.w.Kafka, p.control.Topic)
 	if err != nil {
 		return err
 	}
@@ -141,7 +141,7 @@ func (p *program) begin(ctx context.Context) error {
 	if len(records) == 0 {
 		return nil
 	}
-	return control.Write(ctx, p.w.Kafka, p.control.Topic, p.command.env.Now(), records...)
+	return control.WriteRecords(ctx, p.w.Kafka, p.control.Topic, p.command.env.Now(), records...)
 }
 
 // firstVersion returns the records that make a version of a projection live.
@@ -176,7 +176,7 @@ func (p *program) compare(state *control.State, pr *topology.Projection) {
 // awaitVersions fails until workers of the group have written what a replica needs: a
 // replica does not write it.
 func (p *program) awaitVersions(ctx context.Context) error {
-	state, err := control.Read(ctx, p.w.Kafka, p.control.Topic)
+	state, err := control.ReadState(ctx, p.w.Kafka, p.control.Topic)
 	if err != nil {
 		return err
 	}

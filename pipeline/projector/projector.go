@@ -129,12 +129,12 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	var api atomic.Pointer[http.Handler]
 	waiting := query.Unready("the worker is starting")
 	api.Store(&waiting)
-	w.HTTP.Handle("/v1/", http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) { (*api.Load()).ServeHTTP(out, r) }))
+	w.Server.Handle("/v1/", http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) { (*api.Load()).ServeHTTP(out, r) }))
 
 	p := c.assemble(w, kept, keys, func(h http.Handler) { api.Store(&h) })
-	p.internal.register(w.HTTP)
-	w.HTTP.Ready("restore", func(context.Context) error { return p.readiness.ready() })
-	w.HTTP.Startup("restored", func(context.Context) error { return p.readiness.started() })
+	p.internal.register(w.Server)
+	w.Server.Ready("restore", func(context.Context) error { return p.readiness.ready() })
+	w.Server.Startup("restored", func(context.Context) error { return p.readiness.started() })
 	return w.RunWith(ctx, p.run)
 }
 

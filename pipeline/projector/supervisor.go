@@ -130,7 +130,7 @@ func (s *supervisor) startFailed(group string, wanted []wantedVersion, state *co
 		return err
 	}
 	if isLive {
-		s.w.NotReady(err.Error())
+		s.w.SetNotReady(err.Error())
 	}
 	s.w.Log.Warn("a version cannot be started; trying again", "group", group, "err", err, "wait", retryStart)
 	return nil

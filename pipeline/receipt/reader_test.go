@@ -96,14 +96,14 @@ func TestPossibleOutcomesOfAnEventThatHasNotArrived(t *testing.T) {
 	plan.Pipelines[2].To = letters
 	known := knownReceipts(t, time.Hour, "e three filtered")
 	want := "pipeline one may have filtered it, or written it to letters; pipeline three filtered it: stage s-three, but it may arrive another way"
-	if got := NewUpstream(plan, out, known).Unheard("e"); got != want {
+	if got := NewUpstream(plan, out, known).Possible("e"); got != want {
 		t.Errorf("%q, want %q", got, want)
 	}
 	want = "pipeline three has not reported since 1969-12-31T23:00:00Z that it filtered it or wrote it to letters, as far as its receipts were read"
-	if got := NewUpstream(plan, out, known).Unheard("f"); !strings.HasSuffix(got, want) {
+	if got := NewUpstream(plan, out, known).Possible("f"); !strings.HasSuffix(got, want) {
 		t.Errorf("%q, want %q at its end", got, want)
 	}
-	if got := NewUpstream(plan, in, known).Unheard("e"); got != "" {
+	if got := NewUpstream(plan, in, known).Possible("e"); got != "" {
 		t.Errorf("a topic without upstream pipelines: %q", got)
 	}
 }

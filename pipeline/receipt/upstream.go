@@ -139,9 +139,9 @@ func (u *Upstream) blocked(to *topology.Topic, receipts map[*topology.Pipeline]R
 	return ways > 0
 }
 
-// Unheard describes the possible outcomes of an event that has not reached the topic, ""
+// Possible describes the possible outcomes of an event that has not reached the topic, ""
 // if the topic has no upstream pipeline.
-func (u *Upstream) Unheard(eventID string) string {
+func (u *Upstream) Possible(eventID string) string {
 	if u == nil {
 		return ""
 	}

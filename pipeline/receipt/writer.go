@@ -63,7 +63,7 @@ func (w *Writer) Filtered(e *pipeline.Event, chain *pipeline.Chain, out pipeline
 	if w == nil {
 		return
 	}
-	stage := chain.Dropped()
+	stage := chain.LastFilter()
 	w.emit(w.id(w.types[e.Type], e.Body), e.Record, Receipt{Outcome: OutcomeFiltered, Stage: stage, Duplicate: w.duplicates[stage]}, out)
 }
 

@@ -110,9 +110,9 @@ func (c *Cache) now(r Ref) place {
 	}
 }
 
-// Touch loads entries into the processor's cache before their use. The loads overlap, so
+// Prefetch loads entries into the processor's cache before their use. The loads overlap, so
 // many entries take little longer than one.
-func (c *Cache) Touch(refs []Ref) {
+func (c *Cache) Prefetch(refs []Ref) {
 	const line = 64 // bytes of a cache line
 	sum := byte(0)
 	for _, r := range refs {

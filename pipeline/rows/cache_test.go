@@ -61,7 +61,7 @@ func TestCacheAgreesWithGoMapExceptForEvictedEntries(t *testing.T) {
 			},
 			"touch": func(*rapid.T) {
 				for _, ref := range refs {
-					c.Touch([]Ref{ref})
+					c.Prefetch([]Ref{ref})
 				}
 			},
 			"shrink": func(t *rapid.T) {

@@ -301,7 +301,7 @@ func TestCodecRegistryClient(t *testing.T) {
 		t.Error(err)
 	}
 	s := parse(t, order(id))
-	subject := codec.Subject("shop.events", s)
+	subject := codec.TopicSubject("shop.events", s)
 	if subject != "shop.events-shop.Order" {
 		t.Errorf("subject %s", subject)
 	}

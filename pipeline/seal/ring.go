@@ -55,15 +55,15 @@ func (k *KEKs) NewKey(subject string, now time.Time) (Record, error) {
 
 func recordKey(subject string, id KeyID) []byte { return []byte(keyHead + id.String() + "/" + subject) }
 
-// Erased returns the record that marks a subject as forgotten since now.
-func Erased(subject string, now time.Time) (Record, error) {
+// NewErasure returns the record that marks a subject as forgotten since now.
+func NewErasure(subject string, now time.Time) (Record, error) {
 	value, err := json.Marshal(erasedRecord{recordFormat, now.UTC()})
 	return Record{[]byte(erasedHead + subject), value}, err
 }
 
-// SubjectOf parses the key of a record. It returns the subject, and whether the record is
+// ParseRecordKey parses the key of a record. It returns the subject, and whether the record is
 // that of a data key.
-func SubjectOf(key []byte) (subject string, isKey bool, err error) {
+func ParseRecordKey(key []byte) (subject string, isKey bool, err error) {
 	subject, _, isKey, err = parseKey(key)
 	return subject, isKey, err
 }
@@ -147,9 +147,9 @@ func readEntry(row []byte) (e entry) {
 	return e
 }
 
-// Take applies a record. The records of a partition must come in their order. A record
+// Apply applies a record. The records of a partition must come in their order. A record
 // that cannot be parsed is an error and changes nothing.
-func (r *Ring) Take(in Record) error {
+func (r *Ring) Apply(in Record) error {
 	subject, id, isKey, err := parseKey(in.Key)
 	if err != nil {
 		return err
@@ -233,8 +233,8 @@ func (r *Ring) find(subject string, id *KeyID) (*DataKey, error) {
 	return keys[i], nil
 }
 
-// Forgotten reports whether the subject is marked as forgotten.
-func (r *Ring) Forgotten(subject string) bool {
+// Erased reports whether the subject is marked as forgotten.
+func (r *Ring) Erased(subject string) bool {
 	row, _ := r.rows.Get([]byte(subject))
 	return readEntry(row).erased != 0
 }

@@ -41,7 +41,7 @@ func newKey(t *testing.T, r *seal.Ring, k *seal.KEKs, subject string) *seal.Data
 	t.Helper()
 	record, err := k.NewKey(subject, now)
 	if err == nil {
-		err = r.Take(record)
+		err = r.Apply(record)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +157,7 @@ func TestTheNewestKEKWrapsAndAllUnwrap(t *testing.T) {
 	ring := func(k *seal.KEKs) *seal.Ring {
 		r := seal.NewRing(k)
 		for _, record := range []seal.Record{first, second} {
-			if err := r.Take(record); err != nil {
+			if err := r.Apply(record); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -191,7 +191,7 @@ func TestTheNewestKEKWrapsAndAllUnwrap(t *testing.T) {
 	}
 	// A key record copied to another subject.
 	moved := seal.NewRing(both)
-	if err := moved.Take(seal.Record{Key: bytes.Replace(first.Key, []byte("u-1"), []byte("u-9"), 1), Value: first.Value}); err != nil {
+	if err := moved.Apply(seal.Record{Key: bytes.Replace(first.Key, []byte("u-1"), []byte("u-9"), 1), Value: first.Value}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := moved.Current("u-9"); !errors.Is(err, seal.ErrNoKEK) {
@@ -221,7 +221,7 @@ func TestAForgottenSubjectHasNoKeyEvenAfterANewKeyRecord(t *testing.T) {
 	k := keks(t, "a")
 	r := seal.NewRing(k)
 	key := newKey(t, r, k, "u-1")
-	mark, err := seal.Erased("u-1", now)
+	mark, err := seal.NewErasure("u-1", now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -230,7 +230,7 @@ func TestAForgottenSubjectHasNoKeyEvenAfterANewKeyRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, record := range []seal.Record{mark, {Key: keyOf(t, "u-1", key)}, late} {
-		if err := r.Take(record); err != nil {
+		if err := r.Apply(record); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := r.Find("u-1", key.ID); !errors.Is(err, seal.ErrErased) || !strings.Contains(err.Error(), "2026-11-26") {
@@ -239,7 +239,7 @@ func TestAForgottenSubjectHasNoKeyEvenAfterANewKeyRecord(t *testing.T) {
 		if _, err := r.Current("u-1"); !errors.Is(err, seal.ErrErased) {
 			t.Errorf("after %s: %v", record.Key, err)
 		}
-		if !r.Forgotten("u-1") || r.Forgotten("u-2") {
+		if !r.Erased("u-1") || r.Erased("u-2") {
 			t.Error("Forgotten is wrong for u-1 or u-2")
 		}
 	}
@@ -252,7 +252,7 @@ func TestAForgottenSubjectHasNoKeyEvenAfterANewKeyRecord(t *testing.T) {
 func keyOf(t *testing.T, subject string, key *seal.DataKey) []byte {
 	t.Helper()
 	out := fmt.Appendf(nil, "key/%s/%s", key.ID, subject)
-	if s, isKey, err := seal.SubjectOf(out); err != nil || s != subject || !isKey {
+	if s, isKey, err := seal.ParseRecordKey(out); err != nil || s != subject || !isKey {
 		t.Fatal(s, isKey, err)
 	}
 	return out
@@ -277,7 +277,7 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 					record.Value = nil
 				}
 			default:
-				record, err = seal.Erased(subject, now)
+				record, err = seal.NewErasure(subject, now)
 			}
 			if err != nil {
 				rt.Fatal(err)
@@ -295,7 +295,7 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 		answers := func(log []seal.Record) (out []string) {
 			r := seal.NewRing(k)
 			for _, record := range log {
-				if err := r.Take(record); err != nil {
+				if err := r.Apply(record); err != nil {
 					rt.Fatal(err)
 				}
 			}
@@ -329,7 +329,7 @@ func TestOfTwoKeysTheFirstIsCurrent(t *testing.T) {
 	r := seal.NewRing(k)
 	var ids []seal.KeyID
 	for _, record := range []seal.Record{one, two} {
-		if err := r.Take(record); err != nil {
+		if err := r.Apply(record); err != nil {
 			t.Fatal(err)
 		}
 		key, err := r.Current("u-1")
@@ -365,7 +365,7 @@ func TestUnreadableRecordsAreErrors(t *testing.T) {
 		{Key: []byte("u-1")}, {Key: []byte("key/12/u-1")}, {Key: []byte("key/0123456789ABCDEF/u-1")}, {Key: []byte("key/0123456789abcdef/")}, {Key: []byte("erased/")},
 		{[]byte("key/0123456789abcdef/u-1"), []byte("{")}, {[]byte("key/0123456789abcdef/u-1"), []byte(`{"format":2,"kek":"a","wrapped":"AAAA"}`)},
 	} {
-		if err := r.Take(record); err == nil {
+		if err := r.Apply(record); err == nil {
 			t.Errorf("%s: %s was accepted", record.Key, record.Value)
 		}
 	}
@@ -373,7 +373,7 @@ func TestUnreadableRecordsAreErrors(t *testing.T) {
 		t.Errorf("%d subjects", r.Len())
 	}
 	// An erased record marks its subject whatever its value.
-	if err := r.Take(seal.Record{Key: []byte("erased/u-1"), Value: []byte("?")}); err != nil || !r.Forgotten("u-1") {
+	if err := r.Apply(seal.Record{Key: []byte("erased/u-1"), Value: []byte("?")}); err != nil || !r.Erased("u-1") {
 		t.Errorf("an unreadable erased record: %v", err)
 	}
 }
@@ -385,7 +385,7 @@ func FuzzCiphertext(f *testing.F) {
 	r := seal.NewRing(k)
 	record, err := k.NewKey("u-1", now)
 	if err == nil {
-		err = r.Take(record)
+		err = r.Apply(record)
 	}
 	if err != nil {
 		f.Fatal(err)
@@ -422,9 +422,9 @@ func FuzzCiphertext(f *testing.F) {
 				t.Errorf("%q is decrypted to %q", in, plain)
 			}
 		}
-		_ = r.Take(seal.Record{Key: in, Value: in})
-		_ = r.Take(seal.Record{Key: in})
-		if _, _, err := seal.SubjectOf(in); err != nil && strings.HasPrefix(string(in), "erased/") && len(in) > len("erased/") {
+		_ = r.Apply(seal.Record{Key: in, Value: in})
+		_ = r.Apply(seal.Record{Key: in})
+		if _, _, err := seal.ParseRecordKey(in); err != nil && strings.HasPrefix(string(in), "erased/") && len(in) > len("erased/") {
 			t.Error(err)
 		}
 	})

@@ -46,7 +46,7 @@ func newAssert(in Input) (Built, []expr.Fault) {
 			continue
 		}
 		p, err := t.Env.Compile(that.Value.Text, expr.Condition("an assert"))
-		faults = append(faults, expr.Faults(that.Value, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(that.Value, t.Name, err)...)
 		s.conds[i] = p
 	}
 	if len(faults) > 0 {
@@ -70,7 +70,7 @@ func (s *assert) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	if p == nil {
 		return pipeline.Pass, nil
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	switch ok, err := p.Test(&s.scope); {
 	case err != nil:
 		return pipeline.Drop, err

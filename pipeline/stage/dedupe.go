@@ -73,7 +73,7 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 		}
 		var err error
 		s.ids[i], err = t.Env.Compile(by.Value.Text, expr.Value(&codec.Node{Kind: codec.String}, "the id", t.Name))
-		faults = append(faults, expr.Faults(by.Value, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(by.Value, t.Name, err)...)
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -106,7 +106,7 @@ func (s *dedupe) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	if m == nil {
 		return pipeline.Drop, fmt.Errorf("partition %d was revoked", e.Partition)
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	id, err := appendIn(&s.scope, e, p)
 	if err != nil {
 		return pipeline.Drop, err
@@ -179,8 +179,8 @@ func (s *dedupe) EndBatch(committed bool) {
 	s.touched = s.touched[:0]
 }
 
-// Needs implements [Keeper].
-func (s *dedupe) Needs(partition int32) (oldest, newest int64) {
+// Range implements [Keeper].
+func (s *dedupe) Range(partition int32) (oldest, newest int64) {
 	m := (*s.parts.Load())[partition]
 	if m == nil {
 		return -1, -1

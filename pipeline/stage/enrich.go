@@ -29,7 +29,7 @@ func Enrich() Kind {
 		Example: `on: [OrderCreated]
 set: {metadata.source: "'web'"}
 add: {data.total_cents: {type: long, value: int(data.total_amount * 100.0)}}`,
-		Grows: true,
+		AddsFields: true,
 		New:   newEnrich,
 	}
 }
@@ -132,11 +132,11 @@ func newEnrich(in Input) (Built, []expr.Fault) {
 func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 	target, err := t.Env.Target(given.Key.Text)
 	if err != nil {
-		return expr.Faults(given.Key, t.Name, err)
+		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
 	p, err := t.Env.Compile(given.Value.Text, target.Want())
 	if err != nil {
-		return expr.Faults(given.Value, t.Name, err)
+		return expr.PlaceErrors(given.Value, t.Name, err)
 	}
 	path := strings.Join(target.Path, ".")
 	for i := range s.sets[typ] {
@@ -184,13 +184,13 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	}
 	p, err := t.Env.Compile(value.Value.Text, expr.Value(node, given.Key.Text, schema.Name()))
 	if err != nil {
-		return expr.Faults(value.Value, t.Name, err)
+		return expr.PlaceErrors(value.Value, t.Name, err)
 	}
 	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, programs: []*expr.Program{p}})
 	return nil
 }
 
-// Schemas implements [Grower].
+// Schemas implements [FieldAdder].
 func (s *enrich) Schemas() []*codec.Schema { return s.grown }
 
 func (s *enrichStage) Reads(typ int) [][]string { return s.paths(typ, 0) }
@@ -274,7 +274,7 @@ func (s *enrich) clone() *enrich {
 }
 
 func (s *enrichStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	return verdict(s.apply(e))
 }
 

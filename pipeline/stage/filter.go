@@ -46,7 +46,7 @@ func newFilter(in Input) (Built, []expr.Fault) {
 			continue
 		}
 		p, err := t.Env.Compile(cond.Value.Text, expr.Condition("a filter"))
-		faults = append(faults, expr.Faults(cond.Value, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(cond.Value, t.Name, err)...)
 		f.conds[i] = p
 	}
 	if len(faults) > 0 {
@@ -80,7 +80,7 @@ func (f *filter) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	if p == nil {
 		return pipeline.Pass, nil
 	}
-	f.scope.Reset(e.Taken, &e.View)
+	f.scope.Reset(e.Started, &e.View)
 	v, err := p.Test(&f.scope)
 	if err != nil || v != f.keep {
 		return pipeline.Drop, err

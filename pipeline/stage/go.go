@@ -354,7 +354,7 @@ func goTarget(t Type, path string, write bool) (expr.Target, error) {
 }
 
 func (f *Fields) fail(t Type, err error) {
-	for _, fault := range expr.Faults(expr.Source{}, t.Name, err) {
+	for _, fault := range expr.PlaceErrors(expr.Source{}, t.Name, err) {
 		fault.Offset = 0 // it is relative to the path, which is not in the file
 		f.faults = append(f.faults, fault)
 	}

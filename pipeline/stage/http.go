@@ -38,11 +38,11 @@ type Waiter interface {
 	Concurrency() int
 }
 
-// An Asker is a stage that sends requests to services.
-type Asker interface {
-	// AskThrough replaces the transport of the requests and clears the cache of
+// An Requester is a stage that sends requests to services.
+type Requester interface {
+	// SetTransport replaces the transport of the requests and clears the cache of
 	// responses. It is called before Clone.
-	AskThrough(http.RoundTripper)
+	SetTransport(http.RoundTripper)
 }
 
 // HTTP is the stage that sends a request to a service.
@@ -78,7 +78,7 @@ func HTTP() Kind {
 		Example: `on: [OrderCreated]
 url: "'http://scores.internal/users/' + data.user_id"
 add: {data.status: {type: int, value: response.status}}`,
-		Grows: true,
+		AddsFields: true,
 		New:   newHTTP,
 	}
 }
@@ -169,21 +169,21 @@ func (s *call) parseResponse(in Input, response Arg) []expr.Fault {
 	if name := response.Value.Text; name != "" {
 		body, err := in.Schema(name)
 		if err != nil {
-			return expr.Faults(response.Value, "", err)
+			return expr.PlaceErrors(response.Value, "", err)
 		}
 		s.body = body.Root()
 		fields += `, {"name": "body", "type": ` + body.String() + `}`
 	}
 	var err error
 	s.schema, err = codec.ParseSchema(`{"type": "record", "name": "HTTPResponse", "fields": [` + fields + `]}`)
-	return expr.Faults(response.Value, "", err)
+	return expr.PlaceErrors(response.Value, "", err)
 }
 
 // compile compiles the expressions for one type.
 func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 	text := func(src expr.Source, what string) *expr.Program {
 		p, err := t.Env.Compile(src.Text, expr.Value(&codec.Node{Kind: codec.String}, what, t.Name))
-		faults = append(faults, expr.Faults(src, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(src, t.Name, err)...)
 		return p
 	}
 	address, _ := args.Find("url")
@@ -201,7 +201,7 @@ func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 	}
 	var err error
 	if t.Env, err = t.With(expr.Root{Name: "response", Schema: s.schema, View: 1}); err != nil {
-		return append(faults, expr.Faults(address.Key, t.Name, err)...)
+		return append(faults, expr.PlaceErrors(address.Key, t.Name, err)...)
 	}
 	set, _ := args.Find("set")
 	for _, given := range set.Entries {
@@ -212,7 +212,7 @@ func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 		faults = append(faults, s.add(typ, t, given)...)
 	}
 	if s.views[typ], err = codec.NewLayout(s.schema, s.paths(typ, 1)); err != nil {
-		faults = append(faults, expr.Faults(address.Key, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(address.Key, t.Name, err)...)
 	}
 	return faults
 }
@@ -256,26 +256,26 @@ func (s *call) Clone() Built {
 // Concurrency implements [Waiter].
 func (s *call) Concurrency() int { return s.concurrency }
 
-// Missed implements [Misser].
-func (s *call) Missed() int {
+// Misses implements [MissCounter].
+func (s *call) Misses() int {
 	n := s.missed
 	s.missed = 0
 	return n
 }
 
-// Holds implements [Holder]. If an unavailable service leads to dead letters, the
+// MaxDelay implements [Delayer]. If an unavailable service leads to dead letters, the
 // transaction must stay open for all retries of an event and the waits between them;
 // otherwise it would time out each time, and no dead letter would be written. If an
 // unavailable service aborts the batch, a transaction timeout has the same effect, so
 // no extra time is needed.
-func (s *call) Holds() time.Duration {
+func (s *call) MaxDelay() time.Duration {
 	if s.abort {
 		return 0
 	}
 	return time.Duration(2*s.retries+1) * s.timeout
 }
 
-// AskThrough implements [Asker].
+// AskThrough implements [Requester].
 func (s *call) AskThrough(transport http.RoundTripper) {
 	s.client.Transport = transport
 	s.cache = &responseCache{keep: s.cache.keep, limit: s.cache.limit}
@@ -285,7 +285,7 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if s.urls[e.Type] == nil {
 		return pipeline.Pass, nil
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	if err := s.prepare(e); err != nil {
 		return pipeline.Drop, err
 	}
@@ -310,7 +310,7 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if err := s.views[e.Type].Walk(response, &s.view); err != nil {
 		return pipeline.Drop, err
 	}
-	s.scope.Reset(e.Taken, &e.View, &s.view)
+	s.scope.Reset(e.Started, &e.View, &s.view)
 	return pipeline.Pass, s.apply(e)
 }
 

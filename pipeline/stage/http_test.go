@@ -226,9 +226,9 @@ func TestHTTPHoldsABatchForAllRetries(t *testing.T) {
 		", unavailable: dead_letter, timeout: 1s, retries: 0": time.Second,
 	} {
 		r := newRun(t, nil, newService(t).stage(more))
-		holder, ok := r.pipeline.Stages[0].Built.(stage.Holder)
-		if !ok || holder.Holds() != want {
-			t.Errorf("parameters %q: the stage holds a batch for %v, want %v", more, holder.Holds(), want)
+		holder, ok := r.pipeline.Stages[0].Built.(stage.Delayer)
+		if !ok || holder.MaxDelay() != want {
+			t.Errorf("parameters %q: the stage holds a batch for %v, want %v", more, holder.MaxDelay(), want)
 		}
 	}
 }

@@ -41,13 +41,13 @@ type Keeper interface {
 	// until EndBatch.
 	Changes(emit func(partition int32, change []byte))
 
-	// Needs returns the offsets of the oldest and the newest event in the state of
+	// Range returns the offsets of the oldest and the newest event in the state of
 	// a partition. Changes that only contain older events can be deleted. If the
 	// state is empty, oldest is greater than newest.
 	//
 	// Needs and Size are called by the goroutine that processes events, between
 	// batches.
-	Needs(partition int32) (oldest, newest int64)
+	Range(partition int32) (oldest, newest int64)
 
 	// Size returns the number of entries in the state and their size in bytes.
 	Size() (entries, bytes int)

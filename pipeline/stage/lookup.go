@@ -33,10 +33,10 @@ type ChangingRows interface {
 	Changed() <-chan struct{}
 }
 
-// A Holder is a stage that can delay a batch and so its transaction.
-type Holder interface {
-	// Holds returns the maximum delay per batch.
-	Holds() time.Duration
+// A Delayer is a stage that can delay a batch and so its transaction.
+type Delayer interface {
+	// MaxDelay returns the maximum delay per batch.
+	MaxDelay() time.Duration
 }
 
 // A Batcher is a stage that needs to know the end of each batch.
@@ -46,15 +46,15 @@ type Batcher interface {
 	EndBatch(committed bool)
 }
 
-// A Misser is a stage that passes events for which it found no row or no answer.
-type Misser interface {
-	// Missed returns the number of such events since the last call. The events of an
+// A MissCounter is a stage that passes events for which it found no row or no answer.
+type MissCounter interface {
+	// Misses returns the number of such events since the last call. The events of an
 	// aborted batch will be processed, and counted, again.
-	Missed() int
+	Misses() int
 }
 
-// A Joiner is a stage that reads a table.
-type Joiner interface {
+// A TableReader is a stage that reads a table.
+type TableReader interface {
 	Table() *Table
 }
 
@@ -78,7 +78,7 @@ table: users
 key: data.user_id
 set: {metadata.customer: row.name}
 missing: keep`,
-		Grows: true,
+		AddsFields: true,
 		New:   newLookup,
 	}
 }
@@ -158,10 +158,10 @@ func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Faul
 	if key.Name != "" {
 		text := &codec.Node{Kind: codec.Union, Branches: []*codec.Node{{Kind: codec.Null}, {Kind: codec.String}}}
 		s.keys[typ], err = t.Env.Compile(key.Value.Text, expr.Value(text, "the key", t.Name))
-		faults = append(faults, expr.Faults(key.Value, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(key.Value, t.Name, err)...)
 	}
 	if t.Env, err = t.With(expr.Root{Name: "row", Schema: s.table.Schema, View: 1}); err != nil {
-		return append(faults, expr.Faults(key.Key, t.Name, err)...)
+		return append(faults, expr.PlaceErrors(key.Key, t.Name, err)...)
 	}
 	for _, given := range set.Entries {
 		faults = append(faults, s.assign(typ, t, given)...)
@@ -170,7 +170,7 @@ func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Faul
 		faults = append(faults, s.add(typ, t, given)...)
 	}
 	if s.views[typ], err = codec.NewLayout(s.table.Schema, s.paths(typ, 1)); err != nil {
-		faults = append(faults, expr.Faults(key.Key, t.Name, err)...)
+		faults = append(faults, expr.PlaceErrors(key.Key, t.Name, err)...)
 	}
 	return faults
 }
@@ -206,18 +206,18 @@ func (s *lookup) Clone() Built {
 	}
 }
 
-// Table implements [Joiner].
+// Table implements [TableReader].
 func (s *lookup) Table() *Table { return s.table }
 
-// Missed implements [Misser].
-func (s *lookup) Missed() int {
+// Misses implements [MissCounter].
+func (s *lookup) Misses() int {
 	n := s.missed
 	s.missed = 0
 	return n
 }
 
-// Holds implements [Holder].
-func (s *lookup) Holds() time.Duration {
+// MaxDelay implements [Delayer].
+func (s *lookup) MaxDelay() time.Duration {
 	if s.policy == missingWait {
 		return s.wait
 	}
@@ -228,7 +228,7 @@ func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdi
 	if s.views[e.Type] == nil {
 		return pipeline.Pass, nil
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	key, found, err := s.key(e)
 	if err != nil {
 		return pipeline.Drop, err
@@ -248,7 +248,7 @@ func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdi
 	if err := s.views[e.Type].Walk(row, &s.row); err != nil {
 		return pipeline.Drop, err
 	}
-	s.scope.Reset(e.Taken, &e.View, &s.row)
+	s.scope.Reset(e.Started, &e.View, &s.row)
 	return pipeline.Pass, s.apply(e)
 }
 

@@ -158,7 +158,7 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 	}
 	target, err := t.Env.Target(leaf)
 	if err != nil {
-		return expr.Faults(given.Key, t.Name, err)
+		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
 	e := s.leaf(typ, target)
 	var failed *expr.Fault
@@ -280,7 +280,7 @@ func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *exp
 	}
 	i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
 	if i < 0 {
-		return nil, "", p.fault(expr.Nearest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
+		return nil, "", p.fault(expr.Suggest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
 	}
 	if e.fields == nil {
 		e.fields = make([]*edit, len(e.node.Fields))

@@ -48,7 +48,7 @@ func newRekey(in Input) (Built, []expr.Fault) {
 		}
 		p, notNumber := t.Env.Compile(key.Value.Text, expr.Value(&codec.Node{Kind: codec.Long}, "the key", t.Name))
 		if notNumber != nil {
-			faults = append(faults, expr.Faults(key.Value, t.Name, err)...)
+			faults = append(faults, expr.PlaceErrors(key.Value, t.Name, err)...)
 		}
 		s.keys[i], s.number[i] = p, true
 	}
@@ -75,7 +75,7 @@ func (s *rekey) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict,
 	if p == nil {
 		return pipeline.Pass, nil
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	enc, err := appendIn(&s.scope, e, p)
 	if err != nil {
 		return pipeline.Drop, err

@@ -77,7 +77,7 @@ func newRoute(in Input) (Built, []expr.Fault) {
 	}
 	topic := func(name expr.Source, hint string) []string {
 		if !slices.Contains(in.Topics, name.Text) {
-			if near := expr.Nearest(name.Text, in.Topics); near != "" {
+			if near := expr.Suggest(name.Text, in.Topics); near != "" {
 				hint = near
 			}
 			faults = append(faults, fault(name, hint, "there is no topic %s", name.Text))
@@ -98,7 +98,7 @@ func newRoute(in Input) (Built, []expr.Fault) {
 			}
 			p, err := t.Env.Compile(when.Value.Text, expr.Condition("a route"))
 			if err != nil {
-				faults = append(faults, expr.Faults(when.Value, t.Name, err)...)
+				faults = append(faults, expr.PlaceErrors(when.Value, t.Name, err)...)
 				used[n] = true // unknown, because the condition is faulty
 				continue
 			}
@@ -198,7 +198,7 @@ func (s *route) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict,
 	if !s.on[e.Type] {
 		return pipeline.Pass, nil
 	}
-	s.scope.Reset(e.Taken, &e.View)
+	s.scope.Reset(e.Started, &e.View)
 	s.to = s.to[:0]
 	cases := s.cases[e.Type]
 	for i := range cases {

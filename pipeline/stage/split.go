@@ -83,7 +83,7 @@ func newSplit(in Input) (Built, []expr.Fault) {
 // assign compiles the assignments for the parts of one type.
 func (s *split) assign(typ int, t Type, set Arg) (faults []expr.Fault) {
 	c := s.cuts[typ]
-	extra := codec.Gather("item", codec.Field{Name: "item", Type: c.array.Elem}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
+	extra := codec.RecordSchema("item", codec.Field{Name: "item", Type: c.array.Elem}, codec.Field{Name: "index", Type: &codec.Node{Kind: codec.Long}})
 	var err error
 	if t.Env, err = t.With(expr.Root{Schema: extra, View: 1}); err != nil {
 		return []expr.Fault{{Source: set.Key, Type: t.Name, Msg: err.Error()}}
@@ -103,7 +103,7 @@ func (s *split) assign(typ int, t Type, set Arg) (faults []expr.Fault) {
 func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 	target, err := t.Env.Target(field.Text)
 	if err != nil {
-		return nil, expr.Faults(field, t.Name, err)
+		return nil, expr.PlaceErrors(field, t.Name, err)
 	}
 	c := &cut{path: target.Path, array: target.Node, union: -1}
 	if other, _, branch, ok := target.Node.Nullable(); ok {
@@ -241,7 +241,7 @@ func (s *split) fill(c *cut, e, whole *pipeline.Event, item []byte, index int64)
 	if err := c.extra.Walk(e.Arena[n:len(e.Arena):len(e.Arena)], &s.item); err != nil {
 		return err
 	}
-	s.set.scope.Reset(e.Taken, &e.View, &s.item)
+	s.set.scope.Reset(e.Started, &e.View, &s.item)
 	return s.set.apply(e)
 }
 

@@ -19,8 +19,8 @@
 // compiled programs and other data that no clone changes.
 //
 // A stage has further abilities if it implements one of these interfaces: [Gate],
-// [Grower], [Router], [Upcaster], [Keeper], [Batcher], [Joiner], [Misser], [Holder],
-// [Waiter], [Asker] and [pipeline.Splitter].
+// [FieldAdder], [Router], [Upcaster], [Keeper], [Batcher], [TableReader], [MissCounter], [Delayer],
+// [Waiter], [Requester] and [pipeline.Splitter].
 //
 // To add a stage, pass a [Func] to [Go], or add a Kind to the built-in ones.
 //
@@ -74,8 +74,8 @@ type Gate interface {
 	Passes(typ int) bool
 }
 
-// A Grower is a stage that adds fields.
-type Grower interface {
+// A FieldAdder is a stage that adds fields.
+type FieldAdder interface {
 	// Schemas returns the schemas of events after this stage, by type. A nil
 	// schema means that the stage does not change it. [codec.Schema.With] creates
 	// them.
@@ -243,7 +243,7 @@ type Kind struct {
 	Doc     string // full sentences; the first one is the summary
 	Params  []Param
 	Example string // its parameters as YAML
-	Grows   bool   // it can add fields, so the stages after a faulty one cannot be checked
+	AddsFields   bool   // it can add fields, so the stages after a faulty one cannot be checked
 
 	// New checks the parameters and compiles their expressions for every type that
 	// the stage handles. It returns all faults. A fault of several types is returned

@@ -95,7 +95,7 @@ func (s *upcast) done(faults []expr.Fault) (Built, []expr.Fault) {
 func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.Fault) {
 	old, err := in.Schema(from.Text)
 	if err != nil {
-		return expr.Faults(from, "", err)
+		return expr.PlaceErrors(from, "", err)
 	}
 	typ := slices.IndexFunc(in.Types, func(t Type) bool { return t.Schema.Name() == old.Name() })
 	if typ < 0 {
@@ -116,7 +116,7 @@ func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.F
 		return []expr.Fault{fault(from, "give new fields a default, and set them here", "%s cannot be read as %s: %v", from.Text, t.Name, err)}
 	}
 	if t.Env, err = t.With(expr.Root{Name: "old", Schema: old, View: 1}); err != nil {
-		return expr.Faults(from, t.Name, err)
+		return expr.PlaceErrors(from, t.Name, err)
 	}
 	for _, given := range set.Entries {
 		faults = append(faults, s.set.assign(typ, t, given)...)
@@ -189,7 +189,7 @@ func (s *upcast) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 		if e.OldType != s.old {
 			return pipeline.Pass, nil
 		}
-		s.set.scope.Reset(e.Taken, &e.View, &e.Old)
+		s.set.scope.Reset(e.Started, &e.View, &e.Old)
 		return verdict(s.set.apply(e))
 	}
 	version, _, err := codec.ReadLong(e.Get(s.versions[e.Type]))
@@ -199,7 +199,7 @@ func (s *upcast) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	if version >= s.below {
 		return pipeline.Pass, nil
 	}
-	s.set.scope.Reset(e.Taken, &e.View)
+	s.set.scope.Reset(e.Started, &e.View)
 	if err := s.set.apply(e); err != nil {
 		return pipeline.Drop, err
 	}

@@ -11,11 +11,11 @@ import (
 func Volatile(b Built, typ int) (fields [][]string, fate bool) { return b.Volatile(typ) }
 
 // clocked reports whether a program depends on now(). It can be nil.
-func clocked(p *expr.Program) bool { return p != nil && p.Clocked() }
+func clocked(p *expr.Program) bool { return p != nil && p.UsesNow() }
 
-// Remembers returns the duration for which a [Keeper] keeps the id of an event in its
+// Retention returns the duration for which a [Keeper] keeps the id of an event in its
 // state, or 0 if the stage has no such limit.
-func Remembers(b Built) time.Duration {
+func Retention(b Built) time.Duration {
 	if s, ok := b.(*dedupe); ok {
 		return time.Duration(s.within) * time.Millisecond
 	}

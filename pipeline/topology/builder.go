@@ -106,7 +106,7 @@ func (b *builder) stage(item stage.Item) bool {
 	if !decoded {
 		b.failed = true
 		if lacksRequired(kind, args) {
-			return !kind.Grows
+			return !kind.AddsFields
 		}
 	}
 	in, ok := b.input(s, args, item.Key)
@@ -125,11 +125,11 @@ func (b *builder) stage(item stage.Item) bool {
 	}
 	if b.grouped(b.hintTypes(faults), on); len(faults) > 0 || !decoded {
 		b.failed = true
-		grower, ok := built.(stage.Grower)
+		grower, ok := built.(stage.FieldAdder)
 		if ok {
 			b.grow(grower)
 		}
-		return decoded && ok || !kind.Grows
+		return decoded && ok || !kind.AddsFields
 	}
 	s.Built = built
 	b.keepsSubject(s, item.Key)
@@ -257,7 +257,7 @@ func (b *builder) schema(name string) (*codec.Schema, error) {
 	}
 	s, msg, hint := b.loader.schemas.find(name)
 	if s == nil {
-		if near := expr.Nearest(name, slices.Sorted(maps.Keys(b.loader.schemas.older))); near != "" {
+		if near := expr.Suggest(name, slices.Sorted(maps.Keys(b.loader.schemas.older))); near != "" {
 			hint = near
 		}
 	}
@@ -336,7 +336,7 @@ func (b *builder) applyEffects(s Stage) {
 			}
 		}
 	}
-	if grower, ok := s.Built.(stage.Grower); ok {
+	if grower, ok := s.Built.(stage.FieldAdder); ok {
 		b.grow(grower)
 	}
 	if router, ok := s.Built.(stage.Router); ok {
@@ -352,7 +352,7 @@ func (b *builder) applyEffects(s Stage) {
 }
 
 // grow takes over the schemas that a stage changed.
-func (b *builder) grow(g stage.Grower) {
+func (b *builder) grow(g stage.FieldAdder) {
 	for i, grown := range g.Schemas() {
 		if grown != nil {
 			b.schemas[i], b.envs[i] = grown, nil

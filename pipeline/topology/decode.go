@@ -203,7 +203,7 @@ func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param,
 		for i := range params {
 			names[i] = params[i].Name
 		}
-		hint := expr.Nearest(name.text, names)
+		hint := expr.Suggest(name.text, names)
 		switch {
 		case name.text == "<<":
 			hint = "YAML merge keys are not supported: repeat the merged keys, or use an alias for a whole value"
@@ -379,7 +379,7 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	item.Key = key.source()
 	i := slices.Index(names, key.text)
 	if i < 0 {
-		hint := expr.Nearest(key.text, names)
+		hint := expr.Suggest(key.text, names)
 		if hint == "" {
 			hint = "choose one of " + strings.Join(names, ", ")
 		}
@@ -405,7 +405,7 @@ func (d *document) allowed(p stage.Param, s *scalar) bool {
 	if len(p.Values) == 0 || slices.Contains(p.Values, s.text) {
 		return true
 	}
-	hint := expr.Nearest(s.text, p.Values)
+	hint := expr.Suggest(s.text, p.Values)
 	if hint == "" {
 		hint = "allowed values: " + strings.Join(p.Values, ", ")
 	}

@@ -122,7 +122,7 @@ func badSubject(s *codec.Schema, path string) (msg, hint string) {
 			for _, f := range n.Fields {
 				have = append(have, f.Name)
 			}
-			return fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(names[:i+1], ".")), expr.Nearest(name, have)
+			return fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(names[:i+1], ".")), expr.Suggest(name, have)
 		}
 		n = f.Type
 	}

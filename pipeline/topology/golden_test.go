@@ -125,7 +125,7 @@ func dump(plan *topology.Topology) string {
 		if t.Bare != nil {
 			p("  bare: id %q, time %q, key %q", t.Bare.ID.Text, t.Bare.Time.Text, t.Bare.Key.Text)
 		}
-		if t.Headers != topology.AsTheyCame {
+		if t.Headers != topology.KeepHeaders {
 			p("  headers: %s, source %q", t.Headers, t.Source)
 		}
 		if t.Snapshots != nil {
@@ -197,7 +197,7 @@ func dumpProjection(p func(format string, args ...any), pr *topology.Projection)
 	}
 	p("  from %s, snapshots to %s, state %s", pr.From.Name, pr.Snapshots.Name, pr.Fold.State().Name())
 	if w := pr.Fold.Window(); w.Size > 0 {
-		p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Keep)
+		p("  windows of %s every %s, grace %s, kept %s", w.Size, w.Every, w.Grace, w.Retention)
 	}
 	if pr.Late != nil {
 		p("  late events to %s", pr.Late.Name)

@@ -54,7 +54,7 @@ func switchKind() stage.Kind {
 				for _, t := range in.Types {
 					if t.On {
 						_, err := t.Env.Compile(when.Value.Text, expr.Condition("a case"))
-						faults = append(faults, expr.Faults(when.Value, t.Name, err)...)
+						faults = append(faults, expr.PlaceErrors(when.Value, t.Name, err)...)
 					}
 				}
 			}

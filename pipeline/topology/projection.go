@@ -209,7 +209,7 @@ func (l *loader) window(p *declared) (w fold.Window, ok bool) {
 		w.Grace = arg.Duration
 	}
 	if arg, ok := p.args.Find("keep"); ok {
-		if w.Keep = arg.Duration; w.Keep < w.Grace {
+		if w.Retention = arg.Duration; w.Retention < w.Grace {
 			l.at(arg.Value, fmt.Sprintf("use at least %s", w.Grace), "keep is shorter than grace (%s): states would be deleted while their windows still accept events", w.Grace)
 		}
 	}

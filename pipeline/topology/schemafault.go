@@ -208,7 +208,7 @@ func (n *jsonNode) badObject() (bad *jsonNode, msg, hint string) {
 		return typ.badSchema()
 	}
 	if n.get("name") != nil && !slices.Contains(namedTypes, typ.text) {
-		return typ, fmt.Sprintf("a type with a name must be a record, enum or fixed, not %q", typ.text), expr.Nearest(typ.text, namedTypes)
+		return typ, fmt.Sprintf("a type with a name must be a record, enum or fixed, not %q", typ.text), expr.Suggest(typ.text, namedTypes)
 	}
 	named := slices.Contains(namedTypes, typ.text)
 	if name := n.get("name"); named && name == nil {

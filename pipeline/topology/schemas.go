@@ -112,7 +112,7 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 		}
 	}
 	names := slices.Concat(slices.Sorted(maps.Keys(c.byShort)), slices.Sorted(maps.Keys(c.byName)))
-	hint = expr.Nearest(name, names)
+	hint = expr.Suggest(name, names)
 	if hint == "" {
 		hint = c.dir + " contains no usable .avsc file"
 		if short := slices.Sorted(maps.Keys(c.byShort)); len(short) > 0 {

@@ -191,11 +191,11 @@ func (l *loader) similarTopic(name string) string {
 			}
 			rest, other = after, other[len(word)+1:]
 		}
-		if expr.Nearest(rest, []string{other}) != "" {
+		if expr.Suggest(rest, []string{other}) != "" {
 			similar = append(similar, declared)
 		}
 	}
-	return expr.Nearest(name, similar)
+	return expr.Suggest(name, similar)
 }
 
 // claim gives a topic an exclusive use, such as asEvents. It returns false, with a

@@ -95,8 +95,8 @@ type Topic struct {
 type Headers string
 
 const (
-	// AsTheyCame leaves the headers unchanged.
-	AsTheyCame Headers = ""
+	// KeepHeaders leaves the headers unchanged.
+	KeepHeaders Headers = ""
 	// CloudEvents adds the attributes of a CloudEvent in binary mode.
 	CloudEvents Headers = "cloudevents"
 	// NoHeaders removes the headers of a CloudEvent and keeps all others.

@@ -89,7 +89,7 @@ func (l *loader) typeOf(word expr.Source, types []*codec.Schema, t *topic) int {
 	if t.unsure {
 		return -1
 	}
-	hint := expr.Nearest(word.Text, names)
+	hint := expr.Suggest(word.Text, names)
 	if hint == "" && len(names) > 0 {
 		hint = "its types are " + listed(names)
 	}

@@ -25,9 +25,9 @@ type Flags struct {
 	Instance       string        // name of this worker, unique in its groups and the same after a restart
 	Sessions       int           // members of the group in this process; 0 means one per core
 	CommitInterval time.Duration // how long a transaction collects events
-	TxnTimeout     time.Duration // timeout of the transactions
+	TransactionTimeout     time.Duration // timeout of the transactions
 	SessionTimeout time.Duration // of the group's members
-	NoCreate       bool          // fail on a missing topic instead of creating it
+	NoCreateTopics       bool          // fail on a missing topic instead of creating it
 	NoRegister     bool          // fail on a missing schema instead of registering it
 	static         bool          // static membership in the group
 	protocol       string        // a kafka.GroupProtocol
@@ -48,9 +48,9 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	flags.StringVar(&f.protocol, "group-protocol", string(kafka.ClassicProtocol), "`protocol` that assigns partitions: classic (by the members) or consumer (by the broker: KIP-848, Kafka 4.3 or newer)")
 	flags.IntVar(&f.Sessions, "sessions", 0, "run `n` members of the group in this process (default: one for each core)")
 	flags.DurationVar(&f.CommitInterval, "commit-interval", 100*time.Millisecond, "how long a transaction collects events")
-	flags.DurationVar(&f.TxnTimeout, "transaction-timeout", 10*time.Second, "how long the partitions of a crashed worker wait, at most")
+	flags.DurationVar(&f.TransactionTimeout, "transaction-timeout", 10*time.Second, "how long the partitions of a crashed worker wait, at most")
 	flags.DurationVar(&f.SessionTimeout, "session-timeout", 45*time.Second, "how long the group waits for a silent worker")
-	flags.BoolVar(&f.NoCreate, "no-create-topics", false, "stop if a topic of the topology does not exist, instead of creating it")
+	flags.BoolVar(&f.NoCreateTopics, "no-create-topics", false, "stop if a topic of the topology does not exist, instead of creating it")
 	flags.BoolVar(&f.NoRegister, "no-register", false, "stop if the registry lacks a schema that the program writes with, instead of registering it")
 	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
 	return f
@@ -74,10 +74,10 @@ func (f *Flags) Start() (*Worker, error) {
 	if err := w.configure(f.Kafka, f.registry, w.Metrics); err != nil {
 		return nil, err
 	}
-	if w.HTTP, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
+	if w.Server, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
 		return nil, err
 	}
-	w.NotReady("starting")
-	w.HTTP.Ready("groups", func(context.Context) error { return w.ready() })
+	w.SetNotReady("starting")
+	w.Server.Ready("groups", func(context.Context) error { return w.ready() })
 	return w, nil
 }

@@ -33,7 +33,7 @@ func TestStartListensAndTunesTheCollectorButConnectsToNothing(t *testing.T) {
 	if percent != 300 {
 		t.Errorf("the collector's target is %d, want 300", percent)
 	}
-	if f.Instance == "" || w.HTTP.Addr() == "" || w.Topology.Name != "t" {
-		t.Errorf("instance %q, address %q, topology %q", f.Instance, w.HTTP.Addr(), w.Topology.Name)
+	if f.Instance == "" || w.Server.Addr() == "" || w.Topology.Name != "t" {
+		t.Errorf("instance %q, address %q, topology %q", f.Instance, w.Server.Addr(), w.Topology.Name)
 	}
 }

@@ -41,7 +41,7 @@ func (f *RemoteFlags) Open() (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &Worker{Flags: &Flags{Env: f.env, Topology: f.Topology, NoCreate: true}, Metrics: prometheus.NewRegistry(), Log: log}
+	w := &Worker{Flags: &Flags{Env: f.env, Topology: f.Topology, NoCreateTopics: true}, Metrics: prometheus.NewRegistry(), Log: log}
 	if err := w.configure(f.kafka, f.registry, nil); err != nil {
 		return nil, err
 	}
@@ -50,11 +50,11 @@ func (f *RemoteFlags) Open() (*Worker, error) {
 
 // Select returns the pipelines with these names, or all pipelines if there are no names.
 func (f *RemoteFlags) Select(w *Worker, names []string) ([]*topology.Pipeline, error) {
-	return Select(w.Topology, f.Topology.File, names)
+	return SelectPipelines(w.Topology, f.Topology.File, names)
 }
 
-// Hostname returns the default of --instance: the host's name, or 0 if the host has none.
-func Hostname() string {
+// DefaultInstance returns the default of --instance: the host's name, or 0 if the host has none.
+func DefaultInstance() string {
 	name, err := os.Hostname()
 	if err != nil {
 		return "0"

@@ -8,9 +8,9 @@ import (
 	"millrace/pipeline/topology"
 )
 
-// Select returns the pipelines with these names, or all pipelines if only is empty. file is
+// SelectPipelines returns the pipelines with these names, or all pipelines if only is empty. file is
 // the path of the topology, for errors.
-func Select(t *topology.Topology, file string, only []string) ([]*topology.Pipeline, error) {
+func SelectPipelines(t *topology.Topology, file string, only []string) ([]*topology.Pipeline, error) {
 	if len(t.Pipelines) == 0 {
 		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no pipelines: there is nothing to run", file)}
 	}

@@ -36,7 +36,7 @@ type Worker struct {
 	Registry *codec.Registry
 	Metrics  *prometheus.Registry
 	Log      *slog.Logger
-	HTTP     *Server
+	Server     *Server
 	begun    bool // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started
@@ -66,12 +66,12 @@ func (w *Worker) configure(k *cli.KafkaFlags, registry *cli.RegistryFlags, reg p
 // nothing, because that closes them.
 func (w *Worker) Close() {
 	if !w.begun {
-		_ = w.HTTP.Close() // it never served
+		_ = w.Server.Close() // it never served
 	}
 }
 
-// NotReady sets the reason why the worker is not ready, as long as it has no loops.
-func (w *Worker) NotReady(why string) { w.reason.Store(&why) }
+// SetNotReady sets the reason why the worker is not ready, as long as it has no loops.
+func (w *Worker) SetNotReady(why string) { w.reason.Store(&why) }
 
 // ready returns nil if all loops are ready.
 func (w *Worker) ready() error {
@@ -107,7 +107,7 @@ func (w *Worker) Run(ctx context.Context, bringUp func(context.Context) ([]*kafk
 func (w *Worker) RunWith(ctx context.Context, f func(context.Context) error) error {
 	w.begun = true
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return w.HTTP.Run(ctx) })
+	g.Go(func() error { return w.Server.Run(ctx) })
 	g.Go(func() error { return f(ctx) })
 	return g.Wait()
 }
@@ -127,7 +127,7 @@ func (w *Worker) BringUp(ctx context.Context, bringUp func(context.Context) ([]*
 		case pipeline.ClassOf(err) != pipeline.ClassAbort, errors.As(err, &exit), errors.Is(err, codec.ErrIncompatible):
 			return nil, err
 		}
-		w.NotReady(err.Error())
+		w.SetNotReady(err.Error())
 		w.Log.Warn("cannot start yet; will retry", "err", err, "wait", wait)
 		t := time.NewTimer(wait)
 		select {
@@ -142,7 +142,7 @@ func (w *Worker) BringUp(ctx context.Context, bringUp func(context.Context) ([]*
 // EnsureTopics checks that topics of the topology exist as declared, and creates missing
 // ones unless --no-create-topics is set.
 func (w *Worker) EnsureTopics(ctx context.Context, topics []*topology.Topic) (kafka.Cluster, error) {
-	return kafka.EnsureTopics(ctx, w.Kafka, TopicSpecs(topics...), !w.Flags.NoCreate)
+	return kafka.EnsureTopics(ctx, w.Kafka, TopicSpecs(topics...), !w.Flags.NoCreateTopics)
 }
 
 // TopicSpecs returns the required properties of topics, once for each topic.
@@ -174,7 +174,7 @@ func (w *Worker) LoopConfig(suffix string, metrics *kafka.Metrics) kafka.LoopCon
 		Protocol:           kafka.GroupProtocol(w.Flags.protocol),
 		Sessions:           w.Sessions(),
 		CommitInterval:     w.Flags.CommitInterval,
-		TransactionTimeout: w.Flags.TxnTimeout,
+		TransactionTimeout: w.Flags.TransactionTimeout,
 		SessionTimeout:     w.Flags.SessionTimeout,
 		Metrics:            metrics,
 		Logger:             w.Log,

@@ -1,7 +1,7 @@
 // Package kafkatest starts Apache Kafka for tests: one node in KRaft mode, as a separate
 // process on the loopback address, with its data in a directory.
 //
-// Start reading at [Start]. Tests that need Kafka run only if [Wanted] returns true. They
+// Start reading at [Start]. Tests that need Kafka run only if [Enabled] returns true. They
 // have "Kafka" in their names, by which `make test-kafka` selects them and checks that
 // they ran.
 //
@@ -36,9 +36,9 @@ const (
 	stopTimeout  = 30 * time.Second // between SIGTERM and SIGKILL
 )
 
-// Wanted reports whether MILLRACE_TEST_KAFKA requests tests on a Kafka broker: it is set
+// Enabled reports whether MILLRACE_TEST_KAFKA requests tests on a Kafka broker: it is set
 // and not 0. Otherwise `go test ./...` needs no Java.
-func Wanted() bool {
+func Enabled() bool {
 	v := os.Getenv("MILLRACE_TEST_KAFKA")
 	return v != "" && v != "0"
 }
@@ -117,9 +117,9 @@ func (b *Broker) Brokers() []string { return slices.Clone(b.brokers) }
 // SASL returns the address for the users of [Config], or "" if there are none.
 func (b *Broker) SASL() string { return b.sasl }
 
-// Outside reports whether this is the cluster of KAFKA_BROKERS. Tests cannot kill it, and
+// External reports whether this is the cluster of KAFKA_BROKERS. Tests cannot kill it, and
 // other programs may use it at the same time.
-func (b *Broker) Outside() bool { return b.outside }
+func (b *Broker) External() bool { return b.outside }
 
 // String returns the version and the addresses of the broker.
 func (b *Broker) String() string {

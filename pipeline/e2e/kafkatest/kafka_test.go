@@ -26,7 +26,7 @@ import (
 // "no tests to run".
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if !kafkatest.Wanted() {
+	if !kafkatest.Enabled() {
 		fmt.Fprintln(os.Stderr, "kafkatest: NOT run: the tests on Apache Kafka need MILLRACE_TEST_KAFKA=1; `make test-kafka` runs them")
 		if err := flag.Set("test.run", "^$"); err != nil {
 			panic(err)
@@ -61,7 +61,7 @@ func TestKafkaKeepsCommittedRecords(t *testing.T) {
 	}
 	check()
 
-	if b.Outside() {
+	if b.External() {
 		t.Log("NOT checked on the cluster of KAFKA_BROKERS: killing and restarting the broker")
 		return
 	}
@@ -97,7 +97,7 @@ func TestKafkaHasTransactionVersion2(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	if b.Outside() {
+	if b.External() {
 		t.Log("NOT checked on the cluster of KAFKA_BROKERS: its features")
 		return
 	}

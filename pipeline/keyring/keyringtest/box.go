@@ -97,7 +97,7 @@ func (b *Box) DataKeys() map[string]bool {
 	out := map[string]bool{}
 	for p := range int32(b.partitions) {
 		if _, err := kafka.ReadSettled(b.t.Context(), b.cfg, KeyTopic, p, func(r *pipeline.Record) error {
-			if _, isKey, err := seal.SubjectOf(r.Key); err != nil {
+			if _, isKey, err := seal.ParseRecordKey(r.Key); err != nil {
 				b.t.Error(err)
 			} else if isKey {
 				out[string(r.Key)] = r.Value != nil

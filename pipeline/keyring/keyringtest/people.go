@@ -106,7 +106,7 @@ func Keys(t testing.TB, k *seal.KEKs, subjects ...string) *seal.Ring {
 	for _, s := range subjects {
 		record, err := k.NewKey(s, harness.Now)
 		if err == nil {
-			err = r.Take(record)
+			err = r.Apply(record)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -168,7 +168,7 @@ func (f *caseFile) mapping(n *yaml.Node, what string, names ...string) map[strin
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key := n.Content[i]
 		if !slices.Contains(names, key.Value) {
-			hint := expr.Nearest(key.Value, names)
+			hint := expr.Suggest(key.Value, names)
 			if hint == "" {
 				hint = allowedKeys(names)
 			}

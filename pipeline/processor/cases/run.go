@@ -147,8 +147,8 @@ func (r *caseRunner) runPipeline(ctx context.Context, c *testCase, pl *topology.
 		schemas.id(s) // events that are given as bytes can have these ids
 	}
 	for _, s := range pl.Stages {
-		if asker, ok := s.Built.(stage.Asker); ok {
-			asker.AskThrough(cannedAnswers(c.answers))
+		if asker, ok := s.Built.(stage.Requester); ok {
+			asker.SetTransport(cannedAnswers(c.answers))
 		}
 	}
 	h, err := chain.NewOfflineRehearsal(r.topology, pl, schemas, func() time.Time { return r.now })

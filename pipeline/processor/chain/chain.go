@@ -101,10 +101,10 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 	return h
 }
 
-// Limit implements [kafka.Limited].
+// Limit implements [kafka.SizeLimited].
 func (h *handler) Limit(limits kafka.Limits) {
 	h.output.limit(limits)
-	h.letters.limit = limits.Record(h.letters.topic)
+	h.letters.limit = limits.MaxRecord(h.letters.topic)
 }
 
 // Assign implements [kafka.Assigner].
@@ -121,7 +121,7 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 	h.batch.In++
 	h.output.records = h.output.records[:0]
 	if h.waits {
-		in.Taken = time.Time{}
+		in.Started = time.Time{}
 	}
 	if h.tap != nil {
 		h.tap.begin(in)

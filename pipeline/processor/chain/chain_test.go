@@ -60,7 +60,7 @@ func benchChain(t testing.TB) (*handler, []*pipeline.Record) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		records = append(records, &pipeline.Record{Topic: "events", Key: []byte("key-1"), Value: value, Time: time.UnixMilli(1), Taken: time.UnixMilli(2)})
+		records = append(records, &pipeline.Record{Topic: "events", Key: []byte("key-1"), Value: value, Time: time.UnixMilli(1), Started: time.UnixMilli(2)})
 	}
 	c := config{
 		topology: plan, schemas: known, ids: map[string][]int{pl.To.Name: ids}, metrics: NewMetrics(prometheus.NewRegistry()),

@@ -64,7 +64,7 @@ func newLanes(c config, pl *topology.Pipeline, n int) *lanes {
 	return l
 }
 
-// Limit implements [kafka.Limited].
+// Limit implements [kafka.SizeLimited].
 func (l *lanes) Limit(limits kafka.Limits) {
 	for _, h := range l.handlers {
 		h.Limit(limits)

@@ -35,7 +35,7 @@ func (l *letters) emit(in *pipeline.Record, stage string, err error, out pipelin
 	}
 	letter := deadletter.New(in, l.topic, l.pipeline, stage, err, l.now())
 	if l.envelope != nil && stage != deadletter.StageDecode {
-		deadletter.AddDerived(l.envelope.Derived, &letter)
+		deadletter.AddEnvelope(l.envelope.Derived, &letter)
 	}
 	deadletter.Truncate(&letter, l.limit)
 	out.Emit(&letter)

@@ -177,7 +177,7 @@ func TestProducerSendUsesTheLimitOfItsTopic(t *testing.T) {
 		file := b.File(text)
 		harness.Write(t, filepath.Join(filepath.Dir(file), "schemas", "Click.avsc"), []byte(`{"type": "record", "name": "Click", "fields": [
 			{"name": "id", "type": "string"}, {"name": "n", "type": "long"}, {"name": "x", "type": "string", "default": ""}]}`))
-		code := env.Main([]string{"send", input, "-t", file, "-b", b.Config().Brokers[0], "-r", b.Where, "--topic", "in", "--key", "id"}, producer.Command)
+		code := env.Main([]string{"send", input, "-t", file, "-b", b.Config().Brokers[0], "-r", b.RegistryURL, "--topic", "in", "--key", "id"}, producer.Command)
 		if (code == cli.ExitOK) != (test.want == "") || !strings.Contains(output.String(), test.want) {
 			t.Errorf("%+v: exit code %d:\n%.500s", test, code, &output)
 		}

@@ -39,8 +39,8 @@ func NewLoops(ctx context.Context, w *worker.Worker, pipelines []*topology.Pipel
 }
 
 func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
-	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TxnTimeout/2 {
-		return nil, cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, w.Flags.TxnTimeout, 2*hold)
+	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TransactionTimeout/2 {
+		return nil, cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, w.Flags.TransactionTimeout, 2*hold)
 	}
 	ids, err := prepare(ctx, w, pl)
 	if err != nil {
@@ -79,7 +79,7 @@ func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[
 		return nil, err
 	}
 	if states := StateTopics(w.Topology, pl, cluster.Topics[pl.From.Name].Partitions); len(states) > 0 {
-		if _, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreate); err != nil {
+		if _, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreateTopics); err != nil {
 			return nil, err
 		}
 	}
@@ -89,8 +89,8 @@ func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[
 // HoldTime returns the maximum time by which the stages of a pipeline may delay a batch.
 func HoldTime(pl *topology.Pipeline) (sum time.Duration) {
 	for _, s := range pl.Stages {
-		if h, ok := s.Built.(stage.Holder); ok {
-			sum += h.Holds()
+		if h, ok := s.Built.(stage.Delayer); ok {
+			sum += h.MaxDelay()
 		}
 	}
 	return sum
@@ -105,7 +105,7 @@ func outputIDs(ctx context.Context, registry event.Registry, pl *topology.Pipeli
 	}
 	for i, s := range pl.Output {
 		for _, topic := range pl.Targets[i] {
-			id, err := event.SchemaID(ctx, registry, topic.Name, s, register)
+			id, err := event.EnsureSchema(ctx, registry, topic.Name, s, register)
 			if err != nil {
 				return nil, err
 			}

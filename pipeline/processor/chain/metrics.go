@@ -87,13 +87,13 @@ func (m *Metrics) addStage(name, stage string, n pipeline.StageCounts) {
 
 // misser counts the events for which a stage found nothing. It belongs to a handler.
 type misser struct {
-	stage stage.Misser
+	stage stage.MissCounter
 	count prometheus.Counter
 }
 
 func missersOf(pl *topology.Pipeline, stages *pipeline.Chain, metrics *Metrics) (out []misser) {
 	stages.Each(func(name string, s pipeline.Stage) {
-		if m, ok := s.(stage.Misser); ok {
+		if m, ok := s.(stage.MissCounter); ok {
 			out = append(out, misser{m, metrics.stageMissed.WithLabelValues(pl.Name, name)})
 		}
 	})
@@ -101,7 +101,7 @@ func missersOf(pl *topology.Pipeline, stages *pipeline.Chain, metrics *Metrics) 
 }
 
 func (m misser) endBatch(committed bool) {
-	if n := m.stage.Missed(); committed {
+	if n := m.stage.Misses(); committed {
 		m.count.Add(float64(n))
 	}
 }

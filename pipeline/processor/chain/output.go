@@ -45,7 +45,7 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 
 func (o *output) limit(limits kafka.Limits) {
 	for _, t := range o.targets {
-		t.limit = limits.Record(t.topic)
+		t.limit = limits.MaxRecord(t.topic)
 	}
 }
 

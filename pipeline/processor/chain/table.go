@@ -52,7 +52,7 @@ func TablesOf(t *topology.Topology, pipelines ...*topology.Pipeline) (out []*top
 	used := map[*stage.Table]bool{}
 	for _, pl := range pipelines {
 		for _, s := range pl.Stages {
-			if joiner, ok := s.Built.(stage.Joiner); ok {
+			if joiner, ok := s.Built.(stage.TableReader); ok {
 				used[joiner.Table()] = true
 			}
 		}

@@ -32,7 +32,7 @@ func (k *keepers) trim(s *keptStage) error {
 	}
 	before := map[int32]int64{}
 	for _, p := range k.partitions() {
-		oldest, _ := s.keeper.Needs(p)
+		oldest, _ := s.keeper.Range(p)
 		marks := s.marks[p]
 		for len(marks) > 0 && marks[0].newest < oldest {
 			before[p] = marks[0].end
@@ -48,12 +48,12 @@ func (k *keepers) trim(s *keptStage) error {
 
 // mark adds a mark for the current end of each partition that grew.
 func (k *keepers) mark(ctx context.Context, s *keptStage) error {
-	ends, err := kafka.CommittedEnds(ctx, k.client, s.topic)
+	ends, err := kafka.LastStableOffsets(ctx, k.client, s.topic)
 	if err != nil {
 		return err
 	}
 	for _, p := range k.partitions() {
-		_, newest := s.keeper.Needs(p)
+		_, newest := s.keeper.Range(p)
 		if marks := s.marks[p]; len(marks) == 0 || marks[len(marks)-1].end < ends[p] {
 			s.marks[p] = append(marks, mark{ends[p], newest})
 		}

@@ -57,7 +57,7 @@ type deployedStage struct {
 	Name      string `json:"name"`
 	Kind      string `json:"kind"`
 	State     string `json:"state,omitempty"`     // its state topic; "" without state
-	Remembers string `json:"remembers,omitempty"` // a duration, see [stage.Remembers]
+	Remembers string `json:"remembers,omitempty"` // a duration, see [stage.Retention]
 }
 
 type deployedProjection struct {
@@ -89,7 +89,7 @@ func deploy(t *topology.Topology, cluster kafka.Description, ids map[string]int)
 			ds := deployedStage{Name: s.Name, Kind: s.Kind.Name}
 			if _, ok := s.Built.(stage.Keeper); ok {
 				ds.State = chain.StateTopic(t, pl, s.Name)
-				ds.Remembers = stage.Remembers(s.Built).String()
+				ds.Remembers = stage.Retention(s.Built).String()
 			}
 			p.Stages = append(p.Stages, ds)
 		}
@@ -169,7 +169,7 @@ func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) 
 // last deployment.
 func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
 	name := control.Topic(w.Topology)
-	if _, err := kafka.EnsureTopics(ctx, w.Kafka, []kafka.TopicSpec{control.Spec(name)}, true); err != nil {
+	if _, err := kafka.EnsureTopics(ctx, w.Kafka, []kafka.TopicSpec{control.TopicSpec(name)}, true); err != nil {
 		return err
 	}
 	cluster, err := describeDeployed(ctx, w, nil)
@@ -180,7 +180,7 @@ func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
 	for _, pl := range w.Topology.Pipelines {
 		for i, s := range pl.Output {
 			for _, topic := range pl.Targets[i] {
-				if ids[codec.Subject(topic.Name, s)], err = event.SchemaID(ctx, w.Registry, topic.Name, s, false); err != nil {
+				if ids[codec.TopicSubject(topic.Name, s)], err = event.EnsureSchema(ctx, w.Registry, topic.Name, s, false); err != nil {
 					return err
 				}
 			}

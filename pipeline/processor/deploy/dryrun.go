@@ -89,7 +89,7 @@ func (d *dryRun) run(ctx context.Context, names []string) error {
 		return err
 	}
 	if d.instance == "" {
-		d.instance = worker.Hostname()
+		d.instance = worker.DefaultInstance()
 	}
 	d.out = cli.Printer{Out: d.env.Stdout}
 	for _, warning := range w.Topology.Warnings() {
@@ -300,7 +300,7 @@ func (d *dryRun) readNew(ctx context.Context, w *worker.Worker, pl *topology.Pip
 	waiting, stop := context.WithTimeout(ctx, d.wait)
 	defer stop()
 	begun, left := map[int32]bool{}, d.num
-	err := kafka.ReadNew(waiting, w.Kafka, pl.From.Name, func(r *pipeline.Record) error {
+	err := kafka.FollowTopic(waiting, w.Kafka, pl.From.Name, func(r *pipeline.Record) error {
 		if !begun[r.Partition] {
 			begun[r.Partition] = true
 			if err := begin(r.Partition, r.Offset); err != nil {

@@ -17,7 +17,7 @@ func TestDryRunReportsOutcomesAndWritesNothing(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 4})
 	b.Clicks(60)
-	before := b.Traces()
+	before := b.ClusterState()
 	code, out := b.Processor(b.File(harness.PlainTopology), "dry-run", "--num", "1000")
 	t.Log(out)
 	if code != cli.ExitOK {
@@ -34,7 +34,7 @@ func TestDryRunReportsOutcomesAndWritesNothing(t *testing.T) {
 		`"id":"user-1"`,
 		"assert: ",
 	)
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	_, out = b.Processor(b.File(harness.PlainTopology), "dry-run", "--num", "10", "--offset", "-10", "--json")
@@ -44,7 +44,7 @@ func TestDryRunReportsOutcomesAndWritesNothing(t *testing.T) {
 func TestDryRunReportsAllFaults(t *testing.T) {
 	b := processortest.NewBench(t, harness.PlainTopology)
 	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 3}, kafka.TopicSpec{Name: "dead", Partitions: 2})
-	before := b.Traces()
+	before := b.ClusterState()
 	code, out := b.Processor(b.File(harness.PlainTopology), "dry-run")
 	if code != cli.ExitFailure {
 		t.Errorf("exit code %d", code)
@@ -53,17 +53,17 @@ func TestDryRunReportsAllFaults(t *testing.T) {
 		"fault  topic in: it has 3 partitions, but is declared with 4",
 		"fault  topic dead: it has 2 partitions, but is declared with 1",
 		"2 faults: it would not work")
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 
 	if code, out = b.Processor(b.File(strings.Replace(harness.PlainTopology, "n % 3", "m % 3", 1)), "dry-run"); code != cli.ExitUsage {
 		t.Errorf("exit code %d for an invalid topology: %s", code, out)
 	}
-	where := b.Where
-	b.Where = "http://127.0.0.1:1"
+	where := b.RegistryURL
+	b.RegistryURL = "http://127.0.0.1:1"
 	code, out = b.Processor(b.File(harness.PlainTopology), "dry-run")
-	b.Where = where
+	b.RegistryURL = where
 	if code != cli.ExitFailure {
 		t.Errorf("exit code %d without a registry", code)
 	}
@@ -79,12 +79,12 @@ func TestDryRunRestoresTheStateOfStages(t *testing.T) {
 	b.Write(4, func(i int) *pipeline.Record { return b.Click("a", int64(i), at) })
 	b.CaughtUp()
 	stop()
-	before := b.Traces()
+	before := b.ClusterState()
 	_, out := b.Processor(b.File(text), "dry-run", "--offset", "-2", "--num", "2")
 	harness.WantLines(t, out, "2 events of in: 0 would be written, 2 filtered, no dead letters")
 	_, out = b.Processor(b.File(text), "dry-run")
 	harness.WantLines(t, out, "4 events of in: 1 would be written, 3 filtered, no dead letters")
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 }

@@ -139,7 +139,7 @@ func (p *plan) changedStages(was deployedPipeline, pl *topology.Pipeline) {
 			continue
 		}
 		before, err := time.ParseDuration(cmp.Or(was.Stages[i].Remembers, "0s"))
-		switch now := stage.Remembers(s.Built); {
+		switch now := stage.Retention(s.Built); {
 		case err != nil || before == now || was.Stages[i].State == "":
 		case now > before:
 			p.note("stage:"+pl.Name+"/"+s.Name, "it keeps ids for %v instead of %v; ids that are gone do not come back, so the new period is complete only after %v more", now, before, now-before)

@@ -178,13 +178,13 @@ func (in *inspection) checkTopics(ctx context.Context, uses []*use) error {
 // checkTopic checks an existing topic with the right number of partitions.
 func (in *inspection) checkTopic(u *use, have kafka.TopicState) {
 	what := "topic " + u.spec.Name
-	if lack := have.Allowed.Lack(u.ops...); len(lack) > 0 {
+	if lack := have.Allowed.Missing(u.ops...); len(lack) > 0 {
 		in.report(stateFault, what, "this user may not %s: grant it", strings.Join(lack, ", "))
 		return
 	}
 	limit := ""
 	if have.MaxMessage > 0 && slices.Contains(u.ops, "WRITE") {
-		limit = fmt.Sprintf(", records of %s bytes at most", cli.GroupDigits(int64(in.cluster.Limits().Record(u.spec.Name))))
+		limit = fmt.Sprintf(", records of %s bytes at most", cli.GroupDigits(int64(in.cluster.Limits().MaxRecord(u.spec.Name))))
 	}
 	in.report(stateOK, what, "%s%s", cli.Plural(have.Partitions, "partition"), limit)
 	for _, key := range slices.Sorted(maps.Keys(u.spec.Config)) {
@@ -215,7 +215,7 @@ func partitionsText(n int) string {
 func (in *inspection) checkSchemas(ctx context.Context, pl *topology.Pipeline) error {
 	for i, s := range pl.Output {
 		for _, topic := range pl.Targets[i] {
-			subject := codec.Subject(topic.Name, s)
+			subject := codec.TopicSubject(topic.Name, s)
 			state, text, err := outputState(ctx, in.worker.Registry, subject, s)
 			if err != nil {
 				return err
@@ -253,7 +253,7 @@ func (in *inspection) checkGroup(name string) {
 		return
 	}
 	g := in.cluster.Groups[name]
-	if lack := g.Allowed.Lack("READ", "DESCRIBE"); len(lack) > 0 {
+	if lack := g.Allowed.Missing("READ", "DESCRIBE"); len(lack) > 0 {
 		in.report(stateFault, what, "this user may not %s: grant it", strings.Join(lack, ", "))
 		return
 	}

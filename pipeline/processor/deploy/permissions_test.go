@@ -80,7 +80,7 @@ func TestDryRunReportsMissingPermissions(t *testing.T) {
 				v, ok := map[string]string{"MILLRACE_SASL_USERNAME": "worker", "MILLRACE_SASL_PASSWORD": "secret"}[name]
 				return v, ok
 			}}
-			code := env.Main([]string{"dry-run", "-t", file, "-b", strings.Join(broker.ListenAddrs(), ","), "-r", b.Where, "--instance", "a",
+			code := env.Main([]string{"dry-run", "-t", file, "-b", strings.Join(broker.ListenAddrs(), ","), "-r", b.RegistryURL, "--instance", "a",
 				"-X", "sasl.mechanism=PLAIN", "-X", "security.protocol=SASL_PLAINTEXT"}, programs.Processor)
 			if want := map[bool]int{true: cli.ExitOK, false: cli.ExitFailure}[test.without < 0]; code != want {
 				t.Errorf("exit code %d, want %d:\n%s", code, want, out.String())

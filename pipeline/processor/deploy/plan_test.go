@@ -48,7 +48,7 @@ func edit(t *testing.T, pairs ...string) string {
 func TestApplyCarriesOutThePlanOnce(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	file := b.File(planTopology)
-	before := b.Traces()
+	before := b.ClusterState()
 	code, out := b.Processor(file, "plan")
 	t.Log(out)
 	if code != cli.ExitOK {
@@ -63,14 +63,14 @@ func TestApplyCarriesOutThePlanOnce(t *testing.T) {
 	if code, _ := b.Processor(file, "plan", "--exit-code"); code != deploy.ExitChanges {
 		t.Errorf("exit code %d with something to do", code)
 	}
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("plan changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	if code, out = b.Processor(file, "apply"); code != cli.ExitOK {
 		t.Fatalf("exit code %d: %s", code, out)
 	}
 	harness.WantLines(t, out, "done: create topic: 5, register schema: 1, write down: 1")
-	before = b.Traces()
+	before = b.ClusterState()
 	for _, args := range [][]string{{"apply"}, {"plan", "--exit-code"}} {
 		code, out := b.Processor(file, args...)
 		if code != cli.ExitOK {
@@ -78,7 +78,7 @@ func TestApplyCarriesOutThePlanOnce(t *testing.T) {
 		}
 		harness.WantLines(t, out, "; last applied: ", "nothing to do")
 	}
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("the second apply changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	stop := b.Start("0") // a worker accepts what apply created
@@ -122,7 +122,7 @@ func TestPlanRefusesUnsafeEditsUnlessAllowed(t *testing.T) {
 			b := *b
 			b.T = t
 			file := b.File(test.text)
-			before := b.Traces()
+			before := b.ClusterState()
 			code, out := b.Processor(file, "plan")
 			t.Log(out)
 			if code != cli.ExitFailure {
@@ -132,7 +132,7 @@ func TestPlanRefusesUnsafeEditsUnlessAllowed(t *testing.T) {
 			if code, _ := b.Processor(file, "apply"); code != cli.ExitFailure {
 				t.Errorf("apply: exit code %d", code)
 			}
-			if after := b.Traces(); after != before {
+			if after := b.ClusterState(); after != before {
 				t.Errorf("a refused plan changed the cluster to\n%s\nbefore:\n%s", after, before)
 			}
 			if test.allow == "" {
@@ -156,7 +156,7 @@ func TestPlanRefusesUnsafeEditsUnlessAllowed(t *testing.T) {
 func TestAllowRejectsUnknownNames(t *testing.T) {
 	b := processortest.NewBench(t, planTopology)
 	file := b.File(planTopology)
-	before := b.Traces()
+	before := b.ClusterState()
 	for _, name := range []string{"foo", "foo:in", "removed", "removed:", ":p"} {
 		for _, command := range []string{"plan", "apply"} {
 			code, out := b.Processor(file, command, "--allow", name)
@@ -166,7 +166,7 @@ func TestAllowRejectsUnknownNames(t *testing.T) {
 			harness.WantLines(t, out, fmt.Sprintf("--allow: %q is not the name of an edit", name), "config:TOPIC/SETTING", "orphaned-state:PIPELINE/STAGE", "removed:PIPELINE")
 		}
 	}
-	if after := b.Traces(); after != before {
+	if after := b.ClusterState(); after != before {
 		t.Errorf("a usage error changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 	code, out := b.Processor(file, "apply", "--allow", "removed:q,recreated:in")

@@ -177,7 +177,7 @@ func (g *graph) pipeline(id string, pl *topology.Pipeline, topics map[*topology.
 				routed[byName[name]] = true
 			}
 		}
-		if joiner, ok := s.Built.(stage.Joiner); ok {
+		if joiner, ok := s.Built.(stage.TableReader); ok {
 			g.edge(tables[joiner.Table().Name], wholeBox, b, i, rowsOf)
 		}
 	}

@@ -40,7 +40,7 @@ type Bench struct {
 	*testing.T
 	Broker   *kfake.Cluster
 	Registry *codec.Registry
-	Where    string // URL of the registry
+	RegistryURL    string // URL of the registry
 	Plan     *topology.Topology
 	IDs      []int // schema ids of the first pipeline, by type
 }
@@ -59,14 +59,14 @@ func NewBench(t *testing.T, text string) *Bench {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = side.Close() })
-	b := &Bench{T: t, Broker: broker, Where: side.RegistryURL()}
+	b := &Bench{T: t, Broker: broker, RegistryURL: side.RegistryURL()}
 	if b.Registry, err = codec.NewRegistry(codec.RegistryConfig{URLs: []string{side.RegistryURL()}}); err != nil {
 		t.Fatal(err)
 	}
 	b.Plan = b.Load(text)
 	pl := b.Plan.Pipelines[0]
 	for _, s := range pl.Types {
-		id, err := b.Registry.Register(t.Context(), codec.Subject(pl.From.Name, s), s)
+		id, err := b.Registry.Register(t.Context(), codec.TopicSubject(pl.From.Name, s), s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -93,7 +93,7 @@ func (b *Bench) Worker(instance string) *worker.Worker {
 	env := &cli.Env{Now: time.Now}
 	return &worker.Worker{
 		Flags: &worker.Flags{Env: env, Instance: instance, Sessions: 2, CommitInterval: 20 * time.Millisecond,
-			TxnTimeout: 5 * time.Second, SessionTimeout: 10 * time.Second},
+			TransactionTimeout: 5 * time.Second, SessionTimeout: 10 * time.Second},
 		Topology: b.Plan, Kafka: b.Config(), Registry: b.Registry, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.DiscardHandler),
 	}
 }
@@ -247,7 +247,7 @@ func (b *Bench) Processor(file string, args ...string) (code int, out string) {
 	b.Helper()
 	var stdout, stderr bytes.Buffer
 	env := &cli.Env{Stdout: &stdout, Stderr: &stderr, Now: time.Now, Build: cli.ReadBuild()}
-	args = append(args, "-t", file, "-b", strings.Join(b.Broker.ListenAddrs(), ","), "-r", b.Where)
+	args = append(args, "-t", file, "-b", strings.Join(b.Broker.ListenAddrs(), ","), "-r", b.RegistryURL)
 	code = env.Main(args, programs.Processor)
 	if stderr.Len() > 0 {
 		b.Logf("stderr: %s", stderr.String())
@@ -255,9 +255,9 @@ func (b *Bench) Processor(file string, args ...string) (code int, out string) {
 	return code, stdout.String() + stderr.String()
 }
 
-// Traces returns everything that a command can change on the broker: topics with their end
+// ClusterState returns everything that a command can change on the broker: topics with their end
 // offsets, groups and transactional ids. Two equal results mean that nothing changed.
-func (b *Bench) Traces() string {
+func (b *Bench) ClusterState() string {
 	b.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.Broker.ListenAddrs()...))
 	if err != nil {

@@ -21,7 +21,7 @@ func RunTapped(b *Bench, file string, args ...string) (addr string) {
 	var out bytes.Buffer
 	env := &cli.Env{Stdout: &out, Stderr: &out, Now: time.Now, Build: cli.ReadBuild(),
 		Notify: func() (<-chan os.Signal, func()) { return signals, func() {} }}
-	args = append([]string{"run", "-t", file, "-b", strings.Join(b.Broker.ListenAddrs(), ","), "-r", b.Where,
+	args = append([]string{"run", "-t", file, "-b", strings.Join(b.Broker.ListenAddrs(), ","), "-r", b.RegistryURL,
 		"--listen", "127.0.0.1:0", "--listen-file", addrFile, "--sessions", "1", "--instance", "0", "--commit-interval", "20ms"}, args...)
 	done := make(chan int, 1)
 	go func() { done <- env.Main(args, programs.Processor) }()

@@ -6,7 +6,7 @@
 // is shipped. After a user is deleted, there are no more events of the user or of the
 // user's orders.
 //
-// Start reading at [Story.Tell]. The package has no shared state; an iteration belongs to
+// Start reading at [Story.All]. The package has no shared state; an iteration belongs to
 // the goroutine that runs it.
 package shop
 
@@ -75,8 +75,8 @@ type OrderID struct {
 	ID string `json:"id"`
 }
 
-// Tell returns the events in order of time. The caller owns each event.
-func (s Story) Tell() iter.Seq[*Event] {
+// All returns the events in order of time. The caller owns each event.
+func (s Story) All() iter.Seq[*Event] {
 	return func(yield func(*Event) bool) {
 		t := newTeller(s)
 		for n := 0; s.Events == 0 || n < s.Events; n++ {

@@ -21,7 +21,7 @@ func lines(t testing.TB, s Story) []byte {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
-	for e := range s.Tell() {
+	for e := range s.All() {
 		if err := enc.Encode(e); err != nil {
 			t.Fatal(err)
 		}
@@ -54,7 +54,7 @@ func TestSeedGivesGoldenStory(t *testing.T) {
 func TestAppendJSONMatchesEncodingJSON(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		story := Story{Seed: rapid.Uint64().Draw(t, "seed"), Events: 300, Start: start}
-		for e := range story.Tell() {
+		for e := range story.All() {
 			var want bytes.Buffer
 			enc := json.NewEncoder(&want)
 			enc.SetEscapeHTML(false)
@@ -71,7 +71,7 @@ func TestAppendJSONMatchesEncodingJSON(t *testing.T) {
 func BenchmarkStory(b *testing.B) {
 	b.ReportAllocs()
 	var line []byte
-	next, stop := iter.Pull(Story{Seed: 1, Start: start}.Tell())
+	next, stop := iter.Pull(Story{Seed: 1, Start: start}.All())
 	defer stop()
 	for b.Loop() {
 		e, _ := next()
@@ -97,7 +97,7 @@ func checkStory(t *rapid.T, s Story) {
 	buyers := map[string]string{} // order -> user
 	ids, emails := map[string]bool{}, map[string]bool{}
 	last, n, active := s.Start, 0, 0
-	for e := range s.Tell() {
+	for e := range s.All() {
 		n++
 		if ids[e.ID] {
 			t.Fatalf("duplicate event id %s", e.ID)
@@ -168,7 +168,7 @@ func checkStory(t *rapid.T, s Story) {
 
 func TestStoryHasAllTypes(t *testing.T) {
 	counts := map[string]int{}
-	for e := range (Story{Seed: 7, Events: 10_000}).Tell() {
+	for e := range (Story{Seed: 7, Events: 10_000}).All() {
 		counts[e.Type]++
 	}
 	for _, typ := range []string{"UserCreated", "UserUpdated", "UserDeleted", "OrderCreated", "OrderPaid", "OrderShipped"} {
@@ -181,7 +181,7 @@ func TestStoryHasAllTypes(t *testing.T) {
 
 func BenchmarkTell(b *testing.B) {
 	n := 0
-	for range (Story{Events: b.N}).Tell() {
+	for range (Story{Events: b.N}).All() {
 		n++
 	}
 	b.ReportMetric(float64(n)/b.Elapsed().Seconds(), "events/s")

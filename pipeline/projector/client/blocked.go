@@ -62,7 +62,7 @@ Exit code 0 if the aggregate is not blocked any more; 1 if it is.`,
 		if skip {
 			values.Set("skip", "true")
 		}
-		var out query.Released
+		var out query.ReleaseResult
 		if err := a.post(ctx, &out, values, "blocked", args[0], args[1], "release"); err != nil {
 			return err
 		}

@@ -62,12 +62,12 @@ func TestTheLaterOfTwoWorkersThatClaimAPartitionOwnsIt(t *testing.T) {
 		value  any
 		owner  string // of partition 3 after the record
 	}{
-		{"a", WorkerRecord{Format: 1, Address: "a:1", Has: has(0, 3)}, "a"},
-		{"b", WorkerRecord{Format: 1, Address: "b:1", Has: has(1)}, "a"},
-		{"b", WorkerRecord{Format: 1, Address: "b:1", Has: has(1, 3)}, "b"},
-		{"a", WorkerRecord{Format: 1, Address: "a:1", Has: has(0)}, "b"},
+		{"a", WorkerRecord{Format: 1, Address: "a:1", Partitions: has(0, 3)}, "a"},
+		{"b", WorkerRecord{Format: 1, Address: "b:1", Partitions: has(1)}, "a"},
+		{"b", WorkerRecord{Format: 1, Address: "b:1", Partitions: has(1, 3)}, "b"},
+		{"a", WorkerRecord{Format: 1, Address: "a:1", Partitions: has(0)}, "b"},
 		{"b", nil, ""},
-		{"a", WorkerRecord{Format: 1, Address: "a:2", Has: has(0, 3)}, "a"},
+		{"a", WorkerRecord{Format: 1, Address: "a:2", Partitions: has(0, 3)}, "a"},
 	} {
 		if err := s.apply(controlRecord(t, int64(i), WorkerPrefix+r.worker, r.value)); err != nil {
 			t.Fatal(err)

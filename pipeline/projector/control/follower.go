@@ -67,9 +67,9 @@ func (c *Follower) Now() (*State, <-chan struct{}) {
 	return c.state.clone(), c.changed
 }
 
-// Hosts returns a state with only the workers, which is cheaper than [Follower.Now], and a
+// Workers returns a state with only the workers, which is cheaper than [Follower.Now], and a
 // channel that the next change of any record closes.
-func (c *Follower) Hosts() (*State, <-chan struct{}) {
+func (c *Follower) Workers() (*State, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return &State{Workers: maps.Clone(c.state.Workers)}, c.changed

@@ -4,7 +4,7 @@
 //
 // Start reading at [State], which the records of the topic build up, and at [Follower]. All
 // goroutines of a projector share one Follower; its lock is the only one of the package, and
-// no callback runs while it is held. A [State] that [Read] or [Follower.Now] returns belongs
+// no callback runs while it is held. A [State] that [ReadState] or [Follower.Now] returns belongs
 // to the caller.
 package control
 
@@ -95,8 +95,8 @@ type WorkerRecord struct {
 	Epoch   int64     `json:"epoch"`   // start time of its process
 	Time    time.Time `json:"time"`
 
-	// Has holds the partitions that the worker answers for, by consumer group and topic.
-	Has map[string]map[string][]int32 `json:"has"`
+	// Partitions holds the partitions that the worker answers for, by consumer group and topic.
+	Partitions map[string]map[string][]int32 `json:"has"`
 
 	// Replica means that the worker is in no group: it has all partitions, in addition to
 	// their owners.

@@ -110,7 +110,7 @@ func (s *State) Numbers(name string) []int { return slices.Sorted(maps.Keys(s.Ve
 // one with the latest record.
 func (s *State) Owner(group, topic string, partition int32) (instance string, w WorkerRecord, ok bool) {
 	for name, candidate := range s.Workers {
-		if slices.Contains(candidate.Has[group][topic], partition) && (!ok || candidate.offset > w.offset) {
+		if slices.Contains(candidate.Partitions[group][topic], partition) && (!ok || candidate.offset > w.offset) {
 			instance, w, ok = name, candidate, true
 		}
 	}
@@ -122,7 +122,7 @@ func (s *State) Owner(group, topic string, partition int32) (instance string, w 
 func (s *State) Owners(group, topic string) map[int32]string {
 	out := map[int32]string{}
 	for name, w := range s.Workers {
-		for _, p := range w.Has[group][topic] {
+		for _, p := range w.Partitions[group][topic] {
 			if before, ok := out[p]; !ok || s.Workers[before].offset < w.offset {
 				out[p] = name
 			}

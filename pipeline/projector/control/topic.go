@@ -14,13 +14,13 @@ import (
 // Topic returns the name of a topology's control topic.
 func Topic(t *topology.Topology) string { return t.Name + "-control" }
 
-// Spec returns the required properties of the control topic.
-func Spec(name string) kafka.TopicSpec {
+// TopicSpec returns the required properties of the control topic.
+func TopicSpec(name string) kafka.TopicSpec {
 	return kafka.TopicSpec{Name: name, Partitions: 1, Config: map[string]string{"cleanup.policy": "compact"}}
 }
 
-// Read returns the content of the control topic. It is empty if the topic does not exist.
-func Read(ctx context.Context, cfg kafka.Config, topic string) (*State, error) {
+// ReadState returns the content of the control topic. It is empty if the topic does not exist.
+func ReadState(ctx context.Context, cfg kafka.Config, topic string) (*State, error) {
 	cluster, err := kafka.Describe(ctx, cfg, []string{topic}, nil, nil)
 	if err != nil {
 		return nil, err
@@ -43,9 +43,9 @@ type Record struct {
 	Value any
 }
 
-// Write writes records to the control topic in order, and waits until they are
+// WriteRecords writes records to the control topic in order, and waits until they are
 // acknowledged.
-func Write(ctx context.Context, cfg kafka.Config, topic string, now time.Time, changes ...Record) error {
+func WriteRecords(ctx context.Context, cfg kafka.Config, topic string, now time.Time, changes ...Record) error {
 	records := make([]*pipeline.Record, len(changes))
 	for i, c := range changes {
 		records[i] = &pipeline.Record{Topic: topic, Key: []byte(c.Key), Time: now}

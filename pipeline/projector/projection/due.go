@@ -229,7 +229,7 @@ func (l *lane) postLetter(in *pipeline.Record, key []byte, missed []int64) {
 	err := pipeline.Reject(reasonLate, "it came after the end of its window from %s", strings.Join(windows, ", "))
 	letter := deadletter.New(in, l.projection.Spec.Late, l.projection.Label(), stageFold, err, l.now())
 	if l.fold.Bare() {
-		deadletter.AddDerived(event.Derived{ID: l.folder.EventID(), Key: key, Time: time.UnixMicro(l.folder.Time())}, &letter)
+		deadletter.AddEnvelope(event.Derived{ID: l.folder.EventID(), Key: key, Time: time.UnixMicro(l.folder.Time())}, &letter)
 	}
 	l.letters.outbox = append(l.letters.outbox, letter)
 }
@@ -239,7 +239,7 @@ func (l *lane) postLetter(in *pipeline.Record, key []byte, missed []int64) {
 func (l *lane) emitLetters(out pipeline.Emitter, read int64, limits kafka.Limits) {
 	box := l.letters.outbox
 	for i := range box {
-		deadletter.Truncate(&box[i], limits.Record(l.projection.Spec.Late))
+		deadletter.Truncate(&box[i], limits.MaxRecord(l.projection.Spec.Late))
 		out.Emit(&box[i])
 	}
 	if len(box) > 0 {

@@ -226,7 +226,7 @@ func (l *lane) hearDeletion(id string) error {
 // again.
 func (l *lane) hearWindow(id string) error {
 	delete(l.follow.deleted, id)
-	limit, ok := l.fold.Window().KeptFrom(l.own.clock)
+	limit, ok := l.fold.Window().EarliestKept(l.own.clock)
 	start, isWindow := fold.WindowStart(id)
 	if !ok || !isWindow || l.own.clock == noTime || start >= limit {
 		return nil

@@ -179,7 +179,7 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 			every := rapid.SampledFrom([]time.Duration{time.Hour, 20 * time.Minute}).Draw(rt, "every")
 			keep := rapid.SampledFrom([]time.Duration{0, 3 * time.Hour}).Draw(rt, "keep")
 			w := newCounts(t, func(s *fold.Spec) {
-				s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Keep: keep}
+				s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Retention: keep}
 			})
 			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
 			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")

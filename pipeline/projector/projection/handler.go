@@ -40,7 +40,7 @@ type Handler struct {
 var (
 	_ pipeline.Handler = (*Handler)(nil)
 	_ kafka.Assigner   = (*Handler)(nil)
-	_ kafka.Limited    = (*Handler)(nil)
+	_ kafka.SizeLimited    = (*Handler)(nil)
 )
 
 // NewHandler returns a handler for one session.
@@ -52,7 +52,7 @@ func (s *Set) NewHandler() *Handler {
 	return h
 }
 
-// Limit implements [kafka.Limited].
+// Limit implements [kafka.SizeLimited].
 func (h *Handler) Limit(limits kafka.Limits) { h.limits = limits }
 
 // Assign implements [kafka.Assigner].

@@ -193,7 +193,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 // keyOf returns the key of a record as its aggregate's id, where the event does not
 // contain the id; nil if the key is not the id.
 func keyOf(f *fold.Fold, in *pipeline.Record) []byte {
-	if !f.TellsByKey() {
+	if !f.KeyIsAggregateID() {
 		return nil
 	}
 	return in.Key
@@ -314,7 +314,7 @@ const deleteAtOnce = 10_000
 
 // deleteExpired deletes windows that are not kept any longer.
 func (l *lane) deleteExpired(b *store.Batch) error {
-	limit, ok := l.fold.Window().KeptFrom(l.own.clock)
+	limit, ok := l.fold.Window().EarliestKept(l.own.clock)
 	if !ok || l.own.clock == noTime || l.windows.first >= limit {
 		return nil
 	}

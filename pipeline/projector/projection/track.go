@@ -313,7 +313,7 @@ func (t *track) sameID(a *states.Aggregate) bool {
 // which is higher than the event's own offset if the event was held.
 func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *store.Batch) error {
 	last := a.LastOffset()
-	result, err := t.folder.Update(&a.Aggregate)
+	result, err := t.folder.ApplyInPlace(&a.Aggregate)
 	if err != nil {
 		return err
 	}

@@ -244,7 +244,7 @@ func TestAWorkerOnABrokerPublishesWithoutAnEvent(t *testing.T) {
 		t.Errorf("%d snapshots were published too early", n)
 	}
 	committed := func() int64 {
-		at, err := kafka.Committed(t.Context(), c.cfg, "shop-projector")
+		at, err := kafka.CommittedSum(t.Context(), c.cfg, "shop-projector")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -44,7 +44,7 @@ func (a *api) blocked(w http.ResponseWriter, r *http.Request) {
 type releasedAnswer struct {
 	made
 	ID string `json:"id"`
-	Released
+	ReleaseResult
 }
 
 func (a *api) release(w http.ResponseWriter, r *http.Request) {

@@ -175,7 +175,7 @@ func (s *stream) send(c Changes) error {
 	if err := s.snapshots(c); err != nil {
 		return err
 	}
-	if c.Quiet && time.Since(s.beat) >= feedBeat {
+	if c.PositionOnly && time.Since(s.beat) >= feedBeat {
 		if err := s.sendFrontier(); err != nil {
 			return err
 		}

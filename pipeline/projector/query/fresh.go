@@ -14,7 +14,7 @@ const statusBlocked = "blocked"
 
 // freshness is the minimum freshness of an answer about the current state.
 type freshness struct {
-	event      Sought // event that must be applied; no event if its ID is ""
+	event      EventRef // event that must be applied; no event if its ID is ""
 	minVersion int64  // 0 means any
 	wait       time.Duration
 }
@@ -23,7 +23,7 @@ func (f *freshness) required() bool { return f.event.ID != "" || f.minVersion > 
 
 // freshness reads the freshness parameters of a request, or writes the problem.
 func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok bool) {
-	f = freshness{event: Sought{ID: r.FormValue("after_event")}}
+	f = freshness{event: EventRef{ID: r.FormValue("after_event")}}
 	if text := r.FormValue("min_version"); text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 1 {

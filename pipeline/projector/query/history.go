@@ -261,7 +261,7 @@ func changedItems(d Description, before, after Aggregate, paths []string) (field
 		if c.To, err = valueAt(to, path); err != nil {
 			return nil, nil, err
 		}
-		if d.Show != nil && hidden[path] == "" && bytes.Equal(c.From, c.To) {
+		if d.Decrypt != nil && hidden[path] == "" && bytes.Equal(c.From, c.To) {
 			continue // two ciphertexts of the same plaintext
 		}
 		fields[path] = c
@@ -334,7 +334,7 @@ func (a *api) unappliedEvent(r *http.Request) problemAnswer {
 	id := r.PathValue("id")
 	answer := problemAnswer{Status: http.StatusNotFound, Detail: fmt.Sprintf("event %q was not applied to any aggregate of this worker", id)}
 	for _, p := range a.projections {
-		o, err := p.Outcome(r.Context(), Sought{ID: id})
+		o, err := p.Outcome(r.Context(), EventRef{ID: id})
 		if err != nil || o.State == Pending {
 			continue
 		}
@@ -371,7 +371,7 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) {
 	// Every projection that folds the type has all of its events, so use the first.
 	p, typ := a.folding(r.FormValue("type"))
 	if p == nil {
-		hint := expr.Nearest(r.FormValue("type"), a.typeNames())
+		hint := expr.Suggest(r.FormValue("type"), a.typeNames())
 		if hint != "" {
 			hint = "; " + hint
 		}

@@ -262,7 +262,7 @@ func newSorting(state *codec.Schema, text string) (*sorting, error) {
 			for _, f := range state.Root().Fields {
 				names = append(names, "state."+f.Name)
 			}
-			if hint := expr.Nearest(name, names); hint != "" {
+			if hint := expr.Suggest(name, names); hint != "" {
 				err = fmt.Errorf("%w; %s", err, hint)
 			}
 			return nil, err

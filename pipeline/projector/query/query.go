@@ -95,15 +95,15 @@ type Projection interface {
 	// Release folds the queued events of a blocked aggregate again. skip leaves out
 	// the event that blocked it. It may fail with ErrNotFound, ErrNotBlocked, ErrBusy
 	// or ErrUnanswered.
-	Release(ctx context.Context, id string, skip bool) (Released, error)
+	Release(ctx context.Context, id string, skip bool) (ReleaseResult, error)
 
 	// Outcome returns the outcome of an event as far as this worker knows it.
-	Outcome(ctx context.Context, e Sought) (Outcome, error)
+	Outcome(ctx context.Context, e EventRef) (Outcome, error)
 	// Changed returns a channel that is closed when outcomes may have changed.
 	Changed() <-chan struct{}
 	// Await returns the outcome of an event, from whichever worker knows it. It waits
 	// up to wait for a final outcome.
-	Await(ctx context.Context, e Sought, wait time.Duration) (Outcome, error)
+	Await(ctx context.Context, e EventRef, wait time.Duration) (Outcome, error)
 	// Follow calls f with changes until the context ends, f returns an error, or the
 	// feed cannot continue (ErrMoved, ErrSlow, ErrAhead). The first calls report the
 	// position at which each partition starts. Changes of one partition arrive in the
@@ -146,8 +146,8 @@ type Event struct {
 	Body      []byte
 }
 
-// A Sought identifies an event for an outcome query.
-type Sought struct {
+// A EventRef identifies an event for an outcome query.
+type EventRef struct {
 	ID string
 	// Partition and Next give the event's position: Next is its offset plus one.
 	// Next is 0 if the position is unknown.
@@ -214,8 +214,8 @@ type Changes struct {
 	// changes follow before the partition reaches At.
 	At   Position
 	More bool
-	// Quiet means that nothing changed; the message only reports the position.
-	Quiet bool
+	// PositionOnly means that nothing changed; the message only reports the position.
+	PositionOnly bool
 	// Stalled, if not nil, lists all partitions that deliver no changes at the moment.
 	// The other fields are then unset.
 	Stalled []Stall
@@ -246,8 +246,8 @@ func (b *BlockedAggregate) Cursor() EventCursor {
 	return EventCursor{b.Time.UnixMicro(), b.Partition, b.Offset}
 }
 
-// Released is the result of a release.
-type Released struct {
+// ReleaseResult is the result of a release.
+type ReleaseResult struct {
 	Events  int               `json:"events" doc:"Number of events folded again or skipped."`
 	Blocked *BlockedAggregate `json:"blocked,omitempty" doc:"Set if the aggregate is blocked again, at the first event that still cannot be folded."`
 }
@@ -286,13 +286,13 @@ type Description struct {
 	Snapshots string        `json:"snapshots" doc:"Topic of the snapshots."`
 	State     *codec.Schema `json:"-"`
 
-	// Show decrypts the encrypted fields of a record. It is nil if the projection has
+	// Decrypt decrypts the encrypted fields of a record. It is nil if the projection has
 	// no encrypted fields.
-	Show func(s *codec.Schema, body []byte) (Shown, error) `json:"-"`
+	Decrypt func(s *codec.Schema, body []byte) (Decrypted, error) `json:"-"`
 }
 
-// A Shown is a record with its encrypted fields in plaintext.
-type Shown struct {
+// A Decrypted is a record with its encrypted fields in plaintext.
+type Decrypted struct {
 	Type   *codec.Node
 	Body   []byte
 	Hidden map[string]string // dotted path of a field that cannot be decrypted (it is null) to the reason
@@ -300,9 +300,9 @@ type Shown struct {
 
 // json returns a record as JSON, and the reasons for fields that stay hidden.
 func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, hidden map[string]string, err error) {
-	shown := Shown{Type: s.Root(), Body: body}
-	if d.Show != nil {
-		if shown, err = d.Show(s, body); err != nil {
+	shown := Decrypted{Type: s.Root(), Body: body}
+	if d.Decrypt != nil {
+		if shown, err = d.Decrypt(s, body); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -412,7 +412,7 @@ func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) b
 					names = append(names, p.name)
 				}
 			}
-			hint := expr.Nearest(name, names)
+			hint := expr.Suggest(name, names)
 			if hint == "" && len(names) > 0 {
 				hint = "known parameters: " + strings.Join(names, ", ")
 			}
@@ -590,7 +590,7 @@ func (a *api) projection(w http.ResponseWriter, r *http.Request) Projection {
 	name := r.PathValue("name")
 	p := a.names[name]
 	if p == nil {
-		hint := expr.Nearest(name, slices.Collect(maps.Keys(a.names)))
+		hint := expr.Suggest(name, slices.Collect(maps.Keys(a.names)))
 		if hint == "" {
 			hint = "/v1/projections lists them"
 		}

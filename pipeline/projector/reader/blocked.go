@@ -42,25 +42,25 @@ func (r *Reader) Blocked(_ context.Context, after *query.EventCursor, limit int)
 }
 
 // Release implements [query.Projection], for the partitions of this worker.
-func (r *Reader) Release(ctx context.Context, id string, skip bool) (query.Released, error) {
+func (r *Reader) Release(ctx context.Context, id string, skip bool) (query.ReleaseResult, error) {
 	part, err := r.ReleasePart(ctx, id, skip)
 	switch {
 	case err != nil:
-		return query.Released{}, err
+		return query.ReleaseResult{}, err
 	case part.Busy != "":
-		return query.Released{}, fmt.Errorf("%s: %w", part.Busy, query.ErrBusy)
+		return query.ReleaseResult{}, fmt.Errorf("%s: %w", part.Busy, query.ErrBusy)
 	case part.Released != nil:
 		return *part.Released, nil
 	case part.Known:
-		return query.Released{}, query.ErrNotBlocked
+		return query.ReleaseResult{}, query.ErrNotBlocked
 	}
-	return query.Released{}, query.ErrNotFound
+	return query.ReleaseResult{}, query.ErrNotFound
 }
 
 // ReleasedPart is the result of a release at one worker.
 type ReleasedPart struct {
 	At       []query.Position `json:"at"`
-	Released *query.Released  `json:"released,omitempty"` // nil if the aggregate is not blocked here
+	Released *query.ReleaseResult  `json:"released,omitempty"` // nil if the aggregate is not blocked here
 	Known    bool             `json:"known,omitempty"`    // the aggregate is here, but not blocked
 	Busy     string           `json:"busy,omitempty"`
 }
@@ -87,6 +87,6 @@ func (r *Reader) ReleasePart(ctx context.Context, id string, skip bool) (out Rel
 	case err != nil:
 		return out, err
 	}
-	out.Released = &query.Released{Events: done.Events, Blocked: done.Blocked}
+	out.Released = &query.ReleaseResult{Events: done.Events, Blocked: done.Blocked}
 	return out, nil
 }

@@ -177,7 +177,7 @@ func (s *feed) reportQueue() error {
 // reportPositions reports how far each partition is.
 func (s *feed) reportPositions() error {
 	for _, l := range s.all {
-		if err := s.f(query.Changes{At: l.partition.At(l.next), Quiet: true}); err != nil {
+		if err := s.f(query.Changes{At: l.partition.At(l.next), PositionOnly: true}); err != nil {
 			return err
 		}
 	}

@@ -12,7 +12,7 @@ import (
 )
 
 // Outcome implements [query.Projection].
-func (r *Reader) Outcome(_ context.Context, e query.Sought) (query.Outcome, error) {
+func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, error) {
 	ps := r.fresh()
 	// The position first: what happens after it is seen.
 	passed := slices.ContainsFunc(ps, func(p *projection.Partition) bool {
@@ -62,7 +62,7 @@ func applied(ps []*projection.Partition, eventID string) (query.Outcome, bool, e
 // Unseen describes what may have happened to an event that was not seen.
 func (r *Reader) Unseen(eventID, where string) string {
 	text := "event " + eventID + " was not applied " + where
-	if before := r.cfg.Upstream.Unheard(eventID); before != "" {
+	if before := r.cfg.Upstream.Possible(eventID); before != "" {
 		text += "; " + before
 	}
 	return text
@@ -73,7 +73,7 @@ func (r *Reader) Unseen(eventID, where string) string {
 const awaitAgain = 50 * time.Millisecond
 
 // Await implements [query.Projection], for what this worker knows.
-func (r *Reader) Await(ctx context.Context, e query.Sought, wait time.Duration) (query.Outcome, error) {
+func (r *Reader) Await(ctx context.Context, e query.EventRef, wait time.Duration) (query.Outcome, error) {
 	over := time.NewTimer(wait)
 	defer over.Stop()
 	for last := wait <= 0; ; {

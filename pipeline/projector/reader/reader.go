@@ -41,7 +41,7 @@ type Config struct {
 	// Upstream knows what pipelines did with an event before it came to the topic.
 	Upstream *receipt.Upstream
 	// Show returns what an encrypted field shows. nil means that nothing is encrypted.
-	Show func(*codec.Schema, []byte) (query.Shown, error)
+	Show func(*codec.Schema, []byte) (query.Decrypted, error)
 }
 
 var _ query.Projection = (*Reader)(nil)
@@ -115,7 +115,7 @@ func (r *Reader) fresh() []*projection.Partition {
 
 // Describe implements [query.Projection].
 func (r *Reader) Describe() query.Description {
-	return query.Description{Name: r.projection.Name(), Version: r.fold.Hash(), Topic: r.Topic(), Snapshots: r.projection.Spec.Snapshots, State: r.fold.State(), Show: r.cfg.Show}
+	return query.Description{Name: r.projection.Name(), Version: r.fold.Hash(), Topic: r.Topic(), Snapshots: r.projection.Spec.Snapshots, State: r.fold.State(), Decrypt: r.cfg.Show}
 }
 
 // AllPartitions implements [query.Projection], for the partitions of this worker.

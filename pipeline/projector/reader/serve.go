@@ -118,7 +118,7 @@ type OutcomePart struct {
 
 // ServeOutcome answers with an [OutcomePart], after a wait if that is asked for.
 func (r *Reader) ServeOutcome(w http.ResponseWriter, in *http.Request) error {
-	var e query.Sought
+	var e query.EventRef
 	if err := readParameter(in, "event", &e); err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func (o *operator) open(ctx context.Context) (*worker.Worker, *control.State, er
 	if err := w.Kafka.Ping(ctx); err != nil {
 		return nil, nil, err
 	}
-	state, err := control.Read(ctx, w.Kafka, control.Topic(w.Topology))
+	state, err := control.ReadState(ctx, w.Kafka, control.Topic(w.Topology))
 	return w, state, err
 }
 
@@ -86,7 +86,7 @@ func newest(state *control.State, name string) (control.VersionRecord, error) {
 
 // write writes records to the control topic.
 func (o *operator) write(ctx context.Context, w *worker.Worker, records ...control.Record) error {
-	return control.Write(ctx, w.Kafka, control.Topic(w.Topology), o.env.Now(), records...)
+	return control.WriteRecords(ctx, w.Kafka, control.Topic(w.Topology), o.env.Now(), records...)
 }
 
 const (

@@ -91,13 +91,13 @@ func awaitRelease(ctx context.Context, w *worker.Worker, group string) error {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		state, err := control.Read(ctx, w.Kafka, control.Topic(w.Topology))
+		state, err := control.ReadState(ctx, w.Kafka, control.Topic(w.Topology))
 		if err != nil {
 			return cmp.Or(context.Cause(ctx), err)
 		}
 		held := false
 		for _, other := range state.Workers {
-			if _, has := other.Has[group]; has && reachable(ctx, other.Address) {
+			if _, has := other.Partitions[group]; has && reachable(ctx, other.Address) {
 				held = true
 			}
 		}

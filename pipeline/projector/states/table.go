@@ -285,7 +285,7 @@ const touchAtOnce = 16
 func (s *Table) each(refs []rows.Ref, f func(rows.Ref) error) error {
 	for i := 0; i < len(refs); i += touchAtOnce {
 		some := refs[i:min(i+touchAtOnce, len(refs))]
-		s.cache.Touch(some)
+		s.cache.Prefetch(some)
 		for _, ref := range some {
 			if err := f(ref); err != nil {
 				return err
