@@ -119,7 +119,7 @@ var imports = map[string][]string{
 	},
 
 	// The producer.
-	"pipeline/producer/shop": {}, // made-up events, as JSON
+	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
 		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid,

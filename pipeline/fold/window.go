@@ -12,10 +12,10 @@ import (
 // depends only on the events and never goes back, so the same events are late on
 // every replay.
 type Window struct {
-	Size  time.Duration // length of a window
-	Every time.Duration // from the start of a window to the next start; equal to Size if windows do not overlap
-	Grace time.Duration // time after its end in which a window accepts events, by the clock of the partition
-	Retention  time.Duration // time after its end in which its state is kept, by that clock; 0 means forever
+	Size      time.Duration // length of a window
+	Every     time.Duration // from the start of a window to the next start; equal to Size if windows do not overlap
+	Grace     time.Duration // time after its end in which a window accepts events, by the clock of the partition
+	Retention time.Duration // time after its end in which its state is kept, by that clock; 0 means forever
 }
 
 // MaxOverlap is the maximum number of windows that contain the same event.

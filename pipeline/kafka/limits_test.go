@@ -38,7 +38,7 @@ type padded struct {
 	limits Limits
 }
 
-func (h *padded) Limit(l Limits) {
+func (h *padded) SetLimits(l Limits) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.limits = l

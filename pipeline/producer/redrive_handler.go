@@ -54,8 +54,10 @@ func count(m *map[string]int, key string, n int) {
 	(*m)[key] += n
 }
 
-// Limit implements [kafka.SizeLimited].
-func (h *redriveHandler) Limit(limits kafka.Limits) { h.limits = limits }
+var _ kafka.SizeLimited = (*redriveHandler)(nil)
+
+// SetLimits implements [kafka.SizeLimited].
+func (h *redriveHandler) SetLimits(limits kafka.Limits) { h.limits = limits }
 
 // Handle implements [pipeline.Handler].
 func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {

@@ -118,9 +118,9 @@ type groupHandler struct {
 }
 
 var (
-	_ kafka.Assigner = (*groupHandler)(nil)
-	_ kafka.Waker    = (*groupHandler)(nil)
-	_ kafka.SizeLimited  = (*groupHandler)(nil)
+	_ kafka.Assigner    = (*groupHandler)(nil)
+	_ kafka.Waker       = (*groupHandler)(nil)
+	_ kafka.SizeLimited = (*groupHandler)(nil)
 )
 
 // Assign implements [kafka.Assigner].
@@ -154,8 +154,8 @@ func (h *groupHandler) Revoke(ps []kafka.Partition) {
 	h.announcer.changed()
 }
 
-// Limit implements [kafka.SizeLimited].
-func (h *groupHandler) Limit(limits kafka.Limits) { h.handler.Limit(limits) }
+// SetLimits implements [kafka.SizeLimited].
+func (h *groupHandler) SetLimits(limits kafka.Limits) { h.handler.SetLimits(limits) }
 
 // OnWake implements [kafka.Waker].
 func (h *groupHandler) OnWake(wake func()) { h.handler.OnWake(wake) }

@@ -179,6 +179,8 @@ func (s *dedupe) EndBatch(committed bool) {
 	s.touched = s.touched[:0]
 }
 
+var _ Keeper = (*dedupe)(nil)
+
 // Range implements [Keeper].
 func (s *dedupe) Range(partition int32) (oldest, newest int64) {
 	m := (*s.parts.Load())[partition]

@@ -30,7 +30,7 @@ func Enrich() Kind {
 set: {metadata.source: "'web'"}
 add: {data.total_cents: {type: long, value: int(data.total_amount * 100.0)}}`,
 		AddsFields: true,
-		New:   newEnrich,
+		New:        newEnrich,
 	}
 }
 

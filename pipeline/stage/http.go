@@ -79,7 +79,7 @@ func HTTP() Kind {
 url: "'http://scores.internal/users/' + data.user_id"
 add: {data.status: {type: int, value: response.status}}`,
 		AddsFields: true,
-		New:   newHTTP,
+		New:        newHTTP,
 	}
 }
 
@@ -275,8 +275,14 @@ func (s *call) MaxDelay() time.Duration {
 	return time.Duration(2*s.retries+1) * s.timeout
 }
 
-// AskThrough implements [Requester].
-func (s *call) AskThrough(transport http.RoundTripper) {
+var (
+	_ Requester   = (*call)(nil)
+	_ Delayer     = (*call)(nil)
+	_ MissCounter = (*call)(nil)
+)
+
+// SetTransport implements [Requester].
+func (s *call) SetTransport(transport http.RoundTripper) {
 	s.client.Transport = transport
 	s.cache = &responseCache{keep: s.cache.keep, limit: s.cache.limit}
 }

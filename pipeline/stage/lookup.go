@@ -79,7 +79,7 @@ key: data.user_id
 set: {metadata.customer: row.name}
 missing: keep`,
 		AddsFields: true,
-		New:   newLookup,
+		New:        newLookup,
 	}
 }
 
@@ -208,6 +208,12 @@ func (s *lookup) Clone() Built {
 
 // Table implements [TableReader].
 func (s *lookup) Table() *Table { return s.table }
+
+var (
+	_ Delayer     = (*lookup)(nil)
+	_ MissCounter = (*lookup)(nil)
+	_ TableReader = (*lookup)(nil)
+)
 
 // Misses implements [MissCounter].
 func (s *lookup) Misses() int {

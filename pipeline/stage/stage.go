@@ -239,11 +239,11 @@ type Param struct {
 
 // A Kind is a kind of stage.
 type Kind struct {
-	Name    string
-	Doc     string // full sentences; the first one is the summary
-	Params  []Param
-	Example string // its parameters as YAML
-	AddsFields   bool   // it can add fields, so the stages after a faulty one cannot be checked
+	Name       string
+	Doc        string // full sentences; the first one is the summary
+	Params     []Param
+	Example    string // its parameters as YAML
+	AddsFields bool   // it can add fields, so the stages after a faulty one cannot be checked
 
 	// New checks the parameters and compiles their expressions for every type that
 	// the stage handles. It returns all faults. A fault of several types is returned

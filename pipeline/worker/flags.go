@@ -22,15 +22,15 @@ type Flags struct {
 	log      *cli.LogFlags
 	server   *ServerFlags
 
-	Instance       string        // name of this worker, unique in its groups and the same after a restart
-	Sessions       int           // members of the group in this process; 0 means one per core
-	CommitInterval time.Duration // how long a transaction collects events
-	TransactionTimeout     time.Duration // timeout of the transactions
-	SessionTimeout time.Duration // of the group's members
-	NoCreateTopics       bool          // fail on a missing topic instead of creating it
-	NoRegister     bool          // fail on a missing schema instead of registering it
-	static         bool          // static membership in the group
-	protocol       string        // a kafka.GroupProtocol
+	Instance           string        // name of this worker, unique in its groups and the same after a restart
+	Sessions           int           // members of the group in this process; 0 means one per core
+	CommitInterval     time.Duration // how long a transaction collects events
+	TransactionTimeout time.Duration // timeout of the transactions
+	SessionTimeout     time.Duration // of the group's members
+	NoCreateTopics     bool          // fail on a missing topic instead of creating it
+	NoRegister         bool          // fail on a missing schema instead of registering it
+	static             bool          // static membership in the group
+	protocol           string        // a kafka.GroupProtocol
 }
 
 // AddFlags adds the flags of a long-running program. listen is the default of --listen.

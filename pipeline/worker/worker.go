@@ -36,7 +36,7 @@ type Worker struct {
 	Registry *codec.Registry
 	Metrics  *prometheus.Registry
 	Log      *slog.Logger
-	Server     *Server
+	Server   *Server
 	begun    bool // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started

@@ -97,12 +97,14 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 	if c.receipts {
 		h.receipts = receipt.NewWriter(pl, c.schemas, c.now)
 	}
-	h.Limit(nil)
+	h.SetLimits(nil)
 	return h
 }
 
-// Limit implements [kafka.SizeLimited].
-func (h *handler) Limit(limits kafka.Limits) {
+var _ = []kafka.SizeLimited{(*handler)(nil), (*lanes)(nil)}
+
+// SetLimits implements [kafka.SizeLimited].
+func (h *handler) SetLimits(limits kafka.Limits) {
 	h.output.limit(limits)
 	h.letters.limit = limits.MaxRecord(h.letters.topic)
 }

@@ -64,10 +64,10 @@ func newLanes(c config, pl *topology.Pipeline, n int) *lanes {
 	return l
 }
 
-// Limit implements [kafka.SizeLimited].
-func (l *lanes) Limit(limits kafka.Limits) {
+// SetLimits implements [kafka.SizeLimited].
+func (l *lanes) SetLimits(limits kafka.Limits) {
 	for _, h := range l.handlers {
-		h.Limit(limits)
+		h.SetLimits(limits)
 	}
 }
 

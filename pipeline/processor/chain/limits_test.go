@@ -187,7 +187,7 @@ func TestProducerSendUsesTheLimitOfItsTopic(t *testing.T) {
 func TestEveryLaneHasTheLimits(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 20_000, 10_000))
 	l := chain.NewLanes(b.Worker("0"), b.Registry, b.IDs, 4)
-	l.Limit(kafka.Limits{"out": 1000})
+	l.SetLimits(kafka.Limits{"out": 1000})
 	var out harness.Emitted
 	for i := range 20 {
 		r := sized(b, int64(i), 600)

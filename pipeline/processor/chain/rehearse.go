@@ -47,7 +47,7 @@ const batchOfRehearsal = 1000
 func NewRehearsal(w *worker.Worker, pl *topology.Pipeline, limits kafka.Limits) *Rehearsal {
 	c := config{topology: w.Topology, schemas: w.Registry, kafka: w.Kafka, now: w.Flags.Env.Now, log: w.Log}
 	r := newRehearsal(c, pl, batchOfRehearsal)
-	r.handler.Limit(limits)
+	r.handler.SetLimits(limits)
 	return r
 }
 

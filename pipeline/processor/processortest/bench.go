@@ -38,11 +38,11 @@ import (
 // methods fail the test.
 type Bench struct {
 	*testing.T
-	Broker   *kfake.Cluster
-	Registry *codec.Registry
-	RegistryURL    string // URL of the registry
-	Plan     *topology.Topology
-	IDs      []int // schema ids of the first pipeline, by type
+	Broker      *kfake.Cluster
+	Registry    *codec.Registry
+	RegistryURL string // URL of the registry
+	Plan        *topology.Topology
+	IDs         []int // schema ids of the first pipeline, by type
 }
 
 // NewBench starts a broker and a registry, and registers the schemas of the first pipeline

@@ -38,9 +38,9 @@ type Handler struct {
 }
 
 var (
-	_ pipeline.Handler = (*Handler)(nil)
-	_ kafka.Assigner   = (*Handler)(nil)
-	_ kafka.SizeLimited    = (*Handler)(nil)
+	_ pipeline.Handler  = (*Handler)(nil)
+	_ kafka.Assigner    = (*Handler)(nil)
+	_ kafka.SizeLimited = (*Handler)(nil)
 )
 
 // NewHandler returns a handler for one session.
@@ -52,8 +52,8 @@ func (s *Set) NewHandler() *Handler {
 	return h
 }
 
-// Limit implements [kafka.SizeLimited].
-func (h *Handler) Limit(limits kafka.Limits) { h.limits = limits }
+// SetLimits implements [kafka.SizeLimited].
+func (h *Handler) SetLimits(limits kafka.Limits) { h.limits = limits }
 
 // Assign implements [kafka.Assigner].
 func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, error) {

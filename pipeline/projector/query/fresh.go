@@ -15,7 +15,7 @@ const statusBlocked = "blocked"
 // freshness is the minimum freshness of an answer about the current state.
 type freshness struct {
 	event      EventRef // event that must be applied; no event if its ID is ""
-	minVersion int64  // 0 means any
+	minVersion int64    // 0 means any
 	wait       time.Duration
 }
 

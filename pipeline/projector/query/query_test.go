@@ -33,7 +33,7 @@ func (b broken) Get(context.Context, string) (Aggregate, error)       { return A
 func (b broken) GetAt(context.Context, string, At) (Aggregate, error) { return Aggregate{}, b.err }
 func (b broken) Event(context.Context, string) (Event, error)         { return Event{}, b.err }
 func (b broken) Why(context.Context, string) (Why, error)             { return Why{}, b.err }
-func (b broken) Outcome(context.Context, EventRef) (Outcome, error)     { return Outcome{}, b.err }
+func (b broken) Outcome(context.Context, EventRef) (Outcome, error)   { return Outcome{}, b.err }
 func (b broken) Await(context.Context, EventRef, time.Duration) (Outcome, error) {
 	return Outcome{}, b.err
 }
@@ -51,7 +51,9 @@ func (b broken) Events(context.Context, string, *EventCursor, int) ([]Event, []P
 func (b broken) Blocked(context.Context, *EventCursor, int) ([]BlockedAggregate, error) {
 	return nil, b.err
 }
-func (b broken) Release(context.Context, string, bool) (ReleaseResult, error)  { return ReleaseResult{}, b.err }
+func (b broken) Release(context.Context, string, bool) (ReleaseResult, error) {
+	return ReleaseResult{}, b.err
+}
 func (b broken) Follow(context.Context, Start, func(Changes) error) error { return b.err }
 
 func TestEveryErrorBecomesAProblem(t *testing.T) {

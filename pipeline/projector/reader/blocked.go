@@ -59,10 +59,10 @@ func (r *Reader) Release(ctx context.Context, id string, skip bool) (query.Relea
 
 // ReleasedPart is the result of a release at one worker.
 type ReleasedPart struct {
-	At       []query.Position `json:"at"`
-	Released *query.ReleaseResult  `json:"released,omitempty"` // nil if the aggregate is not blocked here
-	Known    bool             `json:"known,omitempty"`    // the aggregate is here, but not blocked
-	Busy     string           `json:"busy,omitempty"`
+	At       []query.Position     `json:"at"`
+	Released *query.ReleaseResult `json:"released,omitempty"` // nil if the aggregate is not blocked here
+	Known    bool                 `json:"known,omitempty"`    // the aggregate is here, but not blocked
+	Busy     string               `json:"busy,omitempty"`
 }
 
 // ReleasePart releases an aggregate if it is blocked in this worker.

@@ -80,7 +80,7 @@ func (c *child) awaitReady(ctx context.Context) error {
 }
 
 // stop stops the process with SIGTERM, or, after a timeout, with SIGKILL. A process that
-// ended before is not an error: whoever noticed it has reported it.
+// ended before is not an error here; [child.wait] has kept it.
 func (c *child) stop() error {
 	if c.ended() {
 		return nil
