@@ -128,7 +128,7 @@ func TestPackagesAreSmall(t *testing.T) {
 			most = 5000
 		}
 		if n > most {
-			t.Errorf("%s has %d lines; at most %d: split it by what it owns", pkg, n, most)
+			t.Errorf("%s has %d lines; at most %d: split it by owner", pkg, n, most)
 		}
 	}
 }

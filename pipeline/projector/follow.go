@@ -206,7 +206,7 @@ func (f *groupFollower) read(ctx context.Context, s *kafka.Follower) error {
 
 // open opens partitions, one after the other.
 func (f *groupFollower) open(ctx context.Context) error {
-	for {
+	for ctx.Err() == nil {
 		key, ok, wait, changed := f.next()
 		if ok {
 			if err := f.openOne(ctx, key); err != nil {
@@ -224,6 +224,7 @@ func (f *groupFollower) open(ctx context.Context) error {
 		}
 		timer.Stop()
 	}
+	return nil
 }
 
 // next claims the next partition to open. If there is none, it returns how long to wait
