@@ -498,7 +498,7 @@ func (r *reader) stop(name string) {
 	case <-time.After(30 * time.Second):
 		r.t.Errorf("%s: Ctrl-C in terminal %s does not end the program", r.document, name)
 		if term.cmd.Process.Signal(syscall.SIGQUIT) == nil { // for its stacks
-			<-term.done
+			r.t.Log(<-term.done)
 		}
 		return
 	}

@@ -10,7 +10,7 @@ import (
 	"millrace/pipeline/projector/projection"
 )
 
-// A worker that is told to stop while it opens partitions must not try again without end.
+// A worker that stops while it opens partitions must not try again without end.
 func TestAFollowerStopsWhileItOpensAPartition(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	calls := 0

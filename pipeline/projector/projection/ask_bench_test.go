@@ -82,7 +82,8 @@ func (a *asking) fold(b *testing.B, value []byte) {
 // settle writes everything that was folded to the store.
 func (a *asking) settle(b *testing.B) {
 	a.flush(b)
-	time.Sleep(100 * time.Millisecond) // a partition that was folded just now is not stored for a question
+	// A partition that was folded just now is not stored for a question.
+	time.Sleep(100 * time.Millisecond) //nolint:forbidigo // a benchmark, before it measures
 	for _, p := range a.set.Partitions(a.set.Projection("user")) {
 		p.Freshen()
 		if next, _, err := p.Position(); next != a.next || err != nil {

@@ -111,4 +111,8 @@ func Registry(t testing.TB, types []*codec.Schema) *codec.Registry {
 }
 
 // The topics of the tests.
-const EventsTopic, SnapshotsTopic, LateTopic = "shop.events", "shop.user.snapshots", "shop.late"
+const (
+	EventsTopic    = "shop.events"
+	SnapshotsTopic = "shop.user.snapshots"
+	LateTopic      = "shop.late"
+)
