@@ -121,7 +121,7 @@ func (t *track) count(in *pipeline.Record, o outcome) {
 
 // complain logs an event that cannot be folded, once.
 func (t *track) complain(in *pipeline.Record, err error, what string) {
-	if t.lane == nil || in.Offset < t.lane.counted {
+	if t.isShadow() || in.Offset < t.lane.counted {
 		return
 	}
 	t.lane.log.Error(what, "projection", t.projection.Label(), "topic", in.Topic, "partition", in.Partition, "offset", in.Offset,
