@@ -62,6 +62,10 @@ func (r *caseRunner) run(ctx context.Context, c *testCase) ([]*eventOutcome, *to
 			f := c.file.faultAt(c.projection.Line, c.projection.Column, "", "the topology has no projection %q", c.projection.Value)
 			return nil, &f
 		}
+		if r.topology.Projections[i].Fold.Window().Size > 0 {
+			f := c.file.faultAt(c.projection.Line, c.projection.Column, "test its fold as a projection without a window", "the projection %q has windows, which test cannot fold", c.projection.Value)
+			return nil, &f
+		}
 		return r.runProjection(ctx, c, r.topology.Projections[i]), nil
 	}
 	pl, fault := r.pipeline(c)
