@@ -111,6 +111,9 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	if c.options.replica && c.options.standby {
 		return cli.Usagef("--replica and --standby exclude each other: a standby is a member of the group, and a replica is not")
 	}
+	if c.options.memory < 4 {
+		return cli.Usagef("--memory: give at least 4 MiB, not %d", c.options.memory)
+	}
 	if len(w.Topology.Projections) == 0 {
 		return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no projections: there is nothing to run", c.worker.Topology.File)}
 	}

@@ -85,16 +85,33 @@ func (s *skips) write(b *store.Batch, part *store.Part) error {
 type dueMarks struct {
 	ids     map[string]bool // false: not due any more, and still in the store
 	unsaved map[string]bool
+	since   map[string]bool // set since the open transaction got the due snapshots; nil if none is open
 }
 
 func newDueMarks() dueMarks { return dueMarks{ids: map[string]bool{}, unsaved: map[string]bool{}} }
 
-func (m *dueMarks) set(id string, due bool) { m.ids[id], m.unsaved[id] = due, true }
+func (m *dueMarks) set(id string, due bool) {
+	m.ids[id], m.unsaved[id] = due, true
+	if due && m.since != nil {
+		m.since[id] = true
+	}
+}
 
-// clear notes that all snapshots are published.
-func (m *dueMarks) clear() {
+// send notes that a transaction has all due snapshots.
+func (m *dueMarks) send() { m.since = map[string]bool{} }
+
+// ended notes the end of that transaction. A snapshot that became due after send is
+// due in the next one.
+func (m *dueMarks) ended(committed bool) {
+	since := m.since
+	m.since = nil
+	if !committed {
+		return
+	}
 	for id := range m.ids {
-		m.set(id, false)
+		if !since[id] {
+			m.set(id, false)
+		}
 	}
 }
 

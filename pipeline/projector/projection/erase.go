@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
@@ -32,7 +33,7 @@ func (s *Set) Forget(forgotten map[string]map[string]control.ForgottenRecord) {
 func (s *Set) Erase(ctx context.Context) error {
 	for _, u := range s.assignedUnits() {
 		for _, l := range u.lanes {
-			for _, id := range u.notErased(l) {
+			for _, id := range notErased(l) {
 				if err := s.erase(ctx, u, l, id); err != nil {
 					return fmt.Errorf("erasing an aggregate of %s, partition %d: %w", l.projection.Label(), u.key.Partition, err)
 				}
@@ -42,15 +43,36 @@ func (s *Set) Erase(ctx context.Context) error {
 	return nil
 }
 
+// erasedIDs are the aggregates that were erased since a lane was opened. They have a
+// lock of their own: every record of the control topic asks for them, and must not wait
+// for a batch that is being folded.
+type erasedIDs struct {
+	mu  sync.Mutex // guards ids
+	ids map[string]bool
+}
+
+func (e *erasedIDs) has(id string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.ids[id]
+}
+
+func (e *erasedIDs) add(id string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.ids == nil {
+		e.ids = map[string]bool{}
+	}
+	e.ids[id] = true
+}
+
 // notErased returns the forgotten aggregates that were not erased from a lane yet.
-func (u *unit) notErased(l *lane) []string {
+func notErased(l *lane) []string {
 	forgotten := l.projection.Fence.IDs.Load()
 	if forgotten == nil {
 		return nil
 	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return slices.DeleteFunc(slices.Collect(maps.Keys(*forgotten)), func(id string) bool { return l.erased[id] })
+	return slices.DeleteFunc(slices.Collect(maps.Keys(*forgotten)), l.erased.has)
 }
 
 // Purge removes data that was deleted from the disk, in the partitions in which an
@@ -81,7 +103,7 @@ type erasure struct {
 func (s *Set) erase(ctx context.Context, u *unit, l *lane, id string) (err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || l.erased[id] {
+	if u.revoked || l.erased.has(id) {
 		return nil // the next owner does it
 	}
 	if err := u.save(s); err != nil {
@@ -105,7 +127,7 @@ func (s *Set) erase(ctx context.Context, u *unit, l *lane, id string) (err error
 	if err := e.batch.Commit(); err != nil {
 		return err
 	}
-	l.erased[id] = true
+	l.erased.add(id)
 	return nil
 }
 

@@ -41,8 +41,8 @@ type lane struct {
 	marks       dueMarks
 	outOfOrder  outOfOrder
 	windows     windowStarts
-	follow      *followed       // nil if the partition is this worker's
-	erased      map[string]bool // ids that were erased since the lane was opened
+	follow      *followed // nil if the partition is this worker's
+	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
 	recorded atomic.Int64 // time of the last record, in milliseconds since 1970; 0 if there was none
@@ -56,7 +56,7 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
 		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
 		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: newDeadLetters(), marks: newDueMarks(), outOfOrder: newOutOfOrder(),
-		windows: windowStarts{first: noTime, unsaved: math.MaxInt64}, erased: map[string]bool{},
+		windows: windowStarts{first: noTime, unsaved: math.MaxInt64},
 	}
 	if !cfg.NoHistory {
 		l.index = states.NewIndex(part)

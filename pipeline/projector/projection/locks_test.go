@@ -81,7 +81,10 @@ func TestPartitionsAreListedWithoutALockWhileHiddenRuns(t *testing.T) {
 		called := false
 		fw.ps.cfg.Hidden = func(k Key, wasLeft bool) bool {
 			if wasLeft == left {
-				fw.ps.Has(k)
+				if !fw.ps.mu.TryLock() {
+					t.Fatalf("Hidden(%v) is called under the lock of the Set", k)
+				}
+				fw.ps.mu.Unlock()
 				called = true
 			}
 			return false

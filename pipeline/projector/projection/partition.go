@@ -31,6 +31,11 @@ func (s *Set) Partitions(p *Projection) []*Partition {
 	assigned, left := s.unitsOf(p)
 	if hidden := s.cfg.Hidden; hidden != nil {
 		assigned = slices.DeleteFunc(assigned, func(u *unit) bool { return hidden(u.key, false) })
+		// Hidden ran without the lock. A partition that was revoked meanwhile must be
+		// judged as such, or it could answer from behind its next owner.
+		var revoked []*unit
+		assigned, revoked = s.stillAssigned(assigned)
+		left = append(left, revoked...)
 		left = slices.DeleteFunc(left, func(u *unit) bool { return hidden(u.key, true) })
 	}
 	return s.partitions(p, append(assigned, left...))
@@ -59,6 +64,20 @@ func (s *Set) unitsOf(p *Projection) (assigned, left []*unit) {
 		}
 	}
 	return assigned, left
+}
+
+// stillAssigned divides units into those that are assigned and those that are not.
+func (s *Set) stillAssigned(units []*unit) (assigned, revoked []*unit) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, u := range units {
+		if s.units[u.key] == u {
+			assigned = append(assigned, u)
+		} else {
+			revoked = append(revoked, u)
+		}
+	}
+	return assigned, revoked
 }
 
 func (s *Set) partitions(p *Projection, units []*unit) []*Partition {

@@ -34,10 +34,11 @@
 //  2. feeds.mu
 //  3. Subscription.mu
 //
-// Set.mu, Handler.wakeMu and refusals.mu may be taken at any point, because no other
-// lock is taken while one of them is held. No two units are locked at the same time.
+// Set.mu, Handler.wakeMu, refusals.mu and erasedIDs.mu may be taken at any point,
+// because no other lock is taken while one of them is held. No two units are locked at the same time.
 // No callback of [Config] runs while a lock is held, except for the clock (Now,
-// After).
+// After) and the registry, which a handler asks under unit.mu for a schema that it
+// does not know.
 package projection
 
 import (
@@ -227,13 +228,6 @@ func (s *Set) NewDecoder(p *Projection) *event.Decoder {
 
 // KeepsHistory reports whether the Set keeps an index of the past.
 func (s *Set) KeepsHistory() bool { return !s.cfg.NoHistory }
-
-// Has reports whether a partition is assigned to this worker.
-func (s *Set) Has(key Key) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.units[key] != nil
-}
 
 // Assigned returns the partitions that are assigned to this worker, in no order.
 func (s *Set) Assigned() []Key {

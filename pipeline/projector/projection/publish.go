@@ -116,6 +116,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
+	l.marks.send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
 		return nil
@@ -201,13 +202,13 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if p.sending {
 		l.states.Published(sent)
+		l.marks.ended(sent)
 	}
 	p.sending = false
 	if committed {
 		l.letters.sent(read)
 	}
 	if sent {
-		l.marks.clear()
 		clear(p.blocked)
 		l.skips.due = false
 		p.sentAt = l.now()

@@ -49,3 +49,70 @@ func TestASearchForABlockedAggregateSkipsARevokedPartition(t *testing.T) {
 	}
 	fw.close()
 }
+
+// Without the mark that the release leaves, nothing shows after a restart that the
+// snapshot is due: the events of k are below the published offset.
+func TestAReleaseDuringAnOpenTransactionIsPublishedAfterARestart(t *testing.T) {
+	w := newCounts(t, nil)
+	w.counted("k", 0, 0, "a")
+	w.poison("k")
+	w.counted("k", 0, 0, "b")
+	fw := w.start()
+	fw.run()
+	if _, ok := w.snapshots[blockedKeys+"k"]; !ok {
+		t.Fatal("the blocked record is not published")
+	}
+	w.counted("j", 0, 0, "c")
+	fw.batch(1) // the open transaction has the due snapshots
+	fw.release("k", true)
+	fw.commit()
+	fw.handler.EndBatch(true)
+	fw.stop()
+
+	fw = w.start()
+	w.counted("j", 0, 0, "d")
+	fw.run()
+	if _, ok := w.snapshots[blockedKeys+"k"]; ok {
+		t.Error("the blocked record of a released aggregate is still published")
+	}
+	if _, ok := w.snapshots[string(skippedKey)]; !ok {
+		t.Error("the skipped offset is not published")
+	}
+	wants(t, fw, map[string]string{"k": "a b", "j": "c d"})
+	fw.stop()
+}
+
+// Every record of the control topic asks what is still to be erased. That must not wait
+// for a session that is folding.
+func TestEraseWithNothingToDoTakesNoLockOfAUnit(t *testing.T) {
+	fw := newCounts(t, nil).start()
+	fw.ps.Forget(nil)
+	u := fw.ps.assignedUnits()[0]
+	u.mu.Lock()
+	if err := fw.ps.Erase(t.Context()); err != nil { // would wait for ever
+		t.Error(err)
+	}
+	u.mu.Unlock()
+	fw.stop()
+}
+
+// The partition is revoked while Hidden decides about it.
+func TestAPartitionThatIsRevokedWhileItIsListedCountsAsRevoked(t *testing.T) {
+	w := newCounts(t, nil)
+	w.counted("k", 0, 0, "a")
+	var fw *foldWorker
+	asked := []bool{}
+	w.configure = func(cfg *Config) {
+		cfg.Hidden = func(_ Key, left bool) bool {
+			if asked = append(asked, left); !left {
+				fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+			}
+			return left
+		}
+	}
+	fw = w.start()
+	if parts := fw.ps.Partitions(fw.projection()); len(parts) != 0 || len(asked) != 2 || !asked[1] {
+		t.Errorf("%d partitions are listed; Hidden was asked with left = %v", len(parts), asked)
+	}
+	fw.close()
+}

@@ -49,9 +49,6 @@ func (x *Index) CatchUp(next, until int64, past *Table) bool {
 	return true
 }
 
-// Behind reports whether the index is catching up.
-func (x *Index) Behind() bool { return x.past != nil }
-
 // Backfill returns the offsets that the index has reached and must reach.
 func (x *Index) Backfill() (next, until int64) { return x.next, x.until }
 
