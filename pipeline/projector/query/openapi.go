@@ -17,8 +17,8 @@ func (a *api) serveDocument(w http.ResponseWriter, r *http.Request) {
 type object = map[string]any
 
 // OpenAPI returns the OpenAPI 3.1 document of the API. It is generated from the
-// routes and the types of their answers. docs/openapi.json is a copy, which a test of
-// pipeline/app compares, and rewrites if UPDATE_SCRIPTS=1 is set.
+// routes and the types of their answers. docs/openapi.json is a copy. A test of
+// pipeline/projector/reader compares it, and rewrites it if UPDATE_SCRIPTS=1 is set.
 func OpenAPI() []byte {
 	schemas := object{}
 	refTo(schemas, reflect.TypeFor[problemAnswer]())
