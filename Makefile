@@ -12,7 +12,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka lint fmt fuzz bench bench-projector profile docker clean
+.PHONY: help build demo run test test-kafka release-test lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,13 @@ $(LINT):
 
 fmt: ## format the Go files
 	gofmt -w .
+
+# The property tests of CI make 100 checks each (rapid's default), and CI runs no fuzz target.
+CHECKS := 2000
+RAPID = $$(grep -rl --include='*_test.go' 'pgregory.net/rapid' pipeline | xargs -n 1 dirname | sort -u | sed 's|^|./|')
+release-test: test ## before a release: tests, property tests with more CHECKS, fuzz targets, real Kafka (hours)
+	go test -race -timeout 6h $(RAPID) -rapid.checks=$(CHECKS)
+	@$(MAKE) --no-print-directory fuzz test-kafka
 
 fuzz: ## run every fuzz target for half a minute (FUZZTIME)
 	@grep -rEo '^func Fuzz[A-Za-z0-9_]+' --include='*_test.go' . | sed 's|/[^/]*:func | |' | while read -r dir target; do \
