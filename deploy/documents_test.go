@@ -4,7 +4,6 @@ import (
 	"flag"
 	"maps"
 	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -72,27 +71,7 @@ func TestDocumentsHaveNoDanglingReferences(t *testing.T) {
 				}
 			}
 		}
-		for _, link := range regexp.MustCompile(`\]\(([^)#:]*)(?:#([^)]*))?\)`).FindAllStringSubmatch(text, -1) {
-			target := doc
-			if link[1] != "" {
-				target = filepath.Join("../docs", link[1])
-			}
-			if _, err := os.Stat(target); err != nil {
-				t.Errorf("%s: %v", doc, err)
-			} else if link[2] != "" && !slices.Contains(anchors(readFile(t, target)), link[2]) {
-				t.Errorf("%s: %s has no heading #%s", doc, target, link[2])
-			}
-		}
 	}
-}
-
-// anchors returns the anchors of the headings of a page.
-func anchors(page string) (out []string) {
-	for _, h := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(page, -1) {
-		h := strings.ToLower(regexp.MustCompile(`[^\w -]`).ReplaceAllString(h[1], ""))
-		out = append(out, strings.ReplaceAll(h, " ", "-"))
-	}
-	return out
 }
 
 // The table of flags in docs/operations.md is generated from the help of the workers.
