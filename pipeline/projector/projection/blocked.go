@@ -122,7 +122,7 @@ func (t *track) queue(q *blocked, in *pipeline.Record) {
 	q.Last = in.Offset
 	t.blocks[q.ID] = true
 	t.count(in, isQueued)
-	if t.lane != nil {
+	if !t.isShadow() {
 		t.lane.publication.setBlockedDue(q.ID)
 	}
 }

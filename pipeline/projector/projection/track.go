@@ -114,7 +114,7 @@ var outcomeNames = [outcomes]string{"ignored", "queued", "blocked", "mispartitio
 
 // count counts the outcome of an event, once.
 func (t *track) count(in *pipeline.Record, o outcome) {
-	if t.lane != nil && in.Offset >= t.lane.counted {
+	if !t.isShadow() && in.Offset >= t.lane.counted {
 		t.projection.results[o].Inc()
 	}
 }
@@ -179,7 +179,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if bad == nil || pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
 	}
-	if read && t.lane != nil {
+	if read && !t.isShadow() {
 		t.lane.refused.addRejected(t.folder.EventID(), string(id), bad)
 	}
 	if t.skips.has(in.Offset) {
@@ -259,14 +259,14 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	number, numbered := t.folder.Number()
 	// Of the events before the snapshots were made, only released ones are missing in
 	// the snapshots.
-	decided := t.lane != nil && in.Offset < t.lane.counted && !e.released
+	decided := !t.isShadow() && in.Offset < t.lane.counted && !e.released
 	switch {
 	case t.sameID(a):
 		t.count(in, isDuplicate)
 		return nil
 	case a.Deleted:
 		t.count(in, isLate)
-		if t.lane != nil {
+		if !t.isShadow() {
 			t.lane.refused.addLate(t.folder.EventID(), a.ID)
 		}
 		return nil
@@ -290,7 +290,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 // the event at an offset: a worker that continued from an old store may have written a
 // checkpoint that is behind the snapshots of another worker.
 func (t *track) inSnapshot(a *states.Aggregate, offset int64) bool {
-	return t.lane != nil && offset < t.lane.loaded && a.Version > 0 && offset <= a.Offset
+	return !t.isShadow() && offset < t.lane.loaded && a.Version > 0 && offset <= a.Offset
 }
 
 // duplicate reports whether the event that was read last was applied before, at another
@@ -343,7 +343,7 @@ func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, n
 	if t.index == nil {
 		return nil
 	}
-	if _, until := t.index.Backfill(); t.lane != nil && now < until {
+	if _, until := t.index.Backfill(); !t.isShadow() && now < until {
 		return nil
 	}
 	return t.index.Add(b, a, last, in, t.folder)
@@ -366,7 +366,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 	for i, r := range t.ready {
 		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
-		if a.Version == 1 && t.lane != nil {
+		if a.Version == 1 && !t.isShadow() {
 			b.Put(t.part, familyWindow, windowKey(r.start, a.ID), nil)
 			t.lane.windows.opened(r.start)
 		}
@@ -386,7 +386,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 	}
 	if len(t.missed) > 0 {
 		t.count(in, isLate)
-		if t.lane != nil {
+		if !t.isShadow() {
 			t.lane.addLetter(in, key, t.missed)
 		}
 	}
