@@ -2,6 +2,7 @@ package kafka
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"testing"
 	"time"
@@ -102,5 +103,40 @@ func TestTailFindsNewPartitions(t *testing.T) {
 	}
 	if want := []string{"000000", "000001", "000002", "new"}; !slices.Equal(got, want) {
 		t.Errorf("read %v, want %v", got, want)
+	}
+}
+
+// Follow continues after an error with the record that failed, and ends without an
+// error with the context, or with a fatal error.
+func TestTailFollowRetriesUntilTheContextEndsOrAnErrorIsFatal(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 3)
+	for _, fatal := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var got []string
+		take := func(r *pipeline.Record) error {
+			switch got = append(got, string(r.Value)); {
+			case len(got) == 2:
+				return errors.New("try again")
+			case len(got) == 4 && fatal:
+				return pipeline.Fatal("stop")
+			case len(got) == 4:
+				cancel()
+			}
+			return nil
+		}
+		retries := 0
+		err := NewTail(c.config(), "in").Follow(ctx, take, func(err error, wait time.Duration) {
+			if retries++; err.Error() != "try again" || wait != minBackoff {
+				t.Errorf("a retry in %v after %v", wait, err)
+			}
+		})
+		if want := []string{"000000", "000001", "000001", "000002"}; !slices.Equal(got, want) || retries != 1 {
+			t.Errorf("read %v with %d retries, want %v", got, retries, want)
+		}
+		if isFatal := pipeline.ClassOf(err) == pipeline.ClassFatal; isFatal != fatal || err != nil && !fatal {
+			t.Errorf("fatal %v: Follow returned %v", fatal, err)
+		}
 	}
 }

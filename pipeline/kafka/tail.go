@@ -65,6 +65,22 @@ func (t *Tail) Err() error {
 	return t.err
 }
 
+// Follow calls Run until the context ends (nil) or an error is of class fatal. After any
+// other error it waits, from 100 ms up to 5 s, and continues; retry is called before the
+// wait.
+func (t *Tail) Follow(ctx context.Context, f func(*pipeline.Record) error, retry func(err error, wait time.Duration)) error {
+	for wait := minBackoff; ; wait = sleep(ctx, wait) {
+		err := t.Run(ctx, f)
+		if pipeline.ClassOf(err) == pipeline.ClassFatal {
+			return err
+		}
+		if err == nil || ctx.Err() != nil {
+			return nil
+		}
+		retry(err, wait)
+	}
+}
+
 // Run calls f with each record, in order within a partition. The record and its
 // bytes are valid only during the call. Run returns nil when the context ends, else
 // the error of f or of reading the topic. It may then be called again, and continues

@@ -91,26 +91,13 @@ func Topic(t *topology.Topology) *topology.Topic {
 // Run follows the topic until the context ends, and retries with backoff. Its error
 // is fatal.
 func (k *Ring) Run(ctx context.Context) error {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := k.tail.Run(ctx, func(r *pipeline.Record) error {
-			k.take(r)
-			return nil
-		})
-		if ctx.Err() != nil {
-			return nil
-		}
-		if pipeline.ClassOf(err) == pipeline.ClassFatal {
-			return err
-		}
-		k.log.Warn("reading the key topic failed; retrying", "topic", k.topic, "err", err)
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
-		}
+	take := func(r *pipeline.Record) error {
+		k.take(r)
+		return nil
 	}
+	return k.tail.Follow(ctx, take, func(err error, _ time.Duration) {
+		k.log.Warn("reading the key topic failed; retrying", "topic", k.topic, "err", err)
+	})
 }
 
 // take applies a record of the key topic. A record that cannot be parsed concerns

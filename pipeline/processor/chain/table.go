@@ -178,21 +178,10 @@ func WithTables(ctx context.Context, w *worker.Worker, d kafka.Description, pipe
 
 // run follows the topic until the context ends. It retries unless an error is fatal.
 func (t *table) run(ctx context.Context) error {
-	const most = 5 * time.Second
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, most) {
-		err := t.tail.Run(ctx, func(r *pipeline.Record) error { return t.apply(ctx, r) })
-		if err == nil || pipeline.ClassOf(err) == pipeline.ClassFatal {
-			return err
-		}
+	apply := func(r *pipeline.Record) error { return t.apply(ctx, r) }
+	return t.tail.Follow(ctx, apply, func(err error, wait time.Duration) {
 		t.log.Warn("reading the table failed; retrying", "err", err, "wait", wait)
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		case <-timer.C:
-		}
-	}
+	})
 }
 
 // apply applies one record to the rows.

@@ -29,23 +29,7 @@ func NewFollower(cfg kafka.Config, topic string) *Follower {
 // understand a record. It retries after other errors, with a backoff of 100 ms to 5 s, and
 // reports each of them to report.
 func (c *Follower) Run(ctx context.Context, report func(error)) error {
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, 5*time.Second) {
-		err := c.Tail.Run(ctx, c.Apply)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if pipeline.ClassOf(err) == pipeline.ClassFatal {
-			return err
-		}
-		report(err)
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil
-		case <-t.C:
-		}
-	}
+	return c.Tail.Follow(ctx, c.Apply, func(err error, _ time.Duration) { report(err) })
 }
 
 // Apply applies a record of the topic to the state.
