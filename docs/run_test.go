@@ -346,7 +346,7 @@ func (r *reader) script(s *step) (out, exit string) {
 	return string(text), "0"
 }
 
-// actual returns a text with the addresses of the test in place of those of the document.
+// actual replaces the document's addresses in a text by the test's.
 func (r *reader) actual(text string) string {
 	for documented, actual := range r.at {
 		text = strings.ReplaceAll(text, documented, actual)
@@ -354,7 +354,7 @@ func (r *reader) actual(text string) string {
 	return text
 }
 
-// documented returns a text with the addresses of the document in place of those of the test.
+// documented replaces the test's addresses in a text by the document's.
 func (r *reader) documented(text string) string {
 	for documented, actual := range r.at {
 		text = strings.ReplaceAll(text, actual, documented)

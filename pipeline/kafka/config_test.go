@@ -218,7 +218,7 @@ func ping(t *testing.T, cfg Config) error {
 	return cfg.Ping(ctx)
 }
 
-// Connections to brokers with each kind of security, and the errors of those that fail.
+// Connections to brokers with each kind of security, and the errors of failed connections.
 func TestPing(t *testing.T) {
 	home := net.IPv4(127, 0, 0, 1)
 	ca, other := newAuthority(t), newAuthority(t)
