@@ -23,6 +23,7 @@ import (
 // early or too late. A Resolver converts the unit.
 type Resolver struct {
 	writer *Schema
+	reader *Schema
 	root   resolveFunc
 	states sync.Pool
 }
@@ -52,7 +53,7 @@ func NewResolver(writer, reader *Schema) (*Resolver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading %s: %w", writer.Name(), err)
 	}
-	return &Resolver{writer: writer, root: root}, nil
+	return &Resolver{writer: writer, reader: reader, root: root}, nil
 }
 
 // Append appends the body, converted to the reader's schema. The same body always gives
@@ -66,6 +67,9 @@ func (r *Resolver) Append(dst, body []byte) ([]byte, error) {
 		st = new(resolveState)
 	}
 	out, _, err := r.root(st, dst, body)
+	if err == nil && r.reader.open {
+		err = Validate(r.reader.root, out[len(dst):])
+	}
 	st.fields = st.fields[:0]
 	r.states.Put(st)
 	if err != nil {

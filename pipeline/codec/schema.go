@@ -12,6 +12,7 @@ package codec
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/twmb/avro"
@@ -126,6 +127,7 @@ func (n *Node) String() string {
 const (
 	maxSchemaBytes = 1 << 20
 	maxSchemaDepth = 128
+	maxFixed       = math.MaxInt32 // bytes of a fixed
 )
 
 // A Schema is a parsed Avro schema. It is safe for concurrent use.
@@ -133,6 +135,7 @@ type Schema struct {
 	text string
 	avro *avro.Schema
 	root *Node
+	open bool // see Open
 }
 
 // ParseSchema parses an Avro schema in JSON.
@@ -149,7 +152,8 @@ func ParseSchema(text string) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Schema{text, parsed, root}, nil
+	types := maxLeaves
+	return &Schema{text, parsed, root, isOpen(root, 1, map[*Node]bool{}, &types)}, nil
 }
 
 // RecordSchema returns a record of types from other schemas: the values other than the event
@@ -204,6 +208,9 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 	case "fixed":
 		n.Kind = Fixed
 		b.name(n, in)
+		if n.Size > maxFixed {
+			return nil, fmt.Errorf("%s: a fixed of %d bytes: the maximum is %d", n.Name, n.Size, maxFixed)
+		}
 	case "enum":
 		n.Kind = Enum
 		b.name(n, in)
