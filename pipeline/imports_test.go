@@ -28,11 +28,12 @@ var imports = map[string][]string{
 
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":    {"pipeline", avro, goavro, registry},
-	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
-	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/codec":         {"pipeline", avro, goavro, registry},
+	"pipeline/codec/resolve": {"pipeline", "pipeline/codec"}, // bodies of a writer's schema, read with another
+	"pipeline/expr":          {"pipeline", "pipeline/codec", cel, uuid, xxhash},
+	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr"},
+	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/topology":      {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
 
 	// The ground: the client loop, the disk, compact memory, encryption.
 	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
@@ -42,7 +43,7 @@ var imports = map[string][]string{
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/topology",
+		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/topology",
 		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
 	},
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters

@@ -2,6 +2,7 @@ package codec
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -36,7 +37,20 @@ func EncodeJSON(s *Schema, value any) ([]byte, error) { return AppendAvro(nil, s
 
 // AppendAvro does the same as [EncodeJSON] and appends to dst.
 func AppendAvro(dst []byte, s *Schema, value any) ([]byte, error) {
-	return appendAvro(dst, s.root, value, 0, nil)
+	out, err := appendAvro(dst, s.root, value, 0, nil)
+	if err != nil {
+		return out, err
+	}
+	return out, s.checkEncoded(out[len(dst):])
+}
+
+// checkEncoded does the same as CheckWritten, with a [*PathError].
+func (s *Schema) checkEncoded(body []byte) error {
+	err := s.CheckWritten(body)
+	if at := (*WalkError)(nil); errors.As(err, &at) {
+		return &PathError{Path: at.Path, Msg: at.Msg}
+	}
+	return err
 }
 
 // appendAvro encodes one value. If the value is part of a union with several

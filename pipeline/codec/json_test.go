@@ -200,7 +200,7 @@ func TestAppendJSONRefusesInvalidBytes(t *testing.T) {
 		{`{"type":"array","items":"long"}`, "\x01\x04\x02\x00", `expected array of long, found a block whose size in bytes is wrong`},
 		{`{"type":"map","values":"long"}`, "\x20\x02a\x02", `expected map of long, found 16 entries in 3 bytes`},
 		{`{"type":"bytes","logicalType":"decimal","precision":4,"scale":2}`, "\x80\x20" + strings.Repeat("1", 2048), `expected bytes (decimal), found 2048 bytes`},
-		{`{"type":"record","name":"L","fields":[{"name":"next","type":["null","L"]}]}`, strings.Repeat("\x02", 1000) + "\x00", `nested more than 128 deep`},
+		{`{"type":"record","name":"L","fields":[{"name":"next","type":["null","L"]}]}`, strings.Repeat("\x02", 1000) + "\x00", `nested more than 64 deep`},
 	} {
 		_, err := AppendJSON(nil, fieldSchema(t, test.typ).Root().Fields[0].Type, []byte(test.enc))
 		if err == nil || !strings.HasSuffix(err.Error(), test.want) {

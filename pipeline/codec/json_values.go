@@ -183,6 +183,9 @@ func toDecimal(n *Node, v any) ([]byte, error) {
 		return nil, &PathError{Msg: fmt.Sprintf("expected decimal of at most %d digits, %d of them after the point, found %s", n.Precision, n.Scale, found(v))}
 	}
 	b := twosComplement(i)
+	if len(b) > maxDecimal {
+		return nil, &PathError{Msg: fmt.Sprintf("expected a decimal of at most %d bytes, found one of %d", maxDecimal, len(b))}
+	}
 	if n.Kind != Fixed {
 		return b, nil
 	}

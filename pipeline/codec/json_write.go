@@ -38,10 +38,8 @@ func (w *jsonWriter) fail(n *Node, format string, args ...any) error {
 }
 
 func (w *jsonWriter) value(n *Node, depth int) error {
-	// Twice the limit of a walk, which counts the depth of plain records and the depth
-	// within a leaf separately.
-	if depth > 2*maxWalkDepth {
-		return &PathError{Msg: fmt.Sprintf("nested more than %d deep", 2*maxWalkDepth)}
+	if depth > maxWalkDepth {
+		return &PathError{Msg: fmt.Sprintf("nested more than %d deep", maxWalkDepth)}
 	}
 	switch n.Kind {
 	case Null:

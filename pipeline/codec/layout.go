@@ -12,8 +12,12 @@ import (
 
 // Limits of a walk. A body beyond them is rejected, even if it matches its schema: the
 // limits keep the cost of hostile bytes proportional to their length.
+//
+// All readers and writers apply them to a whole record: the depth of a value is the
+// number of values around it, and the outermost record has depth 0. What is written
+// must be within the limits (see [Schema.CheckWritten]); otherwise nothing can read it.
 const (
-	maxWalkDepth = 64      // nesting of values
+	maxWalkDepth = 64      // depth of a value
 	maxLeaves    = 1 << 14 // of a record; n types, each used twice by the next, have 2^n leaves
 	maxEmpty     = 4096    // items of zero bytes in one body
 	maxDecimal   = 1 << 10 // bytes of a decimal
@@ -38,9 +42,10 @@ type leaf struct {
 // A step walks over one leaf of the record, wanted or not. Plain records have no
 // step of their own: the steps of their fields follow each other.
 type step struct {
-	slot int // -1 if the leaf is not wanted
-	node *Node
-	path string
+	slot  int // -1 if the leaf is not wanted
+	node  *Node
+	path  string
+	depth int // of the leaf in the record
 
 	added  bool   // the body lacks the leaf; a walk splices it in
 	preset []byte // value of an added leaf
@@ -72,7 +77,7 @@ func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
 		return nil, fmt.Errorf("%s is not a record", s.Name())
 	}
 	l := &Layout{}
-	if err := l.compile(base.Root(), s.Root(), "", wanted, 0); err != nil {
+	if err := l.compile(base.Root(), s.Root(), "", wanted, 1); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name(), err)
 	}
 	for i := range l.steps {
@@ -81,11 +86,11 @@ func newLayout(base, s *Schema, paths [][]string) (*Layout, error) {
 	return l, nil
 }
 
-// compile adds the steps of a record; base is the same record in the schema of the
-// bodies.
+// compile adds the steps of a record, whose fields have the given depth; base is the
+// same record in the schema of the bodies.
 func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, depth int) error {
 	if depth > maxWalkDepth {
-		return fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
+		return errTooDeep
 	}
 	if len(base.Fields) > len(record.Fields) {
 		return fmt.Errorf("%s has fields that the derived schema lacks", base.Name)
@@ -99,7 +104,7 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 		if i >= len(base.Fields) {
 			enc, err := AppendDefault(nil, f)
 			if err == nil {
-				_, err = l.compileAdded(f.Type, path, enc, depth+1)
+				_, err = l.compileAdded(f.Type, path, enc, depth)
 			}
 			if err != nil {
 				return err
@@ -116,16 +121,28 @@ func (l *Layout) compile(base, record *Node, at string, wanted map[string]bool, 
 			}
 			continue
 		}
-		if len(l.steps) == maxLeaves {
-			return fmt.Errorf("more than %d fields, including those of its records", maxLeaves)
-		}
-		st := step{slot: -1, node: f.Type, path: path}
+		st := step{slot: -1, node: f.Type, path: path, depth: depth}
 		if wanted[path] {
 			st.slot = len(l.slots)
 			l.slots = append(l.slots, leaf{path, f.Type})
 		}
-		l.steps = append(l.steps, st)
+		if err := l.add(st); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+var (
+	errTooDeep  = fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
+	errTooLarge = fmt.Errorf("more than %d fields, including those of its records", maxLeaves)
+)
+
+func (l *Layout) add(s step) error {
+	if len(l.steps) == maxLeaves {
+		return errTooLarge
+	}
+	l.steps = append(l.steps, s)
 	return nil
 }
 
@@ -192,7 +209,7 @@ func (l *Layout) walkByValue(body []byte, v *pipeline.View) error {
 			s.add(v, pos)
 			continue
 		}
-		end := w.value(s.node, pos, 0)
+		end := w.value(s.node, pos, s.depth)
 		if w.msg != "" {
 			return w.err(s.path)
 		}
@@ -206,14 +223,7 @@ func (l *Layout) walkByValue(body []byte, v *pipeline.View) error {
 
 // Validate checks, by the rules of [Layout.Walk], that enc is one value of the type
 // and nothing else. An error is of pipeline.ClassReject.
-func Validate(n *Node, enc []byte) error {
-	w := walker{buf: enc}
-	pos := w.value(n, 0, 0)
-	if w.msg != "" {
-		return w.err("")
-	}
-	return w.ended(pos, "value")
-}
+func Validate(n *Node, enc []byte) error { return ValidatePart(n, enc, 0) }
 
 // ended returns an error if pos, the end of the value, is not the end of the input.
 func (w *walker) ended(pos int, what string) error {
@@ -301,7 +311,7 @@ func (w *walker) bytes(pos int) (int, int) {
 func (w *walker) text(pos int) int {
 	n, next := w.bytes(pos)
 	if w.msg == "" && !validUTF8(w.buf[next-n:next]) {
-		return w.fail(next-n, "a string that is not UTF-8")
+		return w.fail(next-n+invalidAt(w.buf[next-n:next]), "a string that is not UTF-8")
 	}
 	return next
 }
@@ -355,6 +365,9 @@ func (w *walker) value(n *Node, pos, depth int) int {
 	case Double:
 		return w.skip(pos, 8)
 	case Fixed:
+		if n.Logical == "decimal" && n.Size > maxDecimal {
+			return w.fail(pos, "a decimal of %d bytes: the maximum is %d", n.Size, maxDecimal)
+		}
 		return w.skip(pos, n.Size)
 	case String:
 		return w.text(pos)

@@ -168,7 +168,7 @@ func NewDerivedLayout(base, derived *Schema, paths [][]string) (*Layout, error) 
 // It returns the rest of enc. A walk adds each leaf of the field at its current position.
 func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]byte, error) {
 	if depth > maxWalkDepth {
-		return nil, fmt.Errorf("records nested more than %d deep, or within themselves", maxWalkDepth)
+		return nil, errTooDeep
 	}
 	if n.Kind == Record {
 		var err error
@@ -180,11 +180,11 @@ func (l *Layout) compileAdded(n *Node, path string, enc []byte, depth int) ([]by
 		return enc, nil
 	}
 	w := walker{buf: enc}
-	end := w.value(n, 0, 0)
+	end := w.value(n, 0, depth)
 	if w.msg != "" {
 		return nil, w.err(path)
 	}
-	l.steps = append(l.steps, step{added: true, slot: len(l.slots), node: n, path: path, preset: enc[:end:end]})
+	err := l.add(step{added: true, slot: len(l.slots), node: n, path: path, depth: depth, preset: enc[:end:end]})
 	l.slots = append(l.slots, leaf{path, n})
-	return enc[end:], nil
+	return enc[end:], err
 }

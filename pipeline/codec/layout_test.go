@@ -69,36 +69,6 @@ func TestWalkFindsLeavesAndSpliceReplacesThem(t *testing.T) {
 	}
 }
 
-func TestResolverGivesTheSameBytesEachTime(t *testing.T) {
-	schema := func(fields string) *Schema {
-		s, err := ParseSchema(`{"type":"record","name":"E","fields":[` + fields + `]}`)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return s
-	}
-	writer := schema(`{"name":"m","type":{"type":"map","values":"int"}},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"gone","type":"string"},{"name":"n","type":"int"}`)
-	reader := schema(`{"name":"n","type":"long"},{"name":"m","type":{"type":"map","values":"int"}},{"name":"at","type":{"type":"long","logicalType":"timestamp-micros"}},{"name":"new","type":["null","string"],"default":null}`)
-	r, err := NewResolver(writer, reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	body := encodeEvent(t, writer, `{"m":{"d":1,"a":2,"c":3,"b":4,"e":5},"at":1234567890123456,"gone":"x","n":7}`)
-	first, err := r.Append(nil, body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := Validate(reader.Root(), first); err != nil {
-		t.Fatal(err)
-	}
-	for range 50 {
-		again, err := r.Append(nil, body)
-		if err != nil || string(again) != string(first) {
-			t.Fatalf("%x, then %x (%v)", first, again, err)
-		}
-	}
-}
-
 func BenchmarkWalk(b *testing.B) {
 	s := readSchema(b, "OrderCreated")
 	body := encodeEvent(b, s, orderEvent)

@@ -21,11 +21,12 @@ type program []instruction
 
 // An instruction walks over a value, or selects the next instruction.
 type instruction struct {
-	op   opcode
-	size int32 // bytes of a fixed size, number of symbols or branches, or depth of a loop
-	to   int32 // the instruction to jump to; for opAdded, its step
-	slot int32 // of a wanted value
-	node *Node // type of the value
+	op    opcode
+	depth uint8 // of the value in the record, at most maxWalkDepth+maxNest+1
+	size  int32 // bytes of a fixed size, number of symbols or branches, or depth of a loop
+	to    int32 // the instruction to jump to; for opAdded, its step
+	slot  int32 // of a wanted value
+	node  *Node // type of the value
 }
 
 type opcode uint8
@@ -74,11 +75,11 @@ func (p *program) leaf(s *step, number int) {
 		return
 	}
 	if slot < 0 {
-		p.value(s.node, 0, 0)
+		p.value(s.node, s.depth, 0, 0)
 		return
 	}
 	start := p.add(instruction{op: opStart})
-	p.value(s.node, 0, 0)
+	p.value(s.node, s.depth, 0, 0)
 	if value := (*p)[start+1:]; len(value) == 1 { // a single instruction needs no opStart and opEnd
 		value[0].op |= wanted
 		value[0].slot = slot
@@ -88,21 +89,21 @@ func (p *program) leaf(s *step, number int) {
 	p.add(instruction{op: opEnd, slot: slot})
 }
 
-// value compiles a type; nest is its depth in other types, loops the number of arrays
-// and maps among them.
-func (p *program) value(n *Node, nest, loops int) {
-	in := instruction{op: opWalker, node: n}
+// value compiles a type; depth is that of its values in the record, nest its depth in
+// the leaf, loops the number of arrays and maps around it there.
+func (p *program) value(n *Node, depth, nest, loops int) {
+	in := instruction{op: opWalker, depth: uint8(depth), node: n}
 	switch {
-	case nest > maxNest || len(*p) > maxCode:
+	case depth > maxWalkDepth || nest > maxNest || len(*p) > maxCode:
 	case n.Kind == Null:
 		return
 	case n.Kind == Record:
 		for i := range n.Fields {
-			p.value(n.Fields[i].Type, nest+1, loops)
+			p.value(n.Fields[i].Type, depth+1, nest+1, loops)
 		}
 		return
 	case n.Kind == Union:
-		p.union(n, nest, loops)
+		p.union(n, depth, nest, loops)
 		return
 	case n.Kind == Map && n.Elem.Kind == String:
 		in.op = opTexts
@@ -110,7 +111,7 @@ func (p *program) value(n *Node, nest, loops int) {
 		if left := maxCode; loops == maxLoops || n.Kind == Array && !neverEmpty(n.Elem, &left) {
 			break // the walker counts items without bytes
 		}
-		p.items(n, nest, loops)
+		p.items(n, depth, nest, loops)
 		return
 	case n.Kind == Boolean:
 		in.op = opBool
@@ -122,7 +123,7 @@ func (p *program) value(n *Node, nest, loops int) {
 		in.op, in.size = opSize, 4
 	case n.Kind == Double:
 		in.op, in.size = opSize, 8
-	case n.Kind == Fixed:
+	case n.Kind == Fixed && (n.Logical != "decimal" || n.Size <= maxDecimal):
 		in.op, in.size = opSize, int32(n.Size)
 	case n.Kind == String:
 		in.op = opText
@@ -134,15 +135,15 @@ func (p *program) value(n *Node, nest, loops int) {
 	p.add(in)
 }
 
-func (p *program) union(n *Node, nest, loops int) {
-	union := p.add(instruction{op: opUnion, size: int32(len(n.Branches)), node: n})
+func (p *program) union(n *Node, depth, nest, loops int) {
+	union := p.add(instruction{op: opUnion, depth: uint8(depth), size: int32(len(n.Branches)), node: n})
 	for range n.Branches {
 		p.add(instruction{op: opGoto})
 	}
 	var ends []int
 	for i, branch := range n.Branches {
 		(*p)[union+1+i].to = int32(len(*p))
-		p.value(branch, nest+1, loops)
+		p.value(branch, depth+1, nest+1, loops)
 		ends = append(ends, p.add(instruction{op: opGoto}))
 	}
 	for _, at := range append(ends, union) {
@@ -150,12 +151,12 @@ func (p *program) union(n *Node, nest, loops int) {
 	}
 }
 
-func (p *program) items(n *Node, nest, loops int) {
-	block := p.add(instruction{op: opBlock, size: int32(loops), node: n})
+func (p *program) items(n *Node, depth, nest, loops int) {
+	block := p.add(instruction{op: opBlock, depth: uint8(depth), size: int32(loops), node: n})
 	if n.Kind == Map {
 		p.add(instruction{op: opText, node: keyNode})
 	}
-	p.value(n.Elem, nest+1, loops+1)
+	p.value(n.Elem, depth+1, nest+1, loops+1)
 	p.add(instruction{op: opItem, size: int32(loops), to: int32(block + 1)})
 	(*p)[block].to = int32(len(*p))
 }
@@ -267,7 +268,7 @@ func (p program) walk(body []byte, v *pipeline.View, steps []step) bool {
 		}
 		if end < 0 {
 			inRun = false
-			if end, empty = walkerEnd(in.node, body, pos, empty); end < 0 {
+			if end, empty = walkerEnd(in, body, pos, empty); end < 0 {
 				return false
 			}
 			if in.to > 0 { // a union or a block: the walker took all of it
@@ -324,15 +325,15 @@ func textsEnd(b []byte, pos int, c byte) int {
 	return pos + 1
 }
 
-// walkerEnd has the walker walk over a value; empty is the number of items of zero bytes
+// walkerEnd has the walker walk over the value of an instruction; empty is the number of items of zero bytes
 // so far. It returns the position after the value, -1 if it is invalid, and the new
 // number.
-func walkerEnd(n *Node, body []byte, pos, empty int) (end, met int) {
+func walkerEnd(in *instruction, body []byte, pos, empty int) (end, met int) {
 	if pos > len(body) {
 		return -1, 0
 	}
 	w := walker{buf: body, empty: empty}
-	if end = w.value(n, pos, 0); w.msg != "" {
+	if end = w.value(in.node, pos, int(in.depth)); w.msg != "" {
 		return -1, 0
 	}
 	return end, w.empty

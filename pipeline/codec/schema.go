@@ -12,6 +12,7 @@ package codec
 
 import (
 	"fmt"
+	"math"
 	"strings"
 
 	"github.com/twmb/avro"
@@ -54,6 +55,8 @@ type Node struct {
 	Precision, Scale int      // of a decimal
 	Size             int      // bytes of a fixed
 	Symbols          []string // of an enum
+	Unknown          string   // of an enum: its default, the symbol for those that a reader does not know; "" if none
+	Aliases          []string // other names of a named type, as written
 	Elem             *Node    // items of an array, values of a map
 	Fields           []Field  // of a record, in the order of the body
 	Branches         []*Node  // of a union
@@ -68,6 +71,7 @@ type Field struct {
 	Name       string
 	Doc        string
 	Type       *Node
+	Aliases    []string // other names of the field
 	HasDefault bool
 	Default    any // in the Go types of avro.SchemaField
 
@@ -126,6 +130,7 @@ func (n *Node) String() string {
 const (
 	maxSchemaBytes = 1 << 20
 	maxSchemaDepth = 128
+	maxFixed       = math.MaxInt32 // bytes of a fixed
 )
 
 // A Schema is a parsed Avro schema. It is safe for concurrent use.
@@ -133,6 +138,7 @@ type Schema struct {
 	text string
 	avro *avro.Schema
 	root *Node
+	open bool // see Open
 }
 
 // ParseSchema parses an Avro schema in JSON.
@@ -149,7 +155,8 @@ func ParseSchema(text string) (*Schema, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Schema{text, parsed, root}, nil
+	types := maxLeaves
+	return &Schema{text, parsed, root, isOpen(root, 1, map[*Node]bool{}, &types)}, nil
 }
 
 // RecordSchema returns a record of types from other schemas: the values other than the event
@@ -166,7 +173,7 @@ func (s *Schema) Root() *Node { return s.root }
 func (s *Schema) Name() string { return s.root.String() }
 
 // ShortName returns the schema's name without its namespace.
-func (s *Schema) ShortName() string { return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:] }
+func (s *Schema) ShortName() string { return baseName(s.Name()) }
 
 // String returns the schema document as it was parsed.
 func (s *Schema) String() string { return s.text }
@@ -182,7 +189,7 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 	if depth > maxSchemaDepth {
 		return nil, fmt.Errorf("schema nested more than %d deep", maxSchemaDepth)
 	}
-	n := &Node{Doc: in.Doc, Logical: in.LogicalType, Precision: in.Precision, Scale: in.Scale, Size: in.Size, Symbols: in.Symbols}
+	n := &Node{Doc: in.Doc, Logical: in.LogicalType, Precision: in.Precision, Scale: in.Scale, Size: in.Size, Symbols: in.Symbols, Aliases: in.Aliases}
 	var err error
 	switch in.Type {
 	case "null":
@@ -204,8 +211,12 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 	case "fixed":
 		n.Kind = Fixed
 		b.name(n, in)
+		if n.Size > maxFixed {
+			return nil, fmt.Errorf("%s: a fixed of %d bytes: the maximum is %d", n.Name, n.Size, maxFixed)
+		}
 	case "enum":
 		n.Kind = Enum
+		n.Unknown = in.EnumDefault
 		b.name(n, in)
 	case "array":
 		n.Kind = Array
@@ -232,7 +243,7 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", f.Name, err)
 			}
-			own := Field{Name: f.Name, Doc: f.Doc, Type: t, HasDefault: f.HasDefault, Default: f.Default, pii: f.Props[PII]}
+			own := Field{Name: f.Name, Doc: f.Doc, Type: t, Aliases: f.Aliases, HasDefault: f.HasDefault, Default: f.Default, pii: f.Props[PII]}
 			if tag, fault := own.tag(); fault == "" {
 				t.Tag = tag // a string, bytes or a union: a node that only this field uses
 				for _, b := range t.Branches {

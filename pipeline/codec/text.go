@@ -286,7 +286,13 @@ func (j *JSON) Set(name, value string) {
 
 // AppendAvro appends the value as Avro, by the rules and with the errors of the function
 // [AppendAvro]. In addition, a duplicate key in an object is an error.
-func (j *JSON) AppendAvro(dst []byte, s *Schema) ([]byte, error) { return j.append(dst, s.root, 0, 0) }
+func (j *JSON) AppendAvro(dst []byte, s *Schema) ([]byte, error) {
+	out, err := j.append(dst, s.root, 0, 0)
+	if err != nil {
+		return out, err
+	}
+	return out, s.checkEncoded(out[len(dst):])
+}
 
 // append encodes token i. If the fast path (plain) does not apply, or there is an error,
 // it builds the tree of Go values and leaves it to appendAvro.

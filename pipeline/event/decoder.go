@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/topology"
 )
 
@@ -38,9 +39,9 @@ type Decoder struct {
 // binding is the meaning of a writer's schema.
 type binding struct {
 	typ      int
-	old      int             // index of the old shape with this schema, -1 if none
-	resolver *codec.Resolver // nil if the body needs no conversion
-	err      error           // of ClassReject: every record with this schema is rejected
+	old      int               // index of the old shape with this schema, -1 if none
+	resolver *resolve.Resolver // nil if the body needs no conversion
+	err      error             // of ClassReject: every record with this schema is rejected
 }
 
 // NewDecoder returns a decoder of the types. old are former shapes of types, which
@@ -117,7 +118,7 @@ func (d *Decoder) bind(ctx context.Context, ref codec.SchemaRef) (binding, error
 		return binding{err: pipeline.Reject(pipeline.ReasonUnknownType,
 			"event type %s is not among the types of this topic in the topology: %s", writer.Name(), d.names())}, nil
 	}
-	resolver, err := codec.NewResolver(writer, d.types[typ])
+	resolver, err := resolve.New(writer, d.types[typ])
 	if err != nil {
 		return binding{err: &pipeline.RejectError{Reason: pipeline.ReasonBadSchema,
 			Err: fmt.Errorf("the writer's schema of %s cannot be read with ours: %w", writer.Name(), err)}}, nil

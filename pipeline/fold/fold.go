@@ -133,6 +133,11 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 		faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the state %s has no initial value: %v", spec.State.Name(), err), Hint: "give each of its fields a default"})
 	}
 	f.zero = zero
+	if err == nil {
+		if err := codec.ValidatePart(spec.State.Root(), zero, stateDepth); err != nil {
+			faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the initial value of the state %s: %v", spec.State.Name(), err), Hint: "change the defaults of its fields"})
+		}
+	}
 	statePaths := [][]string{}
 	for _, on := range spec.On {
 		faults = append(faults, f.compileType(&f.types[on.Type], spec, on, &statePaths)...)
@@ -484,6 +489,9 @@ func (f *Folder) readBare(from Origin) (err error) {
 	}
 	if f.key, ok, err = t.AppendKey(f.key[:0], &f.scope); err == nil && !ok {
 		f.key = append(f.key, from.Key...)
+		if err := codec.CheckText(f.key); err != nil {
+			return pipeline.Reject(pipeline.ReasonBadBody, "the record key, which is the aggregate id, is not text: %w", err)
+		}
 	}
 	return err
 }
@@ -609,6 +617,13 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 	state = f.state.Append(mem[:0])
 	if len(state) > f.max {
 		return 0, pipeline.Reject(pipeline.ReasonTooLarge, "the new state has %d bytes, the limit is %d", len(state), f.max)
+	}
+	if f.Fold.state.Open() {
+		// The values were checked one by one. Nothing can read the snapshot of a state
+		// that is too deep in it.
+		if err := codec.ValidatePart(f.Fold.state.Root(), state, stateDepth); err != nil {
+			return 0, fmt.Errorf("the new state: %w", err)
+		}
 	}
 	a.EventID = append(a.EventID[:0], f.EventID()...)
 	a.State = state

@@ -74,6 +74,9 @@ func snapshotSchema(state *codec.Schema) (*codec.Schema, error) {
 }`, state.Name(), state.String()))
 }
 
+// stateDepth is the depth of the state in a snapshot, for the limits of a walk.
+const stateDepth = 1
+
 // Snapshot returns the schema of the fold's snapshots.
 func (f *Fold) Snapshot() *codec.Schema { return f.snapshot }
 

@@ -17,6 +17,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 	"millrace/schemas"
@@ -282,7 +283,7 @@ func (r *runner) resolve(t testing.TB, shape, event string) (typ int, body []byt
 		t.Fatal(err)
 	}
 	typ = slices.IndexFunc(r.plan.Types, func(s *codec.Schema) bool { return s.Name() == writer.Name() })
-	resolver, err := codec.NewResolver(writer, r.plan.Types[typ])
+	resolver, err := resolve.New(writer, r.plan.Types[typ])
 	if err != nil {
 		t.Fatal(err)
 	}

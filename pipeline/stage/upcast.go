@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
 )
 
@@ -112,7 +113,7 @@ func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.F
 	if codec.SameBytes(old, t.Schema) {
 		return []expr.Fault{fault(from, "name an older schema, from a file such as "+t.Name+".v1.avsc", "this is the current schema of %s, so there is nothing to upcast", t.Name)}
 	}
-	if _, err := codec.NewResolver(old, t.Schema); err != nil {
+	if _, err := resolve.New(old, t.Schema); err != nil {
 		return []expr.Fault{fault(from, "give new fields a default, and set them here", "%s cannot be read as %s: %v", from.Text, t.Name, err)}
 	}
 	if t.Env, err = t.With(expr.Root{Name: "old", Schema: old, View: 1}); err != nil {

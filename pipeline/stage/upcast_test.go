@@ -64,7 +64,7 @@ Order, set:  ^ Order is a schema of shop.Order, which is not an event type of th
 		{"type not in on", `upcast: {on: [OrderPaid], from: OrderCreated.v1, set: {metadata.a: "'x'"}}`, `
 OrderCreated ^ OrderCreated.v1 is a schema of OrderCreated, which this stage does not handle`},
 		{"cannot be read", `upcast: {from: OrderShipped.v1, set: {metadata.a: "'x'"}}`, `
-OrderShipped ^ OrderShipped.v1 cannot be read as OrderShipped: avro: incompatible at id: reader string vs writer int: incompatible types; give new fields a default, and set them here`},
+OrderShipped ^ OrderShipped.v1 cannot be read as OrderShipped: id: int cannot become string (uuid); give new fields a default, and set them here`},
 		{"no such old field", `upcast: {from: OrderCreated.v1, set: {metadata.a: old.data.total_cent}}`, `
 total_cent}} ^ shop.OrderCreated has no field data.total_cent; did you mean "total_cents"?`},
 		{"old without from", `upcast: {on: [OrderPaid], below: 2, set: {metadata.a: old.data.id}}`, `

@@ -14,7 +14,7 @@ import (
 	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 	"millrace/schemas"
@@ -207,7 +207,7 @@ func TestAddedFieldsAreInTheOutput(t *testing.T) {
 	if placed, ok := got["placed"].(time.Time); !ok || !placed.Equal(clock()) {
 		t.Errorf("placed is %v", got["placed"])
 	}
-	if _, err := codec.NewResolver(p.Types[typ], p.Output[typ]); err != nil {
+	if _, err := resolve.New(p.Types[typ], p.Output[typ]); err != nil {
 		t.Errorf("input events cannot be read with the output schema: %v", err)
 	}
 	if p.Output[3] != p.Types[3] {

@@ -6,6 +6,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/stage"
 )
@@ -220,13 +221,28 @@ func (l *loader) addOutput(p *declared, t *topic, at expr.Source) {
 		case j < 0:
 			t.Types = append(t.Types, s)
 		case t.typed:
-			if _, err := codec.NewResolver(s, t.Types[j]); err != nil {
-				l.at(at, "declare a schema that can read it, or remove types from the topic", "%s writes %s to %s in a form that the declared schema cannot read: %v", p.what, short(s), t.Name, err)
+			if why := unreadable(s, t.Types[j]); why != "" {
+				l.at(at, "declare a schema that can read it, or remove types from the topic", "%s writes %s to %s in a form that the declared schema cannot read: %s", p.what, short(s), t.Name, why)
 			}
 		case !codec.SameBytes(s, t.Types[j]):
 			l.at(at, "declare types on the topic, with a schema that can read both forms", "%s writes %s to %s in another form than a pipeline before it", p.what, short(s), t.Name)
 		}
 	}
+}
+
+// unreadable returns why some values of a writer's schema cannot be read with another one,
+// "" if all can.
+func unreadable(writer, reader *codec.Schema) string {
+	changes, err := resolve.Of(writer, reader)
+	if err != nil {
+		return err.Error()
+	}
+	for _, c := range changes {
+		if c.Kind == resolve.Partial {
+			return c.String()
+		}
+	}
+	return ""
 }
 
 // inheritEnvelope gives a topic that declares no envelope the id and time expressions

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"fmt"
 	"slices"
 
 	"millrace/pipeline"
@@ -15,6 +16,7 @@ import (
 type output struct {
 	to       *target            // the topic of events that no stage routed
 	targets  map[string]*target // by topic
+	types    []*codec.Schema    // of the events, by type
 	headers  *event.OutputHeaders
 	envelope *event.Envelope // of the input
 	memory   memory
@@ -32,6 +34,7 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 	o := output{
 		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name]},
 		targets:  map[string]*target{},
+		types:    pl.Output,
 		headers:  event.NewOutputHeaders(pl),
 		envelope: envelope,
 		memory:   memory{arena: &rows.Arena{}},
@@ -72,6 +75,11 @@ func (o *output) append(e *pipeline.Event) error {
 func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
+	if s := o.types[e.Type]; s.Open() {
+		if err := s.CheckWritten(value[codec.FrameSize:]); err != nil {
+			return fmt.Errorf("after the last stage: %w", err)
+		}
+	}
 	headers := e.Headers
 	if o.headers != nil {
 		var err error
