@@ -4,7 +4,6 @@ import (
 	"slices"
 	"strings"
 
-	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
@@ -138,7 +137,7 @@ func (l *loader) checkIdentity(t *topic) {
 			path = []string{"id"}
 		}
 		for _, s := range t.Types {
-			if !isText(s.Root(), path) {
+			if leaf, _, _ := identity.Find(s, path); leaf == nil {
 				l.at(at, "set identity on the topic: string fields, keys of maps of strings such as metadata.source, or headers such as headers.ce_source",
 					"%s has no text at %s, which is part of the identity of the events on %s", s.Name(), strings.Join(path, "."), t.Name)
 				t.badIdentity = true
@@ -146,24 +145,6 @@ func (l *loader) checkIdentity(t *topic) {
 			}
 		}
 	}
-}
-
-// isText reports whether a path leads to a string, which may be null, or to a key of a
-// map of strings.
-func isText(n *codec.Node, path []string) bool {
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
-	switch {
-	case len(path) == 0:
-		return n.Kind == codec.String
-	case n.Kind == codec.Map:
-		return isText(n.Elem, nil)
-	case n.Kind != codec.Record:
-		return false
-	}
-	f := n.Field(path[0])
-	return f != nil && isText(f.Type, path[1:])
 }
 
 // inheritRecords gives topics what they do not declare about their records: by default,
