@@ -16,6 +16,7 @@ type output struct {
 	to       *target            // the topic of events that no stage routed
 	targets  map[string]*target // by topic
 	headers  *event.OutputHeaders
+	carrier  event.Carrier
 	envelope *event.Envelope // of the input
 	memory   memory
 	records  []pipeline.Record // of the current event
@@ -72,10 +73,10 @@ func (o *output) append(e *pipeline.Event) error {
 func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
-	headers := e.Headers
+	headers := o.carrier.Carried(e.Headers, e.NewKey != nil)
 	if o.headers != nil {
 		var err error
-		if headers, err = o.headers.For(e, t.topic, key, o.envelope); err != nil {
+		if headers, err = o.headers.For(e, headers, t.topic, key, o.envelope); err != nil {
 			return err
 		}
 	}
