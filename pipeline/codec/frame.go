@@ -9,7 +9,9 @@ import (
 
 // Confluent's framing, version 0: a zero byte, the schema's id in four bytes,
 // big-endian, and the Avro body. In version 1 the value is the bare Avro body, and a
-// header names the schema: a byte of 1 and the schema's GUID.
+// header names the schema: a byte of 1 and the schema's GUID. A header can also hold the
+// zero byte and the id of version 0. If a value has both, the header counts. The same
+// applies to keys, with a header of their own.
 //
 // Source: Confluent's "Wire format" in the Schema Registry documentation.
 const (
@@ -17,6 +19,7 @@ const (
 	frameSize      = 5
 	guidMagic      = 0x01
 	headerSchemaID = "__value_schema_id"
+	headerKeyID    = "__key_schema_id"
 )
 
 // A SchemaRef names a schema in the registry.
@@ -50,11 +53,24 @@ func Unframe(r *pipeline.Record) (SchemaRef, []byte, error) {
 	if v == nil {
 		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonTombstone, "the value is null (a tombstone), expected an event")
 	}
-	if h, ok := r.Header(headerSchemaID); ok {
-		if len(h) == 17 && h[0] == guidMagic {
+	return unframe(r, v, headerSchemaID)
+}
+
+// UnframeKey returns the schema of the record's key and its Avro body, as [Unframe] does
+// for the value.
+func UnframeKey(r *pipeline.Record) (SchemaRef, []byte, error) {
+	return unframe(r, r.Key, headerKeyID)
+}
+
+func unframe(r *pipeline.Record, v []byte, header string) (SchemaRef, []byte, error) {
+	if h, ok := r.Header(header); ok {
+		switch {
+		case len(h) == 1+16 && h[0] == guidMagic:
 			return SchemaRef{GUID: [16]byte(h[1:]), ByGUID: true}, v, nil
+		case len(h) == frameSize && h[0] == frameMagic:
+			return SchemaRef{ID: int(binary.BigEndian.Uint32(h[1:]))}, v, nil
 		}
-		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "header %s has %d bytes, expected a byte of 1 and a 16-byte GUID", headerSchemaID, len(h))
+		return SchemaRef{}, nil, pipeline.Reject(pipeline.ReasonBadFrame, "header %s has %d bytes, expected a byte of 1 and a 16-byte GUID", header, len(h))
 	}
 	if len(v) >= frameSize && v[0] == frameMagic {
 		return SchemaRef{ID: int(binary.BigEndian.Uint32(v[1:]))}, v[frameSize:], nil

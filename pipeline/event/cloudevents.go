@@ -144,21 +144,22 @@ func NewOutputHeaders(pl *topology.Pipeline) *OutputHeaders {
 	return c
 }
 
-// For returns the headers of an event on a topic. envelope is nil if the event has
-// an envelope of its own. An error is of ClassReject: the event has no id.
-func (c *OutputHeaders) For(e *pipeline.Event, topic string, key []byte, envelope *Envelope) ([]pipeline.Header, error) {
+// For returns the headers of an event on a topic. had are the headers that are carried
+// over. envelope is nil if the event has an envelope of its own. An error is of
+// ClassReject: the event has no id.
+func (c *OutputHeaders) For(e *pipeline.Event, had []pipeline.Header, topic string, key []byte, envelope *Envelope) ([]pipeline.Header, error) {
 	t := c.topics[topic]
 	switch {
 	case t == nil:
-		return e.Headers, nil
+		return had, nil
 	case t.Headers != topology.CloudEvents:
-		return withoutCE(e.Headers), nil
+		return withoutCE(had), nil
 	}
 	derived := Derived{Time: e.Time}
 	if envelope != nil {
 		derived.ID = envelope.Derived.ID
 	}
-	return c.writer.headers(t.Source, e.Headers, e.Type, &e.View, derived, key)
+	return c.writer.headers(t.Source, had, e.Type, &e.View, derived, key)
 }
 
 // topicHeaders creates the headers of the records that a producer sends to a topic.

@@ -258,7 +258,7 @@ func (e *cloudEvent) intake() (intakeEvent, error) {
 func (e *cloudEvent) headers() (out []pipeline.Header) {
 	names := make([]string, 0, len(e.attributes))
 	for name := range e.attributes {
-		if name != "datacontenttype" && name != "traceparent" && name != "tracestate" {
+		if name != "datacontenttype" && name != "dataschema" && name != "traceparent" && name != "tracestate" {
 			names = append(names, name)
 		}
 	}

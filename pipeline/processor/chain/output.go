@@ -18,6 +18,7 @@ type output struct {
 	targets  map[string]*target // by topic
 	types    []*codec.Schema    // of the events, by type
 	headers  *event.OutputHeaders
+	carrier  event.Carrier
 	envelope *event.Envelope // of the input
 	memory   memory
 	records  []pipeline.Record // of the current event
@@ -80,10 +81,10 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 			return fmt.Errorf("after the last stage: %w", err)
 		}
 	}
-	headers := e.Headers
+	headers := o.carrier.Carried(e.Headers, e.NewKey != nil)
 	if o.headers != nil {
 		var err error
-		if headers, err = o.headers.For(e, t.topic, key, o.envelope); err != nil {
+		if headers, err = o.headers.For(e, headers, t.topic, key, o.envelope); err != nil {
 			return err
 		}
 	}
