@@ -26,11 +26,14 @@ var imports = map[string][]string{
 	"pipeline": {},
 	"schemas":  {}, // the embedded .avsc files
 
+	"pipeline/decimal": {}, // exact decimals: the standard library's math/big
+
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":         {"pipeline", avro, goavro, registry},
-	"pipeline/codec/resolve": {"pipeline", "pipeline/codec"}, // bodies of a writer's schema, read with another
-	"pipeline/expr":          {"pipeline", "pipeline/codec", cel, uuid, xxhash},
+	"pipeline/codec":         {"pipeline", "pipeline/decimal", avro, goavro, registry},
+	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
+	"pipeline/expr":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", cel},
+	"pipeline/expr/library":  {"pipeline/decimal", cel, uuid, xxhash}, // functions over values of CEL: never Avro
 	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/identity"},
 	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
 	"pipeline/topology":      {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
@@ -101,7 +104,7 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // HTTP; expr for filters
+	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr"}, // HTTP; expr for filters
 	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
