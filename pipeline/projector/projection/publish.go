@@ -2,6 +2,7 @@ package projection
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -257,7 +258,15 @@ type checkpoint struct {
 	Dedupe  string `json:"dedupe"`          // how duplicates were found: dedupeIndex or dedupeLast
 	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
 	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
-	Clock   int64  `json:"clock,omitempty"` // latest event time, if the projection has windows
+	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
+}
+
+// readCheckpoint reads what a record with checkpointKey has.
+func readCheckpoint(value []byte) (c checkpoint, err error) {
+	if err = json.Unmarshal(value, &c); err == nil && (c.Fold == "" || c.Redo < 0 || c.Next < c.Redo) {
+		err = errors.New("it is not a checkpoint")
+	}
+	return c, err
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -286,7 +295,7 @@ func (l *lane) checkpoint(next int64) ([]byte, error) {
 		c.Redo = min(next, l.own.held[0].offset())
 	}
 	if l.own.clock != noTime {
-		c.Clock = l.own.clock
+		c.Clock = &l.own.clock
 	}
 	return json.Marshal(c)
 }
