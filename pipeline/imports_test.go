@@ -32,7 +32,11 @@ var imports = map[string][]string{
 	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
 	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+
+	// What identifies a record and its key, below everything that compares events.
+	"pipeline/keyformat": {"pipeline", "pipeline/codec"},
+	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
 	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes

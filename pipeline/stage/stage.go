@@ -244,6 +244,7 @@ type Kind struct {
 	Params     []Param
 	Example    string // its parameters as YAML
 	AddsFields bool   // it can add fields, so the stages after a faulty one cannot be checked
+	Moves      bool   // it can set the key, the topics or the number of the events, so a tombstone cannot pass it
 
 	// New checks the parameters and compiles their expressions for every type that
 	// the stage handles. It returns all faults. A fault of several types is returned
