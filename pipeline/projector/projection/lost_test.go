@@ -271,3 +271,29 @@ func TestABlockedRecordHasAnyTime(t *testing.T) {
 	}
 	fw.stop()
 }
+
+// The time of an event may be far ahead of the clock, which a broker refuses for the time
+// of a record, or before 1970. Its snapshot has the event time in its body.
+func TestASnapshotIsNeverRefusedForItsTime(t *testing.T) {
+	w := newCounts(t, nil)
+	w.clock = newFakeClock()
+	now := w.clock.now()
+	for id, at := range map[string]time.Time{"ahead": now.Add(2 * time.Hour), "far": time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC), "old": time.Date(1816, 1, 1, 0, 0, 0, 0, time.UTC), "usual": now.Add(-time.Hour)} {
+		w.counted(id, 0, 0, "t")
+		r := &w.log[len(w.log)-1]
+		r.Value = projectiontest.CountedAt(id, at.UnixMicro(), "t "+id)
+	}
+	fw := w.start()
+	fw.run()
+	for id, want := range map[string]time.Time{"ahead": now, "far": now, "old": time.UnixMicro(0), "usual": now.Add(-time.Hour)} {
+		r := w.snapshots[id]
+		if !r.Time.Equal(want.Truncate(time.Microsecond)) {
+			t.Errorf("the snapshot %s has the time %v, want %v", id, r.Time, want)
+		}
+	}
+	var a fold.Aggregate
+	if r := w.snapshots["far"]; w.fold.ReadSnapshot(r.Value[5:], []byte("far"), &a) != nil || time.UnixMicro(a.EventTime).UTC().Year() != 9999 {
+		t.Errorf("the event time is %v", time.UnixMicro(a.EventTime))
+	}
+	fw.stop()
+}

@@ -142,7 +142,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: time.UnixMicro(a.EventTime)}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
 	if a.Gone {
 		r.Time = l.now()
 	} else {
@@ -155,6 +155,13 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		r.Value = mem.Keep(value)
 	}
 	out.Emit(&r)
+}
+
+// snapshotTime returns the time of a snapshot's record: the event time, which is in the
+// snapshot as well, within what every broker and client accepts. Brokers refuse times that
+// are ahead of their clock.
+func snapshotTime(micros int64, now time.Time) time.Time {
+	return time.UnixMicro(max(0, min(micros, now.UnixMicro())))
 }
 
 func (l *lane) emitBlocked(out pipeline.Emitter) error {
