@@ -17,9 +17,11 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -112,8 +114,9 @@ type typeFold struct {
 	time   int // the event time
 	number int // the sequence number
 
-	micros int64 // microseconds per unit of time
-	branch int64 // the branch of the sequence number in its union; -1 if it is a long
+	micros   int64 // microseconds per unit of time
+	branch   int64 // the branch of the sequence number in its union; -1 if it is a long
+	idBranch int64 // the branch of the event id in its union; -1 if it is a string
 }
 
 type set struct {
@@ -187,7 +190,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		paths = append(paths, key)
 	}
 	var consts map[string]string
-	numbered := false
+	identified, numbered := false, false
 	if f.bare {
 		var faults []expr.Fault
 		if t.bare, faults = spec.Bare.Compile(schema, schema.Name()); len(faults) > 0 {
@@ -196,7 +199,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		paths = append(paths, t.bare.Paths()...)
 	} else {
 		var envelope [][]string
-		envelope, numbered = t.readEnvelope(spec.Window.Size == 0)
+		envelope, identified, numbered = t.readEnvelope(spec.Window.Size == 0)
 		paths = append(paths, envelope...)
 		name := schema.Root().Name
 		consts = map[string]string{"type": name[strings.LastIndexByte(name, '.')+1:]}
@@ -223,7 +226,8 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		if err := t.bare.Bind(t.layout); err != nil {
 			return fault(err.Error())
 		}
-	} else {
+	}
+	if identified {
 		t.id = t.layout.Slot("id")
 	}
 	if len(key) > 0 {
@@ -253,11 +257,13 @@ func checkKey(schema *codec.Schema, key string, path []string) (fault string) {
 }
 
 // readEnvelope returns the paths of the event id, the event time and, if sequence is
-// set, the sequence number, as far as the type has them. It sets micros and branch.
-func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, numbered bool) {
+// set, the sequence number, as far as the type has them. It sets micros and the branches.
+func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, identified, numbered bool) {
 	root := t.schema.Root()
-	if id := root.Field("id"); id != nil && id.Type.Kind == codec.String {
-		paths = append(paths, []string{"id"})
+	if id := root.Field("id"); id != nil {
+		if t.idBranch = branchOf(id.Type, codec.String); t.idBranch >= 0 || id.Type.Kind == codec.String {
+			paths, identified = append(paths, []string{"id"}), true
+		}
 	}
 	if ts := root.Field("timestamp"); ts != nil {
 		switch ts.Type.Logical {
@@ -275,7 +281,7 @@ func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, numbered bool)
 			paths, numbered = append(paths, []string{"sequence"}), true
 		}
 	}
-	return paths, numbered
+	return paths, identified, numbered
 }
 
 // compileSets compiles the assignments of an event type. It returns the paths of
@@ -459,18 +465,31 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	if t.key >= 0 {
 		id, _, err = codec.ReadText(f.event.Get(t.key))
 	}
-	switch {
-	case err != nil:
-	case len(id) == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id is empty")
-	case len(id) > maxID:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id has %d bytes, the limit is %d", len(id), maxID)
-	case id[0] == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id starts with a zero byte, which is reserved for the projector's own records")
-	default:
+	if err == nil {
+		err = f.check(id)
+	}
+	if err == nil {
 		f.number, f.numbered, err = f.readNumber()
 	}
 	return id, err
+}
+
+// check rejects what could not be read back from a snapshot, or from a window's id.
+func (f *Folder) check(id []byte) error {
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	eventID := f.EventID()
+	if len(eventID) > maxEventID {
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event id has %d bytes, the limit is %d", len(eventID), maxEventID)
+	}
+	if f.bare && !utf8.Valid(eventID) { // with an envelope, Walk has checked it
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event id %.40q is not UTF-8", eventID)
+	}
+	if f.window.Size > 0 && !f.window.hasID(f.Time()) {
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event time, %d microseconds since 1970, is outside of the years 1 to 9999, for which there are windows", f.Time())
+	}
+	return nil
 }
 
 // readBare sets the id, the time and the key of an event without an envelope.
@@ -536,12 +555,48 @@ func (f *Folder) Time() int64 {
 	if err != nil {
 		return 0 // impossible: Walk has validated the body
 	}
+	if t.micros > 1 { // the limits of the result; time.Time has more, which nothing can show
+		n = max(math.MinInt64/t.micros, min(n, math.MaxInt64/t.micros))
+	}
 	return n * t.micros
 }
 
-// maxID is the maximum size of an aggregate id, in bytes. The id is part of many
-// keys.
-const maxID = 1024
+// Maximum sizes of the ids of aggregates and events, in bytes. The id of an aggregate
+// is part of many keys. Both are in a snapshot, beside the state.
+const (
+	maxID      = 1024
+	maxEventID = 4096
+)
+
+// CheckID rejects text that cannot be the id of an aggregate, such as the key of a
+// record that another program wrote. Everything that has an id as its key or contains
+// it checks it when it is read and when it is written.
+func CheckID(id []byte) error {
+	switch {
+	case len(id) == 0:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id is empty")
+	case len(id) > maxID:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id has %d bytes, the limit is %d", len(id), maxID)
+	case id[0] == 0:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id starts with a zero byte, which is reserved for the projector's own records")
+	case !utf8.Valid(id):
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id %.40q is not UTF-8", id)
+	}
+	return nil
+}
+
+// CheckStateID is [CheckID] for the key of a snapshot, which names a window if the
+// projection has windows.
+func (f *Fold) CheckStateID(id []byte) error {
+	if f.window.Size > 0 {
+		key, _, ok := ParseWindowID(string(id))
+		if !ok {
+			return pipeline.Reject(pipeline.ReasonBadBody, "%.80q is not the id of a window", id)
+		}
+		id = []byte(key)
+	}
+	return CheckID(id)
+}
 
 // Type returns the type of the event of the last Read.
 func (f *Folder) Type() *codec.Schema { return f.types[f.typ].schema }
@@ -556,8 +611,15 @@ func (f *Folder) EventID() []byte {
 	if t.id < 0 {
 		return nil
 	}
-	id, _, err := codec.ReadText(f.event.Get(t.id))
-	if err != nil {
+	id := f.event.Get(t.id)
+	var err error
+	if t.idBranch >= 0 {
+		var branch int64
+		if branch, id, err = codec.ReadLong(id); err != nil || branch != t.idBranch {
+			return nil
+		}
+	}
+	if id, _, err = codec.ReadText(id); err != nil {
 		return nil // impossible for a string: Walk has validated the body
 	}
 	return id

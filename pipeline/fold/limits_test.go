@@ -59,7 +59,7 @@ func TestEveryStateCanBeReadFromItsSnapshot(t *testing.T) {
 			}
 			applied++
 			var again Aggregate
-			if err := f.ReadSnapshot(f.AppendSnapshot(nil, []byte("t-1"), &a), &again); err != nil || string(again.State) != string(a.State) {
+			if err := f.ReadSnapshot(f.AppendSnapshot(nil, []byte("t-1"), &a), []byte("t-1"), &again); err != nil || string(again.State) != string(a.State) {
 				t.Fatalf("the snapshot of %x: %v", a.State, err)
 			}
 			if _, err := codec.AppendJSON(nil, f.State().Root(), again.State); err != nil {

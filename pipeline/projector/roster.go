@@ -130,7 +130,7 @@ func (r *readiness) started() error {
 // ready returns nil if the live versions run here, and have nothing left to restore.
 func (r *readiness) ready() error {
 	groups := map[string]bool{}
-	var faults []error
+	faults := []error{r.control.Ready()}
 	for _, l := range r.roster.all() {
 		if !l.isLive.Load() {
 			continue
@@ -142,7 +142,7 @@ func (r *readiness) ready() error {
 		}
 	}
 	if len(groups) == 0 {
-		return errors.New("no version runs yet")
+		return errors.Join(append(faults, errors.New("no version runs yet"))...)
 	}
 	return errors.Join(append(faults, r.restores.ready(groups))...)
 }
