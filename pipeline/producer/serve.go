@@ -47,7 +47,8 @@ record's headers.
 
 200 means that Kafka has acknowledged every event of the request; the answer has
 their offsets. 400, 413 and 415 describe a fault of the request, and 429 means that
-too many requests are in progress: nothing of the request was sent. 503 means that
+too many requests are in progress: nothing of the request was sent, except if Kafka
+refused an event of it (400), which the answer says. 503 means that
 Kafka has not acknowledged all events: some may have been written. Problems have the
 form of RFC 9457.
 
