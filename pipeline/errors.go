@@ -75,6 +75,9 @@ const (
 	ReasonTombstone     Reason = "tombstone"      // a null value instead of an event
 	ReasonExpression    Reason = "expression"     // an expression failed on this event
 	ReasonTooLarge      Reason = "too_large"      // larger than the topic allows
+	ReasonBadTime       Reason = "bad_time"       // the topic does not accept the record's time
+	ReasonNoKey         Reason = "no_key"         // the topic does not accept a record without a key
+	ReasonRefused       Reason = "refused"        // Kafka refused the record
 	ReasonPanic         Reason = "panic"          // a stage panicked
 )
 

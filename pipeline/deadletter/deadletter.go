@@ -35,7 +35,8 @@ const (
 	headerError           = "dlq.error"
 	headerAttempt         = "dlq.attempt"
 	headerTime            = "dlq.time"
-	headerTruncated       = "dlq.truncated" // the size of the value before truncation, in bytes
+	headerRecordTime      = "dlq.record.time" // the record's time, if the letter has another one
+	headerTruncated       = "dlq.truncated"   // the size of the value before truncation, in bytes
 
 	// The envelope of an event whose record carries none: what the expressions of
 	// its topic return. Each is missing if there is no such expression.
@@ -49,7 +50,7 @@ const (
 func isOwn(name string) bool {
 	switch name {
 	case headerSourceTopic, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
-		headerAttempt, headerTime, headerTruncated, headerEventID, headerEventKey, headerEventTime:
+		headerAttempt, headerTime, headerRecordTime, headerTruncated, headerEventID, headerEventKey, headerEventTime:
 		return true
 	}
 	return false
@@ -75,6 +76,9 @@ type Letter struct {
 	Error    string    // at most 1024 bytes; "" only if the record is not a dead letter
 	Attempt  int       // failures of this record so far, from 1; 1 if missing
 	Time     time.Time // of the failure
+
+	// RecordTime is the time of the record that failed, if the letter has another one.
+	RecordTime time.Time
 
 	// Truncated is the size of the value in bytes before it was cut: 0 if the value
 	// is complete, -1 if the size is unreadable.
@@ -130,6 +134,19 @@ func AddEnvelope(t event.Derived, letter *pipeline.Record) {
 	}
 }
 
+// SetTime sets the time of a letter, which is the time of the record that failed until
+// then. If they differ, a header keeps the record's time for [Original]. The time of a
+// letter that has this header is not the record's any more.
+func SetTime(letter *pipeline.Record, at time.Time) {
+	if at.Equal(letter.Time) {
+		return
+	}
+	if _, ok := letter.Header(headerRecordTime); !ok {
+		letter.Headers = append(letter.Headers[:len(letter.Headers):len(letter.Headers)], pipeline.Header{Key: headerRecordTime, Value: []byte(letter.Time.UTC().Format(time.RFC3339Nano))})
+	}
+	letter.Time = at
+}
+
 // Truncate cuts the value of a dead letter that is larger than limit, in bytes of
 // [pipeline.Record.Size], and records the original size in a header. Key and
 // headers are never cut.
@@ -172,6 +189,8 @@ func Parse(letter *pipeline.Record) Letter {
 			l.Attempt = max(1, failures(h.Value))
 		case headerTime:
 			l.Time = parseTime(text)
+		case headerRecordTime:
+			l.RecordTime = parseTime(text)
 		case headerTruncated:
 			l.Truncated = int(parseInt(text, 64))
 		case headerEventID:
@@ -210,6 +229,11 @@ func parseTime(text string) time.Time {
 func Original(letter *pipeline.Record) pipeline.Record {
 	source, _ := letter.Header(headerSourceTopic)
 	back := *letter
+	if text, ok := letter.Header(headerRecordTime); ok {
+		if at := parseTime(string(text)); !at.IsZero() {
+			back.Time = at
+		}
+	}
 	back.Topic, back.Partition = string(source), pipeline.KeyPartition
 	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
 	for _, have := range letter.Headers {

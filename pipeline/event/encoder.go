@@ -37,6 +37,7 @@ type Encoder struct {
 	now     func() time.Time
 	headers *topicHeaders // nil: records get no headers
 	limits  kafka.Limits
+	gate    *kafka.Gate // of the topic, by limits
 	ring    *keyring.Ring // nil: nothing is encrypted, or nothing is sent
 
 	// Of the current event:
@@ -49,6 +50,7 @@ type Encoder struct {
 // or is about the encryption.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	e := &Encoder{topic: cfg.Topic.Name, key: cfg.Key, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
+	e.SetLimits(nil)
 	var faults []error
 	for _, s := range cfg.Topic.Types {
 		t, err := newType(s, strings.Split(cfg.Key, "."))
@@ -104,9 +106,11 @@ func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) 
 	return nil
 }
 
-// SetLimits sets the largest size of a record. Without it, the default of Kafka
-// applies.
-func (e *Encoder) SetLimits(limits kafka.Limits) { e.limits = limits }
+// SetLimits sets what the topic accepts. Without it, the default of Kafka applies to the
+// size of a record, and any time is accepted.
+func (e *Encoder) SetLimits(limits kafka.Limits) {
+	e.limits, e.gate = limits, limits.Gate(e.topic, e.now)
+}
 
 // UseKeys sets the keys that Seal encrypts with. Without them, records stay
 // unencrypted; they must not be sent.
@@ -116,6 +120,7 @@ func (e *Encoder) UseKeys(ring *keyring.Ring) { e.ring = ring }
 func (e *Encoder) Clone() *Encoder {
 	c := *e
 	c.json, c.view, c.headers = codec.JSON{}, pipeline.View{}, e.headers.clone()
+	c.SetLimits(e.limits)
 	return &c
 }
 
@@ -204,13 +209,21 @@ func (e *Encoder) SetHeaders(t *Type, r *pipeline.Record, own []pipeline.Header)
 	return err
 }
 
-// Fits returns an error for a record that is larger than its topic allows. how
-// describes the record in the error, after "as a record".
+// Fits returns an error for a record that its topic does not accept. how describes the
+// record in the error, after "as a record".
 func (e *Encoder) Fits(r *pipeline.Record, how string) error {
-	if n, most := r.Size(), e.limits.MaxRecord(r.Topic); n > most {
-		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", n, how, r.Topic, most)}
+	size := r.Size()
+	err := e.gate.Check(size, r.Key, r.Time)
+	if err == nil {
+		return nil
 	}
-	return nil
+	switch pipeline.ReasonOf(err) {
+	case pipeline.ReasonTooLarge:
+		return &codec.PathError{Msg: fmt.Sprintf("too large: %d bytes as a record%s, and %s takes at most %d", size, how, r.Topic, e.gate.MaxRecord())}
+	case pipeline.ReasonBadTime:
+		return &codec.PathError{Path: "timestamp", Msg: errors.Unwrap(err).Error()}
+	}
+	return &codec.PathError{Msg: errors.Unwrap(err).Error()}
 }
 
 // Seal encrypts the tagged fields of a record from Encode under the key of its

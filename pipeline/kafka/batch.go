@@ -30,6 +30,7 @@ type batch struct {
 	handled, size int // records, and bytes of their keys and values
 
 	pending []*kgo.Record // emitted, but not passed to the client yet
+	suspect *suspect      // of the session
 
 	part   *part   // the current part
 	sealed []*part // earlier parts of this batch, oldest first
@@ -79,11 +80,21 @@ func (b *batch) newPart() *part {
 	p := &part{}
 	p.promise = func(r *kgo.Record, err error) {
 		if err != nil {
-			b.fail(fmt.Errorf("writing to %s (key %.40q, %d bytes): %w", r.Topic, r.Key, len(r.Value), err))
+			b.fail(writeError(r, err))
 		}
 		p.acked.Add(1) // last: from here on the record may be reused
 	}
 	return p
+}
+
+// writeError describes the error of a written record. If the broker refused a record for
+// its content, the client reports the same error for all records of the partition that
+// were not written, so the text blames none of them.
+func writeError(r *kgo.Record, err error) error {
+	if IsRefusal(err) {
+		return fmt.Errorf("writing to %s: one of several records was refused: %w", r.Topic, err)
+	}
+	return fmt.Errorf("writing to %s (key %.40q, %d bytes): %w", r.Topic, r.Key, len(r.Value), err)
 }
 
 // begin resets the batch before its first record.
@@ -210,7 +221,7 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 			continue
 		}
 		setRecord(in, topic, p.Partition, r)
-		if err := h.Handle(ctx, in, b); err != nil {
+		if err := b.pass(ctx, h, in); err != nil {
 			return fmt.Errorf("%s offset %d: %w", topicPartition{topic, p.Partition}, r.Offset, err)
 		}
 		b.records++
@@ -223,6 +234,21 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 	}
 	b.read[topicPartition{topic, p.Partition}] = at
 	return nil
+}
+
+// pass passes a record to the handler.
+func (b *batch) pass(ctx context.Context, h pipeline.Handler, in *pipeline.Record) error {
+	if len(b.suspect.refused) > 0 {
+		if why := b.suspect.refused[b.last()]; why != nil {
+			return h.(Refuser).Refuse(ctx, in, why, b)
+		}
+	}
+	return h.Handle(ctx, in, b)
+}
+
+// last returns the place of the last record that was passed to the handler.
+func (b *batch) last() recordAt {
+	return recordAt{topicPartition{b.in.Topic, b.in.Partition}, b.in.Offset}
 }
 
 // clockEvery is how many records of a partition are handled between two checks of

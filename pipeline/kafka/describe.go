@@ -31,7 +31,7 @@ type TopicState struct {
 	TopicInfo
 	Replication int
 	Config      map[string]string // settings of this topic without the defaults; nil if we may not read them
-	MaxMessage  int               // max.message.bytes, also if it is the default; 0 if we may not read it
+	Limit       Limit             // what a record may be, defaults included; zero if we may not read it
 	Allowed     Operations
 }
 
@@ -101,13 +101,11 @@ func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) 
 	return d, nil
 }
 
-// Limits returns the size limits of the topics.
+// Limits returns the limits of the topics.
 func (d *Description) Limits() Limits {
 	limits := Limits{}
 	for name, t := range d.Topics {
-		if t.MaxMessage > 0 {
-			limits[name] = clampLimit(t.MaxMessage, maxBatch)
-		}
+		limits[name] = t.Limit.clamp(maxBatch)
 	}
 	return limits
 }
@@ -146,7 +144,7 @@ func (d *Description) topic(ctx context.Context, adm *kadm.Client, name string) 
 		if c, err = configs.On(name, nil); err == nil {
 			err = c.Err
 		}
-		state.MaxMessage, _ = maxMessage(c)
+		state.Limit = limitOf(c)
 		state.Config = map[string]string{}
 		for _, entry := range c.Configs {
 			if entry.Source == kmsg.ConfigSourceDynamicTopicConfig {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
@@ -13,10 +13,26 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// Limits holds the largest size of a batch of records in bytes, by topic: the topic's
-// max.message.bytes. A missing topic was not queried, or its limit could not be read;
-// the default applies to it. Nil Limits apply the default to all topics.
-type Limits map[string]int
+// Limits holds what topics accept, by topic. A missing topic was not queried, or its
+// configuration could not be read; the zero [Limit] applies to it. Nil Limits apply the
+// zero Limit to all topics.
+type Limits map[string]Limit
+
+// A Limit is what a topic accepts of a record.
+type Limit struct {
+	// Bytes is the largest size of a batch of records: max.message.bytes. 0 means the
+	// default.
+	Bytes int
+	// Before and After bound how far a record's time may be before and after the
+	// broker's clock: message.timestamp.before.max.ms and .after.max.ms. 0 means no
+	// bound.
+	Before, After time.Duration
+	// AppendTime means that the broker replaces the time of each record:
+	// message.timestamp.type is LogAppendTime.
+	AppendTime bool
+	// Keyed means that every record needs a key: cleanup.policy contains compact.
+	Keyed bool
+}
 
 const (
 	// defaultBatch is slightly below Kafka's default max.message.bytes, 1 MiB.
@@ -39,21 +55,21 @@ const limitsTimeout = 5 * time.Second
 func (l Limits) MaxRecord(topic string) int { return l.batch(topic) - batchHead }
 
 func (l Limits) batch(topic string) int {
-	if n, ok := l[topic]; ok {
+	if n := l[topic].Bytes; n > 0 {
 		return n
 	}
 	return defaultBatch
 }
 
-// A SizeLimited is a [pipeline.Handler] that checks the size of the records it emits.
+// A SizeLimited is a [pipeline.Handler] that checks the records it emits.
 type SizeLimited interface {
-	// SetLimits is called between batches: before the first one, and when a topic's limit
-	// has changed. The topics are those of [LoopConfig].Writes.
+	// SetLimits is called between batches: before the first one, and when the limits of a
+	// topic have changed. The topics are those of [LoopConfig].Writes.
 	SetLimits(Limits)
 }
 
-// fetchLimits reads the limits of topics, each clamped to maxBytes. The error names
-// the topics whose limit cannot be read. A topic that does not exist is no error: it
+// fetchLimits reads the limits of topics, their sizes clamped to maxBytes. The error names
+// the topics whose limits cannot be read. A topic that does not exist is no error: it
 // will be created with the default.
 func fetchLimits(ctx context.Context, cl *kgo.Client, topics []string, maxBytes int) (Limits, error) {
 	ctx, cancel := context.WithTimeout(ctx, limitsTimeout)
@@ -72,9 +88,7 @@ func fetchLimits(ctx context.Context, cl *kgo.Client, topics []string, maxBytes 
 		}
 		switch {
 		case err == nil:
-			if n, ok := maxMessage(c); ok {
-				limits[topic] = clampLimit(n, maxBytes)
-			}
+			limits[topic] = limitOf(c).clamp(maxBytes)
 		case !errors.Is(err, kerr.UnknownTopicOrPartition):
 			faults = append(faults, fmt.Errorf("topic %s: %w", topic, err))
 		}
@@ -82,16 +96,47 @@ func fetchLimits(ctx context.Context, cl *kgo.Client, topics []string, maxBytes 
 	return limits, errors.Join(faults...)
 }
 
-// clampLimit bounds a limit from above, and from below by the head of a batch, so
-// [Limits.MaxRecord] is not negative.
-func clampLimit(n, maxBytes int) int { return max(batchHead, min(n, maxBytes, maxBatch)) }
-
-// maxMessage returns the max.message.bytes of a topic.
-func maxMessage(c kadm.ResourceConfig) (int, bool) {
-	i := slices.IndexFunc(c.Configs, func(entry kadm.Config) bool { return entry.Key == "max.message.bytes" })
-	if i < 0 {
-		return 0, false
+// limitOf reads the limit from the configuration of a topic. What the configuration lacks
+// is not limited: brokers before 3.6 have one setting for both directions of time.
+func limitOf(c kadm.ResourceConfig) (l Limit) {
+	for _, entry := range c.Configs {
+		value := entry.MaybeValue()
+		switch entry.Key {
+		case "max.message.bytes":
+			if n, err := strconv.Atoi(value); err == nil {
+				l.Bytes = max(n, batchHead)
+			}
+		case "message.timestamp.before.max.ms":
+			l.Before = bound(value)
+		case "message.timestamp.after.max.ms":
+			l.After = bound(value)
+		case "message.timestamp.type":
+			l.AppendTime = value == "LogAppendTime"
+		case "cleanup.policy":
+			l.Keyed = strings.Contains(value, "compact")
+		}
 	}
-	n, err := strconv.Atoi(c.Configs[i].MaybeValue())
-	return n, err == nil
+	return l
+}
+
+// bound returns a number of milliseconds as a duration, at least one; 0 if it is longer
+// than a duration can be, or no number.
+func bound(millis string) time.Duration {
+	n, err := strconv.ParseInt(millis, 10, 64)
+	if err != nil || n > int64(maxBound/time.Millisecond) {
+		return 0
+	}
+	return max(time.Duration(n)*time.Millisecond, time.Millisecond)
+}
+
+// maxBound is shorter than the time that the client can express before and after now.
+const maxBound = 200 * 365 * 24 * time.Hour
+
+// clamp bounds the size from above, and from below by the head of a batch, so
+// [Limits.MaxRecord] is not negative.
+func (l Limit) clamp(maxBytes int) Limit {
+	if l.Bytes > 0 {
+		l.Bytes = max(batchHead, min(l.Bytes, maxBytes, maxBatch))
+	}
+	return l
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -43,9 +42,9 @@ import (
 //     transaction: canceling that call would leave the outcome unknown.
 //  6. Offsets are committed with every transaction and never move back: see held.go.
 //
-// The batch size limits of a client are fixed when it is created. If a batch is
-// too large for its topic and the topic's limit has changed since, the session
-// rolls the batch back and discards the client: see tooLarge.
+// The batch size limits of a client are fixed when it is created. If a topic refuses a
+// batch and the topic's limits have changed since, the session rolls the batch back and
+// discards the client: see refusal.go.
 
 // A poll returns at most maxPoll records. This bounds how far a batch can exceed
 // its time limit. It can exceed its byte limit only by records larger than
@@ -78,11 +77,12 @@ type session struct {
 	handler pipeline.Handler
 	alarm   alarm // any goroutine may ring it; has its own lock
 	held    held  // also set by the group callbacks; has its own lock
+	suspect suspect
 
 	// revoked is set by the group callbacks: the current batch cannot commit any
 	// more, so it ends now.
 	revoked atomic.Bool
-	// client is set by a group callback, for the requests of callbacks and of tooLarge.
+	// client is set by a group callback, for the requests of callbacks and of refusedBatch.
 	client atomic.Pointer[kgo.Client]
 	// fatal is an error found by a callback. It ends the loop.
 	fatal atomic.Pointer[error]
@@ -156,6 +156,7 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 
 	wait := minBackoff
 	spare := newBatch(cl)
+	spare.suspect = &s.suspect
 	for {
 		b, err := s.collect(ctx, cl, spare)
 		if fatal := s.fatal.Load(); fatal != nil {
@@ -179,6 +180,7 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 		}
 		if committed {
 			anyCommitted, wait = true, minBackoff
+			s.suspect.passed(b.last())
 			s.state.set("")
 		}
 		if err != nil {
@@ -188,10 +190,15 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 			if isFenced(err) {
 				return anyCommitted, s.fenced(b, err)
 			}
-			if errors.Is(err, kerr.MessageTooLarge) {
-				var discard bool
-				if discard, err = s.tooLarge(ctx, err); discard {
+			if IsRefusal(err) {
+				var next reaction
+				next, err = s.refusedBatch(ctx, b, err)
+				switch next {
+				case newClient:
 					return anyCommitted, err
+				case search:
+					s.log.Warn("batch rolled back; trying again with fewer records, to find the one that is refused", "err", err, "records", b.records)
+					continue
 				}
 			}
 			s.state.set(err.Error())
@@ -336,52 +343,6 @@ func (s *session) fetchOptions() []kgo.Opt {
 	}
 }
 
-// limitsUnread is the log message when the default limit applies.
-const limitsUnread = "cannot read the size limits of topics, so the default limit applies: allow DescribeConfigs on them"
-
-// loadLimits reads how large batches may be and passes it to the handler. If the
-// limits cannot be read, the defaults apply and work continues.
-func (s *session) loadLimits(ctx context.Context, cl *kgo.Client) Limits {
-	limits, err := s.fetchLimits(ctx, cl)
-	if err != nil && s.number == 0 { // the other sessions get the same answer
-		s.log.Warn(limitsUnread, "bytes", Limits(nil).MaxRecord(""), "err", err)
-	}
-	s.log.Debug("size limits of topics", "bytes", limits)
-	s.limits = limits
-	if h, ok := s.handler.(SizeLimited); ok {
-		h.SetLimits(limits)
-	}
-	return limits
-}
-
-// fetchLimits reads the limits of the topics. A topic without an answer keeps its
-// previous limit.
-func (s *session) fetchLimits(ctx context.Context, cl *kgo.Client) (Limits, error) {
-	limits, err := fetchLimits(ctx, cl, s.loop.cfg.Writes, s.loop.cfg.bufferedBytes())
-	for topic, n := range s.limits {
-		if _, ok := limits[topic]; !ok {
-			limits[topic] = n
-		}
-	}
-	return limits, err
-}
-
-// tooLarge handles a batch with a record that its topic refused as too large. It
-// reads the topic limits again. If they have changed, the caller discards the
-// client, and the next one makes its batches by the new limits. If not, a new
-// client would not help and would only cost the group a rebalance; the returned
-// error names the remedy.
-func (s *session) tooLarge(ctx context.Context, err error) (discard bool, _ error) {
-	limits, unread := s.fetchLimits(ctx, s.client.Load())
-	switch {
-	case !maps.Equal(limits, s.limits):
-		return true, fmt.Errorf("%w; the topic's size limit has changed", err)
-	case unread != nil:
-		return false, fmt.Errorf("%w; the topic's size limit cannot be read, so set its max.message.bytes to %d or more, or allow DescribeConfigs on it (%w)", err, defaultBatch, unread)
-	}
-	return false, fmt.Errorf("%w; raise the topic's max.message.bytes", err)
-}
-
 // groupErrors records why the group does not accept a session.
 type groupErrors struct{ *session }
 
@@ -499,7 +460,7 @@ func count(ps map[string][]int32) (n int) {
 func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, error) {
 	cfg := &s.loop.cfg
 	first, off := s.alarm.watch(ctx)
-	fetches, err := poll(first, cl, min(cfg.MaxPoll, b.pollSize(cfg.batchBytes())))
+	fetches, err := poll(first, cl, s.suspect.poll(min(cfg.MaxPoll, b.pollSize(cfg.batchBytes()))))
 	woken := off() && ctx.Err() == nil
 	if err != nil || fetches.NumRecords() == 0 && !woken {
 		return nil, err
@@ -523,7 +484,7 @@ func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, err
 		if err := b.handle(work, s.handler, fetches); err != nil {
 			return b, err
 		}
-		if b.bytes >= cfg.batchBytes() || s.revoked.Load() || ctx.Err() != nil || !time.Now().Before(deadline) {
+		if b.bytes >= cfg.batchBytes() || s.suspect.isolating() || s.revoked.Load() || ctx.Err() != nil || !time.Now().Before(deadline) {
 			break
 		}
 		more, cancel := context.WithDeadline(ctx, deadline)

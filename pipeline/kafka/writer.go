@@ -55,11 +55,19 @@ func PartitionOf(key []byte, n int) int32 {
 
 // A Writer writes records outside of transactions, idempotently and in order per
 // key: the order of the calls to Write. It is safe for concurrent use, except Limits.
+//
+// A broker refuses a whole batch because of one record that its topic does not accept,
+// and the client then fails every record of the partition that is not written. The Writer
+// writes these again one by one, each in a request of its own, so only the record that is
+// refused alone fails, with an error for which [IsRefusal] is true. Records that are
+// passed to Write meanwhile wait; only one that is passed in the moment of the refusal may
+// be written before an earlier one of its key.
 type Writer struct {
 	cl     *kgo.Client
 	link   *link
 	log    *slog.Logger // may be nil
 	limits Limits       // set by Limits before the first Write
+	single *singles
 }
 
 // writerBuffer is how many bytes of a Writer may be in flight.
@@ -67,19 +75,24 @@ const writerBuffer = 64 << 20
 
 // NewWriter returns a Writer, which connects when the first record is written.
 func NewWriter(cfg Config) (*Writer, error) {
-	opts, err := cfg.Options()
-	if err != nil {
-		return nil, err
-	}
 	w := &Writer{link: newLink(), log: cfg.Logger}
-	opts = append(opts, kgo.WithHooks(w.link))
-	if w.cl, err = kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...); err != nil {
+	newClient := func() (*kgo.Client, error) {
+		opts, err := cfg.Options()
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, kgo.WithHooks(w.link))
+		return kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...)
+	}
+	var err error
+	if w.cl, err = newClient(); err != nil {
 		return nil, err
 	}
+	w.single = newSingles(newClient)
 	return w, nil
 }
 
-// Limits reads and returns the size limits of topics. The Writer keeps to them. The
+// Limits reads and returns the limits of topics. The Writer keeps to their sizes. The
 // call is optional; it must come before the first Write.
 func (w *Writer) Limits(ctx context.Context, topics ...string) Limits {
 	var err error
@@ -91,15 +104,26 @@ func (w *Writer) Limits(ctx context.Context, topics ...string) Limits {
 }
 
 // Write passes a record to the client and returns. It blocks only while the client's
-// buffer is full. done is called once, from another goroutine: with nil when all
-// in-sync replicas have the record, whose Partition and Offset are then set. The
-// caller must not change the record before that.
+// buffer is full, or while refused records are written one by one. done is called once,
+// from another goroutine: with nil when all in-sync replicas have the record, whose
+// Partition and Offset are then set. The caller must not change the record before that.
 func (w *Writer) Write(ctx context.Context, r *pipeline.Record, done func(error)) {
 	out := new(kgo.Record)
 	fill(out, r)
-	w.cl.Produce(ctx, out, func(out *kgo.Record, err error) {
+	finish := func(out *kgo.Record, err error) {
 		r.Partition, r.Offset = out.Partition, out.Offset
 		done(w.link.explain(err))
+	}
+	if err := w.single.idle(ctx); err != nil {
+		finish(out, err)
+		return
+	}
+	w.cl.Produce(ctx, out, func(out *kgo.Record, err error) {
+		if IsRefusal(err) {
+			w.single.add(single{ctx, out, finish})
+			return
+		}
+		finish(out, err)
 	})
 }
 
@@ -140,7 +164,15 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 }
 
 // Flush waits until done was called for every record written so far.
-func (w *Writer) Flush(ctx context.Context) error { return w.link.explain(w.cl.Flush(ctx)) }
+func (w *Writer) Flush(ctx context.Context) error {
+	if err := w.cl.Flush(ctx); err != nil {
+		return w.link.explain(err)
+	}
+	return w.link.explain(w.single.idle(ctx))
+}
 
 // Close closes the connections. Records that are still in flight fail.
-func (w *Writer) Close() { w.cl.Close() }
+func (w *Writer) Close() {
+	w.cl.Close()
+	w.single.close()
+}

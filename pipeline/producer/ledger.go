@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
 )
 
 // position is a line of an input.
@@ -29,7 +30,8 @@ type flight struct {
 	record pipeline.Record
 	buf    []byte // of the record's key and value
 	typ    *event.Type
-	number int64 // of the line, counted from the first
+	number int64  // of the line, counted from the first
+	line   []byte // a copy, for the rejects file if Kafka refuses the record
 	done   func(error)
 }
 
@@ -46,11 +48,19 @@ type ledger struct {
 	first    int64    // number of open[0]
 	through  position // every line up to this one is done
 	sent     map[*event.Type]int
-	total    int // acknowledged records
-	rejected int // bad lines
-	inFlight int // records without a result
-	lost     int // failed records
+	total    int       // acknowledged records
+	rejected int       // bad lines
+	inFlight int       // records without a result
+	lost     int       // failed records
+	refused  []refusal // records that Kafka refused, whose lines are not rejected yet
 	err      error
+}
+
+// refusal is a record that Kafka refused for its content.
+type refusal struct {
+	flight *flight
+	at     position
+	why    error
 }
 
 // entry is a line.
@@ -83,8 +93,18 @@ func (l *ledger) written(f *flight, at position, m *producerMetrics) {
 	l.inFlight++
 }
 
-// acknowledged takes the result of a record. The line of a failed record stays open.
+// acknowledged takes the result of a record. The line of a failed record stays open. The
+// line of a refused one is bad: the sender takes it with takeRefused.
 func (l *ledger) acknowledged(f *flight, m *producerMetrics, err error) {
+	if kafka.IsRefusal(err) {
+		m.countRejected(f.typ)
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.inFlight--
+		l.rejected++
+		l.refused = append(l.refused, refusal{f, l.open[f.number-l.first].at, err})
+		return
+	}
 	if err != nil {
 		m.countFailed(f.typ)
 		if l.lose(f, err) {
@@ -103,6 +123,18 @@ func (l *ledger) acknowledged(f *flight, m *producerMetrics, err error) {
 	l.sent[f.typ]++
 	l.strike(f.number)
 	l.free = append(l.free, f)
+}
+
+// takeRefused returns the refused records; their lines are then done.
+func (l *ledger) takeRefused() []refusal {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := l.refused
+	l.refused = nil
+	for _, r := range taken {
+		l.strike(r.flight.number)
+	}
+	return taken
 }
 
 // lose counts a failed record, and reports whether it is the first one.

@@ -110,7 +110,7 @@ func (r *redriver) run(ctx context.Context) error {
 	if r.dryRun {
 		return r.list(ctx, cfg, pending)
 	}
-	handler := &redriveHandler{filter: &r.filter, limit: r.limit, pace: newPace(r.rate), pending: pending}
+	handler := &redriveHandler{filter: &r.filter, limit: r.limit, pace: newPace(r.rate), pending: pending, now: r.env.Now}
 	err = r.drive(ctx, cfg, log, topics, handler)
 	if reported := r.report(handler); reported != nil {
 		return reported

@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"sync"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/deadletter"
@@ -18,7 +19,9 @@ type redriveHandler struct {
 	pace    *pace
 	pending map[letterPlace]kafka.Bounds // the letters to handle; never changed
 	limits  kafka.Limits                 // of the topics' records
-	stop    func()                       // called when all pending letters are handled
+	gates   map[string]*kafka.Gate       // by topic, by limits
+	now     func() time.Time
+	stop    func() // called when all pending letters are handled
 
 	batch redriveCounts         // of the current batch
 	seen  map[letterPlace]int64 // next offsets of the current batch
@@ -54,20 +57,54 @@ func count(m *map[string]int, key string, n int) {
 	(*m)[key] += n
 }
 
-var _ kafka.SizeLimited = (*redriveHandler)(nil)
+var (
+	_ kafka.SizeLimited = (*redriveHandler)(nil)
+	_ kafka.Refuser     = (*redriveHandler)(nil)
+)
 
 // SetLimits implements [kafka.SizeLimited].
-func (h *redriveHandler) SetLimits(limits kafka.Limits) { h.limits = limits }
+func (h *redriveHandler) SetLimits(limits kafka.Limits) { h.limits, h.gates = limits, nil }
+
+// gate returns the gate of a topic.
+func (h *redriveHandler) gate(topic string) *kafka.Gate {
+	if h.gates == nil {
+		h.gates = map[string]*kafka.Gate{}
+	}
+	g := h.gates[topic]
+	if g == nil {
+		g = h.limits.Gate(topic, h.now)
+		h.gates[topic] = g
+	}
+	return g
+}
+
+// Refuse implements [kafka.Refuser]: the letter stays.
+func (h *redriveHandler) Refuse(_ context.Context, in *pipeline.Record, _ error, out pipeline.Emitter) error {
+	back := deadletter.Original(in)
+	why := h.stays(in, &back)
+	if why == "" {
+		why = staysRefused
+	}
+	h.keep(in, h.now(), why, out)
+	return nil
+}
+
+// keep writes a letter that stays again, so the topic can be trimmed to the letters of the
+// run.
+func (h *redriveHandler) keep(in *pipeline.Record, at time.Time, why string, out pipeline.Emitter) {
+	if why != staysLater {
+		count(&h.batch.Stayed, why, 1)
+	}
+	letter := *in
+	deadletter.SetTime(&letter, at)
+	out.Emit(&letter)
+}
 
 // Handle implements [pipeline.Handler].
 func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 	back := deadletter.Original(in)
 	if why := h.stays(in, &back); why != "" {
-		if why != staysLater {
-			count(&h.batch.Stayed, why, 1)
-		}
-		letter := *in
-		out.Emit(&letter)
+		h.keep(in, h.gate(in.Topic).Time(in.Time), why, out)
 		return nil
 	}
 	if err := h.pace.wait(ctx); err != nil {
@@ -97,10 +134,14 @@ func (h *redriveHandler) stays(in, back *pipeline.Record) string {
 	switch {
 	case h.limit > 0 && h.total.Sent+h.batch.Sent >= h.limit:
 		return staysLimit
-	case back.Size() > h.limits.MaxRecord(back.Topic):
+	}
+	switch err := h.gate(back.Topic).Check(back.Size(), back.Key, back.Time); {
+	case err == nil:
+		return ""
+	case pipeline.ReasonOf(err) == pipeline.ReasonTooLarge:
 		return staysTooLarge
 	}
-	return ""
+	return staysRefused
 }
 
 // Flush implements [pipeline.Handler].

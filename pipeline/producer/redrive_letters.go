@@ -43,6 +43,7 @@ const (
 	staysTruncated = "cut off"
 	staysNoSource  = "no known source"
 	staysTooLarge  = "too large for its topic"
+	staysRefused   = "not accepted by its topic"
 	staysLimit     = "beyond --max"
 	staysLater     = "came during the run"
 )

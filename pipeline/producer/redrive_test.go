@@ -237,6 +237,7 @@ func TestLettersOfAnAbortedBatchAreNotCounted(t *testing.T) {
 		filter: &letterFilter{sources: map[string]bool{graveSource: true}}, pace: newPace(0), limit: 2,
 		pending: map[letterPlace]kafka.Bounds{{graveDead, 0}: {Start: 0, End: 2}},
 		stop:    func() { stopped++ },
+		now:     time.Now,
 	}
 	in := []pipeline.Record{letter("a", "x", 1), letter("b", "x", 1), letter("late", "x", 1)}
 	for _, committed := range []bool{false, true} {

@@ -70,6 +70,7 @@ func (s *sender) run(ctx context.Context, source lineSource) *sendOutcome {
 
 	err := s.send(reading, writing, source)
 	flushed := s.writer.Flush(writing)
+	err = errors.Join(err, s.rejectRefused())
 	close(ended)
 	watch.Wait()
 	s.console.status("")
@@ -169,6 +170,16 @@ func (s *sender) lines(ctx context.Context, b *lineBatch, from, to int) error {
 			return err
 		}
 	}
+	return s.rejectRefused()
+}
+
+// rejectRefused rejects the lines whose records Kafka refused since the last call.
+func (s *sender) rejectRefused() error {
+	for _, r := range s.ledger.takeRefused() {
+		if err := s.reject(r.flight.line, r.at, fmt.Errorf("Kafka refused the event: %w", r.why)); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -191,6 +202,7 @@ func (s *sender) line(ctx context.Context, one *sentLine) error {
 		s.ledger.reject(f, one.at)
 		return s.reject(one.line, one.at, one.err)
 	}
+	f.line = append(f.line[:0], one.line...)
 	s.ledger.written(f, one.at, s.metrics)
 	s.writer.Write(ctx, &f.record, f.done)
 	return nil

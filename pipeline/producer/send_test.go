@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
@@ -318,6 +319,69 @@ stdin:6: the JSON ends too early
 	for typ, n := range map[string]float64{"unknown": 3, "OrderPaid": 1} {
 		if got := testutil.ToFloat64(s.metrics.events.WithLabelValues(typ, "rejected")); got != n {
 			t.Errorf("%v of %s are counted as rejected, want %v", got, typ, n)
+		}
+	}
+}
+
+// A line whose record Kafka refuses for its content is a bad line, like one that cannot be
+// encoded; the others are sent.
+func TestRefusedRecordsAreBadLinesAndTheOthersSent(t *testing.T) {
+	refused := fmt.Errorf("writing: %w", kerr.InvalidTimestamp)
+	var late []func(error)
+	w := &fakeWriter{}
+	w.write = func(n int, done func(error)) {
+		switch n {
+		case 2:
+			done(refused)
+		case 4:
+			late = append(late, done)
+		default:
+			done(nil)
+		}
+	}
+	w.flush = func(context.Context) error {
+		for _, done := range late {
+			done(refused)
+		}
+		return nil
+	}
+	s := newSending(t, w)
+	out := s.text(t.Context(), paid(5))
+	if out.err != nil || out.total != 3 || out.rejected != 2 || out.failed != 0 || out.unknown != 0 || out.through.line != 5 {
+		t.Errorf("%+v", out)
+	}
+	if got := s.console.String(); strings.Count(got, "Kafka refused the event: writing: INVALID_TIMESTAMP") != 2 || !strings.Contains(got, "stdin:2: ") || !strings.Contains(got, "stdin:4: ") {
+		t.Errorf("reported\n%s", got)
+	}
+	lines := strings.SplitAfter(paid(5), "\n")
+	if kept, err := os.ReadFile(filepath.Join(s.dir, "stdin.rejects")); err != nil || string(kept) != lines[1]+lines[3] {
+		t.Errorf("kept %q, %v", kept, err)
+	}
+	if got := testutil.ToFloat64(s.metrics.events.WithLabelValues("OrderPaid", "rejected")); got != 2 {
+		t.Errorf("%v are counted as rejected, want 2", got)
+	}
+}
+
+// A line whose time the topic does not accept is a bad line that says so.
+func TestLineWithATimeThatTheTopicDoesNotAcceptIsABadLine(t *testing.T) {
+	w := &fakeWriter{write: acceptAll}
+	s := newSending(t, w)
+	s.encoder.SetLimits(kafka.Limits{"shop.events": {After: time.Hour, Before: 24 * time.Hour}})
+	line := func(at time.Time) string {
+		return fmt.Sprintf(`{"type":"OrderPaid","timestamp":%q,"data":{"id":"o"}}`+"\n", at.Format(time.RFC3339))
+	}
+	out := s.text(t.Context(), line(harness.Now)+line(harness.Now.Add(2*time.Hour))+line(harness.Now.Add(time.Hour))+line(harness.Now.Add(-25*time.Hour))+line(time.Date(2600, 1, 1, 0, 0, 0, 0, time.UTC)))
+	if out.err != nil || out.total != 2 || out.rejected != 3 {
+		t.Errorf("%+v", out)
+	}
+	got := s.console.String()
+	for _, want := range []string{
+		"stdin:2: timestamp: the time " + harness.Now.Add(2*time.Hour).UTC().Format(time.RFC3339) + ": shop.events takes at most 1h0m0s ahead of the clock (message.timestamp.after.max.ms)\n",
+		"shop.events takes at most 24h0m0s before the clock (message.timestamp.before.max.ms)\n",
+		"stdin:5: timestamp: the time 2600-01-01T00:00:00Z: no record can have this time\n",
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("reported\n%swant\n%s", got, want)
 		}
 	}
 }

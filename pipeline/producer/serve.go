@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/worker"
 )
@@ -46,7 +47,8 @@ record's headers.
 
 200 means that Kafka has acknowledged every event of the request; the answer has
 their offsets. 400, 413 and 415 describe a fault of the request, and 429 means that
-too many requests are in progress: nothing of the request was sent. 503 means that
+too many requests are in progress: nothing of the request was sent, except if Kafka
+refused an event of it (400), which the answer says. 503 means that
 Kafka has not acknowledged all events: some may have been written. Problems have the
 form of RFC 9457.
 
@@ -340,11 +342,16 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), in.patience)
 	defer cancel()
 	results := keyring.NewResults(len(flights))
-	for _, f := range flights {
+	refused := make([]error, len(flights)) // each is set by one callback, before its result
+	for i, f := range flights {
 		in.writer.Write(ctx, &f.record, func(err error) {
-			if err != nil {
+			switch {
+			case kafka.IsRefusal(err):
+				in.metrics.countRejected(f.typ)
+				refused[i], err = err, nil
+			case err != nil:
 				in.metrics.countFailed(f.typ)
-			} else {
+			default:
 				in.metrics.countSent(f.typ)
 			}
 			results.Add(err)
@@ -354,6 +361,16 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 		in.log.Warn("Kafka has not acknowledged all events of a request", "err", err)
 		w.Header().Set("Retry-After", retryAfter)
 		in.problem(w, http.StatusServiceUnavailable, nil, "Kafka has not acknowledged all %d events; some may be written: send them again with the same ids", len(flights))
+		return
+	}
+	var faults []fieldFault
+	for i, err := range refused {
+		if err != nil {
+			faults = append(faults, faultOf(flights[i].index, fmt.Errorf("Kafka refused the event: %w", err), nil))
+		}
+	}
+	if len(faults) > 0 {
+		in.problem(w, http.StatusBadRequest, faults, "Kafka refused %d events; the other %d are written", len(faults), len(flights)-len(faults))
 		return
 	}
 	sent := make([]sentEvent, len(flights))

@@ -15,11 +15,13 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/twmb/franz-go/pkg/kerr"
 
 	"millrace/pipeline"
 	"millrace/pipeline/event"
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 )
 
@@ -410,4 +412,58 @@ func FuzzIntake(f *testing.F) {
 			t.Fatalf("answer %d", answer.Code)
 		}
 	})
+}
+
+// An event that Kafka refuses for its content is a fault of its request: 400. The answer
+// names it, and tells that the others are written. Other requests are not affected.
+func TestEventThatKafkaRefusesIsAFaultOfItsRequest(t *testing.T) {
+	w := &intakeWriter{result: func(n int, done func(error)) {
+		if n == 2 {
+			done(kerr.InvalidTimestamp)
+		} else {
+			done(nil)
+		}
+	}}
+	in := newIntake(t, w)
+	got := post(t, in, "["+paidEvent+","+paidEvent+","+paidEvent+"]", asJSON)
+	var answer problem
+	if err := json.Unmarshal(got.Body.Bytes(), &answer); err != nil || got.Code != http.StatusBadRequest {
+		t.Fatalf("%d %s", got.Code, got.Body)
+	}
+	if len(answer.Errors) != 1 || answer.Errors[0].Event != 1 || !strings.HasPrefix(answer.Errors[0].Detail, "Kafka refused the event: INVALID_TIMESTAMP") {
+		t.Errorf("the faults are %+v", answer.Errors)
+	}
+	if answer.Detail != "Kafka refused 1 events; the other 2 are written" || got.Header().Get("Retry-After") != "" {
+		t.Errorf("the answer says %q", answer.Detail)
+	}
+	for status, n := range map[string]float64{"rejected": 1, "sent": 2, "failed": 0} {
+		if got := testutil.ToFloat64(in.metrics.events.WithLabelValues("OrderPaid", status)); got != n {
+			t.Errorf("%v events are counted as %s, want %v", got, status, n)
+		}
+	}
+}
+
+// An event whose time the topic does not accept is refused before anything is written.
+func TestEventWithATimeThatTheTopicDoesNotAcceptIsRefused(t *testing.T) {
+	w := &intakeWriter{}
+	encoder := eventtest.ShopEncoder(t)
+	encoder.SetLimits(kafka.Limits{"shop.events": {After: time.Hour}})
+	in := newIntakeWith(encoder, w)
+	late := harness.Now.Add(3 * time.Hour).UTC().Format(time.RFC3339)
+	for _, test := range []struct{ body, content, field string }{
+		{`[` + paidEvent + `,{"type":"OrderPaid","timestamp":"` + late + `","data":{"id":"o-1"}}]`, asJSON, "timestamp"},
+		{strings.Replace(cloudPaid, "2026-01-02T03:04:05Z", late, 1), asCloud, "time"},
+	} {
+		got := post(t, in, test.body, test.content)
+		var answer problem
+		if err := json.Unmarshal(got.Body.Bytes(), &answer); err != nil || got.Code != http.StatusBadRequest || len(answer.Errors) != 1 {
+			t.Fatalf("%d %s", got.Code, got.Body)
+		}
+		if e := answer.Errors[0]; e.Field != test.field || !strings.Contains(e.Detail, "shop.events takes at most 1h0m0s ahead of the clock") {
+			t.Errorf("the fault is %+v", e)
+		}
+	}
+	if len(w.records) != 0 {
+		t.Errorf("%d records were written", len(w.records))
+	}
 }

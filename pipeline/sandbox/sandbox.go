@@ -104,6 +104,7 @@ func New(cfg Config) (_ *Sandbox, err error) {
 	if s.broker, err = startBroker(cfg, s.logger); err != nil {
 		return s, err
 	}
+	applyRules(s.broker)
 	watcher, err := watchMembers(s.broker, time.Second)
 	if err != nil {
 		return s, err

@@ -105,8 +105,8 @@ var _ = []kafka.SizeLimited{(*handler)(nil), (*lanes)(nil)}
 
 // SetLimits implements [kafka.SizeLimited].
 func (h *handler) SetLimits(limits kafka.Limits) {
-	h.output.limit(limits)
-	h.letters.limit = limits.MaxRecord(h.letters.topic)
+	h.output.limit(limits, h.letters.now)
+	h.letters.gate = limits.Gate(h.letters.topic, h.letters.now)
 }
 
 // Assign implements [kafka.Assigner].
@@ -173,6 +173,21 @@ func (h *handler) reject(ctx context.Context, in *pipeline.Record, stage string,
 	h.batch.Dead[pipeline.ReasonOf(err)]++
 	h.letters.emit(in, stage, err, out)
 	return h.receipts.DeadLetter(ctx, &h.event, in, stage, pipeline.ReasonOf(err), out)
+}
+
+var _ = []kafka.Refuser{(*handler)(nil), (*lanes)(nil)}
+
+// Refuse implements [kafka.Refuser].
+func (h *handler) Refuse(ctx context.Context, in *pipeline.Record, why error, out pipeline.Emitter) error {
+	h.batch.In++
+	stage := deadletter.StageEncode
+	if err := h.input.read(ctx, in, &h.event); err != nil {
+		if pipeline.ClassOf(err) != pipeline.ClassReject {
+			return err
+		}
+		stage = deadletter.StageDecode
+	}
+	return h.reject(ctx, in, stage, &pipeline.RejectError{Reason: pipeline.ReasonRefused, Err: why}, out)
 }
 
 // Flush implements [pipeline.Handler].

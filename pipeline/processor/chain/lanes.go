@@ -29,6 +29,7 @@ type lanes struct {
 type queued struct {
 	in   pipeline.Record
 	lane int
+	why  error // why Kafka refused the output; nil if it did not
 	out  collector
 }
 
@@ -73,7 +74,17 @@ func (l *lanes) SetLimits(limits kafka.Limits) {
 
 // Handle implements [pipeline.Handler].
 func (l *lanes) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
-	q := queued{in: *in}
+	return l.add(ctx, in, nil, out)
+}
+
+// Refuse implements [kafka.Refuser].
+func (l *lanes) Refuse(ctx context.Context, in *pipeline.Record, why error, out pipeline.Emitter) error {
+	return l.add(ctx, in, why, out)
+}
+
+// add queues a record. why tells why Kafka refused its output.
+func (l *lanes) add(ctx context.Context, in *pipeline.Record, why error, out pipeline.Emitter) error {
+	q := queued{in: *in, why: why}
 	q.in.Headers = slices.Clone(in.Headers)
 	first := l.handlers[0] // no lane runs now
 	if key := first.input.key(ctx, in, &first.event); key != nil {
@@ -114,7 +125,13 @@ func (l *lanes) run(ctx context.Context, lane int) error {
 		if q.lane != lane {
 			continue
 		}
-		if err := l.handlers[lane].Handle(ctx, &q.in, &q.out); err != nil {
+		h, err := l.handlers[lane], error(nil)
+		if q.why != nil {
+			err = h.Refuse(ctx, &q.in, q.why, &q.out)
+		} else {
+			err = h.Handle(ctx, &q.in, &q.out)
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -8,12 +8,13 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
+	"millrace/pipeline/kafka"
 )
 
 // letters writes the dead letters of a pipeline. It belongs to a handler.
 type letters struct {
 	pipeline, topic string
-	limit           int             // bytes of a dead letter
+	gate            *kafka.Gate
 	envelope        *event.Envelope // nil: the records carry the envelope
 	now             func() time.Time
 	log             *slog.Logger
@@ -37,7 +38,12 @@ func (l *letters) emit(in *pipeline.Record, stage string, err error, out pipelin
 	if l.envelope != nil && stage != deadletter.StageDecode {
 		deadletter.AddEnvelope(l.envelope.Derived, &letter)
 	}
-	deadletter.Truncate(&letter, l.limit)
+	at := l.gate.Time(in.Time)
+	if pipeline.ReasonOf(err) == pipeline.ReasonRefused {
+		at = l.now() // maybe because of its time
+	}
+	deadletter.SetTime(&letter, at)
+	deadletter.Truncate(&letter, l.gate.MaxRecord())
 	out.Emit(&letter)
 }
 

@@ -116,7 +116,7 @@ func TestTooLargeRecordBecomesADeadLetter(t *testing.T) {
 				}
 				letter := letters[key]
 				parsed := deadletter.Parse(&letter)
-				if parsed.Reason != "too_large" || parsed.Error != fmt.Sprintf("too_large: %d bytes after the last stage, but out takes at most 19488", r.Size()) {
+				if parsed.Reason != "too_large" || parsed.Error != fmt.Sprintf("too_large: %d bytes, but out takes at most 19488", r.Size()) {
 					t.Errorf("the letter says %s: %s", parsed.Reason, parsed.Error)
 				}
 				if size := letter.Size(); parsed.Truncated != len(r.Value) || size > 10_000-512 || size < 9000 || !bytes.HasPrefix(r.Value, letter.Value) {
@@ -187,7 +187,7 @@ func TestProducerSendUsesTheLimitOfItsTopic(t *testing.T) {
 func TestEveryLaneHasTheLimits(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 20_000, 10_000))
 	l := chain.NewLanes(b.Worker("0"), b.Registry, b.IDs, 4)
-	l.SetLimits(kafka.Limits{"out": 1000})
+	l.SetLimits(kafka.Limits{"out": {Bytes: 1000}})
 	var out harness.Emitted
 	for i := range 20 {
 		r := sized(b, int64(i), 600)

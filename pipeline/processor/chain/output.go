@@ -3,6 +3,7 @@ package chain
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -28,7 +29,7 @@ type output struct {
 type target struct {
 	topic string
 	ids   []int // schema ids, by type
-	limit int   // bytes of a record
+	gate  *kafka.Gate
 }
 
 func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Envelope) output {
@@ -47,9 +48,9 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 	return o
 }
 
-func (o *output) limit(limits kafka.Limits) {
+func (o *output) limit(limits kafka.Limits, now func() time.Time) {
 	for _, t := range o.targets {
-		t.limit = limits.MaxRecord(t.topic)
+		t.gate = limits.Gate(t.topic, now)
 	}
 }
 
@@ -88,8 +89,8 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 			return err
 		}
 	}
-	if n := len(key) + len(value) + pipeline.HeadersSize(headers); n > t.limit {
-		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes after the last stage, but %s takes at most %d", n, t.topic, t.limit)
+	if err := t.gate.Check(len(key)+len(value)+pipeline.HeadersSize(headers), key, e.Time); err != nil {
+		return err
 	}
 	n := len(o.records)
 	o.records = slices.Grow(o.records, 1)[:n+1]

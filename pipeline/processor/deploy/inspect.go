@@ -183,7 +183,7 @@ func (in *inspection) checkTopic(u *use, have kafka.TopicState) {
 		return
 	}
 	limit := ""
-	if have.MaxMessage > 0 && slices.Contains(u.ops, "WRITE") {
+	if have.Limit.Bytes > 0 && slices.Contains(u.ops, "WRITE") {
 		limit = fmt.Sprintf(", records of %s bytes at most", cli.GroupDigits(int64(in.cluster.Limits().MaxRecord(u.spec.Name))))
 	}
 	in.report(stateOK, what, "%s%s", cli.Plural(have.Partitions, "partition"), limit)

@@ -254,15 +254,18 @@ func (l *lane) postLetter(in *pipeline.Record, key []byte, missed []int64) {
 	l.letters.outbox = append(l.letters.outbox, letter)
 }
 
-// emitLetters emits the dead letters of the batch, truncated to the limit of their
-// topic.
+// emitLetters emits the dead letters of the batch, with a size and a time that their topic
+// accepts.
 func (l *lane) emitLetters(out pipeline.Emitter, read int64, limits kafka.Limits) {
 	box := l.letters.outbox
+	if len(box) == 0 {
+		return
+	}
+	gate := limits.Gate(l.projection.Spec.Late, l.now)
 	for i := range box {
-		deadletter.Truncate(&box[i], limits.MaxRecord(l.projection.Spec.Late))
+		deadletter.SetTime(&box[i], gate.Time(box[i].Time))
+		deadletter.Truncate(&box[i], gate.MaxRecord())
 		out.Emit(&box[i])
 	}
-	if len(box) > 0 {
-		out.Emit(l.reserved(sentKey, strconv.AppendInt(nil, max(read, l.letters.sentBelow), 10)))
-	}
+	out.Emit(l.reserved(sentKey, strconv.AppendInt(nil, max(read, l.letters.sentBelow), 10)))
 }

@@ -16,7 +16,7 @@ func TestALateEventThatIsTooLargeForTheDeadLetterTopicIsTruncated(t *testing.T) 
 	w.counted("k", 0, 2*time.Hour, "b")
 	w.counted("k", 0, 0, strings.Repeat("late", 1000))
 	fw := w.start()
-	fw.handler.SetLimits(kafka.Limits{projectiontest.LateTopic: 2512})
+	fw.handler.SetLimits(kafka.Limits{projectiontest.LateTopic: {Bytes: 2512}})
 	fw.run()
 	if len(w.letters) != 1 {
 		t.Fatalf("%d dead letters", len(w.letters))
