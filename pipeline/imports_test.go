@@ -30,9 +30,13 @@ var imports = map[string][]string{
 	// these packages performs I/O, but for codec's client of the registry.
 	"pipeline/codec":    {"pipeline", avro, goavro, registry},
 	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
-	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+
+	// What identifies a record and its key, below everything that compares events.
+	"pipeline/keyformat": {"pipeline", "pipeline/codec"},
+	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
 	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
@@ -48,7 +52,7 @@ var imports = map[string][]string{
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters
 	"pipeline/receipt": { // what became of events that were not written
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter",
+		"pipeline/event", "pipeline/deadletter", "pipeline/identity",
 		"pipeline/projector/query", // an outcome as the projector's API says it
 		prometheus, sync,
 	},

@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
@@ -25,7 +26,7 @@ type Writer struct {
 	schemas         event.Schemas
 	types           []*codec.Schema
 	duplicates      map[string]bool // names of the stages that drop events that they have seen
-	bare            *expr.Bare      // nil if events have an envelope
+	from            *topology.Topic // the pipeline's input
 	readers         map[*codec.Schema]idReader
 	now             func() time.Time
 
@@ -35,10 +36,10 @@ type Writer struct {
 	text  []byte
 }
 
-// idReader finds the id in events of a schema. Layout is nil if they have none.
+// idReader finds the identity of events of a schema. Layout is nil if they have none.
 type idReader struct {
-	layout *codec.Layout
-	bare   expr.BareType // used for events without an envelope
+	layout   *codec.Layout
+	identity *identity.Reader
 }
 
 // NewWriter returns nil if the pipeline has no receipts topic.
@@ -48,7 +49,7 @@ func NewWriter(pl *topology.Pipeline, schemas event.Schemas, now func() time.Tim
 	}
 	w := &Writer{
 		topic: pl.Receipts.Name, pipeline: pl.Name, schemas: schemas, types: pl.Types,
-		duplicates: map[string]bool{}, bare: pl.From.Bare, readers: map[*codec.Schema]idReader{}, now: now,
+		duplicates: map[string]bool{}, from: pl.From, readers: map[*codec.Schema]idReader{}, now: now,
 	}
 	for _, s := range pl.Stages {
 		if _, ok := s.Built.(stage.Keeper); ok {
@@ -64,7 +65,7 @@ func (w *Writer) Filtered(e *pipeline.Event, chain *pipeline.Chain, out pipeline
 		return
 	}
 	stage := chain.LastFilter()
-	w.emit(w.id(w.types[e.Type], e.Body), e.Record, Receipt{Outcome: OutcomeFiltered, Stage: stage, Duplicate: w.duplicates[stage]}, out)
+	w.emit(w.id(w.types[e.Type], e.Body, e.Headers), e.Record, Receipt{Outcome: OutcomeFiltered, Stage: stage, Duplicate: w.duplicates[stage]}, out)
 }
 
 // DeadLetter writes that an event became a dead letter. If the event could not be
@@ -76,23 +77,23 @@ func (w *Writer) DeadLetter(ctx context.Context, e *pipeline.Event, in *pipeline
 	}
 	var id []byte
 	if stage != deadletter.StageDecode {
-		id = w.id(w.types[e.Type], e.Body)
+		id = w.id(w.types[e.Type], e.Body, e.Headers)
 	} else if ref, body, err := codec.Unframe(in); err == nil {
 		s, err := w.schemas.Schema(ctx, ref)
 		if err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
 			return err
 		}
 		if err == nil {
-			id = w.id(s, body)
+			id = w.id(s, body, in.Headers)
 		}
 	}
 	w.emit(id, in, Receipt{Outcome: OutcomeDeadLetter, Stage: stage, Reason: reason}, out)
 	return nil
 }
 
-// id returns the id in the body of an event, nil if it has none. The body may be
-// damaged behind the id. A fold reads the id from the same field.
-func (w *Writer) id(s *codec.Schema, body []byte) []byte {
+// id returns the identity of an event, nil if it has none. The body may be damaged behind
+// the fields of the identity. A fold reads the same identity.
+func (w *Writer) id(s *codec.Schema, body []byte, headers []pipeline.Header) []byte {
 	r, ok := w.readers[s]
 	if !ok {
 		r = w.reader(s)
@@ -101,16 +102,10 @@ func (w *Writer) id(s *codec.Schema, body []byte) []byte {
 	if r.layout == nil {
 		return nil
 	}
-	_ = r.layout.Walk(body, &w.view) // if the walk ends before the id, its slot is empty
-	var id []byte
-	var err error
-	if w.bare != nil {
-		w.scope.Reset(time.Time{}, &w.view)
-		id, err = r.bare.AppendID(w.text[:0], &w.scope)
-		w.text = id[:0]
-	} else {
-		id, _, err = codec.ReadText(w.view.Get(0))
-	}
+	_ = r.layout.Walk(body, &w.view) // if the walk ends before a field, its slot is empty
+	w.scope.Reset(time.Time{}, &w.view)
+	id, _, err := r.identity.Append(w.text[:0], headers, &w.view, &w.scope)
+	w.text = id[:0]
 	if err != nil || len(id) > maxReceiptID {
 		return nil
 	}
@@ -118,23 +113,16 @@ func (w *Writer) id(s *codec.Schema, body []byte) []byte {
 }
 
 // reader returns the idReader of a schema.
-func (w *Writer) reader(s *codec.Schema) (r idReader) {
-	if w.bare != nil {
-		id := expr.Bare{ID: w.bare.ID}
-		var faults []expr.Fault
-		if r.bare, faults = id.Compile(s, w.topic); len(faults) > 0 || id.ID.Text == "" {
-			return idReader{} // not a schema of the topic
-		}
-		r.layout, _ = codec.NewLayout(s, r.bare.Paths()) // cannot fail: the expressions were compiled for s
-		if r.layout == nil || r.bare.Bind(r.layout) != nil {
-			return idReader{}
-		}
-		return r
+func (w *Writer) reader(s *codec.Schema) idReader {
+	r, faults := w.from.Identity.Compile(s, w.from.Bare, w.from.Name)
+	if len(faults) > 0 || r == nil {
+		return idReader{} // not a schema of the topic
 	}
-	if f := s.Root().Field("id"); f != nil && f.Type.Kind == codec.String {
-		r.layout, _ = codec.NewLayout(s, [][]string{{"id"}}) // cannot fail: the field exists
+	layout, err := codec.NewLayout(s, r.Paths())
+	if err != nil || r.Bind(layout) != nil {
+		return idReader{}
 	}
-	return r
+	return idReader{layout, r}
 }
 
 // emit writes a receipt. Without an id, no query could find it.

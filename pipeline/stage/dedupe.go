@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // maxWithin limits the parameter within, because a span stores times as milliseconds
@@ -25,11 +26,11 @@ const maxWithin = 31 * 24 * time.Hour
 func Dedupe() Kind {
 	return Kind{
 		Name: "dedupe",
-		Doc: "Drops duplicate events. The first event with an id passes, and events with the same id within a given time of it are counted as filtered. " +
+		Doc: "Drops duplicate events. The first event with an identity passes, and events with the same identity within a given time of it are counted as filtered. " +
 			"Record timestamps are compared, so a replay gives the same result. Duplicates are found if they are in the same partition, as events with the same key are. " +
 			"The known ids survive restarts and are committed in the same transaction as the output.",
 		Params: []Param{
-			{Name: "by", Form: Expression, Doc: "The id (a string). The default is the event's own id. Events of different types with the same id are duplicates, too."},
+			{Name: "by", Form: Expression, Doc: "What identifies an event (a string). The default is the identity that the pipeline's input declares, usually the event's own id. Events of different types with the same identity are duplicates, too."},
 			{Name: "within", Form: Duration, Required: true, Doc: "The maximum difference to the time of the first event, at most 31d. " +
 				"Records can be out of order: ids are kept for four windows of this length, those that most recently received a new id."},
 		},
@@ -41,16 +42,17 @@ within: 10m`,
 
 // dedupe stores the digests of ids. [memory] describes for how long.
 type dedupe struct {
-	ids    []*expr.Program // by type; nil if the stage does not handle the type
-	within int64           // milliseconds
+	ids    []*expr.Program    // by type; nil if the stage does not handle the type
+	parts  []*identity.Reader // by type, instead of ids: identities that are not a single expression
+	within int64              // milliseconds
 
-	// Owned by the clone. Only parts is shared with the goroutine that assigns and
+	// Owned by the clone. Only memories is shared with the goroutine that assigns and
 	// revokes partitions: that goroutine replaces the map and never changes it. The
 	// goroutine that processes events owns the memories in it.
-	parts   atomic.Pointer[map[int32]*memory] // by partition
-	scope   expr.Scope
-	touched []*memory // changed in the current batch
-	changes []byte    // of the current batch, encoded
+	memories atomic.Pointer[map[int32]*memory] // by partition
+	scope    expr.Scope
+	touched  []*memory // changed in the current batch
+	changes  []byte    // of the current batch, encoded
 }
 
 func newDedupe(in Input) (Built, []expr.Fault) {
@@ -61,14 +63,23 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 	within, _ := in.Args.Find("within")
 	s := &dedupe{ids: make([]*expr.Program, len(in.Types)), within: within.Duration.Milliseconds()}
 	var faults []expr.Fault
-	if by.Value.Text == "" && !given {
+	if !given && len(in.Identity) == 0 {
 		return nil, []expr.Fault{fault(in.At, "add by: EXPRESSION, or set the id of the topic", "a dedupe needs an id, but events without an envelope have no id of their own")}
+	}
+	if !given && !in.Identity.IsID() {
+		s.parts = make([]*identity.Reader, len(in.Types))
 	}
 	if within.Duration < time.Millisecond || within.Duration > maxWithin {
 		faults = append(faults, fault(within.Value, "", "within of a dedupe must be at least 1ms and at most 31d"))
 	}
 	for i, t := range in.Types {
 		if !t.On {
+			continue
+		}
+		if s.parts != nil {
+			var more []expr.Fault
+			s.parts[i], more = in.Identity.Compile(t.Schema, in.Bare, in.From)
+			faults = append(faults, more...)
 			continue
 		}
 		var err error
@@ -81,7 +92,12 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 	return s, nil
 }
 
-func (s *dedupe) Reads(typ int) [][]string { return appendPaths(nil, s.ids[typ]) }
+func (s *dedupe) Reads(typ int) [][]string {
+	if s.parts != nil {
+		return s.parts[typ].Paths()
+	}
+	return appendPaths(nil, s.ids[typ])
+}
 
 func (s *dedupe) Writes(int) [][]string { return nil }
 
@@ -89,27 +105,37 @@ func (s *dedupe) Writes(int) [][]string { return nil }
 // results in the same state.
 func (s *dedupe) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.ids[typ]) }
 
-func (s *dedupe) Bind(layouts []*codec.Layout) error { return bind(s.ids, layouts) }
+func (s *dedupe) Bind(layouts []*codec.Layout) error {
+	for typ, r := range s.parts {
+		if err := r.Bind(layouts[typ]); err != nil {
+			return err
+		}
+	}
+	return bind(s.ids, layouts)
+}
 
 func (s *dedupe) Clone() Built {
-	c := &dedupe{ids: s.ids, within: s.within}
-	c.parts.Store(&map[int32]*memory{})
+	c := &dedupe{ids: s.ids, parts: s.parts, within: s.within}
+	c.memories.Store(&map[int32]*memory{})
 	return c
 }
 
 func (s *dedupe) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	p := s.ids[e.Type]
-	if p == nil {
+	if p == nil && (s.parts == nil || s.parts[e.Type] == nil) {
 		return pipeline.Pass, nil
 	}
-	m := (*s.parts.Load())[e.Partition]
+	m := (*s.memories.Load())[e.Partition]
 	if m == nil {
 		return pipeline.Drop, fmt.Errorf("partition %d was revoked", e.Partition)
 	}
 	s.scope.Reset(e.Started, &e.View)
-	id, err := appendIn(&s.scope, e, p)
-	if err != nil {
+	id, ok, err := s.id(e, p)
+	switch {
+	case err != nil:
 		return pipeline.Drop, err
+	case !ok:
+		return pipeline.Pass, nil
 	}
 	h, at := digestOf(id), e.Time.UnixMilli()
 	if m.has(h, at) {
@@ -121,6 +147,22 @@ func (s *dedupe) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict
 	}
 	m.add(h, at, e.Offset)
 	return pipeline.Pass, nil
+}
+
+// id returns the identity of an event, in the Avro encoding of a string: digests are made
+// of that. ok is false if the event has none. p is nil if the identity has several parts.
+func (s *dedupe) id(e *pipeline.Event, p *expr.Program) (enc []byte, ok bool, err error) {
+	if p != nil {
+		enc, err = appendIn(&s.scope, e, p)
+		return enc, true, err
+	}
+	n := len(e.Arena)
+	if e.Arena, ok, err = s.parts[e.Type].Append(e.Arena, e.Headers, &e.View, &s.scope); err != nil || !ok {
+		return nil, false, err
+	}
+	m := len(e.Arena)
+	e.Arena = codec.AppendBytes(e.Arena, e.Arena[n:m])
+	return e.Arena[m:len(e.Arena):len(e.Arena)], true, nil
 }
 
 // Assign implements [Keeper].
@@ -137,22 +179,22 @@ func (s *dedupe) Assign(partition int32, next int64, load func(add func([]byte) 
 		m.put(a.digest, a.time, a.offset)
 		m.newest = a.offset
 	}
-	parts := maps.Clone(*s.parts.Load())
+	parts := maps.Clone(*s.memories.Load())
 	parts[partition] = m
-	s.parts.Store(&parts)
+	s.memories.Store(&parts)
 	return nil
 }
 
 // Revoke implements [Keeper].
 func (s *dedupe) Revoke(partition int32) {
-	parts := maps.Clone(*s.parts.Load())
+	parts := maps.Clone(*s.memories.Load())
 	delete(parts, partition)
-	s.parts.Store(&parts)
+	s.memories.Store(&parts)
 }
 
 // Undo implements [Keeper].
 func (s *dedupe) Undo(partition int32, offset int64) {
-	if m := (*s.parts.Load())[partition]; m != nil {
+	if m := (*s.memories.Load())[partition]; m != nil {
 		m.undo(offset)
 	}
 }
@@ -183,7 +225,7 @@ var _ Keeper = (*dedupe)(nil)
 
 // Range implements [Keeper].
 func (s *dedupe) Range(partition int32) (oldest, newest int64) {
-	m := (*s.parts.Load())[partition]
+	m := (*s.memories.Load())[partition]
 	if m == nil {
 		return -1, -1
 	}
@@ -196,7 +238,7 @@ func (s *dedupe) Range(partition int32) (oldest, newest int64) {
 
 // Size implements [Keeper].
 func (s *dedupe) Size() (entries, bytes int) {
-	for _, m := range *s.parts.Load() {
+	for _, m := range *s.memories.Load() {
 		for _, span := range m.spans {
 			entries += span.count
 			bytes += span.bytes()

@@ -70,7 +70,8 @@ func Go(funcs ...Func) Kind {
 		Example: `on: [OrderCreated]
 use: tier
 with: {gold: 100.0}`,
-		New: func(in Input) (Built, []expr.Fault) { return newGo(funcs, in) },
+		Moves: true,
+		New:   func(in Input) (Built, []expr.Fault) { return newGo(funcs, in) },
 	}
 }
 

@@ -24,7 +24,8 @@ func Rekey() Kind {
 		},
 		Example: `on: [OrderCreated]
 key: data.user_id`,
-		New: newRekey,
+		Moves: true,
+		New:   newRekey,
 	}
 }
 

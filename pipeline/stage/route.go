@@ -37,7 +37,8 @@ func Route() Kind {
   - {when: type.startsWith('Order'), to: shop.orders}
   - {when: type.startsWith('User'), to: shop.users}
 otherwise: drop`,
-		New: newRoute,
+		Moves: true,
+		New:   newRoute,
 	}
 }
 

@@ -30,7 +30,8 @@ func Split() Kind {
 		Example: `on: [OrderCreated]
 field: data.items
 set: {data.total_amount: item.price * double(item.quantity)}`,
-		New: newSplit,
+		Moves: true,
+		New:   newSplit,
 	}
 }
 

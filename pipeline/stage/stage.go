@@ -37,6 +37,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // A Built is a stage whose parameters were checked.
@@ -155,6 +156,13 @@ type Input struct {
 	// ID is the expression for an event's id. Its text is empty if events have no
 	// id.
 	ID expr.Source
+	// Identity is what identifies an event of the pipeline's input, Bare are the
+	// expressions that replace its envelope (nil if it has one), and From is its name.
+	// Identity is nil if the events have none, or no longer have one because an earlier
+	// stage split them.
+	Identity identity.Identity
+	Bare     *expr.Bare
+	From     string
 
 	Tables map[string]*Table
 	Topics []string // the declared topics
@@ -244,6 +252,7 @@ type Kind struct {
 	Params     []Param
 	Example    string // its parameters as YAML
 	AddsFields bool   // it can add fields, so the stages after a faulty one cannot be checked
+	Moves      bool   // it can set the key, the topics or the number of the events, so a tombstone cannot pass it
 
 	// New checks the parameters and compiles their expressions for every type that
 	// the stage handles. It returns all faults. A fault of several types is returned

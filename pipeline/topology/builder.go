@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 	"millrace/pipeline/stage"
 )
 
@@ -166,7 +167,7 @@ func lacksRequired(kind stage.Kind, args stage.Args) bool {
 func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Input, ok bool) {
 	in = stage.Input{
 		At: key, Name: s.Name, Tables: b.tables, Schema: b.schema, File: b.o.File,
-		ID: b.eventID(key), Args: b.ownArgs(args),
+		ID: b.eventID(key), Identity: b.identity(), Bare: b.from.Bare, From: b.from.Name, Args: b.ownArgs(args),
 		Types: make([]stage.Type, len(b.schemas)),
 	}
 	for _, t := range b.plan.Topics {
@@ -286,6 +287,15 @@ func (b *builder) eventID(at expr.Source) expr.Source {
 		return expr.Source{}
 	}
 	return expr.Source{Text: "id", Line: at.Line, Col: at.Col}
+}
+
+// identity returns what identifies the events at this stage. Without an envelope, all
+// parts of a split event would have the same identity.
+func (b *builder) identity() identity.Identity {
+	if b.splits() && (b.from.Bare != nil || !b.from.Identity.HasID()) {
+		return nil
+	}
+	return b.from.Identity
 }
 
 // on reports, by event type, whether a stage handles it. It returns nil, with a

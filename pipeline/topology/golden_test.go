@@ -128,6 +128,7 @@ func dump(plan *topology.Topology) string {
 		if t.Headers != topology.KeepHeaders {
 			p("  headers: %s, source %q", t.Headers, t.Source)
 		}
+		dumpRecords(p, t)
 		if t.Snapshots != nil {
 			p("  snapshots of %s", t.Snapshots.Name)
 		}
@@ -155,9 +156,28 @@ func dump(plan *topology.Topology) string {
 	return b.String()
 }
 
+// dumpRecords shows what differs from the defaults of a topic that is not compacted.
+func dumpRecords(p func(format string, args ...any), t *topology.Topic) {
+	if f := t.KeyFormat; !f.IsText() {
+		p("  keys: %s", f)
+	}
+	if t.Partitioner != topology.Murmur2 {
+		p("  partitioner: %s", t.Partitioner)
+	}
+	if t.Tombstone != topology.TombstoneDeadLetter && t.Snapshots == nil {
+		p("  tombstones: %s", t.Tombstone)
+	}
+	if len(t.Identity) != 1 || !t.Identity[0].ID {
+		p("  identity: %+v", t.Identity)
+	}
+}
+
 func dumpPipeline(p func(format string, args ...any), pl *topology.Pipeline) {
 	p("\npipeline %s, %s", pl.Name, pl.Guarantee)
 	p("  from %s, dead letters to %s", pl.From.Name, pl.DeadLetter.Name)
+	if pl.Tombstone != topology.TombstoneDeadLetter {
+		p("  tombstones: %s", pl.Tombstone)
+	}
 	if pl.Receipts != nil {
 		p("  receipts to %s", pl.Receipts.Name)
 	}

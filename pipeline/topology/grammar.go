@@ -36,7 +36,7 @@ const (
 	onErrorStop       = "stop"
 )
 
-var topicParams = []stage.Param{
+var topicParams = append([]stage.Param{
 	{Name: "partitions", Form: stage.Number, Required: true, Min: 1, Max: 100_000,
 		Doc: "The number of partitions. The topic is created with it. It is an error if an existing topic has another number."},
 	{Name: "replication", Form: stage.Number, Min: 1, Max: 1000,
@@ -55,7 +55,7 @@ var topicParams = []stage.Param{
 	{Name: "id", Form: stage.Expression, Doc: "An expression for the event's id, on a topic with envelope: none. If not set, the events have no id, and projections detect no duplicates."},
 	{Name: "time", Form: stage.Expression, Doc: "An expression for the event's time, on a topic with envelope: none. If not set, it is the record's timestamp."},
 	{Name: "key", Form: stage.Expression, Doc: "An expression for the aggregate's id, on a topic with envelope: none. If not set, it is the record's key. Pipelines also use it as the key of the records that they write."},
-}
+}, recordParams...)
 
 var tableParams = []stage.Param{
 	{Name: "topic", Form: stage.Word, Doc: "A compacted topic; the newest record of each key is a row. Set either topic or file."},

@@ -70,8 +70,17 @@ type topic struct {
 	checked bool // the expressions of Bare were compiled
 	bad     bool // and have faults
 
+	keyFormat bool          // it declares the format of its keys
+	tombstone expr.Source   // the name of its parameter tombstone; no line if not declared
+	identity  []expr.Source // the words of its declared identity
+	settled   bool          // its identity is known and checked
+
+	badIdentity  bool   // its identity has faults
+	identityFrom *topic // the topic that its identity is inherited from
+
 	envelopeFrom *declared   // the pipeline whose input the envelope is inherited from
 	headersFrom  *declared   // the pipeline whose input the headers are inherited from
+	keysFrom     *declared   // the pipeline whose keys the format is inherited from
 	holds        string      // exclusive use: asEvents, asDeadLetters, ...; "" if none yet
 	use          expr.Source // the first place that gives it this use
 }
@@ -86,6 +95,7 @@ type declared struct {
 	targets    []target
 	done       bool        // the pipeline is built, or cannot be built
 	failed     bool        // the pipeline is part of a cycle
+	passesNone string      // what keeps the pipeline from passing tombstones, by default; "" if nothing does
 	projection *Projection // nil for a pipeline
 }
 
@@ -139,12 +149,14 @@ func (l *loader) file(args stage.Args) {
 		l.declarePipeline(item)
 	}
 	l.findCycles()
+	l.inheritRecords()
 	l.buildPipelines()
 	for _, p := range l.projections {
 		l.buildProjection(p)
 	}
 	for _, t := range l.plan.Topics {
 		l.checkBare(l.topics[t.Name])
+		l.settleIdentity(l.topics[t.Name])
 	}
 	for _, t := range l.plan.Topics {
 		if t.Headers == CloudEvents {

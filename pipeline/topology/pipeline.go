@@ -187,9 +187,7 @@ func (l *loader) buildPipeline(p *declared) {
 		}
 		return
 	}
-	for _, t := range p.targets {
-		l.inheritHeaders(p, l.topics[t.Name], t.at)
-	}
+	l.settleIdentity(from)
 	b := &builder{loader: l, declared: p, from: from}
 	b.build()
 	seen := map[*Topic]bool{}

@@ -43,6 +43,7 @@ func (l *loader) declareTopic(item stage.Item) {
 	}
 	l.readTypes(t, item.Args)
 	l.readEnvelope(t, item.Args)
+	l.readRecords(t, item.Args)
 	if arg, ok := item.Args.Find("headers"); ok {
 		t.headers, t.Headers = arg.Key, Headers(arg.Value.Text)
 		if t.Headers == CloudEvents && t.Bare != nil && t.Bare.ID.Text == "" {

@@ -11,7 +11,7 @@
 //   - document.go, decode.go and scalar.go parse the YAML text and decode it by the
 //     parameters that grammar.go declares; every value keeps its place in the file.
 //   - schemas.go reads the .avsc files.
-//   - topics.go, tables.go, encryption.go, pipeline.go, builder.go and projection.go
+//   - topics.go, records.go, tables.go, encryption.go, pipeline.go, builder.go and projection.go
 //     check one subject each and build the plan.
 //   - warn.go looks for things that work but are probably unintended.
 //   - schema.go turns the grammar into a JSON Schema for editors.
@@ -30,6 +30,8 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/identity"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
 )
 
@@ -81,6 +83,14 @@ type Topic struct {
 	// It is nil if the events have an envelope.
 	Bare *expr.Bare
 
+	// KeyFormat is the format of the records' keys, and Partitioner what assigned the
+	// records to partitions. Tombstone says what a record without a value means, and
+	// Identity what identifies an event.
+	KeyFormat   keyformat.Format
+	Partitioner Partitioner
+	Tombstone   Tombstone
+	Identity    identity.Identity
+
 	// Headers are the headers of the topic's records. Source is the CloudEvents
 	// source of events that come without one; it is set if Headers is CloudEvents.
 	Headers Headers
@@ -126,6 +136,10 @@ type Pipeline struct {
 	From, To, DeadLetter *Topic
 	Receipts             *Topic // receives a receipt for each filtered or rejected event; nil for none
 	Guarantee            string // ExactlyOnce or AtLeastOnce
+
+	// Tombstone is what the pipeline does with tombstones. It is TombstoneDeadLetter if
+	// the input says that tombstones pass, but the pipeline cannot pass them.
+	Tombstone Tombstone
 
 	// The following slices are indexed by event type. Types holds the schema that
 	// the type is read with, Layouts the fields that stages use, and Output the

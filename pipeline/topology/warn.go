@@ -23,6 +23,7 @@ const (
 	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
+	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
 )
 
 // Warnings returns the warnings in the order of the file.
@@ -206,6 +207,11 @@ func (l *loader) warnKeys() {
 // warnPipeline warns of a pipeline, or of one of its topics, that no event reaches.
 func (l *loader) warnPipeline(d *declared) {
 	p := d.pipeline
+	if d.passesNone != "" {
+		from, _ := d.args.Find("from")
+		l.warning(RuleTombstones, from.Value, "set tombstone: ignore or dead_letter on "+p.From.Name+", or key and route the events without their values",
+			"%s is compacted, so it can have tombstones, but %s cannot pass them: %s needs the value. They become dead letters", p.From.Name, d.what, d.passesNone)
+	}
 	if !slices.Contains(p.Emits, true) {
 		l.warning(RuleNothingComes, d.name, "", "%s writes no events: its stages let none pass", d.what)
 		return

@@ -101,3 +101,54 @@ pipelines: {p: {from: in, to: out, dead_letter: dead}}
 		t.Errorf("events of one key were in the lanes %v, and %d records were emitted, want 17", lanes, len(out))
 	}
 }
+
+// Equal ids of two sources are two events, and so are equal ids of two sources of a
+// topic that declares the source as a part of the identity.
+func TestDedupeAndReceiptsGoByTheIdentityOfTheTopic(t *testing.T) {
+	for _, declared := range []string{"headers: cloudevents", "identity: [headers.ce_source, id]"} {
+		b := processortest.NewBench(t, `
+name: t
+topics:
+  in: {partitions: 1, types: [Click], envelope: none, id: id, `+declared+`}
+  out: {partitions: 1}
+  dead: {partitions: 1}
+  receipts: {partitions: 1}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    receipts: receipts
+    stages:
+      - dedupe: {within: 1h}
+`)
+		stop := b.Start("0")
+		at := time.UnixMilli(1_800_000_000_000)
+		sources := []string{"/a", "/b", "/a", "", "t"}
+		b.Write(len(sources), func(i int) *pipeline.Record {
+			r := b.Click("1", int64(i), at)
+			if sources[i] != "" {
+				r.Headers = append(r.Headers, pipeline.Header{Key: "ce_source", Value: []byte(sources[i])})
+			}
+			return r
+		})
+		b.CaughtUp()
+		stop()
+		n := 0
+		b.Read("out", func(*pipeline.Record) { n++ })
+		// An event without a source has the topology's name as its source, if the topic has
+		// CloudEvents.
+		want, receipts := 3, []string{`["/a","1"]`, `["t","1"]`}
+		if declared != "headers: cloudevents" {
+			want, receipts = 4, receipts[:1]
+		}
+		if n != want {
+			t.Errorf("%s: %d of %d events passed, want %d", declared, n, len(sources), want)
+		}
+		var got []string
+		b.Read("receipts", func(r *pipeline.Record) { got = append(got, b.Plan.Topics[0].Identity.Text(r.Key)) })
+		if !slices.Equal(got, receipts) {
+			t.Errorf("%s: receipts for %v, want %v", declared, got, receipts)
+		}
+	}
+}

@@ -1,0 +1,321 @@
+// Package identity knows what makes two events the same event. A topic declares the
+// parts of the identity of its events. Everything that recognizes an event compares the
+// bytes that are made of these parts, and only this package makes them:
+//
+//	reader, faults := id.Compile(schema, bare, topic) // per event type
+//	reader.Paths()                                     // merged into the layout of the type
+//	err := reader.Bind(layout)
+//	bytes, ok, err := reader.Append(dst, headers, &view, &scope)
+//
+// The bytes of an identity with one part are the text of the part. With several parts,
+// each part has its length in front, and a missing part differs from an empty one.
+// [Identity.Text] and [Identity.Parse] convert between the bytes and a text for people.
+//
+// An [Identity] and a bound [Reader] are immutable and safe for concurrent use.
+package identity
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// An Identity is a list of parts. Without parts, events have no identity, and no
+// duplicates are found.
+type Identity []Part
+
+// A Part is one part of an identity. Exactly one of Header, ID and Path is set.
+type Part struct {
+	// Header is the name of a header. Default is the value of an event whose record
+	// does not have the header; "" for none.
+	Header, Default string
+	// ID is the event's own id: the field id, or the topic's expression for the id if the
+	// events have no envelope.
+	ID bool
+	// Path is the path of a string field, or of a key in a map of strings.
+	Path []string
+}
+
+// IsID reports whether the identity is the event's own id.
+func (id Identity) IsID() bool { return len(id) == 1 && id[0].ID }
+
+// HasID reports whether the event's own id is a part of the identity.
+func (id Identity) HasID() bool {
+	for i := range id {
+		if id[i].ID {
+			return true
+		}
+	}
+	return false
+}
+
+// String returns the parts as a topology declares them.
+func (id Identity) String() string {
+	words := make([]string, len(id))
+	for i, p := range id {
+		switch {
+		case p.Header != "":
+			words[i] = "headers." + p.Header
+		case p.ID:
+			words[i] = "id"
+		default:
+			words[i] = strings.Join(p.Path, ".")
+		}
+	}
+	return "[" + strings.Join(words, ", ") + "]"
+}
+
+// Find returns the leaf of a schema that holds the text at a path: a string, which may
+// be null, or a map of strings, whose key is then the rest of the path. It returns nil
+// if there is no such leaf.
+func Find(s *codec.Schema, path []string) (leaf []string, key string, node *codec.Node) {
+	n := s.Root()
+	for i, name := range path {
+		f := n.Field(name)
+		if n.Kind != codec.Record || f == nil {
+			return nil, "", nil
+		}
+		n = f.Type
+		value, rest := n, path[i+1:]
+		if other, _, _, ok := n.Nullable(); ok {
+			value = other
+		}
+		switch {
+		case value.Kind == codec.String && len(rest) == 0:
+			return path, "", n
+		case value.Kind == codec.Map && value.Elem.Kind == codec.String && len(rest) == 1:
+			return path[:i+1], rest[0], n
+		}
+	}
+	return nil, "", nil
+}
+
+// A Reader computes the identities of the events of one type. A nil Reader finds none.
+type Reader struct {
+	schema *codec.Schema
+	parts  []part
+	bare   *expr.BareType // holds the expression of the id; nil if the id is a field
+}
+
+// part is a Part for one event type.
+type part struct {
+	Part
+	leaf []string // of a field
+	key  string   // in the map at leaf; "" for a string
+	node *codec.Node
+	slot int
+}
+
+// Compile returns the reader for one event type. bare is nil if the events have an
+// envelope. A part that the type does not have is always missing.
+func (id Identity) Compile(s *codec.Schema, bare *expr.Bare, topic string) (*Reader, []expr.Fault) {
+	if len(id) == 0 {
+		return nil, nil
+	}
+	r := &Reader{schema: s}
+	for _, p := range id {
+		c := part{Part: p, slot: -1}
+		if p.ID && bare != nil && bare.ID.Text != "" {
+			only := expr.Bare{ID: bare.ID}
+			t, faults := only.Compile(s, topic)
+			if len(faults) > 0 {
+				return nil, faults
+			}
+			r.bare = &t
+		} else if p.Header == "" {
+			path := p.Path
+			if p.ID {
+				path = []string{"id"}
+			}
+			c.leaf, c.key, c.node = Find(s, path)
+		}
+		r.parts = append(r.parts, c)
+	}
+	return r, nil
+}
+
+// Paths returns the fields that the reader reads.
+func (r *Reader) Paths() (paths [][]string) {
+	if r == nil {
+		return nil
+	}
+	for i := range r.parts {
+		if leaf := r.parts[i].leaf; leaf != nil {
+			paths = append(paths, leaf)
+		}
+	}
+	if r.bare != nil {
+		paths = append(paths, r.bare.Paths()...)
+	}
+	return paths
+}
+
+// Bind resolves the fields to slots of the layout, which has a slot for each of Paths.
+func (r *Reader) Bind(layout *codec.Layout) error {
+	if r == nil {
+		return nil
+	}
+	for i := range r.parts {
+		p := &r.parts[i]
+		if p.leaf == nil {
+			continue
+		}
+		if p.slot = layout.Slot(p.leaf...); p.slot < 0 {
+			return fmt.Errorf("%s: the layout lacks %s, a part of the identity", r.schema.Name(), strings.Join(p.leaf, "."))
+		}
+	}
+	if r.bare != nil {
+		return r.bare.Bind(layout)
+	}
+	return nil
+}
+
+// Append appends the identity of an event to dst. headers are those of its record, and
+// v shows the event in the layout of Bind. ok is false if the event has no identity,
+// because all parts are missing. An error is of ClassReject.
+func (r *Reader) Append(dst []byte, headers []pipeline.Header, v *pipeline.View, scope *expr.Scope) (_ []byte, ok bool, err error) {
+	if r == nil {
+		return dst, false, nil
+	}
+	start := len(dst)
+	for i := range r.parts {
+		p := &r.parts[i]
+		n := len(dst)
+		var has bool
+		if p.ID && r.bare != nil {
+			if dst, err = r.bare.AppendID(dst, scope); err != nil {
+				return dst[:start], false, err
+			}
+			has = true
+		} else {
+			var text []byte
+			if text, has, err = p.text(headers, v); err != nil {
+				return dst[:start], false, err
+			}
+			dst = append(dst, text...)
+		}
+		if len(r.parts) > 1 {
+			dst = prefix(dst, n, has)
+		}
+		ok = ok || has
+	}
+	if !ok {
+		return dst[:start], false, nil
+	}
+	return dst, true, nil
+}
+
+// text returns the text of a part, and whether the event has it.
+func (p *part) text(headers []pipeline.Header, v *pipeline.View) (text []byte, has bool, err error) {
+	if p.Header != "" {
+		for i := len(headers) - 1; i >= 0; i-- {
+			if headers[i].Key == p.Header {
+				return headers[i].Value, true, nil
+			}
+		}
+		return []byte(p.Default), p.Default != "", nil
+	}
+	if p.slot < 0 {
+		return nil, false, nil
+	}
+	enc, n := v.Get(p.slot), p.node
+	if other, _, branch, ok := n.Nullable(); ok {
+		at, rest, err := codec.ReadLong(enc)
+		if err != nil {
+			return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+		}
+		if int(at) != branch {
+			return nil, false, nil
+		}
+		enc, n = rest, other
+	}
+	if n.Kind != codec.Map {
+		if text, _, err = codec.ReadText(enc); err != nil {
+			err = pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+		}
+		return text, err == nil, err
+	}
+	it := codec.ItemsOf(n, enc)
+	for it.Next() { // the last entry of a key is valid
+		if string(it.Key) == p.key {
+			if text, _, err = codec.ReadText(it.Value); err != nil {
+				break
+			}
+			has = true
+		}
+	}
+	if err == nil {
+		err = it.Err
+	}
+	if err != nil {
+		return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+	}
+	return text, has, nil
+}
+
+// prefix puts the length of the part that starts at n in front of it, plus one; 0 for a
+// missing part.
+func prefix(dst []byte, n int, has bool) []byte {
+	size := 0
+	if has {
+		size = len(dst) - n + 1
+	}
+	var room [binary.MaxVarintLen64]byte
+	k := binary.PutUvarint(room[:], uint64(size))
+	dst = append(dst, room[:k]...)
+	copy(dst[n+k:], dst[n:len(dst)-k])
+	copy(dst[n:], room[:k])
+	return dst
+}
+
+// Text returns the bytes of an identity for people. One part is shown as it is, several
+// as a JSON list of texts, with null for a missing part.
+func (id Identity) Text(b []byte) string {
+	if len(id) <= 1 {
+		return string(b)
+	}
+	parts := make([]*string, 0, len(id))
+	for len(b) > 0 {
+		size, k := binary.Uvarint(b)
+		if k <= 0 || size > uint64(len(b)-k)+1 {
+			return fmt.Sprintf("%x", b)
+		}
+		b = b[k:]
+		if size == 0 {
+			parts = append(parts, nil)
+			continue
+		}
+		text := string(b[:size-1])
+		parts, b = append(parts, &text), b[size-1:]
+	}
+	out, err := json.Marshal(parts)
+	if err != nil {
+		panic(err) // impossible: texts
+	}
+	return string(out)
+}
+
+// Parse returns the bytes of the identity that Text shows.
+func (id Identity) Parse(text string) ([]byte, error) {
+	if len(id) <= 1 {
+		return []byte(text), nil
+	}
+	var parts []*string
+	if err := json.Unmarshal([]byte(text), &parts); err != nil || len(parts) != len(id) {
+		return nil, fmt.Errorf("%q is not an identity: write %s as a JSON list of %d texts", text, id, len(id))
+	}
+	var out []byte
+	for _, p := range parts {
+		n := len(out)
+		if p != nil {
+			out = append(out, *p...)
+		}
+		out = prefix(out, n, p != nil)
+	}
+	return out, nil
+}
