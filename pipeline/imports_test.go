@@ -26,13 +26,16 @@ var imports = map[string][]string{
 	"pipeline": {},
 	"schemas":  {}, // the embedded .avsc files
 
+	"pipeline/decimal": {}, // exact decimals: the standard library's math/big
+
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":    {"pipeline", avro, goavro, registry},
-	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
-	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/codec":        {"pipeline", "pipeline/decimal", avro, goavro, registry},
+	"pipeline/expr":         {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", cel},
+	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash}, // functions over values of CEL: never Avro
+	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec"},
@@ -100,7 +103,7 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // HTTP; expr for filters
+	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr"}, // HTTP; expr for filters
 	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get

@@ -7,9 +7,10 @@ import (
 	"fmt"
 	"math"
 	"math/big"
-	"slices"
 	"strconv"
 	"strings"
+
+	"millrace/pipeline/decimal"
 )
 
 // numberText returns the text of a number: a json.Number, or a Go number from a
@@ -182,52 +183,12 @@ func toDecimal(n *Node, v any) ([]byte, error) {
 	if !ok || !parsed {
 		return nil, &PathError{Msg: fmt.Sprintf("expected decimal of at most %d digits, %d of them after the point, found %s", n.Precision, n.Scale, found(v))}
 	}
-	b := twosComplement(i)
-	if n.Kind != Fixed {
-		return b, nil
+	d := decimal.FromBig(i, n.Scale)
+	b, ok := d.AppendBytes(nil, n.Size)
+	if !ok {
+		return nil, &PathError{Msg: fmt.Sprintf("expected %s (decimal in %d bytes), found %s, which takes %d", n, n.Size, found(v), d.Size())}
 	}
-	if len(b) > n.Size {
-		return nil, &PathError{Msg: fmt.Sprintf("expected %s (decimal in %d bytes), found %s, which takes %d", n, n.Size, found(v), len(b))}
-	}
-	sign := byte(0)
-	if i.Sign() < 0 {
-		sign = 0xff
-	}
-	full := slices.Repeat([]byte{sign}, n.Size)
-	copy(full[n.Size-len(b):], b)
-	return full, nil
-}
-
-// twosComplement returns the shortest big-endian two's complement of i.
-func twosComplement(i *big.Int) []byte {
-	if i.Sign() >= 0 {
-		b := i.Bytes()
-		if len(b) == 0 || b[0] >= 0x80 {
-			b = append([]byte{0}, b...)
-		}
-		return b
-	}
-	// The bits of i are the inverse of those of -i-1.
-	b := new(big.Int).Not(i).Bytes()
-	if len(b) == 0 || b[0] >= 0x80 {
-		b = append([]byte{0}, b...)
-	}
-	for j := range b {
-		b[j] = ^b[j]
-	}
-	return b
-}
-
-func fromTwosComplement(b []byte) *big.Int {
-	i := new(big.Int)
-	if len(b) == 0 || b[0] < 0x80 {
-		return i.SetBytes(b)
-	}
-	inverse := make([]byte, len(b))
-	for j := range b {
-		inverse[j] = ^b[j]
-	}
-	return i.Not(i.SetBytes(inverse))
+	return b, nil
 }
 
 func isUUIDBytes(n *Node) bool { return n.Kind == Fixed && n.Size == 16 && n.Logical == "uuid" }

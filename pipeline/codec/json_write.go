@@ -7,8 +7,9 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
+
+	"millrace/pipeline/decimal"
 )
 
 // AppendJSON appends the JSON form of enc, one Avro value of type n and nothing else.
@@ -283,7 +284,7 @@ func (w *jsonWriter) binary(n *Node, b []byte) error {
 			return w.fail(n, "%d bytes", len(b))
 		}
 		w.dst = append(w.dst, '"')
-		w.dst = appendDecimal(w.dst, b, n.Scale)
+		w.dst = decimal.FromBytes(b, n.Scale).AppendText(w.dst)
 		w.dst = append(w.dst, '"')
 	case isUUIDBytes(n):
 		w.dst = append(w.dst, '"')
@@ -295,25 +296,6 @@ func (w *jsonWriter) binary(n *Node, b []byte) error {
 		w.dst = append(w.dst, '"')
 	}
 	return nil
-}
-
-func appendDecimal(dst, b []byte, scale int) []byte {
-	i := fromTwosComplement(b)
-	if i.Sign() < 0 {
-		dst = append(dst, '-')
-		i.Neg(i)
-	}
-	digits := i.String()
-	if missing := scale + 1 - len(digits); missing > 0 {
-		digits = strings.Repeat("0", missing) + digits
-	}
-	point := len(digits) - scale
-	dst = append(dst, digits[:point]...)
-	if scale > 0 {
-		dst = append(dst, '.')
-		dst = append(dst, digits[point:]...)
-	}
-	return dst
 }
 
 // appendJSONFloat appends the shortest number that reads back as f.

@@ -3,11 +3,13 @@ package expr
 import (
 	"bytes"
 	"math"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
 )
 
 // everything is a record with a field of every type that an expression can read.
@@ -44,7 +46,9 @@ const everything = `{"type":"record","name":"Everything","namespace":"test","fie
 	{"name":"nlist","type":["null",{"type":"array","items":"string"}]},
 	{"name":"sub","type":["null",{"type":"record","name":"Sub","fields":[{"name":"q","type":"int"},{"name":"note","type":["null","string"]}]}]},
 	{"name":"any","type":["null","string","long"]},
-	{"name":"rec","type":{"type":"record","name":"Rec","fields":[{"name":"x","type":"long"},{"name":"y","type":"string"}]}}
+	{"name":"rec","type":{"type":"record","name":"Rec","fields":[{"name":"x","type":"long"},{"name":"y","type":"string"}]}},
+	{"name":"ndec","type":["null",{"type":"bytes","logicalType":"decimal","precision":30,"scale":3}]},
+	{"name":"prices","type":{"type":"array","items":{"type":"record","name":"Price","fields":[{"name":"dec","type":{"type":"bytes","logicalType":"decimal","precision":30,"scale":2}}]}}}
 ]}`
 
 var (
@@ -95,10 +99,15 @@ func body(t *rapid.T, n *codec.Node) []byte {
 		return codec.AppendLong(nil, int64(rapid.IntRange(0, len(n.Symbols)-1).Draw(t, "symbol")))
 	case codec.Bytes:
 		if n.Logical == "decimal" {
-			return codec.AppendString(nil, rapid.SampledFrom([]string{"\x00", "a", "\xff\x01", "\x7f\xff\xff"}).Draw(t, "decimal"))
+			return codec.AppendString(nil, rapid.SampledFrom([]string{"\x00", "a", "\xff\x01", "\x7f\xff\xff", "\x16\x5b\x02\x2b", "\xe9\xa4\xfd\xd5"}).Draw(t, "decimal"))
 		}
 		return codec.AppendString(nil, rapid.SampledFrom([]string{"", "a", "\xff\x01", "\x7f\xff\xff"}).Draw(t, "bytes"))
 	case codec.Fixed:
+		if n.Logical == "decimal" { // within its precision
+			sign := rapid.SampledFrom([]byte{0, 0xff}).Draw(t, "sign")
+			rest := rapid.SliceOfN(rapid.SampledFrom([]byte{0, 1, 0x7f, 0xff}), 0, n.Size-1).Draw(t, "decimal")
+			return append(bytes.Repeat([]byte{sign}, n.Size-len(rest)), rest...)
+		}
 		return rapid.SliceOfN(rapid.SampledFrom([]byte{0, 1, 0x7f, 0xff}), n.Size, n.Size).Draw(t, "fixed")
 	case codec.Union:
 		branch := rapid.IntRange(0, len(n.Branches)-1).Draw(t, "branch")
@@ -140,7 +149,9 @@ func text(t *rapid.T, kind string, depth int) string {
 		case "int":
 			return one("i", "l", "nl", "0", "1", "-1", "7", "9223372036854775807", "-9223372036854775808", "rec.x", "ml.k", "list[0]", "list.size()", "sub.q")
 		case "double":
-			return one("f", "d", "nd", "dec", "fdec", "0.0", "1.0", "-1.5", "1e300")
+			return one("f", "d", "nd", "0.0", "1.0", "-1.5", "1e300")
+		case "decimal":
+			return one("dec", "fdec", "ndec", "prices[0].dec", "decimal('0.00')", "decimal('1.10')", "decimal('-7')", "decimal('922337203685477.5807')", "decimal('12345678901234567890.1')")
 		case "string":
 			return one("s", "color", "ns", "id", "uid", "rec.y", "m.k", "m['é€']", "''", "'a'", "'Abc'", "'é€'", "sub.note", "nlist[0]")
 		case "time":
@@ -154,7 +165,7 @@ func text(t *rapid.T, kind string, depth int) string {
 	}
 	sub := func(kind string) string { return "(" + text(t, kind, depth-1) + ")" }
 	any := func() string {
-		return one("int", "double", "string", "time", "span", "bytes", "bool")
+		return one("int", "double", "decimal", "string", "time", "span", "bytes", "bool")
 	}
 	common := []func() string{
 		func() string { return text(t, kind, 0) },
@@ -169,11 +180,15 @@ func text(t *rapid.T, kind string, depth int) string {
 			func() string { return "!" + sub("bool") },
 			func() string { k := any(); return sub(k) + one(" == ", " != ") + sub(k) },
 			func() string {
-				k := one("int", "double", "string", "time", "span", "bytes", "bool")
+				k := any()
 				return sub(k) + one(" < ", " <= ", " > ", " >= ") + sub(k)
 			},
 			func() string { return sub("int") + one(" < ", " <= ", " > ", " >= ") + sub("double") },
 			func() string { return sub("double") + one(" < ", " <= ", " > ", " >= ") + sub("int") },
+			func() string { return sub("int") + one(" < ", " <= ", " > ", " >= ", " == ", " != ") + sub("decimal") },
+			func() string { return sub("decimal") + one(" < ", " <= ", " > ", " >= ", " == ", " != ") + sub("int") },
+			func() string { return sub("decimal") + " in [1, decimal('1.100'), 7]" },
+			func() string { return "prices.exists(x, x.dec > " + sub("decimal") + ")" },
 			func() string { return sub("string") + one(".startsWith", ".endsWith", ".contains") + sub("string") },
 			func() string { return sub("string") + ".matches('^[a-zA]+')" },
 			func() string { return sub("string") + " in ['a', 'k', 'red']" },
@@ -190,20 +205,34 @@ func text(t *rapid.T, kind string, depth int) string {
 			func() string { return "-" + sub("int") },
 			func() string { return "size(" + text(t, "string", depth-1) + ")" },
 			func() string { return sub("bytes") + ".size()" },
-			func() string { return "int(" + text(t, one("int", "double", "time", "span"), depth-1) + ")" },
+			func() string { return "int(" + text(t, one("int", "double", "decimal", "time", "span"), depth-1) + ")" },
 			func() string { return "ml[" + text(t, "string", depth-1) + "]" },
 		}
 	case "double":
 		forms = []func() string{
 			func() string { return sub("double") + one(" + ", " - ", " * ", " / ") + sub("double") },
 			func() string { return "-" + sub("double") },
-			func() string { return "double(" + text(t, "int", depth-1) + ")" },
+			func() string { return "double(" + text(t, one("int", "decimal"), depth-1) + ")" },
+		}
+	case "decimal":
+		mode := func() string { return ", " + one("0", "2", "5") + ", '" + one(decimal.Modes...) + "')" }
+		forms = []func() string{
+			func() string { return sub("decimal") + one(" + ", " - ", " * ") + sub("decimal") },
+			func() string { return sub("decimal") + one(" + ", " - ", " * ") + sub("int") },
+			func() string { return sub("int") + one(" + ", " - ", " * ") + sub("decimal") },
+			func() string { return "-" + sub("decimal") },
+			func() string { return "decimal(" + text(t, one("int", "double", "decimal"), depth-1) + ")" },
+			func() string { return "math.abs(" + text(t, "decimal", depth-1) + ")" },
+			func() string { return sub("decimal") + ".div(" + text(t, one("int", "decimal"), depth-1) + mode() },
+			func() string { return sub("decimal") + ".round(" + strings.TrimPrefix(mode(), ", ") },
+			func() string { return sub("bool") + " ? " + sub("decimal") + " : " + sub("int") },
+			func() string { return "(prices.map(x, x.dec) + [" + text(t, "decimal", depth-1) + "]).sum()" },
 		}
 	case "string":
 		forms = []func() string{
 			func() string { return sub("string") + " + " + sub("string") },
 			func() string {
-				return "string(" + text(t, one("int", "double", "time", "span", "bool", "string"), depth-1) + ")"
+				return "string(" + text(t, one("int", "double", "decimal", "time", "span", "bool", "string"), depth-1) + ")"
 			},
 			func() string { return sub("string") + one(".lowerAscii()", ".upperAscii()", ".trim()") },
 			func() string { return "m[" + text(t, "string", depth-1) + "]" },
@@ -237,17 +266,16 @@ func TestClosuresAgreeWithTheInterpreter(t *testing.T) {
 	schema := parse(t, everything)
 	env := newEnv(t, Root{Schema: schema})
 	// A closure that only copies a field also copies values that CEL does not have,
-	// such as a time after the year 9999 or the 17th digit of a decimal. So no field
-	// of such a type is a target here.
+	// such as a time after the year 9999. So no field of such a type is a target here.
 	wants := map[string][]string{
 		"time": {"day", "tns"},
-		"int":  {"i", "l", "nl", "d", "dec"}, "double": {"d", "f", "nd", "dec"}, "string": {"s", "ns", "color", "id", "uid", "any"},
+		"int":  {"i", "l", "nl", "d", "dec"}, "double": {"d", "f", "nd"}, "decimal": {"dec", "fdec", "ndec"}, "string": {"s", "ns", "color", "id", "uid", "any"},
 		"list": {"list"}, "span": {"oms", "ous"}, "bytes": {"by", "fx"}, "bool": {"b", "nb"},
 	}
 	// lenient: possible nulls fail at run time, not at compile time.
 	fast, slow, compiled := 0, 0, 0
 	rapid.Check(t, func(t *rapid.T) {
-		kind := rapid.SampledFrom([]string{"bool", "bool", "bool", "int", "double", "string", "time", "span", "bytes", "list"}).Draw(t, "kind")
+		kind := rapid.SampledFrom([]string{"bool", "bool", "bool", "int", "double", "decimal", "decimal", "string", "time", "span", "bytes", "list"}).Draw(t, "kind")
 		src := text(t, kind, rapid.IntRange(0, 4).Draw(t, "depth"))
 		var want Want
 		if kind == "bool" && rapid.Bool().Draw(t, "condition") {

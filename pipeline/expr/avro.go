@@ -3,33 +3,23 @@ package expr
 import (
 	"encoding/hex"
 	"errors"
-	"math"
-	"math/big"
 	"slices"
 	"time"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/library"
 )
 
 // The readers in this file get bytes that a codec.Layout has accepted. An error
 // of a codec function means that the caller skipped the walk.
 
-var (
-	errTimestamp = errors.New("timestamp out of range: years 1 to 9999 are possible")
-	errBadBytes  = errors.New("bytes do not match the schema")
-)
+var errBadBytes = errors.New("bytes do not match the schema")
 
 // An instant is a point in time, like a CEL timestamp without a zone.
 type instant struct {
 	sec  int64
 	nano int32
 }
-
-// The range of CEL's timestamps, in seconds since 1970.
-const (
-	minSecond = -62135596800
-	maxSecond = 253402300799
-)
 
 func instantOf(t time.Time) instant { return instant{t.Unix(), int32(t.Nanosecond())} }
 
@@ -48,7 +38,7 @@ const secondSize = len("2006-01-02T15:04:05")
 
 func (w *timeText) append(dst []byte, t instant) []byte {
 	if w.size == 0 || t != w.at {
-		if t.sec < minSecond || t.sec > maxSecond {
+		if t.sec < library.MinSecond || t.sec > library.MaxSecond {
 			return t.time().AppendFormat(dst, time.RFC3339Nano) // CEL has no such times
 		}
 		w.write(t)
@@ -100,8 +90,8 @@ func toInstant(v int64, u unit) (instant, error) {
 		}
 		t.nano = int32(rest * (1e9 / per))
 	}
-	if t.sec < minSecond || t.sec > maxSecond {
-		return instant{}, errTimestamp
+	if t.sec < library.MinSecond || t.sec > library.MaxSecond {
+		return instant{}, library.ErrTimestamp
 	}
 	return t, nil
 }
@@ -129,31 +119,6 @@ func fromInstant(t instant, u unit) (int64, error) {
 		return 0, errors.New("timestamp out of range: timestamp-nanos holds years 1678 to 2262")
 	}
 	return v, nil
-}
-
-// decimalFloat converts a decimal: an unscaled two's complement big-endian
-// number, divided by 10^scale.
-func decimalFloat(unscaled []byte, scale int) float64 {
-	if len(unscaled) <= 8 && scale <= 22 {
-		var v int64
-		for i, b := range unscaled {
-			if i == 0 {
-				v = int64(int8(b))
-			} else {
-				v = v<<8 | int64(b)
-			}
-		}
-		if -1<<53 <= v && v <= 1<<53 {
-			return float64(v) / math.Pow10(scale) // both are exact, so the quotient is correctly rounded
-		}
-	}
-	v := new(big.Int).SetBytes(unscaled)
-	if len(unscaled) > 0 && unscaled[0] >= 0x80 {
-		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(8*len(unscaled))))
-	}
-	r := new(big.Rat).SetFrac(v, new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(scale)), nil))
-	f, _ := r.Float64()
-	return f
 }
 
 // same reports whether values of a and b have the same bytes and meaning.
@@ -287,26 +252,6 @@ func shortText(b []byte) (size int, ok bool) {
 	}
 	size = 1 + int(b[0]>>1)
 	return size, size <= len(b)
-}
-
-// validUUID reports whether s is a UUID in the text form of RFC 9562.
-func validUUID[T string | []byte](s T) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i := range len(s) {
-		c := s[i]
-		if i == 8 || i == 13 || i == 18 || i == 23 {
-			if c != '-' {
-				return false
-			}
-			continue
-		}
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
-			return false
-		}
-	}
-	return true
 }
 
 // appendUUID appends the text form of the 16 bytes of a UUID.

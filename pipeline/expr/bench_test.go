@@ -135,7 +135,7 @@ func TestCommonExpressionsAreClosures(t *testing.T) {
 		"string(i) == '7'", "string(d) == '0.5'", "string(b) == 'true'", "int(d) == 3", "double(i) > 0.5",
 		"i + l * 2 - 1 > 0", "l / 7 % 2 == 0", "d * 2.0 + 1.5 > 3.0", "-i < 0", "s + '-' + string(i) == 'a-7'",
 		"tms > timestamp('2026-01-01T00:00:00Z')", "now() - tus > duration('1h')", "tms + duration('1h') < now()", "oms < duration('12h')",
-		"s.lowerAscii() == 'a'", "dec > 10.0", "id == 'x'", "uid == 'x'", "rec.x == 1 && rec.y != ''", "nt == null || nt < now()",
+		"s.lowerAscii() == 'a'", "dec > 10", "dec == decimal('1.10')", "dec + fdec * 2 - 1 < decimal('100.5')", "dec in [1, 2]", "ndec != null && ndec > 5", "dec.round(1, 'half_up') == dec.div(3, 4, 'up')", "string(-dec) == '1.00'", "id == 'x'", "uid == 'x'", "rec.x == 1 && rec.y != ''", "nt == null || nt < now()",
 	} {
 		p, err := env.Compile(src, Condition("a test"))
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/library"
 )
 
 // Limits of one expression.
@@ -30,8 +31,6 @@ const (
 	nowName   = "@now"
 	badName   = "@bad"
 	isNull    = "@is_null"
-
-	orderedName = "@ordered" // wraps the range of a macro; see inOrder
 )
 
 // An Env holds the names that expressions may use. One goroutine at a time may
@@ -73,7 +72,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 		members: map[string]bool{},
 		globals: map[string]bool{},
 	}
-	options := append(libraries(), []cel.EnvOption{
+	options := append(library.Options(), []cel.EnvOption{
 		cel.CustomTypeAdapter(base),
 		cel.CustomTypeProvider(e.records),
 		cel.CrossTypeNumericComparisons(true),
@@ -201,6 +200,8 @@ func (r *records) celType(n *codec.Node) *types.Type {
 		return types.TimestampType
 	case types.DurationKind:
 		return types.DurationType
+	case decimalKind:
+		return library.DecimalType
 	}
 	return types.DynType
 }
@@ -294,8 +295,8 @@ func kindOf(n *codec.Node) types.Kind {
 		return types.StringKind
 	case codec.Bytes, codec.Fixed:
 		switch {
-		case n.Logical == "decimal":
-			return types.DoubleKind
+		case isDecimal(n):
+			return decimalKind
 		case isUUID(n):
 			return types.StringKind
 		}

@@ -13,6 +13,8 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
+	"millrace/pipeline/expr/library"
 )
 
 // fn computes one value. It returns errNull where the CEL value is null. A
@@ -32,7 +34,7 @@ var (
 	errLong     = fmt.Errorf("the strings built here exceed %d bytes", maxMem)
 )
 
-// An operand is a compiled expression of a scalar type. Exactly one of b, i, d,
+// An operand is a compiled expression of a scalar type. Exactly one of b, i, d, x,
 // s and t is set, according to its kind; none for null itself. A duration is in
 // nanoseconds in i. Strings and bytes are in s.
 type operand struct {
@@ -42,6 +44,7 @@ type operand struct {
 	b     fn[bool]
 	i     fn[int64]
 	d     fn[float64]
+	x     fn[decimal.Decimal]
 	s     fn[[]byte]
 	t     fn[instant]
 
@@ -119,6 +122,8 @@ func literal(v ref.Val) (operand, bool) {
 		return operand{kind: types.IntKind, konst: true, i: constant(int64(v))}, true
 	case types.Double:
 		return operand{kind: types.DoubleKind, konst: true, d: constant(float64(v))}, true
+	case library.Decimal:
+		return operand{kind: decimalKind, konst: true, x: constant(decimal.Decimal(v))}, true
 	case types.String:
 		return operand{kind: types.StringKind, konst: true, s: constant([]byte(v))}, true
 	case types.Bytes:
@@ -147,6 +152,10 @@ func (o operand) computed() operand {
 	case o.d != nil:
 		if v, err := o.d(s); err == nil {
 			o.d = constant(v)
+		}
+	case o.x != nil:
+		if v, err := o.x(s); err == nil {
+			o.x = constant(v)
 		}
 	case o.s != nil:
 		if v, err := o.s(s); err == nil {
@@ -185,11 +194,8 @@ func fieldOperand(n *codec.Node, src fn[[]byte]) (operand, bool) {
 	case codec.Enum:
 		o.s = readSymbol(n.Symbols, src)
 	case codec.Bytes:
-		if n.Logical == "decimal" {
-			o.d = then(src, func(b []byte) (float64, error) {
-				v, _, err := codec.ReadText(b)
-				return decimalFloat(v, n.Scale), err
-			})
+		if isDecimal(n) {
+			o.readDecimal(n, src)
 		} else {
 			o.s = then(src, func(b []byte) ([]byte, error) { v, _, err := codec.ReadText(b); return v, err })
 		}
@@ -266,8 +272,8 @@ func readSymbol(names []string, src fn[[]byte]) fn[[]byte] {
 // readFixed sets o to read a fixed: a decimal, bytes or a UUID.
 func (o *operand) readFixed(n *codec.Node, src fn[[]byte]) {
 	switch o.kind {
-	case types.DoubleKind:
-		o.d = then(src, func(b []byte) (float64, error) { return decimalFloat(b[:n.Size], n.Scale), nil })
+	case decimalKind:
+		o.readDecimal(n, src)
 	case types.BytesKind:
 		o.s = then(src, func(b []byte) ([]byte, error) { return b[:n.Size], nil })
 	default:
@@ -332,10 +338,18 @@ func solid[T any](f fn[T], null bool) fn[T] {
 
 func (o operand) solid() operand {
 	if o.null {
-		o.b, o.i, o.d, o.s, o.t = solid(o.b, true), solid(o.i, true), solid(o.d, true), solid(o.s, true), solid(o.t, true)
+		o.b, o.i, o.d, o.x, o.s, o.t = solid(o.b, true), solid(o.i, true), solid(o.d, true), solid(o.x, true), solid(o.s, true), solid(o.t, true)
 		o.null = false
 	}
 	return o
+}
+
+func solidAll(list []operand) []operand {
+	out := make([]operand, len(list))
+	for i := range list {
+		out[i] = list[i].solid()
+	}
+	return out
 }
 
 // function compiles a call of an operator or a function.
@@ -382,13 +396,17 @@ func (c *compiler) function(call celast.CallExpr) (operand, bool) {
 		konst = konst || args[0].is(true) || args[1].is(true)
 	case (name == operators.Equals || name == operators.NotEquals) && len(args) == 2:
 		o = equal(args[0], args[1], name == operators.NotEquals)
+	case name == library.Widen:
+		o = widened(args[0])
 	case len(args) == 1:
 		o = call1(name, args[0].solid())
 	case len(args) == 2:
 		o = call2(name, args[0].solid(), args[1].solid())
+	case len(args) > 2:
+		o = decimalCall(name, solidAll(args))
 	}
 	o.konst = konst
-	return o, o.b != nil || o.i != nil || o.d != nil || o.s != nil || o.t != nil
+	return o, o.b != nil || o.i != nil || o.d != nil || o.x != nil || o.s != nil || o.t != nil
 }
 
 // is reports whether o is a constant bool with the value v.
@@ -415,7 +433,7 @@ func choose(cond, a, b operand) operand {
 	}
 	return operand{
 		kind: a.kind, null: a.null || b.null,
-		b: either(cond.b, a.b, b.b), i: either(cond.b, a.i, b.i), d: either(cond.b, a.d, b.d),
+		b: either(cond.b, a.b, b.b), i: either(cond.b, a.i, b.i), d: either(cond.b, a.d, b.d), x: either(cond.b, a.x, b.x),
 		s: either(cond.b, a.s, b.s), t: either(cond.b, a.t, b.t),
 	}
 }
@@ -447,6 +465,8 @@ func (o operand) nullOfKind() operand {
 		n.i = alwaysNull[int64]
 	case o.d != nil:
 		n.d = alwaysNull[float64]
+	case o.x != nil:
+		n.x = alwaysNull[decimal.Decimal]
 	case o.s != nil:
 		n.s = alwaysNull[[]byte]
 	case o.t != nil:
@@ -525,6 +545,8 @@ func (c *compiler) isNull(e celast.Expr) (operand, bool) {
 		result.b = nullTest(o.i)
 	case o.d != nil:
 		result.b = nullTest(o.d)
+	case o.x != nil:
+		result.b = nullTest(o.x)
 	case o.s != nil:
 		result.b = nullTest(o.s)
 	case o.t != nil:
@@ -557,6 +579,8 @@ func equal(a, b operand, not bool) operand {
 		o.b = sameAs(a.i, b.i, null, not, func(x, y int64) bool { return x == y })
 	case a.d != nil && b.d != nil:
 		o.b = sameAs(a.d, b.d, null, not, func(x, y float64) bool { return x == y })
+	case a.x != nil && b.x != nil:
+		o.b = sameAs(a.x, b.x, null, not, func(x, y decimal.Decimal) bool { return x.Cmp(y) == 0 })
 	case a.t != nil && b.t != nil:
 		o.b = sameAs(a.t, b.t, null, not, func(x, y instant) bool { return x == y })
 	case a.raw != nil && b.konst && b.s != nil:
@@ -647,6 +671,7 @@ func (c *compiler) in(left, right celast.Expr) (operand, bool) {
 	}
 	o := operand{kind: types.BoolKind, konst: x.konst}
 	texts, ints := map[string]bool{}, map[int64]bool{}
+	var decimals []decimal.Decimal
 	for _, item := range set {
 		v, ok := c.compile(item)
 		if !ok || !v.konst || v.kind != x.kind {
@@ -659,13 +684,19 @@ func (c *compiler) in(left, right celast.Expr) (operand, bool) {
 		case types.IntKind:
 			n, _ := v.i(&Scope{})
 			ints[n] = true
+		case decimalKind:
+			d, _ := v.x(&Scope{})
+			decimals = append(decimals, d)
 		default:
 			return operand{}, false
 		}
 	}
-	if x.kind == types.StringKind {
+	switch x.kind {
+	case types.StringKind:
 		o.b = then(x.s, func(v []byte) (bool, error) { return texts[string(v)], nil })
-	} else {
+	case decimalKind:
+		o.b = oneOf(x.x, decimals)
+	default:
 		o.b = then(x.i, func(v int64) (bool, error) { return ints[v], nil })
 	}
 	if x.null { // null is not in a list of strings or numbers
@@ -863,6 +894,8 @@ func (o operand) appender(n *codec.Node) (appender, bool) {
 		return encoded(o.i, durationEncoder(n))
 	case types.DoubleKind:
 		return encoded(o.d, floatEncoder(n))
+	case decimalKind:
+		return encoded(o.x, decimalEncoder(n))
 	case types.StringKind:
 		return encoded(o.s, textEncoder(n))
 	case types.BytesKind:

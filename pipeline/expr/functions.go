@@ -14,6 +14,8 @@ import (
 	"cel.dev/cel-go/common/types"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
+	"millrace/pipeline/expr/library"
 )
 
 // call1 compiles a function of one argument, which is not null. An operand
@@ -30,6 +32,9 @@ func call1(name string, a operand) operand {
 			return operand{kind: types.IntKind, i: then(a.i, func(v int64) (int64, error) { return subtract(0, v) })}
 		case types.DoubleKind:
 			return operand{kind: types.DoubleKind, d: then(a.d, func(v float64) (float64, error) { return -v, nil })}
+		}
+		if a.kind == decimalKind {
+			return operand{kind: decimalKind, x: then(a.x, func(v decimal.Decimal) (decimal.Decimal, error) { return v.Neg(), nil })}
 		}
 	case overloads.Size:
 		switch a.kind {
@@ -48,6 +53,8 @@ func call1(name string, a operand) operand {
 			return a
 		case types.IntKind:
 			return operand{kind: types.DoubleKind, d: then(a.i, func(v int64) (float64, error) { return float64(v), nil })}
+		case decimalKind:
+			return operand{kind: types.DoubleKind, d: then(a.x, func(v decimal.Decimal) (float64, error) { return v.Float(), nil })}
 		}
 	case "lowerAscii":
 		if a.kind == types.StringKind {
@@ -58,7 +65,7 @@ func call1(name string, a operand) operand {
 			return operand{kind: types.StringKind, s: mapped(a.s, 'a', 'z', 'A'-'a')}
 		}
 	}
-	return operand{}
+	return decimalCall(name, []operand{a})
 }
 
 // call2 is call1 for a function of two arguments.
@@ -103,6 +110,8 @@ func ordered(name string, a, b operand) fn[bool] {
 		return compared(name, a.i, b.i, cmp.Compare[int64])
 	case types.DoubleKind:
 		return compared(name, a.d, b.d, compareFloats)
+	case decimalKind:
+		return compared(name, a.x, b.x, decimal.Decimal.Cmp)
 	case types.StringKind, types.BytesKind:
 		return compared(name, a.s, b.s, bytes.Compare)
 	case types.TimestampKind:
@@ -198,6 +207,15 @@ func arithmetic(name string, a, b operand) operand {
 		case operators.Divide:
 			o.d = both(a.d, b.d, func(x, y float64) (float64, error) { return x / y, nil })
 		}
+	case a.kind == decimalKind && b.kind == decimalKind:
+		switch name {
+		case operators.Add:
+			o.x = both(a.x, b.x, decimal.Decimal.Add)
+		case operators.Subtract:
+			o.x = both(a.x, b.x, decimal.Decimal.Sub)
+		case operators.Multiply:
+			o.x = both(a.x, b.x, decimal.Decimal.Mul)
+		}
 	case a.kind == types.StringKind && b.kind == types.StringKind && name == operators.Add,
 		a.kind == types.BytesKind && b.kind == types.BytesKind && name == operators.Add:
 		f, g := a.s, b.s
@@ -254,8 +272,8 @@ func moved(t instant, d int64) (instant, error) {
 	} else if nano >= 1e9 {
 		sec, nano = sec+1, nano-1e9
 	}
-	if sec < minSecond || sec > maxSecond {
-		return instant{}, errTimestamp
+	if sec < library.MinSecond || sec > library.MaxSecond {
+		return instant{}, library.ErrTimestamp
 	}
 	return instant{sec, int32(nano)}, nil
 }
@@ -318,6 +336,8 @@ func toText(a operand) fn[[]byte] {
 		return written(a.i, func(dst []byte, v int64) []byte { return strconv.AppendInt(dst, v, 10) })
 	case types.DoubleKind:
 		return written(a.d, func(dst []byte, v float64) []byte { return strconv.AppendFloat(dst, v, 'g', -1, 64) })
+	case decimalKind:
+		return written(a.x, func(dst []byte, v decimal.Decimal) []byte { return v.AppendText(dst) })
 	case types.TimestampKind:
 		return func(s *Scope) ([]byte, error) {
 			v, err := a.t(s)
@@ -362,6 +382,8 @@ func toInt(a operand) fn[int64] {
 		return a.i
 	case types.TimestampKind:
 		return then(a.t, func(v instant) (int64, error) { return v.sec, nil })
+	case decimalKind:
+		return then(a.x, library.WholeNumber)
 	case types.DoubleKind:
 		return then(a.d, func(v float64) (int64, error) {
 			if v > math.MinInt64 && v < math.MaxInt64 {

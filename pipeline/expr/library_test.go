@@ -63,11 +63,11 @@ func TestExamplesOfFunctionsAreTrue(t *testing.T) {
 		if !strings.Contains(f.Example, plain) {
 			t.Errorf("%s: the example %s does not use the function", f.Name, f.Example)
 		}
-		ast, issues := env.cel.Compile(f.Example)
-		if issues.Err() != nil {
-			t.Fatal(issues.Err())
+		c, err := env.check(f.Example, Condition("an example"))
+		if err != nil {
+			t.Fatal(err)
 		}
-		program, err := env.cel.Program(ast, cel.CostLimit(maxCost))
+		program, err := env.cel.PlanProgram(c.ast, cel.CostLimit(maxCost))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -181,6 +181,7 @@ type rule struct {
 type explainer struct {
 	resolver *resolver
 	misses   []miss // failed field lookups that no message used yet
+	id       int64  // of the expression of the message
 }
 
 // rules are tried in order. TestEveryMessageOfTheTypeCheckerHasARule fails when an
@@ -202,10 +203,11 @@ var rules = []rule{
 // explain rewrites the faults that the type-checker found.
 func (r *resolver) explain(issues *cel.Issues) Errors {
 	var out Errors
-	x := &explainer{r, slices.Clone(r.env.records.misses)}
+	x := &explainer{resolver: r, misses: slices.Clone(r.env.records.misses)}
 	src := string(r.src)
 	for _, found := range issues.Errors() {
 		e := &Error{Offset: offsetIn(src, found), Msg: found.Message}
+		x.id = found.ExprID
 		if rule, m := ruleFor(found.Message); rule != nil {
 			rule.rewrite(x, e, m)
 		}
@@ -240,6 +242,7 @@ func (x *explainer) undefined(e *Error, m []string) {
 
 func (x *explainer) noOverload(e *Error, m []string) {
 	e.Msg, e.Hint = x.resolver.mismatch(m[1], m[2])
+	e.Hint = orElse(x.resolver.mixHint(x.id, m[1], m[2]), e.Hint)
 	if operatorSigns[m[1]] == "" {
 		e.Offset = x.resolver.nameBefore(e.Offset, m[1])
 	}
@@ -325,7 +328,7 @@ func (r *resolver) mismatch(function, signature string) (msg, hint string) {
 	}
 	given := strings.Join(args, ", ")
 	if target == "" {
-		return fmt.Sprintf("%s does not accept (%s)", function, given), r.usage(function, false)
+		return fmt.Sprintf("%s does not accept (%s)", publicName(function), given), r.usage(function, false)
 	}
 	msg = fmt.Sprintf("%s cannot be called on %s", function, article(typeWord(target)))
 	if given != "" {
@@ -455,9 +458,12 @@ func avroWord(n *codec.Node) string {
 	case codec.Record:
 		return "a record (" + n.Name + ")"
 	case codec.Fixed:
+		if isDecimal(n) {
+			return "a decimal"
+		}
 		return fmt.Sprintf("a fixed of %d bytes", n.Size)
 	case codec.Bytes:
-		if n.Logical == "decimal" {
+		if isDecimal(n) {
 			return "a decimal"
 		}
 		return "a bytes"

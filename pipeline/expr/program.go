@@ -17,6 +17,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/library"
 )
 
 // A Program is a compiled expression. Bind it once; after that it is immutable and
@@ -26,6 +27,8 @@ type Program struct {
 	node  *codec.Node // the type of the result; nil for a bool
 	refs  []*field
 	clock func() time.Time // nil if the expression has no now()
+
+	decimals bool // it computes or compares decimals
 
 	known *bool  // the result of a condition that is the same for every event
 	fixed []byte // the encoding of a value that is the same for every event
@@ -111,6 +114,10 @@ func (p *Program) Bind(layouts ...*codec.Layout) error {
 // UsesNow reports whether the expression has now(), so that its result for the
 // same event depends on the time.
 func (p *Program) UsesNow() bool { return p.clock != nil }
+
+// UsesDecimals reports whether the expression computes, compares or converts
+// decimals. A copy of a field does not count.
+func (p *Program) UsesDecimals() bool { return p.decimals }
 
 // Const returns the result of a condition that is the same for every event. ok is
 // false for other conditions.
@@ -298,8 +305,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	if want.node != nil {
 		r.shape(parsed.NativeRep().Expr(), want.node)
 	}
-	e.records.misses = nil
-	checked, issues := e.cel.Check(parsed)
+	checked, issues := r.typed(parsed)
 	if issues.Err() != nil {
 		r.errs = append(r.errs, r.explain(issues)...)
 	}
@@ -309,6 +315,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	ast := checked.NativeRep()
 	c := &compiler{env: e, ast: ast, resolver: r, want: want, fields: map[string]*field{}}
 	c.symbols(ast.Expr())
+	c.decimals(ast.Expr())
 	c.fit(ast.Expr(), place{want.node, want.field, want.of}, nil)
 	c.tagged(ast.Expr())
 	if len(r.errs) > 0 {
@@ -320,7 +327,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 // newProgram returns a program with the fields and the clock that the checked
 // expression uses, and without code.
 func (c *compiler) newProgram(src string) *Program {
-	p := &Program{text: src, node: c.want.node}
+	p := &Program{text: src, node: c.want.node, decimals: c.usesDecimals(c.ast.Expr())}
 	celast.PostOrderVisit(c.ast.Expr(), celast.NewExprVisitor(func(x celast.Expr) {
 		if x.Kind() != celast.IdentKind {
 			return
@@ -550,8 +557,9 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 	case nullOnly && !holdsNull(n):
 		c.fail(c.leftmost(e), "", "%s is %s in %s, but this is null", to.field, avroWord(n), to.of)
 	case !nullOnly && !c.holds(n, t):
-		hint := ""
+		hint := c.fitHint(e, inner(n), t.Kind())
 		switch {
+		case hint != "":
 		case kindOf(inner(n)) == types.IntKind && t.Kind() == types.DoubleKind:
 			hint = "convert it with int(x), which drops the fraction"
 		case kindOf(inner(n)) == types.StringKind && inner(n).Kind != codec.Enum && slices.Contains([]types.Kind{types.IntKind, types.DoubleKind, types.BoolKind, types.TimestampKind, types.DurationKind}, t.Kind()):
@@ -616,6 +624,8 @@ func (c *compiler) holds(n *codec.Node, t *types.Type) bool {
 		return intEncoder(n) != nil
 	case types.DoubleKind:
 		return floatEncoder(n) != nil
+	case decimalKind:
+		return decimalEncoder(n) != nil
 	case types.StringKind:
 		return textEncoder(n) != nil
 	case types.BytesKind:
@@ -653,6 +663,9 @@ func (c *compiler) mayBeNull(e celast.Expr, known facts) bool {
 	case celast.SelectKind:
 		return !e.AsSelect().IsTestOnly() && c.isWrapper(e)
 	case celast.CallKind:
+		if e.AsCall().FunctionName() == library.Widen {
+			return c.mayBeNull(e.AsCall().Args()[0], known)
+		}
 		return e.AsCall().FunctionName() == operators.Index && c.isWrapper(e)
 	}
 	return false

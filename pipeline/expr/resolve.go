@@ -10,6 +10,8 @@ import (
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/parser"
+
+	"millrace/pipeline/expr/library"
 )
 
 // A resolver rewrites an expression between parsing and type-checking. It
@@ -26,14 +28,15 @@ type resolver struct {
 	info   *celast.SourceInfo
 	make   celast.ExprFactory
 	nextID int64
-	text   bool // the result may be a string
+	expr   celast.Expr // the whole expression
+	text   bool        // the result may be a string
 	errs   Errors
 	locals []string       // variables of the enclosing macros, innermost last
 	known  map[int64]bool // ids of literals that come from fields of known value
 }
 
 func newResolver(env *Env, src string, parsed *celast.AST) *resolver {
-	r := &resolver{env: env, src: []rune(src), info: parsed.SourceInfo(), make: celast.NewExprFactory(), known: map[int64]bool{}}
+	r := &resolver{env: env, src: []rune(src), info: parsed.SourceInfo(), expr: parsed.Expr(), make: celast.NewExprFactory(), known: map[int64]bool{}}
 	celast.PostOrderVisit(parsed.Expr(), celast.NewExprVisitor(func(e celast.Expr) { r.nextID = max(r.nextID, e.ID()) }))
 	return r
 }
@@ -105,7 +108,7 @@ func (r *resolver) inOrder(e celast.Expr) {
 	}
 	inner := r.make.NewUnspecifiedExpr(r.id(e.ID()))
 	inner.SetKindCase(e)
-	e.SetKindCase(r.make.NewCall(e.ID(), orderedName, inner))
+	e.SetKindCase(r.make.NewCall(e.ID(), library.Ordered, inner))
 }
 
 // path resolves the longest prefix of a.b.c that is a field. The rest stays a

@@ -13,6 +13,7 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 	const (
 		decimal  = `{"type":"bytes","logicalType":"decimal","precision":12,"scale":2}`
 		fixedDec = `{"type":"fixed","name":"D","size":6,"logicalType":"decimal","precision":12,"scale":3}`
+		longDec  = `{"type":"bytes","logicalType":"decimal","precision":30,"scale":2}`
 		fixed    = `{"type":"fixed","name":"F","size":3}`
 		enum     = `{"type":"enum","name":"E","symbols":["red","blue"]}`
 		uuid     = `{"type":"string","logicalType":"uuid"}`
@@ -48,14 +49,24 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{fixedID, id, `v == ` + strings.ReplaceAll(id, `"`, `'`), `v.replace('a', 'b')`, strings.ReplaceAll(id, "a", "b")},
 		{fixedID, id, `v.isUuid()`, `v.substring(1)`, `! is not a UUID`},
 
-		{decimal, `"1234567890.12"`, `v == 1234567890.12`, `v + 0.01`, `"1234567890.13"`},
-		{decimal, `"-0.01"`, `v == -0.01`, `v * 100.0`, `"-1.00"`},
-		{decimal, `"0.00"`, `v == 0.0`, `0.125`, `"0.13"`}, // halves away from zero
-		{decimal, `"0.00"`, `v == 0.0`, `-0.125`, `"-0.13"`},
-		{decimal, `"9999999999.99"`, `v > 1e9`, `v + 1.0`, `! has more than the 12 digits of the decimal`},
-		{decimal, `"1.00"`, `v == 1.0`, `v / 0.0`, `! +Inf is not a decimal`},
-		{decimal, `"1.00"`, `v == 1.0`, `3`, `"3.00"`},
-		{fixedDec, `"-999999999.999"`, `v == -999999999.999`, `v + 1000000000.0`, `"0.001"`},
+		{decimal, `"1234567890.12"`, `v == decimal('1234567890.12') && v != decimal('1234567890.13')`, `v + decimal('0.01')`, `"1234567890.13"`},
+		{decimal, `"-0.01"`, `v == decimal('-0.010')`, `v * 100`, `"-1.00"`},
+		{decimal, `"0.00"`, `v == 0 && 0 == v`, `decimal('0.125')`, `! 0.125 has more digits after the point than the 2 of the decimal`},
+		{decimal, `"0.00"`, `v >= 0 && -1 < v`, `decimal('-0.125').round(2, 'half_up')`, `"-0.13"`},
+		{decimal, `"0.05"`, `v in [decimal('0.05'), 7] && !(v in [1, 2])`, `decimal('0.12500') - decimal('0.00500')`, `"0.12"`},
+		{decimal, `"9999999999.99"`, `v > 1000000000`, `v + 1`, `! 10000000000.99 has more than the 12 digits of the decimal`},
+		{decimal, `"1.00"`, `v == 1`, `v.div(0, 2, 'up')`, `! division by zero`},
+		{decimal, `"1.00"`, `string(v) == '1.00' && int(v) == 1 && double(v) == 1.0`, `3`, `"3.00"`},
+		{decimal, `"1.00"`, `type(v) == type(decimal(1))`, `9007199254740993`, `! has more than the 12 digits of the decimal`},
+		{decimal, `"2.50"`, `-v == decimal('-2.5') && math.abs(-v) == v && math.sign(-v) == -1`, `v.div(3, 2, 'floor')`, `"0.83"`},
+		{decimal, `"2.50"`, `math.greatest(v, 3) == 3 && math.least(3, v) == v && math.greatest(1, v, 2) == v`, `int(v)`, `! 2.50 is not a whole number; to drop its fraction, write int(x.round(0, 'down'))`},
+		{decimal, `"2.50"`, `[v, 1, decimal('1.5')].sort() == [decimal(1), decimal('1.5'), v]`, `[v, 1].sum()`, `"3.50"`},
+		{decimal, `"2.50"`, `[v, decimal('2.5'), 2].distinct() == [v, 2] && sets.contains([v], [decimal('2.500')])`, `v == 2 ? v : 1`, `"1.00"`},
+		{decimal, `"2.50"`, `'%s'.format([v]) == '2.50' && decimal(0.1) == decimal('0.1')`, `decimal('x' + string(v))`, `! "x2.50" is not a decimal`},
+		{fixedDec, `"-999999999.999"`, `v == decimal('-999999999.999')`, `v + 1000000000`, `"0.001"`},
+		{longDec, `"12345678901234567.89"`, `v != decimal('12345678901234567.88') && v > decimal('12345678901234567.88')`, `v + 0`, `"12345678901234567.89"`},
+		{longDec, `"90071992547409.93"`, `string(v) == '90071992547409.93'`, `v + decimal('100000000000000.01')`, `"190071992547409.94"`},
+		{longDec, `"-90071992547409.93"`, `v < -90071992547409`, `v > 0 ? decimal(0) : v`, `"-90071992547409.93"`},
 
 		{of("int", "date"), `"2026-01-31"`, `v == timestamp('2026-01-31T00:00:00Z')`, `v + duration('25h')`, `"2026-02-01"`},
 		{of("int", "date"), `"1969-12-31"`, `v.getFullYear() == 1969`, `v - duration('1s')`, `"1969-12-30"`},
@@ -75,7 +86,14 @@ func TestEveryTypeIsReadAndWritten(t *testing.T) {
 		{`["null","string"]`, `"x"`, `v == 'x' && v != null`, `v == null ? 'none' : v + '!'`, `"x!"`},
 		{`["long","null"]`, `5`, `v == 5`, `v == 5 ? null : 1`, `null`},
 		{`["long","null"]`, `null`, `!(v == 5)`, `v + 1`, `! is null`},
-		{`["null",` + decimal + `]`, `"1.50"`, `v == 1.5`, `v * 2.0`, `"3.00"`},
+		{`["null",` + decimal + `]`, `"1.50"`, `v == decimal('1.5') && v != null && v != 1`, `v * 2`, `"3.00"`},
+		{`["null",` + decimal + `]`, `null`, `v == null && v != 1`, `v + 1`, `! is null`},
+		{`["null",` + longDec + `]`, `"12345678901234567.89"`, `v == decimal('12345678901234567.89')`, `v`, `"12345678901234567.89"`},
+		{`["long",` + decimal + `]`, `{"long":3}`, `v == decimal(3) && decimal('3.0') == v && v < decimal('3.5')`, `v == decimal(3) ? decimal('4.00') : decimal(1)`, `"4.00"`},
+		{`{"type":"map","values":` + longDec + `}`, `{"a":"12345678901234567.89"}`, `v['a'] == v.a && v.a != 1`, `v.with('b', 1).with('c', v.a)`, `{"a":"12345678901234567.89","b":"1.00","c":"12345678901234567.89"}`},
+		{`{"type":"array","items":` + longDec + `}`, `["12345678901234567.89","0.01"]`, `v.sum() == decimal('12345678901234567.90') && v.exists(x, x < 1) && decimal('0.010') in v`, `v.sort() + [1] + v.map(x, x - 1)`, `["0.01","12345678901234567.89","1.00","12345678901234566.89","-0.99"]`},
+		{`{"type":"array","items":["null",` + longDec + `]}`, `["12345678901234567.89",null]`, `v[0] != null && v[1] == null`, `v.filter(x, x != null)`, `["12345678901234567.89"]`},
+		{`{"type":"array","items":{"type":"record","name":"E","fields":[{"name":"a","type":` + longDec + `}]}}`, `[{"a":"12345678901234567.89"}]`, `v[0].a > 1 && v.map(x, x.a).sum() == v[0].a`, `[{'a': v[0].a}, {'a': 2}]`, `[{"a":"12345678901234567.89"},{"a":"2.00"}]`},
 		{`["null",` + enum + `]`, `"red"`, `v == 'red'`, `'blue'`, `"blue"`},
 		{`["null",` + of("long", "timestamp-millis") + `]`, `"2026-01-31T12:00:00Z"`, `v != null`, `timestamp(0)`, `"1970-01-01T00:00:00.000Z"`},
 		{`["null",{"type":"array","items":"long"}]`, `[1,2]`, `v[1] == 2 && v.size() == 2`, `v + [3]`, `[1,2,3]`},

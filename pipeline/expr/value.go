@@ -5,10 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/big"
 	"reflect"
 	"slices"
-	"strconv"
 	"time"
 
 	"cel.dev/cel-go/common/types"
@@ -16,6 +14,8 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
+	"millrace/pipeline/expr/library"
 )
 
 // decode converts one Avro value to a value of the interpreter, and returns the
@@ -96,8 +96,9 @@ func decodeBytes(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case n.Logical == "decimal":
-		return types.Double(decimalFloat(v, n.Scale)), rest, nil
+	case isDecimal(n):
+		d, err := readDecimal(n, v)
+		return library.Decimal(d), rest, err
 	case isUUID(n):
 		return types.String(appendUUID(nil, v)), rest, nil
 	}
@@ -240,6 +241,10 @@ func encode(dst []byte, n *codec.Node, v ref.Val) ([]byte, error) {
 		if enc := floatEncoder(n); enc != nil {
 			return enc(dst, float64(v))
 		}
+	case library.Decimal:
+		if enc := decimalEncoder(n); enc != nil {
+			return enc(dst, decimal.Decimal(v))
+		}
 	case types.String:
 		if enc := textEncoder(n); enc != nil {
 			return enc(dst, []byte(v))
@@ -355,6 +360,9 @@ func intEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 	if enc := floatEncoder(n); enc != nil {
 		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, float64(v)) }
 	}
+	if enc := decimalEncoder(n); enc != nil {
+		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, decimal.FromInt(v)) }
+	}
 	return nil
 }
 
@@ -369,49 +377,15 @@ func floatEncoder(n *codec.Node) func([]byte, float64) ([]byte, error) {
 			}
 			return codec.AppendFloat(dst, float32(v)), nil
 		}
-	case codec.Bytes, codec.Fixed:
-		if n.Logical == "decimal" {
-			return func(dst []byte, v float64) ([]byte, error) { return appendDecimal(dst, n, v) }
-		}
 	}
 	return nil
-}
-
-// appendDecimal appends v rounded to the decimal's scale, half away from zero.
-func appendDecimal(dst []byte, n *codec.Node, v float64) ([]byte, error) {
-	if math.IsNaN(v) || math.IsInf(v, 0) {
-		return dst, misfitf("%g is not a decimal", v)
-	}
-	exact, _ := new(big.Rat).SetString(fmt.Sprintf("%g", v)) // the shortest decimal form: 0.1, not 0.1000000000000000055
-	unscaled, ok := new(big.Int).SetString(exact.Mul(exact, new(big.Rat).SetInt(new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Scale)), nil))).FloatString(0), 10)
-	if !ok {
-		return dst, misfitf("%g is not a decimal", v)
-	}
-	if limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(n.Precision)), nil); n.Precision > 0 && unscaled.CmpAbs(limit) >= 0 {
-		return dst, misfitf("%s has more than the %d digits of the decimal", strconv.FormatFloat(v, 'f', -1, 64), n.Precision)
-	}
-	size := n.Size
-	if n.Kind == codec.Bytes {
-		size = unscaled.BitLen()/8 + 1
-	}
-	if unscaled.BitLen() >= 8*size {
-		return dst, misfitf("%g does not fit into a decimal of %d bytes", v, size)
-	}
-	if unscaled.Sign() < 0 {
-		unscaled.Add(unscaled, new(big.Int).Lsh(big.NewInt(1), uint(8*size)))
-	}
-	raw := unscaled.FillBytes(make([]byte, size))
-	if n.Kind == codec.Bytes {
-		return codec.AppendBytes(dst, raw), nil
-	}
-	return append(dst, raw...), nil
 }
 
 func textEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
 	switch {
 	case n.Kind == codec.String && n.Logical == "uuid":
 		return func(dst, v []byte) ([]byte, error) {
-			if !validUUID(v) {
+			if !library.ValidUUID(v) {
 				return dst, misfitf("%q is not a UUID", v)
 			}
 			return codec.AppendBytes(dst, v), nil
@@ -432,7 +406,7 @@ func textEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
 		}
 	case isUUID(n):
 		return func(dst, v []byte) ([]byte, error) {
-			if !validUUID(v) {
+			if !library.ValidUUID(v) {
 				return dst, misfitf("%q is not a UUID", v)
 			}
 			for _, part := range [][]byte{v[:8], v[9:13], v[14:18], v[19:23], v[24:]} {
@@ -446,7 +420,7 @@ func textEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
 
 func bytesEncoder(n *codec.Node) func([]byte, []byte) ([]byte, error) {
 	switch {
-	case n.Logical == "decimal" || isUUID(n):
+	case isDecimal(n) || isUUID(n):
 		return nil
 	case n.Kind == codec.Bytes:
 		return func(dst, v []byte) ([]byte, error) { return codec.AppendBytes(dst, v), nil }

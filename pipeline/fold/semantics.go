@@ -15,8 +15,8 @@ import (
 // expressions, or of the fold itself, takes the next number, and compiles folds of earlier
 // numbers as far as it still implements them:
 //
-//	1  Ids of events are compared within the partition. Expressions read no decimals and
-//	   name no time zones.
+//	1  Ids of events are compared within the partition. Expressions compute and compare no
+//	   decimals, and name no time zones.
 //	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
 const Semantics = 2
 
@@ -44,7 +44,7 @@ func (s *Spec) unknown(at expr.Source, schema *codec.Schema, programs ...*expr.P
 	what := ""
 	for _, p := range programs {
 		switch {
-		case readsDecimals(p, schema, s.State):
+		case p.UsesDecimals():
 			what = "decimals"
 		case usesZones(p):
 			what = "time zones"
@@ -61,18 +61,6 @@ func (f *Fold) usesZones() bool {
 	return slices.ContainsFunc(f.types, func(t typeFold) bool {
 		return slices.ContainsFunc(t.bare.Programs(), usesZones) || slices.ContainsFunc(t.sets, func(s set) bool { return usesZones(s.value) })
 	})
-}
-
-// readsDecimals reports whether an expression reads decimals of the event or the state.
-func readsDecimals(p *expr.Program, event, state *codec.Schema) bool {
-	for view, schema := range []*codec.Schema{event, state} {
-		for _, path := range p.Paths(view) {
-			if n, fault := lookup(schema.Root(), path); fault == "" && n.Logical == "decimal" {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // usesZones reports whether an expression names a time zone.

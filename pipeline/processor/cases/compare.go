@@ -3,6 +3,7 @@ package cases
 import (
 	"encoding/json"
 	"fmt"
+	"math/big"
 	"strconv"
 	"strings"
 	"time"
@@ -179,8 +180,11 @@ func sameNumber(a, b string) bool {
 	if a == b {
 		return true
 	}
-	if !strings.ContainsAny(a+b, ".eE") {
-		return false // integers: a float64 could round different ones to the same value
+	if !strings.ContainsAny(a+b, "eE") && (!strings.Contains(a, ".") || !strings.Contains(b, ".")) {
+		// An integer: a float64 could round different ones to the same value.
+		x, ok := new(big.Rat).SetString(a)
+		y, ok2 := new(big.Rat).SetString(b)
+		return ok && ok2 && x.Cmp(y) == 0
 	}
 	x, err := strconv.ParseFloat(a, 64)
 	y, err2 := strconv.ParseFloat(b, 64)

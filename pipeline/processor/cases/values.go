@@ -43,11 +43,11 @@ func yamlValue(n *yaml.Node) any {
 	return n.Value
 }
 
-// jsonNumber converts a YAML number to JSON. It returns false for .nan and .inf,
-// which JSON lacks.
+// jsonNumber converts a YAML number to JSON, with all its digits. It returns false for
+// .nan and .inf, which JSON lacks.
 func jsonNumber(text string) (json.Number, bool) {
-	if json.Valid([]byte(text)) {
-		return json.Number(text), true
+	if number := plainNumber(text); json.Valid([]byte(number)) {
+		return json.Number(number), true
 	}
 	if n, err := strconv.ParseInt(text, 0, 64); err == nil {
 		return json.Number(strconv.FormatInt(n, 10)), true
@@ -57,6 +57,19 @@ func jsonNumber(text string) (json.Number, bool) {
 		return "", false
 	}
 	return json.Number(strconv.FormatFloat(x, 'g', -1, 64)), true
+}
+
+// plainNumber returns +1_000.5, .5 and 5. of YAML in JSON's form.
+func plainNumber(text string) string {
+	text = strings.ReplaceAll(strings.TrimPrefix(text, "+"), "_", "")
+	sign := ""
+	if rest, ok := strings.CutPrefix(text, "-"); ok {
+		sign, text = "-", rest
+	}
+	if strings.HasPrefix(text, ".") {
+		text = "0" + text
+	}
+	return sign + strings.TrimSuffix(text, ".")
 }
 
 // nodeAt returns the node at a path such as data.items[1].price, or the innermost

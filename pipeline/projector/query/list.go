@@ -16,6 +16,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr"
 )
 
@@ -285,6 +286,8 @@ func sortable(n *codec.Node) bool {
 	switch n.Kind {
 	case codec.Boolean, codec.Int, codec.Long, codec.Float, codec.Double, codec.String, codec.Enum:
 		return true
+	case codec.Bytes, codec.Fixed:
+		return n.Logical == "decimal"
 	}
 	return false
 }
@@ -334,6 +337,11 @@ func (s *sorting) key(g *Aggregate) ([]byte, error) {
 	case codec.Double:
 		v, _, err := codec.ReadDouble(enc)
 		return orderedDouble(key, v), err
+	case codec.Fixed: // a decimal
+		return orderedDecimal(key, enc[:n.Size]), nil
+	case codec.Bytes:
+		v, _, err := codec.ReadText(enc)
+		return orderedDecimal(key, v), err
 	}
 	text, _, err := codec.ReadText(enc)
 	return append(key, text...), err
@@ -351,6 +359,20 @@ func orderedDouble(dst []byte, v float64) []byte {
 		bits |= 1 << 63
 	}
 	return binary.BigEndian.AppendUint64(dst, bits)
+}
+
+// orderedDecimal appends the unscaled integer of a decimal. All values of a field have
+// the same scale, so the order is that of the integers: by sign and length, then by the
+// bytes of the shortest form.
+func orderedDecimal(dst, unscaled []byte) []byte {
+	d := decimal.FromBytes(unscaled, 0)
+	length := d.Size() // at most 1,024: codec.Layout accepts no longer decimal
+	if d.Sign() < 0 {
+		length = -length
+	}
+	dst = binary.BigEndian.AppendUint16(dst, uint16(1<<15+length))
+	dst, _ = d.AppendBytes(dst, 0)
+	return dst
 }
 
 // aggregateSchema has the fields of an aggregate that a filter can read in addition

@@ -1,4 +1,7 @@
-package expr
+// Package library holds the functions of expressions that CEL's standard does not
+// have: CEL's extension libraries, Millrace's own functions, and decimals as values
+// of CEL. All functions are deterministic: none is random or reads a clock.
+package library
 
 import (
 	"crypto/md5"
@@ -24,9 +27,18 @@ import (
 	"github.com/google/uuid"
 )
 
-// This file declares the functions that are not in the CEL standard: CEL's
-// extension libraries and Millrace's own functions. All are deterministic: none is
-// random, and only now() reads a clock. [Functions] documents them.
+// Ordered is the name of a function that returns a map which iterates in the order
+// of its keys. No source text can contain it.
+const Ordered = "@ordered"
+
+// The range of CEL's timestamps, in seconds since 1970.
+const (
+	MinSecond = -62135596800
+	MaxSecond = 253402300799
+)
+
+// ErrTimestamp is the error for a time outside this range.
+var ErrTimestamp = errors.New("timestamp out of range: years 1 to 9999 are possible")
 
 // Limits of one function call. CEL charges the cost of a call after the call, so a
 // call whose result can be much larger than its arguments is limited in advance.
@@ -35,20 +47,20 @@ const (
 	maxRange = 10_000  // numbers in the result of lists.range
 )
 
-// libraries returns the functions as options for an environment.
-func libraries() []cel.EnvOption {
-	return append([]cel.EnvOption{
+// Options returns the functions as options for an environment.
+func Options() []cel.EnvOption {
+	return slices.Concat([]cel.EnvOption{
 		ext.Strings(ext.StringsVersion(5)),
 		ext.Math(),
 		ext.Lists(ext.ListsVersion(4), ext.ListsMaxRangeSize(maxRange)), // version 5 adds the functions of Sets again, under other names
 		ext.Sets(),
 		ext.Encoders(ext.EncodersVersion(0)),
 		ext.TwoVarComprehensions(),
-		limited("replace", func(args []ref.Val) int {
+		limited("replace", nil, func(args []ref.Val) int {
 			text, old, to := string(args[0].(types.String)), string(args[1].(types.String)), string(args[2].(types.String))
 			return len(text) + strings.Count(text, old)*max(0, len(to)-len(old))
 		}),
-		limited("join", func(args []ref.Val) int {
+		limited("join", nil, func(args []ref.Val) int {
 			list := args[0].(traits.Lister)
 			size := textSize(list)
 			if len(args) == 2 {
@@ -56,15 +68,16 @@ func libraries() []cel.EnvOption {
 			}
 			return size
 		}),
-		limited("format", func(args []ref.Val) int {
+		limited("format", func(args []ref.Val) []ref.Val { return []ref.Val{args[0], printable(args[1].(traits.Lister))} }, func(args []ref.Val) int {
 			return len(args[0].(types.String)) + textSize(args[1].(traits.Lister))
 		}),
-	}, ownFunctions()...)
+	}, ownFunctions(), decimals())
 }
 
 // limited replaces a CEL function by one that fails if its result may exceed
 // maxText bytes. size returns an upper bound of the result, from the arguments.
-func limited(name string, size func(args []ref.Val) int) cel.EnvOption {
+// prepare, if not nil, returns the arguments to use instead of the given ones.
+func limited(name string, prepare func(args []ref.Val) []ref.Val, size func(args []ref.Val) int) cel.EnvOption {
 	return func(e *cel.Env) (*cel.Env, error) {
 		decl := e.Functions()[name]
 		bindings, err := decl.Bindings()
@@ -79,6 +92,9 @@ func limited(name string, size func(args []ref.Val) int) cel.EnvOption {
 			}
 			call := callable(bindings[i])
 			options = append(options, cel.MemberOverload(o.ID(), o.ArgTypes(), o.ResultType(), cel.FunctionBinding(func(args ...ref.Val) ref.Val {
+				if prepare != nil {
+					args = prepare(args)
+				}
 				if n := size(args); n > maxText {
 					return types.NewErr("%s would return a string of more than %d bytes", name, maxText)
 				}
@@ -152,7 +168,7 @@ func ownFunctions() []cel.EnvOption {
 				return uuid5(string(space.(types.String)), string(name.(types.String)))
 			}))),
 		cel.Function("isUuid", cel.MemberOverload("string_is_uuid", []*cel.Type{cel.StringType}, cel.BoolType,
-			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(validUUID(string(v.(types.String)))) }))),
+			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(ValidUUID(string(v.(types.String)))) }))),
 
 		cel.Function("truncate",
 			cel.MemberOverload("timestamp_truncate_string", []*cel.Type{cel.TimestampType, cel.StringType}, cel.TimestampType,
@@ -171,11 +187,7 @@ func ownFunctions() []cel.EnvOption {
 			cel.UnaryBinding(func(t ref.Val) ref.Val { return types.Int(t.(types.Timestamp).UnixMilli()) }))),
 		cel.Function("fromUnixMillis", cel.Overload("from_unix_millis_int", []*cel.Type{cel.IntType}, cel.TimestampType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val {
-				t, err := toInstant(int64(v.(types.Int)), millis)
-				if err != nil {
-					return types.WrapErr(err)
-				}
-				return types.Timestamp{Time: t.time()}
+				return inRange(time.UnixMilli(int64(v.(types.Int))).UTC())
 			}))),
 
 		cel.Function("first", cel.MemberOverload("list_first", []*cel.Type{list}, a,
@@ -186,7 +198,7 @@ func ownFunctions() []cel.EnvOption {
 			cel.FunctionBinding(func(args ...ref.Val) ref.Val { return mapWith(args[0].(traits.Mapper), args[1], args[2]) }))),
 		cel.Function("without", cel.MemberOverload("map_without", []*cel.Type{dict, a}, dict,
 			cel.BinaryBinding(func(m, key ref.Val) ref.Val { return mapWith(m.(traits.Mapper), key, nil) }))),
-		cel.Function(orderedName, cel.Overload("ordered_any", []*cel.Type{a}, a, cel.UnaryBinding(inOrder))),
+		cel.Function(Ordered, cel.Overload("ordered_any", []*cel.Type{a}, a, cel.UnaryBinding(inOrder))),
 	}
 	// A call costs one step plus a scan of its argument.
 	var models []cost.OverloadModel
@@ -233,7 +245,7 @@ func uuid5(space, name string) ref.Val {
 	case "x500":
 		id = uuid.NameSpaceX500
 	default:
-		if !validUUID(space) {
+		if !ValidUUID(space) {
 			return types.NewErr("the namespace %q is not a UUID, dns, url, oid or x500", space)
 		}
 		id = uuid.MustParse(space)
@@ -291,8 +303,8 @@ func window(t time.Time, d time.Duration) ref.Val {
 }
 
 func inRange(t time.Time) ref.Val {
-	if s := t.Unix(); s < minSecond || s > maxSecond {
-		return types.WrapErr(errTimestamp)
+	if s := t.Unix(); s < MinSecond || s > MaxSecond {
+		return types.WrapErr(ErrTimestamp)
 	}
 	return types.Timestamp{Time: t}
 }
@@ -450,4 +462,24 @@ type orderedMap struct {
 
 func (m *orderedMap) Iterator() traits.Iterator {
 	return types.NewRefValList(types.DefaultTypeAdapter, m.keys).Iterator()
+}
+
+// ValidUUID reports whether s is a UUID in the text form of RFC 9562.
+func ValidUUID[T string | []byte](s T) bool {
+	if len(s) != 36 {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			if c != '-' {
+				return false
+			}
+			continue
+		}
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
+			return false
+		}
+	}
+	return true
 }
