@@ -133,7 +133,7 @@ func TestABlockedSnapshotRestoresTheAggregate(t *testing.T) {
 	f := compile(t, userSpec(t))
 	want := Aggregate{Version: 3, Number: 4, Missing: 1, EventID: []byte("e"), Source: Source{"t", "id", 1}, Offset: 9, State: f.zero}
 	var got Aggregate
-	if err := f.ReadSnapshot(f.AppendBlocked(nil, []byte("u"), &want), &got); err != nil {
+	if err := f.ReadSnapshot(f.AppendBlocked(nil, []byte("u"), &want), []byte("u"), &got); err != nil {
 		t.Fatal(err)
 	}
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -147,7 +147,7 @@ func TestEncodingsRestoreAnyAggregate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		count := rapid.Int64Range(0, 1<<60)
 		a := Aggregate{
-			Version: count.Draw(t, "version"), Deleted: rapid.Bool().Draw(t, "deleted"),
+			Version: 1 + count.Draw(t, "version"), Deleted: rapid.Bool().Draw(t, "deleted"),
 			EventID: []byte(rapid.String().Draw(t, "event id")), EventTime: rapid.Int64().Draw(t, "time"),
 			Source: Source{rapid.String().Draw(t, "topic"), rapid.String().Draw(t, "topic id"), rapid.Int32Min(0).Draw(t, "partition")},
 			Offset: count.Draw(t, "offset"), State: f.zero,
@@ -165,7 +165,7 @@ func TestEncodingsRestoreAnyAggregate(t *testing.T) {
 			t.Fatal(err)
 		}
 		var published Aggregate
-		if err := f.ReadSnapshot(f.AppendSnapshot(nil, []byte("u"), &a), &published); err != nil {
+		if err := f.ReadSnapshot(f.AppendSnapshot(nil, []byte("u"), &a), []byte("u"), &published); err != nil {
 			t.Fatal(err)
 		}
 		for name, got := range map[string]Aggregate{"ReadAggregate": stored, "ViewAggregate": viewed, "ReadSnapshot": published} {

@@ -94,7 +94,7 @@ func TestFoldUpdatesListsAndMaps(t *testing.T) {
 		}
 		kept := f.AppendSnapshot(nil, []byte("c"), &a)
 		a = Aggregate{}
-		if err := f.ReadSnapshot(kept, &a); err != nil {
+		if err := f.ReadSnapshot(kept, []byte("c"), &a); err != nil {
 			t.Fatal(err)
 		}
 		if got := text(t, f.State().Root(), a.State); got != step.want {

@@ -15,9 +15,11 @@ package fold
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -99,6 +101,7 @@ type Fold struct {
 	ownKey       bool // the key of a bare event is an expression, not the key of its record
 	state        *codec.Schema
 	snapshot     *codec.Schema
+	recursive    bool          // the state's type contains itself: only its values bound the nesting
 	layout       *codec.Layout // of the state: the fields that are set or read
 	leaves       *codec.Layout // of the state: every field
 	zero         []byte        // a state with all defaults
@@ -120,8 +123,9 @@ type typeFold struct {
 	time   int // the event time
 	number int // the sequence number
 
-	micros int64 // microseconds per unit of time
-	branch int64 // the branch of the sequence number in its union; -1 if it is a long
+	micros   int64 // microseconds per unit of time
+	branch   int64 // the branch of the sequence number in its union; -1 if it is a long
+	idBranch int64 // the branch of the event id in its union; -1 if it is a string
 }
 
 type set struct {
@@ -170,6 +174,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	if f.snapshot, err = snapshotSchema(spec.State); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
+	f.recursive = isRecursive(spec.State.Root(), map[*codec.Node]bool{})
 	f.hash = hash(spec, f.usesZones())
 	return f, nil
 }
@@ -193,7 +198,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		paths = append(paths, key)
 	}
 	var consts map[string]string
-	numbered := false
+	identified, numbered := false, false
 	if f.bare {
 		var faults []expr.Fault
 		if t.bare, faults = spec.Bare.Compile(schema, schema.Name()); len(faults) > 0 {
@@ -205,7 +210,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		paths = append(paths, t.bare.Paths()...)
 	} else {
 		var envelope [][]string
-		envelope, numbered = t.readEnvelope(spec.Window.Size == 0)
+		envelope, identified, numbered = t.readEnvelope(spec.Window.Size == 0)
 		paths = append(paths, envelope...)
 		name := schema.Root().Name
 		consts = map[string]string{"type": name[strings.LastIndexByte(name, '.')+1:]}
@@ -232,7 +237,8 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		if err := t.bare.Bind(t.layout); err != nil {
 			return fault(err.Error())
 		}
-	} else {
+	}
+	if identified {
 		t.id = t.layout.Slot("id")
 	}
 	if len(key) > 0 {
@@ -262,11 +268,13 @@ func checkKey(schema *codec.Schema, key string, path []string) (fault string) {
 }
 
 // readEnvelope returns the paths of the event id, the event time and, if sequence is
-// set, the sequence number, as far as the type has them. It sets micros and branch.
-func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, numbered bool) {
+// set, the sequence number, as far as the type has them. It sets micros and the branches.
+func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, identified, numbered bool) {
 	root := t.schema.Root()
-	if id := root.Field("id"); id != nil && id.Type.Kind == codec.String {
-		paths = append(paths, []string{"id"})
+	if id := root.Field("id"); id != nil {
+		if t.idBranch = branchOf(id.Type, codec.String); t.idBranch >= 0 || id.Type.Kind == codec.String {
+			paths, identified = append(paths, []string{"id"}), true
+		}
 	}
 	if ts := root.Field("timestamp"); ts != nil {
 		switch ts.Type.Logical {
@@ -284,7 +292,7 @@ func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, numbered bool)
 			paths, numbered = append(paths, []string{"sequence"}), true
 		}
 	}
-	return paths, numbered
+	return paths, identified, numbered
 }
 
 // compileSets compiles the assignments of an event type. It returns the paths of
@@ -321,6 +329,22 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 		t.sets = append(t.sets, set{value: program})
 	}
 	return paths, faults
+}
+
+// isRecursive reports whether a type contains itself. above are the types that contain
+// it.
+func isRecursive(n *codec.Node, above map[*codec.Node]bool) bool {
+	if n == nil || above[n] {
+		return n != nil
+	}
+	above[n] = true
+	defer delete(above, n)
+	for i := range n.Fields {
+		if isRecursive(n.Fields[i].Type, above) {
+			return true
+		}
+	}
+	return isRecursive(n.Elem, above) || slices.ContainsFunc(n.Branches, func(b *codec.Node) bool { return isRecursive(b, above) })
 }
 
 // branchOf returns the index of the branch of a kind in a union; -1 if there is
@@ -401,6 +425,7 @@ type Folder struct {
 	arena []byte // the new values of the fields
 	sizes []int  // the end of each value in arena
 	next  []byte // memory for the next state that Update computes
+	whole []byte // a snapshot, if the state must be checked as a part of it
 }
 
 // NewFolder returns a Folder.
@@ -432,18 +457,31 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	if t.key >= 0 {
 		id, _, err = codec.ReadText(f.event.Get(t.key))
 	}
-	switch {
-	case err != nil:
-	case len(id) == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id is empty")
-	case len(id) > maxID:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id has %d bytes, the limit is %d", len(id), maxID)
-	case id[0] == 0:
-		err = pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id starts with a zero byte, which is reserved for the projector's own records")
-	default:
+	if err == nil {
+		err = f.check(id)
+	}
+	if err == nil {
 		f.number, f.numbered, err = f.readNumber()
 	}
 	return id, err
+}
+
+// check rejects what could not be read back from a snapshot, or from a window's id.
+func (f *Folder) check(id []byte) error {
+	if err := CheckID(id); err != nil {
+		return err
+	}
+	eventID := f.EventID()
+	if len(eventID) > maxEventID {
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event id has %d bytes, the limit is %d", len(eventID), maxEventID)
+	}
+	if f.bare && !utf8.Valid(eventID) { // with an envelope, Walk has checked it
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event id %.40q is not UTF-8", eventID)
+	}
+	if f.window.Size > 0 && !f.window.hasID(f.Time()) {
+		return pipeline.Reject(pipeline.ReasonBadBody, "the event time, %d microseconds since 1970, is outside of the years 1 to 9999, for which there are windows", f.Time())
+	}
+	return nil
 }
 
 // readBare sets the id, the time and the key of an event without an envelope.
@@ -506,12 +544,48 @@ func (f *Folder) Time() int64 {
 	if err != nil {
 		return 0 // impossible: Walk has validated the body
 	}
+	if t.micros > 1 { // the limits of the result; time.Time has more, which nothing can show
+		n = max(math.MinInt64/t.micros, min(n, math.MaxInt64/t.micros))
+	}
 	return n * t.micros
 }
 
-// maxID is the maximum size of an aggregate id, in bytes. The id is part of many
-// keys.
-const maxID = 1024
+// Maximum sizes of the ids of aggregates and events, in bytes. The id of an aggregate
+// is part of many keys. Both are in a snapshot, beside the state.
+const (
+	maxID      = 1024
+	maxEventID = 4096
+)
+
+// CheckID rejects text that cannot be the id of an aggregate, such as the key of a
+// record that another program wrote. Everything that has an id as its key or contains
+// it checks it when it is read and when it is written.
+func CheckID(id []byte) error {
+	switch {
+	case len(id) == 0:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id is empty")
+	case len(id) > maxID:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id has %d bytes, the limit is %d", len(id), maxID)
+	case id[0] == 0:
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id starts with a zero byte, which is reserved for the projector's own records")
+	case !utf8.Valid(id):
+		return pipeline.Reject(pipeline.ReasonBadBody, "the aggregate id %.40q is not UTF-8", id)
+	}
+	return nil
+}
+
+// CheckStateID is [CheckID] for the key of a snapshot, which names a window if the
+// projection has windows.
+func (f *Fold) CheckStateID(id []byte) error {
+	if f.window.Size > 0 {
+		key, _, ok := ParseWindowID(string(id))
+		if !ok {
+			return pipeline.Reject(pipeline.ReasonBadBody, "%.80q is not the id of a window", id)
+		}
+		id = []byte(key)
+	}
+	return CheckID(id)
+}
 
 // Type returns the type of the event of the last Read.
 func (f *Folder) Type() *codec.Schema { return f.types[f.typ].schema }
@@ -526,8 +600,15 @@ func (f *Folder) EventID() []byte {
 	if t.id < 0 {
 		return nil
 	}
-	id, _, err := codec.ReadText(f.event.Get(t.id))
-	if err != nil {
+	id := f.event.Get(t.id)
+	var err error
+	if t.idBranch >= 0 {
+		var branch int64
+		if branch, id, err = codec.ReadLong(id); err != nil || branch != t.idBranch {
+			return nil
+		}
+	}
+	if id, _, err = codec.ReadText(id); err != nil {
 		return nil // impossible for a string: Walk has validated the body
 	}
 	return id
@@ -587,6 +668,13 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 	state = f.state.Append(mem[:0])
 	if len(state) > f.max {
 		return 0, pipeline.Reject(pipeline.ReasonTooLarge, "the new state has %d bytes, the limit is %d", len(state), f.max)
+	}
+	if f.recursive {
+		// The value was less deep in the event than it is in a snapshot.
+		f.whole = append(f.appendSnapshot(f.whole[:0], nil, &Aggregate{}, Live), state...)
+		if err := codec.Validate(f.snapshot.Root(), f.whole); err != nil {
+			return 0, fmt.Errorf("a snapshot of the new state could not be read: %w", err)
+		}
 	}
 	a.EventID = append(a.EventID[:0], f.EventID()...)
 	a.State = state

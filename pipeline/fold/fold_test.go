@@ -151,21 +151,21 @@ func TestReadSnapshotRestoresTheAggregate(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 	var b Aggregate
-	if err := f.ReadSnapshot(body, &b); err != nil {
+	if err := f.ReadSnapshot(body, []byte("u-1"), &b); err != nil {
 		t.Fatal(err)
 	}
 	if got := f.AppendSnapshot(nil, []byte("u-1"), &b); string(got) != string(body) {
 		t.Errorf("the snapshot of the restored aggregate is\n%q, want\n%q", got, body)
 	}
 	for n := range body {
-		if f.ReadSnapshot(body[:n], &b) == nil {
+		if f.ReadSnapshot(body[:n], []byte("u-1"), &b) == nil {
 			t.Errorf("no error for the first %d of %d bytes of a snapshot", n, len(body))
 		}
 	}
 	spec := userSpec(t)
 	spec.On[0].Set[3].Value = src("'new'")
 	other := compile(t, spec)
-	if err := other.ReadSnapshot(body, &b); !errors.Is(err, ErrOtherFold) {
+	if err := other.ReadSnapshot(body, []byte("u-1"), &b); !errors.Is(err, ErrOtherFold) {
 		t.Errorf("ReadSnapshot of another fold: %v, want ErrOtherFold", err)
 	}
 }
@@ -259,7 +259,7 @@ func TestFoldFromASnapshotEqualsFoldFromTheStart(t *testing.T) {
 			if rapid.Bool().Draw(rt, "cut") {
 				kept := f.AppendSnapshot(nil, []byte("u"), &b)
 				cut, b = f.NewFolder(), Aggregate{}
-				if err := f.ReadSnapshot(kept, &b); err != nil {
+				if err := f.ReadSnapshot(kept, []byte("u"), &b); err != nil {
 					rt.Fatal(err)
 				}
 			}

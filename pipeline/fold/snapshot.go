@@ -1,6 +1,8 @@
 package fold
 
 import (
+	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 
@@ -109,19 +111,20 @@ func (f *Fold) appendSnapshot(dst []byte, id []byte, a *Aggregate, status string
 // ErrOtherFold means that a snapshot was computed by another fold.
 var ErrOtherFold = errors.New("made by another fold")
 
-// ReadSnapshot reads a record of [Fold.Snapshot] into a. It copies the data from
-// body. The error for a snapshot of another fold is ErrOtherFold; a is then partly
-// overwritten.
-func (f *Fold) ReadSnapshot(body []byte, a *Aggregate) error {
-	if err := codec.Validate(f.snapshot.Root(), body); err != nil {
-		return err
-	}
+// ReadSnapshot reads the snapshot of the aggregate id, a record of [Fold.Snapshot], into
+// a. It copies the data from body, and accepts what [Fold.AppendSnapshot] can have
+// written. The error for a snapshot of another fold, whose state may have another schema,
+// is ErrOtherFold; after an error, a is partly overwritten.
+func (f *Fold) ReadSnapshot(body, id []byte, a *Aggregate) error {
 	r := reader{rest: body}
-	r.text() // the id; the caller has it as the key of the record
+	of := r.text()
 	a.Version = r.long()
 	a.Deleted = string(r.text()) == Deleted
-	if by := r.text(); r.err == nil && string(by) != f.hash {
+	if by := r.text(); r.err == nil && string(by) != f.hash && isHash(by) {
 		return ErrOtherFold
+	}
+	if err := codec.Validate(f.snapshot.Root(), body); err != nil {
+		return err
 	}
 	a.EventID = append(a.EventID[:0], r.text()...)
 	a.EventTime = r.long()
@@ -136,7 +139,22 @@ func (f *Fold) ReadSnapshot(body []byte, a *Aggregate) error {
 	a.Number = r.long()
 	a.Missing = r.long()
 	a.State = append([]byte(nil), r.rest...)
-	return r.err
+	switch {
+	case r.err != nil:
+		return r.err
+	case !bytes.Equal(of, id):
+		return fmt.Errorf("it is a snapshot of %.80q", of)
+	case a.Version < 1 || a.Offset < 0 || a.Number < 0 || a.Missing < 0:
+		return fmt.Errorf("version %d, offset %d, sequence %d and missing %d are not those of a snapshot", a.Version, a.Offset, a.Number, a.Missing)
+	}
+	return nil
+}
+
+// isHash reports whether text can be the hash of a fold.
+func isHash(text []byte) bool {
+	var sum [16]byte
+	n, err := hex.Decode(sum[:], text[:min(len(text), 2*len(sum))])
+	return err == nil && n == len(sum) && len(text) == 2*len(sum)
 }
 
 // AppendAggregate appends the encoding of an aggregate in a store, which holds the

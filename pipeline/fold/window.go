@@ -58,18 +58,23 @@ func AppendWindowID(dst []byte, key []byte, start int64) []byte {
 	return time.UnixMicro(start).UTC().AppendFormat(dst, time.RFC3339Nano)
 }
 
-// WindowKey returns the key in an id of [AppendWindowID]. It returns other ids
-// unchanged, if they do not contain @.
-func WindowKey(id string) string {
-	if i := strings.LastIndexByte(id, '@'); i >= 0 {
-		return id[:i]
-	}
-	return id
+// hasID reports whether the ids of all windows that contain a time can be parsed again.
+func (w Window) hasID(micros int64) bool {
+	// 1 January of year 1 and 31 December 9999
+	const first, last = -62135596800_000000, 253402300799_999999
+	return micros <= last && micros >= first+w.Size.Microseconds()
 }
 
-// WindowStart returns the start of the window in an id of [AppendWindowID]. ok is
-// false if the text after the last @ is not a time in RFC 3339.
-func WindowStart(id string) (micros int64, ok bool) {
-	at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(id, WindowKey(id)+"@"))
-	return at.UnixMicro(), err == nil
+// ParseWindowID returns the key and the start of the window in an id of
+// [AppendWindowID]. ok is false for other ids.
+func ParseWindowID(id string) (key string, start int64, ok bool) {
+	i := strings.LastIndexByte(id, '@')
+	if i < 0 {
+		return "", 0, false
+	}
+	at, err := time.Parse(time.RFC3339Nano, id[i+1:])
+	if err != nil || at.UTC().Format(time.RFC3339Nano) != id[i+1:] {
+		return "", 0, false // also a time that is written in another way
+	}
+	return id[:i], at.UnixMicro(), true
 }

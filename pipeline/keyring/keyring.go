@@ -57,6 +57,7 @@ type Ring struct {
 	now        func() time.Time
 	log        *slog.Logger
 	hidden     *prometheus.CounterVec // fields that answers did not show, by reason
+	unreadable prometheus.Counter     // records of the topic
 
 	mu    sync.Mutex      // guards next and moved
 	next  map[int32]int64 // by partition, the offset after the last record read
@@ -72,8 +73,12 @@ func New(cfg Config) *Ring {
 			Name: "millrace_encryption_hidden_fields_total",
 			Help: "Encrypted fields that answers showed as null, by reason: erased, no_key, no_kek, tampered.",
 		}, []string{"reason"}),
+		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_encryption_unreadable_records_total",
+			Help: "Records of the key topic that could not be read, and were skipped.",
+		}),
 	}
-	cfg.Metrics.MustRegister(k.hidden, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	cfg.Metrics.MustRegister(k.hidden, k.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_encryption_subjects",
 		Help: "Data subjects that have a key, or had one and were forgotten.",
 	}, func() float64 { return float64(k.cache.Len()) }))
@@ -104,6 +109,7 @@ func (k *Ring) Run(ctx context.Context) error {
 // one subject at most, so it does not stop the others.
 func (k *Ring) take(r *pipeline.Record) {
 	if err := k.cache.Apply(seal.Record{Key: r.Key, Value: r.Value}); err != nil {
+		k.unreadable.Inc()
 		k.log.Error("skipping a bad record of the key topic", "topic", k.topic, "partition", r.Partition, "offset", r.Offset, "err", err)
 	}
 	k.mu.Lock()

@@ -113,6 +113,10 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	cfg := projection.Config{
 		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log,
 		Restore: b.restores.reader(b.w.Kafka, l.group),
+		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
+			bounds, err := kafka.TopicBounds(ctx, b.w.Kafka, topic, false)
+			return bounds[partition].Start, err
+		},
 		Tail: func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error {
 			_, err := kafka.ReadPartition(ctx, b.w.Kafka, topic, partition, from, f)
 			return err

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline/cli"
@@ -40,6 +41,16 @@ type program struct {
 // from then on.
 func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring.Ring, answer func(http.Handler)) *program {
 	follower := control.NewFollower(w.Kafka, control.Topic(w.Topology))
+	follower.Log = w.Log
+	w.Metrics.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_control_unreadable_records", Help: "Keys of the control topic whose last record is not understood, and is skipped."},
+			func() float64 { return float64(follower.Unreadable()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_control_following", Help: "1 while the control topic is followed, 0 while it is not."}, func() float64 {
+			if follower.Ready() != nil {
+				return 0
+			}
+			return 1
+		}))
 	restores := newRestores(w.Metrics, w.Log.With(slog.String("part", "restore")))
 	r := newRoster()
 	others := &peers{

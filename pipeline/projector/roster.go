@@ -153,7 +153,7 @@ func (r *readiness) started() error {
 // ready returns nil if the live versions run here, and have nothing left to restore.
 func (r *readiness) ready() error {
 	groups := map[string]bool{}
-	faults := []error{r.roster.notPending()}
+	faults := []error{r.control.Ready(), r.roster.notPending()}
 	for _, l := range r.roster.all() {
 		if !l.answers.Load() {
 			continue
@@ -164,8 +164,8 @@ func (r *readiness) ready() error {
 			faults = append(faults, l.follower.ready())
 		}
 	}
-	if len(groups) == 0 && faults[0] == nil {
-		return errors.New("no version runs yet")
+	if len(groups) == 0 {
+		return errors.Join(append(faults, errors.New("no version runs yet"))...)
 	}
 	return errors.Join(append(faults, r.restores.ready(groups))...)
 }

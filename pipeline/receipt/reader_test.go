@@ -11,6 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
+	"pgregory.net/rapid"
+
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/topology"
@@ -176,4 +178,15 @@ func knownReceipts(t *testing.T, span time.Duration, lines ...string) *Reader {
 		r.add(t, words[0], receipt, i+1)
 	}
 	return r
+}
+
+// Whatever is on the topic, the reader goes on.
+func TestGarbageOnAReceiptsTopicStopsNothing(t *testing.T) {
+	r := knownReceipts(t, time.Hour)
+	rapid.Check(t, func(t *rapid.T) {
+		value := rapid.OneOf(rapid.SliceOf(rapid.Byte()), rapid.Map(rapid.String(), func(s string) []byte { return []byte(`{"pipeline":"p","outcome":"` + s + `"}`) })).Draw(t, "value")
+		if err := r.Take(&pipeline.Record{Topic: "receipts", Key: rapid.SliceOf(rapid.Byte()).Draw(t, "key"), Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	})
 }

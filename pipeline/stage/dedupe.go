@@ -425,29 +425,46 @@ func appendChange(dst []byte, first bool, added []addition) (_ []byte, rest []ad
 // later. If the change belongs to events that were already added, their earlier additions
 // and all later ones are removed first: the events were processed again, for example
 // because an operator reset the group to an older offset.
+//
+// A change that is not one of a dedupe is an error and changes nothing.
 func readChange(added []addition, change []byte, next int64) ([]addition, error) {
-	if len(change) == 0 || change[0] != changeFirst && change[0] != changeMore {
-		return nil, fmt.Errorf("not a state change of a dedupe, or one of a newer version: %.8x", change)
+	parsed, err := parseChange(change)
+	if err != nil {
+		return added, err
 	}
-	var a addition
 	first := change[0] == changeFirst
-	for r := (reader{rest: change[1:]}); len(r.rest) > 0; first = false {
-		a.digest = digest{r.uint64(), r.uint64()}
-		a.offset += r.long()
-		a.time += r.long()
-		if r.err != nil {
-			return nil, fmt.Errorf("read a state change of a dedupe: %w", r.err)
-		}
+	for i, a := range parsed {
 		if a.digest[1] == 0 || a.offset >= next {
 			continue
 		}
-		if n := len(added); n > 0 && (added[n-1].offset > a.offset || first && added[n-1].offset == a.offset) {
+		if n := len(added); n > 0 && (added[n-1].offset > a.offset || first && i == 0 && added[n-1].offset == a.offset) {
 			n, _ = slices.BinarySearchFunc(added, a.offset, func(a addition, offset int64) int { return cmp.Compare(a.offset, offset) })
 			added = added[:n]
 		}
 		added = append(added, a)
 	}
 	return added, nil
+}
+
+// parseChange returns the additions of a change.
+func parseChange(change []byte) (parsed []addition, err error) {
+	if len(change) == 0 || change[0] != changeFirst && change[0] != changeMore {
+		return nil, fmt.Errorf("it is not a state change of a dedupe: %.8x", change)
+	}
+	var a addition
+	for r := (reader{rest: change[1:]}); len(r.rest) > 0; parsed = append(parsed, a) {
+		before := a.offset
+		a.digest = digest{r.uint64(), r.uint64()}
+		a.offset += r.long()
+		a.time += r.long()
+		if r.err != nil {
+			return nil, fmt.Errorf("read a state change of a dedupe: %w", r.err)
+		}
+		if a.offset < before {
+			return nil, fmt.Errorf("the offsets in a state change of a dedupe are not in order: %d after %d", a.offset, before)
+		}
+	}
+	return parsed, nil
 }
 
 // reader reads consecutive values and keeps the first error.

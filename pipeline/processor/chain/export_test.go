@@ -47,3 +47,8 @@ func (t *table) Len() int { return t.rows.Len() }
 func (m *Metrics) Missed(pipeline, stage string) prometheus.Counter {
 	return m.stageMissed.WithLabelValues(pipeline, stage)
 }
+
+// Unreadable returns the counter of the unreadable records of a stage's state topic.
+func (m *Metrics) Unreadable(pipeline, stage string) prometheus.Counter {
+	return m.stateBad.WithLabelValues(pipeline, stage)
+}

@@ -43,6 +43,7 @@ type keepers struct {
 type keptStage struct {
 	name, topic  string
 	keeper       stage.Keeper
+	unreadable   prometheus.Counter // records of the topic
 	entriesGauge prometheus.Gauge
 	bytesGauge   prometheus.Gauge
 
@@ -76,7 +77,7 @@ func newKeepers(c config, pl *topology.Pipeline, stages *pipeline.Chain) *keeper
 	stages.Each(func(name string, s pipeline.Stage) {
 		if keeper, ok := s.(stage.Keeper); ok {
 			k.kept = append(k.kept, keptStage{
-				name: name, topic: StateTopic(c.topology, pl, name), keeper: keeper, marks: map[int32][]mark{},
+				name: name, topic: StateTopic(c.topology, pl, name), keeper: keeper, marks: map[int32][]mark{}, unreadable: c.metrics.stateBad.WithLabelValues(pl.Name, name),
 				entriesGauge: c.metrics.stateEntries.WithLabelValues(pl.Name, name), bytesGauge: c.metrics.stateBytes.WithLabelValues(pl.Name, name),
 			})
 		}
@@ -107,6 +108,10 @@ func (k *keepers) assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 	return from, nil
 }
 
+// headerStateFormat is the header that names the format of a change, from the second
+// format on. Records of this release do not have it.
+const headerStateFormat = "millrace.state_format"
+
 // restore restores the state of a stage for one partition of the source. next is the
 // offset of the next event in it.
 func (k *keepers) restore(ctx context.Context, kept *keptStage, partition int32, next int64) error {
@@ -114,8 +119,12 @@ func (k *keepers) restore(ctx context.Context, kept *keptStage, partition int32,
 	err := kept.keeper.Assign(partition, next, func(add func([]byte) error) error {
 		_, err := kafka.ReadSettled(ctx, k.client, kept.topic, partition, func(r *pipeline.Record) error {
 			n++
+			if format, ok := r.Header(headerStateFormat); ok {
+				return pipeline.Fatal("%s/%d offset %d: the state of stage %s is in format %s, which this program does not know: use the newer program", kept.topic, partition, r.Offset, kept.name, format)
+			}
 			if err := add(r.Value); err != nil {
-				return pipeline.Fatal("%s/%d offset %d: %w. The state of stage %s cannot be read; to start with an empty state, delete the topic", kept.topic, partition, r.Offset, err, kept.name)
+				kept.unreadable.Inc()
+				k.log.Error("a record of a state topic cannot be read; it is skipped", "stage", kept.name, "topic", kept.topic, "partition", partition, "offset", r.Offset, "err", err)
 			}
 			return nil
 		})

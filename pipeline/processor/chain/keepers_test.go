@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -144,5 +146,44 @@ func TestStateTopicsAreTrimmed(t *testing.T) {
 	}
 	if got := remaining(); len(got) != 4 {
 		t.Errorf("the records %v remain, want the last 4", got)
+	}
+}
+
+// A record of another program on a state topic is skipped and counted, and the ids around
+// it are known. One in a newer format stops the worker.
+func TestAnUnreadableStateChangeIsSkipped(t *testing.T) {
+	b := processortest.NewBench(t, fmt.Sprintf(processortest.DedupeTopology, "exactly_once"))
+	stop := b.Start("0")
+	at := time.UnixMilli(1_800_000_000_000)
+	b.Write(1, func(int) *pipeline.Record { return b.Click("a", 100, at) })
+	b.CaughtUp()
+	stop()
+	const state = "t-p-dedupe-state"
+	garbage := []string{"{", "", "\x01", "\x02\xff", "\xff\x00"}
+	b.Write(4*len(garbage), func(i int) *pipeline.Record {
+		return &pipeline.Record{Topic: state, Partition: int32(i % 4), Value: []byte(garbage[i/4]), Time: at}
+	})
+	stop = b.Start("0")
+	b.Write(2, func(i int) *pipeline.Record { return b.Click([]string{"a", "b"}[i], int64(101+i), at) })
+	b.CaughtUp()
+	stop()
+	if got := b.Firsts(); len(got) != 2 || got["a"] != 100 || got["b"] != 102 {
+		t.Errorf("%v passed, want the events 100 and 102", got)
+	}
+	w := b.Worker("1")
+	metrics := chain.NewMetrics(w.Metrics)
+	h := chain.NewHandler(w, b.Registry, b.IDs, metrics, func() time.Time { return at })
+	if _, err := h.Assign(t.Context(), []kafka.Partition{{Topic: "in", Partition: 2}}); err != nil {
+		t.Fatal(err)
+	}
+	if n := testutil.ToFloat64(metrics.Unreadable("p", "dedupe")); n != 4 { // "\x01" is a change without entries
+		t.Errorf("%v records are counted, want 4", n)
+	}
+	b.Write(1, func(int) *pipeline.Record {
+		return &pipeline.Record{Topic: state, Partition: 3, Value: []byte("\x03"), Headers: []pipeline.Header{{Key: "millrace.state_format", Value: []byte("2")}}, Time: at}
+	})
+	_, err := h.Assign(t.Context(), []kafka.Partition{{Topic: "in", Partition: 3}})
+	if pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), "use the newer program") {
+		t.Errorf("a newer format: %v", err)
 	}
 }

@@ -32,6 +32,7 @@ type Metrics struct {
 	stageAdded, stageSkipped     *prometheus.CounterVec
 	stageMissed                  *prometheus.CounterVec
 	stateEntries, stateBytes     *prometheus.GaugeVec
+	stateBad                     *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics of pipelines.
@@ -58,6 +59,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		stageSkipped:  counter("stage_records_skipped_total", "Events that passed a stage unchanged because the stage failed and its on_error is skip.", "pipeline", "stage"),
 		stageMissed:   counter("stage_rows_missing_total", "Events that a lookup or http stage passed unchanged because it found no row or no answer.", "pipeline", "stage"),
 		stageRejected: counter("stage_records_rejected_total", "Events that a stage rejected, by reason.", "pipeline", "stage", "reason"),
+		stateBad:      counter("state_unreadable_records_total", "Records of a state topic that could not be read, and were skipped. Each restore counts them.", "pipeline", "stage"),
 		stateEntries:  gauge("state_entries", "Entries in the state of a stage in this worker; for dedupe, ids.", "pipeline", "stage"),
 		stateBytes:    gauge("state_bytes", "Memory of the state of a stage in this worker, in bytes.", "pipeline", "stage"),
 	}

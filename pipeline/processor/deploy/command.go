@@ -115,11 +115,14 @@ func (c *planner) plan(ctx context.Context) (*plan, error) {
 	if err := errors.Join(w.Kafka.Ping(ctx), w.Registry.Ping(ctx)); err != nil {
 		return nil, err
 	}
-	applied, err := readDeployment(ctx, w)
+	applied, damaged, err := readDeployment(ctx, w)
 	if err != nil {
 		return nil, err
 	}
 	p := &plan{Topology: w.Topology.Name, Hash: w.Topology.Hash(), Applied: applied, Steps: []step{}, Notes: []planNote{}, Refused: []refusal{}}
+	if damaged != "" {
+		p.note(w.Topology.Name, "the last applied topology on %s cannot be read (%s): no edit is compared with it, and apply writes it again", control.Topic(w.Topology), damaged)
+	}
 	cluster, err := describeDeployed(ctx, w, applied)
 	if err != nil {
 		return nil, err

@@ -130,18 +130,19 @@ func declaredTopics(t *topology.Topology, cluster kafka.Description) (specs []ka
 	return specs
 }
 
-// readDeployment returns the last deployment, or nil if there is none.
-func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) {
+// readDeployment returns the last deployment, or nil if there is none. damaged is the
+// reason if its record cannot be read.
+func readDeployment(ctx context.Context, w *worker.Worker) (d *deployment, damaged string, err error) {
 	name := control.Topic(w.Topology)
 	cluster, err := kafka.Describe(ctx, w.Kafka, []string{name}, nil, nil)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if err := cluster.Hidden[name]; err != nil {
-		return nil, fmt.Errorf("topic %s, which holds the last applied topology: %w", name, err)
+		return nil, "", fmt.Errorf("topic %s, which holds the last applied topology: %w", name, err)
 	}
 	if _, ok := cluster.Topics[name]; !ok {
-		return nil, nil
+		return nil, "", nil
 	}
 	var text []byte
 	if _, err := kafka.ReadSettled(ctx, w.Kafka, name, 0, func(r *pipeline.Record) error {
@@ -150,19 +151,37 @@ func readDeployment(ctx context.Context, w *worker.Worker) (*deployment, error) 
 		}
 		return nil
 	}); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	if text == nil {
-		return nil, nil
+		return nil, "", nil
 	}
-	d := &deployment{}
+	d, damaged, err = parseDeployment(text)
+	if err != nil {
+		return nil, "", fmt.Errorf("topic %s: %w", name, err)
+	}
+	return d, damaged, nil
+}
+
+// parseDeployment decodes a deployment. damaged is the reason if the record is none.
+func parseDeployment(text []byte) (d *deployment, damaged string, err error) {
+	var head struct {
+		Format int `json:"format"`
+	}
+	if err := json.Unmarshal(text, &head); err != nil {
+		return nil, err.Error(), nil
+	}
+	if head.Format > deploymentFormat {
+		return nil, "", fmt.Errorf("the last applied topology has format %d, but this program supports %d: use a newer version", head.Format, deploymentFormat)
+	}
+	d = &deployment{}
 	if err := json.Unmarshal(text, d); err != nil {
-		return nil, fmt.Errorf("topic %s: decoding the last applied topology: %w", name, err)
+		return nil, err.Error(), nil
 	}
-	if d.Format != deploymentFormat {
-		return nil, fmt.Errorf("topic %s: the last applied topology has format %d, but this program supports %d: use a newer version", name, d.Format, deploymentFormat)
+	if head.Format < 1 {
+		return nil, "it has no format", nil
 	}
-	return d, nil
+	return d, "", nil
 }
 
 // writeDeployment stores the topology and the current state of the cluster as the

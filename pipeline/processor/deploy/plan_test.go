@@ -260,3 +260,25 @@ func TestPlanFailsOnADeploymentOfAnotherFormat(t *testing.T) {
 	}
 	harness.WantLines(t, out, "the last applied topology has format 99, but this program supports 1")
 }
+
+// A record that is no deployment is as good as none: plan says so, and apply replaces it.
+func TestApplyReplacesADeploymentThatCannotBeRead(t *testing.T) {
+	b := processortest.NewBench(t, planTopology)
+	file := b.File(planTopology)
+	if code, out := b.Processor(file, "apply"); code != cli.ExitOK {
+		t.Fatal(out)
+	}
+	for _, value := range []string{"{", "", "[]", "{}", `{"format":"1"}`, `{"format":1,"topics":7}`} {
+		b.Write(1, func(int) *pipeline.Record {
+			return &pipeline.Record{Topic: "t-control", Partition: 0, Key: []byte(deploy.DeploymentKey), Value: []byte(value), Time: time.UnixMilli(0)}
+		})
+		_, out := b.Processor(file, "plan")
+		harness.WantLines(t, out, "the last applied topology on t-control cannot be read")
+		if code, out := b.Processor(file, "apply"); code != cli.ExitOK {
+			t.Fatalf("after %q: %s", value, out)
+		}
+		if code, out := b.Processor(file, "plan"); code != cli.ExitOK || strings.Contains(out, "cannot be read") {
+			t.Errorf("after apply: %s", out)
+		}
+	}
+}

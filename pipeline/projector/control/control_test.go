@@ -88,14 +88,55 @@ func TestRecordsInAnotherFormatAreRefused(t *testing.T) {
 	}
 }
 
+// A record that is not understood changes nothing: the record before it is in force, the
+// key is noted until a good record or a null comes, and the records after it are applied.
+func TestARecordThatIsNotUnderstoodIsSkipped(t *testing.T) {
+	s := newState()
+	good := controlRecord(t, 0, LiveKey("user"), LiveRecord{Format: 1, Version: 3})
+	if err := s.apply(good); err != nil {
+		t.Fatal(err)
+	}
+	keys := []string{LiveKey("user"), WorkerPrefix + "x", WorkerPrefix, DiffKey("user"), VersionKey("user", 1), ForgottenKey("user", "u"), ForgottenKey("user", ""),
+		"projection/user/version/abc", "projection/user/version/007", "projection/user/version/-1", "projection/user/version/"}
+	for _, value := range []string{"{", "", "{}", "null", "[]", `"x"`, `{"format":"1"}`, `{"format":-1}`, `{"format":1,"time":7}`} {
+		for i, key := range keys {
+			if err := s.apply(&pipeline.Record{Key: []byte(key), Value: []byte(value), Offset: int64(i)}); err != nil {
+				t.Fatalf("%q under %s: %v", value, key, err)
+			}
+			if _, ok := s.Unreadable[key]; !ok {
+				t.Errorf("%q under %s is not noted", value, key)
+			}
+		}
+	}
+	if s.Live["user"].Version != 3 || len(s.Workers)+len(s.Diffs)+len(s.Versions["user"])+len(s.Forgotten["user"]) > 0 {
+		t.Errorf("the state is %+v", s)
+	}
+	for _, key := range keys {
+		r := &pipeline.Record{Key: []byte(key)}
+		if key == LiveKey("user") {
+			r = good
+		}
+		if err := s.apply(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for key, why := range s.Unreadable {
+		t.Errorf("%s is still noted: %s", key, why)
+	}
+}
+
 func FuzzControl(f *testing.F) {
 	f.Add(LiveKey("user"), []byte(`{"format":1,"version":2}`))
 	f.Add(VersionKey("user", 3), []byte(`{"format":1,"version":3,"definition":{"topology":"name: x"}}`))
 	f.Add("projection/", []byte(`{}`))
 	f.Add(WorkerPrefix, []byte(`{"format":1,"has":{"g":{"t":[1]}}}`))
-	f.Fuzz(func(_ *testing.T, key string, value []byte) {
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s := newState()
-		if s.apply(&pipeline.Record{Key: []byte(key), Value: value}) == nil {
+		if err := s.apply(&pipeline.Record{Key: []byte(key), Value: value}); err != nil {
+			if !strings.Contains(err.Error(), "use the newer program") {
+				t.Fatal(err)
+			}
+		} else {
 			s.clone()
 			for _, versions := range s.Versions {
 				for _, v := range versions {

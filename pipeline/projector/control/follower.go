@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
 	"time"
@@ -14,6 +16,7 @@ import (
 type Follower struct {
 	Tail  *kafka.Tail
 	Topic string
+	Log   *slog.Logger // discards
 
 	mu      sync.Mutex
 	state   *State        // guarded by mu
@@ -22,12 +25,12 @@ type Follower struct {
 
 // NewFollower returns a Follower. It does nothing until [Follower.Run].
 func NewFollower(cfg kafka.Config, topic string) *Follower {
-	return &Follower{Tail: kafka.NewTail(cfg, topic), Topic: topic, state: newState(), changed: make(chan struct{})}
+	return &Follower{Tail: kafka.NewTail(cfg, topic), Topic: topic, Log: slog.New(slog.DiscardHandler), state: newState(), changed: make(chan struct{})}
 }
 
-// Run follows the topic. It returns nil when the context ends, and an error if it does not
-// understand a record. It retries after other errors, with a backoff of 100 ms to 5 s, and
-// reports each of them to report.
+// Run follows the topic. It returns nil when the context ends, and an error if a record is in
+// a newer format. It retries after other errors, with a backoff of 100 ms to 5 s, and reports
+// each of them to report.
 func (c *Follower) Run(ctx context.Context, report func(error)) error {
 	return c.Tail.Follow(ctx, c.Apply, func(err error, _ time.Duration) { report(err) })
 }
@@ -39,6 +42,9 @@ func (c *Follower) Apply(r *pipeline.Record) error {
 	if err := c.state.apply(r); err != nil {
 		return err
 	}
+	if why, ok := c.state.Unreadable[string(r.Key)]; ok {
+		c.Log.Error("a record of the control topic is not understood; it is skipped", "topic", r.Topic, "key", fmt.Sprintf("%.100q", r.Key), "err", why)
+	}
 	close(c.changed)
 	c.changed = make(chan struct{})
 	return nil
@@ -49,6 +55,21 @@ func (c *Follower) Now() (*State, <-chan struct{}) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.state.clone(), c.changed
+}
+
+// Unreadable returns the number of keys whose last record is not understood.
+func (c *Follower) Unreadable() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.state.Unreadable)
+}
+
+// Ready returns nil while the topic is followed.
+func (c *Follower) Ready() error {
+	if err := c.Tail.Err(); err != nil {
+		return fmt.Errorf("the control topic %s is not followed: %w", c.Topic, err)
+	}
+	return nil
 }
 
 // Workers returns a state with only the workers, which is cheaper than [Follower.Now], and a

@@ -20,18 +20,22 @@ type State struct {
 	Diffs     map[string]DiffRecord
 	Forgotten map[string]map[string]ForgottenRecord // then by aggregate id
 	Workers   map[string]WorkerRecord
+	// Unreadable has the keys whose last record is not understood, with the reason. It has
+	// no effect, and the record before it stays in force.
+	Unreadable map[string]string
 }
 
 func newState() *State {
 	return &State{
 		Live: map[string]LiveRecord{}, Versions: map[string]map[int]VersionRecord{}, Diffs: map[string]DiffRecord{},
 		Forgotten: map[string]map[string]ForgottenRecord{}, Workers: map[string]WorkerRecord{},
+		Unreadable: map[string]string{},
 	}
 }
 
 // clone copies the maps. The records are shared: nothing changes them.
 func (s *State) clone() *State {
-	out := &State{Live: maps.Clone(s.Live), Versions: map[string]map[int]VersionRecord{}, Diffs: maps.Clone(s.Diffs), Forgotten: map[string]map[string]ForgottenRecord{}, Workers: maps.Clone(s.Workers)}
+	out := &State{Live: maps.Clone(s.Live), Versions: map[string]map[int]VersionRecord{}, Diffs: maps.Clone(s.Diffs), Forgotten: map[string]map[string]ForgottenRecord{}, Workers: maps.Clone(s.Workers), Unreadable: maps.Clone(s.Unreadable)}
 	for name, m := range s.Versions {
 		out.Versions[name] = maps.Clone(m)
 	}
@@ -41,66 +45,86 @@ func (s *State) clone() *State {
 	return out
 }
 
-// apply applies a record of the topic. A value that is not valid, or is in another format, is
-// a fatal error ([pipeline.ClassFatal]). Keys of other programs are skipped.
+// apply applies a record of the topic. Keys of other programs are skipped, and so is a
+// record that is not understood: it is noted in Unreadable. A record in a newer format is a
+// fatal error ([pipeline.ClassFatal]).
 func (s *State) apply(r *pipeline.Record) error {
+	err := s.take(r)
+	switch key := string(r.Key); {
+	case err == nil:
+		delete(s.Unreadable, key)
+	case pipeline.ClassOf(err) != pipeline.ClassFatal:
+		s.Unreadable[key] = fmt.Sprintf("offset %d: %s", r.Offset, err)
+		return nil
+	}
+	return err
+}
+
+func (s *State) take(r *pipeline.Record) error {
 	key := string(r.Key)
 	if instance, ok := strings.CutPrefix(key, WorkerPrefix); ok {
-		w, err := takeValue(s.Workers, instance, r)
-		if err == nil && w != nil {
+		return takeValue(s.Workers, instance, r, func(w *WorkerRecord) bool {
 			w.offset = r.Offset
-			s.Workers[instance] = *w
-		}
-		return err
+			return instance != ""
+		})
 	}
 	rest, ok := strings.CutPrefix(key, projectionPrefix)
 	if !ok {
 		return nil
 	}
 	name, what, _ := strings.Cut(rest, "/")
-	var err error
 	switch what, arg, _ := strings.Cut(what, "/"); what {
 	case "live":
-		_, err = takeValue(s.Live, name, r)
+		return takeValue(s.Live, name, r, func(v *LiveRecord) bool { return v.Version > 0 })
 	case "diff":
-		_, err = takeValue(s.Diffs, name, r)
+		return takeValue(s.Diffs, name, r, func(v *DiffRecord) bool { return v.Old > 0 && v.New > 0 })
 	case "version":
-		n, bad := strconv.Atoi(arg)
-		if bad != nil {
-			return fmt.Errorf("%s at offset %d: the key %q has no version number", r.Topic, r.Offset, key)
+		n, _ := strconv.Atoi(arg)
+		if n < 1 || VersionKey(name, n) != key {
+			if r.Value == nil {
+				return nil // it was not understood, and is gone
+			}
+			return errors.New("the key has no version number")
 		}
 		if s.Versions[name] == nil {
 			s.Versions[name] = map[int]VersionRecord{}
 		}
-		_, err = takeValue(s.Versions[name], n, r)
+		return takeValue(s.Versions[name], n, r, func(v *VersionRecord) bool { return v.Version == n })
 	case "forgotten":
 		if s.Forgotten[name] == nil {
 			s.Forgotten[name] = map[string]ForgottenRecord{}
 		}
-		_, err = takeValue(s.Forgotten[name], arg, r)
+		return takeValue(s.Forgotten[name], arg, r, func(*ForgottenRecord) bool { return arg != "" })
 	}
-	return err
+	return nil
 }
 
-// takeValue sets or deletes an entry of m, and returns the new value. It refuses other
-// formats, because acting on a partly understood record would be worse than stopping.
-func takeValue[K comparable, V any](m map[K]V, k K, r *pipeline.Record) (*V, error) {
+// takeValue sets or deletes an entry of m. It refuses a newer format as fatal, because acting
+// on a partly understood record would be worse than stopping. complete reports whether a
+// record has everything that it needs.
+func takeValue[K comparable, V any](m map[K]V, k K, r *pipeline.Record, complete func(*V) bool) error {
 	if r.Value == nil {
 		delete(m, k)
-		return nil, nil
+		return nil
 	}
 	var head struct {
 		Format int `json:"format"`
 	}
 	v := new(V)
-	if err := errors.Join(json.Unmarshal(r.Value, &head), json.Unmarshal(r.Value, v)); err != nil {
-		return nil, pipeline.Fatal("%s at offset %d, %s: %w", r.Topic, r.Offset, r.Key, err)
+	if err := json.Unmarshal(r.Value, &head); err != nil {
+		return err
 	}
-	if head.Format != Format {
-		return nil, pipeline.Fatal("%s at offset %d: %s is in format %d, but this program knows format %d: use the newer program", r.Topic, r.Offset, r.Key, head.Format, Format)
+	if head.Format > Format {
+		return pipeline.Fatal("%s at offset %d: %s is in format %d, but this program knows format %d: use the newer program", r.Topic, r.Offset, r.Key, head.Format, Format)
+	}
+	if err := json.Unmarshal(r.Value, v); err != nil {
+		return err
+	}
+	if head.Format < 1 || !complete(v) {
+		return errors.New("the record is not complete")
 	}
 	m[k] = *v
-	return v, nil
+	return nil
 }
 
 // Numbers returns the version numbers of a projection, in order.

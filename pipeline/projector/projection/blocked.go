@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
 )
@@ -21,16 +22,17 @@ import (
 // replay of the log makes the same decisions.
 type blocked struct {
 	ID     string          `json:"id"`
-	Offset int64           `json:"offset"` // of the event
+	Offset int64           `json:"offset"` // of the event; of the snapshot, if that is lost
 	Since  int64           `json:"since"`  // events from here on wait
 	Reason pipeline.Reason `json:"reason"`
 	Error  string          `json:"error"`
 	Time   time.Time       `json:"time"`            // of the event's record
-	Clock  int64           `json:"clock,omitempty"` // of the track at that time
+	Clock  *int64          `json:"clock,omitempty"` // of the track at that time; nil if there was none
 	Held   []int64         `json:"held,omitempty"`  // offsets of events before Since that wait as well
 	Queue  []int64         `json:"queue,omitempty"` // offsets of events that wait, the first maxQueue
 	Queued int64           `json:"queued"`          // number of events that wait
 	Last   int64           `json:"last,omitempty"`  // offset of the last of them
+	Lost   []string        `json:"lost,omitempty"`  // keys of snapshots that cannot be read: see lost.go
 }
 
 // maxQueue bounds the offsets that are kept per aggregate. The log has the others.
@@ -45,15 +47,34 @@ const maxBlockedError = 1000
 
 func (q *blocked) encode() ([]byte, error) { return json.Marshal(q) }
 
-func decodeBlocked(value []byte) (*blocked, error) {
+// decodeBlocked decodes the record of the aggregate id.
+func decodeBlocked(id string, value []byte) (*blocked, error) {
 	q := &blocked{}
-	return q, json.Unmarshal(value, q)
+	if err := json.Unmarshal(value, q); err != nil {
+		return nil, err
+	}
+	if q.ID != id || fold.CheckID([]byte(id)) != nil || min(q.Offset, q.Since, q.Queued, q.Last) < 0 {
+		return nil, fmt.Errorf("it is not the record of the blocked aggregate %q", id)
+	}
+	return q, nil
+}
+
+// first returns the offset of the first event that is not folded.
+func (q *blocked) first() int64 {
+	first := q.Offset
+	if q.lost() {
+		first = q.Since
+	}
+	for _, offset := range q.Held {
+		first = min(first, offset)
+	}
+	return first
 }
 
 // clone returns a deep copy.
 func (q *blocked) clone() blocked {
 	c := *q
-	c.Queue, c.Held = slices.Clone(q.Queue), slices.Clone(q.Held)
+	c.Queue, c.Held, c.Lost = slices.Clone(q.Queue), slices.Clone(q.Held), slices.Clone(q.Lost)
 	return c
 }
 
@@ -81,9 +102,10 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 		return fmt.Errorf("%d aggregates in partition %d of %s are blocked, which is the limit: the cause is not single events. The last one is %q: %w", len(t.blocked), in.Partition, in.Topic, id, err)
 	}
 	text := err.Error()
-	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: in.Time.UTC()}
+	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: encodable(in.Time)}
 	if t.clock != noTime {
-		q.Clock = t.clock
+		clock := t.clock
+		q.Clock = &clock
 	}
 	waiting := slices.Clone(t.heldOf[id])
 	t.unhold(waiting...)
@@ -102,6 +124,19 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 	t.complain(in, err, "event cannot be folded; its aggregate is blocked")
 	t.markDue(id)
 	return nil
+}
+
+// encodable returns the time of a record, or the nearest time that JSON has: a record may
+// have any time.
+func encodable(t time.Time) time.Time {
+	first, last := time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
+	if t.Before(first) {
+		return first
+	}
+	if t.After(last) {
+		return last
+	}
+	return t.UTC()
 }
 
 // unblock removes a blocked aggregate.

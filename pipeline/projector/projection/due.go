@@ -49,6 +49,9 @@ func (s *skips) encode() ([]byte, error) { return json.Marshal(slices.Sorted(map
 
 // decode adds the offsets of an encoded list.
 func (s *skips) decode(value []byte) error {
+	if value == nil {
+		return nil
+	}
 	var offsets []int64
 	if err := json.Unmarshal(value, &offsets); err != nil {
 		return fmt.Errorf("the list of skipped offsets: %w", err)

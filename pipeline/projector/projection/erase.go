@@ -138,7 +138,8 @@ func (e *erasure) windows(id string) (ids []string, err error) {
 		return []string{id}, nil
 	}
 	err = e.view.Scan(familyWindow, func(key, _ []byte) bool {
-		if in := string(key[8:]); fold.WindowKey(in) == id {
+		in := string(key[8:])
+		if of, _, ok := fold.ParseWindowID(in); ok && of == id {
 			ids = append(ids, in)
 			e.batch.Delete(e.lane.part, familyWindow, slices.Clone(key))
 		}

@@ -2,10 +2,8 @@ package projection
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"millrace/pipeline"
@@ -174,29 +172,31 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error)
 	id, isBlocked := strings.CutPrefix(key, blockedKeys)
 	switch {
 	case key == string(checkpointKey):
-		var c checkpoint
-		if err := json.Unmarshal(in.Value, &c); err != nil {
-			return nil, fmt.Errorf("checkpoint at offset %d of %s: %w", in.Offset, in.Topic, err)
+		c, err := readCheckpoint(in.Value)
+		if err != nil {
+			l.skipUnreadable(in, err, effectIgnored)
+			return nil, nil
 		}
 		return l.hearCheckpoint(&c, in.Offset)
 	case key == string(sentKey):
-		sent, err := strconv.ParseInt(string(in.Value), 10, 64)
+		sent, err := readSent(in.Value)
 		if err != nil {
-			return nil, fmt.Errorf("%q at offset %d of %s: %w", in.Key, in.Offset, in.Topic, err)
+			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.letters.sent(sent)
 	case key == string(skippedKey):
-		if in.Value == nil {
-			return nil, nil
+		if err := l.skips.decode(in.Value); err != nil {
+			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.skips.unsaved = true
-		return nil, l.skips.decode(in.Value)
 	case isBlocked:
 		if delete(l.follow.released, id); in.Value == nil {
 			l.follow.released[id] = true
 		}
 	case strings.HasPrefix(key, fold.ReservedKeys):
 		// written by a later version of the program
+	case l.fold.CheckStateID(in.Key) != nil:
+		// no aggregate has this key
 	case in.Value == nil:
 		return nil, l.hearDeletion(key)
 	case l.fold.Window().Size > 0:
@@ -227,7 +227,7 @@ func (l *lane) hearDeletion(id string) error {
 func (l *lane) hearWindow(id string) error {
 	delete(l.follow.deleted, id)
 	limit, ok := l.fold.Window().EarliestKept(l.own.clock)
-	start, isWindow := fold.WindowStart(id)
+	_, start, isWindow := fold.ParseWindowID(id)
 	if !ok || !isWindow || l.own.clock == noTime || start >= limit {
 		return nil
 	}
@@ -260,7 +260,7 @@ func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err e
 	for id, q := range l.own.blocked {
 		// A release that the owner reported before it read the event is about an
 		// earlier event.
-		if l.skips.has(q.Offset) || f.released[id] && max(q.Offset, q.Since-1) < c.Next {
+		if !q.lost() && l.skips.has(q.Offset) || f.released[id] && max(q.first(), q.Since-1) < c.Next {
 			released = append(released, id)
 		}
 	}
@@ -325,7 +325,8 @@ func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
 		return false, false
 	}
 	q := l.own.blocked[id]
-	return q != nil && l.skips.has(q.Offset), q != nil
+	// The owner has folded a lost aggregate again, whatever the log lacked.
+	return q != nil && (q.lost() || l.skips.has(q.Offset)), q != nil
 }
 
 // EndBatch implements [kafka.FollowHandler].

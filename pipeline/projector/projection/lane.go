@@ -165,7 +165,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 			key = keyOf(l.fold, in)
 		}
 	}
-	if len(key) == 0 || len(key) > states.MaxKey {
+	if len(key) == 0 {
 		return nil
 	}
 	if l.own.blocked[string(key)] != nil {
@@ -191,9 +191,9 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 }
 
 // keyOf returns the key of a record as its aggregate's id, where the event does not
-// contain the id; nil if the key is not the id.
+// contain the id; nil if the key is not the id, or cannot be one.
 func keyOf(f *fold.Fold, in *pipeline.Record) []byte {
-	if !f.KeyIsAggregateID() {
+	if !f.KeyIsAggregateID() || fold.CheckID(in.Key) != nil {
 		return nil
 	}
 	return in.Key

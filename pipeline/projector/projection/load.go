@@ -2,7 +2,6 @@ package projection
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -24,6 +23,7 @@ type loaded struct {
 	aggregates int
 	from       checkpoint
 	until      int64 // every snapshot ends before; some may reach beyond from.Next
+	damaged    int64 // offset of the last checkpoint, if that cannot be read; otherwise -1
 }
 
 // loader fills a lane's part of the store from snapshots.
@@ -34,8 +34,10 @@ type loader struct {
 
 	found   loaded
 	blocked map[string]*blocked
-	a       fold.Aggregate // scratch
-	value   []byte         // scratch
+	lost    map[string]*blocked // by the key of the record: see lost.go
+	end     int64               // of the log; 0 if it grows meanwhile
+	a       fold.Aggregate      // scratch
+	value   []byte              // scratch
 }
 
 // load fills a lane's part of the store from the snapshots on Kafka. If they are not
@@ -44,10 +46,13 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	s, key := o.set, Key{o.at.Topic, o.at.Partition}
 	s.setProgress(key, "restoring %s, partition %d, from snapshots", o.projection.Label(), key.Partition)
 	defer s.clearProgress(key)
-	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*blocked{}}
+	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*blocked{}, lost: map[string]*blocked{}, found: loaded{damaged: -1}}
 	r.progress = func(aggregates int) {
 		s.setProgress(key, "restoring %s, partition %d, from snapshots: %d so far", o.projection.Label(), key.Partition, aggregates)
 		o.log.Info("restoring from snapshots", "aggregates", aggregates)
+	}
+	if s.cfg.Ends == nil {
+		r.end = o.at.End
 	}
 	end, err := s.cfg.Restore(ctx, o.projection.Spec.Snapshots, key.Partition, r.take)
 	if l.follow != nil {
@@ -56,78 +61,124 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 			l.follow.published = max(0, r.found.from.Next)
 		}
 	}
-	if err != nil || !r.found.usable {
+	if err == nil && r.found.usable && len(r.lost) > maxBlocked {
+		o.log.Error("most snapshots cannot be read; folding the log again", "unreadable", len(r.lost), "topic", o.projection.Spec.Snapshots)
+		r.found.usable = false
+	}
+	if err != nil {
 		return loaded{}, err
 	}
+	if !r.found.usable {
+		if f := &r.found; f.damaged >= 0 && f.aggregates > 0 && o.at.Start > 0 {
+			return loaded{}, pipeline.Fatal("the checkpoint at offset %d of %s, partition %d, cannot be read, and %s starts at %d: the states cannot be folded again from it. Delete %s to start over from what is left",
+				f.damaged, o.projection.Spec.Snapshots, key.Partition, key.Topic, o.at.Start, o.projection.Spec.Snapshots)
+		}
+		return loaded{}, nil
+	}
+	r.blockLost()
 	return r.found, r.finish(end)
 }
 
-// take takes a record of the snapshots topic.
+// take takes a record of the snapshots topic. Its errors are those of the store.
 func (r *loader) take(in *pipeline.Record) error {
 	l, key := r.lane, string(in.Key)
+	delete(r.lost, key)
 	id, isBlocked := strings.CutPrefix(key, blockedKeys)
 	switch {
 	case key == string(checkpointKey):
-		return r.takeCheckpoint(in)
+		r.takeCheckpoint(in)
 	case key == string(sentKey):
-		sent, err := strconv.ParseInt(string(in.Value), 10, 64)
+		sent, err := readSent(in.Value)
+		if err != nil {
+			l.skipUnreadable(in, err, effectIgnored)
+		}
 		l.letters.sentBelow = max(l.letters.sentBelow, sent)
-		return err
-	case key == string(skippedKey) && in.Value != nil:
+	case key == string(skippedKey):
 		// Skips are about the log, and so apply to every fold of it.
-		return l.skips.decode(in.Value)
+		if err := l.skips.decode(in.Value); err != nil {
+			l.skipUnreadable(in, err, effectIgnored)
+		}
 	case isBlocked:
-		return r.takeBlocked(id, in)
+		r.takeBlocked(id, in)
 	case strings.HasPrefix(key, fold.ReservedKeys):
-		return nil // written by a later version of the program
+		// written by a later version of the program
 	case in.Value == nil:
 		r.batch.Delete(l.part, states.FamilyState, in.Key)
-		return nil
+	default:
+		return r.takeSnapshot(in)
 	}
-	return r.takeSnapshot(in)
-}
-
-func (r *loader) takeCheckpoint(in *pipeline.Record) error {
-	var c checkpoint
-	if err := json.Unmarshal(in.Value, &c); err != nil {
-		return fmt.Errorf("checkpoint at offset %d of %s: %w", in.Offset, in.Topic, err)
-	}
-	r.found.from, r.found.usable = c, r.lane.continues(&c) && c.Next >= 0
 	return nil
 }
 
-func (r *loader) takeBlocked(id string, in *pipeline.Record) error {
+// readSent reads the value of a record with sentKey.
+func readSent(value []byte) (offset int64, err error) {
+	offset, err = strconv.ParseInt(string(value), 10, 64)
+	if err == nil && offset < 0 {
+		err = fmt.Errorf("the offset %d is negative", offset)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return offset, nil
+}
+
+// takeCheckpoint takes a checkpoint. If it cannot be read, the one before is valid: it
+// claims less.
+func (r *loader) takeCheckpoint(in *pipeline.Record) {
+	c, err := readCheckpoint(in.Value)
+	if err != nil {
+		r.lane.skipUnreadable(in, err, effectIgnored)
+		r.found.damaged = in.Offset
+		return
+	}
+	r.found.from, r.found.usable, r.found.damaged = c, r.lane.continues(&c), -1
+}
+
+func (r *loader) takeBlocked(id string, in *pipeline.Record) {
 	delete(r.blocked, id)
 	if in.Value == nil {
-		return nil
+		return
 	}
-	q, err := decodeBlocked(in.Value)
+	q, err := decodeBlocked(id, in.Value)
 	if err != nil {
-		return fmt.Errorf("the blocked record of %q at offset %d of %s: %w", id, in.Offset, in.Topic, err)
+		r.lose(id, in, err)
+		return
 	}
 	r.blocked[id] = q
-	return nil
 }
 
 func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	l, a := r.lane, &r.a
+	err := l.fold.CheckStateID(in.Key)
+	if err != nil {
+		l.skipUnreadable(in, err, effectSkipped)
+		return nil
+	}
 	_, body, err := codec.Unframe(in)
 	if err == nil {
-		err = l.fold.ReadSnapshot(body, a)
+		err = l.fold.ReadSnapshot(body, in.Key, a)
 	}
 	switch {
 	case errors.Is(err, fold.ErrOtherFold):
 		return nil
-	case err != nil:
-		return fmt.Errorf("snapshot at offset %d of %s: %w", in.Offset, in.Topic, err)
-	case a.TopicID != l.source.TopicID:
+	case err == nil && a.TopicID != l.source.TopicID:
+		return nil
+	case err == nil && r.end > 0 && a.Offset >= r.end:
+		err = fmt.Errorf("it contains the event at offset %d, and %s ends at %d", a.Offset, l.source.Topic, r.end)
+	}
+	if err != nil {
+		id := string(in.Key)
+		if key, _, ok := fold.ParseWindowID(id); ok && l.fold.Window().Size > 0 {
+			id = key
+		}
+		r.lose(id, in, err)
 		return nil
 	}
 	r.found.until = max(r.found.until, a.Offset+1)
 	r.value = fold.AppendAggregate(r.value[:0], a)
 	r.batch.Put(l.part, states.FamilyState, in.Key, r.value)
 	if l.fold.Window().Size > 0 {
-		if start, ok := fold.WindowStart(string(in.Key)); ok {
+		if _, start, ok := fold.ParseWindowID(string(in.Key)); ok {
 			r.batch.Put(l.part, familyWindow, windowKey(start, string(in.Key)), nil)
 		}
 	}
@@ -147,12 +198,12 @@ func (r *loader) finish(end int64) error {
 	r.found.until = max(r.found.until, from.Next)
 	putMark(b, l.part, markHeard, end, from.Next)
 	putMark(b, l.part, markPublished, from.Next)
-	if from.Clock != 0 {
-		putMark(b, l.part, ownFamilies.clock, from.Clock)
+	if from.Clock != nil {
+		putMark(b, l.part, ownFamilies.clock, *from.Clock)
 	}
 	putMark(b, l.part, markLoaded, r.found.until)
 	for id, q := range r.blocked {
-		if !q.rewind(from.Next) {
+		if !q.lost() && !q.rewind(from.Next) {
 			continue // it was blocked later
 		}
 		value, err := q.encode()

@@ -7,6 +7,8 @@ type Metrics struct {
 	events    *prometheus.CounterVec
 	snapshots *prometheus.CounterVec
 	blocked   *prometheus.GaugeVec
+
+	unreadable *prometheus.CounterVec
 }
 
 // NewMetrics registers the metrics of projections.
@@ -25,7 +27,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Aggregates in this worker's partitions whose events wait for a release (projector blocked lists them).",
 		}, []string{"projection"}),
 	}
-	reg.MustRegister(m.events, m.snapshots, m.blocked)
+	m.unreadable = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "millrace_projection_unreadable_snapshots_total",
+		Help: "Records of a snapshots topic that could not be read, and were skipped. Each restore counts them. The aggregate of an unreadable snapshot is blocked.",
+	}, []string{"projection"})
+	reg.MustRegister(m.events, m.snapshots, m.blocked, m.unreadable)
 	return m
 }
 
@@ -34,6 +40,7 @@ func (m *Metrics) register(p *Projection) {
 	for o, result := range outcomeNames {
 		p.results[o] = m.events.WithLabelValues(p.Label(), result)
 	}
+	p.unreadable = m.unreadable.WithLabelValues(p.Label())
 	p.blockedNow = m.blocked.WithLabelValues(p.Label())
 	p.published = m.snapshots.WithLabelValues(p.Label())
 }

@@ -79,6 +79,9 @@ type Config struct {
 
 	// Tail reads events again for a release. Without it, nothing can be released.
 	Tail TailFunc
+	// LogStart returns the first offset of a partition. Without it, a release does not
+	// check whether events are deleted.
+	LogStart func(ctx context.Context, topic string, partition int32) (int64, error)
 	// End returns the last known end of a partition; 0 if it is nil. It must be safe
 	// for concurrent use.
 	End func(topic string, partition int32) int64
@@ -133,6 +136,7 @@ type Projection struct {
 	results    [outcomes]prometheus.Counter
 	published  prometheus.Counter
 	blockedNow prometheus.Gauge
+	unreadable prometheus.Counter
 }
 
 // Name returns the name of the projection in the topology.

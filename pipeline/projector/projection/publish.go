@@ -2,6 +2,7 @@ package projection
 
 import (
 	"encoding/json"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -141,7 +142,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: time.UnixMicro(a.EventTime)}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
 	if a.Gone {
 		r.Time = l.now()
 	} else {
@@ -154,6 +155,13 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		r.Value = mem.Keep(value)
 	}
 	out.Emit(&r)
+}
+
+// snapshotTime returns the time of a snapshot's record: the event time, which is in the
+// snapshot as well, within what every broker and client accepts. Brokers refuse times that
+// are ahead of their clock.
+func snapshotTime(micros int64, now time.Time) time.Time {
+	return time.UnixMicro(max(0, min(micros, now.UnixMicro())))
 }
 
 func (l *lane) emitBlocked(out pipeline.Emitter) error {
@@ -257,7 +265,15 @@ type checkpoint struct {
 	Dedupe  string `json:"dedupe"`          // how duplicates were found: dedupeIndex or dedupeLast
 	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
 	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
-	Clock   int64  `json:"clock,omitempty"` // latest event time, if the projection has windows
+	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
+}
+
+// readCheckpoint reads what a record with checkpointKey has.
+func readCheckpoint(value []byte) (c checkpoint, err error) {
+	if err = json.Unmarshal(value, &c); err == nil && (c.Fold == "" || c.Redo < 0 || c.Next < c.Redo) {
+		err = errors.New("it is not a checkpoint")
+	}
+	return c, err
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -286,7 +302,7 @@ func (l *lane) checkpoint(next int64) ([]byte, error) {
 		c.Redo = min(next, l.own.held[0].offset())
 	}
 	if l.own.clock != noTime {
-		c.Clock = l.own.clock
+		c.Clock = &l.own.clock
 	}
 	return json.Marshal(c)
 }

@@ -47,6 +47,9 @@ func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, 
 			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
 		}
 		r := &release{id: id, skip: skip, found: q}
+		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
+			return Released{}, err
+		}
 		if err := r.readMissed(ctx, s, l, dec); err != nil {
 			return Released{}, err
 		}
@@ -84,6 +87,22 @@ func (u *unit) findBlocked(p *Projection, id string) (*lane, blocked, bool) {
 	return nil, blocked{}, false
 }
 
+// knownTo returns the offset of the last event in the state of an aggregate, -1 if there
+// is none.
+func (u *unit) knownTo(l *lane, id string) int64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.revoked || l.fold.Window().Size > 0 {
+		return -1
+	}
+	l.pack()
+	a, err := l.states.Get([]byte(id))
+	if err != nil {
+		return -1
+	}
+	return a.LastOffset()
+}
+
 // release is a release that runs.
 type release struct {
 	id     string
@@ -105,12 +124,15 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 	q := &r.found
 	folder := l.fold.NewFolder()
 	clock := int64(noTime)
-	if q.Clock != 0 {
-		clock = q.Clock
+	if q.Clock != nil {
+		clock = *q.Clock
 	}
-	from, last := q.Offset, max(q.Offset, q.Last)
+	from, last := q.first(), q.Last
+	if !q.lost() {
+		last = max(last, q.Offset)
+	}
 	for _, offset := range q.Held {
-		from, last = min(from, offset), max(last, offset)
+		last = max(last, offset)
 	}
 	read := func(in *pipeline.Record) error {
 		if in.Offset > last {
@@ -131,7 +153,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 				clock = max(clock, folder.Time())
 			}
 		}
-		if in.Offset != q.Offset && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
+		if (q.lost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
 			return nil
 		}
 		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
@@ -167,7 +189,7 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 	if now := t.blocked[q.ID]; now == nil || now.Last != q.Last || now.Offset != q.Offset {
 		return out, false, false, nil
 	}
-	if r.skip {
+	if r.skip && !q.lost() {
 		l.skips.add(q.Offset, l.publication.sending)
 	}
 	t.unblock(q.ID)
@@ -178,6 +200,9 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 		}
 	}
 	if err := t.expire(l.next-1, u.entries); err != nil {
+		return out, false, false, err
+	}
+	if err := r.replaceLost(t); err != nil {
 		return out, false, false, err
 	}
 	if again := t.blocked[q.ID]; again != nil {
@@ -192,11 +217,14 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 // foldOne folds a missed event, or queues it if the aggregate is blocked again.
 func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 	q := &r.found
+	if err := t.expire(e.in.Offset, u.entries); err != nil {
+		return err
+	}
 	if again := t.blocked[q.ID]; again != nil {
 		t.queue(again, &e.in)
 		return nil
 	}
-	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap {
+	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap && !q.lost() {
 		t.count(&e.in, isSkipped)
 		return nil
 	}

@@ -233,6 +233,10 @@ func (o *opening) resumeDue(l *lane) error {
 		return err
 	}
 	for _, id := range ids {
+		if l.fold.CheckStateID([]byte(id)) != nil {
+			l.marks.set(id, false) // of an older release, which took any key
+			continue
+		}
 		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err

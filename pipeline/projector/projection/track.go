@@ -200,11 +200,7 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 			return id, t.misplaced(id, in.Partition)
 		}
 	}
-	key := keyOf(t.fold, in)
-	if len(key) > states.MaxKey || len(key) > 0 && key[0] == 0 {
-		return nil, bad
-	}
-	return key, bad
+	return keyOf(t.fold, in), bad
 }
 
 // reasonMispartitioned is the reason code of an event that is not in the partition of
@@ -467,8 +463,12 @@ func (t *track) load(decode decodeFunc) error {
 	defer v.Close() //nolint:errcheck // only read
 	var bad error
 	if err := v.Scan(t.families.blocked, nil, nil, false, func(key, value []byte) bool {
+		if fold.CheckID(key) != nil {
+			t.blocks[string(key)] = true // of an older release, which took any key; the next write removes it
+			return true
+		}
 		var q *blocked
-		if q, bad = decodeBlocked(value); bad != nil {
+		if q, bad = decodeBlocked(string(key), value); bad != nil {
 			bad = states.Damaged(key, bad)
 			return false
 		}

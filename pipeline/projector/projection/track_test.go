@@ -382,7 +382,7 @@ func TestABlockedAggregateLeavesTheOthersAlone(t *testing.T) {
 	}
 	check("at first")
 	var a fold.Aggregate
-	if r := w.snapshots["k"]; w.fold.ReadSnapshot(r.Value[5:], &a) != nil || !strings.Contains(string(r.Value), fold.Blocked) {
+	if r := w.snapshots["k"]; w.fold.ReadSnapshot(r.Value[5:], []byte("k"), &a) != nil || !strings.Contains(string(r.Value), fold.Blocked) {
 		t.Errorf("the snapshot %q is not marked as blocked", r.Value)
 	}
 	fw.stop()

@@ -185,7 +185,7 @@ func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 		fw.quiet(true)
 		var a fold.Aggregate
 		r := w.snapshots["k"]
-		if err := w.fold.ReadSnapshot(r.Value[5:], &a); err != nil || w.textsOf(a.State) != "a b" {
+		if err := w.fold.ReadSnapshot(r.Value[5:], []byte("k"), &a); err != nil || w.textsOf(a.State) != "a b" {
 			t.Errorf("%+v: the snapshot has %q, %v", test.policy, w.textsOf(a.State), err)
 		}
 		if _, ok := w.snapshots[blockedKeys+"k"]; ok {

@@ -45,8 +45,16 @@ func Counts(t testing.TB, change func(*fold.Spec)) ([]*codec.Schema, *fold.Fold)
 // Counted returns a framed event of an aggregate, with the id "event " and its text, a
 // time after Epoch and a sequence number, unless that is 0.
 func Counted(id string, number int, at time.Duration, text string) []byte {
+	return counted(id, number, Epoch.Add(at).UnixMicro(), text)
+}
+
+// CountedAt is [Counted] for an event without a sequence number at any time, in
+// microseconds since 1970.
+func CountedAt(id string, micros int64, text string) []byte { return counted(id, 0, micros, text) }
+
+func counted(id string, number int, micros int64, text string) []byte {
 	body := codec.AppendString(nil, "event "+text)
-	body = codec.AppendLong(body, Epoch.Add(at).UnixMicro())
+	body = codec.AppendLong(body, micros)
 	if number == 0 {
 		body = codec.AppendLong(body, 0)
 	} else {

@@ -138,7 +138,9 @@ func (r *Reader) Partitions() []query.Position {
 // homeOf returns the partition to which the id of an aggregate belongs.
 func (r *Reader) homeOf(id string) int32 {
 	if r.fold.Window().Size > 0 {
-		id = fold.WindowKey(id)
+		if key, _, ok := fold.ParseWindowID(id); ok {
+			id = key
+		}
 	}
 	return kafka.PartitionOf([]byte(id), r.NumPartitions())
 }

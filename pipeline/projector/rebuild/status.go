@@ -61,6 +61,9 @@ func statusCommand(e *cli.Env) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, key := range slices.Sorted(maps.Keys(state.Unreadable)) {
+				fmt.Fprintf(e.Stderr, "warning: the record %q of %s is not understood and has no effect: %s\n", key, control.Topic(w.Topology), state.Unreadable[key])
+			}
 			all, err := o.status(cmd.Context(), w, state, interval)
 			if err != nil {
 				return err

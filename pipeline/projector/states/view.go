@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math"
+	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -56,6 +57,9 @@ func (v *View) States(after string, f func(id []byte, a *fold.Aggregate) bool) e
 	a := fold.Aggregate{Source: v.source}
 	var bad error
 	err := v.view.Scan(FamilyState, from, nil, false, func(id, value []byte) bool {
+		if !utf8.Valid(id) {
+			return true // of an older release, which took any key; no cursor could name it
+		}
 		if err := fold.ViewAggregate(value, &a); err != nil {
 			bad = Damaged(id, err)
 			return false
