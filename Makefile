@@ -12,7 +12,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka release-test lint fmt fuzz bench bench-projector profile docker clean
+.PHONY: help build demo run test test-kafka release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,13 @@ test-kafka: build ## run the end-to-end tests on a real Apache Kafka, started he
 		if grep '^ *--- SKIP' build/test-kafka.log; then echo 'make test-kafka: skipped is not passed'; exit 1; fi; \
 		grep -q '^ *--- PASS: [^ ]*Kafka' build/test-kafka.log || { echo "make test-kafka: no test of $$pkg ran on a real Kafka"; exit 1; }; \
 	done
+
+# OLD is a commit of an earlier release, whose projector has ./cmd/projector.
+upgrade-test: ## replace projectors of the commit OLD by those of this tree, one by one, under load
+	@rm -rf build/old && mkdir -p build && git worktree add --force --detach build/old '$(OLD)' >/dev/null
+	cd build/old && $(PLAIN) go build -o ../old-projector ./cmd/projector
+	@git worktree remove --force build/old
+	$(PLAIN) MILLRACE_OLD='$(CURDIR)/build/old-projector' go test -count=1 -v -run 'TestAnUpgrade' ./pipeline/e2e
 
 lint: $(LINT) ## check formatting and run golangci-lint, which includes go vet
 	@files=$$(gofmt -l .) && if [ -n "$$files" ]; then echo 'not formatted; run make fmt:'; echo "$$files"; exit 1; fi

@@ -1,6 +1,8 @@
 package expr
 
 import (
+	"slices"
+
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 )
@@ -10,8 +12,7 @@ import (
 // the key of its record. If ID is empty, the event has no id.
 type Bare struct{ ID, Time, Key Source }
 
-// A BareType is a [Bare], compiled for one event type. Like a [Program], it is
-// bound once and immutable after that.
+// A BareType is a [Bare], compiled for one event type. It is used like a [Program].
 type BareType struct{ id, time, key *Program }
 
 // Compile compiles the expressions for one event type. Faults name the topic.
@@ -44,20 +45,20 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 
 // Paths returns the fields that the expressions read.
 func (t *BareType) Paths() (paths [][]string) {
-	for _, p := range []*Program{t.id, t.time, t.key} {
-		if p != nil {
-			paths = append(paths, p.Paths(0)...)
-		}
+	for _, p := range t.Programs() {
+		paths = append(paths, p.Paths(0)...)
 	}
 	return paths
 }
 
+// Programs returns the compiled expressions.
+func (t *BareType) Programs() []*Program {
+	return slices.DeleteFunc([]*Program{t.id, t.time, t.key}, func(p *Program) bool { return p == nil })
+}
+
 // Bind resolves the fields to slots of the layout; see [Program.Bind].
 func (t *BareType) Bind(layout *codec.Layout) error {
-	for _, p := range []*Program{t.id, t.time, t.key} {
-		if p == nil {
-			continue
-		}
+	for _, p := range t.Programs() {
 		if err := p.Bind(layout); err != nil {
 			return err
 		}
@@ -71,8 +72,7 @@ func (t *BareType) AppendID(dst []byte, s *Scope) ([]byte, error) {
 	return appendTextOf(dst, s, t.id)
 }
 
-// AppendKey appends the key of an event. ok is false if the event has the key of
-// its record.
+// AppendKey appends the key of an event. ok is false if it has the key of its record.
 func (t *BareType) AppendKey(dst []byte, s *Scope) (_ []byte, ok bool, err error) {
 	n := len(dst)
 	if dst, err = appendTextOf(dst, s, t.key); err == nil && t.key != nil && len(dst) == n {

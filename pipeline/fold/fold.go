@@ -14,8 +14,6 @@ package fold
 
 import (
 	"cmp"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
 	"math"
 	"slices"
@@ -58,6 +56,15 @@ type Spec struct {
 	// is blocked.
 	Wait     int64
 	ApplyGap bool
+
+	// PartitionIDs means that the ids of events are compared within the partition.
+	// Otherwise they are compared within one aggregate. It is always set with
+	// semantics 1.
+	PartitionIDs bool
+
+	// Semantics is the meaning of the expressions and of the fold; 0 means
+	// that of this release. Compile fails for a meaning that this program does not implement.
+	Semantics int
 }
 
 // DefaultWait is the default of [Spec.Wait], in offsets.
@@ -82,6 +89,7 @@ type Set struct {
 
 // A Fold is a compiled [Spec]. It is immutable and safe for concurrent use.
 type Fold struct {
+	spec         Spec // with the defaults of Semantics and PartitionIDs
 	name         string
 	hash         string
 	max          int // bytes of a state
@@ -126,11 +134,14 @@ type set struct {
 
 // Compile compiles a Spec. It returns either a Fold or all faults that it found.
 func Compile(spec Spec) (*Fold, []expr.Fault) {
-	f := &Fold{name: spec.Name, state: spec.State, types: make([]typeFold, len(spec.Types)),
+	spec, faults := spec.withSemantics()
+	if len(faults) > 0 {
+		return nil, faults
+	}
+	f := &Fold{spec: spec, name: spec.Name, state: spec.State, types: make([]typeFold, len(spec.Types)),
 		max: cmp.Or(spec.MaxState, DefaultMaxState), anyPartition: spec.AnyPartition,
 		window: spec.Window, wait: cmp.Or(spec.Wait, DefaultWait), applyGap: spec.ApplyGap,
 		bare: spec.Bare != nil, ownKey: spec.Bare != nil && spec.Bare.Key.Text != ""}
-	var faults []expr.Fault
 	zero, err := codec.NewRecord(spec.State.Root())
 	if err != nil {
 		faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the state %s has no initial value: %v", spec.State.Name(), err), Hint: "give each of its fields a default"})
@@ -167,7 +178,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	if f.snapshot, err = snapshotSchema(spec.State); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
-	f.hash = hash(spec)
+	f.hash = hash(spec, f.usesZones())
 	return f, nil
 }
 
@@ -194,6 +205,9 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 	if f.bare {
 		var faults []expr.Fault
 		if t.bare, faults = spec.Bare.Compile(schema, schema.Name()); len(faults) > 0 {
+			return faults
+		}
+		if faults = spec.unknown(spec.Bare.ID, schema, t.bare.Programs()...); len(faults) > 0 {
 			return faults
 		}
 		paths = append(paths, t.bare.Paths()...)
@@ -308,6 +322,10 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 			faults = append(faults, expr.PlaceErrors(s.Value, t.schema.Name(), err)...)
 			continue
 		}
+		if unknown := spec.unknown(s.Value, t.schema, program); len(unknown) > 0 {
+			faults = append(faults, unknown...)
+			continue
+		}
 		paths = append(paths, program.Paths(0)...)
 		*statePaths = append(*statePaths, path)
 		*statePaths = append(*statePaths, program.Paths(1)...)
@@ -334,48 +352,8 @@ func lookup(n *codec.Node, path []string) (_ *codec.Node, fault string) {
 	return n, ""
 }
 
-// hash identifies the effect of a fold: states computed under another hash are not
-// valid for it. It covers the text of the fold and the schema of the state.
-func hash(spec Spec) string {
-	h := sha256.New()
-	fmt.Fprintf(h, "fold 1\n%s\nkey %q\nstate %q\n", spec.Name, spec.Key.Text, spec.State.String())
-	if spec.MaxState > 0 {
-		fmt.Fprintf(h, "max %d\n", spec.MaxState)
-	}
-	if spec.AnyPartition {
-		fmt.Fprintf(h, "any partition\n")
-	}
-	if spec.Window.Size > 0 {
-		fmt.Fprintf(h, "window %v\n", spec.Window)
-	}
-	if spec.Wait > 0 {
-		fmt.Fprintf(h, "wait %d\n", spec.Wait)
-	}
-	if spec.ApplyGap {
-		fmt.Fprintf(h, "apply gap\n")
-	}
-	if b := spec.Bare; b != nil {
-		fmt.Fprintf(h, "bare %q %q %q\n", b.ID.Text, b.Time.Text, b.Key.Text)
-	}
-	on := slices.Clone(spec.On)
-	slices.SortFunc(on, func(a, b On) int {
-		return strings.Compare(spec.Types[a.Type].Name(), spec.Types[b.Type].Name())
-	})
-	for _, o := range on {
-		fmt.Fprintf(h, "on %q delete %v\n", spec.Types[o.Type].Name(), o.Delete)
-		for _, s := range o.Set {
-			fmt.Fprintf(h, "set %q = %q\n", s.Field.Text, s.Value.Text)
-		}
-	}
-	return hex.EncodeToString(h.Sum(nil)[:16])
-}
-
 // Name returns the name of the projection.
 func (f *Fold) Name() string { return f.name }
-
-// Hash identifies the effect of the fold, in 32 hexadecimal digits. States computed
-// under another hash must be computed again.
-func (f *Fold) Hash() string { return f.hash }
 
 // State returns the schema of the state.
 func (f *Fold) State() *codec.Schema { return f.state }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -80,6 +82,44 @@ func DeleteGroup(ctx context.Context, cfg Config, group string) (err error) {
 	}
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) {
 		return fmt.Errorf("deleting group %s: %w", group, err)
+	}
+	return nil
+}
+
+// RemoveMembers removes the static members of an instance from a group, which would wait
+// for them. The ids of static members are transactional ids: GROUP-INSTANCE-SESSION.
+func RemoveMembers(ctx context.Context, cfg Config, group, instance string) (err error) {
+	defer func() { err = trimDial(err) }()
+	adm, err := admin(cfg)
+	if err != nil {
+		return err
+	}
+	defer adm.Close()
+	described, err := adm.DescribeGroups(ctx, group)
+	if err != nil {
+		return fmt.Errorf("describing group %s: %w", group, err)
+	}
+	leave := kadm.LeaveGroup(group)
+	found := false
+	for _, m := range described[group].Members {
+		if m.InstanceID == nil {
+			continue
+		}
+		session, ours := strings.CutPrefix(*m.InstanceID, group+"-"+instance+"-")
+		if _, err := strconv.Atoi(session); ours && err == nil {
+			leave.InstanceIDs(*m.InstanceID)
+			found = true
+		}
+	}
+	if !found {
+		return nil
+	}
+	left, err := adm.LeaveGroup(ctx, leave)
+	if err == nil {
+		err = left.Error()
+	}
+	if err != nil {
+		return fmt.Errorf("removing the static members %s-%s from group %s: %w", group, instance, group, err)
 	}
 	return nil
 }

@@ -77,6 +77,9 @@ func (a *announcer) record() control.WorkerRecord {
 		return r
 	}
 	for _, l := range a.roster.all() {
+		if l.follows {
+			continue
+		}
 		topics := map[string][]int32{}
 		for _, key := range l.set.Assigned() {
 			topics[key.Topic] = append(topics[key.Topic], key.Partition)

@@ -34,10 +34,13 @@ type builder struct {
 }
 
 // build returns the loop of a group, which is not started. It makes sure that topics and
-// schemas exist.
-func (b *builder) build(ctx context.Context, group string, wanted []wantedVersion, state *control.State) (*groupLoop, error) {
-	l := &groupLoop{group: group, signature: signature(wanted), wanted: wanted, done: make(chan struct{})}
+// schemas exist. follows means that workers of another release own the partitions.
+func (b *builder) build(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) (*groupLoop, error) {
+	l := &groupLoop{group: group, signature: signature(wanted, follows), wanted: wanted, follows: follows || b.options.replica, done: make(chan struct{})}
 	for _, v := range wanted {
+		if v.answers {
+			l.answers.Store(true)
+		}
 		if v.isLive(state) {
 			l.isLive.Store(true)
 		}
@@ -52,7 +55,7 @@ func (b *builder) build(ctx context.Context, group string, wanted []wantedVersio
 	if err := b.makeReaders(l, specs); err != nil {
 		return nil, err
 	}
-	if !b.options.replica {
+	if !l.follows {
 		if l.loop, err = b.newLoop(l, specs); err != nil {
 			return nil, err
 		}
@@ -123,12 +126,12 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 		if left {
 			// While partitions move between sessions of one worker, the partition that was
 			// left answers. With other workers, it might answer beside its new owner.
-			return b.peers.exist()
+			return b.peers.exist() && !l.follows
 		}
 		// The previous owner may have answered from a later offset.
-		return l.isLive.Load() && b.restores.behind(restoreTask{l.group, phaseTail, key.Topic, key.Partition})
+		return l.answers.Load() && b.restores.behind(restoreTask{l.group, phaseTail, key.Topic, key.Partition})
 	}
-	if b.options.replica {
+	if l.follows {
 		l.follower = newGroupFollower(b, l, l.group)
 		cfg.Hidden, cfg.Follows, cfg.End, cfg.Ends = hidden, true, l.follower.end, l.follower.ends
 		l.set = projection.New(cfg)

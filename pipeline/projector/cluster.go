@@ -30,6 +30,7 @@ type clusterReader struct {
 	local   *reader.Reader
 	name    string // of the projection
 	version int
+	follows bool // other workers own all partitions
 	peers   *peers
 	roster  *roster
 }
@@ -277,7 +278,7 @@ func (c *clusterReader) Release(ctx context.Context, id string, skip bool) (quer
 func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip bool) (query.ReleaseResult, error) {
 	var part reader.ReleasedPart
 	var err error
-	if !c.peers.replica {
+	if !c.follows {
 		part, err = c.local.ReleasePart(ctx, id, skip)
 	}
 	known, at := part.Known, part.At
@@ -295,8 +296,8 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 		return *part.Released, nil
 	}
 	if _, err := c.complete(at); err != nil {
-		if c.peers.replica {
-			err = fmt.Errorf("this worker is a replica and changes nothing, so a worker of the group has to: %w", err)
+		if c.follows {
+			err = fmt.Errorf("this worker is a replica, or of a later release, and changes nothing, so a worker of the group has to: %w", err)
 		}
 		return query.ReleaseResult{}, err
 	}
@@ -312,7 +313,7 @@ func (c *clusterReader) releaseAnywhere(ctx context.Context, id string, skip boo
 // because it is not.
 func (c *clusterReader) releaseHolders(id string) []holder {
 	others := c.holders()
-	if c.peers.replica {
+	if c.follows {
 		others = c.holdersExcept(nil)
 	}
 	home := kafka.PartitionOf([]byte(id), c.local.NumPartitions())

@@ -118,7 +118,7 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	wanted := wantedVersion{name: one.Name(), record: control.VersionRecord{Version: 1}}
 	w.roster = newRoster()
 	w.roster.add(&groupLoop{group: partyGroup, wanted: []wantedVersion{wanted}, set: set, readers: []*reader.Reader{local}})
-	w.roster.setLive(map[string]liveVersion{one.Name(): {local, 1}})
+	w.roster.setLive(map[string]liveVersion{one.Name(): {local, 1, false}})
 	w.others = &peers{instance: name, control: p.control, transport: &http.Transport{}}
 	w.announcer = &announcer{instance: name, roster: w.roster, address: func() string { return w.advertise }}
 	w.reader = &clusterReader{local: local, name: one.Name(), version: 1, peers: w.others, roster: w.roster}

@@ -73,7 +73,7 @@ const (
 // restores. It must be attached to a set before it is used.
 func newGroupFollower(b *builder, l *groupLoop, name string) *groupFollower {
 	f := &groupFollower{
-		group: l.group, standby: b.options.standby, name: name, restores: b.restores, log: b.w.Log.With("group", l.group),
+		group: l.group, standby: b.options.standby && !l.follows, name: name, restores: b.restores, log: b.w.Log.With("group", l.group),
 		held: map[projection.Key]bool{}, phases: map[projection.Key]followPhase{}, after: map[projection.Key]time.Time{}, tries: map[projection.Key]int{}, why: map[projection.Key]error{}, changed: make(chan struct{}),
 	}
 	f.bounds = func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error) {

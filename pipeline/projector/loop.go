@@ -22,13 +22,15 @@ type groupLoop struct {
 	wanted    []wantedVersion
 	set       *projection.Set
 	readers   []*reader.Reader // in the order of wanted
-	loop      *kafka.Loop      // nil in a replica
-	follower  *groupFollower   // nil unless this worker is a replica or a standby
+	follows   bool             // other workers own all partitions: this worker is a replica, or of a later release
+	loop      *kafka.Loop      // nil if follows is set
+	follower  *groupFollower   // nil unless follows is set or this worker is a standby
 
-	isLive atomic.Bool        // one of the versions answers questions, and may have effects
-	cancel context.CancelFunc // set by start
-	done   chan struct{}      // closed at the end
-	err    error              // valid after done
+	answers atomic.Bool        // questions are answered from one of the versions
+	isLive  atomic.Bool        // one of the versions is live, and may have effects
+	cancel  context.CancelFunc // set by start
+	done    chan struct{}      // closed at the end
+	err     error              // valid after done
 }
 
 // start starts the loop. If it ends without being stopped, it is sent to ended.

@@ -57,7 +57,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 		instance: w.Flags.Instance, replica: c.options.replica, control: follower,
 		transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext},
 	}
-	ready := &readiness{roster: r, restores: restores, control: follower, replica: c.options.replica, began: time.Now()}
+	ready := &readiness{roster: r, restores: restores, control: follower, began: time.Now()}
 	a := &announcer{
 		kafka: w.Kafka, topic: follower.Topic, instance: w.Flags.Instance, roster: r, replica: c.options.replica, log: w.Log,
 		address: func() string { return addressOf(c.options.advertise, w.Server.Addr()) }, epoch: ready.began.UnixNano(), moved: make(chan struct{}, 1),
@@ -71,7 +71,10 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 		command: c, w: w, control: follower, keys: keys, receipts: receipts, restores: restores, announcer: a, readiness: ready,
 		supervisor: &supervisor{
 			w: w, store: kept, control: follower, roster: r, builder: b, peers: others, announcer: a, restores: restores, ended: make(chan *groupLoop),
-			forwarder: &forwarder{peers: others, roster: r, ready: ready.ready}, answer: answer,
+			forwarder: &forwarder{peers: others, roster: r, ready: ready.ready}, answer: answer, replica: c.options.replica, told: map[string]string{}, caughtUp: map[string]bool{}, left: map[string]bool{},
+			define: func(pr *topology.Projection, n int) (control.VersionRecord, error) {
+				return NewVersion(c.env, c.worker.Topology, w.Topology, pr, n)
+			},
 		},
 		internal: &internalAPI{roster: r, replica: c.options.replica, keys: keys, log: w.Log},
 	}
@@ -174,7 +177,11 @@ func (p *program) firstVersion(state *control.State, pr *topology.Projection) (r
 func (p *program) compare(state *control.State, pr *topology.Projection) {
 	live := state.Live[pr.Name].Version
 	for _, n := range slices.Backward(state.Numbers(pr.Name)) {
-		if state.Versions[pr.Name][n].Fold == pr.Fold.Hash() {
+		record := state.Versions[pr.Name][n]
+		if same := pr.Fold.WithHash(record.Fold); same != nil {
+			if same != pr.Fold && n == live {
+				p.w.Log.Info("the live version of the projection has the meaning of an earlier release, and continues with it. `projector rebuild` makes a version with the meaning of this release", "projection", pr.Name, "version", n, "semantics", same.Semantics())
+			}
 			if n != live {
 				p.w.Log.Info("the topology defines a version of the projection that is not live", "projection", pr.Name, "version", n, "live", live)
 			}

@@ -17,12 +17,17 @@ type roster struct {
 	mu    sync.Mutex // guards the fields below
 	loops map[string]*groupLoop
 	live  map[string]liveVersion // by name of the projection
+
+	// pending has why a projection is not answered yet, by name, while the successor of
+	// a lost version is being built.
+	pending map[string]string
 }
 
 // liveVersion is the version of a projection that answers questions.
 type liveVersion struct {
 	reader  *reader.Reader
 	version int
+	follows bool // other workers own all partitions
 }
 
 func newRoster() *roster {
@@ -65,6 +70,24 @@ func (r *roster) setLive(live map[string]liveVersion) bool {
 	return true
 }
 
+// setPending sets why projections are not answered yet.
+func (r *roster) setPending(why map[string]string) {
+	r.mu.Lock()
+	r.pending = why
+	r.mu.Unlock()
+}
+
+// notPending returns nil if no projection is pending.
+func (r *roster) notPending() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var faults []error
+	for _, name := range slices.Sorted(maps.Keys(r.pending)) {
+		faults = append(faults, errors.New(r.pending[name]))
+	}
+	return errors.Join(faults...)
+}
+
 // liveReader returns the reader that answers for a projection, nil if there is none.
 func (r *roster) liveReader(name string) *reader.Reader {
 	r.mu.Lock()
@@ -83,11 +106,12 @@ func (r *roster) liveReaders() map[string]*reader.Reader {
 	return out
 }
 
-// reader returns the reader of a version, nil if it does not run here.
+// reader returns the reader of a version, nil if it does not run here or other workers
+// own its partitions.
 func (r *roster) reader(name string, version int) *reader.Reader {
 	for _, l := range r.all() {
 		for i, v := range l.wanted {
-			if v.name == name && v.record.Version == version {
+			if !l.follows && v.name == name && v.record.Version == version {
 				return l.readers[i]
 			}
 		}
@@ -103,7 +127,6 @@ type readiness struct {
 	roster   *roster
 	restores *restores
 	control  *control.Follower
-	replica  bool
 	began    time.Time // start of the process
 }
 
@@ -130,14 +153,14 @@ func (r *readiness) started() error {
 // ready returns nil if the live versions run here, and have nothing left to restore.
 func (r *readiness) ready() error {
 	groups := map[string]bool{}
-	faults := []error{r.control.Ready()}
+	faults := []error{r.control.Ready(), r.roster.notPending()}
 	for _, l := range r.roster.all() {
-		if !l.isLive.Load() {
+		if !l.answers.Load() {
 			continue
 		}
 		groups[l.group] = true
 		faults = append(faults, l.set.Ready())
-		if r.replica {
+		if l.follows {
 			faults = append(faults, l.follower.ready())
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
+	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
 
@@ -37,6 +38,13 @@ type supervisor struct {
 	restores  *restores
 	answer    func(http.Handler) // takes the handler that answers questions from then on
 	ended     chan *groupLoop    // loops that ended without being stopped
+
+	// For live versions that this release cannot compile: see upgrade.go.
+	replica  bool
+	define   func(pr *topology.Projection, n int) (control.VersionRecord, error)
+	told     map[string]string // last log line, by its subject
+	caughtUp map[string]bool   // successors that have caught up, by label
+	left     map[string]bool   // groups of other releases that this worker has left
 }
 
 // run supervises until the context ends or a live version cannot continue.
@@ -48,9 +56,9 @@ func (s *supervisor) run(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		timer := time.NewTimer(retryStart)
+		timer := time.NewTimer(max(again, time.Millisecond))
 		retry := timer.C
-		if !again {
+		if again == 0 {
 			retry = nil
 		}
 		select {
@@ -69,48 +77,54 @@ func (s *supervisor) run(ctx context.Context) (err error) {
 	}
 }
 
-// reconcile starts and stops versions, and has the live ones answer. again reports that
-// a version could not be started and reconcile must be called again.
-func (s *supervisor) reconcile(ctx context.Context, state *control.State) (again bool, err error) {
-	wanted, err := wantedVersions(s.w.Topology, state, s.w.Log)
+// reconcile starts and stops versions, and has the live ones answer. If again is not 0,
+// reconcile must be called again after that time: a version could not be started, or the
+// successor of a live version is being built.
+func (s *supervisor) reconcile(ctx context.Context, state *control.State) (again time.Duration, err error) {
+	p, err := newPlan(s.w.Topology, state)
 	if err != nil {
-		return false, err
+		return 0, err
 	}
+	s.tellUnknown(p)
+	wanted := p.groups
 	for group, l := range s.roster.byGroup() {
-		if signature(wanted[group]) != l.signature {
+		if signature(wanted[group], p.follows(group)) != l.signature {
 			if err := s.stop(l); err != nil {
-				return false, err
+				return 0, err
 			}
 		}
 	}
 	if err := s.dropRetired(state); err != nil {
-		return false, err
+		return 0, err
 	}
 	running := s.roster.byGroup()
 	for _, group := range slices.Sorted(maps.Keys(wanted)) {
 		if l := running[group]; l != nil {
 			if err := l.forget(ctx, state); err != nil {
-				return false, err
+				return 0, err
 			}
 			continue
 		}
-		err := s.start(ctx, group, wanted[group], state)
+		err := s.start(ctx, group, wanted[group], p.follows(group), state)
 		if ctx.Err() != nil {
-			return false, nil
+			return 0, nil
 		}
 		if err != nil {
-			if again, err = true, s.startFailed(group, wanted[group], state, err); err != nil {
-				return false, err
+			if again, err = retryStart, s.startFailed(group, wanted[group], err); err != nil {
+				return 0, err
 			}
 		}
 	}
-	s.switchLive(state)
+	if soon := s.upgrade(ctx, state, p); soon > 0 && (again == 0 || soon < again) {
+		again = soon
+	}
+	s.switchLive(state, p)
 	return again, nil
 }
 
 // start starts the loop of a group.
-func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVersion, state *control.State) error {
-	l, err := s.builder.build(ctx, group, wanted, state)
+func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) error {
+	l, err := s.builder.build(ctx, group, wanted, follows, state)
 	if err != nil {
 		return err
 	}
@@ -124,12 +138,12 @@ func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVer
 
 // startFailed returns an error if a group that could not be started has a live version
 // and trying again is useless.
-func (s *supervisor) startFailed(group string, wanted []wantedVersion, state *control.State, err error) error {
-	isLive := slices.ContainsFunc(wanted, func(v wantedVersion) bool { return v.isLive(state) })
-	if isLive && isPermanent(err) {
+func (s *supervisor) startFailed(group string, wanted []wantedVersion, err error) error {
+	answers := slices.ContainsFunc(wanted, func(v wantedVersion) bool { return v.answers })
+	if answers && isPermanent(err) {
 		return err
 	}
-	if isLive {
+	if answers {
 		s.w.SetNotReady(err.Error())
 	}
 	s.w.Log.Warn("a version cannot be started; trying again", "group", group, "err", err, "wait", retryStart)
@@ -167,7 +181,7 @@ func (s *supervisor) stopAll() error {
 // error.
 func (s *supervisor) lost(l *groupLoop) error {
 	err := s.stop(l)
-	if l.isLive.Load() {
+	if l.answers.Load() {
 		return err
 	}
 	s.w.Log.Error("a version that is not live cannot continue; the others do", "group", l.group, "err", err)
@@ -196,34 +210,36 @@ func (s *supervisor) dropRetired(state *control.State) error {
 
 // switchLive has questions answered by the live versions. A version that is live no
 // more finishes the answers that it has begun.
-func (s *supervisor) switchLive(state *control.State) {
+func (s *supervisor) switchLive(state *control.State, p *plan) {
 	live := map[string]liveVersion{}
 	var loops []*kafka.Loop
 	for _, l := range s.roster.all() {
-		isLive := false
+		answers, isLive := false, false
 		for i, v := range l.wanted {
-			if v.isLive(state) {
-				live[v.name] = liveVersion{l.readers[i], v.record.Version}
-				isLive = true
+			isLive = isLive || v.isLive(state)
+			if p.answers(&v) {
+				live[v.name] = liveVersion{l.readers[i], v.record.Version, l.follows}
+				answers = true
 			}
 		}
-		if l.isLive.Store(isLive); isLive && l.loop != nil {
+		l.isLive.Store(isLive)
+		if l.answers.Store(answers); answers && l.loop != nil {
 			loops = append(loops, l.loop)
 		}
 	}
 	var readers []query.Projection
 	for _, pr := range s.w.Topology.Projections {
 		v, ok := live[pr.Name]
-		if !ok {
+		if lost := p.lost[pr.Name]; !ok || lost != nil && !s.caughtUp[lost.successor.label()] {
 			return // it does not run yet
 		}
-		readers = append(readers, &clusterReader{local: v.reader, name: pr.Name, version: v.version, peers: s.peers, roster: s.roster})
+		readers = append(readers, &clusterReader{local: v.reader, name: pr.Name, version: v.version, follows: v.follows, peers: s.peers, roster: s.roster})
 	}
 	if !s.roster.setLive(live) {
 		return
 	}
 	for _, pr := range s.w.Topology.Projections {
-		s.w.Log.Info("questions are answered by", "projection", pr.Name, "version", state.Live[pr.Name].Version)
+		s.w.Log.Info("questions are answered by", "projection", pr.Name, "version", live[pr.Name].version)
 	}
 	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, readers...)))
 	s.w.Loops.Store(&loops)

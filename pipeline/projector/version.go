@@ -2,7 +2,6 @@ package projector
 
 import (
 	"fmt"
-	"log/slog"
 	"strings"
 
 	"millrace/pipeline"
@@ -24,12 +23,13 @@ type wantedVersion struct {
 	name       string // of the projection
 	record     control.VersionRecord
 	projection *topology.Projection
+	answers    bool // questions are answered from it: it is live, or replaces a live one
 }
 
 // label returns the name of the version in the store, in logs and in metrics.
 func (v *wantedVersion) label() string { return versionLabel(v.name, v.record.Version) }
 
-// isLive reports whether the version answers questions.
+// isLive reports whether the version is live: it may have effects outside.
 func (v *wantedVersion) isLive(state *control.State) bool {
 	return state.Live[v.name].Version == v.record.Version
 }
@@ -79,31 +79,92 @@ func NewVersion(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *
 	}, err
 }
 
-// wantedVersions returns the versions that are to run, by group. It leaves out a version
-// that cannot be compiled any more, unless that version is live, which is an error.
-func wantedVersions(t *topology.Topology, state *control.State, log *slog.Logger) (map[string][]wantedVersion, error) {
-	out := map[string][]wantedVersion{}
+// plan is what is to run here.
+type plan struct {
+	groups map[string][]wantedVersion // by group
+
+	// lost has the live versions that this release cannot compile, by projection.
+	lost map[string]*lostVersion
+
+	// unknown has why other versions cannot be compiled, by label.
+	unknown map[string]error
+}
+
+// lostVersion is a live version that this release cannot compile. Workers of the release
+// that made it continue it. This worker answers from its successor.
+type lostVersion struct {
+	record    control.VersionRecord
+	err       error          // why it cannot be compiled
+	successor *wantedVersion // nil if there is none yet
+}
+
+// newPlan returns what is to run here. It fails if a live version was made by a later
+// release.
+func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
+	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, unknown: map[string]error{}}
 	for _, pr := range t.Projections {
+		live := state.Live[pr.Name].Version
+		var newest *wantedVersion
 		for _, n := range state.Numbers(pr.Name) {
-			v, group, err := wantVersion(t, pr, state.Versions[pr.Name][n])
+			record := state.Versions[pr.Name][n]
+			v, group, err := wantVersion(t, pr, record)
 			switch {
 			case err == nil:
-				out[group] = append(out[group], v)
-			case state.Live[pr.Name].Version == n:
-				return nil, pipeline.Fatal("version %d of projection %s, which is live, cannot be compiled any more: %w", n, pr.Name, err)
+				v.answers = n == live
+				p.groups[group] = append(p.groups[group], v)
+				if n > live {
+					newest = &p.groups[group][len(p.groups[group])-1]
+				}
+			case n == live && record.Definition.Meaning() > topology.Semantics:
+				return nil, pipeline.Fatal("version %d of projection %s, which is live, was made by release %s, which is newer than this one: use that release, or return to an earlier version with `projector rollback %s`", n, pr.Name, record.By, pr.Name)
+			case n == live:
+				p.lost[pr.Name] = &lostVersion{record: record, err: err}
 			default:
-				log.Error("a version cannot be compiled any more", "projection", pr.Name, "version", n, "err", err)
+				p.unknown[v.label()] = err
+			}
+		}
+		if lost := p.lost[pr.Name]; lost != nil && newest != nil {
+			newest.answers = true
+			v := *newest
+			lost.successor = &v
+		}
+	}
+	return p, nil
+}
+
+// answers reports whether questions are answered from a version.
+func (p *plan) answers(v *wantedVersion) bool {
+	for _, group := range p.groups {
+		for _, one := range group {
+			if one.name == v.name && one.record.Version == v.record.Version {
+				return one.answers
 			}
 		}
 	}
-	return out, nil
+	return false
+}
+
+// follows reports whether workers of another release own the partitions of a group,
+// because it has a live version that this release cannot compile. The other versions in
+// the group are only followed here.
+func (p *plan) follows(group string) bool {
+	for _, lost := range p.lost {
+		if lost.record.Group == group {
+			return true
+		}
+	}
+	return false
 }
 
 // wantVersion returns a version and the group in which it runs. If the topology defines
 // the projection otherwise, the version is compiled from its record.
 func wantVersion(t *topology.Topology, pr *topology.Projection, record control.VersionRecord) (v wantedVersion, group string, err error) {
 	v, group = wantedVersion{name: pr.Name, record: record, projection: pr}, record.Group
-	if record.Fold == pr.Fold.Hash() {
+	if f := pr.Fold.WithHash(record.Fold); f != nil {
+		if f != pr.Fold {
+			with := *pr
+			with.Fold, v.projection = f, &with
+		}
 		return v, group, nil
 	}
 	compiled, same, err := record.Definition.Compile(t.Topic(pr.From.Name))
@@ -111,7 +172,7 @@ func wantVersion(t *topology.Topology, pr *topology.Projection, record control.V
 		return v, "", err
 	}
 	if hash := compiled.Fold.Hash(); hash != record.Fold {
-		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: another release of the program made it", hash, record.Fold)
+		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: release %s, which made it, gives it another meaning", hash, record.Fold, record.By)
 	}
 	v.projection = compiled
 	if !same {
@@ -122,9 +183,17 @@ func wantVersion(t *topology.Topology, pr *topology.Projection, record control.V
 	return v, group, nil
 }
 
+// Uncompilable returns why this release cannot compile a version of a projection, nil if
+// it can.
+func Uncompilable(t *topology.Topology, pr *topology.Projection, record control.VersionRecord) error {
+	_, _, err := wantVersion(t, pr, record)
+	return err
+}
+
 // signature returns a text that differs if a loop must be started again.
-func signature(wanted []wantedVersion) string {
+func signature(wanted []wantedVersion, follows bool) string {
 	var b strings.Builder
+	fmt.Fprintf(&b, "follows %v\n", follows)
 	for _, v := range wanted {
 		fmt.Fprintf(&b, "%s %d %s %s\n", v.name, v.record.Version, v.record.Fold, v.record.Snapshots)
 	}

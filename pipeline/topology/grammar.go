@@ -26,6 +26,9 @@ const (
 	onGapBlock = "block"
 	onGapApply = "apply"
 
+	duplicatesAggregate = "aggregate"
+	duplicatesPartition = "partition"
+
 	publishEvery = "every"
 
 	onErrorDeadLetter = "dead_letter"
@@ -114,6 +117,8 @@ var projectionParams = []stage.Param{
 	{Name: "keep", Form: stage.Duration, Doc: "How long after its end the state of a window is kept, in event time. Its snapshot is deleted afterwards. If not set, states are kept forever."},
 	{Name: "late", Form: stage.Word, Doc: "The topic for events that a window no longer accepts, as dead letters. If not set, such events are only counted."},
 	{Name: "wait", Form: stage.Number, Min: 1, Max: 100_000, Doc: "How many records of the partition an event waits for its predecessor, by the field sequence. The default is 1,000."},
+	{Name: "duplicates", Form: stage.Word, Values: []string{duplicatesAggregate, duplicatesPartition}, Default: duplicatesAggregate,
+		Doc: "Where an event with the id of an earlier event is a duplicate, which is not folded again: within its aggregate, or within the whole partition. Use partition if an event may be sent again under another key, and no two events have the same id."},
 	{Name: "on_gap", Form: stage.Word, Values: []string{onGapBlock, onGapApply}, Default: onGapBlock,
 		Doc: "What happens if the predecessor does not arrive in time: block holds back the event and all later events of its aggregate until an operator releases it, apply continues without the missing events."},
 	{Name: "publish", Form: stage.Group, Values: []string{publishEvery}, Doc: "When snapshots are published. every, the default, publishes with every batch that changed a state. To publish less often, set one of these.", Params: []stage.Param{

@@ -121,6 +121,9 @@ func (l *loader) foldOptions(p *declared, spec *fold.Spec) (ok bool) {
 	if arg, ok := p.args.Find("partitioner"); ok {
 		spec.AnyPartition = arg.Value.Text == partitionerOther
 	}
+	if arg, ok := p.args.Find("duplicates"); ok {
+		spec.PartitionIDs = arg.Value.Text == duplicatesPartition
+	}
 	if arg, ok := p.args.Find("wait"); ok {
 		spec.Wait = arg.Number
 	}
@@ -161,6 +164,7 @@ func (l *loader) foldTypes(on stage.Arg, from *topic) (out []fold.On) {
 // compileFold compiles the fold of a projection. state is the place of the state's
 // name.
 func (l *loader) compileFold(p *declared, spec fold.Spec, state expr.Source) {
+	spec.Semantics = l.o.Semantics
 	f, faults := fold.Compile(spec)
 	for i := range faults {
 		if faults[i].Source == spec.Key && faults[i].Type == "" {

@@ -242,6 +242,9 @@ type Source struct {
 	Text []byte
 }
 
+// Semantics is the number of the meaning of folds in this release; see package fold.
+const Semantics = fold.Semantics
+
 // Options are the surroundings that a topology is loaded in.
 type Options struct {
 	// Schemas holds the .avsc files. SchemasName is the directory name that faults
@@ -254,6 +257,9 @@ type Options struct {
 
 	// Stages are the available kinds of stages; nil means stage.Builtin.
 	Stages map[string]stage.Kind
+
+	// Semantics is the meaning of folds; 0 means that of this release.
+	Semantics int
 
 	// Clock is the clock of now(); nil means time.Now.
 	Clock func() time.Time

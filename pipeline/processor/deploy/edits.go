@@ -56,7 +56,7 @@ func (p *plan) edits(ctx context.Context, w *worker.Worker, cluster kafka.Descri
 	}
 	for _, proj := range t.Projections {
 		was, ok := p.Applied.Folds[proj.Name]
-		if ok && was.Fold != proj.Fold.Hash() {
+		if ok && proj.Fold.WithHash(was.Fold) == nil {
 			p.note("projection:"+proj.Name, "its fold changed: the live version continues until `projector rebuild %s` has built the new one and `projector promote %s` makes it live", proj.Name, proj.Name)
 		}
 	}

@@ -23,7 +23,13 @@ type Definition struct {
 	Topology  string            `json:"topology"` // YAML
 	Schemas   map[string]string `json:"schemas"`  // by file name
 	Variables map[string]string `json:"variables,omitempty"`
+
+	// Semantics is topology.Semantics of the release that wrote the definition; 0 means 1.
+	Semantics int `json:"semantics,omitempty"`
 }
+
+// Meaning returns the semantics of the definition.
+func (d *Definition) Meaning() int { return max(1, d.Semantics) }
 
 // Define returns the definition of a projection of t. flags name the topology's file. It
 // checks that the definition compiles to the same fold.
@@ -32,7 +38,7 @@ func Define(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topo
 	if err != nil {
 		return Definition{}, err
 	}
-	d := Definition{Schemas: map[string]string{pr.Fold.State().Name() + ".avsc": pr.Fold.State().String()}, Variables: map[string]string{}}
+	d := Definition{Semantics: pr.Fold.Semantics(), Schemas: map[string]string{pr.Fold.State().Name() + ".avsc": pr.Fold.State().String()}, Variables: map[string]string{}}
 	for _, s := range pr.From.Types {
 		d.Schemas[s.Name()+".avsc"] = s.String()
 	}
@@ -74,7 +80,7 @@ func (d Definition) Compile(from *topology.Topic) (pr *topology.Projection, same
 	if from == nil || from.Name != pr.From.Name || len(from.Types) == 0 {
 		return pr, false, nil
 	}
-	now := Definition{Schemas: maps.Clone(d.Schemas), Variables: d.Variables}
+	now := Definition{Schemas: maps.Clone(d.Schemas), Variables: d.Variables, Semantics: d.Semantics}
 	for _, s := range from.Types {
 		now.Schemas[s.Name()+".avsc"] = s.String()
 	}
@@ -94,7 +100,7 @@ func (d Definition) load(lookup func(string) (string, bool)) (*topology.Topology
 	for name, text := range d.Schemas {
 		files[name] = &fstest.MapFile{Data: []byte(text)}
 	}
-	t, err := topology.Load(topology.Source{Name: "definition", Text: []byte(d.Topology)}, topology.Options{Schemas: files, LookupEnv: lookup})
+	t, err := topology.Load(topology.Source{Name: "definition", Text: []byte(d.Topology)}, topology.Options{Schemas: files, LookupEnv: lookup, Semantics: d.Meaning()})
 	if err != nil {
 		return nil, err
 	}

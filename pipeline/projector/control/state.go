@@ -130,6 +130,16 @@ func takeValue[K comparable, V any](m map[K]V, k K, r *pipeline.Record, complete
 // Numbers returns the version numbers of a projection, in order.
 func (s *State) Numbers(name string) []int { return slices.Sorted(maps.Keys(s.Versions[name])) }
 
+// NextVersion returns the number of the next version of a projection. It is new, also after
+// versions were retired.
+func (s *State) NextVersion(name string) int {
+	last := max(s.Live[name].Version, s.Live[name].Previous, s.Diffs[name].New)
+	for n := range s.Versions[name] {
+		last = max(last, n)
+	}
+	return last + 1
+}
+
 // Owner returns the worker that answers for a partition: of all workers that claim it, the
 // one with the latest record.
 func (s *State) Owner(group, topic string, partition int32) (instance string, w WorkerRecord, ok bool) {

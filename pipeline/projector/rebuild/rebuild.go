@@ -58,9 +58,7 @@ func (o *operator) rebuild(ctx context.Context, name string, force bool) error {
 		}
 		return fmt.Errorf("version %d of projection %s has the topology's definition and %s", n, pr.Name, what)
 	}
-	// The number is new, also after versions were retired.
-	next := max(numbers[len(numbers)-1], live.Previous, state.Diffs[pr.Name].New) + 1
-	record, err := projector.NewVersion(o.env, o.remote.Topology, w.Topology, pr, next)
+	record, err := projector.NewVersion(o.env, o.remote.Topology, w.Topology, pr, state.NextVersion(pr.Name))
 	if err != nil {
 		return &cli.ExitError{Code: cli.ExitUsage, Err: err}
 	}

@@ -13,6 +13,7 @@ import (
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
@@ -26,14 +27,16 @@ type versionStatus struct {
 	Fold       string  `json:"fold"`  // hash of its definition
 	Group      string  `json:"group"`
 	Snapshots  string  `json:"snapshots"`
-	Done       int64   `json:"done"`             // committed offsets
-	Total      int64   `json:"total"`            // offsets on the topic
-	Lag        int64   `json:"lag"`              // offsets
-	Rate       float64 `json:"rate"`             // offsets per second
-	Left       float64 `json:"left_seconds"`     // estimated from the rate; 0 if unknown
-	Topology   bool    `json:"topology"`         // the topology has the same definition
-	Differ     *int    `json:"diff,omitempty"`   // aggregates that differ, by the last diff
-	Missing    bool    `json:"orphan,omitempty"` // the topology has no such projection
+	Done       int64   `json:"done"`              // committed offsets
+	Total      int64   `json:"total"`             // offsets on the topic
+	Lag        int64   `json:"lag"`               // offsets
+	Rate       float64 `json:"rate"`              // offsets per second
+	Left       float64 `json:"left_seconds"`      // estimated from the rate; 0 if unknown
+	Topology   bool    `json:"topology"`          // the topology has the same definition
+	Semantics  int     `json:"semantics"`         // number of the meaning of its fold
+	Unknown    string  `json:"unknown,omitempty"` // why this release cannot compile it
+	Differ     *int    `json:"diff,omitempty"`    // aggregates that differ, by the last diff
+	Missing    bool    `json:"orphan,omitempty"`  // the topology has no such projection
 }
 
 const (
@@ -97,7 +100,18 @@ func printStatus(w io.Writer, all []versionStatus) error {
 		}
 		fmt.Fprintf(t, "%s\t%d\t%s\t%.1f%%\t%d\t%.0f\t%s\t%s\t%.8s%s\n", s.Projection, s.Version, s.State, 100*float64(s.Done)/float64(max(1, s.Total)), s.Lag, s.Rate, left, differ, s.Fold, mark)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for _, s := range all {
+		switch {
+		case s.Unknown != "" && s.State == versionLive:
+			fmt.Fprintf(w, "\nThis release cannot compile version %d of %s, which is live: %s.\nWorkers of this release build and answer the next version. It becomes live when no worker of an earlier release has partitions.\n", s.Version, s.Projection, s.Unknown)
+		case s.Unknown != "":
+			fmt.Fprintf(w, "\nThis release cannot compile version %d of %s, and does not run it: %s.\n", s.Version, s.Projection, s.Unknown)
+		}
+	}
+	return nil
 }
 
 // status returns the status of all versions. It measures their rates over the interval.
@@ -151,10 +165,13 @@ func recordedVersions(w *worker.Worker, state *control.State) (out []versionStat
 		i := slices.IndexFunc(w.Topology.Projections, func(p *topology.Projection) bool { return p.Name == name })
 		for _, n := range state.Numbers(name) {
 			r := state.Versions[name][n]
-			s := versionStatus{Projection: name, Version: n, Fold: r.Fold, Group: r.Group, Snapshots: r.Snapshots, Missing: i < 0}
+			s := versionStatus{Projection: name, Version: n, Fold: r.Fold, Group: r.Group, Snapshots: r.Snapshots, Missing: i < 0, Semantics: r.Definition.Meaning()}
 			if i >= 0 {
 				topics[name] = w.Topology.Projections[i].From.Name
-				s.Topology = w.Topology.Projections[i].Fold.Hash() == r.Fold
+				s.Topology = w.Topology.Projections[i].Fold.WithHash(r.Fold) != nil
+				if err := projector.Uncompilable(w.Topology, w.Topology.Projections[i], r); err != nil {
+					s.Unknown = err.Error()
+				}
 			}
 			if d, ok := state.Diffs[name]; ok && d.New == n {
 				s.Differ = &d.Differ

@@ -1,0 +1,141 @@
+package fold
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// Semantics is the number of the meaning of a fold. A release that changes the meaning of
+// expressions, or of the fold itself, takes the next number, and compiles folds of earlier
+// numbers as far as it still implements them:
+//
+//	1  Ids of events are compared within the partition. Expressions compute and compare no
+//	   decimals, and name no time zones.
+//	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
+const Semantics = 2
+
+// withSemantics returns a Spec with the defaults of its semantics, or a fault if this
+// program does not implement them.
+func (s Spec) withSemantics() (Spec, []expr.Fault) {
+	if s.Semantics == 0 {
+		s.Semantics = Semantics
+	}
+	if s.Semantics < 1 || s.Semantics > Semantics {
+		return s, []expr.Fault{{Source: s.Key, Msg: fmt.Sprintf("the fold has semantics %d, and this release has 1 to %d", s.Semantics, Semantics)}}
+	}
+	if s.Semantics == 1 {
+		s.PartitionIDs = true
+	}
+	return s, nil
+}
+
+// unknown returns a fault if an expression over an event does not have the meaning any
+// more that the semantics of the fold give it.
+func (s *Spec) unknown(at expr.Source, schema *codec.Schema, programs ...*expr.Program) []expr.Fault {
+	if s.Semantics > 1 {
+		return nil
+	}
+	what := ""
+	for _, p := range programs {
+		switch {
+		case p.UsesDecimals():
+			what = "decimals"
+		case usesZones(p):
+			what = "time zones"
+		}
+	}
+	if what == "" {
+		return nil
+	}
+	return []expr.Fault{{Source: at, Type: schema.Name(), Msg: fmt.Sprintf("the meaning of %s in expressions has changed since semantics 1", what)}}
+}
+
+// usesZones reports whether some expression names a time zone.
+func (f *Fold) usesZones() bool {
+	return slices.ContainsFunc(f.types, func(t typeFold) bool {
+		return slices.ContainsFunc(t.bare.Programs(), usesZones) || slices.ContainsFunc(t.sets, func(s set) bool { return usesZones(s.value) })
+	})
+}
+
+// usesZones reports whether an expression names a time zone.
+func usesZones(*expr.Program) bool { return false }
+
+// zoneData identifies the time zone data of this program.
+func zoneData() string { return "" }
+
+// hash identifies the effect of a fold: states computed under another hash are not
+// valid for it. It covers the text of the fold, its meaning and the schema of the state.
+func hash(spec Spec, zones bool) string {
+	h := sha256.New()
+	fmt.Fprintf(h, "fold %d\n%s\nkey %q\nstate %q\n", spec.Semantics, spec.Name, spec.Key.Text, spec.State.String())
+	if spec.MaxState > 0 {
+		fmt.Fprintf(h, "max %d\n", spec.MaxState)
+	}
+	if spec.AnyPartition {
+		fmt.Fprintf(h, "any partition\n")
+	}
+	if spec.Window.Size > 0 {
+		fmt.Fprintf(h, "window %v\n", spec.Window)
+	}
+	if spec.Wait > 0 {
+		fmt.Fprintf(h, "wait %d\n", spec.Wait)
+	}
+	if spec.ApplyGap {
+		fmt.Fprintf(h, "apply gap\n")
+	}
+	if b := spec.Bare; b != nil {
+		fmt.Fprintf(h, "bare %q %q %q\n", b.ID.Text, b.Time.Text, b.Key.Text)
+	}
+	if spec.Semantics > 1 && spec.PartitionIDs {
+		fmt.Fprintf(h, "partition ids\n")
+	}
+	if spec.Semantics > 1 && zones {
+		fmt.Fprintf(h, "zones %s\n", zoneData())
+	}
+	on := slices.Clone(spec.On)
+	slices.SortFunc(on, func(a, b On) int {
+		return strings.Compare(spec.Types[a.Type].Name(), spec.Types[b.Type].Name())
+	})
+	for _, o := range on {
+		fmt.Fprintf(h, "on %q delete %v\n", spec.Types[o.Type].Name(), o.Delete)
+		for _, s := range o.Set {
+			fmt.Fprintf(h, "set %q = %q\n", s.Field.Text, s.Value.Text)
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:16])
+}
+
+// Hash identifies the effect of the fold, in 32 hexadecimal digits. States computed
+// under another hash must be computed again.
+func (f *Fold) Hash() string { return f.hash }
+
+// Semantics returns the number of the meaning of the fold.
+func (f *Fold) Semantics() int { return f.spec.Semantics }
+
+// PartitionIDs reports whether the ids of events are compared within the partition.
+// Otherwise they are compared within one aggregate.
+func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
+
+// WithHash returns the fold, or the same declaration with other semantics, if that has
+// the hash. It returns nil if this program does not implement it.
+func (f *Fold) WithHash(hash string) *Fold {
+	if f.hash == hash {
+		return f
+	}
+	for n := range Semantics {
+		spec := f.spec
+		if spec.Semantics = n + 1; spec.Semantics == f.spec.Semantics {
+			continue
+		}
+		if other, _ := Compile(spec); other != nil && other.hash == hash {
+			return other
+		}
+	}
+	return nil
+}
