@@ -37,7 +37,7 @@ type Encoder struct {
 	now     func() time.Time
 	headers *topicHeaders // nil: records get no headers
 	limits  kafka.Limits
-	gate    *kafka.Gate // of the topic, by limits
+	gate    *kafka.Gate   // of the topic, by limits
 	ring    *keyring.Ring // nil: nothing is encrypted, or nothing is sent
 
 	// Of the current event:

@@ -62,8 +62,21 @@ func (h *held) committed(tp topicPartition, next int64) {
 	}
 }
 
-// fixOffsets applies the two rules of held to the offset commit of a transaction.
-func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
+// fixOffsets applies the two rules of held to the offset commit of a transaction, and
+// marks each offset with its topic's id; mark may return nil.
+func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest, mark func(topic string) *string) error {
+	h.fix(req)
+	for i := range req.Topics {
+		if text := mark(req.Topics[i].Topic); text != nil {
+			for j := range req.Topics[i].Partitions {
+				req.Topics[i].Partitions[j].Metadata = text
+			}
+		}
+	}
+	return nil
+}
+
+func (h *held) fix(req *kmsg.TxnOffsetCommitRequest) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i := range req.Topics {
@@ -75,7 +88,7 @@ func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
 		}
 	}
 	if len(req.Topics) > 0 {
-		return nil
+		return
 	}
 	byTopic := map[string][]kmsg.TxnOffsetCommitRequestTopicPartition{}
 	for tp, at := range h.at {
@@ -88,5 +101,4 @@ func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
 		t.Topic, t.Partitions = topic, ps
 		req.Topics = append(req.Topics, t)
 	}
-	return nil
 }

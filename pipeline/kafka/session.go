@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
 )
@@ -234,14 +235,14 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 			return nil, err
 		}
 		limits = s.loadLimits(ctx, cl)
-		return &groupClient{Client: cl}, nil
+		return &groupClient{Client: cl, mark: s.loop.cfg.mark}, nil
 	}
 	t, err := s.newTransactSession(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	limits = s.loadLimits(ctx, t.Client())
-	return &txnClient{GroupTransactSession: t, fixOffsets: s.held.fixOffsets}, nil
+	return &txnClient{GroupTransactSession: t, fixOffsets: func(req *kmsg.TxnOffsetCommitRequest) error { return s.held.fixOffsets(req, s.loop.cfg.mark) }}, nil
 }
 
 // newTransactSession creates a client for transactions that owns the session's
@@ -360,7 +361,17 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 	for topic := range at {
 		topics = append(topics, topic)
 	}
+	if err := s.checkTopics(ctx); err != nil {
+		if pipeline.ClassOf(err) == pipeline.ClassFatal {
+			return nil, s.endLoop(stop, "%w", err)
+		}
+		return nil, err
+	}
 	adm := kadm.NewClient(s.client.Load())
+	foreign, err := s.foreign(ctx, adm, topics)
+	if err != nil {
+		return nil, err
+	}
 	starts, err := adm.ListStartOffsets(ctx, topics...)
 	if err == nil {
 		err = starts.Error()
@@ -381,7 +392,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 			start, _ := starts.Lookup(topic, partition)
 			end, _ := ends.Lookup(topic, partition)
 			p := Partition{Topic: topic, Partition: partition, Committed: offset.EpochOffset().Offset, Start: start.Offset, End: end.Offset}
-			if p.Committed < 0 {
+			if p.Committed < 0 || foreign[topicPartition{topic, partition}] {
 				p.Committed = -1
 			} else if p.Committed < p.Start {
 				return nil, s.endLoop(stop, "%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread; recover the missing records, then reset the group's offset",

@@ -21,9 +21,10 @@ type groupLoop struct {
 	signature string // of wanted
 	wanted    []wantedVersion
 	set       *projection.Set
-	readers   []*reader.Reader // in the order of wanted
-	loop      *kafka.Loop      // nil in a replica
-	follower  *groupFollower   // nil unless this worker is a replica or a standby
+	readers   []*reader.Reader            // in the order of wanted
+	loop      *kafka.Loop                 // nil in a replica
+	follower  *groupFollower              // nil unless this worker is a replica or a standby
+	watch     func(context.Context) error // ends when a topic changes; nil unless this worker is a replica
 
 	isLive atomic.Bool        // one of the versions answers questions, and may have effects
 	cancel context.CancelFunc // set by start
@@ -62,6 +63,9 @@ func (l *groupLoop) run(ctx context.Context) error {
 	}
 	if l.follower != nil {
 		g.Go(func() error { return l.follower.run(ctx) })
+	}
+	if l.watch != nil {
+		g.Go(func() error { return l.watch(ctx) })
 	}
 	return g.Wait()
 }
