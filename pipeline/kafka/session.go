@@ -153,7 +153,10 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	defer cl.close()
+	defer func() {
+		cl.close()
+		s.revokeRest()
+	}()
 
 	wait := minBackoff
 	spare := newBatch(cl)
@@ -308,7 +311,8 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 		}),
 		kgo.OnPartitionsAssigned(func(_ context.Context, cl *kgo.Client, ps map[string][]int32) {
 			s.client.Store(cl)
-			cfg.Metrics.rebalanced(cfg.Group, "assigned", count(ps))
+			s.revokeMissed(cl)
+			cfg.Metrics.rebalanced(cfg.Group, "assigned")
 			s.log.Info("partitions assigned", "partitions", ps)
 			s.state.set("")
 		}),
@@ -415,7 +419,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		}
 	}
 	for i, p := range ps {
-		s.held.assigned(p, from[i])
+		s.loop.cfg.Metrics.hold(s.loop.cfg.Group, s.held.assigned(p, from[i]))
 		if from[i] != p.Committed {
 			// Set the offset even if nothing is committed yet: the client
 			// returns to it when a batch aborts.
@@ -440,30 +444,42 @@ func (s *session) revoke(kind string, ps map[string][]int32) {
 		return
 	}
 	s.revoked.Store(true)
+	if s.loop.cfg.Guarantee == ExactlyOnce {
+		// The client's transaction session does not call back for the next revocation
+		// before the end of a transaction. An idle session ends one now.
+		s.alarm.ring()
+	}
 	if kind == "lost" {
 		s.state.set("lost its partitions; joining the group again")
 	}
-	s.loop.cfg.Metrics.rebalanced(s.loop.cfg.Group, kind, -count(ps))
+	s.loop.cfg.Metrics.rebalanced(s.loop.cfg.Group, kind)
 	s.log.Info("partitions "+kind, "partitions", ps)
 	var list []Partition
+	held := 0
 	for topic, partitions := range ps {
 		for _, p := range partitions {
 			list = append(list, Partition{Topic: topic, Partition: p})
 			s.loop.progress.drop(topicPartition{topic, p})
-			s.held.revoked(topicPartition{topic, p})
+			held += s.held.revoked(topicPartition{topic, p})
 		}
 	}
+	s.loop.cfg.Metrics.hold(s.loop.cfg.Group, -held)
 	if a, ok := s.handler.(Assigner); ok {
 		a.Revoke(list)
 	}
 }
 
-func count(ps map[string][]int32) (n int) {
-	for _, p := range ps {
-		n += len(p)
-	}
-	return n
+// revokeMissed revokes the partitions that the client no longer has, at the begin of a
+// group session: two revocations may come in the same transaction, see revoke.
+//
+// The client has offsets of each partition that it reads or has read. A partition whose
+// offset was not read yet is revoked, too: the client calls assign for it again.
+func (s *session) revokeMissed(cl *kgo.Client) {
+	s.revoke("revoked", s.held.except(cl.CommittedOffsets()))
 }
+
+// revokeRest revokes all partitions of a client that is closed: it may not have called back.
+func (s *session) revokeRest() { s.revoke("lost", s.held.except(nil)) }
 
 // collect polls and handles records until the batch is due. It returns a nil batch
 // if there are no records and the handler did not request a flush. If it returns
