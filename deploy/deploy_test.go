@@ -23,7 +23,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/producer"
 	"millrace/pipeline/programs"
 )
@@ -82,18 +82,18 @@ func variables(t *testing.T, cmd *cobra.Command) map[string]bool {
 		}
 	}
 	if known["MILLRACE_BROKERS"] {
-		for _, p := range properties(t) {
-			known[kafka.EnvName(p)], known[kafka.EnvName(p)+"_FILE"] = true, true
+		for _, p := range propertyNames(t) {
+			known[properties.EnvName(p)], known[properties.EnvName(p)+"_FILE"] = true, true
 		}
 	}
 	return known
 }
 
-// properties returns the names of the Kafka client settings that -X list shows.
-func properties(t *testing.T) (names []string) {
+// propertyNames returns the names of the Kafka client settings that -X list shows.
+func propertyNames(t *testing.T) (names []string) {
 	t.Helper()
 	var list bytes.Buffer
-	if err := kafka.ListProperties(&list); err != nil {
+	if err := properties.ListProperties(&list); err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(list.String()) {
@@ -266,9 +266,9 @@ func TestComposeAddressesAgree(t *testing.T) {
 		}
 	}
 	// A client on this machine finds Kafka and the registry by its default addresses.
-	_, brokerPort, _ := net.SplitHostPort(kafka.DefaultBroker)
+	_, brokerPort, _ := net.SplitHostPort(properties.DefaultBroker)
 	if got := c.inside(t, "kafka", "KAFKA_ADVERTISED_LISTENERS", "LOCAL://"); got != "localhost:"+brokerPort {
-		t.Errorf("Kafka advertises %q to clients on this machine; the programs' default is %s", got, kafka.DefaultBroker)
+		t.Errorf("Kafka advertises %q to clients on this machine; the programs' default is %s", got, properties.DefaultBroker)
 	}
 	if got, want := c.Services["registry"].Ports, cli.DefaultRegistry[strings.LastIndex(cli.DefaultRegistry, ":")+1:]; len(got) != 1 || !strings.HasPrefix(got[0], "127.0.0.1:"+want+":") {
 		t.Errorf("the registry publishes %v on this machine; the programs' default is %s", got, cli.DefaultRegistry)

@@ -13,7 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 )
 
 var update = flag.Bool("update", false, "regenerate the tables in docs/operations.md and kubernetes/topology.yaml")
@@ -85,7 +85,7 @@ func TestOperationsListsTheFlags(t *testing.T) {
 		run.Flags().VisitAll(func(f *pflag.Flag) {
 			value, usage := pflag.UnquoteUsage(f)
 			variable := ""
-			if v := kafka.EnvName(f.Name); variables(t, run)[v] {
+			if v := properties.EnvName(f.Name); variables(t, run)[v] {
 				variable = "`" + v + "`"
 				usage = strings.NewReplacer(" (env "+v+")", "", "env "+v+"; ", "").Replace(usage)
 			}

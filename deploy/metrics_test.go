@@ -23,6 +23,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 )
 
 // metric is a metric of the programs.
@@ -276,7 +277,7 @@ func allMetrics(t *testing.T) map[string][]string {
 	}
 	r := recorder(all)
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	opts, err := kafka.Config{Brokers: []string{kafka.DefaultBroker}, Registerer: r}.Options()
+	opts, err := kafka.Config{Brokers: []string{properties.DefaultBroker}, Registerer: r}.Options()
 	if err != nil {
 		t.Fatal(err)
 	}

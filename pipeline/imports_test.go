@@ -43,10 +43,11 @@ var imports = map[string][]string{
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
-	"pipeline/store": {"pipeline", pebble, prometheus},      // never what it stores
-	"pipeline/rows":  {},                                    // memory for tables and states, never what a row is
-	"pipeline/seal":  {"pipeline/rows"},                     // never Avro nor Kafka: the standard library's crypto
+	"pipeline/kafka":            {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka/properties": {"pipeline/kafka"},                    // settings with the names of other clients
+	"pipeline/store":            {"pipeline", pebble, prometheus},      // never what it stores
+	"pipeline/rows":             {},                                    // memory for tables and states, never what a row is
+	"pipeline/seal":             {"pipeline/rows"},                     // never Avro nor Kafka: the standard library's crypto
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
@@ -69,7 +70,7 @@ var imports = map[string][]string{
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", // flags become their configurations
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
@@ -83,7 +84,7 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties",
 		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
 	},
 	"pipeline/processor/cases": { // test
@@ -130,12 +131,12 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
-		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid,
+		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, sync, uuid,
 	},
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {

@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 )
 
 // envAnnotation is the annotation of a flag with the name of its environment variable.
@@ -23,7 +24,7 @@ func (e *Env) BindEnv(flags *pflag.FlagSet, names ...string) {
 		if f == nil {
 			panic("no flag " + name) // a mistake in the program, found by its first test
 		}
-		env := kafka.EnvName(name)
+		env := properties.EnvName(name)
 		if f.Annotations == nil {
 			f.Annotations = map[string][]string{}
 		}

@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/topology"
 )
 
@@ -69,7 +69,7 @@ func (e *Env) topologyNames(cmd *cobra.Command, names func(*topology.Topology) [
 		if f != nil && f.Changed {
 			return f.Value.String()
 		}
-		return cmp.Or(e.Getenv(kafka.EnvName(flag)), otherwise)
+		return cmp.Or(e.Getenv(properties.EnvName(flag)), otherwise)
 	}
 	f := TopologyFlags{File: value("topology", defaultTopology), SchemaDir: value("schemas", "")}
 	t, err := f.Load(e)

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 )
 
 // KafkaFlags are the flags that configure Kafka clients.
@@ -24,7 +25,7 @@ type KafkaFlags struct {
 // default client id.
 func (e *Env) KafkaFlags(flags *pflag.FlagSet, program string) *KafkaFlags {
 	f := &KafkaFlags{env: e, program: program}
-	flags.StringSliceVarP(&f.Brokers, "brokers", "b", nil, "Kafka brokers as `host:port`, also --bootstrap-server (env MILLRACE_BROKERS; default "+kafka.DefaultBroker+")")
+	flags.StringSliceVarP(&f.Brokers, "brokers", "b", nil, "Kafka brokers as `host:port`, also --bootstrap-server (env MILLRACE_BROKERS; default "+properties.DefaultBroker+")")
 	flags.StringArrayVarP(&f.props, "property", "X", nil, "Kafka client setting as `key=value`; list prints the available settings, dump prints the given ones and their sources")
 	flags.StringVar(&f.file, "command-config", "", "read Kafka client settings from a property `file` of the Java client or librdkafka")
 	e.BindEnv(flags, "command-config")
@@ -36,12 +37,12 @@ func (e *Env) KafkaFlags(flags *pflag.FlagSet, program string) *KafkaFlags {
 // ExitOK.
 func (f *KafkaFlags) Config(log *slog.Logger, reg prometheus.Registerer) (kafka.Config, error) {
 	if slices.Contains(f.props, "list") {
-		if err := kafka.ListProperties(f.env.Stdout); err != nil {
+		if err := properties.ListProperties(f.env.Stdout); err != nil {
 			return kafka.Config{}, err
 		}
 		return kafka.Config{}, &ExitError{Code: ExitOK}
 	}
-	settings, err := kafka.Sources{
+	settings, err := properties.Sources{
 		File:      f.file,
 		LookupEnv: f.env.LookupEnv,
 		Flags:     slices.DeleteFunc(slices.Clone(f.props), func(p string) bool { return p == "dump" }),

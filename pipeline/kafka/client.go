@@ -46,6 +46,7 @@ func (c *txnClient) close()          { c.once.Do(func() { closeClient(c.Client()
 // waits until the batch has ended.
 type groupClient struct {
 	*kgo.Client
+	mark func(topic string) *string // metadata of an offset; nil if there is none
 	once sync.Once
 }
 
@@ -63,10 +64,21 @@ func (c *groupClient) end(ctx context.Context, commit bool) (bool, error) {
 		c.SetOffsets(c.CommittedOffsets())
 		return false, nil
 	}
-	if err := c.CommitUncommittedOffsets(ctx); err != nil {
+	if err := c.CommitUncommittedOffsets(kgo.PreCommitFnContext(ctx, c.markOffsets)); err != nil {
 		return false, err
 	}
 	return true, nil
+}
+
+func (c *groupClient) markOffsets(req *kmsg.OffsetCommitRequest) error {
+	for i := range req.Topics {
+		if text := c.mark(req.Topics[i].Topic); text != nil {
+			for j := range req.Topics[i].Partitions {
+				req.Topics[i].Partitions[j].Metadata = text
+			}
+		}
+	}
+	return nil
 }
 func (c *groupClient) allowRebalance() { c.AllowRebalance() }
 func (c *groupClient) close()          { c.once.Do(func() { closeClient(c.Client) }) }

@@ -66,7 +66,7 @@ func TestValidate(t *testing.T) {
 		{"no user", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512"}}, "sasl.username"},
 		{"no password", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512", Username: "u"}}, "MILLRACE_SASL_PASSWORD_FILE"},
 		{"no such mechanism", Config{Brokers: far, SASL: SASL{Mechanism: "GSSAPI"}}, "not supported"},
-		{"no token endpoint", Config{Brokers: far, SASL: SASL{Mechanism: "OAUTHBEARER"}}, oauthKeyURL},
+		{"no token endpoint", Config{Brokers: far, SASL: SASL{Mechanism: "OAUTHBEARER"}}, OAuthKeyURL},
 		{"a token endpoint in the clear", Config{Brokers: far, TLS: TLS{Enabled: true}, SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
 			TokenURL: "http://id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary"),
 		}}}, "use https"},
@@ -584,7 +584,7 @@ func TestFaultsOfATokenEndpointAreExplained(t *testing.T) {
 		{"wrong secret", func(_ int, w http.ResponseWriter) {
 			w.WriteHeader(http.StatusUnauthorized)
 			fmt.Fprint(w, `{"error": "invalid_client", "error_description": "no such client"}`)
-		}, "401 Unauthorized: invalid_client: no such client; check " + oauthKeyID},
+		}, "401 Unauthorized: invalid_client: no such client; check " + OAuthKeyID},
 		{"an HTML page", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>canary") }, "not the JSON of a token endpoint"},
 		{"no token", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "{}") }, "no access_token"},
 		{"a redirect", func(_ int, w http.ResponseWriter) {

@@ -43,7 +43,7 @@ func (c Config) Explain(err error) error {
 	err = trimDial(err)
 	brokers := strings.Join(c.Brokers, ",")
 	user := c.SASL.Username
-	if c.SASL.Mechanism == mechanismOAuth {
+	if c.SASL.Mechanism == MechanismOAuth {
 		user = c.SASL.OAuth.ClientID
 	}
 	var (

@@ -3,6 +3,7 @@ package kafka
 import (
 	"sync"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
 
@@ -36,21 +37,40 @@ func (h *held) reset() {
 	h.at = map[topicPartition]heldAt{}
 }
 
-// assigned adds a partition that is read from an offset on.
-func (h *held) assigned(p Partition, from int64) {
+// assigned adds a partition that is read from an offset on, and returns how many
+// partitions there are more: 0 or 1.
+func (h *held) assigned(p Partition, from int64) int {
 	at := heldAt{next: from, floor: p.Committed}
 	if p.Committed > p.End {
 		at.floor = -1 // the offset is of a deleted topic of the same name, or the topic was truncated
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	before := len(h.at)
 	h.at[topicPartition{p.Topic, p.Partition}] = at
+	return len(h.at) - before
 }
 
-func (h *held) revoked(tp topicPartition) {
+// revoked removes a partition, and returns how many there are less: 0 or 1.
+func (h *held) revoked(tp topicPartition) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	before := len(h.at)
 	delete(h.at, tp)
+	return before - len(h.at)
+}
+
+// except returns the partitions without an entry in have.
+func (h *held) except(have map[string]map[int32]kgo.EpochOffset) map[string][]int32 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := map[string][]int32{}
+	for tp := range h.at {
+		if _, ok := have[tp.topic][tp.partition]; !ok {
+			out[tp.topic] = append(out[tp.topic], tp.partition)
+		}
+	}
+	return out
 }
 
 func (h *held) committed(tp topicPartition, next int64) {
@@ -62,8 +82,21 @@ func (h *held) committed(tp topicPartition, next int64) {
 	}
 }
 
-// fixOffsets applies the two rules of held to the offset commit of a transaction.
-func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
+// fixOffsets applies the two rules of held to the offset commit of a transaction, and
+// marks each offset with its topic's id; mark may return nil.
+func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest, mark func(topic string) *string) error {
+	h.fix(req)
+	for i := range req.Topics {
+		if text := mark(req.Topics[i].Topic); text != nil {
+			for j := range req.Topics[i].Partitions {
+				req.Topics[i].Partitions[j].Metadata = text
+			}
+		}
+	}
+	return nil
+}
+
+func (h *held) fix(req *kmsg.TxnOffsetCommitRequest) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i := range req.Topics {
@@ -75,7 +108,7 @@ func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
 		}
 	}
 	if len(req.Topics) > 0 {
-		return nil
+		return
 	}
 	byTopic := map[string][]kmsg.TxnOffsetCommitRequestTopicPartition{}
 	for tp, at := range h.at {
@@ -88,5 +121,4 @@ func (h *held) fixOffsets(req *kmsg.TxnOffsetCommitRequest) error {
 		t.Topic, t.Partitions = topic, ps
 		req.Topics = append(req.Topics, t)
 	}
-	return nil
 }

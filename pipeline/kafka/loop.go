@@ -89,6 +89,10 @@ type LoopConfig struct {
 	Writes    []string  // topics whose own size limit applies, see [SizeLimited]; none
 	Guarantee Guarantee // ExactlyOnce
 
+	// Known holds topics as they were when the handlers were made, by name. If one of
+	// them changes, the loop ends: see [ErrRecreated]. Nil: no topic is compared.
+	Known map[string]TopicInfo
+
 	// Instance is the unique name of this worker in its group. It stays the same
 	// after a restart: the transactional id is formed from group, instance and
 	// session number.
@@ -228,6 +232,9 @@ func (l *Loop) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range l.sessions {
 		g.Go(func() error { return s.run(ctx) })
+	}
+	if len(l.cfg.Known) > 0 {
+		g.Go(func() error { return watch(ctx, l.cfg.Known, l.sessions[0].client.Load) })
 	}
 	return g.Wait()
 }

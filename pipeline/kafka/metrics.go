@@ -160,10 +160,17 @@ func (l *lagAtScrape) Collect(out chan<- prometheus.Metric) {
 	l.seconds.Collect(out)
 }
 
-func (m *Metrics) rebalanced(group, kind string, delta int) {
+func (m *Metrics) rebalanced(group, kind string) {
 	if m == nil {
 		return
 	}
 	m.rebalances.WithLabelValues(group, kind).Inc()
+}
+
+// hold adds to the number of partitions that the sessions hold.
+func (m *Metrics) hold(group string, delta int) {
+	if m == nil {
+		return
+	}
 	m.assigned.WithLabelValues(group).Add(float64(delta))
 }

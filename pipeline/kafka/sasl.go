@@ -51,22 +51,28 @@ type OAuth struct {
 	CAFile       string            // PEM file of authorities trusted for TokenURL; they replace the system's
 }
 
+// The values of [SASL.Mechanism].
 const (
-	mechanismPlain     = "PLAIN"
-	mechanismScram256  = "SCRAM-SHA-256"
-	mechanismScram512  = "SCRAM-SHA-512"
-	mechanismOAuth     = "OAUTHBEARER"
-	mechanismsInWords  = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
-	oauthKeyURL        = "sasl.oauthbearer.token.endpoint.url"
-	oauthKeyID         = "sasl.oauthbearer.client.credentials.client.id"
-	oauthKeySecret     = "sasl.oauthbearer.client.credentials.client.secret"
-	maxTokenReplyBytes = 1 << 20
+	MechanismPlain    = "PLAIN"
+	MechanismScram256 = "SCRAM-SHA-256"
+	MechanismScram512 = "SCRAM-SHA-512"
+	MechanismOAuth    = "OAUTHBEARER"
+	MechanismsInWords = "PLAIN, SCRAM-SHA-256, SCRAM-SHA-512 or OAUTHBEARER"
 )
+
+// The names of the Java client's settings of [OAuth], which error texts name.
+const (
+	OAuthKeyURL    = "sasl.oauthbearer.token.endpoint.url"
+	OAuthKeyID     = "sasl.oauthbearer.client.credentials.client.id"
+	OAuthKeySecret = "sasl.oauthbearer.client.credentials.client.secret"
+)
+
+const maxTokenReplyBytes = 1 << 20
 
 // sendsSecret reports whether the mechanism sends the secret itself over the
 // connection.
 func (s SASL) sendsSecret() bool {
-	return s.Mechanism == mechanismPlain || s.Mechanism == mechanismOAuth
+	return s.Mechanism == MechanismPlain || s.Mechanism == MechanismOAuth
 }
 
 func (s SASL) validate() error {
@@ -78,23 +84,23 @@ func (s SASL) validate() error {
 	}
 	switch s.Mechanism {
 	case "":
-	case mechanismPlain, mechanismScram256, mechanismScram512:
+	case MechanismPlain, MechanismScram256, MechanismScram512:
 		missing("sasl.username", s.Username == "")
 		missing("sasl.password (MILLRACE_SASL_PASSWORD, MILLRACE_SASL_PASSWORD_FILE or a property file)", s.Password.IsZero())
-	case mechanismOAuth:
-		missing(oauthKeyURL, s.OAuth.TokenURL == "")
-		missing(oauthKeyID, s.OAuth.ClientID == "")
-		missing(oauthKeySecret, s.OAuth.ClientSecret.IsZero())
+	case MechanismOAuth:
+		missing(OAuthKeyURL, s.OAuth.TokenURL == "")
+		missing(OAuthKeyID, s.OAuth.ClientID == "")
+		missing(OAuthKeySecret, s.OAuth.ClientSecret.IsZero())
 		if s.OAuth.TokenURL != "" {
 			if err := s.checkTokenURL(); err != nil {
-				faults = append(faults, fmt.Errorf("%s: %w", oauthKeyURL, err))
+				faults = append(faults, fmt.Errorf("%s: %w", OAuthKeyURL, err))
 			}
 		}
-		if err := checkExtensions(s.OAuth.Extensions); err != nil {
+		if err := CheckExtensions(s.OAuth.Extensions); err != nil {
 			faults = append(faults, fmt.Errorf("sasl.oauthbearer.extensions: %w", err))
 		}
 	default:
-		faults = append(faults, fmt.Errorf("sasl.mechanism: %q is not supported; want %s", s.Mechanism, mechanismsInWords))
+		faults = append(faults, fmt.Errorf("sasl.mechanism: %q is not supported; want %s", s.Mechanism, MechanismsInWords))
 	}
 	return errors.Join(faults...)
 }
@@ -112,9 +118,9 @@ func (s SASL) checkTokenURL() error {
 	return nil
 }
 
-// checkExtensions applies the rules of RFC 7628: 0x01 ends a pair, so values must not
+// CheckExtensions applies the rules of RFC 7628: 0x01 ends a pair, so values must not
 // contain it, and the name auth is reserved.
-func checkExtensions(ext map[string]string) error {
+func CheckExtensions(ext map[string]string) error {
 	for k, v := range ext {
 		letters := func(r rune) bool { return r < 'A' || r > 'Z' && r < 'a' || r > 'z' }
 		if k == "" || k == "auth" || strings.ContainsFunc(k, letters) {
@@ -130,13 +136,13 @@ func checkExtensions(ext map[string]string) error {
 func (s SASL) mechanism() sasl.Mechanism {
 	scramAuth := scram.Auth{User: s.Username, Pass: s.Password.Reveal()}
 	switch s.Mechanism {
-	case mechanismPlain:
+	case MechanismPlain:
 		return plain.Auth{User: s.Username, Pass: s.Password.Reveal()}.AsMechanism()
-	case mechanismScram256:
+	case MechanismScram256:
 		return scramAuth.AsSha256Mechanism()
-	case mechanismScram512:
+	case MechanismScram512:
 		return scramAuth.AsSha512Mechanism()
-	case mechanismOAuth:
+	case MechanismOAuth:
 		return oauth.Oauth((&tokenSource{cfg: s.OAuth, now: time.Now}).auth)
 	}
 	return nil
@@ -226,11 +232,11 @@ func (t *tokenSource) fetch(ctx context.Context) (token string, life time.Durati
 		// Only the two fields that are meant for display: the rest of the reply may
 		// repeat the request with its secret.
 		why := strings.Join(slices.DeleteFunc([]string{resp.Status, reply.Error, reply.Description}, func(s string) bool { return s == "" }), ": ")
-		return "", 0, fmt.Errorf("%s; check %s and its secret, and sasl.oauthbearer.scope", why, oauthKeyID)
+		return "", 0, fmt.Errorf("%s; check %s and its secret, and sasl.oauthbearer.scope", why, OAuthKeyID)
 	case bad != nil:
-		return "", 0, errors.New("the reply is not the JSON of a token endpoint; check " + oauthKeyURL)
+		return "", 0, errors.New("the reply is not the JSON of a token endpoint; check " + OAuthKeyURL)
 	case reply.AccessToken == "":
-		return "", 0, errors.New("the reply holds no access_token; check " + oauthKeyURL)
+		return "", 0, errors.New("the reply holds no access_token; check " + OAuthKeyURL)
 	}
 	seconds, err := reply.ExpiresIn.Int64()
 	if err != nil || seconds <= 0 {

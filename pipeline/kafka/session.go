@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
 )
@@ -152,7 +153,10 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 	if err != nil {
 		return false, err
 	}
-	defer cl.close()
+	defer func() {
+		cl.close()
+		s.revokeRest()
+	}()
 
 	wait := minBackoff
 	spare := newBatch(cl)
@@ -234,14 +238,14 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 			return nil, err
 		}
 		limits = s.loadLimits(ctx, cl)
-		return &groupClient{Client: cl}, nil
+		return &groupClient{Client: cl, mark: s.loop.cfg.mark}, nil
 	}
 	t, err := s.newTransactSession(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	limits = s.loadLimits(ctx, t.Client())
-	return &txnClient{GroupTransactSession: t, fixOffsets: s.held.fixOffsets}, nil
+	return &txnClient{GroupTransactSession: t, fixOffsets: func(req *kmsg.TxnOffsetCommitRequest) error { return s.held.fixOffsets(req, s.loop.cfg.mark) }}, nil
 }
 
 // newTransactSession creates a client for transactions that owns the session's
@@ -307,7 +311,8 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 		}),
 		kgo.OnPartitionsAssigned(func(_ context.Context, cl *kgo.Client, ps map[string][]int32) {
 			s.client.Store(cl)
-			cfg.Metrics.rebalanced(cfg.Group, "assigned", count(ps))
+			s.revokeMissed(cl)
+			cfg.Metrics.rebalanced(cfg.Group, "assigned")
 			s.log.Info("partitions assigned", "partitions", ps)
 			s.state.set("")
 		}),
@@ -360,7 +365,17 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 	for topic := range at {
 		topics = append(topics, topic)
 	}
+	if err := s.checkTopics(ctx); err != nil {
+		if pipeline.ClassOf(err) == pipeline.ClassFatal {
+			return nil, s.endLoop(stop, "%w", err)
+		}
+		return nil, err
+	}
 	adm := kadm.NewClient(s.client.Load())
+	foreign, err := s.foreign(ctx, adm, topics)
+	if err != nil {
+		return nil, err
+	}
 	starts, err := adm.ListStartOffsets(ctx, topics...)
 	if err == nil {
 		err = starts.Error()
@@ -381,7 +396,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 			start, _ := starts.Lookup(topic, partition)
 			end, _ := ends.Lookup(topic, partition)
 			p := Partition{Topic: topic, Partition: partition, Committed: offset.EpochOffset().Offset, Start: start.Offset, End: end.Offset}
-			if p.Committed < 0 {
+			if p.Committed < 0 || foreign[topicPartition{topic, partition}] {
 				p.Committed = -1
 			} else if p.Committed < p.Start {
 				return nil, s.endLoop(stop, "%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread; recover the missing records, then reset the group's offset",
@@ -404,7 +419,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		}
 	}
 	for i, p := range ps {
-		s.held.assigned(p, from[i])
+		s.loop.cfg.Metrics.hold(s.loop.cfg.Group, s.held.assigned(p, from[i]))
 		if from[i] != p.Committed {
 			// Set the offset even if nothing is committed yet: the client
 			// returns to it when a batch aborts.
@@ -429,30 +444,42 @@ func (s *session) revoke(kind string, ps map[string][]int32) {
 		return
 	}
 	s.revoked.Store(true)
+	if s.loop.cfg.Guarantee == ExactlyOnce {
+		// The client's transaction session does not call back for the next revocation
+		// before the end of a transaction. An idle session ends one now.
+		s.alarm.ring()
+	}
 	if kind == "lost" {
 		s.state.set("lost its partitions; joining the group again")
 	}
-	s.loop.cfg.Metrics.rebalanced(s.loop.cfg.Group, kind, -count(ps))
+	s.loop.cfg.Metrics.rebalanced(s.loop.cfg.Group, kind)
 	s.log.Info("partitions "+kind, "partitions", ps)
 	var list []Partition
+	held := 0
 	for topic, partitions := range ps {
 		for _, p := range partitions {
 			list = append(list, Partition{Topic: topic, Partition: p})
 			s.loop.progress.drop(topicPartition{topic, p})
-			s.held.revoked(topicPartition{topic, p})
+			held += s.held.revoked(topicPartition{topic, p})
 		}
 	}
+	s.loop.cfg.Metrics.hold(s.loop.cfg.Group, -held)
 	if a, ok := s.handler.(Assigner); ok {
 		a.Revoke(list)
 	}
 }
 
-func count(ps map[string][]int32) (n int) {
-	for _, p := range ps {
-		n += len(p)
-	}
-	return n
+// revokeMissed revokes the partitions that the client no longer has, at the begin of a
+// group session: two revocations may come in the same transaction, see revoke.
+//
+// The client has offsets of each partition that it reads or has read. A partition whose
+// offset was not read yet is revoked, too: the client calls assign for it again.
+func (s *session) revokeMissed(cl *kgo.Client) {
+	s.revoke("revoked", s.held.except(cl.CommittedOffsets()))
 }
+
+// revokeRest revokes all partitions of a client that is closed: it may not have called back.
+func (s *session) revokeRest() { s.revoke("lost", s.held.except(nil)) }
 
 // collect polls and handles records until the batch is due. It returns a nil batch
 // if there are no records and the handler did not request a flush. If it returns

@@ -29,6 +29,7 @@ type Tail struct {
 	loaded chan struct{}   // closed when every partition has been read up to its target
 	known  bool            // whether the offsets above have been read
 	err    error           // error of the last Run; nil while Run works
+	id     string          // of the topic at the first call of Run
 }
 
 // NewTail returns a Tail of a topic.
@@ -97,7 +98,7 @@ func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err err
 		return &pipeline.FatalError{Err: err}
 	}
 	defer cl.Close()
-	from, err := t.startOffsets(ctx, kadm.NewClient(cl))
+	from, err := t.startOffsets(ctx, cl)
 	if ctx.Err() != nil {
 		return nil
 	}
@@ -166,7 +167,11 @@ func withoutDeadline(fetches kgo.Fetches) (out kgo.Fetches) {
 
 // startOffsets returns the offsets to read from, by partition. The first call also
 // sets the targets.
-func (t *Tail) startOffsets(ctx context.Context, adm *kadm.Client) (map[int32]kgo.Offset, error) {
+func (t *Tail) startOffsets(ctx context.Context, cl *kgo.Client) (map[int32]kgo.Offset, error) {
+	if err := t.checkTopic(ctx, cl); err != nil {
+		return nil, err
+	}
+	adm := kadm.NewClient(cl)
 	starts, err := adm.ListStartOffsets(ctx, t.topic)
 	if err == nil {
 		err = starts.Error()
@@ -216,6 +221,27 @@ func (t *Tail) startOffsets(ctx context.Context, adm *kadm.Client) (map[int32]kg
 	t.known, t.err = true, nil
 	t.closeIfLoaded()
 	return from, nil
+}
+
+// checkTopic returns a fatal error if the topic is another one than at the first call.
+func (t *Tail) checkTopic(ctx context.Context, cl *kgo.Client) error {
+	now, err := topicInfos(ctx, cl, map[string]TopicInfo{t.topic: {}})
+	if err != nil {
+		return err
+	}
+	is, ok := now[t.topic]
+	if !ok {
+		return nil // the caller reports it
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.id == "" {
+		t.id = is.ID
+	}
+	if t.id != is.ID {
+		return pipeline.Fatal("%w: its id was %s and is %s; restart to read it from its start", ErrRecreated, t.id, is.ID)
+	}
+	return nil
 }
 
 // takeAll passes the fetched records to f.

@@ -163,6 +163,10 @@ func WriteOnce(ctx context.Context, cfg Config, records ...*pipeline.Record) err
 	return errors.Join(errs...)
 }
 
+// Forget makes the Writer accept a topic that was deleted and created again. Records that
+// are in flight to the old one fail.
+func (w *Writer) Forget(topic string) { w.cl.PurgeTopicsFromProducing(topic) }
+
 // Flush waits until done was called for every record written so far.
 func (w *Writer) Flush(ctx context.Context) error {
 	if err := w.cl.Flush(ctx); err != nil {

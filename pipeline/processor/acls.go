@@ -6,7 +6,7 @@ import (
 	"strings"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/topology"
 )
@@ -82,7 +82,7 @@ func pipelineACLs(t *topology.Topology, pl *topology.Pipeline, create bool) (acl
 // printACLs prints commands that grant the permissions of all pipelines.
 func (x *explainer) printACLs(out explanation) error {
 	brokers := strings.Join(x.worker.Kafka.Brokers, ",")
-	brokers = cmp.Or(brokers, x.env.Getenv(kafka.EnvName("brokers")), kafka.DefaultBroker)
+	brokers = cmp.Or(brokers, x.env.Getenv(properties.EnvName("brokers")), properties.DefaultBroker)
 	type resource struct{ kind, name, pattern string }
 	var order []resource
 	operations := map[resource][]string{}

@@ -24,6 +24,9 @@ type connection struct {
 	encoder *event.Encoder
 	writer  keyring.RecordWriter
 	close   func() // closes the writer and stops following the keys
+	kafka   kafka.Config
+	known   map[string]kafka.TopicInfo // the topics as they were found; nil in a dry run
+	forget  func(topic string)         // makes the writer accept a topic that was created again
 	log     *slog.Logger
 	metrics *prometheus.Registry
 }
@@ -99,13 +102,23 @@ func (p *producer) connect(ctx context.Context, c *connection, keys *topology.To
 	if err != nil {
 		return err
 	}
-	c.writer, c.close = out, out.Close
+	c.writer, c.close, c.forget = out, out.Close, out.Forget
+	c.kafka, c.known = cfg, cluster.Topics
 	c.encoder.SetLimits(out.Limits(ctx, c.topic.Name))
 	if keys == nil {
 		return nil
 	}
 	ringConfig.Kafka, ringConfig.Topic, ringConfig.Partitions, ringConfig.Writer = cfg, keys.Name, cluster.Topics[keys.Name].Partitions, out
 	return p.followKeys(ctx, c, ringConfig)
+}
+
+// watch compares the topics with what they were. It returns nil when the context ends, and
+// an error when a topic has changed: see [kafka.Watch].
+func (c *connection) watch(ctx context.Context) error {
+	if c.known == nil {
+		return nil
+	}
+	return kafka.Watch(ctx, c.kafka, c.known)
 }
 
 // followKeys starts to follow the key topic, and returns when it was read to its

@@ -15,6 +15,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -155,7 +156,19 @@ func (p *producer) run(ctx context.Context, files []string, source func(context.
 	}
 	reading, stop := context.WithCancel(ctx)
 	defer stop()
+	var changed error
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		if changed = c.watch(reading); changed != nil {
+			stop()
+		}
+	})
 	out := s.run(reading, source(reading))
+	stop()
+	watch.Wait()
+	if changed != nil {
+		out.err, out.interrupted = changed, false
+	}
 	if err := p.report(c.topic.Name, out); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
@@ -113,7 +114,37 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
 		server.Ready("kafka", cfg.Ping)
 	}
-	return server.Run(ctx)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return c.follow(ctx) })
+	return g.Wait()
+}
+
+// follow watches the topics until the context ends. The writer continues with a topic that
+// was created again; more partitions are an error.
+func (c *connection) follow(ctx context.Context) error {
+	for {
+		err := c.watch(ctx)
+		if !errors.Is(err, kafka.ErrRecreated) {
+			return err
+		}
+		var specs []kafka.TopicSpec
+		for _, t := range c.known {
+			specs = append(specs, kafka.TopicSpec{Name: t.Name, Partitions: t.Partitions})
+		}
+		now, ensured := kafka.EnsureTopics(ctx, c.kafka, specs, false)
+		if ensured != nil {
+			return ensured
+		}
+		for name, t := range c.known {
+			if name != c.topic.Name && now.Topics[name].ID != t.ID {
+				return err // the keys were read from the old topic
+			}
+		}
+		c.log.Warn("the topic was deleted and created again; events go to the new one from now on", "err", err)
+		c.forget(c.topic.Name)
+		c.known = now.Topics
+	}
 }
 
 // prepare creates the metrics, and an encoder for each slot.

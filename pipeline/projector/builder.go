@@ -45,7 +45,7 @@ func (b *builder) build(ctx context.Context, group string, wanted []wantedVersio
 			l.isLive.Store(true)
 		}
 	}
-	specs, err := b.specs(ctx, wanted)
+	specs, known, err := b.specs(ctx, wanted)
 	if err != nil {
 		return nil, err
 	}
@@ -55,16 +55,18 @@ func (b *builder) build(ctx context.Context, group string, wanted []wantedVersio
 	if err := b.makeReaders(l, specs); err != nil {
 		return nil, err
 	}
-	if !l.follows {
-		if l.loop, err = b.newLoop(l, specs); err != nil {
+	if l.follows {
+		l.watch = func(ctx context.Context) error { return kafka.Watch(ctx, b.w.Kafka, known) }
+	} else {
+		if l.loop, err = b.newLoop(l, specs, known); err != nil {
 			return nil, err
 		}
 	}
 	return l, l.forget(ctx, state)
 }
 
-// specs returns the projections of versions.
-func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projection.Spec, error) {
+// specs returns the projections of versions, and their topics.
+func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projection.Spec, map[string]kafka.TopicInfo, error) {
 	var topics []*topology.Topic
 	for _, v := range wanted {
 		topics = append(topics, v.projection.From, snapshotsTopic(v.projection, v.record.Snapshots))
@@ -74,17 +76,17 @@ func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projecti
 	}
 	cluster, err := ensureTopics(ctx, b.w, b.options.replica, topics)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	var specs []projection.Spec
 	for _, v := range wanted {
 		spec, err := b.spec(ctx, &v, cluster)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		specs = append(specs, spec)
 	}
-	return specs, nil
+	return specs, cluster.Topics, nil
 }
 
 func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Cluster) (projection.Spec, error) {
@@ -169,9 +171,10 @@ func (b *builder) makeReaders(l *groupLoop, specs []projection.Spec) error {
 	return nil
 }
 
-// newLoop returns the loop that folds the events of a group.
-func (b *builder) newLoop(l *groupLoop, specs []projection.Spec) (*kafka.Loop, error) {
+// newLoop returns the loop that folds the events of a group. known are its topics.
+func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[string]kafka.TopicInfo) (*kafka.Loop, error) {
 	cfg := b.w.LoopConfig("projector", b.loops)
+	cfg.Known = known
 	cfg.Group = l.group
 	snapshots := map[string]bool{}
 	for _, spec := range specs {

@@ -21,10 +21,11 @@ type groupLoop struct {
 	signature string // of wanted
 	wanted    []wantedVersion
 	set       *projection.Set
-	readers   []*reader.Reader // in the order of wanted
-	follows   bool             // other workers own all partitions: this worker is a replica, or of a later release
-	loop      *kafka.Loop      // nil if follows is set
-	follower  *groupFollower   // nil unless follows is set or this worker is a standby
+	readers   []*reader.Reader            // in the order of wanted
+	follows   bool                        // other workers own all partitions: this worker is a replica, or of a later release
+	loop      *kafka.Loop                 // nil if follows is set
+	follower  *groupFollower              // nil unless follows is set or this worker is a standby
+	watch     func(context.Context) error // ends when a topic changes; nil unless follows is set
 
 	answers atomic.Bool        // questions are answered from one of the versions
 	isLive  atomic.Bool        // one of the versions is live, and may have effects
@@ -64,6 +65,9 @@ func (l *groupLoop) run(ctx context.Context) error {
 	}
 	if l.follower != nil {
 		g.Go(func() error { return l.follower.run(ctx) })
+	}
+	if l.watch != nil {
+		g.Go(func() error { return l.watch(ctx) })
 	}
 	return g.Wait()
 }

@@ -178,9 +178,14 @@ func (s *supervisor) stopAll() error {
 }
 
 // lost handles a loop that ended without being stopped, which happens after a fatal
-// error.
+// error. If a topic was created again, reconcile starts the loop again.
 func (s *supervisor) lost(l *groupLoop) error {
 	err := s.stop(l)
+	if errors.Is(err, kafka.ErrRecreated) {
+		s.w.SetNotReady(err.Error())
+		s.w.Log.Warn("a topic was deleted and created again; its states are discarded, and it is folded from its start", "group", l.group, "err", err)
+		return nil
+	}
 	if l.answers.Load() {
 		return err
 	}

@@ -87,19 +87,27 @@ func (w *Worker) ready() error {
 }
 
 // Run serves HTTP, starts the loops with [Worker.BringUp], and runs them until the context
-// ends or one of them fails.
+// ends or one of them fails. When a topic was deleted and created again, it starts them
+// again.
 func (w *Worker) Run(ctx context.Context, bringUp func(context.Context) ([]*kafka.Loop, error)) error {
 	return w.RunWith(ctx, func(ctx context.Context) error {
-		loops, err := w.BringUp(ctx, bringUp)
-		if loops == nil || err != nil {
-			return err
+		for {
+			loops, err := w.BringUp(ctx, bringUp)
+			if loops == nil || err != nil {
+				return err
+			}
+			w.Loops.Store(&loops)
+			running, ctx := errgroup.WithContext(ctx)
+			for _, l := range loops {
+				running.Go(func() error { return l.Run(ctx) })
+			}
+			if err = running.Wait(); !errors.Is(err, kafka.ErrRecreated) {
+				return err
+			}
+			w.SetNotReady(err.Error())
+			w.Loops.Store(nil)
+			w.Log.Warn("a topic was deleted and created again; starting again", "err", err)
 		}
-		w.Loops.Store(&loops)
-		running, ctx := errgroup.WithContext(ctx)
-		for _, l := range loops {
-			running.Go(func() error { return l.Run(ctx) })
-		}
-		return running.Wait()
 	})
 }
 

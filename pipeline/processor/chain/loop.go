@@ -3,6 +3,7 @@ package chain
 import (
 	"context"
 	"fmt"
+	"maps"
 	"time"
 
 	"millrace/pipeline"
@@ -42,11 +43,12 @@ func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TransactionTimeout/2 {
 		return nil, cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, w.Flags.TransactionTimeout, 2*hold)
 	}
-	ids, err := prepare(ctx, w, pl)
+	ids, known, err := prepare(ctx, w, pl)
 	if err != nil {
 		return nil, err
 	}
 	cfg := w.LoopConfig(pl.Name, o.Loops)
+	cfg.Known = known
 	cfg.Topics = []string{pl.From.Name}
 	for _, t := range append(pl.Writes(), pl.SideTopics()...) {
 		cfg.Writes = append(cfg.Writes, t.Name)
@@ -70,20 +72,23 @@ func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 	return kafka.NewLoop(cfg)
 }
 
-// prepare creates or checks the topics and schemas of a pipeline, and returns the schema
-// ids of its output.
-func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[string][]int, error) {
+// prepare creates or checks the topics and schemas of a pipeline. It returns the schema
+// ids of its output, and its topics.
+func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[string][]int, map[string]kafka.TopicInfo, error) {
 	topics := append(append([]*topology.Topic{pl.From}, pl.SideTopics()...), pl.Writes()...)
 	cluster, err := w.EnsureTopics(ctx, topics)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if states := StateTopics(w.Topology, pl, cluster.Topics[pl.From.Name].Partitions); len(states) > 0 {
-		if _, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreateTopics); err != nil {
-			return nil, err
+		own, err := kafka.EnsureTopics(ctx, w.Kafka, states, !w.Flags.NoCreateTopics)
+		if err != nil {
+			return nil, nil, err
 		}
+		maps.Copy(cluster.Topics, own.Topics)
 	}
-	return outputIDs(ctx, w.Registry, pl, !w.Flags.NoRegister)
+	ids, err := outputIDs(ctx, w.Registry, pl, !w.Flags.NoRegister)
+	return ids, cluster.Topics, err
 }
 
 // HoldTime returns the maximum time by which the stages of a pipeline may delay a batch.

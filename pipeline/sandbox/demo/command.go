@@ -22,14 +22,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/sandbox"
 	"millrace/pipeline/worker"
 )
 
 // Default addresses of the sandbox.
 const (
-	kafkaAddress    = kafka.DefaultBroker
+	kafkaAddress    = properties.DefaultBroker
 	registryAddress = "127.0.0.1:8085"
 )
 
@@ -125,7 +125,7 @@ Ctrl-C stops it.
 // addressFlags returns the flags with the addresses of a sandbox, without those that are the
 // defaults of all programs.
 func addressFlags(brokers, registry string) (flags string) {
-	if brokers != kafka.DefaultBroker {
+	if brokers != properties.DefaultBroker {
 		flags += " -b " + brokers
 	}
 	if registry != cli.DefaultRegistry {

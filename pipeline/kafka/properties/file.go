@@ -1,4 +1,4 @@
-package kafka
+package properties
 
 import (
 	"bufio"
@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"millrace/pipeline/kafka"
 	"slices"
 	"strconv"
 	"strings"
@@ -180,7 +181,7 @@ func expandJAAS(text string) ([]setting, error) {
 	case "PlainLoginModule":
 	case "ScramLoginModule": // sasl.mechanism selects SCRAM-SHA-256 or SCRAM-SHA-512
 	case "OAuthBearerLoginModule":
-		names = map[string]string{"clientId": oauthKeyID, "clientSecret": oauthKeySecret, "scope": "sasl.oauthbearer.scope"}
+		names = map[string]string{"clientId": kafka.OAuthKeyID, "clientSecret": kafka.OAuthKeySecret, "scope": "sasl.oauthbearer.scope"}
 	default:
 		return nil, errors.New("only PlainLoginModule, ScramLoginModule and OAuthBearerLoginModule are supported")
 	}

@@ -1,4 +1,8 @@
-package kafka
+// Package properties turns the settings of the Java client and of librdkafka into a
+// [kafka.Config]: from property files, the environment and flags. Start reading at
+// [Sources.Load]; file.go parses property files and JAAS texts. Nothing in it is shared
+// between goroutines.
+package properties
 
 import (
 	"cmp"
@@ -6,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"millrace/pipeline/kafka"
 	"os"
 	"slices"
 	"strconv"
@@ -41,7 +46,7 @@ type Sources struct {
 // Settings are the result of [Sources.Load].
 type Settings struct {
 	// Config has Brokers, ClientID, Rack, TLS, SASL and DialTimeout set.
-	Config Config
+	Config kafka.Config
 
 	// Warnings name, each with its origin, the settings that were ignored.
 	Warnings []string
@@ -64,7 +69,7 @@ type property struct {
 	def     string // default value, for display
 	// set stores the value in the configuration. Its error does not repeat a
 	// secret. It is nil if the property has expand.
-	set func(c *Config, value string) error
+	set func(c *kafka.Config, value string) error
 	// expand returns the settings that the value represents, if there are several
 	// or they have another name.
 	expand func(value string) ([]setting, error)
@@ -90,7 +95,7 @@ func connectionProperties() []property {
 	return []property{
 		{name: "bootstrap.servers", aliases: []string{"metadata.broker.list", "brokers"}, def: DefaultBroker,
 			help: "addresses of brokers to connect to first: host:port,host:port (flag --brokers)",
-			set: func(c *Config, v string) error {
+			set: func(c *kafka.Config, v string) error {
 				c.Brokers = nil
 				for b := range strings.SplitSeq(v, ",") {
 					if b = strings.TrimSpace(b); b != "" {
@@ -100,11 +105,11 @@ func connectionProperties() []property {
 				return nil
 			}},
 		{name: "client.id", help: "client name in logs and quotas of brokers", def: "the program's name and version",
-			set: func(c *Config, v string) error { c.ClientID = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.ClientID = v; return nil }},
 		{name: "client.rack", help: "rack of this client, to read from a replica in the same rack",
-			set: func(c *Config, v string) error { c.Rack = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.Rack = v; return nil }},
 		{name: "socket.connection.setup.timeout.ms", help: "timeout for a connection attempt, including TLS", def: "10000",
-			set: func(c *Config, v string) error {
+			set: func(c *kafka.Config, v string) error {
 				ms, err := strconv.Atoi(v)
 				if err != nil || ms <= 0 || ms > 24*3600*1000 {
 					return errors.New("want a number of milliseconds, from 1 to one day")
@@ -119,31 +124,31 @@ func connectionProperties() []property {
 
 func saslProperties() []property {
 	return []property{
-		{name: "sasl.mechanism", aliases: []string{"sasl.mechanisms"}, help: mechanismsInWords,
-			set: func(c *Config, v string) error {
+		{name: "sasl.mechanism", aliases: []string{"sasl.mechanisms"}, help: kafka.MechanismsInWords,
+			set: func(c *kafka.Config, v string) error {
 				v = strings.ToUpper(v)
-				if !slices.Contains([]string{mechanismPlain, mechanismScram256, mechanismScram512, mechanismOAuth}, v) {
-					return fmt.Errorf("%q is not supported; want %s", v, mechanismsInWords)
+				if !slices.Contains([]string{kafka.MechanismPlain, kafka.MechanismScram256, kafka.MechanismScram512, kafka.MechanismOAuth}, v) {
+					return fmt.Errorf("%q is not supported; want %s", v, kafka.MechanismsInWords)
 				}
 				c.SASL.Mechanism = v
 				return nil
 			}},
 		{name: "sasl.username", help: "user for PLAIN and SCRAM",
-			set: func(c *Config, v string) error { c.SASL.Username = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.SASL.Username = v; return nil }},
 		{name: "sasl.password", secret: true, help: "password for PLAIN and SCRAM",
-			set: func(c *Config, v string) error { c.SASL.Password = NewSecret(v); return nil }},
+			set: func(c *kafka.Config, v string) error { c.SASL.Password = kafka.NewSecret(v); return nil }},
 		{name: "sasl.jaas.config", secret: true, help: "user and password, or the OAuth client, in the form of the Java client",
 			expand: expandJAAS},
-		{name: oauthKeyURL, help: "URL of the token endpoint for OAUTHBEARER (client-credentials grant)",
-			set: func(c *Config, v string) error { c.SASL.OAuth.TokenURL = v; return nil }},
-		{name: oauthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "id of the OAuth client",
-			set: func(c *Config, v string) error { c.SASL.OAuth.ClientID = v; return nil }},
-		{name: oauthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "secret of the OAuth client",
-			set: func(c *Config, v string) error { c.SASL.OAuth.ClientSecret = NewSecret(v); return nil }},
+		{name: kafka.OAuthKeyURL, help: "URL of the token endpoint for OAUTHBEARER (client-credentials grant)",
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.TokenURL = v; return nil }},
+		{name: kafka.OAuthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "id of the OAuth client",
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.ClientID = v; return nil }},
+		{name: kafka.OAuthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "secret of the OAuth client",
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.ClientSecret = kafka.NewSecret(v); return nil }},
 		{name: "sasl.oauthbearer.scope", aliases: []string{"sasl.oauthbearer.client.credentials.scope"}, help: "scope of the requested tokens",
-			set: func(c *Config, v string) error { c.SASL.OAuth.Scope = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.Scope = v; return nil }},
 		{name: "sasl.oauthbearer.extensions", help: "extensions sent to brokers with the token: key=value,key=value",
-			set: func(c *Config, v string) error {
+			set: func(c *kafka.Config, v string) error {
 				ext := map[string]string{}
 				for pair := range strings.SplitSeq(v, ",") {
 					key, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
@@ -153,29 +158,29 @@ func saslProperties() []property {
 					ext[key] = value
 				}
 				c.SASL.OAuth.Extensions = ext
-				return checkExtensions(ext)
+				return kafka.CheckExtensions(ext)
 			}},
 		{name: "https.ca.location", help: "PEM file of authorities to trust for the token endpoint", def: "the system's",
-			set: func(c *Config, v string) error { c.SASL.OAuth.CAFile = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.CAFile = v; return nil }},
 		{name: "sasl.allow.cleartext", help: "true: allow PLAIN and OAUTHBEARER to send secrets unencrypted to other machines", def: "false",
-			set: func(c *Config, v string) (err error) { c.SASL.AllowCleartext, err = parseBool(v); return err }},
+			set: func(c *kafka.Config, v string) (err error) { c.SASL.AllowCleartext, err = parseBool(v); return err }},
 	}
 }
 
 func tlsProperties() []property {
 	return []property{
 		{name: "ssl.ca.location", aliases: []string{"ssl.truststore.location"}, help: "PEM file of authorities to trust", def: "the system's",
-			set: func(c *Config, v string) error { c.TLS.CAFile = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.CAFile = v; return nil }},
 		{name: "ssl.ca.pem", aliases: []string{"ssl.truststore.certificates"}, help: "ssl.ca.location as PEM text",
-			set: func(c *Config, v string) error { c.TLS.CAPEM = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.CAPEM = v; return nil }},
 		{name: "ssl.certificate.location", help: "PEM file with the client certificate and its chain",
-			set: func(c *Config, v string) error { c.TLS.CertFile = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.CertFile = v; return nil }},
 		{name: "ssl.certificate.pem", aliases: []string{"ssl.keystore.certificate.chain"}, help: "ssl.certificate.location as PEM text",
-			set: func(c *Config, v string) error { c.TLS.CertPEM = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.CertPEM = v; return nil }},
 		{name: "ssl.key.location", help: "PEM file with the unencrypted private key of the client",
-			set: func(c *Config, v string) error { c.TLS.KeyFile = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.KeyFile = v; return nil }},
 		{name: "ssl.key.pem", aliases: []string{"ssl.keystore.key"}, secret: true, help: "ssl.key.location as PEM text",
-			set: func(c *Config, v string) error { c.TLS.KeyPEM = NewSecret(v); return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.KeyPEM = kafka.NewSecret(v); return nil }},
 		{name: "ssl.keystore.location", help: "one PEM file with certificate, chain and key",
 			expand: func(v string) ([]setting, error) {
 				return []setting{{"ssl.certificate.location", v}, {"ssl.key.location", v}}, nil
@@ -183,16 +188,16 @@ func tlsProperties() []property {
 		{name: "ssl.truststore.type", help: "PEM, the only supported type", set: onlyPEM},
 		{name: "ssl.keystore.type", help: "PEM, the only supported type", set: onlyPEM},
 		{name: endpointAlgorithm, help: "https: the certificate of a broker must be for its host name", def: "https",
-			set: func(_ *Config, v string) error {
+			set: func(_ *kafka.Config, v string) error {
 				if !strings.EqualFold(v, "https") {
 					return errors.New("the name in a broker's certificate is always checked; set the expected name with ssl.server.name")
 				}
 				return nil
 			}},
 		{name: "ssl.server.name", help: "name that the certificates of brokers are for", def: "the dialed host",
-			set: func(c *Config, v string) error { c.TLS.ServerName = v; return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.ServerName = v; return nil }},
 		{name: "enable.ssl.certificate.verification", help: "false: accept any certificate (for experiments only)", def: "true",
-			set: func(c *Config, v string) error {
+			set: func(c *kafka.Config, v string) error {
 				verify, err := parseBool(v)
 				c.TLS.InsecureSkipVerify = err == nil && !verify
 				return err
@@ -227,7 +232,7 @@ func fixedProperties() map[string][]string {
 	}
 }
 
-func setProtocol(c *Config, v string) error {
+func setProtocol(c *kafka.Config, v string) error {
 	switch strings.ToUpper(v) {
 	case "PLAINTEXT", "SASL_PLAINTEXT":
 		c.TLS.Enabled = false
@@ -239,7 +244,7 @@ func setProtocol(c *Config, v string) error {
 	return nil
 }
 
-func onlyPEM(_ *Config, v string) error {
+func onlyPEM(_ *kafka.Config, v string) error {
 	if !strings.EqualFold(v, "PEM") {
 		return fmt.Errorf("%q is not supported, only PEM; convert it with keytool -exportcert -rfc or openssl pkcs12", v)
 	}
@@ -449,8 +454,8 @@ func (l *loader) set(key, value, origin string) (known bool) {
 		settings, err = p.expand(value)
 	}
 	for _, s := range settings {
-		// Apply it to an empty Config first, so errors appear in the order of the lines.
-		if err = l.names[s.name].set(&Config{}, s.value); err != nil {
+		// Apply it to an empty configuration first, so errors appear in the order of the lines.
+		if err = l.names[s.name].set(&kafka.Config{}, s.value); err != nil {
 			break
 		}
 		l.entries[s.name] = entry{s.value, origin}
@@ -462,7 +467,7 @@ func (l *loader) set(key, value, origin string) (known bool) {
 }
 
 // configure applies the entries to the configuration.
-func (l *loader) configure(all []property, c *Config) {
+func (l *loader) configure(all []property, c *kafka.Config) {
 	l.inferProtocol()
 	for _, p := range all {
 		if e, ok := l.entries[p.name]; ok {
@@ -518,7 +523,7 @@ func (l *loader) inferProtocol() {
 	}
 	if sasl != "" && len(l.faults) == 0 { // with faults, it may be missing because it is invalid
 		if _, ok := l.entries["sasl.mechanism"]; !ok {
-			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, mechanismsInWords)
+			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, kafka.MechanismsInWords)
 		}
 	}
 }
@@ -566,7 +571,7 @@ func (s *Settings) Dump(w io.Writer) error {
 		case !ok:
 			e = entry{p.def, "default"}
 		case p.secret:
-			e.value = NewSecret(e.value).String()
+			e.value = kafka.NewSecret(e.value).String()
 		case strings.Contains(e.value, "\n"): // PEM as text
 			e.value = strings.ReplaceAll(e.value, "\n", "\\n")
 		}

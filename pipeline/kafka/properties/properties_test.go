@@ -1,9 +1,10 @@
-package kafka
+package properties
 
 import (
 	"bytes"
 	"flag"
 	"fmt"
+	"millrace/pipeline/kafka"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -18,7 +19,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // warnings, or with the errors. Every secret in the property files contains the word
 // canary.
 func TestPropertyFiles(t *testing.T) {
-	files, err := filepath.Glob("testdata/properties/*.properties")
+	files, err := filepath.Glob("testdata/*.properties")
 	if err != nil || len(files) == 0 {
 		t.Fatal(files, err)
 	}
@@ -58,7 +59,7 @@ func TestPropertyFiles(t *testing.T) {
 }
 
 func TestJavaAndLibrdkafkaNamesGiveTheSameConfig(t *testing.T) {
-	load := func(lines ...string) Config {
+	load := func(lines ...string) kafka.Config {
 		t.Helper()
 		file := filepath.Join(t.TempDir(), "client.properties")
 		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")), 0o600); err != nil {
@@ -70,10 +71,10 @@ func TestJavaAndLibrdkafkaNamesGiveTheSameConfig(t *testing.T) {
 		}
 		return s.Config
 	}
-	want := Config{
+	want := kafka.Config{
 		Brokers: []string{"a:1", "b:2"},
-		TLS:     TLS{Enabled: true, CAFile: "ca.pem", CertPEM: "CERT", KeyPEM: NewSecret("KEY")},
-		SASL:    SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret(`p"w\`)},
+		TLS:     kafka.TLS{Enabled: true, CAFile: "ca.pem", CertPEM: "CERT", KeyPEM: kafka.NewSecret("KEY")},
+		SASL:    kafka.SASL{Mechanism: "PLAIN", Username: "u", Password: kafka.NewSecret(`p"w\`)},
 	}
 	java := load(
 		"bootstrap.servers=a:1,b:2", "security.protocol=SASL_SSL", "sasl.mechanism=PLAIN",
@@ -108,31 +109,31 @@ func TestTheMoreSpecificSourceOverrides(t *testing.T) {
 		name    string
 		src     Sources
 		env     map[string]string
-		want    Config
+		want    kafka.Config
 		origins map[string]string
 	}{
 		{
 			name:    "nothing is set",
-			want:    Config{Brokers: []string{DefaultBroker}},
+			want:    kafka.Config{Brokers: []string{DefaultBroker}},
 			origins: map[string]string{"bootstrap.servers": "default"},
 		},
 		{
 			name:    "the program has a client id of its own",
 			src:     Sources{ClientID: "millrace-x/1"},
-			want:    Config{Brokers: []string{DefaultBroker}, ClientID: "millrace-x/1"},
+			want:    kafka.Config{Brokers: []string{DefaultBroker}, ClientID: "millrace-x/1"},
 			origins: map[string]string{"client.id": "default"},
 		},
 		{
 			name:    "a file",
 			src:     Sources{File: file, ClientID: "millrace-x/1"},
-			want:    Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
+			want:    kafka.Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{"client.id": file + ":2"},
 		},
 		{
 			name: "environment over file",
 			src:  Sources{File: file},
 			env:  map[string]string{"MILLRACE_BROKERS": "env:1", "MILLRACE_CLIENT_ID": "from-env"},
-			want: Config{Brokers: []string{"env:1"}, ClientID: "from-env", Rack: "from-file", DialTimeout: time.Millisecond},
+			want: kafka.Config{Brokers: []string{"env:1"}, ClientID: "from-env", Rack: "from-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{
 				"bootstrap.servers": "MILLRACE_BROKERS", "client.id": "MILLRACE_CLIENT_ID", "client.rack": file + ":3",
 			},
@@ -141,34 +142,34 @@ func TestTheMoreSpecificSourceOverrides(t *testing.T) {
 			name:    "an empty environment variable is none",
 			src:     Sources{File: file},
 			env:     map[string]string{"MILLRACE_BROKERS": "", "MILLRACE_CLIENT_ID": "", "MILLRACE_CLIENT_RACK_FILE": ""},
-			want:    Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
+			want:    kafka.Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{"client.id": file + ":2"},
 		},
 		{
 			name:    "a file that the environment names",
 			src:     Sources{File: file},
 			env:     map[string]string{"MILLRACE_CLIENT_RACK_FILE": rack},
-			want:    Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-rack-file", DialTimeout: time.Millisecond},
+			want:    kafka.Config{Brokers: []string{"file:1"}, ClientID: "from-file", Rack: "from-rack-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{"client.rack": "MILLRACE_CLIENT_RACK_FILE (" + rack + ")"},
 		},
 		{
 			name:    "flag over environment, the last of two",
 			src:     Sources{File: file, Flags: []string{"client.id=first", "client.id=last", "bootstrap.servers=x:1"}},
 			env:     map[string]string{"MILLRACE_BOOTSTRAP_SERVERS": "env:1", "MILLRACE_CLIENT_ID": "from-env"},
-			want:    Config{Brokers: []string{"x:1"}, ClientID: "last", Rack: "from-file", DialTimeout: time.Millisecond},
+			want:    kafka.Config{Brokers: []string{"x:1"}, ClientID: "last", Rack: "from-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{"client.id": "-X", "bootstrap.servers": "-X"},
 		},
 		{
 			name:    "--brokers over all",
 			src:     Sources{File: file, Flags: []string{"bootstrap.servers=x:1"}, Brokers: []string{"flag:1", "flag:2"}},
 			env:     map[string]string{"MILLRACE_BROKERS": "env:1"},
-			want:    Config{Brokers: []string{"flag:1", "flag:2"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
+			want:    kafka.Config{Brokers: []string{"flag:1", "flag:2"}, ClientID: "from-file", Rack: "from-file", DialTimeout: time.Millisecond},
 			origins: map[string]string{"bootstrap.servers": "--brokers"},
 		},
 		{
 			name: "an empty value resets a setting",
 			src:  Sources{File: file, Flags: []string{"client.id=", "client.rack=", "socket.connection.setup.timeout.ms="}},
-			want: Config{Brokers: []string{"file:1"}},
+			want: kafka.Config{Brokers: []string{"file:1"}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -259,7 +260,7 @@ func TestFlagsAndEnvironmentAreStrict(t *testing.T) {
 
 func TestAllErrorsAreReportedTogether(t *testing.T) {
 	_, err := Sources{
-		File:      "testdata/properties/faults.properties",
+		File:      "testdata/faults.properties",
 		LookupEnv: lookup(map[string]string{"MILLRACE_HTTPS_CA_LOCATION_FILE": "no-such-file"}),
 		Flags:     []string{"acks=0"},
 	}.Load()
@@ -332,7 +333,7 @@ func TestParseProperties(t *testing.T) {
 }
 
 func FuzzParseProperties(f *testing.F) {
-	files, err := filepath.Glob("testdata/properties/*.properties")
+	files, err := filepath.Glob("testdata/*.properties")
 	if err != nil {
 		f.Fatal(err)
 	}

@@ -1,0 +1,193 @@
+package programs_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline/cli"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/producer"
+	"millrace/pipeline/programs"
+	"millrace/pipeline/sandbox"
+)
+
+const sumTopology = `
+name: t
+topics:
+  in: {partitions: 2, types: [Click], envelope: none, id: "id + ''"}
+  clicks: {partitions: 2, config: {retention.ms: "-1"}}
+  dead: {partitions: 1}
+pipelines:
+  p: {from: in, to: clicks, dead_letter: dead}
+projections:
+  sum: {from: clicks, key: id, state: Count, on: {Click: {set: {n: state.n + n}}}, snapshots: sums}
+  direct: {from: in, key: id, state: Count, on: {Click: {set: {n: state.n + n}}}, snapshots: directs}
+`
+
+// program is a running program.
+type program struct {
+	output  harness.Buffer
+	signals chan os.Signal
+	exit    chan int
+}
+
+// run starts a program in this process.
+func run(command func(*cli.Env) *cobra.Command, box *sandbox.Sandbox, args ...string) *program {
+	p := &program{signals: make(chan os.Signal, 1), exit: make(chan int, 1)}
+	env := &cli.Env{Stdout: &p.output, Stderr: &p.output, Now: time.Now, Exit: func(int) {}, Notify: func() (<-chan os.Signal, func()) { return p.signals, func() {} }}
+	go func() { p.exit <- env.Main(append(args, "-b", box.Brokers()[0], "-r", box.RegistryURL()), command) }()
+	return p
+}
+
+// stop stops a program and checks its exit code.
+func (p *program) stop(t *testing.T) {
+	t.Helper()
+	p.signals <- syscall.SIGTERM
+	if code := <-p.exit; code != cli.ExitOK {
+		t.Errorf("exit code %d:\n%s", code, p.output.String())
+	}
+}
+
+// awaitState waits until an aggregate has n.
+func awaitState(t *testing.T, address, projection, id string, n int64) {
+	t.Helper()
+	var last string
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		resp, err := http.Get("http://" + address + "/v1/projections/" + projection + "/" + id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		var answer struct {
+			State struct{ N int64 }
+		}
+		if last = string(body); json.Unmarshal(body, &answer) == nil && answer.State.N == n {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Errorf("%s %s never has n = %d; at last %s", projection, id, n, last)
+}
+
+// Topics that are deleted and created again under running workers are processed and folded
+// from their start. Nothing of the old ones remains in a state, and nothing of the new ones
+// is missing.
+func TestRunningWorkersStartAnewWhenTopicsAreCreatedAgain(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, sumTopology)
+	box := harness.Sandbox(t)
+	processor := run(programs.Processor, box, "run", "-t", file, "--sessions", "1", "--commit-interval", "20ms", "--listen", "127.0.0.1:0")
+	defer processor.stop(t)
+	address, stop, err := startProjector(t.Context(), file, dir, box)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	}()
+	clicks := newClickSender(t, box, "in")
+	for n := range int64(30) {
+		clicks.send(n)
+	}
+	for n := range int64(30) {
+		awaitState(t, address, "direct", fmt.Sprint("e-", n), n)
+		awaitState(t, address, "sum", fmt.Sprint("e-", n), n)
+	}
+
+	cl, err := kgo.NewClient(kgo.SeedBrokers(box.Brokers()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	if _, err := adm.DeleteTopics(t.Context(), "in"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := adm.CreateTopic(t.Context(), 2, 1, nil, "in"); err != nil {
+		t.Fatal(err)
+	}
+	again := newClickSender(t, box, "in")
+	for n := int64(20); n < 70; n++ {
+		again.send(n)
+	}
+	for _, n := range []int64{20, 29, 30, 69} {
+		awaitState(t, address, "direct", fmt.Sprintf("e-%d", n), n)
+	}
+	// The pipeline's output has the events of both topics; a projection knows them by their ids.
+	for id, n := range map[string]int64{"e-19": 19, "e-20": 20, "e-29": 29, "e-30": 30, "e-69": 69} {
+		awaitState(t, address, "sum", id, n)
+	}
+	if resp, err := http.Get("http://" + address + "/v1/projections/direct/e-19"); err != nil || resp.StatusCode != http.StatusNotFound {
+		t.Errorf("an aggregate of the old topic: %v, %v", resp, err)
+	}
+	if n := strings.Count(processor.output.String(), "a topic was deleted and created again; starting again"); n != 1 {
+		t.Errorf("the processor says so %d times:\n%s", n, processor.output.String())
+	}
+}
+
+// Partitions that are added under running programs end all of them, with the topic and both
+// numbers.
+func TestRunningProgramsEndWhenPartitionsAreAdded(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, sumTopology)
+	box := harness.Sandbox(t)
+	listening := dir + "/producer.address"
+	all := map[string]*program{
+		"processor": run(programs.Processor, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", dir+"/processor.address"),
+		"projector": run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", dir+"/projector.address", "--data-dir", dir+"/data"),
+		"producer":  run(producer.Command, box, "serve", "-t", file, "--topic", "in", "--key", "id", "--listen", "127.0.0.1:0", "--listen-file", listening),
+	}
+	for name := range all {
+		awaitReady(t, dir+"/"+name+".address")
+	}
+	cl, err := kgo.NewClient(kgo.SeedBrokers(box.Brokers()...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	if _, err := kadm.NewClient(cl).UpdatePartitions(t.Context(), 3, "in"); err != nil {
+		t.Fatal(err)
+	}
+	for name, p := range all {
+		if code := <-p.exit; code == cli.ExitOK {
+			t.Errorf("%s: exit code %d", name, code)
+		}
+		if want := "topic in had 2 partitions when this program started and has 3 now"; !strings.Contains(p.output.String(), want) {
+			t.Errorf("%s does not say %q:\n%s", name, want, p.output.String())
+		}
+	}
+}
+
+// awaitReady waits until the program whose address is in a file is ready.
+func awaitReady(t *testing.T, file string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		address, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		resp, err := http.Get("http://" + strings.TrimSpace(string(address)) + "/readyz")
+		if err != nil {
+			continue
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			return
+		}
+	}
+	t.Fatalf("the program of %s is not ready", file)
+}
