@@ -358,7 +358,17 @@ func intEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 		return func(dst []byte, v int64) ([]byte, error) { return codec.AppendLong(dst, v), nil }
 	}
 	if enc := floatEncoder(n); enc != nil {
-		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, float64(v)) }
+		single := n.Kind == codec.Float
+		return func(dst []byte, v int64) ([]byte, error) {
+			f := float64(v)
+			if single {
+				f = float64(float32(v))
+			}
+			if f >= 1<<63 || int64(f) != v {
+				return dst, misfitf("%d is not exact as %s; to round it, write double(x)", v, article(n.String()))
+			}
+			return enc(dst, f)
+		}
 	}
 	if enc := decimalEncoder(n); enc != nil {
 		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, decimal.FromInt(v)) }
