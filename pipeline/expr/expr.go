@@ -27,7 +27,7 @@
 //	bytes, fixed                             bytes
 //	date, timestamp-*, local-timestamp-*     timestamp (local ones as if they were UTC)
 //	time-*                                   duration since midnight
-//	decimal                                  double: keeps about 16 digits
+//	decimal                                  decimal: exact; mixes with int, not with double
 //	array, map                               list, map with string keys
 //	null or T                                T that may be null
 //	any other union                          dyn: checked at run time
