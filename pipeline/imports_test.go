@@ -31,9 +31,10 @@ var imports = map[string][]string{
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
 	"pipeline/codec":        {"pipeline", "pipeline/decimal", avro, goavro, registry},
-	"pipeline/expr":         {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", cel},
+	"pipeline/expr":         {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", "pipeline/expr/raw", cel},
 	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash}, // functions over values of CEL: never Avro
-	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/expr/raw":     {"pipeline/codec"},                      // values in their encoding
+	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/raw"},
 	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
 
@@ -94,7 +95,7 @@ var imports = map[string][]string{
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
 	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 	},
 
