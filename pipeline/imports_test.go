@@ -28,11 +28,16 @@ var imports = map[string][]string{
 
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":    {"pipeline", avro, goavro, registry},
-	"pipeline/expr":     {"pipeline", "pipeline/codec", cel, uuid, xxhash},
-	"pipeline/stage":    {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/fold":     {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/topology": {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/codec": {"pipeline", avro, goavro, registry},
+	"pipeline/expr":  {"pipeline", "pipeline/codec", "pipeline/expr/escape", "pipeline/expr/nulls", "pipeline/expr/wording", cel, uuid, xxhash},
+	// Parts of expr that need nothing of it: names that CEL refuses, the analysis of
+	// nulls, the words of messages.
+	"pipeline/expr/escape":  {cel},
+	"pipeline/expr/nulls":   {"pipeline/codec", cel},
+	"pipeline/expr/wording": {cel},
+	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr"},
+	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
 
 	// The ground: the client loop, the disk, compact memory, encryption.
 	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
