@@ -30,10 +30,18 @@ var imports = map[string][]string{
 
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":        {"pipeline", "pipeline/decimal", avro, goavro, registry},
-	"pipeline/expr":         {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", "pipeline/expr/raw", cel},
-	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash}, // functions over values of CEL: never Avro
-	"pipeline/expr/raw":     {"pipeline/codec"},                      // values in their encoding
+	"pipeline/codec": {"pipeline", "pipeline/decimal", avro, goavro, registry},
+	"pipeline/expr": {
+		"pipeline", "pipeline/codec", "pipeline/decimal",
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/raw", "pipeline/expr/wording", cel,
+	},
+	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
+	// of CEL, the analysis of nulls, values in their encoding, the words of messages.
+	"pipeline/expr/escape":  {cel},
+	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/nulls":   {"pipeline/codec", cel},
+	"pipeline/expr/raw":     {"pipeline/codec"},
+	"pipeline/expr/wording": {cel},
 	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/raw"},
 	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},

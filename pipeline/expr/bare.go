@@ -12,7 +12,10 @@ type Bare struct{ ID, Time, Key Source }
 
 // A BareType is a [Bare], compiled for one event type. Like a [Program], it is
 // bound once and immutable after that.
-type BareType struct{ id, time, key *Program }
+type BareType struct {
+	id, time, key *Program
+	warnings      []Fault
+}
 
 // Compile compiles the expressions for one event type. Faults name the topic.
 func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
@@ -21,6 +24,7 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 	if err != nil {
 		return t, []Fault{{Source: b.ID, Type: schema.Name(), Msg: err.Error()}}
 	}
+	env = env.Knowing(nil)
 	var faults []Fault
 	for _, e := range []struct {
 		src  Source
@@ -35,12 +39,16 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 		if e.src == (Source{}) {
 			continue
 		}
-		p, err := env.Compile(e.src.Text, Value(e.node, e.name, topic))
-		faults = append(faults, PlaceErrors(e.src, schema.Name(), err)...)
+		p, more := env.CompileAt(e.src, schema.Name(), Value(e.node, e.name, topic))
+		faults = append(faults, more...)
 		*e.to = p
 	}
+	t.warnings = env.Warnings()
 	return t, faults
 }
+
+// Warnings returns what the expressions do that probably is a mistake.
+func (t *BareType) Warnings() []Fault { return t.warnings }
 
 // Paths returns the fields that the expressions read.
 func (t *BareType) Paths() (paths [][]string) {

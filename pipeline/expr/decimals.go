@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/wording"
 )
 
 // decimalKind is the kind of decimals. No other type of an expression has it.
@@ -247,9 +248,9 @@ func (r *resolver) widenAll(e celast.Expr, checked *cel.Ast, issues *cel.Issues)
 func argTypes(signature string) []string {
 	target, list, member := strings.Cut(strings.TrimSuffix(signature, ")"), ".(")
 	if !member {
-		return splitTop(strings.TrimPrefix(target, "("))
+		return wording.Split(strings.TrimPrefix(target, "("))
 	}
-	return append([]string{target}, splitTop(list)...)
+	return append([]string{target}, wording.Split(list)...)
 }
 
 // widen wraps an int, or the ints of a list that is written out. t is the type of e
@@ -339,7 +340,7 @@ func (c *compiler) constantRounding(scale, mode celast.Expr) {
 	}
 	if name, ok := constantOf[types.String](mode); ok {
 		if _, _, err := library.Rounding(0, string(name)); err != nil {
-			c.fail(c.leftmost(mode), nearest(string(name), decimal.Modes), "%v", err)
+			c.fail(c.leftmost(mode), wording.Nearest(string(name), decimal.Modes), "%v", err)
 		}
 	}
 }

@@ -256,3 +256,34 @@ func TestUsesDecimals(t *testing.T) {
 		}
 	}
 }
+
+func TestANullableDecimalIsAWarningWithAGuard(t *testing.T) {
+	s := parse(t, everything)
+	env := newEnv(t, Root{Schema: s})
+	for src, want := range map[string]string{
+		"ndec > 5":                            "ndec can be null, and then this fails; write ndec != null && ndec > 5",
+		"1 + ndec == dec":                     "ndec can be null, and then this fails; write ndec != null && 1 + ndec == dec",
+		"ndec == 5":                           "",
+		"ndec != null && ndec > nl":           "nl can be null, and then this fails; write ndec != null && nl != null && ndec > nl",
+		"(ndec != null ? ndec : 0) + 1 > dec": "",
+	} {
+		p, err := env.Compile(src, Condition("a filter"))
+		if err != nil {
+			t.Fatalf("%s: %v", src, err)
+		}
+		got := ""
+		if w := p.Warnings(); len(w) > 0 {
+			got = w[0].Error()
+		}
+		if got != want {
+			t.Errorf("%s:\n got %s\nwant %s", src, got, want)
+		}
+	}
+	if _, err := env.Compile("ndec * 2", Value(s.Root().Field("dec").Type, "dec", "R")); err != nil {
+		t.Error(err)
+	}
+	two := parse(t, `{"type":"record","name":"L","fields":[{"name":"list","type":{"type":"array","items":["null",{"type":"bytes","logicalType":"decimal","precision":9,"scale":2}]}}]}`)
+	if _, err := newEnv(t, Root{Schema: two}).Compile("list[0]", Value(s.Root().Field("dec").Type, "dec", "R")); err == nil || !strings.Contains(err.Error(), "can be null") {
+		t.Errorf("a nullable item of a list as a decimal: %v", err)
+	}
+}

@@ -31,7 +31,7 @@ func NewMapUpdate(n *codec.Node, keys [][]byte, programs []*Program) *MapUpdate 
 	u := &MapUpdate{node: n, programs: programs, spans: make([]pipeline.Span, len(keys)), steady: true}
 	for i, key := range keys {
 		u.set = append(u.set, raw.Entry{Key: key})
-		u.steady = u.steady && len(programs[i].refs) == 0
+		u.steady = u.steady && len(programs[i].refs)+len(programs[i].guards) == 0
 		if programs[i].clock != nil {
 			u.clock = programs[i].clock
 		}

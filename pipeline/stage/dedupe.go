@@ -71,9 +71,9 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
-		var err error
-		s.ids[i], err = t.Env.Compile(by.Value.Text, expr.Value(&codec.Node{Kind: codec.String}, "the id", t.Name))
-		faults = append(faults, expr.PlaceErrors(by.Value, t.Name, err)...)
+		var more []expr.Fault
+		s.ids[i], more = t.Env.CompileAt(by.Value, t.Name, expr.Value(&codec.Node{Kind: codec.String}, "the id", t.Name))
+		faults = append(faults, more...)
 	}
 	if len(faults) > 0 {
 		return nil, faults
