@@ -399,6 +399,9 @@ func (r *resolver) mixHint(call int64, function, signature string) string {
 	if function == operators.Divide {
 		return "write x.div(y, 2, 'half_up'): the scale of the result, and how to round: " + strings.Join(decimal.Modes, ", ")
 	}
+	if mode := map[string]string{"math.round": "half_up", "math.ceil": "ceiling", "math.floor": "floor", "math.trunc": "down"}[function]; mode != "" {
+		return fmt.Sprintf("write x.round(0, '%s')", mode)
+	}
 	given := argTypes(signature)
 	at := slices.IndexFunc(given, func(t string) bool { return strings.Contains(t, "double") })
 	if at < 0 || !slices.Contains(mixers, function) {

@@ -450,6 +450,9 @@ func (r *resolver) globalCall(e celast.Expr) {
 		hint := wording.Nearest(name, append(functionNames(r.env.globals), "now", "has"))
 		if r.env.members[name] {
 			hint = fmt.Sprintf("write x.%s(...), not %s(x, ...)", name, name)
+			if r.env.globals["math."+name] {
+				hint = fmt.Sprintf("write math.%s(x) for a double, x.%s(2, 'half_up') for a decimal", name, name)
+			}
 		} else if hint == "" || wording.Foreign(name) != "" {
 			hint = cmp.Or(wording.Foreign(name), wording.Nearest(name, functionNames(r.env.members)))
 		}
