@@ -253,22 +253,24 @@ func argTypes(signature string) []string {
 	return append([]string{target}, wording.Split(list)...)
 }
 
-// widen wraps an int, or the ints of a list that is written out. t is the type of e
-// in CEL's format.
+// widen wraps an int, or the ints of a list or a map that is written out. t is the type
+// of e in CEL's format.
 func (r *resolver) widen(e celast.Expr, t string) (changed bool) {
 	switch t {
 	case "int", "wrapper(int)":
 		r.wrap(e, library.Widen)
 		return true
-	case "list(int)", "list(wrapper(int))":
+	case "list(int)", "list(wrapper(int))", "map(string, int)", "map(string, wrapper(int))":
 	default:
 		return false
 	}
+	var parts []celast.Expr
 	switch e.Kind() {
 	case celast.ListKind:
-		for _, item := range e.AsList().Elements() {
-			r.wrap(item, library.Widen)
-			changed = true
+		parts = e.AsList().Elements()
+	case celast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			parts = append(parts, entry.AsMapEntry().Value())
 		}
 	case celast.CallKind:
 		args := e.AsCall().Args()
@@ -281,7 +283,10 @@ func (r *resolver) widen(e celast.Expr, t string) (changed bool) {
 			return r.widen(args[1], t) || first
 		}
 	}
-	return changed
+	for _, part := range parts {
+		r.wrap(part, library.Widen)
+	}
+	return len(parts) > 0
 }
 
 // wrap replaces e by a call of the function with e.

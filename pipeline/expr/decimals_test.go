@@ -290,3 +290,50 @@ func TestANullableDecimalIsAWarningWithAGuard(t *testing.T) {
 		t.Errorf("a nullable item of a list as a decimal: %v", err)
 	}
 }
+
+func TestIntsMixWithDecimalsWhereverValuesMeet(t *testing.T) {
+	s := parse(t, `{"type":"record","name":"R","fields":[
+		{"name":"d","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},
+		{"name":"n","type":"long"},
+		{"name":"nn","type":["null","long"]},
+		{"name":"b","type":"boolean"},
+		{"name":"u","type":["null","string","long",{"type":"fixed","name":"F","size":4,"logicalType":"decimal","precision":8,"scale":2}]},
+		{"name":"m","type":{"type":"map","values":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}}},
+		{"name":"list","type":{"type":"array","items":{"type":"record","name":"I","fields":[
+			{"name":"d","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},{"name":"n","type":"int"}]}}}]}`)
+	env := newEnv(t, Root{Schema: s})
+	v := view(t, s, encodeJSON(t, s, `{"d":"2.50","n":3,"nn":null,"b":true,"u":{"long":3},"m":{"a":"3.00"},"list":[{"d":"7.00","n":2},{"d":"-1.5","n":4}]}`))
+	for src, want := range map[string]bool{
+		"n * d == decimal('7.5') && d * n == decimal('7.50')":                         true,
+		"(b ? 1 : (n > 5 ? d : 2)) < d":                                               true,
+		"list.map(x, x.n > 2 ? x.d : 0).sum() == decimal('-1.5')":                     true,
+		"list.map(x, x.d * x.n).sum() == 8":                                           true,
+		"list.sortBy(x, x.d)[0].n == 4 && list.sortBy(x, -x.d)[0].n == 2":             true,
+		"list.sortBy(x, x.d * 0 + x.n)[0].n == 2":                                     true,
+		"math.greatest(list.map(x, x.d)) == 7 && math.least(n, d, 1) == 1":            true,
+		"7 in list.map(x, x.d) && !(8 in list.map(x, x.d)) && n in [d, decimal('3')]": true,
+		"[d, n] == [decimal('2.5'), 3] && [d] != [1] && [1, 2] != [d]":                true,
+		"m == {'a': 3} && m.with('b', 1) == {'a': 3, 'b': 1}":                         true,
+		"sets.contains([d, 3], [n]) && sets.intersects([n], [d, 3])":                  true,
+		"u == decimal(3) && d < u && u + d == decimal('5.5') && u == n":               true,
+		"d == nn || nn == d": false,
+		"[d, d + 0, decimal('2.500')].distinct().size() == 1":    true,
+		"list.exists(x, x.d in [7, 8]) && list.all(x, x.d != n)": true,
+		"'%s and %s'.format([d, [d]]) == '2.50 and [2.50]'":      true,
+		"list[0] == list[0] && list[0] != list[1]":               true,
+		"dyn(d) == d && dyn(d) > 2 && type(d) == type(-d)":       true,
+		"[].sum() == 0 && [1].sum() == 1 && [1.5].sum() == 1.5":  true,
+	} {
+		for _, fast := range []bool{true, false} {
+			p, err := env.compile(src, Condition("a filter"), fast)
+			if err != nil {
+				t.Errorf("%s: %v", src, err)
+				break
+			}
+			bind(p, s)
+			if got, err := p.Bool(v); err != nil || got != want {
+				t.Errorf("%s = %v, %v; want %v (closures: %v)", src, got, err, want, fast)
+			}
+		}
+	}
+}

@@ -57,7 +57,9 @@ func Syntax(src string, words map[string]string, all []*common.Error, maxRunes, 
 		what, hint = "has needs a path with a dot: has(a.b)", "for a field at top level, write x != null"
 	case greatest.MatchString(msg):
 		what = greatest.FindStringSubmatch(msg)[1] + " needs numbers or a list of numbers"
-	case strings.Contains(msg, "int literal") || strings.Contains(msg, "double literal"):
+	case strings.Contains(msg, "int literal"):
+		what, hint = "this number is out of range", "write a larger whole number as decimal('...')"
+	case strings.Contains(msg, "double literal"):
 		what = "this number is out of range"
 	default:
 		what, hint = unexpected(text, at, msg)
