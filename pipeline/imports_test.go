@@ -32,11 +32,20 @@ var imports = map[string][]string{
 	// these packages performs I/O, but for codec's client of the registry.
 	"pipeline/codec":         {"pipeline", "pipeline/decimal", avro, goavro, registry},
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
-	"pipeline/expr":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr/library", cel},
-	"pipeline/expr/library":  {"pipeline/decimal", cel, uuid, xxhash}, // functions over values of CEL: never Avro
-	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/identity"},
-	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/topology":      {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/expr": {
+		"pipeline", "pipeline/codec", "pipeline/decimal",
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/raw", "pipeline/expr/wording", cel,
+	},
+	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
+	// of CEL, the analysis of nulls, values in their encoding, the words of messages.
+	"pipeline/expr/escape":  {cel},
+	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/nulls":   {"pipeline/codec", cel},
+	"pipeline/expr/raw":     {"pipeline/codec"},
+	"pipeline/expr/wording": {cel},
+	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
+	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec"},
@@ -100,7 +109,7 @@ var imports = map[string][]string{
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
 	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 	},
 

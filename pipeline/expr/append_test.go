@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/raw"
 )
 
 // The cached text of a time is the same as that of the standard library.
@@ -53,9 +54,9 @@ func TestAppendMapReplacesOrAddsEntries(t *testing.T) {
 			enc = append(enc, items...)
 		}
 		enc = append(enc, 0)
-		var entries []Entry
+		var entries []raw.Entry
 		for _, k := range set {
-			entries = append(entries, Entry{Key: []byte(k), Value: codec.AppendString(nil, "new")})
+			entries = append(entries, raw.Entry{Key: []byte(k), Value: codec.AppendString(nil, "new")})
 		}
 		all := slices.Clone(have)
 		for _, k := range set {
@@ -76,7 +77,7 @@ func TestAppendMapReplacesOrAddsEntries(t *testing.T) {
 		}
 		want = append(want, 0)
 		before := []byte("before")
-		got, err := AppendMap(before, node, enc, entries)
+		got, err := raw.AppendMap(before, node, enc, entries)
 		if err != nil || !bytes.Equal(got, append([]byte("before"), want...)) {
 			t.Fatalf("got  %q, %v\nwant %q", got, err, want)
 		}
@@ -131,15 +132,15 @@ func TestMapUpdateDoesNotReuseStaleEntries(t *testing.T) {
 			s.Reset(received, &view)
 			fresh = Scope{}
 			fresh.Reset(received, &view)
-			var set []Entry
+			var set []raw.Entry
 			for i, p := range programs {
 				value, err := p.AppendIn(&fresh, nil)
 				if err != nil {
 					t.Fatal(err)
 				}
-				set = append(set, Entry{keys[i], value})
+				set = append(set, raw.Entry{Key: keys[i], Value: value})
 			}
-			want, err := AppendMap([]byte("before"), node, enc, set)
+			want, err := raw.AppendMap([]byte("before"), node, enc, set)
 			if err != nil {
 				t.Fatal(err)
 			}

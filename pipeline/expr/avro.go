@@ -13,8 +13,6 @@ import (
 // The readers in this file get bytes that a codec.Layout has accepted. An error
 // of a codec function means that the caller skipped the walk.
 
-var errBadBytes = errors.New("bytes do not match the schema")
-
 // An instant is a point in time, like a CEL timestamp without a zone.
 type instant struct {
 	sec  int64
@@ -151,107 +149,6 @@ func sameNode(a, b *codec.Node, above [][2]*codec.Node) bool {
 		})
 	}
 	return true
-}
-
-// skip returns the bytes after a value of type n.
-func skip(n *codec.Node, b []byte) ([]byte, error) {
-	size := 0
-	switch n.Kind {
-	case codec.Null:
-	case codec.Boolean:
-		size = 1
-	case codec.Float:
-		size = 4
-	case codec.Double:
-		size = 8
-	case codec.Fixed:
-		size = n.Size
-	case codec.Int, codec.Long, codec.Enum:
-		_, b, err := codec.ReadLong(b)
-		return b, err
-	case codec.String, codec.Bytes:
-		_, b, err := codec.ReadText(b)
-		return b, err
-	case codec.Union:
-		branch, b, err := codec.ReadLong(b)
-		if err != nil {
-			return nil, err
-		}
-		if branch < 0 || branch >= int64(len(n.Branches)) {
-			return nil, errBadBytes
-		}
-		return skip(n.Branches[branch], b)
-	case codec.Record:
-		var err error
-		for i := range n.Fields {
-			if b, err = skip(n.Fields[i].Type, b); err != nil {
-				return nil, err
-			}
-		}
-		return b, nil
-	case codec.Array, codec.Map:
-		it := items{node: n, rest: b}
-		for it.next() {
-		}
-		return it.rest, it.err
-	}
-	if len(b) < size {
-		return nil, errBadBytes
-	}
-	return b[size:], nil
-}
-
-// items iterates over the items of an array or the entries of a map.
-type items struct {
-	node  *codec.Node
-	rest  []byte // the unread bytes; after the end, the bytes after the array or map
-	left  int64  // items left in this block
-	start []byte // the whole item, or the entry with its key
-	key   []byte // of the entry
-	value []byte
-	err   error
-}
-
-func (it *items) next() bool {
-	if it.left == 0 && !it.block() {
-		return false
-	}
-	it.left--
-	all := it.rest
-	b := all
-	if it.node.Kind == codec.Map {
-		n, ok := shortText(b)
-		if ok {
-			it.key, b = b[1:n:n], b[n:]
-		} else if it.key, b, it.err = codec.ReadText(b); it.err != nil {
-			return false
-		}
-	}
-	var rest []byte
-	if n, ok := shortText(b); ok && it.node.Elem.Kind == codec.String {
-		rest = b[n:]
-	} else if rest, it.err = skip(it.node.Elem, b); it.err != nil {
-		return false
-	}
-	it.value, it.rest = b[:len(b)-len(rest)], rest
-	it.start = all[:len(all)-len(rest)]
-	return true
-}
-
-// block starts the next block. It returns false at the end.
-func (it *items) block() bool {
-	it.left, it.rest, it.err = codec.ReadBlock(it.rest)
-	return it.err == nil && it.left != 0
-}
-
-// shortText returns the size of the string at the start of b, including its
-// length prefix, if that prefix is a single byte.
-func shortText(b []byte) (size int, ok bool) {
-	if len(b) == 0 || b[0]&0x81 != 0 {
-		return 0, false
-	}
-	size = 1 + int(b[0]>>1)
-	return size, size <= len(b)
 }
 
 // appendUUID appends the text form of the 16 bytes of a UUID.

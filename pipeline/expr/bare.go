@@ -13,7 +13,10 @@ import (
 type Bare struct{ ID, Time, Key Source }
 
 // A BareType is a [Bare], compiled for one event type. It is used like a [Program].
-type BareType struct{ id, time, key *Program }
+type BareType struct {
+	id, time, key *Program
+	warnings      []Fault
+}
 
 // Compile compiles the expressions for one event type. Faults name the topic.
 func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
@@ -22,6 +25,7 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 	if err != nil {
 		return t, []Fault{{Source: b.ID, Type: schema.Name(), Msg: err.Error()}}
 	}
+	env = env.Knowing(nil)
 	var faults []Fault
 	for _, e := range []struct {
 		src  Source
@@ -36,12 +40,16 @@ func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 		if e.src == (Source{}) {
 			continue
 		}
-		p, err := env.Compile(e.src.Text, Value(e.node, e.name, topic))
-		faults = append(faults, PlaceErrors(e.src, schema.Name(), err)...)
+		p, more := env.CompileAt(e.src, schema.Name(), Value(e.node, e.name, topic))
+		faults = append(faults, more...)
 		*e.to = p
 	}
+	t.warnings = env.Warnings()
 	return t, faults
 }
+
+// Warnings returns what the expressions do that probably is a mistake.
+func (t *BareType) Warnings() []Fault { return t.warnings }
 
 // Paths returns the fields that the expressions read.
 func (t *BareType) Paths() (paths [][]string) {

@@ -6,6 +6,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/raw"
 )
 
 const orderBody = `{"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","timestamp":"1997-01-01T00:00:00.050Z","version":1,"metadata":{"source":"cdnow","region":"eu"},` +
@@ -110,7 +111,7 @@ func dataOf(t testing.TB, body []byte) []byte {
 	s := schemaNamed(t, "OrderCreated")
 	for i := range s.Root().Fields {
 		f := &s.Root().Fields[i]
-		rest, err := skip(f.Type, body)
+		rest, err := raw.Skip(f.Type, body)
 		if err != nil {
 			t.Fatal(err)
 		}

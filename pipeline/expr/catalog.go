@@ -7,6 +7,7 @@ import (
 	"cel.dev/cel-go/common/decls"
 
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/wording"
 )
 
 // A Function is the documentation of one function.
@@ -50,7 +51,7 @@ func signature(name string, o *decls.OverloadDecl) string {
 	for _, a := range o.ArgTypes() {
 		args = append(args, strings.ReplaceAll(celWord(a), "value of any type", "value"))
 	}
-	name = publicName(name)
+	name = wording.Function(name)
 	if !o.IsMemberFunction() {
 		return fmt.Sprintf("%s(%s)", name, strings.Join(args, ", "))
 	}
@@ -59,9 +60,4 @@ func signature(name string, o *decls.OverloadDecl) string {
 		target = target[:strings.IndexByte(target, ' ')] // list, map
 	}
 	return fmt.Sprintf("%s.%s(%s)", target, name, strings.Join(args[1:], ", "))
-}
-
-// publicName returns the name of the macro that calls an internal function.
-func publicName(name string) string {
-	return strings.Replace(strings.Replace(name, "math.@max", "math.greatest", 1), "math.@min", "math.least", 1)
 }

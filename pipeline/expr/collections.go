@@ -11,6 +11,7 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/raw"
 )
 
 // This file compiles lists, maps and records as results. CEL cannot construct
@@ -290,12 +291,12 @@ func (c *compiler) listAppender(e celast.Expr, n *codec.Node) (enc appender, fix
 		for i := range list {
 			count += list[i].count
 			if f := list[i].array; f != nil {
-				it := items{node: n, rest: f.get(s)}
-				for it.next() {
+				it := raw.ItemsOf(n, f.get(s))
+				for it.Next() {
 					count++
 				}
-				if it.err != nil {
-					return dst, it.err
+				if it.Err != nil {
+					return dst, it.Err
 				}
 			}
 		}
@@ -305,9 +306,9 @@ func (c *compiler) listAppender(e celast.Expr, n *codec.Node) (enc appender, fix
 		dst = codec.AppendLong(dst, count)
 		for i := range list {
 			if f := list[i].array; f != nil {
-				it := items{node: n, rest: f.get(s)}
-				for it.next() {
-					dst = append(dst, it.start...)
+				it := raw.ItemsOf(n, f.get(s))
+				for it.Next() {
+					dst = append(dst, it.Whole...)
 				}
 				continue
 			}

@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/wording"
 )
 
 // decimalKind is the kind of decimals. No other type of an expression has it.
@@ -247,27 +248,29 @@ func (r *resolver) widenAll(e celast.Expr, checked *cel.Ast, issues *cel.Issues)
 func argTypes(signature string) []string {
 	target, list, member := strings.Cut(strings.TrimSuffix(signature, ")"), ".(")
 	if !member {
-		return splitTop(strings.TrimPrefix(target, "("))
+		return wording.Split(strings.TrimPrefix(target, "("))
 	}
-	return append([]string{target}, splitTop(list)...)
+	return append([]string{target}, wording.Split(list)...)
 }
 
-// widen wraps an int, or the ints of a list that is written out. t is the type of e
-// in CEL's format.
+// widen wraps an int, or the ints of a list or a map that is written out. t is the type
+// of e in CEL's format.
 func (r *resolver) widen(e celast.Expr, t string) (changed bool) {
 	switch t {
 	case "int", "wrapper(int)":
 		r.wrap(e, library.Widen)
 		return true
-	case "list(int)", "list(wrapper(int))":
+	case "list(int)", "list(wrapper(int))", "map(string, int)", "map(string, wrapper(int))":
 	default:
 		return false
 	}
+	var parts []celast.Expr
 	switch e.Kind() {
 	case celast.ListKind:
-		for _, item := range e.AsList().Elements() {
-			r.wrap(item, library.Widen)
-			changed = true
+		parts = e.AsList().Elements()
+	case celast.MapKind:
+		for _, entry := range e.AsMap().Entries() {
+			parts = append(parts, entry.AsMapEntry().Value())
 		}
 	case celast.CallKind:
 		args := e.AsCall().Args()
@@ -280,7 +283,10 @@ func (r *resolver) widen(e celast.Expr, t string) (changed bool) {
 			return r.widen(args[1], t) || first
 		}
 	}
-	return changed
+	for _, part := range parts {
+		r.wrap(part, library.Widen)
+	}
+	return len(parts) > 0
 }
 
 // wrap replaces e by a call of the function with e.
@@ -339,7 +345,7 @@ func (c *compiler) constantRounding(scale, mode celast.Expr) {
 	}
 	if name, ok := constantOf[types.String](mode); ok {
 		if _, _, err := library.Rounding(0, string(name)); err != nil {
-			c.fail(c.leftmost(mode), nearest(string(name), decimal.Modes), "%v", err)
+			c.fail(c.leftmost(mode), wording.Nearest(string(name), decimal.Modes), "%v", err)
 		}
 	}
 }
@@ -397,6 +403,9 @@ func (r *resolver) mixHint(call int64, function, signature string) string {
 	}
 	if function == operators.Divide {
 		return "write x.div(y, 2, 'half_up'): the scale of the result, and how to round: " + strings.Join(decimal.Modes, ", ")
+	}
+	if mode := map[string]string{"math.round": "half_up", "math.ceil": "ceiling", "math.floor": "floor", "math.trunc": "down"}[function]; mode != "" {
+		return fmt.Sprintf("write x.round(0, '%s')", mode)
 	}
 	given := argTypes(signature)
 	at := slices.IndexFunc(given, func(t string) bool { return strings.Contains(t, "double") })

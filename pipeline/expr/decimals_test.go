@@ -35,6 +35,9 @@ func TestMixingADecimalWithADoubleIsAFaultThatShowsTheRewrite(t *testing.T) {
 		"dec.round(2) > dec":                     "round cannot be called on a decimal with (int); use decimal.round(int, string)",
 		"dec.round(2, 'half_upp') > dec":         `unknown rounding mode "half_upp": use half_up, half_even, half_down, up, down, ceiling, floor; did you mean "half_up"?`,
 		"dec.div(3, 1001, 'up') > dec":           "the scale 1001 is not from 0 to 1000",
+		"round(dec) > dec":                       "there is no function round; write math.round(x) for a double, x.round(2, 'half_up') for a decimal",
+		"math.round(dec) > dec":                  "math.round does not accept (decimal); write x.round(0, 'half_up')",
+		"sum([dec]) > dec":                       "there is no function sum; write x.sum(...), not sum(x, ...)",
 		"dec.round(-1, 'up') > dec":              "the scale -1 is not from 0 to 1000",
 		"decimal(b) > dec":                       "decimal does not accept (bool); use decimal(decimal) or decimal(int) or decimal(string) or decimal(double)",
 		"d.round(2, 'up') > dec":                 "round cannot be called on a double with (int, string); use decimal.round(int, string)",
@@ -253,6 +256,84 @@ func TestUsesDecimals(t *testing.T) {
 		}
 		if got := p.UsesDecimals(); got != want {
 			t.Errorf("%s uses decimals: %v, want %v", src, got, want)
+		}
+	}
+}
+
+func TestANullableDecimalIsAWarningWithAGuard(t *testing.T) {
+	s := parse(t, everything)
+	env := newEnv(t, Root{Schema: s})
+	for src, want := range map[string]string{
+		"ndec > 5":                            "ndec can be null, and then this fails; write ndec != null && ndec > 5",
+		"1 + ndec == dec":                     "ndec can be null, and then this fails; write ndec != null && 1 + ndec == dec",
+		"ndec == 5":                           "",
+		"ndec != null && ndec > nl":           "nl can be null, and then this fails; write ndec != null && nl != null && ndec > nl",
+		"(ndec != null ? ndec : 0) + 1 > dec": "",
+	} {
+		p, err := env.Compile(src, Condition("a filter"))
+		if err != nil {
+			t.Fatalf("%s: %v", src, err)
+		}
+		got := ""
+		if w := p.Warnings(); len(w) > 0 {
+			got = w[0].Error()
+		}
+		if got != want {
+			t.Errorf("%s:\n got %s\nwant %s", src, got, want)
+		}
+	}
+	if _, err := env.Compile("ndec * 2", Value(s.Root().Field("dec").Type, "dec", "R")); err != nil {
+		t.Error(err)
+	}
+	two := parse(t, `{"type":"record","name":"L","fields":[{"name":"list","type":{"type":"array","items":["null",{"type":"bytes","logicalType":"decimal","precision":9,"scale":2}]}}]}`)
+	if _, err := newEnv(t, Root{Schema: two}).Compile("list[0]", Value(s.Root().Field("dec").Type, "dec", "R")); err == nil || !strings.Contains(err.Error(), "can be null") {
+		t.Errorf("a nullable item of a list as a decimal: %v", err)
+	}
+}
+
+func TestIntsMixWithDecimalsWhereverValuesMeet(t *testing.T) {
+	s := parse(t, `{"type":"record","name":"R","fields":[
+		{"name":"d","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},
+		{"name":"n","type":"long"},
+		{"name":"nn","type":["null","long"]},
+		{"name":"b","type":"boolean"},
+		{"name":"u","type":["null","string","long",{"type":"fixed","name":"F","size":4,"logicalType":"decimal","precision":8,"scale":2}]},
+		{"name":"m","type":{"type":"map","values":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}}},
+		{"name":"list","type":{"type":"array","items":{"type":"record","name":"I","fields":[
+			{"name":"d","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},{"name":"n","type":"int"}]}}}]}`)
+	env := newEnv(t, Root{Schema: s})
+	v := view(t, s, encodeJSON(t, s, `{"d":"2.50","n":3,"nn":null,"b":true,"u":{"long":3},"m":{"a":"3.00"},"list":[{"d":"7.00","n":2},{"d":"-1.5","n":4}]}`))
+	for src, want := range map[string]bool{
+		"n * d == decimal('7.5') && d * n == decimal('7.50')":                         true,
+		"(b ? 1 : (n > 5 ? d : 2)) < d":                                               true,
+		"list.map(x, x.n > 2 ? x.d : 0).sum() == decimal('-1.5')":                     true,
+		"list.map(x, x.d * x.n).sum() == 8":                                           true,
+		"list.sortBy(x, x.d)[0].n == 4 && list.sortBy(x, -x.d)[0].n == 2":             true,
+		"list.sortBy(x, x.d * 0 + x.n)[0].n == 2":                                     true,
+		"math.greatest(list.map(x, x.d)) == 7 && math.least(n, d, 1) == 1":            true,
+		"7 in list.map(x, x.d) && !(8 in list.map(x, x.d)) && n in [d, decimal('3')]": true,
+		"[d, n] == [decimal('2.5'), 3] && [d] != [1] && [1, 2] != [d]":                true,
+		"m == {'a': 3} && m.with('b', 1) == {'a': 3, 'b': 1}":                         true,
+		"sets.contains([d, 3], [n]) && sets.intersects([n], [d, 3])":                  true,
+		"u == decimal(3) && d < u && u + d == decimal('5.5') && u == n":               true,
+		"d == nn || nn == d": false,
+		"[d, d + 0, decimal('2.500')].distinct().size() == 1":    true,
+		"list.exists(x, x.d in [7, 8]) && list.all(x, x.d != n)": true,
+		"'%s and %s'.format([d, [d]]) == '2.50 and [2.50]'":      true,
+		"list[0] == list[0] && list[0] != list[1]":               true,
+		"dyn(d) == d && dyn(d) > 2 && type(d) == type(-d)":       true,
+		"[].sum() == 0 && [1].sum() == 1 && [1.5].sum() == 1.5":  true,
+	} {
+		for _, fast := range []bool{true, false} {
+			p, err := env.compile(src, Condition("a filter"), fast)
+			if err != nil {
+				t.Errorf("%s: %v", src, err)
+				break
+			}
+			bind(p, s)
+			if got, err := p.Bool(v); err != nil || got != want {
+				t.Errorf("%s = %v, %v; want %v (closures: %v)", src, got, err, want, fast)
+			}
 		}
 	}
 }

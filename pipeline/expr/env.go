@@ -24,9 +24,10 @@ const (
 )
 
 // Names that the resolver inserts for fields, null, now() and invalid parts. No
-// source text can contain them.
+// source text can contain them. CEL uses names with @ itself, such as @result for the
+// accumulator of a macro, so the names of fields have another mark.
 const (
-	fieldMark = "@"
+	fieldMark = "$"
 	nullName  = "@null"
 	nowName   = "@now"
 	badName   = "@bad"
@@ -40,6 +41,12 @@ type Env struct {
 	// have no now(). A fold needs that, because it depends on the log alone.
 	Clock func() time.Time
 
+	// Known holds what is known about the event before an expression is evaluated,
+	// such as the conditions of earlier stages.
+	Known Facts
+
+	warnings *[]Fault // nil: not collected
+
 	roots   []Root
 	cel     *cel.Env
 	records *records
@@ -50,16 +57,18 @@ type Env struct {
 
 // A leaf is a field that is not a record.
 type leaf struct {
-	path  string   // with the name of the root
+	path  string   // as an expression names it: with the name of the root
 	rel   []string // the path within the record of the root
 	view  int
 	node  *codec.Node
 	known *string // the value, if it is the same in every event
+
+	record string // the name of the root's record, if known is set
 }
 
 // NewEnv returns an environment over the fields of the roots. Roots without a
-// name share the top level: only the fields of the first can be set, and no two
-// may have a field of the same name.
+// name share the top level: the first is the event. Only its fields can be set, and
+// the other roots hide fields of the same name (see [Root]).
 func NewEnv(roots ...Root) (*Env, error) {
 	base, err := types.NewRegistry()
 	if err != nil {
@@ -77,6 +86,8 @@ func NewEnv(roots ...Root) (*Env, error) {
 		cel.CustomTypeProvider(e.records),
 		cel.CrossTypeNumericComparisons(true),
 		cel.EnableIdentifierEscapeSyntax(),
+		cel.EnableMacroCallTracking(),         // for hints that show a macro as it is written
+		cel.EnableHiddenAccumulatorName(true), // a field may be named __result__
 		cel.DefaultUTCTimeZone(true),
 		cel.ParserRecursionLimit(maxDepth),
 		cel.ParserExpressionSizeLimit(maxRunes),
@@ -92,12 +103,12 @@ func NewEnv(roots ...Root) (*Env, error) {
 		cel.Function(isNull, cel.Overload("is_null_any", []*cel.Type{cel.TypeParamType("A")}, cel.BoolType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(v == types.NullValue) }))),
 	}...)
-	top := map[string]string{} // the names at top level, with the schema of each
-	for _, r := range roots {
+	top := map[string]string{} // the names at top level beside the event, with the schema of each
+	for i, r := range roots {
 		if r.Schema.Root().Kind != codec.Record {
 			return nil, fmt.Errorf("schema %s is not a record", r.Schema.Name())
 		}
-		if r.Name == "" {
+		if r.Name == "" && i > 0 {
 			for _, name := range fieldNames(r.Schema.Root()) {
 				if of, twice := top[name]; twice {
 					return nil, fmt.Errorf("field %s is in both %s and %s", name, of, r.Schema.Name())
@@ -140,12 +151,10 @@ func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 			}
 			continue
 		}
-		l := &leaf{path: strings.Join(rel, "."), rel: rel, view: r.View, node: f.Type}
-		if known, ok := r.Consts[l.path]; ok {
-			l.known = &known
-		}
-		if r.Name != "" {
-			l.path = r.Name + "." + l.path
+		path := strings.Join(rel, ".")
+		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type}
+		if known, ok := r.Consts[path]; ok {
+			l.known, l.record = &known, r.Schema.Name()
 		}
 		e.leaves[l.path] = l
 	}

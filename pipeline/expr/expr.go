@@ -27,7 +27,7 @@
 //	bytes, fixed                             bytes
 //	date, timestamp-*, local-timestamp-*     timestamp (local ones as if they were UTC)
 //	time-*                                   duration since midnight
-//	decimal                                  double: keeps about 16 digits
+//	decimal                                  decimal: exact; mixes with int, not with double
 //	array, map                               list, map with string keys
 //	null or T                                T that may be null
 //	any other union                          dyn: checked at run time
@@ -93,7 +93,17 @@ type Error struct {
 	Offset int
 	Msg    string
 	Hint   string
+	Rule   Rule // of a warning
 }
+
+// A Rule is the kind of a warning.
+type Rule string
+
+// The rules of warnings.
+const (
+	RuleNull Rule = "maybe-null"  // a value can be null, or a map can lack an entry, and then the expression fails
+	RuleName Rule = "hidden-name" // a name is not the field of the event that it seems to be
+)
 
 func (e *Error) Error() string {
 	if e.Hint == "" {
@@ -130,6 +140,7 @@ type Fault struct {
 	Offset int
 	Msg    string
 	Hint   string
+	Rule   Rule // of a warning
 }
 
 func (f Fault) Error() string {
@@ -155,7 +166,7 @@ func PlaceErrors(src Source, eventType string, err error) []Fault {
 	}
 	faults := make([]Fault, len(list))
 	for i, e := range list {
-		faults[i] = Fault{Source: src, Type: eventType, Offset: e.Offset, Msg: e.Msg, Hint: e.Hint}
+		faults[i] = Fault{Source: src, Type: eventType, Offset: e.Offset, Msg: e.Msg, Hint: e.Hint, Rule: e.Rule}
 	}
 	return faults
 }
@@ -180,12 +191,21 @@ func Value(n *codec.Node, field, record string) Want { return Want{node: n, fiel
 // A Root is a record whose fields an expression may name.
 type Root struct {
 	// Name is the prefix of the fields ("state"); "" puts them at top level,
-	// together with the fields of other roots without a name.
+	// together with the fields of other roots without a name. The first root without
+	// a name is the event: event.NAME is always its field NAME. Names of other roots,
+	// and their fields at top level, hide the fields of the event.
 	Name   string
 	Schema *codec.Schema
 	// View is the index of the view that holds the record in an evaluation.
 	View int
 	// Consts maps dotted paths of string fields to their value, if it is the same
-	// in every event. These fields are not read.
+	// in every event. event.PATH reads such a field; PATH alone does not. A program
+	// that relies on the value checks it, and rejects an event that has another one
+	// ([Program.Test]).
 	Consts map[string]string
+	// Later holds names that a later release gives another meaning here. Their use
+	// without "event." is a warning.
+	Later []string
+	// NoEvent means that the root is not an event, so there is no name event.
+	NoEvent bool
 }

@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/raw"
 )
 
 // fn computes one value. It returns errNull where the CEL value is null. A
@@ -260,7 +261,7 @@ func readSymbol(names []string, src fn[[]byte]) fn[[]byte] {
 	return then(src, func(b []byte) ([]byte, error) {
 		v, _, err := codec.ReadLong(b)
 		if err == nil && (v < 0 || v >= int64(len(symbols))) {
-			err = errBadBytes
+			err = raw.ErrBytes
 		}
 		if err != nil {
 			return nil, err
@@ -658,7 +659,7 @@ func (c *compiler) in(left, right celast.Expr) (operand, bool) {
 			if err != nil {
 				return false, err
 			}
-			_, found, err := lookup(l.node, f.get(s), k)
+			_, found, err := raw.Lookup(l.node, f.get(s), k)
 			return found, err
 		}}, true
 	}
@@ -725,7 +726,7 @@ func (c *compiler) entry(m celast.Expr, key operand, test bool) (operand, bool) 
 			if err != nil {
 				return false, err
 			}
-			_, found, err := lookup(l.node, f.get(s), key)
+			_, found, err := raw.Lookup(l.node, f.get(s), key)
 			return found, err
 		}}, true
 	}
@@ -733,7 +734,7 @@ func (c *compiler) entry(m celast.Expr, key operand, test bool) (operand, bool) 
 		name, _ := k(&Scope{})
 		absent := &missing{l.path, string(name)}
 		return fieldOperand(l.node.Elem, func(s *Scope) ([]byte, error) {
-			v, found, err := lookup(l.node, f.get(s), name)
+			v, found, err := raw.Lookup(l.node, f.get(s), name)
 			if err == nil && !found {
 				err = absent
 			}
@@ -745,7 +746,7 @@ func (c *compiler) entry(m celast.Expr, key operand, test bool) (operand, bool) 
 		if err != nil {
 			return nil, err
 		}
-		v, found, err := lookup(l.node, f.get(s), key)
+		v, found, err := raw.Lookup(l.node, f.get(s), key)
 		if err == nil && !found {
 			err = &missing{l.path, string(key)}
 		}
@@ -767,11 +768,11 @@ func (c *compiler) sizeOfList(e celast.Expr) (operand, bool) {
 	f := c.fields[l.path]
 	return operand{kind: types.IntKind, i: func(s *Scope) (int64, error) {
 		n := int64(0)
-		it := items{node: l.node, rest: f.get(s)}
-		for it.next() {
+		it := raw.ItemsOf(l.node, f.get(s))
+		for it.Next() {
 			n++
 		}
-		return n, it.err
+		return n, it.Err
 	}}, true
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/raw"
 )
 
 func parse(t testing.TB, text string) *codec.Schema {
@@ -51,7 +52,7 @@ func view(t interface {
 		}
 		start := len(body) - len(rest)
 		var err error
-		if rest, err = skip(n, rest); err != nil {
+		if rest, err = raw.Skip(n, rest); err != nil {
 			t.Fatal(err)
 		}
 		spans = append(spans, pipeline.Span{Start: start, End: len(body) - len(rest)})

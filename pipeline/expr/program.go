@@ -17,16 +17,23 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/escape"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/nulls"
+	"millrace/pipeline/expr/wording"
 )
 
 // A Program is a compiled expression. Bind it once; after that it is immutable and
 // safe for concurrent use. Each goroutine needs its own Scope.
 type Program struct {
-	text  string
-	node  *codec.Node // the type of the result; nil for a bool
-	refs  []*field
-	clock func() time.Time // nil if the expression has no now()
+	text      string
+	node      *codec.Node // the type of the result; nil for a bool
+	refs      []*field
+	guards    []guard
+	warns     Errors
+	ensures   [2]facts // of a condition: what holds if it is false, and if it is true
+	neverNull bool
+	clock     func() time.Time // nil if the expression has no now()
 
 	decimals bool // it computes or compares decimals
 
@@ -92,6 +99,11 @@ func (p *Program) Paths(view int) [][]string {
 			paths = append(paths, f.rel)
 		}
 	}
+	for i := range p.guards {
+		if p.guards[i].view == view {
+			paths = append(paths, p.guards[i].rel)
+		}
+	}
 	return paths
 }
 
@@ -99,7 +111,11 @@ func (p *Program) Paths(view int) [][]string {
 // it once, before the first evaluation. A program that reads no field needs no
 // Bind.
 func (p *Program) Bind(layouts ...*codec.Layout) error {
-	for _, f := range p.refs {
+	fields := slices.Clone(p.refs)
+	for i := range p.guards {
+		fields = append(fields, &p.guards[i].field)
+	}
+	for _, f := range fields {
 		f.slot = -1
 		if f.view < len(layouts) && layouts[f.view] != nil {
 			f.slot = layouts[f.view].Slot(f.rel...)
@@ -129,8 +145,14 @@ func (p *Program) Const() (value, ok bool) {
 }
 
 // Fixed returns the encoding of a value that is the same for every event, else
-// nil. The caller must not change it.
-func (p *Program) Fixed() []byte { return p.fixed }
+// nil. The caller must not change it. A program that checks the event first has no
+// fixed value.
+func (p *Program) Fixed() []byte {
+	if len(p.guards) > 0 {
+		return nil
+	}
+	return p.fixed
+}
 
 // Bool evaluates a condition over the views. An error is a
 // [pipeline.RejectError] with [pipeline.ReasonExpression].
@@ -162,6 +184,11 @@ func (p *Program) scope(views []*pipeline.View) *Scope {
 
 // Test is [Program.Bool] with a scope of the caller.
 func (p *Program) Test(s *Scope) (bool, error) {
+	for i := range p.guards {
+		if err := p.guards[i].check(s); err != nil {
+			return false, err
+		}
+	}
 	if p.known != nil {
 		return *p.known, nil
 	}
@@ -188,6 +215,11 @@ func (p *Program) Test(s *Scope) (bool, error) {
 
 // AppendIn is [Program.Append] with a scope of the caller.
 func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
+	for i := range p.guards {
+		if err := p.guards[i].check(s); err != nil {
+			return dst, err
+		}
+	}
 	if p.fixed != nil {
 		return append(dst, p.fixed...), nil
 	}
@@ -289,17 +321,24 @@ func (e *Env) compile(src string, want Want, fast bool) (*Program, error) {
 			}
 		}
 	}
+	c.conclude(p)
+	p.guards = c.guards() // last: constants are computed without an event
 	return p, nil
 }
 
 // check parses, resolves and type-checks an expression, and checks that its result
 // fits want.
 func (e *Env) check(src string, want Want) (*compiler, error) {
-	parsed, issues := e.cel.Parse(src)
+	masked, words := escape.Mask(src)
+	parsed, issues := e.cel.Parse(masked)
 	if issues.Err() != nil {
-		return nil, syntax(src, issues)
+		at, what, hint := wording.Syntax(src, words, issues.Errors(), maxRunes, maxDepth)
+		return nil, Errors{{Offset: at, Msg: what, Hint: hint}}
 	}
 	r := newResolver(e, src, parsed.NativeRep())
+	escape.Unmask(parsed.NativeRep().Expr(), words, func(macro celast.Expr, word string) {
+		r.fail(r.offset(macro.ID()), "", "%s is a reserved word", word)
+	})
 	r.text = want.node != nil && kindOf(inner(want.node)) == types.StringKind
 	r.walk(parsed.NativeRep().Expr())
 	if want.node != nil {
@@ -316,10 +355,15 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	c := &compiler{env: e, ast: ast, resolver: r, want: want, fields: map[string]*field{}}
 	c.symbols(ast.Expr())
 	c.decimals(ast.Expr())
-	c.fit(ast.Expr(), place{want.node, want.field, want.of}, nil)
+	c.nulls = c.checker()
+	c.findings = c.nulls.Check(want.node, e.Known)
+	c.fit(ast.Expr(), place{want.node, want.field, want.of}, e.Known)
 	c.tagged(ast.Expr())
 	if len(r.errs) > 0 {
 		return nil, sorted(r.errs)
+	}
+	if len(c.findings) > 0 {
+		c.warnOfNull(e.parsedAgain(src))
 	}
 	return c, nil
 }
@@ -436,6 +480,9 @@ type compiler struct {
 	ast    *celast.AST
 	want   Want
 	fields map[string]*field // the fields of the program, by path
+
+	nulls    *nulls.Checker
+	findings []nulls.Finding
 }
 
 // always returns the error for a constant expression that fails.
@@ -457,15 +504,12 @@ func (c *compiler) leftmost(e celast.Expr) int {
 		if o, ok := c.info.GetOffsetRange(x.ID()); ok {
 			at = min(at, int(o.Start))
 		}
-		if x.Kind() == celast.CallKind && !x.AsCall().IsMemberFunction() && operatorSigns[x.AsCall().FunctionName()] == "" {
+		if x.Kind() == celast.CallKind && !x.AsCall().IsMemberFunction() && wording.Sign(x.AsCall().FunctionName()) == "" {
 			at = min(at, c.callOffset(x, x.AsCall().FunctionName()))
 		}
 	}))
 	return at
 }
-
-// facts holds the identifiers of nullable fields that are known not to be null.
-type facts map[string]bool
 
 // symbols reports comparisons of an enum with a string that is not one of its
 // symbols.
@@ -511,8 +555,8 @@ type place struct {
 // the fields that are not null where e is evaluated.
 func (c *compiler) fit(e celast.Expr, to place, known facts) {
 	if cond, yes, no, ok := ternary(e); ok {
-		c.fit(yes, to, c.learn(known, cond, true))
-		c.fit(no, to, c.learn(known, cond, false))
+		c.fit(yes, to, c.nulls.Learn(known, cond, true))
+		c.fit(no, to, c.nulls.Learn(known, cond, false))
 		return
 	}
 	if to.node != nil {
@@ -535,7 +579,7 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 		}
 	}
 	t := c.ast.GetType(e.ID())
-	null := !c.want.lenient && c.mayBeNull(e, known)
+	null := c.canBeNull(e, known)
 	nullOnly := isIdent(e, nullName) || t.Kind() == types.NullTypeKind
 	if to.node == nil {
 		switch {
@@ -645,10 +689,10 @@ func (c *compiler) holds(n *codec.Node, t *types.Type) bool {
 	return false
 }
 
-// mayBeNull reports whether e can return null, as far as its types show.
-func (c *compiler) mayBeNull(e celast.Expr, known facts) bool {
-	if cond, yes, no, ok := ternary(e); ok {
-		return c.mayBeNull(yes, c.learn(known, cond, true)) || c.mayBeNull(no, c.learn(known, cond, false))
+// mayBeNull reports whether e is of a type that can be null.
+func (c *compiler) mayBeNull(e celast.Expr) bool {
+	if _, yes, no, ok := ternary(e); ok {
+		return c.mayBeNull(yes) || c.mayBeNull(no)
 	}
 	switch e.Kind() {
 	case celast.IdentKind:
@@ -657,14 +701,14 @@ func (c *compiler) mayBeNull(e celast.Expr, known facts) bool {
 		}
 		if l := c.leafOf(e); l != nil {
 			_, _, _, nullable := l.node.Nullable()
-			return nullable && !known[e.AsIdent()]
+			return nullable
 		}
-		return c.ast.GetType(e.ID()).Kind() != types.DynKind && c.ast.GetType(e.ID()).IsAssignableType(types.NullType)
+		return c.isWrapper(e)
 	case celast.SelectKind:
 		return !e.AsSelect().IsTestOnly() && c.isWrapper(e)
 	case celast.CallKind:
 		if e.AsCall().FunctionName() == library.Widen {
-			return c.mayBeNull(e.AsCall().Args()[0], known)
+			return c.mayBeNull(e.AsCall().Args()[0])
 		}
 		return e.AsCall().FunctionName() == operators.Index && c.isWrapper(e)
 	}
@@ -673,28 +717,5 @@ func (c *compiler) mayBeNull(e celast.Expr, known facts) bool {
 
 func (c *compiler) isWrapper(e celast.Expr) bool {
 	t := c.ast.GetType(e.ID())
-	return t.Kind() != types.DynKind && t.IsAssignableType(types.NullType)
-}
-
-// learn returns the facts that hold if the value of cond is outcome.
-func (c *compiler) learn(known facts, cond celast.Expr, outcome bool) facts {
-	if cond.Kind() != celast.CallKind {
-		return known
-	}
-	args := cond.AsCall().Args()
-	switch name := cond.AsCall().FunctionName(); {
-	case name == operators.LogicalNot:
-		return c.learn(known, args[0], !outcome)
-	case name == operators.LogicalAnd && outcome, name == operators.LogicalOr && !outcome:
-		for _, arg := range args {
-			known = c.learn(known, arg, outcome)
-		}
-	case name == isNull && !outcome && args[0].Kind() == celast.IdentKind:
-		more := facts{args[0].AsIdent(): true}
-		for k := range known {
-			more[k] = true
-		}
-		return more
-	}
-	return known
+	return t.Kind() == decimalKind || t.Kind() != types.DynKind && t.IsAssignableType(types.NullType) // a decimal has no nullable type
 }

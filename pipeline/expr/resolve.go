@@ -1,8 +1,8 @@
 package expr
 
 import (
+	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 
@@ -11,7 +11,10 @@ import (
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/parser"
 
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/escape"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/wording"
 )
 
 // A resolver rewrites an expression between parsing and type-checking. It
@@ -31,6 +34,8 @@ type resolver struct {
 	expr   celast.Expr // the whole expression
 	text   bool        // the result may be a string
 	errs   Errors
+	warns  Errors
+	relied []*leaf        // the fields of known value that the expression relies on
 	locals []string       // variables of the enclosing macros, innermost last
 	known  map[int64]bool // ids of literals that come from fields of known value
 }
@@ -125,7 +130,7 @@ func (r *resolver) path(e celast.Expr) {
 		return
 	}
 	name := strings.TrimPrefix(base.AsIdent(), ".")
-	if slices.Contains(r.locals, name) || strings.HasPrefix(name, fieldMark) {
+	if slices.Contains(r.locals, name) || strings.HasPrefix(name, fieldMark) || strings.HasPrefix(name, "@") {
 		return
 	}
 	slices.Reverse(chain) // now from the base to e
@@ -137,12 +142,12 @@ func (r *resolver) path(e celast.Expr) {
 		}
 		return // unknown, or the name of a CEL type
 	}
-	record := root.Schema.Root()
-	steps := chain
+	r.hidden(base, name, root, chain)
+	steps, full := chain, name
 	if at != "" { // the base is a field at top level
-		steps = append([]celast.Expr{base}, chain...)
+		steps, full = append([]celast.Expr{base}, chain...), ""
 	}
-	full, rel := root.Name, ""
+	record, rel := root.Schema.Root(), ""
 	for i, step := range steps {
 		field := name
 		if step != base {
@@ -152,35 +157,48 @@ func (r *resolver) path(e celast.Expr) {
 		full = join(full, field)
 		f := record.Field(field)
 		if f == nil {
-			r.fail(r.fieldOffset(step), nearest(field, fieldNames(record)), "%s has no field %s", root.Schema.Name(), rel)
+			hint := nearest(field, fieldNames(record))
+			if hidden := r.env.hiddenField(name, root); hidden != nil && hasMember(hidden, field) {
+				hint = fmt.Sprintf("%s is %s here; for the field %s of the event, write event.%s", name, r.env.meaning(root), name, join(name, rel))
+			}
+			r.fail(r.fieldOffset(step), hint, "%s has no field %s", root.Schema.Name(), rel)
 			r.bad(e)
 			return
 		}
-		if l := r.env.leaves[full]; l != nil {
-			r.leaf(step, l)
+		if l := r.env.leaves[r.env.pathOf(root, rel)]; l != nil {
+			r.leaf(step, l, name == eventName)
 			r.rest(e, steps[i+1:], l)
 			return
 		}
 		record = f.Type
 	}
+	r.wholeRecord(e, base, name, full, root, record)
+}
+
+// wholeRecord reports a path that ends at a record.
+func (r *resolver) wholeRecord(e, base celast.Expr, name, full string, root *Root, record *codec.Node) {
 	names := fieldNames(record)
 	for i := range names {
 		names[i] = join(full, names[i])
 	}
-	if full == "" {
-		full = root.Schema.Name()
+	hint := "name a field: " + listed(names, 4)
+	if r.env.hiddenField(name, root) != nil && full == name {
+		hint = fmt.Sprintf("for the field %s of the event, write event.%s", name, name)
 	}
-	r.fail(r.offset(base.ID()), "name a field: "+listed(names, 4), "%s is a whole record (%s), not a value", full, record.Name)
+	r.fail(r.offset(base.ID()), hint, "%s is a whole record (%s), not a value", full, record.Name)
 	r.bad(e)
 }
 
 // root returns the root that a name refers to. field is the name if it is a field
 // at top level, and "" if it is the name of the root.
 func (r *resolver) root(name string) (_ *Root, field string) {
+	if event := r.env.event(); event != nil && name == eventName {
+		return event, ""
+	}
 	var top *Root
 	for i := range r.env.roots {
 		root := &r.env.roots[i]
-		if root.Name == name {
+		if root.Name == name && name != "" {
 			return root, ""
 		}
 		if root.Name == "" && root.Schema.Root().Field(name) != nil {
@@ -194,8 +212,8 @@ func (r *resolver) root(name string) (_ *Root, field string) {
 }
 
 // leaf replaces the expression by the identifier of the field, or by its value if
-// that is known.
-func (r *resolver) leaf(e celast.Expr, l *leaf) {
+// that is known and read is not set.
+func (r *resolver) leaf(e celast.Expr, l *leaf, read bool) {
 	if e.Kind() == celast.SelectKind && e.AsSelect().IsTestOnly() { // has(data.email)
 		if _, _, _, nullable := l.node.Nullable(); !nullable {
 			e.SetKindCase(r.make.NewLiteral(e.ID(), types.True))
@@ -206,7 +224,10 @@ func (r *resolver) leaf(e celast.Expr, l *leaf) {
 		e.SetKindCase(r.make.NewCall(e.ID(), operators.LogicalNot, r.make.NewCall(id, isNull, field)))
 		return
 	}
-	if l.known != nil {
+	if l.known != nil && !read {
+		if !slices.Contains(r.relied, l) {
+			r.relied = append(r.relied, l)
+		}
 		e.SetKindCase(r.make.NewLiteral(e.ID(), types.String(*l.known)))
 		r.known[e.ID()] = true
 		return
@@ -238,7 +259,7 @@ func (r *resolver) rest(e celast.Expr, steps []celast.Expr, l *leaf) {
 		r.fail(r.fieldOffset(steps[0]), fmt.Sprintf("use one item, %s[0], or a macro, %s.exists(x, ...)", l.path, l.path),
 			"%s is a list, which has no fields", l.path)
 	default:
-		r.fail(r.fieldOffset(steps[0]), "", "%s is %s, which has no fields", l.path, article(celWord(r.env.records.celType(n))))
+		r.fail(r.fieldOffset(steps[0]), "", "%s is %s, which has no fields", l.path, wording.Article(celWord(r.env.records.celType(n))))
 	}
 	r.bad(e)
 }
@@ -286,7 +307,11 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 		}
 	}
 	names = append(names, r.locals...)
-	hint := nearest(name, names)
+	if escape.Reserved(name) {
+		r.fail(r.offset(e.ID()), "", "%s is a reserved word", name)
+		return
+	}
+	hint := wording.Nearest(name, names)
 	var below []string // fields of that name inside records
 	for path := range r.env.leaves {
 		if strings.HasSuffix(path, "."+name) {
@@ -303,7 +328,7 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 		hint = fmt.Sprintf("%s is a function: %s(...)", name, name)
 	}
 	if hint == "" && len(names) <= 12 {
-		hint = "available names: " + listed(names, 12)
+		hint = "available names: " + wording.List(names, 12)
 	}
 	if top != nil && len(r.env.roots) == 1 {
 		r.fail(r.offset(e.ID()), hint, "%s has no field %s", top.Schema.Name(), name)
@@ -400,14 +425,14 @@ func (r *resolver) memberCall(e celast.Expr) {
 	name, target := e.AsCall().FunctionName(), e.AsCall().Target()
 	if prefix, ok := qualified(target); ok && r.env.globals[prefix+"."+name] {
 		return // math.abs(x): the target is not a value
-	} else if ok && r.namespace(prefix) {
-		r.fail(r.callOffset(e, name), nearest(prefix+"."+name, functionNames(r.env.globals)), "there is no function %s.%s", prefix, name)
+	} else if ok && r.namespace(prefix) && !r.isField(prefix) {
+		r.fail(r.callOffset(e, name), wording.Nearest(prefix+"."+name, functionNames(r.env.globals)), "there is no function %s.%s", prefix, name)
 		r.bad(e)
 		return
 	}
 	r.walk(target)
 	if !r.env.members[name] {
-		hint := orElse(foreignHint(name), nearest(name, functionNames(r.env.members)))
+		hint := cmp.Or(wording.Foreign(name), wording.Nearest(name, functionNames(r.env.members)))
 		if r.env.globals[name] {
 			hint = fmt.Sprintf("write %s(x), not x.%s()", name, name)
 		}
@@ -422,17 +447,29 @@ func (r *resolver) memberCall(e celast.Expr) {
 func (r *resolver) globalCall(e celast.Expr) {
 	name := e.AsCall().FunctionName()
 	if !r.env.globals[name] {
-		hint := nearest(name, append(functionNames(r.env.globals), "now", "has"))
+		hint := wording.Nearest(name, append(functionNames(r.env.globals), "now", "has"))
 		if r.env.members[name] {
 			hint = fmt.Sprintf("write x.%s(...), not %s(x, ...)", name, name)
-		} else if hint == "" || foreignHint(name) != "" {
-			hint = orElse(foreignHint(name), nearest(name, functionNames(r.env.members)))
+			if r.env.globals["math."+name] {
+				hint = fmt.Sprintf("write math.%s(x) for a double, x.%s(2, 'half_up') for a decimal", name, name)
+			}
+		} else if hint == "" || wording.Foreign(name) != "" {
+			hint = cmp.Or(wording.Foreign(name), wording.Nearest(name, functionNames(r.env.members)))
 		}
 		r.fail(r.callOffset(e, name), hint, "there is no function %s", name)
 		r.bad(e)
 		return
 	}
 	r.fold(e)
+}
+
+// isField reports whether a name is a variable or a field at top level.
+func (r *resolver) isField(name string) bool {
+	if slices.Contains(r.locals, name) {
+		return true
+	}
+	root, _ := r.root(name)
+	return root != nil
 }
 
 // namespace reports whether the names of functions start with the name and a dot.
@@ -443,42 +480,6 @@ func (r *resolver) namespace(name string) bool {
 		}
 	}
 	return false
-}
-
-// foreignNames maps the names of functions in other languages to the equivalent
-// expression.
-var foreignNames = map[string]string{
-	"length": "x.size()", "len": "x.size()", "count": "x.size()", "strlen": "x.size()",
-	"lower": "x.lowerAscii()", "toLowerCase": "x.lowerAscii()", "tolower": "x.lowerAscii()", "upper": "x.upperAscii()", "toUpperCase": "x.upperAscii()", "toupper": "x.upperAscii()",
-	"toString": "string(x)", "str": "string(x)", "parseInt": "int(x)", "toInt": "int(x)", "parseFloat": "double(x)", "float": "double(x)", "number": "double(x)",
-	"not": "!x", "isNull": "x == null", "isnull": "x == null", "coalesce": "x != null ? x : y", "ifnull": "x != null ? x : y",
-	"concat": "x + y", "append": "list + [x]", "push": "list + [x]", "substr": "x.substring(from, to)", "includes": "x.contains(y)", "any": "list.exists(x, ...)", "some": "list.exists(x, ...)",
-	"abs": "math.abs(x)", "round": "math.round(x)", "floor": "math.floor(x)", "ceil": "math.ceil(x)", "min": "math.least(x, y)", "max": "math.greatest(x, y)", "sqrt": "math.sqrt(x)",
-	"uuid": "uuid5(namespace, name): a random value would differ on every replay", "random": "hash(id) % 100: a random value would differ on every replay", "rand": "hash(id) % 100: a random value would differ on every replay",
-}
-
-// foreignHint returns a hint for a name, or a misspelled name, that a function has
-// in other languages; "" if there is none.
-func foreignHint(name string) string {
-	if here, ok := foreignNames[name]; ok {
-		return "write " + here
-	}
-	if len(name) < 5 {
-		return ""
-	}
-	for _, n := range slices.Sorted(maps.Keys(foreignNames)) {
-		if len(n) > 4 && distance(strings.ToLower(name), strings.ToLower(n), 2) < 2 {
-			return "write " + foreignNames[n]
-		}
-	}
-	return ""
-}
-
-func orElse(a, b string) string {
-	if a != "" {
-		return a
-	}
-	return b
 }
 
 // junction resolves a && b (decides is False) or a || b (decides is True). If one
@@ -620,54 +621,4 @@ func functionNames(set map[string]bool) []string {
 	}
 	slices.Sort(names)
 	return names
-}
-
-// listed returns the first n names, separated by commas.
-func listed(names []string, n int) string {
-	if len(names) > n {
-		return strings.Join(names[:n], ", ") + ", ..."
-	}
-	return strings.Join(names, ", ")
-}
-
-// nearest returns the hint `did you mean "x"?` with the most similar of names, or
-// "" if none is similar.
-func nearest(name string, names []string) string {
-	best, at := "", 1+max(1, len(name)/3)
-	for _, n := range names {
-		if d := distance(strings.ToLower(name), strings.ToLower(n), at); d < at {
-			best, at = n, d
-		}
-	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("did you mean %q?", best)
-}
-
-// distance returns the number of insertions, deletions, replacements and swaps of
-// adjacent bytes that turn a into b (optimal string alignment), at most limit.
-func distance(a, b string, limit int) int {
-	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
-		return limit
-	}
-	prev2, prev, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(prev[j]+1, row[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], prev2[j-2]+1)
-			}
-		}
-		prev2, prev, row = prev, row, prev2
-	}
-	return min(prev[len(b)], limit)
 }

@@ -47,6 +47,9 @@ func (e *Env) Target(path string) (Target, error) {
 		}
 		f := record.Field(name)
 		t.Path = append(t.Path, name)
+		if f == nil && name == eventName && len(t.Path) == 1 && more {
+			return fail(0, "write "+after, "%s has no field event: the path of a field to set does not start with event", t.record)
+		}
 		if f == nil {
 			return fail(at, nearest(name, fieldNames(record)), "%s has no field %s", t.record, strings.Join(t.Path, "."))
 		}
@@ -58,8 +61,8 @@ func (e *Env) Target(path string) (Target, error) {
 			continue
 		case f.Type.Kind == codec.Record:
 			return fail(0, "name one of its fields: "+listed(fieldNames(f.Type), 4), "%s is a whole record (%s)", full, f.Type.Name)
-		case e.leaves[full].known != nil:
-			return fail(0, "", "%s is %q in every %s and cannot be set", full, *e.leaves[full].known, t.record)
+		case e.leaves[e.pathOf(root, full)].known != nil:
+			return fail(0, "", "%s is %q in every %s and cannot be set", full, *e.leaves[e.pathOf(root, full)].known, t.record)
 		case more && f.Type.Kind == codec.Map && after == "":
 			return fail(at-1, full+".KEY", "the key is missing")
 		case more && f.Type.Kind == codec.Map:

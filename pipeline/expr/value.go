@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/raw"
 )
 
 // decode converts one Avro value to a value of the interpreter, and returns the
@@ -51,7 +52,7 @@ func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	case codec.Enum:
 		v, b, err := codec.ReadLong(b)
 		if err == nil && (v < 0 || v >= int64(len(n.Symbols))) {
-			err = errBadBytes
+			err = raw.ErrBytes
 		}
 		if err != nil {
 			return nil, nil, err
@@ -67,7 +68,7 @@ func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	case codec.Map:
 		return decodeMap(n, b)
 	case codec.Record:
-		rest, err := skip(n, b)
+		rest, err := raw.Skip(n, b)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -75,7 +76,7 @@ func decode(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	}
 	branch, rest, err := codec.ReadLong(b)
 	if err == nil && (branch < 0 || branch >= int64(len(n.Branches))) {
-		err = errBadBytes
+		err = raw.ErrBytes
 	}
 	if err != nil {
 		return nil, nil, err
@@ -90,7 +91,7 @@ func decodeBytes(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 	var err error
 	if n.Kind == codec.Bytes {
 		v, rest, err = codec.ReadText(b)
-	} else if rest, err = skip(n, b); err == nil {
+	} else if rest, err = raw.Skip(n, b); err == nil {
 		v = b[:n.Size]
 	}
 	switch {
@@ -106,29 +107,29 @@ func decodeBytes(n *codec.Node, b []byte) (ref.Val, []byte, error) {
 }
 
 func decodeList(n *codec.Node, b []byte) (ref.Val, []byte, error) {
-	it := items{node: n, rest: b}
+	it := raw.ItemsOf(n, b)
 	list := []ref.Val{}
-	for it.next() {
-		v, _, err := decode(n.Elem, it.value)
+	for it.Next() {
+		v, _, err := decode(n.Elem, it.Value)
 		if err != nil {
 			return nil, nil, err
 		}
 		list = append(list, v)
 	}
-	return types.NewRefValList(types.DefaultTypeAdapter, list), it.rest, it.err
+	return types.NewRefValList(types.DefaultTypeAdapter, list), it.Rest, it.Err
 }
 
 func decodeMap(n *codec.Node, b []byte) (ref.Val, []byte, error) {
-	it := items{node: n, rest: b}
+	it := raw.ItemsOf(n, b)
 	m := map[string]ref.Val{}
-	for it.next() {
-		v, _, err := decode(n.Elem, it.value)
+	for it.Next() {
+		v, _, err := decode(n.Elem, it.Value)
 		if err != nil {
 			return nil, nil, err
 		}
-		m[string(it.key)] = v
+		m[string(it.Key)] = v
 	}
-	return types.NewMap(types.DefaultTypeAdapter, m), it.rest, it.err
+	return types.NewMap(types.DefaultTypeAdapter, m), it.Rest, it.Err
 }
 
 // A recordVal is a record inside an array, a map or a union, as a value of the
@@ -151,7 +152,7 @@ func (r *recordVal) Get(index ref.Val) ref.Val {
 			return v
 		}
 		var err error
-		if b, err = skip(f.Type, b); err != nil {
+		if b, err = raw.Skip(f.Type, b); err != nil {
 			return types.WrapErr(err)
 		}
 	}
@@ -358,7 +359,17 @@ func intEncoder(n *codec.Node) func([]byte, int64) ([]byte, error) {
 		return func(dst []byte, v int64) ([]byte, error) { return codec.AppendLong(dst, v), nil }
 	}
 	if enc := floatEncoder(n); enc != nil {
-		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, float64(v)) }
+		single := n.Kind == codec.Float
+		return func(dst []byte, v int64) ([]byte, error) {
+			f := float64(v)
+			if single {
+				f = float64(float32(v))
+			}
+			if f >= 1<<63 || int64(f) != v {
+				return dst, misfitf("%d is not exact as %s; to round it, write double(x)", v, article(n.String()))
+			}
+			return enc(dst, f)
+		}
 	}
 	if enc := decimalEncoder(n); enc != nil {
 		return func(dst []byte, v int64) ([]byte, error) { return enc(dst, decimal.FromInt(v)) }

@@ -105,6 +105,7 @@ type Fold struct {
 	leaves       *codec.Layout // of the state: every field
 	zero         []byte        // a state with all defaults
 	types        []typeFold    // by index in Spec.Types
+	warnings     []expr.Fault
 }
 
 // A typeFold is the compiled effect of one event type.
@@ -223,13 +224,15 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 	}
 
 	env, err := expr.NewEnv(
-		expr.Root{Schema: schema, Consts: consts},
+		expr.Root{Schema: schema, Consts: consts, Later: []string{"prev", "window"}},
 		expr.Root{Name: "state", Schema: spec.State, View: 1},
 	)
 	if err != nil {
 		return fault(err.Error())
 	}
+	env = env.Knowing(nil)
 	read, faults := t.compileSets(env, spec, on.Set, statePaths)
+	f.warnings = append(f.warnings, env.Warnings()...)
 	if len(faults) > 0 {
 		return faults
 	}
@@ -307,7 +310,7 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 		n, fault := lookup(spec.State.Root(), path)
 		switch {
 		case fault != "":
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fault})
+			faults = append(faults, expr.Fault{Source: s.Field, Msg: fault, Hint: similarField(spec.State.Root(), path)})
 			continue
 		case n.Kind == codec.Record:
 			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is a record", s.Field.Text), Hint: "set its fields one by one"})
@@ -317,9 +320,9 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 			continue
 		}
 		seen[s.Field.Text] = true
-		program, err := env.Compile(s.Value.Text, expr.Value(n, s.Field.Text, spec.State.Name()))
-		if err != nil {
-			faults = append(faults, expr.PlaceErrors(s.Value, t.schema.Name(), err)...)
+		program, more := env.CompileAt(s.Value, t.schema.Name(), expr.Value(n, s.Field.Text, spec.State.Name()))
+		if len(more) > 0 {
+			faults = append(faults, more...)
 			continue
 		}
 		if unknown := spec.unknown(s.Value, t.schema, program); len(unknown) > 0 {
@@ -352,8 +355,27 @@ func lookup(n *codec.Node, path []string) (_ *codec.Node, fault string) {
 	return n, ""
 }
 
+// similarField returns a hint with the field that a path probably means, or "".
+func similarField(n *codec.Node, path []string) string {
+	for i, name := range path {
+		f := n.Field(name)
+		if f == nil {
+			var names []string
+			for _, f := range n.Fields {
+				names = append(names, strings.Join(append(slices.Clone(path[:i]), f.Name), "."))
+			}
+			return expr.Suggest(strings.Join(path[:i+1], "."), names)
+		}
+		n = f.Type
+	}
+	return ""
+}
+
 // Name returns the name of the projection.
 func (f *Fold) Name() string { return f.name }
+
+// Warnings returns what the expressions do that probably is a mistake.
+func (f *Fold) Warnings() []expr.Fault { return f.warnings }
 
 // State returns the schema of the state.
 func (f *Fold) State() *codec.Schema { return f.state }

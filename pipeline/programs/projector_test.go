@@ -22,13 +22,20 @@ import (
 
 // TestProjectorScripts runs the scripts that need a sandbox and a projector of the shop's
 // topology. Their addresses are in the environment.
-func TestProjectorScripts(t *testing.T) {
-	topology, err := filepath.Abs(harness.ShopTopology())
+func TestProjectorScripts(t *testing.T) { projectorScripts(t, "projector", harness.ShopTopology()) }
+
+// TestDecimalScripts does the same with the shop that has decimals.
+func TestDecimalScripts(t *testing.T) {
+	projectorScripts(t, "decimals", harness.RepoFile("examples", "shop-decimal", "topology.yaml"))
+}
+
+func projectorScripts(t *testing.T, dir, file string) {
+	topology, err := filepath.Abs(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script", "projector"),
+		Dir:                 filepath.Join("testdata", "script", dir),
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {

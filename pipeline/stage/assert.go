@@ -45,9 +45,9 @@ func newAssert(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
-		p, err := t.Env.Compile(that.Value.Text, expr.Condition("an assert"))
-		faults = append(faults, expr.PlaceErrors(that.Value, t.Name, err)...)
-		s.conds[i] = p
+		var more []expr.Fault
+		s.conds[i], more = t.Env.CompileAt(that.Value, t.Name, expr.Condition("an assert"))
+		faults = append(faults, more...)
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -60,6 +60,9 @@ func (s *assert) Reads(typ int) [][]string { return appendPaths(nil, s.conds[typ
 func (s *assert) Writes(int) [][]string { return nil }
 
 func (s *assert) Volatile(typ int) (fields [][]string, fate bool) { return nil, clocked(s.conds[typ]) }
+
+// Ensures implements [Ensurer].
+func (s *assert) Ensures(typ int) expr.Facts { return s.conds[typ].Ensures(true) }
 
 func (s *assert) Bind(layouts []*codec.Layout) error { return bind(s.conds, layouts) }
 

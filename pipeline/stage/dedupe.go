@@ -76,15 +76,13 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
+		var more []expr.Fault
 		if s.parts != nil {
-			var more []expr.Fault
 			s.parts[i], more = in.Identity.Compile(t.Schema, in.Bare, in.From)
-			faults = append(faults, more...)
-			continue
+		} else {
+			s.ids[i], more = t.Env.CompileAt(by.Value, t.Name, expr.Value(&codec.Node{Kind: codec.String}, "the id", t.Name))
 		}
-		var err error
-		s.ids[i], err = t.Env.Compile(by.Value.Text, expr.Value(&codec.Node{Kind: codec.String}, "the id", t.Name))
-		faults = append(faults, expr.PlaceErrors(by.Value, t.Name, err)...)
+		faults = append(faults, more...)
 	}
 	if len(faults) > 0 {
 		return nil, faults

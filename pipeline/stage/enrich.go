@@ -134,9 +134,9 @@ func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
-	p, err := t.Env.Compile(given.Value.Text, target.Want())
-	if err != nil {
-		return expr.PlaceErrors(given.Value, t.Name, err)
+	p, faults := t.Env.CompileAt(given.Value, t.Name, target.Want())
+	if len(faults) > 0 {
+		return faults
 	}
 	path := strings.Join(target.Path, ".")
 	for i := range s.sets[typ] {
@@ -182,9 +182,9 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	for _, name := range field.Path {
 		node = node.Field(name).Type
 	}
-	p, err := t.Env.Compile(value.Value.Text, expr.Value(node, given.Key.Text, schema.Name()))
-	if err != nil {
-		return expr.PlaceErrors(value.Value, t.Name, err)
+	p, faults := t.Env.CompileAt(value.Value, t.Name, expr.Value(node, given.Key.Text, schema.Name()))
+	if len(faults) > 0 {
+		return faults
 	}
 	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, programs: []*expr.Program{p}})
 	return nil
@@ -233,6 +233,24 @@ func (s *enrich) clockedPaths(typ int) (fields [][]string) {
 		}
 	}
 	return fields
+}
+
+// Ensures implements [Ensurer].
+func (s *enrichStage) Ensures(typ int) (known expr.Facts) {
+	for _, a := range s.sets[typ] {
+		path := strings.Join(a.path, ".")
+		for k, p := range a.programs {
+			at := path
+			if a.keys != nil {
+				known = known.Has(path, string(a.keys[k]))
+				at += "." + string(a.keys[k])
+			}
+			if p.NeverNull() {
+				known = known.NotNull(at)
+			}
+		}
+	}
+	return known
 }
 
 func (s *enrichStage) Bind(layouts []*codec.Layout) error {

@@ -45,9 +45,9 @@ func newFilter(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
-		p, err := t.Env.Compile(cond.Value.Text, expr.Condition("a filter"))
-		faults = append(faults, expr.PlaceErrors(cond.Value, t.Name, err)...)
-		f.conds[i] = p
+		var more []expr.Fault
+		f.conds[i], more = t.Env.CompileAt(cond.Value, t.Name, expr.Condition("a filter"))
+		faults = append(faults, more...)
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -70,6 +70,9 @@ func (f *filter) Passes(typ int) bool {
 	v, known := f.conds[typ].Const()
 	return !known || v == f.keep
 }
+
+// Ensures implements [Ensurer].
+func (f *filter) Ensures(typ int) expr.Facts { return f.conds[typ].Ensures(f.keep) }
 
 func (f *filter) Bind(layouts []*codec.Layout) error { return bind(f.conds, layouts) }
 

@@ -13,6 +13,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/raw"
 )
 
 // A Func is a stage that is written in Go. A program with such stages adds them to the
@@ -281,7 +282,7 @@ func (w Writer[T]) Set(e *pipeline.Event, v T) error {
 	enc := arena[n:len(arena):len(arena)]
 	if s.entry != nil {
 		n = len(arena)
-		if arena, err = expr.AppendMap(arena, s.node, e.Get(s.at), []expr.Entry{{Key: s.entry, Value: enc}}); err != nil {
+		if arena, err = raw.AppendMap(arena, s.node, e.Get(s.at), []raw.Entry{{Key: s.entry, Value: enc}}); err != nil {
 			return badBody(err)
 		}
 		enc = arena[n:len(arena):len(arena)]

@@ -182,8 +182,8 @@ func (s *call) parseResponse(in Input, response Arg) []expr.Fault {
 // compile compiles the expressions for one type.
 func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 	text := func(src expr.Source, what string) *expr.Program {
-		p, err := t.Env.Compile(src.Text, expr.Value(&codec.Node{Kind: codec.String}, what, t.Name))
-		faults = append(faults, expr.PlaceErrors(src, t.Name, err)...)
+		p, more := t.Env.CompileAt(src, t.Name, expr.Value(&codec.Node{Kind: codec.String}, what, t.Name))
+		faults = append(faults, more...)
 		return p
 	}
 	address, _ := args.Find("url")

@@ -157,8 +157,9 @@ func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Faul
 	var err error
 	if key.Name != "" {
 		text := &codec.Node{Kind: codec.Union, Branches: []*codec.Node{{Kind: codec.Null}, {Kind: codec.String}}}
-		s.keys[typ], err = t.Env.Compile(key.Value.Text, expr.Value(text, "the key", t.Name))
-		faults = append(faults, expr.PlaceErrors(key.Value, t.Name, err)...)
+		var more []expr.Fault
+		s.keys[typ], more = t.Env.CompileAt(key.Value, t.Name, expr.Value(text, "the key", t.Name))
+		faults = append(faults, more...)
 	}
 	if t.Env, err = t.With(expr.Root{Name: "row", Schema: s.table.Schema, View: 1}); err != nil {
 		return append(faults, expr.PlaceErrors(key.Key, t.Name, err)...)

@@ -43,13 +43,13 @@ func newRekey(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
-		var err error
-		if s.keys[i], err = t.Env.Compile(key.Value.Text, expr.Value(&codec.Node{Kind: codec.String}, "the key", t.Name)); err == nil {
+		var notText []expr.Fault
+		if s.keys[i], notText = t.Env.CompileAt(key.Value, t.Name, expr.Value(&codec.Node{Kind: codec.String}, "the key", t.Name)); len(notText) == 0 {
 			continue
 		}
-		p, notNumber := t.Env.Compile(key.Value.Text, expr.Value(&codec.Node{Kind: codec.Long}, "the key", t.Name))
-		if notNumber != nil {
-			faults = append(faults, expr.PlaceErrors(key.Value, t.Name, err)...)
+		p, notNumber := t.Env.CompileAt(key.Value, t.Name, expr.Value(&codec.Node{Kind: codec.Long}, "the key", t.Name))
+		if len(notNumber) > 0 {
+			faults = append(faults, notText...)
 		}
 		s.keys[i], s.number[i] = p, true
 	}

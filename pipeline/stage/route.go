@@ -43,8 +43,9 @@ otherwise: drop`,
 }
 
 type route struct {
-	on        []bool        // by type
-	cases     [][]routeCase // by type: the cases that can match
+	on        []bool          // by type
+	cases     [][]routeCase   // by type: the cases that can match
+	checks    []*expr.Program // by type: a case whose value is known, but that checks the event; nil for none
 	all       bool
 	otherwise []string // the topic; nil for pass and drop
 	drop      bool
@@ -66,7 +67,7 @@ func newRoute(in Input) (Built, []expr.Fault) {
 	match, _ := in.Args.Find("match")
 	otherwise, _ := in.Args.Find("otherwise")
 	s := &route{
-		on: make([]bool, len(in.Types)), cases: make([][]routeCase, len(in.Types)),
+		on: make([]bool, len(in.Types)), cases: make([][]routeCase, len(in.Types)), checks: make([]*expr.Program, len(in.Types)),
 		all: match.Value.Text == routeAll, drop: otherwise.Value.Text == routeDrop,
 	}
 	for i, t := range in.Types {
@@ -97,9 +98,9 @@ func newRoute(in Input) (Built, []expr.Fault) {
 			if !t.On {
 				continue
 			}
-			p, err := t.Env.Compile(when.Value.Text, expr.Condition("a route"))
-			if err != nil {
-				faults = append(faults, expr.PlaceErrors(when.Value, t.Name, err)...)
+			p, more := t.Env.CompileAt(when.Value, t.Name, expr.Condition("a route"))
+			if len(more) > 0 {
+				faults = append(faults, more...)
 				used[n] = true // unknown, because the condition is faulty
 				continue
 			}
@@ -107,6 +108,9 @@ func newRoute(in Input) (Built, []expr.Fault) {
 				continue // an earlier case matches all events of the type
 			}
 			holds, known := p.Const()
+			if known && p.Checks() && s.checks[i] == nil {
+				s.checks[i] = p
+			}
 			if known && !holds {
 				continue
 			}
@@ -162,6 +166,7 @@ func (s *route) always(typ int) bool {
 func (s *route) Passes(typ int) bool { return !s.on[typ] || !s.drop || len(s.cases[typ]) > 0 }
 
 func (s *route) Reads(typ int) (paths [][]string) {
+	paths = appendPaths(nil, s.checks[typ])
 	for _, c := range s.cases[typ] {
 		paths = appendPaths(paths, c.when)
 	}
@@ -175,6 +180,9 @@ func (s *route) Volatile(typ int) (fields [][]string, fate bool) {
 }
 
 func (s *route) Bind(layouts []*codec.Layout) error {
+	if err := bind(s.checks, layouts); err != nil {
+		return err
+	}
 	for typ := range s.cases {
 		for _, c := range s.cases[typ] {
 			if c.when == nil {
@@ -200,6 +208,11 @@ func (s *route) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict,
 		return pipeline.Pass, nil
 	}
 	s.scope.Reset(e.Started, &e.View)
+	if p := s.checks[e.Type]; p != nil {
+		if _, err := p.Test(&s.scope); err != nil {
+			return pipeline.Drop, err
+		}
+	}
 	s.to = s.to[:0]
 	cases := s.cases[e.Type]
 	for i := range cases {

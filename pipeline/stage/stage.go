@@ -19,7 +19,7 @@
 // compiled programs and other data that no clone changes.
 //
 // A stage has further abilities if it implements one of these interfaces: [Gate],
-// [FieldAdder], [Router], [Upcaster], [Keeper], [Batcher], [TableReader], [MissCounter], [Delayer],
+// [Ensurer], [FieldAdder], [Router], [Upcaster], [Keeper], [Batcher], [TableReader], [MissCounter], [Delayer],
 // [Waiter], [Requester] and [pipeline.Splitter].
 //
 // To add a stage, pass a [Func] to [Go], or add a Kind to the built-in ones.
@@ -94,6 +94,14 @@ type Router interface {
 	Targets(typ int) (topics []string, own bool)
 }
 
+// An Ensurer is a stage after which more is known about its events, such as a filter
+// that keeps only events with an email.
+type Ensurer interface {
+	// Ensures returns what is known about the fields of the events of a type that the
+	// stage handles and lets pass.
+	Ensures(typ int) expr.Facts
+}
+
 // A Shape is an older schema of an event type.
 type Shape struct {
 	Type   int
@@ -124,11 +132,7 @@ type Type struct {
 // With returns an environment with the event and additional records, such as the
 // row of a table. Their views start at 1.
 func (t Type) With(roots ...expr.Root) (*expr.Env, error) {
-	env, err := expr.NewEnv(append([]expr.Root{{Schema: t.Schema, Consts: t.Consts}}, roots...)...)
-	if err == nil {
-		env.Clock = t.Env.Clock
-	}
-	return env, err
+	return t.Env.With(roots...)
 }
 
 // A Table is a table that the topology declares.

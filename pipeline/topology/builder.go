@@ -23,6 +23,7 @@ type builder struct {
 	names   []string               // names of the types for messages
 	schemas []*codec.Schema        // the schemas after the stages so far
 	envs    []*expr.Env            // environments over these schemas; nil if not made yet
+	known   []expr.Facts           // what the stages so far ensure
 	blocked []string               // the stage that lets no event of the type pass; "" if there is none
 	failed  bool                   // the pipeline has faults
 	first   map[string]expr.Source // the first stage of each name
@@ -34,6 +35,7 @@ func (b *builder) build() {
 	b.names = typeNames(pl.Types)
 	b.schemas = slices.Clone(pl.Types)
 	b.envs = make([]*expr.Env, len(pl.Types))
+	b.known = make([]expr.Facts, len(pl.Types))
 	b.blocked = make([]string, len(pl.Types))
 	pl.Targets = make([][]*Topic, len(pl.Types))
 	for i := range pl.Targets {
@@ -133,6 +135,9 @@ func (b *builder) stage(item stage.Item) bool {
 		return decoded && ok || !kind.AddsFields
 	}
 	s.Built = built
+	for _, t := range in.Types {
+		b.warns = append(b.warns, expressionWarnings{t.Env.Warnings(), on})
+	}
 	b.keepsSubject(s, item.Key)
 	b.pipeline.Stages = append(b.pipeline.Stages, s)
 	b.applyEffects(s)
@@ -184,7 +189,7 @@ func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Inp
 			}
 			b.envs[i] = env
 		}
-		in.Types[i] = stage.Type{Name: b.names[i], Schema: b.schemas[i], Consts: consts, Env: b.envs[i], On: s.On[i]}
+		in.Types[i] = stage.Type{Name: b.names[i], Schema: b.schemas[i], Consts: consts, Env: b.envs[i].Knowing(b.known[i]), On: s.On[i]}
 	}
 	return in, true
 }
@@ -349,6 +354,11 @@ func (b *builder) applyEffects(s Stage) {
 	if grower, ok := s.Built.(stage.FieldAdder); ok {
 		b.grow(grower)
 	}
+	for i := range b.known {
+		if s.On[i] {
+			b.learn(s, i)
+		}
+	}
 	if router, ok := s.Built.(stage.Router); ok {
 		for _, name := range router.Topics() {
 			if t := b.topics[name]; t != nil {
@@ -358,6 +368,16 @@ func (b *builder) applyEffects(s Stage) {
 		for i := range b.pipeline.Targets {
 			b.route(router, i)
 		}
+	}
+}
+
+// learn updates what is known about the events of a type after a stage.
+func (b *builder) learn(s Stage, typ int) {
+	for _, path := range s.Built.Writes(typ) {
+		b.known[typ] = b.known[typ].Without(strings.Join(path, "."))
+	}
+	if ensurer, ok := s.Built.(stage.Ensurer); ok && s.OnError != pipeline.Skip {
+		b.known[typ] = b.known[typ].And(ensurer.Ensures(typ))
 	}
 }
 

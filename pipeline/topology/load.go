@@ -53,6 +53,7 @@ type loader struct {
 	pipelines   []*declared
 	projections []*declared
 
+	warns      []expressionWarnings
 	encryption stage.Args
 	seenTags   map[string]bool // full names of records with tagged fields that are in use
 }

@@ -177,6 +177,9 @@ func (l *loader) compileFold(p *declared, spec fold.Spec, state expr.Source) {
 	}
 	l.grouped(faults, folded)
 	p.projection.Fold = f
+	if f != nil {
+		l.warns = append(l.warns, expressionWarnings{f.Warnings(), folded})
+	}
 	if f != nil && p.projection.Snapshots != nil {
 		p.projection.Snapshots.Types = []*codec.Schema{f.Snapshot()}
 	}

@@ -114,8 +114,9 @@ func (l *loader) checkBare(t *topic) bool {
 	t.checked = true
 	var faults []expr.Fault
 	for _, s := range t.Types {
-		_, more := t.Bare.Compile(s, t.Name)
+		bare, more := t.Bare.Compile(s, t.Name)
 		faults = append(faults, more...)
+		l.warns = append(l.warns, expressionWarnings{bare.Warnings(), typeNames(t.Types)})
 	}
 	l.grouped(faults, typeNames(t.Types))
 	t.bad = len(faults) > 0

@@ -14,16 +14,26 @@ import (
 // becomes a single fault that names the types, or their number if all types have it.
 // all holds the names of the types that were compiled.
 func (l *loader) grouped(faults []expr.Fault, all []string) {
+	for _, g := range l.group(faults, all) {
+		l.fault(g.at, g.Hint, "%s", g.Msg)
+	}
+}
+
+// A grouped fault is one of several event types.
+type groupedFault struct {
+	expr.Fault
+	at    place
+	types []string
+}
+
+// group merges the same fault of several types. The messages name the types.
+func (l *loader) group(faults []expr.Fault, all []string) (out []groupedFault) {
 	type key struct {
 		at   place
 		text string
 	}
-	type group struct {
-		expr.Fault
-		types []string
-	}
 	var order []key
-	groups := map[key]*group{}
+	groups := map[key]*groupedFault{}
 	for _, f := range faults {
 		text := f.Msg
 		if f.Type != "" { // messages that differ only in the name of the type are the same
@@ -31,7 +41,7 @@ func (l *loader) grouped(faults []expr.Fault, all []string) {
 		}
 		k := key{l.place(f.Source, f.Offset), text}
 		if groups[k] == nil {
-			groups[k] = &group{Fault: f}
+			groups[k] = &groupedFault{Fault: f, at: k.at}
 			order = append(order, k)
 		}
 		if i := slices.IndexFunc(all, func(name string) bool { return f.Type == name || strings.HasSuffix(f.Type, "."+name) }); i >= 0 && !slices.Contains(groups[k].types, all[i]) {
@@ -51,8 +61,10 @@ func (l *loader) grouped(faults []expr.Fault, all []string) {
 		case len(g.types) < len(all):
 			msg += " (for " + listed(g.types) + ")"
 		}
-		l.fault(k.at, g.Hint, "%s", msg)
+		g.Msg = msg
+		out = append(out, *g)
 	}
+	return out
 }
 
 // wordOf matches the name of a type, or of a record that is named after it, with any

@@ -24,7 +24,17 @@ const (
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
+	// Rules of expressions.
+	RuleMaybeNull  = string(expr.RuleNull)
+	RuleHiddenName = string(expr.RuleName)
 )
+
+// expressionWarnings are the warnings about the expressions of a stage or a fold. types
+// are the names of the types that it handles.
+type expressionWarnings struct {
+	list  []expr.Fault
+	types []string
+}
 
 // Warnings returns the warnings in the order of the file.
 func (t *Topology) Warnings() []Warning { return t.warnings }
@@ -40,6 +50,7 @@ func (l *loader) warn(args stage.Args) {
 	l.warnTables(args)
 	l.warnRetention()
 	l.warnKeys()
+	l.warnExpressions()
 	for _, p := range l.pipelines {
 		l.warnPipeline(p)
 	}
@@ -57,6 +68,16 @@ func (l *loader) warning(rule string, at expr.Source, hint, format string, args 
 		f.Text = l.lines[at.Line-1]
 	}
 	l.plan.warnings = append(l.plan.warnings, Warning{f, rule})
+}
+
+// warnExpressions warns of expressions that fail for some events, or that do not mean
+// what they seem to.
+func (l *loader) warnExpressions() {
+	for _, w := range l.warns {
+		for _, g := range l.group(w.list, w.types) {
+			l.warning(string(g.Rule), expr.Source{Line: g.at.line, Col: g.at.col}, g.Hint, "%s", g.Msg)
+		}
+	}
 }
 
 // uses returns the topics that the plan reads or writes.

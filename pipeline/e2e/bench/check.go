@@ -311,21 +311,33 @@ type chain struct {
 	allocs float64
 }
 
-var chainLine = regexp.MustCompile(`BenchmarkChain\S*\s+\d+\s+([0-9.]+) ns/op.*?\s([0-9.]+) allocs/op`)
+var chainLine = regexp.MustCompile(`(BenchmarkChain[A-Za-z]*)\S*\s+\d+\s+([0-9.]+) ns/op.*?\s([0-9.]+) allocs/op`)
 
-// chainAlone runs the Go benchmark of the chain.
-func chainAlone(ctx context.Context) (c chain, err error) {
-	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkChain$", "-benchmem", "millrace/pipeline/processor/chain").CombinedOutput()
+// chainAlone runs the Go benchmarks of the chain: with the events of the other steps, and
+// with events that have a decimal and a nullable field.
+func chainAlone(ctx context.Context) (doubles, decimals chain, err error) {
+	out, err := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-bench", "^BenchmarkChain(Decimals)?$", "-benchmem", "millrace/pipeline/processor/chain").CombinedOutput()
 	if err != nil {
-		return c, fmt.Errorf("running BenchmarkChain: %w\n%s", err, out)
+		return doubles, decimals, fmt.Errorf("running BenchmarkChain: %w\n%s", err, out)
 	}
-	m := chainLine.FindSubmatch(out)
-	if m == nil {
-		return c, fmt.Errorf("BenchmarkChain reported no allocations:\n%s", out)
+	return chainsIn(out)
+}
+
+// chainsIn reads the output of the benchmarks.
+func chainsIn(out []byte) (doubles, decimals chain, err error) {
+	found := map[string]chain{}
+	for _, m := range chainLine.FindAllSubmatch(out, -1) {
+		var c chain
+		var errs [2]error
+		c.nanos, errs[0] = strconv.ParseFloat(string(m[2]), 64)
+		c.allocs, errs[1] = strconv.ParseFloat(string(m[3]), 64)
+		if err := errors.Join(errs[:]...); err != nil {
+			return doubles, decimals, err
+		}
+		found[string(m[1])] = c
 	}
-	if c.nanos, err = strconv.ParseFloat(string(m[1]), 64); err != nil {
-		return c, err
+	if len(found) != 2 {
+		return doubles, decimals, fmt.Errorf("BenchmarkChain reported no allocations:\n%s", out)
 	}
-	c.allocs, err = strconv.ParseFloat(string(m[2]), 64)
-	return c, err
+	return found["BenchmarkChain"], found["BenchmarkChainDecimals"], nil
 }

@@ -236,7 +236,7 @@ func (b *bench) run(ctx context.Context) (*results, error) {
 		}
 	}
 	if b.selected("chain") {
-		if r.chain, err = chainAlone(ctx); err != nil {
+		if r.chain, r.decimals, err = chainAlone(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -19,6 +19,7 @@ type results struct {
 	latency              map[string]time.Duration // p99, by variant
 	pace                 float64                  // events/s of the latency measurement
 	chain                chain
+	decimals             chain // the same with decimals
 }
 
 // A spread is a value of several rounds.
@@ -130,6 +131,8 @@ func (r *results) ratios() (out []ratio) {
 	if r.chain.nanos > 0 {
 		single("chain_ns_per_event", r.chain.nanos, "for information", true)
 		single("allocs_per_event", r.chain.allocs, "of the chain: 0", r.chain.allocs == 0)
+		single("chain_decimals_ns_per_event", r.decimals.nanos, "with a decimal and a nullable field: for information", true)
+		single("allocs_per_event_decimals", r.decimals.allocs, "of that chain: 0", r.decimals.allocs == 0)
 	}
 	return out
 }

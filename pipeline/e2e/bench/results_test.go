@@ -70,3 +70,13 @@ func TestRatiosAreOfMeansAndShowSingleRounds(t *testing.T) {
 		t.Errorf("the CPU time of a single round is %s", got)
 	}
 }
+
+func TestBothChainsAreReadFromTheOutputOfGo(t *testing.T) {
+	doubles, decimals, err := chainsIn([]byte("cpu: X\nBenchmarkChain-2 \t 100\t 203.4 ns/op\t 0 B/op\t 0 allocs/op\nBenchmarkChainDecimals-2 \t 100\t 301.5 ns/op\t 16 B/op\t 1 allocs/op\nPASS\n"))
+	if err != nil || doubles != (chain{203.4, 0}) || decimals != (chain{301.5, 1}) {
+		t.Errorf("%v, %v, %v", doubles, decimals, err)
+	}
+	if _, _, err := chainsIn([]byte("PASS\n")); err == nil {
+		t.Error("an output without results was accepted")
+	}
+}

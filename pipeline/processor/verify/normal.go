@@ -8,7 +8,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
-	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/raw"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
@@ -97,7 +97,7 @@ type normal struct {
 type normalLeaf struct {
 	path []string
 	node *codec.Node
-	keys []expr.Entry // the keys to remove from a map; nil removes the whole leaf
+	keys []raw.Entry // the keys to remove from a map; nil removes the whole leaf
 }
 
 // newNormal returns a normal that removes fields of s. A path ends at the first node
@@ -117,7 +117,7 @@ func newNormal(s *codec.Schema, fields [][]string) (*normal, error) {
 		at := slices.IndexFunc(n.leaves, func(l normalLeaf) bool { return slices.Equal(l.path, field[:i]) })
 		if at < 0 {
 			at = len(n.leaves)
-			n.leaves = append(n.leaves, normalLeaf{path: field[:i], node: node, keys: []expr.Entry{}})
+			n.leaves = append(n.leaves, normalLeaf{path: field[:i], node: node, keys: []raw.Entry{}})
 			paths = append(paths, field[:i])
 		}
 		leaf := &n.leaves[at]
@@ -125,8 +125,8 @@ func newNormal(s *codec.Schema, fields [][]string) (*normal, error) {
 		case leaf.keys == nil:
 		case i == len(field) || node.Kind != codec.Map:
 			leaf.keys = nil
-		case !slices.ContainsFunc(leaf.keys, func(e expr.Entry) bool { return string(e.Key) == field[i] }):
-			leaf.keys = append(leaf.keys, expr.Entry{Key: []byte(field[i]), Value: []byte{}})
+		case !slices.ContainsFunc(leaf.keys, func(e raw.Entry) bool { return string(e.Key) == field[i] }):
+			leaf.keys = append(leaf.keys, raw.Entry{Key: []byte(field[i]), Value: []byte{}})
 		}
 	}
 	var err error
@@ -150,7 +150,7 @@ func (n *normal) of(body []byte) []byte {
 			n.view.Set(slot, nil)
 			continue
 		}
-		rest, err := expr.AppendMap(nil, leaf.node, n.view.Get(slot), leaf.keys)
+		rest, err := raw.AppendMap(nil, leaf.node, n.view.Get(slot), leaf.keys)
 		if err != nil {
 			return body
 		}

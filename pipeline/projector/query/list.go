@@ -398,7 +398,7 @@ func newFilter(state *codec.Schema, text string) (*filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := expr.NewEnv(expr.Root{Schema: own}, expr.Root{Name: "state", Schema: state, View: 1})
+	env, err := expr.NewEnv(expr.Root{Schema: own, NoEvent: true}, expr.Root{Name: "state", Schema: state, View: 1})
 	if err != nil {
 		return nil, err
 	}
