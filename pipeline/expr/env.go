@@ -49,6 +49,7 @@ type Env struct {
 	warnings *[]Fault // nil: not collected
 
 	roots   []Root
+	record  *Root // key and headers; nil if they cannot be read
 	cel     *cel.Env
 	records *records
 	leaves  map[string]*leaf // by path, including the name of the root
@@ -65,6 +66,7 @@ type leaf struct {
 	known *string // the value, if it is the same in every event
 
 	record string // the name of the root's record, if known is set
+	key    *Key   // of a part of the record
 }
 
 // NewEnv returns an environment over the fields of the roots. Roots without a
@@ -121,6 +123,12 @@ func NewEnv(roots ...Root) (*Env, error) {
 			return nil, err
 		}
 	}
+	if record := e.recordRoot(); record != nil {
+		if err := e.addLeaves(*record, record.Schema.Root(), nil); err != nil {
+			return nil, err
+		}
+		e.record = record
+	}
 	for _, l := range e.leaves {
 		options = append(options, cel.Variable(fieldMark+l.path, e.records.celType(l.node)))
 	}
@@ -153,7 +161,7 @@ func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 			continue
 		}
 		path := strings.Join(rel, ".")
-		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type}
+		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type, key: r.Key}
 		if known, ok := r.Consts[path]; ok {
 			l.known, l.record = &known, r.Schema.Name()
 		}

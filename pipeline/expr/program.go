@@ -1,6 +1,7 @@
 package expr
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -49,7 +50,12 @@ type field struct {
 	slot int
 }
 
-func (f *field) get(s *Scope) []byte { return s.views[f.view].Get(f.slot) }
+func (f *field) get(s *Scope) []byte {
+	if f.view == recordView {
+		return s.part(f.leaf)
+	}
+	return s.views[f.view].Get(f.slot)
+}
 
 // A Scope holds the inputs of an evaluation (the views and the time) and scratch
 // memory. All programs that share a Scope see the same time until its next Reset.
@@ -62,6 +68,10 @@ type Scope struct {
 	text     timeText
 	mem      []byte    // texts built in the current evaluation
 	vals     []ref.Val // fields that the interpreter decoded in the current evaluation
+
+	// Only for programs that read the record.
+	key, headers []byte
+	partErr      error // of the current evaluation
 }
 
 // Reset sets the views of the next event. now() returns received; if that is the
@@ -113,6 +123,9 @@ func (p *Program) Bind(layouts ...*codec.Layout) error {
 		fields = append(fields, &p.guards[i].field)
 	}
 	for _, f := range fields {
+		if f.view == recordView {
+			continue
+		}
 		f.slot = -1
 		if f.view < len(layouts) && layouts[f.view] != nil {
 			f.slot = layouts[f.view].Slot(f.rel...)
@@ -185,17 +198,18 @@ func (p *Program) Test(s *Scope) (bool, error) {
 	if p.known != nil {
 		return *p.known, nil
 	}
+	s.partErr = nil
 	if p.test != nil {
 		s.mem = s.mem[:0]
 		v, err := p.test(s)
 		if err != nil {
-			return false, p.reject(err)
+			return false, p.reject(cmp.Or(s.partErr, err))
 		}
 		return v, nil
 	}
 	v, err := p.interpret(s)
 	if err != nil {
-		return false, p.reject(err)
+		return false, p.reject(cmp.Or(s.partErr, err))
 	}
 	switch v := v.(type) {
 	case types.Bool:
@@ -218,6 +232,7 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 	}
 	mark := len(dst)
 	var err error
+	s.partErr = nil
 	if p.enc != nil {
 		s.mem = s.mem[:0]
 		dst, err = p.enc(dst, s)
@@ -227,7 +242,7 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 			dst, err = encode(dst, p.node, v)
 		}
 	}
-	if err != nil {
+	if err = cmp.Or(s.partErr, err); err != nil {
 		return dst[:mark], p.reject(err)
 	}
 	return dst, nil
