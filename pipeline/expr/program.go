@@ -254,10 +254,14 @@ func (p *Program) reject(err error) error {
 	if runes := []rune(text); len(runes) > 200 {
 		text = string(runes[:200]) + "..."
 	}
+	null := isNullFailure(err)
 	if errors.Is(err, errNull) {
 		err = errors.New("the result is null, but must not be null here")
 	}
-	return pipeline.Reject(pipeline.ReasonExpression, "%s: %w", text, plain(err))
+	if err = plain(err); null {
+		err = &nullFailure{err}
+	}
+	return pipeline.Reject(pipeline.ReasonExpression, "%s: %w", text, err)
 }
 
 // interpret evaluates the expression in the CEL interpreter.
