@@ -29,12 +29,13 @@ var imports = map[string][]string{
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
 	"pipeline/codec": {"pipeline", avro, goavro, registry},
-	"pipeline/expr":  {"pipeline", "pipeline/codec", "pipeline/expr/escape", "pipeline/expr/nulls", "pipeline/expr/wording", cel, uuid, xxhash},
+	"pipeline/expr":  {"pipeline", "pipeline/codec", "pipeline/expr/escape", "pipeline/expr/nulls", "pipeline/expr/wording", "pipeline/expr/zone", cel, uuid, xxhash},
 	// Parts of expr that need nothing of it: names that CEL refuses, the analysis of
-	// nulls, the words of messages.
+	// nulls, the words of messages, time zones.
 	"pipeline/expr/escape":  {cel},
 	"pipeline/expr/nulls":   {"pipeline/codec", cel},
 	"pipeline/expr/wording": {cel},
+	"pipeline/expr/zone":    {"pipeline/expr/wording", cel},
 	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr"},
 	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},

@@ -11,6 +11,7 @@ import (
 	"cel.dev/cel-go/common/types/ref"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/zone"
 )
 
 // Limits of one expression.
@@ -50,6 +51,7 @@ type Env struct {
 
 	roots   []Root
 	record  *Root // key and headers; nil if they cannot be read
+	zones   *zone.Set
 	cel     *cel.Env
 	records *records
 	leaves  map[string]*leaf // by path, including the name of the root
@@ -79,6 +81,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 	}
 	e := &Env{
 		roots:   roots,
+		zones:   &zone.Set{},
 		records: &records{Registry: base, byName: map[string]*codec.Node{}, names: map[*codec.Node]string{}},
 		leaves:  map[string]*leaf{},
 		members: map[string]bool{},
@@ -106,6 +109,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 		cel.Function(isNull, cel.Overload("is_null_any", []*cel.Type{cel.TypeParamType("A")}, cel.BoolType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(v == types.NullValue) }))),
 	}...)
+	options = append(options, e.zones.Options()...)
 	top := map[string]string{} // the names at top level beside the event, with the schema of each
 	for i, r := range roots {
 		if r.Schema.Root().Kind != codec.Record {

@@ -114,7 +114,7 @@ func (p *Program) NeverNull() bool { return p.neverNull }
 
 // conclude computes what the program ensures.
 func (c *compiler) conclude(p *Program) {
-	p.warns = sorted(c.warns)
+	p.warns, p.zones = sorted(c.warns), c.zones
 	if c.want.node != nil {
 		p.neverNull = !c.nulls.Null(c.ast.Expr(), c.env.Known)
 		return

@@ -33,6 +33,7 @@ type Program struct {
 	warns     Errors
 	ensures   [2]facts // of a condition: what holds if it is false, and if it is true
 	neverNull bool
+	zones     bool
 	clock     func() time.Time // nil if the expression has no now()
 
 	known *bool  // the result of a condition that is the same for every event
@@ -367,6 +368,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	ast := checked.NativeRep()
 	c := &compiler{env: e, ast: ast, resolver: r, want: want, fields: map[string]*field{}}
 	c.symbols(ast.Expr())
+	c.checkZones(ast.Expr())
 	c.nulls = c.checker()
 	c.findings = c.nulls.Check(want.node, e.Known)
 	c.fit(ast.Expr(), place{want.node, want.field, want.of}, e.Known)
@@ -493,6 +495,7 @@ type compiler struct {
 	want   Want
 	fields map[string]*field // the fields of the program, by path
 
+	zones    bool // the expression needs the data of time zones
 	nulls    *nulls.Checker
 	findings []nulls.Finding
 }
