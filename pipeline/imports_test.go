@@ -34,15 +34,17 @@ var imports = map[string][]string{
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
 	"pipeline/expr": {
 		"pipeline", "pipeline/codec", "pipeline/decimal",
-		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/raw", "pipeline/expr/wording", cel,
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
 	},
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
-	// of CEL, the analysis of nulls, values in their encoding, the words of messages.
+	// of CEL, the analysis of nulls, values in their encoding, the words of messages,
+	// time zones.
 	"pipeline/expr/escape":  {cel},
 	"pipeline/expr/library": {"pipeline/decimal", cel, uuid, xxhash},
 	"pipeline/expr/nulls":   {"pipeline/codec", cel},
 	"pipeline/expr/raw":     {"pipeline/codec"},
 	"pipeline/expr/wording": {cel},
+	"pipeline/expr/zone":    {"pipeline/expr/wording", cel},
 	"pipeline/stage":        {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
 	"pipeline/fold":         {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
 	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},

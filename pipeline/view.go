@@ -11,7 +11,11 @@ type Span struct{ Start, End int }
 // The zero View is empty; codec.Layout.Walk fills it. A View has one owner at a
 // time, as the event that contains it.
 type View struct {
-	Body   []byte
+	Body []byte
+	// Record holds the event, for expressions that read its key and headers. It is nil
+	// if that is unknown. Reset keeps it.
+	Record *Record
+
 	fields []field
 	dirty  bool
 }
@@ -35,7 +39,7 @@ func (v *View) Reset(body []byte, n int) {
 // Copy makes v a copy of from. A later Set on one of them does not affect the
 // other. They share the bytes of the body and of the values.
 func (v *View) Copy(from *View) {
-	v.Body, v.dirty = from.Body, from.dirty
+	v.Body, v.Record, v.dirty = from.Body, from.Record, from.dirty
 	v.fields = append(v.fields[:0], from.fields...)
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/zone"
 )
 
 // Limits of one expression.
@@ -48,6 +49,8 @@ type Env struct {
 	warnings *[]Fault // nil: not collected
 
 	roots   []Root
+	record  *Root // key and headers; nil if they cannot be read
+	zones   *zone.Set
 	cel     *cel.Env
 	records *records
 	leaves  map[string]*leaf // by path, including the name of the root
@@ -64,6 +67,7 @@ type leaf struct {
 	known *string // the value, if it is the same in every event
 
 	record string // the name of the root's record, if known is set
+	key    *Key   // of a part of the record
 }
 
 // NewEnv returns an environment over the fields of the roots. Roots without a
@@ -76,6 +80,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 	}
 	e := &Env{
 		roots:   roots,
+		zones:   &zone.Set{},
 		records: &records{Registry: base, byName: map[string]*codec.Node{}, names: map[*codec.Node]string{}},
 		leaves:  map[string]*leaf{},
 		members: map[string]bool{},
@@ -103,6 +108,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 		cel.Function(isNull, cel.Overload("is_null_any", []*cel.Type{cel.TypeParamType("A")}, cel.BoolType,
 			cel.UnaryBinding(func(v ref.Val) ref.Val { return types.Bool(v == types.NullValue) }))),
 	}...)
+	options = append(options, e.zones.Options()...)
 	top := map[string]string{} // the names at top level beside the event, with the schema of each
 	for i, r := range roots {
 		if r.Schema.Root().Kind != codec.Record {
@@ -119,6 +125,12 @@ func NewEnv(roots ...Root) (*Env, error) {
 		if err := e.addLeaves(r, r.Schema.Root(), nil); err != nil {
 			return nil, err
 		}
+	}
+	if record := e.recordRoot(); record != nil {
+		if err := e.addLeaves(*record, record.Schema.Root(), nil); err != nil {
+			return nil, err
+		}
+		e.record = record
 	}
 	for _, l := range e.leaves {
 		options = append(options, cel.Variable(fieldMark+l.path, e.records.celType(l.node)))
@@ -152,7 +164,7 @@ func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 			continue
 		}
 		path := strings.Join(rel, ".")
-		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type}
+		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type, key: r.Key}
 		if known, ok := r.Consts[path]; ok {
 			l.known, l.record = &known, r.Schema.Name()
 		}

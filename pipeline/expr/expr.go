@@ -203,6 +203,10 @@ type Root struct {
 	// that relies on the value checks it, and rejects an event that has another one
 	// ([Program.Test]).
 	Consts map[string]string
+	// Key is the type of the keys of the records that hold the events. It makes the
+	// names key and headers available. They read the record of view 0
+	// ([pipeline.View.Record]), and the fields of the event hide them.
+	Key *Key
 	// Later holds names that a later release gives another meaning here. Their use
 	// without "event." is a warning.
 	Later []string

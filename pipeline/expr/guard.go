@@ -13,6 +13,8 @@ type guard struct {
 	field
 	record string
 	names  []string // the values that the field may have
+	// encoded holds the encodings of names: the usual case needs no decoding.
+	encoded [][]byte
 }
 
 // guards returns a guard for each field of known value that the expression relies on.
@@ -22,7 +24,11 @@ func (c *compiler) guards() (out []guard) {
 		if l.node.Kind != codec.String || l.record == "" {
 			continue
 		}
-		out = append(out, guard{field{leaf: l, slot: -1}, l.record, []string{*l.known, l.record, wording.Snake(*l.known, false), wording.Snake(*l.known, true)}})
+		g := guard{field: field{leaf: l, slot: -1}, record: l.record, names: []string{*l.known, l.record, wording.Snake(*l.known, false), wording.Snake(*l.known, true)}}
+		for _, name := range g.names {
+			g.encoded = append(g.encoded, codec.AppendString(nil, name))
+		}
+		out = append(out, g)
 	}
 	return out
 }
@@ -36,7 +42,13 @@ func (g *guard) check(s *Scope) error {
 	if g.slot < 0 {
 		return nil // the program is not bound: there is no event
 	}
-	text, _, err := codec.ReadText(g.get(s))
+	enc := g.get(s)
+	for _, name := range g.encoded {
+		if string(enc) == string(name) {
+			return nil
+		}
+	}
+	text, _, err := codec.ReadText(enc)
 	if err != nil {
 		return err
 	}

@@ -69,6 +69,9 @@ func view(t interface {
 // bind binds a program to the slots of view.
 func bind(p *Program, schemas ...*codec.Schema) {
 	for _, f := range p.refs {
+		if f.view == recordView {
+			continue
+		}
 		n := -1
 		slot := 0
 		var walk func(node *codec.Node, path []string)

@@ -1,6 +1,7 @@
 package expr
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -114,7 +115,7 @@ func (p *Program) NeverNull() bool { return p.neverNull }
 
 // conclude computes what the program ensures.
 func (c *compiler) conclude(p *Program) {
-	p.warns = sorted(c.warns)
+	p.warns, p.zones = sorted(c.warns), c.zones
 	if c.want.node != nil {
 		p.neverNull = !c.nulls.Null(c.ast.Expr(), c.env.Known)
 		return
@@ -124,6 +125,28 @@ func (c *compiler) conclude(p *Program) {
 		return root != nil && root == c.env.event() && (field != "" || name == eventName)
 	}
 	p.ensures = [2]facts{c.nulls.Learn(nil, c.ast.Expr(), false).Only(event), c.nulls.Learn(nil, c.ast.Expr(), true).Only(event)}
+}
+
+// A nullFailure is the error of an evaluation that failed because a value is null or a
+// map has no such entry.
+type nullFailure struct{ error }
+
+func (f *nullFailure) Unwrap() error { return f.error }
+
+// IsNull reports whether an evaluation failed because a value is null or a map has no
+// such entry.
+func IsNull(err error) bool {
+	var f *nullFailure
+	return errors.As(err, &f)
+}
+
+// isNullFailure is IsNull for an error of a closure or of the interpreter. The
+// interpreter reports a null argument as a missing overload.
+func isNullFailure(err error) bool {
+	var absent *missing
+	text := err.Error()
+	return errors.Is(err, errNull) || errors.Is(err, errNullUsed) || errors.As(err, &absent) ||
+		strings.Contains(text, "no such key") || strings.HasPrefix(text, "no such overload")
 }
 
 // parsedAgain returns the syntax tree of the expression as it is written.

@@ -1,6 +1,7 @@
 package expr
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -33,6 +34,7 @@ type Program struct {
 	warns     Errors
 	ensures   [2]facts // of a condition: what holds if it is false, and if it is true
 	neverNull bool
+	zones     bool
 	clock     func() time.Time // nil if the expression has no now()
 
 	decimals bool // it computes or compares decimals
@@ -52,7 +54,12 @@ type field struct {
 	slot int
 }
 
-func (f *field) get(s *Scope) []byte { return s.views[f.view].Get(f.slot) }
+func (f *field) get(s *Scope) []byte {
+	if f.view == recordView {
+		return s.part(f.leaf)
+	}
+	return s.views[f.view].Get(f.slot)
+}
 
 // A Scope holds the inputs of an evaluation (the views and the time) and scratch
 // memory. All programs that share a Scope see the same time until its next Reset.
@@ -65,6 +72,10 @@ type Scope struct {
 	text     timeText
 	mem      []byte    // texts built in the current evaluation
 	vals     []ref.Val // fields that the interpreter decoded in the current evaluation
+
+	// Only for programs that read the record.
+	key, headers []byte
+	partErr      error // of the current evaluation
 }
 
 // Reset sets the views of the next event. now() returns received; if that is the
@@ -116,6 +127,9 @@ func (p *Program) Bind(layouts ...*codec.Layout) error {
 		fields = append(fields, &p.guards[i].field)
 	}
 	for _, f := range fields {
+		if f.view == recordView {
+			continue
+		}
 		f.slot = -1
 		if f.view < len(layouts) && layouts[f.view] != nil {
 			f.slot = layouts[f.view].Slot(f.rel...)
@@ -192,17 +206,18 @@ func (p *Program) Test(s *Scope) (bool, error) {
 	if p.known != nil {
 		return *p.known, nil
 	}
+	s.partErr = nil
 	if p.test != nil {
 		s.mem = s.mem[:0]
 		v, err := p.test(s)
 		if err != nil {
-			return false, p.reject(err)
+			return false, p.reject(cmp.Or(s.partErr, err))
 		}
 		return v, nil
 	}
 	v, err := p.interpret(s)
 	if err != nil {
-		return false, p.reject(err)
+		return false, p.reject(cmp.Or(s.partErr, err))
 	}
 	switch v := v.(type) {
 	case types.Bool:
@@ -225,6 +240,7 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 	}
 	mark := len(dst)
 	var err error
+	s.partErr = nil
 	if p.enc != nil {
 		s.mem = s.mem[:0]
 		dst, err = p.enc(dst, s)
@@ -234,7 +250,7 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 			dst, err = encode(dst, p.node, v)
 		}
 	}
-	if err != nil {
+	if err = cmp.Or(s.partErr, err); err != nil {
 		return dst[:mark], p.reject(err)
 	}
 	return dst, nil
@@ -246,10 +262,14 @@ func (p *Program) reject(err error) error {
 	if runes := []rune(text); len(runes) > 200 {
 		text = string(runes[:200]) + "..."
 	}
+	null := isNullFailure(err)
 	if errors.Is(err, errNull) {
 		err = errors.New("the result is null, but must not be null here")
 	}
-	return pipeline.Reject(pipeline.ReasonExpression, "%s: %w", text, plain(err))
+	if err = plain(err); null {
+		err = &nullFailure{err}
+	}
+	return pipeline.Reject(pipeline.ReasonExpression, "%s: %w", text, err)
 }
 
 // interpret evaluates the expression in the CEL interpreter.
@@ -355,6 +375,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	c := &compiler{env: e, ast: ast, resolver: r, want: want, fields: map[string]*field{}}
 	c.symbols(ast.Expr())
 	c.decimals(ast.Expr())
+	c.checkZones(ast.Expr())
 	c.nulls = c.checker()
 	c.findings = c.nulls.Check(want.node, e.Known)
 	c.fit(ast.Expr(), place{want.node, want.field, want.of}, e.Known)
@@ -481,6 +502,7 @@ type compiler struct {
 	want   Want
 	fields map[string]*field // the fields of the program, by path
 
+	zones    bool // the expression needs the data of time zones
 	nulls    *nulls.Checker
 	findings []nulls.Finding
 }

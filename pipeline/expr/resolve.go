@@ -205,6 +205,9 @@ func (r *resolver) root(name string) (_ *Root, field string) {
 			top = root
 		}
 	}
+	if record := r.env.record; top == nil && record != nil && record.Schema.Root().Field(name) != nil {
+		top = record
+	}
 	if top != nil {
 		return top, name
 	}
@@ -312,6 +315,10 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 		return
 	}
 	hint := wording.Nearest(name, names)
+	if event := r.env.event(); event != nil && event.Key == nil && (name == keyName || name == headersName) {
+		r.fail(r.offset(e.ID()), "only the stages of a pipeline read the key and the headers of the record; a stage can copy them to a field (enrich)", "there is no %s here", name)
+		return
+	}
 	var below []string // fields of that name inside records
 	for path := range r.env.leaves {
 		if strings.HasSuffix(path, "."+name) {

@@ -182,7 +182,7 @@ func (l *loader) env(s *codec.Schema, consts map[string]string) (*expr.Env, erro
 	if env := l.envs[key]; env != nil {
 		return env, nil
 	}
-	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts})
+	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts, Key: expr.TextKey()})
 	if err == nil {
 		env.Clock = l.o.Clock
 		l.envs[key] = env

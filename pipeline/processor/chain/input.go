@@ -24,6 +24,7 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 		return err
 	}
 	e.Record, e.Type, e.NewKey, e.To, e.OldType, e.Arena = in, d.Type, nil, nil, -1, e.Arena[:0]
+	e.View.Record = in
 	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
 		return err
 	}

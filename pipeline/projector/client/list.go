@@ -45,6 +45,9 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 	var page struct {
 		Items []aggregate `json:"items"`
 		Next  string      `json:"next_cursor"`
+
+		Failed  int    `json:"filter_failed"`
+		Failure string `json:"filter_failure"`
 	}
 	if done, err := a.get(ctx, &page, "projections", name); done || err != nil {
 		return err
@@ -69,6 +72,9 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 		}
 		t.row(row...)
 		t.hide(g.Hidden)
+	}
+	if page.Failed > 0 {
+		t.note("the filter failed for %d of the aggregates, which are left out; the first: %s", page.Failed, page.Failure)
 	}
 	t.more("cursor", page.Next)
 	return t.flush()

@@ -58,6 +58,7 @@ type watcher struct {
 var errEnough = errors.New("enough")
 
 func (w *watcher) run(ctx context.Context, name string) error {
+	var exit *cli.ExitError
 	for first := true; ; first = false {
 		err := w.follow(ctx, name)
 		switch {
@@ -65,6 +66,8 @@ func (w *watcher) run(ctx context.Context, name string) error {
 			return nil
 		case first && w.last == "":
 			return err // it never worked
+		case errors.As(err, &exit) && exit.Code == cli.ExitUsage:
+			return err // a new version of the projection refuses the filter: a retry does not help
 		}
 		fmt.Fprintf(w.api.env.Stderr, "%v; retrying\n", err)
 		t := time.NewTimer(watchRetry)

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"millrace/pipeline"
 )
 
 // The feed is a stream of server-sent events of four kinds:
@@ -196,6 +198,8 @@ func (s *stream) snapshots(c Changes) error {
 		}
 		if s.keep != nil {
 			switch ok, err := s.keep.match(g); {
+			case pipeline.ClassOf(err) == pipeline.ClassReject:
+				continue // as in a list: it does not match
 			case err != nil:
 				return fmt.Errorf("filter failed for aggregate %q: %w", g.ID, err)
 			case !ok:

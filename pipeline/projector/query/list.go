@@ -22,10 +22,12 @@ import (
 
 type listAnswer struct {
 	made
-	Items      []item       `json:"items"`
-	Next       string       `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page. A page with fewer items than limit, even an empty one, is not necessarily the last."`
-	Partitions []Position   `json:"partitions" doc:"Position of each partition at the time of the read."`
-	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the states include the requested event."`
+	Items         []item       `json:"items"`
+	Next          string       `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page. A page with fewer items than limit, even an empty one, is not necessarily the last."`
+	Partitions    []Position   `json:"partitions" doc:"Position of each partition at the time of the read."`
+	FilterFailed  int          `json:"filter_failed,omitempty" doc:"Number of aggregates that were read for this page and for which the filter failed for another reason than null or a missing map entry. They do not match."`
+	FilterFailure string       `json:"filter_failure,omitempty" doc:"The first of these failures."`
+	AfterEvent    OutcomeState `json:"after_event,omitempty" doc:"applied: the states include the requested event."`
 }
 
 // listCursor is the position at which a list continues. It also holds the filter and
@@ -111,14 +113,11 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(l.err, errTooMany):
 		a.problem(w, http.StatusUnprocessableEntity, "there are more than %d aggregates, which is the limit for sorting; sort by id, which has no limit, or use a filter without a sort", maxScanned)
 		return
-	case l.err != nil && pipeline.ClassOf(l.err) == pipeline.ClassReject:
-		a.problem(w, http.StatusBadRequest, "filter failed for aggregate %q: %v", l.of, l.err)
-		return
 	case err != nil || l.err != nil:
 		a.fail(w, r, errors.Join(err, l.err))
 		return
 	}
-	out := listAnswer{made: made{d.Name, d.Version}, Partitions: positions}
+	out := listAnswer{made: made{d.Name, d.Version}, Partitions: positions, FilterFailed: l.failed, FilterFailure: l.failure}
 	if out.Items, out.Next, err = l.page(); err != nil {
 		a.fail(w, r, err)
 		return
@@ -143,6 +142,8 @@ type lister struct {
 	scanned int
 	more    bool   // there is another page
 	of      string // id of the last aggregate read
+	failed  int    // aggregates for which the filter failed, except because of null
+	failure string // the first failure
 	err     error
 }
 
@@ -175,7 +176,11 @@ func (l *lister) see(g Aggregate) bool {
 	l.of = g.ID
 	if l.keep != nil {
 		var ok bool
-		if ok, l.err = l.keep.match(&g); l.err != nil || !ok {
+		switch ok, l.err = l.keep.match(&g); {
+		case l.err != nil && pipeline.ClassOf(l.err) == pipeline.ClassReject:
+			l.unmatched(g.ID)
+			return true
+		case l.err != nil || !ok:
 			return l.err == nil
 		}
 	}
@@ -198,6 +203,18 @@ func (l *lister) see(g Aggregate) bool {
 		l.cut()
 	}
 	return true
+}
+
+// unmatched handles an aggregate for which the filter failed: it does not match. Null and
+// missing map entries are not counted, because a filter usually does not expect them.
+func (l *lister) unmatched(id string) {
+	err := l.err
+	if l.err = nil; expr.IsNull(err) {
+		return
+	}
+	if l.failed++; l.failed == 1 {
+		l.failure = fmt.Sprintf("aggregate %q: %v", id, err)
+	}
 }
 
 // cut sorts the found aggregates and keeps the first limit of them, to bound memory.
@@ -422,7 +439,8 @@ func layoutOf(s *codec.Schema, paths [][]string) (*codec.Layout, error) {
 	return codec.NewLayout(s, paths)
 }
 
-// match evaluates the condition.
+// match evaluates the condition. An error of [pipeline.ClassReject] means that it failed
+// for this aggregate, which then does not match.
 func (f *filter) match(g *Aggregate) (bool, error) {
 	v := f.views.Get().(*[2]pipeline.View)
 	defer f.views.Put(v)

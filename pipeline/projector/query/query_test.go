@@ -127,7 +127,8 @@ func newShelf(t *testing.T, n int) shelf {
 		{"name":"flag","type":"boolean"},{"name":"count","type":["null","long"]},{"name":"ratio","type":"double"},
 		{"name":"word","type":{"type":"enum","name":"W","symbols":["b","a"]}},{"name":"list","type":{"type":"array","items":"int"}},
 		{"name":"price","type":{"type":"bytes","logicalType":"decimal","precision":20,"scale":2}},
-		{"name":"cost","type":["null",{"type":"fixed","name":"F","size":12,"logicalType":"decimal","precision":20,"scale":2}]}]}`)
+		{"name":"cost","type":["null",{"type":"fixed","name":"F","size":12,"logicalType":"decimal","precision":20,"scale":2}]},
+		{"name":"tags","type":{"type":"map","values":"string"}}]}`)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,6 +157,10 @@ func (s shelf) aggregate(i int) Aggregate {
 	state = codec.AppendBytes(state, raw)
 	state = codec.AppendLong(state, 1)
 	state, _ = price.AppendBytes(state, 12)
+	if i%2 == 1 {
+		state = codec.AppendString(codec.AppendString(codec.AppendLong(state, 1), "region"), fmt.Sprint("r", i))
+	}
+	state = append(state, 0)
 	return Aggregate{ID: fmt.Sprintf("%07d", i), Version: int64(i), State: state}
 }
 
@@ -214,6 +219,46 @@ func TestListSortsByFieldsOfEveryKind(t *testing.T) {
 	}
 	if w := get(h, http.MethodGet, "/v1/projections/s?sort=state.list"); w.Code != http.StatusBadRequest || !strings.Contains(w.Body.String(), "has no order") {
 		t.Errorf("%d %s", w.Code, w.Body)
+	}
+}
+
+// For a filter, null and a missing map entry mean no match. Another failure is no match
+// either, and the answer counts it. One aggregate never fails the list.
+func TestAFilterThatFailsDoesNotMatch(t *testing.T) {
+	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, 7))
+	for _, c := range []struct {
+		filter, sort, want string
+		failed             int
+	}{
+		{"state.count > 0", "", "45", 0}, // null for 0, 3 and 6
+		{"!(state.count > 0)", "", "12", 0},
+		{"state.count > 0", "-version", "54", 0},
+		{"state.count + 1 >= 0", "", "245", 0},
+		{"[state.count].exists(c, c > 0)", "", "45", 0}, // in the interpreter
+		{"state.tags.region == 'r3'", "", "3", 0},       // no entry for 0, 2, 4 and 6
+		{"state.tags['region'].startsWith('r')", "", "135", 0},
+		{"state.tags.map(k, state.tags.region).size() > 0", "", "135", 0},
+		{"state.count > 0 || version == 3", "", "345", 0},
+		{"10 / (version - 2) > 4", "", "34", 1},
+		{"state.list[0] == 1", "", "", 7},
+	} {
+		var page struct {
+			Items   []struct{ Version int }
+			Failed  int    `json:"filter_failed"`
+			Failure string `json:"filter_failure"`
+		}
+		w := get(h, http.MethodGet, "/v1/projections/s?filter="+url.QueryEscape(c.filter)+"&sort="+c.sort)
+		if err := json.Unmarshal(w.Body.Bytes(), &page); err != nil || w.Code != 200 {
+			t.Errorf("%s: %d %s", c.filter, w.Code, w.Body)
+			continue
+		}
+		got := ""
+		for _, it := range page.Items {
+			got += fmt.Sprint(it.Version)
+		}
+		if got != c.want || page.Failed != c.failed || (page.Failure == "") != (c.failed == 0) {
+			t.Errorf("%s: got %q, %d failed (%s); want %q, %d failed", c.filter, got, page.Failed, page.Failure, c.want, c.failed)
+		}
 	}
 }
 
