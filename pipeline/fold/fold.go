@@ -24,6 +24,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // A Spec is the declaration of a fold.
@@ -56,6 +57,10 @@ type Spec struct {
 	// is blocked.
 	Wait     int64
 	ApplyGap bool
+
+	// Identity is what makes two events the same event; nil means their id. It is always
+	// nil with semantics 1.
+	Identity identity.Identity
 
 	// PartitionIDs means that the ids of events are compared within the partition.
 	// Otherwise they are compared within one aggregate. It is always set with
@@ -113,8 +118,9 @@ type typeFold struct {
 	schema *codec.Schema
 	folded bool // the other fields are set
 	delete bool
-	layout *codec.Layout // of the event
-	bare   expr.BareType // for an event without an envelope
+	layout *codec.Layout    // of the event
+	bare   expr.BareType    // for an event without an envelope
+	same   *identity.Reader // nil if the identity is the id
 	sets   []set
 
 	// Slots in layout; -1 for none.
@@ -211,6 +217,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 	} else {
 		var envelope [][]string
 		envelope, identified, numbered = t.readEnvelope(spec.Window.Size == 0)
+		identified = identified && (t.idBranch < 0 || spec.Semantics > 1)
 		paths = append(paths, envelope...)
 		name := schema.Root().Name
 		consts = map[string]string{"type": name[strings.LastIndexByte(name, '.')+1:]}
@@ -218,6 +225,12 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 			return fault(fmt.Sprintf("%s has no timestamp, but a window needs the time of the event", schema.Name()))
 		}
 	}
+
+	var faults []expr.Fault
+	if t.same, faults = spec.Identity.Compile(schema, spec.Bare, schema.Name()); len(faults) > 0 {
+		return faults
+	}
+	paths = append(paths, t.same.Paths()...)
 
 	env, err := expr.NewEnv(
 		expr.Root{Schema: schema, Consts: consts},
@@ -237,6 +250,9 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		if err := t.bare.Bind(t.layout); err != nil {
 			return fault(err.Error())
 		}
+	}
+	if err := t.same.Bind(t.layout); err != nil {
+		return fault(err.Error())
 	}
 	if identified {
 		t.id = t.layout.Slot("id")
@@ -422,6 +438,8 @@ type Folder struct {
 	id, key []byte
 	time    int64 // in microseconds since 1970
 
+	identity, bytes []byte // of the event, if it is not the id: as a text and as bytes
+
 	arena []byte // the new values of the fields
 	sizes []int  // the end of each value in arena
 	next  []byte // memory for the next state that Update computes
@@ -431,12 +449,13 @@ type Folder struct {
 // NewFolder returns a Folder.
 func (f *Fold) NewFolder() *Folder { return &Folder{Fold: f} }
 
-// An Origin holds the key and the timestamp of the record of an event. They are the
-// key and the time of an event without an envelope, unless [Spec.Bare] has an
-// expression for them.
+// An Origin holds the key, the timestamp and the headers of the record of an event. Key
+// and timestamp are the key and the time of an event without an envelope, unless
+// [Spec.Bare] has an expression for them. Headers may be parts of the event's identity.
 type Origin struct {
-	Key  []byte
-	Time int64 // in microseconds since 1970
+	Key     []byte
+	Time    int64 // in microseconds since 1970
+	Headers []pipeline.Header
 }
 
 // Read reads an event of a type for which [Fold.Folds] is true, and returns the
@@ -450,6 +469,11 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	f.typ = typ
 	if f.bare {
 		if err := f.readBare(from); err != nil {
+			return nil, err
+		}
+	}
+	if t.same != nil {
+		if err := f.readIdentity(from.Headers); err != nil {
 			return nil, err
 		}
 	}
@@ -482,6 +506,18 @@ func (f *Folder) check(id []byte) error {
 		return pipeline.Reject(pipeline.ReasonBadBody, "the event time, %d microseconds since 1970, is outside of the years 1 to 9999, for which there are windows", f.Time())
 	}
 	return nil
+}
+
+// readIdentity sets the identity of the event.
+func (f *Folder) readIdentity(headers []pipeline.Header) error {
+	if !f.bare {
+		f.scope.Reset(time.Time{}, &f.event)
+	}
+	var err error
+	if f.bytes, _, err = f.types[f.typ].same.Append(f.bytes[:0], headers, &f.event, &f.scope); err == nil {
+		f.identity = f.spec.Identity.AppendText(f.identity[:0], f.bytes)
+	}
+	return err
 }
 
 // readBare sets the id, the time and the key of an event without an envelope.
@@ -590,10 +626,14 @@ func (f *Fold) CheckStateID(id []byte) error {
 // Type returns the type of the event of the last Read.
 func (f *Folder) Type() *codec.Schema { return f.types[f.typ].schema }
 
-// EventID returns the id of the event of the last Read, or nil if it has none. It is
-// valid until the next Read, or until the body changes.
+// EventID returns the identity of the event of the last Read as a text, which is the id
+// unless the Spec says otherwise; empty if the event has none. It is valid until the next
+// Read, or until the body changes.
 func (f *Folder) EventID() []byte {
 	t := &f.types[f.typ]
+	if t.same != nil {
+		return f.identity
+	}
 	if f.bare {
 		return f.id
 	}

@@ -9,13 +9,14 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // Semantics is the number of the meaning of a fold. A release that changes the meaning of
 // expressions, or of the fold itself, takes the next number, and compiles folds of earlier
 // numbers as far as it still implements them:
 //
-//	1  Ids of events are compared within the partition. Expressions compute and compare no
+//	1  Ids of events are compared within the partition, and an id that may be null is none. Expressions compute and compare no
 //	   decimals, and name no time zones.
 //	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
 const Semantics = 2
@@ -30,7 +31,10 @@ func (s Spec) withSemantics() (Spec, []expr.Fault) {
 		return s, []expr.Fault{{Source: s.Key, Msg: fmt.Sprintf("the fold has semantics %d, and this release has 1 to %d", s.Semantics, Semantics)}}
 	}
 	if s.Semantics == 1 {
-		s.PartitionIDs = true
+		s.PartitionIDs, s.Identity = true, nil
+	}
+	if s.Identity.IsID() {
+		s.Identity = nil
 	}
 	return s, nil
 }
@@ -95,6 +99,9 @@ func hash(spec Spec, zones bool) string {
 	if spec.Semantics > 1 && spec.PartitionIDs {
 		fmt.Fprintf(h, "partition ids\n")
 	}
+	if len(spec.Identity) > 0 {
+		fmt.Fprintf(h, "identity %q\n", spec.Identity)
+	}
 	if spec.Semantics > 1 && zones {
 		fmt.Fprintf(h, "zones %s\n", zoneData())
 	}
@@ -121,6 +128,14 @@ func (f *Fold) Semantics() int { return f.spec.Semantics }
 // PartitionIDs reports whether the ids of events are compared within the partition.
 // Otherwise they are compared within one aggregate.
 func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
+
+// Identity returns what makes two events the same event. It has one part if that is a
+// text as it is.
+func (f *Fold) Identity() identity.Identity { return f.spec.Identity }
+
+// HasIdentity reports whether the identity of an event is more or other than its id, so
+// that it may depend on the headers of the record.
+func (f *Fold) HasIdentity() bool { return len(f.spec.Identity) > 0 }
 
 // WithHash returns the fold, or the same declaration with other semantics, if that has
 // the hash. It returns nil if this program does not implement it.

@@ -76,6 +76,7 @@ func (l *loader) buildProjection(p *declared) {
 		return
 	}
 	from := l.topics[p.projection.From.Name]
+	l.settleIdentity(from)
 	if len(from.Types) == 0 {
 		l.untyped(from, p)
 		return
@@ -100,7 +101,7 @@ func (l *loader) buildProjection(p *declared) {
 	if len(on.Items) == 0 {
 		l.at(on.Key, "write on: {TYPE: {set: {FIELD: EXPRESSION}}}", "%s has no effect: on is empty", p.what)
 	}
-	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state}
+	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state, Identity: from.Identity}
 	if !keyed {
 		spec.Key = expr.Source{Line: p.name.Line, Col: p.name.Col} // a place for faults
 	}

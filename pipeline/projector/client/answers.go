@@ -24,6 +24,7 @@ type (
 		Seconds    *float64          `json:"lag_seconds"`
 		ID         string            `json:"id"`
 		Version    int64             `json:"version"`
+		Sequence   int64             `json:"sequence"` // 0 if no event had a number
 		Deleted    bool              `json:"deleted"`
 		EventID    string            `json:"event_id"`
 		EventTime  time.Time         `json:"event_time"`

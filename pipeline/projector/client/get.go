@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -48,7 +49,11 @@ func get(ctx context.Context, a *api, args []string) error {
 		deleted = ", deleted"
 	}
 	t.hide(g.Hidden)
-	t.note("%s %s, version %d%s, of %s by event %s", g.Projection, g.ID, g.Version, deleted, timeText(g.EventTime), g.EventID)
+	numbered := ""
+	if g.Sequence > 0 {
+		numbered = fmt.Sprintf(", sequence %d", g.Sequence)
+	}
+	t.note("%s %s, version %d%s%s, of %s by event %s", g.Projection, g.ID, g.Version, numbered, deleted, timeText(g.EventTime), g.EventID)
 	t.note("%s", g.position())
 	return t.flush()
 }

@@ -172,7 +172,7 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	}
 	if l.index != nil {
 		read := func(ev *states.Event) ([]byte, string, error) { return e.readEvent(ctx, ev) }
-		if err := l.index.Erase(e.batch, e.view, []byte(id), &a, read); err != nil {
+		if err := l.index.Erase(e.batch, e.view, []byte(id), scopeOf(l.fold, aggregateKey(l.fold, id)), &a, read); err != nil {
 			return err
 		}
 	}
@@ -194,6 +194,16 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	return nil
 }
 
+// aggregateKey returns the key of an aggregate: its id, without its window.
+func aggregateKey(f *fold.Fold, id string) []byte {
+	if f.Window().Size > 0 {
+		if key, _, ok := fold.ParseWindowID(id); ok {
+			id = key
+		}
+	}
+	return []byte(id)
+}
+
 // readEvent returns the id and the type of an event.
 func (e *erasure) readEvent(ctx context.Context, ev *states.Event) (id []byte, typ string, err error) {
 	d, err := e.decoder.Decode(ctx, e.view.Record(ev), nil)
@@ -202,6 +212,9 @@ func (e *erasure) readEvent(ctx context.Context, ev *states.Event) (id []byte, t
 	}
 	if err != nil {
 		return nil, "", err
+	}
+	if ev.ID != nil {
+		return ev.ID, e.folder.Type().Name(), nil
 	}
 	return e.folder.EventID(), e.folder.Type().Name(), nil
 }

@@ -25,7 +25,7 @@ import (
 //	queued          its aggregate is blocked
 //	blocked         it cannot be decoded or folded, or is in the wrong partition: from
 //	                now on its aggregate is blocked
-//	duplicate       its id was applied before
+//	duplicate       its id was applied before, to its aggregate
 //	late            its aggregate was deleted, or a window is closed
 //	conflict        its sequence number was applied before: the first event in the log
 //	                wins
@@ -237,7 +237,7 @@ type foldEvent struct {
 // attempt folds the event that was read last, or holds it. After an error of
 // ClassReject, the event cannot be folded and nothing was changed.
 func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Batch) error {
-	known, err := t.duplicate(in.Offset)
+	known, err := t.duplicate(id, in.Offset)
 	if err != nil {
 		return err
 	}
@@ -269,7 +269,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case !numbered && (decided || t.inSnapshot(a, in.Offset)):
 		return nil // the snapshots contain it
 	case numbered && number <= a.Number:
-		t.count(in, isConflict)
+		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
 		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), in: copied(in)})
@@ -282,6 +282,22 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	return t.drain(a, in.Offset, b)
 }
 
+// conflict notes that the event that was read last is in conflict with an earlier one. now
+// is the offset that is being read, as for apply.
+func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
+	t.count(in, isConflict)
+	if t.index != nil {
+		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
+			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
+		}
+		return
+	}
+	// Without history, an earlier number may also be that of a duplicate.
+	if number == a.Number {
+		t.lane.refused.addConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
+	}
+}
+
 // inSnapshot reports whether the snapshot from which an aggregate was loaded contains
 // the event at an offset: a worker that continued from an old store may have written a
 // checkpoint that is behind the snapshots of another worker.
@@ -290,12 +306,21 @@ func (t *track) inSnapshot(a *states.Aggregate, offset int64) bool {
 }
 
 // duplicate reports whether the event that was read last was applied before, at another
-// offset.
-func (t *track) duplicate(offset int64) (bool, error) {
+// offset: to its aggregate, or to any if the fold says so. For a window, id is the key.
+func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.Known(t.folder.EventID(), offset)
+	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
+}
+
+// scopeOf returns the aggregate within which ids of events are compared, nil for the
+// partition.
+func scopeOf(f *fold.Fold, id []byte) []byte {
+	if f.PartitionIDs() {
+		return nil
+	}
+	return id
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's

@@ -117,6 +117,9 @@ func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate
 	if err == nil {
 		_, err = folder.Apply(a)
 	}
+	if e.ID != nil {
+		a.EventID = slices.Clone(e.ID)
+	}
 	a.Offset = e.Offset
 	return err
 }
@@ -159,8 +162,13 @@ func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *state
 	if _, err := folder.Read(d.Type, d.Body, e.Origin()); err != nil {
 		return query.Event{}, err
 	}
+	id := e.ID
+	if id == nil {
+		id = folder.EventID()
+	}
+	number, _ := folder.Number()
 	return query.Event{
-		ID: string(folder.EventID()), Type: folder.Type(), Time: time.UnixMicro(e.EventTime), Recorded: time.UnixMilli(e.Recorded),
+		ID: string(id), Sequence: number, Type: folder.Type(), Time: time.UnixMicro(e.EventTime), Recorded: time.UnixMilli(e.Recorded),
 		Topic: v.Source().Topic, Partition: v.Source().Partition, Offset: e.Offset,
 		Aggregate: string(e.Aggregate), Version: e.Version, Body: slices.Clone(d.Body),
 	}, nil
@@ -250,13 +258,17 @@ func (r *Reader) Types() []*codec.Schema {
 }
 
 // Event implements [query.Projection].
-func (r *Reader) Event(ctx context.Context, eventID string) (query.Event, error) {
+func (r *Reader) Event(ctx context.Context, eventID, aggregate string) (query.Event, error) {
 	if !r.set.KeepsHistory() {
 		return query.Event{}, query.ErrNoHistory
 	}
+	eventID, err := r.eventID(eventID)
+	if err != nil {
+		return query.Event{}, err
+	}
 	for _, p := range r.fresh() {
 		v := p.View()
-		e, ok, err := v.EventByID([]byte(eventID))
+		e, ok, err := v.EventByID(r.keyOf(aggregate), []byte(eventID))
 		var out query.Event
 		if ok && err == nil {
 			out, err = r.describeEvent(ctx, r.set.NewDecoder(r.projection), v, &e)
