@@ -16,7 +16,8 @@ import (
 // expressions, or of the fold itself, takes the next number, and compiles folds of earlier
 // numbers as far as it still implements them:
 //
-//	1  Ids of events are compared within the partition, and an id that may be null is none. Expressions compute and compare no
+//	1  Tombstones are rejected. Ids of events are compared within the partition, and an id
+//	   that may be null is none. Expressions compute and compare no
 //	   decimals, and name no time zones.
 //	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
 const Semantics = 2
@@ -31,6 +32,10 @@ func (s Spec) withSemantics() (Spec, []expr.Fault) {
 		return s, []expr.Fault{{Source: s.Key, Msg: fmt.Sprintf("the fold has semantics %d, and this release has 1 to %d", s.Semantics, Semantics)}}
 	}
 	if s.Semantics == 1 {
+		if s.UnusualTombstones {
+			return s, []expr.Fault{{Source: s.Key, Msg: "with semantics 1, a topic declares no tombstones"}}
+		}
+		s.Tombstones = RejectTombstones
 		s.PartitionIDs, s.Identity = true, nil
 	}
 	if s.Identity.IsID() {
@@ -62,9 +67,23 @@ func (s *Spec) unknown(at expr.Source, schema *codec.Schema, programs ...*expr.P
 
 // usesZones reports whether some expression names a time zone.
 func (f *Fold) usesZones() bool {
-	return slices.ContainsFunc(f.types, func(t typeFold) bool {
-		return slices.ContainsFunc(t.bare.Programs(), usesZones) || slices.ContainsFunc(t.sets, func(s set) bool { return usesZones(s.value) })
-	})
+	return slices.ContainsFunc(f.types, func(t typeFold) bool { return slices.ContainsFunc(t.programs(), usesZones) })
+}
+
+// programs returns all expressions of an event type.
+func (t *typeFold) programs() []*expr.Program {
+	all := t.bare.Programs()
+	for _, r := range t.rules {
+		for _, p := range []*expr.Program{r.when, r.deleteIf} {
+			if p != nil {
+				all = append(all, p)
+			}
+		}
+		for _, s := range r.sets {
+			all = append(all, s.value)
+		}
+	}
+	return all
 }
 
 // usesZones reports whether an expression names a time zone.
@@ -93,6 +112,9 @@ func hash(spec Spec, zones bool) string {
 	if spec.ApplyGap {
 		fmt.Fprintf(h, "apply gap\n")
 	}
+	if spec.Tombstones != RejectTombstones {
+		fmt.Fprintf(h, "tombstones %d\n", spec.Tombstones)
+	}
 	if b := spec.Bare; b != nil {
 		fmt.Fprintf(h, "bare %q %q %q\n", b.ID.Text, b.Time.Text, b.Key.Text)
 	}
@@ -106,11 +128,14 @@ func hash(spec Spec, zones bool) string {
 		fmt.Fprintf(h, "zones %s\n", zoneData())
 	}
 	on := slices.Clone(spec.On)
-	slices.SortFunc(on, func(a, b On) int {
+	slices.SortStableFunc(on, func(a, b On) int {
 		return strings.Compare(spec.Types[a.Type].Name(), spec.Types[b.Type].Name())
 	})
 	for _, o := range on {
 		fmt.Fprintf(h, "on %q delete %v\n", spec.Types[o.Type].Name(), o.Delete)
+		if o.When.Text != "" || o.DeleteIf.Text != "" || o.Revive {
+			fmt.Fprintf(h, "when %q delete if %q revive %v\n", o.When.Text, o.DeleteIf.Text, o.Revive)
+		}
 		for _, s := range o.Set {
 			fmt.Fprintf(h, "set %q = %q\n", s.Field.Text, s.Value.Text)
 		}

@@ -180,7 +180,7 @@ func knownReceipts(t *testing.T, span time.Duration, lines ...string) *Reader {
 	return r
 }
 
-// Whatever is on the topic, the reader goes on.
+// With any records on the topic, the reader continues.
 func TestGarbageOnAReceiptsTopicStopsNothing(t *testing.T) {
 	r := knownReceipts(t, time.Hour)
 	rapid.Check(t, func(t *rapid.T) {

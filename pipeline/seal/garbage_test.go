@@ -7,7 +7,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever is on the key topic, it does not stop the reader, and the keys of other subjects
+// No record on the key topic stops the reader, and the keys of other subjects
 // stay.
 func TestGarbageOnTheKeyTopicStopsNothing(t *testing.T) {
 	keks, err := ParseKEKs("a AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n")

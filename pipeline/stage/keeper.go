@@ -24,7 +24,7 @@ type Keeper interface {
 
 	// Assign replaces the state of a partition with the sum of the stored changes.
 	// load calls add for each change, in the order in which they were written. An error
-	// of add means that the record is no change; it has no effect, and load may go on
+	// of add means that the record is no change; it has no effect, and load may continue
 	// or return it. Changes of events at offset next or later are ignored,
 	// because these events will be processed again.
 	Assign(partition int32, next int64, load func(add func(change []byte) error) error) error

@@ -206,6 +206,9 @@ func aggregateKey(f *fold.Fold, id string) []byte {
 
 // readEvent returns the id and the type of an event.
 func (e *erasure) readEvent(ctx context.Context, ev *states.Event) (id []byte, typ string, err error) {
+	if ev.IsTombstone() {
+		return nil, "", nil
+	}
 	d, err := e.decoder.Decode(ctx, e.view.Record(ev), nil)
 	if err == nil {
 		_, err = e.folder.Read(d.Type, d.Body, ev.Origin())

@@ -63,7 +63,7 @@ func (t *track) firstHeld(id string) *held {
 func (t *track) drain(a *states.Aggregate, now int64, b *store.Batch) error {
 	for len(t.heldOf[a.ID]) > 0 {
 		h := t.firstHeld(a.ID)
-		if h.number > a.Number+1 && !a.Deleted {
+		if h.number > a.Number+1 && (!a.Deleted || t.fold.CanRevive(&a.Aggregate)) {
 			return nil
 		}
 		if err := t.retry(a, h, now, b); err != nil {
@@ -85,7 +85,7 @@ func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) e
 		return err
 	case known || t.sameID(a):
 		t.count(&h.in, isDuplicate)
-	case a.Deleted:
+	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
 		t.count(&h.in, isLate)
 	case h.number <= a.Number:
 		t.conflict(a, &h.in, h.number, now, b)

@@ -170,7 +170,7 @@ func TestOtherUnreadableRecordsAreSkipped(t *testing.T) {
 	fw.stop()
 }
 
-// Whatever is on the snapshots topic, a worker starts, a follower follows, and every
+// With any records on the snapshots topic, a worker starts, a follower follows, and every
 // aggregate that is not blocked is right.
 func TestGarbageOnTheSnapshotsTopicStopsNothing(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
@@ -235,7 +235,7 @@ func TestGarbageOnTheSnapshotsTopicStopsNothing(t *testing.T) {
 }
 
 // A binary key without an envelope is no id: the event is rejected, nothing is published
-// under it, and the others go on, also after a restore.
+// under it, and the others continue, also after a restore.
 func TestABinaryKeyBlocksNothing(t *testing.T) {
 	w := newCounts(t, nil)
 	w.counted("k", 1, 0, "a")

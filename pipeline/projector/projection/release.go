@@ -142,6 +142,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 			return bad
 		}
+		d, bad = asTombstone(l.fold, in, d, bad)
 		if bad == nil && !l.fold.Folds(d.Type) {
 			return nil
 		}

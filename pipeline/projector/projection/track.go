@@ -20,7 +20,7 @@ import (
 //
 // In this order, an event is
 //
-//	ignored         the projection does not fold its type
+//	ignored         the projection does not fold its type, or no rule applies to it
 //	erased          its aggregate was erased (projector forget)
 //	queued          its aggregate is blocked
 //	blocked         it cannot be decoded or folded, or is in the wrong partition: from
@@ -62,6 +62,8 @@ type track struct {
 	missed []int64 // scratch
 	starts []int64
 	ready  []windowed
+
+	outcome fold.Outcome // scratch: of the last window that was not changed
 }
 
 // families are the places of a track's entries in the store.
@@ -260,11 +262,8 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case t.sameID(a):
 		t.count(in, isDuplicate)
 		return nil
-	case a.Deleted:
-		t.count(in, isLate)
-		if !t.isShadow() {
-			t.lane.refused.addLate(t.folder.EventID(), a.ID)
-		}
+	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
+		t.late(in, a)
 		return nil
 	case !numbered && (decided || t.inSnapshot(a, in.Offset)):
 		return nil // the snapshots contain it
@@ -335,15 +334,27 @@ func (t *track) sameID(a *states.Aggregate) bool {
 func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *store.Batch) error {
 	last := a.LastOffset()
 	result, err := t.folder.ApplyInPlace(&a.Aggregate)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if result != fold.Applied {
+	case result == fold.Late:
+		t.late(in, a)
+		return nil
+	case result != fold.Applied:
+		t.count(in, isIgnored)
 		return nil
 	}
 	a.Offset = in.Offset
 	t.changed(a)
 	return t.remember(a, last, in, now, b)
+}
+
+// late counts an event of a deleted aggregate.
+func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
+	t.count(in, isLate)
+	if !t.isShadow() {
+		t.lane.refused.addLate(t.folder.EventID(), a.ID)
+	}
 }
 
 // changed notes that an event was applied to an aggregate.
@@ -405,6 +416,13 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 			return err
 		}
 	}
+	switch {
+	case len(t.ready) > 0 || len(t.missed) > 0:
+	case t.outcome == fold.Late:
+		t.count(in, isLate)
+	case t.outcome == fold.Ignored:
+		t.count(in, isIgnored)
+	}
 	if len(t.missed) > 0 {
 		t.count(in, isLate)
 		if !t.isShadow() {
@@ -418,7 +436,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 // their next states, and missed to the starts of the closed ones.
 func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) error {
 	w := t.fold.Window()
-	t.missed, t.ready = t.missed[:0], t.ready[:0]
+	t.missed, t.ready, t.outcome = t.missed[:0], t.ready[:0], fold.Applied
 	t.starts = w.Starts(t.starts[:0], t.folder.Time())
 	var id []byte
 	for _, start := range t.starts {
@@ -436,8 +454,12 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 		}
 		next := a.Aggregate
 		next.EventID = bytes.Clone(a.EventID)
-		if _, err := t.folder.Apply(&next); err != nil {
+		t.outcome, err = t.folder.Apply(&next)
+		if err != nil {
 			return err
+		}
+		if t.outcome != fold.Applied {
+			continue
 		}
 		next.Offset = in.Offset
 		t.ready = append(t.ready, windowed{a, next, start})

@@ -73,7 +73,7 @@ func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 		ID: e.ID, Type: shortName(e.Type), Time: e.Time.UTC(), Recorded: e.Recorded.UTC(), Projection: d.Name, Aggregate: e.Aggregate,
 		Version: e.Version, Sequence: e.Sequence, Topic: e.Topic, Partition: e.Partition, Offset: e.Offset,
 	}
-	if brief {
+	if brief || e.Type == nil {
 		return it, nil
 	}
 	var err error
@@ -81,8 +81,12 @@ func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	return it, err
 }
 
-// shortName returns a type's name without its namespace, as in topology.yaml.
+// shortName returns a type's name without its namespace, as in topology.yaml. A record
+// without a value has no type.
 func shortName(s *codec.Schema) string {
+	if s == nil {
+		return "tombstone"
+	}
 	return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:]
 }
 

@@ -110,7 +110,7 @@ func (p *past) incomplete(version int64) error {
 }
 
 func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate, e *states.Event) error {
-	d, err := p.decoder.Decode(ctx, p.view.Record(e), nil)
+	d, err := decode(ctx, p.decoder, p.view, e)
 	if err == nil {
 		_, err = folder.Read(d.Type, d.Body, e.Origin())
 	}
@@ -122,6 +122,14 @@ func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate
 	}
 	a.Offset = e.Offset
 	return err
+}
+
+// decode decodes an event of the history, which may be a tombstone.
+func decode(ctx context.Context, dec *event.Decoder, v *states.View, e *states.Event) (event.Decoded, error) {
+	if e.IsTombstone() {
+		return event.Decoded{Type: fold.Tombstone}, nil
+	}
+	return dec.Decode(ctx, v.Record(e), nil)
 }
 
 // versionAt returns the last version of the aggregate before the first event that is
@@ -154,7 +162,7 @@ func (p *past) versionAt(micros int64, clock func(*states.Event) (at, latest int
 
 // describeEvent returns an event of the history for an answer.
 func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *states.View, e *states.Event) (query.Event, error) {
-	d, err := dec.Decode(ctx, v.Record(e), nil)
+	d, err := decode(ctx, dec, v, e)
 	if err != nil {
 		return query.Event{}, err
 	}

@@ -124,8 +124,10 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 		x.value = fold.AppendAggregate(x.value[:0], &a.Aggregate)
 		b.Put(x.part, familyKeyframe, x.key, x.value)
 	}
-	x.key = typeKey(x.key[:0], f.Type().Name(), a.EventTime, in.Offset)
-	b.Put(x.part, familyType, x.key, nil)
+	if typ := f.Type(); typ != nil { // nil is a tombstone
+		x.key = typeKey(x.key[:0], typ.Name(), a.EventTime, in.Offset)
+		b.Put(x.part, familyType, x.key, nil)
+	}
 	if len(a.EventID) > 0 {
 		x.key = x.lastName.key(x.key[:0], x.filter.add(x.lastHash))
 		x.value = codec.AppendLong(x.value[:0], in.Offset)
@@ -208,8 +210,8 @@ func (x *Index) Written() {
 }
 
 // Erase deletes the history of an aggregate, whose state in the view is latest. read
-// returns the id and the type (its full name) of an event. scope is the aggregate as for
-// Known.
+// returns the id and the type (its full name) of an event; both are empty for a tombstone.
+// scope is the aggregate as for Known.
 func (x *Index) Erase(b *store.Batch, v *View, id, scope []byte, latest *fold.Aggregate, read func(*Event) (eventID []byte, typ string, err error)) error {
 	var failed error
 	err := v.Events(id, latest, 1, latest.Version, true, func(e Event) bool {
@@ -219,7 +221,9 @@ func (x *Index) Erase(b *store.Batch, v *View, id, scope []byte, latest *fold.Ag
 			return false
 		}
 		b.Delete(x.part, familyHistory, offsetKey(nil, e.Offset))
-		b.Delete(x.part, familyType, typeKey(nil, typ, e.EventTime, e.Offset))
+		if typ != "" {
+			b.Delete(x.part, familyType, typeKey(nil, typ, e.EventTime, e.Offset))
+		}
 		if len(eventID) > 0 {
 			name := eventNameOf(eventID)
 			name.scope = scopeOf(scope)

@@ -93,6 +93,9 @@ func (e *Event) Origin() fold.Origin {
 	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), MaxKey)], Time: e.EventTime}
 }
 
+// IsTombstone reports whether the event is a record without a value.
+func (e *Event) IsTombstone() bool { return len(e.value) == 0 }
+
 // Record returns the event as a record, for a decoder.
 func (v *View) Record(e *Event) *pipeline.Record {
 	r := &pipeline.Record{Topic: v.source.Topic, Partition: v.source.Partition, Offset: e.Offset, Value: e.value}
