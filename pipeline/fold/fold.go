@@ -14,6 +14,7 @@ package fold
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -276,12 +277,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	if t.layout, err = codec.NewLayout(schema, append(paths, read...)); err != nil {
 		return fault(err.Error())
 	}
-	if f.bare {
-		if err := t.bare.Bind(t.layout); err != nil {
-			return fault(err.Error())
-		}
-	}
-	if err := t.same.Bind(t.layout); err != nil {
+	if err := errors.Join(t.bare.Bind(t.layout), t.same.Bind(t.layout)); err != nil {
 		return fault(err.Error())
 	}
 	if identified {
