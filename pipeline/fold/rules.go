@@ -15,6 +15,7 @@ import (
 // Tombstones says what a record without a value means.
 type Tombstones uint8
 
+// The values of Tombstones.
 const (
 	RejectTombstones Tombstones = iota // it is no valid event
 	IgnoreTombstones

@@ -91,6 +91,44 @@ func (s *Set) Purge(p *Projection, id string) (partitions []int32, err error) {
 	return partitions, nil
 }
 
+// CountStates returns the number of states of an aggregate in this worker: one, or one for
+// each of its windows; also one if it has none and its events wait.
+func (s *Set) CountStates(p *Projection, id string) (n int, err error) {
+	for _, part := range s.Partitions(p) {
+		part.Freshen()
+		one, err := part.countStates(id)
+		if err != nil {
+			return 0, err
+		}
+		n += one
+	}
+	return n, nil
+}
+
+func (p *Partition) countStates(id string) (n int, err error) {
+	if p.lane.isBlocked(id) {
+		n = 1
+	}
+	v := p.View()
+	defer func() { err = errors.Join(err, v.Close()) }()
+	if p.lane.fold.Window().Size == 0 {
+		var a fold.Aggregate
+		ok, err := v.State([]byte(id), &a)
+		if ok {
+			n = 1
+		}
+		return n, err
+	}
+	windows := 0
+	err = v.Scan(familyWindow, func(key, _ []byte) bool {
+		if of, _, ok := fold.ParseWindowID(string(key[8:])); ok && of == id {
+			windows++
+		}
+		return true
+	})
+	return max(n, windows), err
+}
+
 // erasure is the erasing of an aggregate from a lane.
 type erasure struct {
 	lane    *lane

@@ -157,6 +157,9 @@ func (p *Partition) Blocked() (items []query.BlockedAggregate, next int64, ok bo
 	return items, p.lane.next, true
 }
 
+// CountBlocked returns the number of blocked aggregates in the store. It needs no lock.
+func (p *Partition) CountBlocked() int64 { return p.lane.stuck.Load() }
+
 // Folded returns the next offset to fold. ok is false if the partition was revoked.
 func (p *Partition) Folded() (next int64, ok bool) {
 	p.unit.mu.Lock()

@@ -28,7 +28,7 @@ const releaseTries = 10
 
 // Released is the result of a release.
 type Released struct {
-	Events  int                     // number of events that were folded again, or skipped
+	Events  int                     // number of events that were folded, or skipped
 	Blocked *query.BlockedAggregate // if the aggregate is blocked again
 }
 
@@ -195,9 +195,11 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 	}
 	t.unblock(q.ID)
 	for i := range r.events {
-		out.Events++
 		if err := r.foldOne(t, &r.events[i], u); err != nil {
 			return out, false, false, err
+		}
+		if t.blocked[q.ID] == nil {
+			out.Events++
 		}
 	}
 	if err := t.expire(l.next-1, u.entries); err != nil {

@@ -262,7 +262,7 @@ func (b *BlockedAggregate) Cursor() EventCursor {
 
 // ReleaseResult is the result of a release.
 type ReleaseResult struct {
-	Events  int               `json:"events" doc:"Number of events folded again or skipped."`
+	Events  int               `json:"events" doc:"Number of events that were folded or skipped."`
 	Blocked *BlockedAggregate `json:"blocked,omitempty" doc:"Set if the aggregate is blocked again, at the first event that still cannot be folded."`
 }
 
@@ -659,6 +659,10 @@ func acceptsGzip(r *http.Request) bool {
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
+		if err.Error() != ErrNotFound.Error() { // it says more
+			a.problem(w, http.StatusNotFound, "%s: %v", r.PathValue("name"), err)
+			return
+		}
 		a.problem(w, http.StatusNotFound, "%s has no aggregate %q", r.PathValue("name"), r.PathValue("id"))
 	case errors.Is(err, ErrEventID):
 		a.problem(w, http.StatusBadRequest, "%v", err)
