@@ -399,7 +399,7 @@ func (b *sealedBox) checkForget(kek string) {
 			Until string `json:"until"`
 		} `json:"left"`
 	}
-	if err := json.Unmarshal(b.must("projector", "forget", "user", "u-anna", "--json"), &done); err != nil {
+	if err := json.Unmarshal(b.must("projector", "forget", "user", "u-anna", "--yes", "--json"), &done); err != nil {
 		b.t.Fatal(err)
 	}
 	if done.Key.Topic != "sealed.keys" || done.Key.Destroyed != 1 || len(done.Workers) != 1 {

@@ -33,6 +33,21 @@ func TestForgottenUserNeverComesBack(t *testing.T) {
 		return err
 	})
 
+	for _, refused := range []struct{ args, text string }{
+		{id, "add --yes"},
+		{"nobody --yes", `projection user has no aggregate "nobody": not found`},
+		{"nobody --dry-run", "not found"},
+	} {
+		if out, err := b.run("projector", append([]string{"forget", "user"}, strings.Fields(refused.args)...)...); err == nil || !strings.Contains(err.Error(), refused.text) {
+			t.Errorf("forget user %s: %s, %v; want %q", refused.args, out, err, refused.text)
+		}
+	}
+	if out := b.must("projector", "forget", "user", id, "--dry-run"); !strings.Contains(string(out), "would be forgotten: 1 state") {
+		t.Errorf("the dry run prints %s", out)
+	}
+	if body, _, err := fetch(about()); err != nil {
+		t.Errorf("after the dry run: %s, %v", body, err)
+	}
 	var done struct {
 		Workers []string `json:"workers"`
 		Left    []struct {
@@ -40,7 +55,7 @@ func TestForgottenUserNeverComesBack(t *testing.T) {
 			Until string `json:"until"`
 		} `json:"left"`
 	}
-	if err := json.Unmarshal(b.must("projector", "forget", "user", id, "--json"), &done); err != nil {
+	if err := json.Unmarshal(b.must("projector", "forget", "user", id, "--yes", "--json"), &done); err != nil {
 		t.Fatal(err)
 	}
 	if len(done.Workers) != 1 {

@@ -214,7 +214,7 @@ func TestReplicaAnswersAsTheOwnersAndWritesNothing(t *testing.T) {
 	})
 	r.awaitAgreement(one)
 	var erased struct{ Workers, Silent []string }
-	if err := json.Unmarshal(b.must("projector", "forget", "user", rebuildUser(3), "--json"), &erased); err != nil {
+	if err := json.Unmarshal(b.must("projector", "forget", "user", rebuildUser(3), "--yes", "--json"), &erased); err != nil {
 		t.Fatal(err)
 	}
 	if !slices.Equal(erased.Workers, []string{"one", "replica"}) || len(erased.Silent) != 0 {

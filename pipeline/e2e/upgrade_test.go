@@ -92,7 +92,7 @@ func newUpgrading(t *testing.T, topology string) *upgrading {
 	t.Helper()
 	old := os.Getenv("MILLRACE_OLD")
 	if old == "" {
-		t.Skip("needs the projector of an earlier release: make upgrade-test OLD=COMMIT")
+		t.Skip("needs the projector of an earlier release: make upgrade-test OLD=COMMIT") //nolint:forbidigo // the repository has no binaries
 	}
 	box, err := sandbox.New(sandbox.Config{})
 	if err != nil {
@@ -292,6 +292,8 @@ func (u *upgrading) read(projections ...string) (stop func()) {
 		work.Go(func() {
 			rng := rand.New(rand.NewPCG(uint64(client), 7))
 			seen := map[string]int64{}
+			pause := time.NewTicker(time.Millisecond)
+			defer pause.Stop()
 			for ctx.Err() == nil {
 				name, url := u.choose(rng)
 				if url == "" {
@@ -319,7 +321,7 @@ func (u *upgrading) read(projections ...string) (stop func()) {
 					u.faults = append(u.faults, time.Now().Format("15:04:05.000 ")+err.Error())
 				}
 				u.mu.Unlock()
-				time.Sleep(time.Millisecond) // leaves the processors to the workers
+				<-pause.C // leaves the processors to the workers
 			}
 		})
 	}

@@ -166,7 +166,9 @@ func (e *Env) addLeaves(r Root, record *codec.Node, at []string) error {
 		path := strings.Join(rel, ".")
 		l := &leaf{path: e.pathOf(&r, path), rel: rel, view: r.View, node: f.Type, key: r.Key}
 		if known, ok := r.Consts[path]; ok {
-			l.known, l.record = &known, r.Schema.Name()
+			if l.known = &known; !r.NoEvent {
+				l.record = r.Schema.Name()
+			}
 		}
 		e.leaves[l.path] = l
 	}

@@ -210,6 +210,7 @@ type Root struct {
 	// Later holds names that a later release gives another meaning here. Their use
 	// without "event." is a warning.
 	Later []string
-	// NoEvent means that the root is not an event, so there is no name event.
+	// NoEvent means that there is no name event, and that programs rely on Consts without
+	// a check: the root is not an event, or the fold is older than both.
 	NoEvent bool
 }

@@ -52,16 +52,6 @@ func (f *Fold) Leaves() []string {
 	return paths
 }
 
-// Sets returns the dotted paths of the fields of the state that an event of a type
-// sets, in the order of the Spec.
-func (f *Fold) Sets(typ int) []string {
-	var paths []string
-	for _, s := range f.types[typ].sets {
-		paths = append(paths, f.layout.Path(s.slot))
-	}
-	return paths
-}
-
 // leafPaths returns the paths of all fields that are not records. Each path starts
 // with the names in under.
 func leafPaths(n *codec.Node, under []string) (paths [][]string) {

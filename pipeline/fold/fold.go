@@ -14,6 +14,7 @@ package fold
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // A Spec is the declaration of a fold.
@@ -57,6 +59,15 @@ type Spec struct {
 	Wait     int64
 	ApplyGap bool
 
+	// Tombstones says what a record without a value means. With windows, one that would
+	// delete is ignored. UnusualTombstones says that this is not the default of the topic.
+	Tombstones        Tombstones
+	UnusualTombstones bool
+
+	// Identity is what makes two events the same event; nil means their id. It is always
+	// nil with semantics 1.
+	Identity identity.Identity
+
 	// PartitionIDs means that the ids of events are compared within the partition.
 	// Otherwise they are compared within one aggregate. It is always set with
 	// semantics 1.
@@ -74,11 +85,19 @@ const DefaultWait = 1000
 // size fits in a record under Kafka's default limit.
 const DefaultMaxState = 900_000
 
-// On declares the effect of an event of one type.
+// On declares the effect of an event of one type: a rule. If a type has several rules,
+// the first one applies whose When is true. An event to which none applies is ignored.
 type On struct {
-	Type   int // index in Spec.Types
+	Type   int         // index in Spec.Types
+	When   expr.Source // a condition; "" is true
 	Set    []Set
 	Delete bool // delete the aggregate; its last state stays, so late events are recognized
+
+	// DeleteIf is a condition for Delete; "" is the value of Delete.
+	DeleteIf expr.Source
+	// Revive says that the event creates a deleted aggregate again, from the initial
+	// state and with the next version.
+	Revive bool
 }
 
 // Set assigns a value to a field of the state.
@@ -97,6 +116,8 @@ type Fold struct {
 	window       Window
 	wait         int64
 	applyGap     bool
+	tombstones   Tombstones
+	revives      bool // some event creates a deleted aggregate again
 	bare         bool // events have no envelope
 	ownKey       bool // the key of a bare event is an expression, not the key of its record
 	state        *codec.Schema
@@ -111,11 +132,11 @@ type Fold struct {
 // A typeFold is the compiled effect of one event type.
 type typeFold struct {
 	schema *codec.Schema
-	folded bool // the other fields are set
-	delete bool
-	layout *codec.Layout // of the event
-	bare   expr.BareType // for an event without an envelope
-	sets   []set
+	folded bool             // the other fields are set
+	layout *codec.Layout    // of the event
+	bare   expr.BareType    // for an event without an envelope
+	same   *identity.Reader // nil if the identity is the id
+	rules  []rule
 
 	// Slots in layout; -1 for none.
 	key    int // the aggregate id; -1 if that is the key of the event
@@ -128,10 +149,22 @@ type typeFold struct {
 	idBranch int64 // the branch of the event id in its union; -1 if it is a string
 }
 
+// A rule is a compiled [On].
+type rule struct {
+	when     *expr.Program // nil is true
+	sets     []set
+	deletes  bool
+	deleteIf *expr.Program // instead of deletes, if not nil
+	revives  bool
+}
+
 type set struct {
 	slot  int // in Fold.layout
 	value *expr.Program
 }
+
+// Tombstone is the type of a record without a value, for [Folder.Read] and [Fold.Folds].
+const Tombstone = -1
 
 // Compile compiles a Spec. It returns either a Fold or all faults that it found.
 func Compile(spec Spec) (*Fold, []expr.Fault) {
@@ -142,7 +175,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	f := &Fold{spec: spec, name: spec.Name, state: spec.State, types: make([]typeFold, len(spec.Types)),
 		max: cmp.Or(spec.MaxState, DefaultMaxState), anyPartition: spec.AnyPartition,
 		window: spec.Window, wait: cmp.Or(spec.Wait, DefaultWait), applyGap: spec.ApplyGap,
-		bare: spec.Bare != nil, ownKey: spec.Bare != nil && spec.Bare.Key.Text != ""}
+		tombstones: spec.Tombstones, bare: spec.Bare != nil, ownKey: spec.Bare != nil && spec.Bare.Key.Text != ""}
 	zero, err := codec.NewRecord(spec.State.Root())
 	if err != nil {
 		faults = append(faults, expr.Fault{Source: spec.Key, Msg: fmt.Sprintf("the state %s has no initial value: %v", spec.State.Name(), err), Hint: "give each of its fields a default"})
@@ -154,8 +187,13 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 		}
 	}
 	statePaths := [][]string{}
-	for _, on := range spec.On {
-		faults = append(faults, f.compileType(&f.types[on.Type], spec, on, &statePaths)...)
+	if f.tombstones == DeleteByTombstones && f.window.Size > 0 {
+		f.tombstones = IgnoreTombstones
+	}
+	for typ := range spec.Types {
+		if rules := rulesOf(spec, typ); len(rules) > 0 {
+			faults = append(faults, f.compileType(&f.types[typ], spec, rules, &statePaths)...)
+		}
 	}
 	if len(faults) > 0 {
 		return nil, faults
@@ -167,12 +205,10 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	if f.leaves, err = codec.NewLayout(spec.State, leafPaths(spec.State.Root(), nil)); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
-	for _, on := range spec.On {
-		t := &f.types[on.Type]
-		for i, s := range on.Set {
-			t.sets[i].slot = f.layout.Slot(strings.Split(s.Field.Text, ".")...)
-			if err := t.sets[i].value.Bind(t.layout, f.layout); err != nil {
-				return nil, expr.PlaceErrors(s.Value, spec.Types[on.Type].Name(), err)
+	for typ := range f.types {
+		for i, on := range rulesOf(spec, typ) {
+			if faults := f.bindRule(&f.types[typ].rules[i], f.types[typ].layout, on, spec.Types[typ].Name()); len(faults) > 0 {
+				return nil, faults
 			}
 		}
 	}
@@ -183,11 +219,11 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	return f, nil
 }
 
-// compileType compiles the effect of one event type into t, and appends the paths
-// of the state that it sets or reads to statePaths.
-func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string) []expr.Fault {
-	schema := spec.Types[on.Type]
-	t.schema, t.folded, t.delete, t.key, t.id, t.time, t.number = schema, true, on.Delete, -1, -1, -1, -1
+// compileType compiles the rules of one event type into t, and appends the paths
+// of the state that they set or read to statePaths.
+func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]string) []expr.Fault {
+	schema := spec.Types[rules[0].Type]
+	t.schema, t.folded, t.key, t.id, t.time, t.number = schema, true, -1, -1, -1, -1
 	fault := func(msg string) []expr.Fault {
 		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: msg}}
 	}
@@ -215,6 +251,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 	} else {
 		var envelope [][]string
 		envelope, identified, numbered = t.readEnvelope(spec.Window.Size == 0)
+		identified = identified && (t.idBranch < 0 || spec.Semantics > 1)
 		paths = append(paths, envelope...)
 		name := schema.Root().Name
 		consts = map[string]string{"type": name[strings.LastIndexByte(name, '.')+1:]}
@@ -223,26 +260,31 @@ func (f *Fold) compileType(t *typeFold, spec Spec, on On, statePaths *[][]string
 		}
 	}
 
+	var faults []expr.Fault
+	if t.same, faults = spec.Identity.Compile(schema, spec.Bare, schema.Name()); len(faults) > 0 {
+		return faults
+	}
+	paths = append(paths, t.same.Paths()...)
+
 	env, err := expr.NewEnv(
-		expr.Root{Schema: schema, Consts: consts, Later: []string{"prev", "window"}},
+		expr.Root{Schema: schema, Consts: consts, Later: []string{"prev", "window"}, NoEvent: spec.Semantics == 1},
 		expr.Root{Name: "state", Schema: spec.State, View: 1},
 	)
 	if err != nil {
 		return fault(err.Error())
 	}
 	env = env.Knowing(nil)
-	read, faults := t.compileSets(env, spec, on.Set, statePaths)
+	read, faults := t.compileRules(env, spec, rules, numbered, statePaths)
 	f.warnings = append(f.warnings, env.Warnings()...)
 	if len(faults) > 0 {
 		return faults
 	}
+	f.revives = f.revives || slices.ContainsFunc(rules, func(on On) bool { return on.Revive })
 	if t.layout, err = codec.NewLayout(schema, append(paths, read...)); err != nil {
 		return fault(err.Error())
 	}
-	if f.bare {
-		if err := t.bare.Bind(t.layout); err != nil {
-			return fault(err.Error())
-		}
+	if err := errors.Join(t.bare.Bind(t.layout), t.same.Bind(t.layout)); err != nil {
+		return fault(err.Error())
 	}
 	if identified {
 		t.id = t.layout.Slot("id")
@@ -301,9 +343,9 @@ func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, identified, nu
 	return paths, identified, numbered
 }
 
-// compileSets compiles the assignments of an event type. It returns the paths of
-// the event that they read, and appends those of the state to statePaths.
-func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths *[][]string) (paths [][]string, faults []expr.Fault) {
+// compileSets compiles the assignments of a rule. It returns the paths of the event
+// that they read, and appends those of the state to statePaths.
+func (t *typeFold) compileSets(r *rule, env *expr.Env, spec Spec, sets []Set, statePaths *[][]string) (paths [][]string, faults []expr.Fault) {
 	seen := map[string]bool{}
 	for _, s := range sets {
 		path := strings.Split(s.Field.Text, ".")
@@ -332,7 +374,7 @@ func (t *typeFold) compileSets(env *expr.Env, spec Spec, sets []Set, statePaths 
 		paths = append(paths, program.Paths(0)...)
 		*statePaths = append(*statePaths, path)
 		*statePaths = append(*statePaths, program.Paths(1)...)
-		t.sets = append(t.sets, set{value: program})
+		r.sets = append(r.sets, set{value: program})
 	}
 	return paths, faults
 }
@@ -399,7 +441,12 @@ func (f *Fold) Window() Window { return f.window }
 func (f *Fold) Wait() (offsets int64, apply bool) { return f.wait, f.applyGap }
 
 // Folds reports whether events of a type have an effect.
-func (f *Fold) Folds(typ int) bool { return f.types[typ].folded }
+func (f *Fold) Folds(typ int) bool {
+	if typ == Tombstone {
+		return f.tombstones == DeleteByTombstones
+	}
+	return f.types[typ].folded
+}
 
 // Outcome is the result of applying an event.
 type Outcome uint8
@@ -407,12 +454,15 @@ type Outcome uint8
 const (
 	// Applied means that the aggregate has a new version.
 	Applied Outcome = iota
-	// Late means that the aggregate is already deleted. A deleted aggregate never
-	// changes again.
+	// Late means that the aggregate is deleted, and that the event does not create it
+	// again.
 	Late
 	// Duplicate means that the event was applied before. A Folder does not detect
 	// that; its caller does, and does not apply the event.
 	Duplicate
+	// Ignored means that no rule applies to the event, or that there is nothing for a
+	// tombstone to delete.
+	Ignored
 )
 
 // A Folder applies events to aggregates. It holds scratch memory; one goroutine at
@@ -431,6 +481,8 @@ type Folder struct {
 	id, key []byte
 	time    int64 // in microseconds since 1970
 
+	identity, bytes []byte // of the event, if it is not the id: as a text and as bytes
+
 	arena []byte // the new values of the fields
 	sizes []int  // the end of each value in arena
 	next  []byte // memory for the next state that Update computes
@@ -439,18 +491,23 @@ type Folder struct {
 // NewFolder returns a Folder.
 func (f *Fold) NewFolder() *Folder { return &Folder{Fold: f} }
 
-// An Origin holds the key and the timestamp of the record of an event. They are the
-// key and the time of an event without an envelope, unless [Spec.Bare] has an
-// expression for them.
+// An Origin holds the key, the timestamp and the headers of the record of an event. Key
+// and timestamp are the key and the time of an event without an envelope, unless
+// [Spec.Bare] has an expression for them. Headers may be parts of the event's identity.
 type Origin struct {
-	Key  []byte
-	Time int64 // in microseconds since 1970
+	Key     []byte
+	Time    int64 // in microseconds since 1970
+	Headers []pipeline.Header
 }
 
 // Read reads an event of a type for which [Fold.Folds] is true, and returns the
-// aggregate id. The id is valid until the next Read, or until body or from changes.
+// aggregate id; of a [Tombstone], that is the key. The id is valid until the next Read, or until body or from changes.
 // An error is of pipeline.ClassReject.
 func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) {
+	if typ == Tombstone {
+		f.typ, f.key, f.time, f.number, f.numbered = typ, append(f.key[:0], from.Key...), from.Time, 0, false
+		return f.key, CheckID(f.key)
+	}
 	t := &f.types[typ]
 	if err := t.layout.Walk(body, &f.event); err != nil {
 		return nil, err
@@ -458,6 +515,11 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	f.typ = typ
 	if f.bare {
 		if err := f.readBare(from); err != nil {
+			return nil, err
+		}
+	}
+	if t.same != nil {
+		if err := f.readIdentity(from.Headers); err != nil {
 			return nil, err
 		}
 	}
@@ -490,6 +552,18 @@ func (f *Folder) check(id []byte) error {
 		return pipeline.Reject(pipeline.ReasonBadBody, "the event time, %d microseconds since 1970, is outside of the years 1 to 9999, for which there are windows", f.Time())
 	}
 	return nil
+}
+
+// readIdentity sets the identity of the event.
+func (f *Folder) readIdentity(headers []pipeline.Header) error {
+	if !f.bare {
+		f.scope.Reset(time.Time{}, &f.event)
+	}
+	var err error
+	if f.bytes, _, err = f.types[f.typ].same.Append(f.bytes[:0], headers, &f.event, &f.scope); err == nil {
+		f.identity = f.spec.Identity.AppendText(f.identity[:0], f.bytes)
+	}
+	return err
 }
 
 // readBare sets the id, the time and the key of an event without an envelope.
@@ -544,10 +618,10 @@ func (f *Folder) Number() (int64, bool) { return f.number, f.numbered }
 // Time returns the time of the event of the last Read, in microseconds since 1970;
 // 0 if its type has no time.
 func (f *Folder) Time() int64 {
-	t := &f.types[f.typ]
-	if f.bare {
+	if f.bare || f.typ == Tombstone {
 		return f.time
 	}
+	t := &f.types[f.typ]
 	if t.time < 0 {
 		return 0
 	}
@@ -598,13 +672,25 @@ func (f *Fold) CheckStateID(id []byte) error {
 	return CheckID(id)
 }
 
-// Type returns the type of the event of the last Read.
-func (f *Folder) Type() *codec.Schema { return f.types[f.typ].schema }
+// Type returns the type of the event of the last Read, nil for a tombstone.
+func (f *Folder) Type() *codec.Schema {
+	if f.typ == Tombstone {
+		return nil
+	}
+	return f.types[f.typ].schema
+}
 
-// EventID returns the id of the event of the last Read, or nil if it has none. It is
-// valid until the next Read, or until the body changes.
+// EventID returns the identity of the event of the last Read as a text, which is the id
+// unless the Spec says otherwise; empty if the event has none. It is valid until the next
+// Read, or until the body changes.
 func (f *Folder) EventID() []byte {
+	if f.typ == Tombstone {
+		return nil
+	}
 	t := &f.types[f.typ]
+	if t.same != nil {
+		return f.identity
+	}
 	if f.bare {
 		return f.id
 	}
@@ -633,6 +719,9 @@ func (f *Folder) Apply(a *Aggregate) (Outcome, error) { return f.apply(a, nil) }
 // ApplyInPlace is [Folder.Apply], but stores the new state in the memory of the old state
 // if it fits. The caller must not share that memory.
 func (f *Folder) ApplyInPlace(a *Aggregate) (Outcome, error) {
+	if f.typ == Tombstone {
+		return f.bury(a), nil // the state stays where it is
+	}
 	mem := a.State[:0]
 	result, err := f.apply(a, f.next)
 	if err == nil && result == Applied {
@@ -645,30 +734,35 @@ func (f *Folder) ApplyInPlace(a *Aggregate) (Outcome, error) {
 // apply builds the new state in mem, or in new memory if mem is too small. mem must
 // not overlap the old state.
 func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
-	if a.Deleted {
+	if f.typ == Tombstone {
+		return f.bury(a), nil
+	}
+	if a.Deleted && !a.Tombstone && !f.revives {
 		return Late, nil
 	}
-	t := &f.types[f.typ]
 	state := a.State
-	if a.Version == 0 {
+	if a.Version == 0 || a.Deleted {
 		state = f.zero
 	}
 	if err := f.layout.Walk(state, &f.state); err != nil {
 		return 0, fmt.Errorf("read the state of %s: %w", f.name, err)
 	}
-	// Compute all values before setting any: each value sees the state before the
-	// event.
-	f.arena, f.sizes = f.arena[:0], f.sizes[:0]
-	for i := range t.sets {
-		var err error
-		if f.arena, err = t.sets[i].value.Append(f.arena, &f.event, &f.state); err != nil {
-			return 0, err
-		}
-		f.sizes = append(f.sizes, len(f.arena))
+	r, err := f.choose()
+	switch {
+	case err != nil:
+		return 0, err
+	case a.Deleted && !a.Tombstone && (r == nil || !r.revives):
+		return Late, nil
+	case r == nil:
+		return Ignored, nil
+	}
+	deletes, err := f.compute(r)
+	if err != nil {
+		return 0, err
 	}
 	start := 0
 	for i, end := range f.sizes {
-		f.state.Set(t.sets[i].slot, f.arena[start:end:end])
+		f.state.Set(r.sets[i].slot, f.arena[start:end:end])
 		start = end
 	}
 	// Do not reuse the memory of the old state: it may be f.zero, and the view
@@ -699,6 +793,6 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 		a.Number = f.number
 	}
 	a.Version++
-	a.Deleted = t.delete
+	a.Deleted, a.Tombstone = deletes, false
 	return Applied, nil
 }

@@ -2,8 +2,7 @@ package fold
 
 import "millrace/pipeline"
 
-// OriginOf returns the key and the timestamp of a record, which stand in for the
-// envelope of events that have none.
+// OriginOf returns the origin of the event in a record.
 func OriginOf(in *pipeline.Record) Origin {
-	return Origin{Key: in.Key, Time: in.Time.UnixMicro()}
+	return Origin{Key: in.Key, Time: in.Time.UnixMicro(), Headers: in.Headers}
 }

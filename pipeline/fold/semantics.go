@@ -9,13 +9,15 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/identity"
 )
 
 // Semantics is the number of the meaning of a fold. A release that changes the meaning of
 // expressions, or of the fold itself, takes the next number, and compiles folds of earlier
 // numbers as far as it still implements them:
 //
-//	1  Ids of events are compared within the partition. Expressions compute and compare no
+//	1  Tombstones are rejected. Ids of events are compared within the partition, and an id
+//	   that may be null is none. Expressions compute and compare no
 //	   decimals, and name no time zones.
 //	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
 const Semantics = 2
@@ -30,7 +32,14 @@ func (s Spec) withSemantics() (Spec, []expr.Fault) {
 		return s, []expr.Fault{{Source: s.Key, Msg: fmt.Sprintf("the fold has semantics %d, and this release has 1 to %d", s.Semantics, Semantics)}}
 	}
 	if s.Semantics == 1 {
-		s.PartitionIDs = true
+		if s.UnusualTombstones {
+			return s, []expr.Fault{{Source: s.Key, Msg: "with semantics 1, a topic declares no tombstones"}}
+		}
+		s.Tombstones = RejectTombstones
+		s.PartitionIDs, s.Identity = true, nil
+	}
+	if s.Identity.IsID() {
+		s.Identity = nil
 	}
 	return s, nil
 }
@@ -46,7 +55,7 @@ func (s *Spec) unknown(at expr.Source, schema *codec.Schema, programs ...*expr.P
 		switch {
 		case p.UsesDecimals():
 			what = "decimals"
-		case usesZones(p):
+		case p.UsesZones():
 			what = "time zones"
 		}
 	}
@@ -58,16 +67,13 @@ func (s *Spec) unknown(at expr.Source, schema *codec.Schema, programs ...*expr.P
 
 // usesZones reports whether some expression names a time zone.
 func (f *Fold) usesZones() bool {
+	uses := func(p *expr.Program) bool { return p != nil && p.UsesZones() }
 	return slices.ContainsFunc(f.types, func(t typeFold) bool {
-		return slices.ContainsFunc(t.bare.Programs(), usesZones) || slices.ContainsFunc(t.sets, func(s set) bool { return usesZones(s.value) })
+		return slices.ContainsFunc(t.bare.Programs(), uses) || slices.ContainsFunc(t.rules, func(r rule) bool {
+			return uses(r.when) || uses(r.deleteIf) || slices.ContainsFunc(r.sets, func(s set) bool { return uses(s.value) })
+		})
 	})
 }
-
-// usesZones reports whether an expression names a time zone.
-func usesZones(*expr.Program) bool { return false }
-
-// zoneData identifies the time zone data of this program.
-func zoneData() string { return "" }
 
 // hash identifies the effect of a fold: states computed under another hash are not
 // valid for it. It covers the text of the fold, its meaning and the schema of the state.
@@ -89,21 +95,30 @@ func hash(spec Spec, zones bool) string {
 	if spec.ApplyGap {
 		fmt.Fprintf(h, "apply gap\n")
 	}
+	if spec.Tombstones != RejectTombstones {
+		fmt.Fprintf(h, "tombstones %d\n", spec.Tombstones)
+	}
 	if b := spec.Bare; b != nil {
 		fmt.Fprintf(h, "bare %q %q %q\n", b.ID.Text, b.Time.Text, b.Key.Text)
 	}
 	if spec.Semantics > 1 && spec.PartitionIDs {
 		fmt.Fprintf(h, "partition ids\n")
 	}
+	if len(spec.Identity) > 0 {
+		fmt.Fprintf(h, "identity %q\n", spec.Identity)
+	}
 	if spec.Semantics > 1 && zones {
-		fmt.Fprintf(h, "zones %s\n", zoneData())
+		fmt.Fprintf(h, "zones %s\n", expr.ZoneData)
 	}
 	on := slices.Clone(spec.On)
-	slices.SortFunc(on, func(a, b On) int {
+	slices.SortStableFunc(on, func(a, b On) int {
 		return strings.Compare(spec.Types[a.Type].Name(), spec.Types[b.Type].Name())
 	})
 	for _, o := range on {
 		fmt.Fprintf(h, "on %q delete %v\n", spec.Types[o.Type].Name(), o.Delete)
+		if o.When.Text != "" || o.DeleteIf.Text != "" || o.Revive {
+			fmt.Fprintf(h, "when %q delete if %q revive %v\n", o.When.Text, o.DeleteIf.Text, o.Revive)
+		}
 		for _, s := range o.Set {
 			fmt.Fprintf(h, "set %q = %q\n", s.Field.Text, s.Value.Text)
 		}
@@ -121,6 +136,14 @@ func (f *Fold) Semantics() int { return f.spec.Semantics }
 // PartitionIDs reports whether the ids of events are compared within the partition.
 // Otherwise they are compared within one aggregate.
 func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
+
+// Identity returns what makes two events the same event. It has one part if that is a
+// text as it is.
+func (f *Fold) Identity() identity.Identity { return f.spec.Identity }
+
+// HasIdentity reports whether the identity of an event is more or other than its id, so
+// that it may depend on the headers of the record.
+func (f *Fold) HasIdentity() bool { return len(f.spec.Identity) > 0 }
 
 // WithHash returns the fold, or the same declaration with other semantics, if that has
 // the hash. It returns nil if this program does not implement it.

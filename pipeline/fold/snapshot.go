@@ -14,6 +14,7 @@ import (
 type Aggregate struct {
 	Version   int64 // number of applied events
 	Deleted   bool
+	Tombstone bool   // deleted by a tombstone: any event creates it again
 	Number    int64  // sequence number of the last applied event; 0 if no event had one
 	Missing   int64  // number of skipped sequence numbers
 	EventID   []byte // of the last applied event
@@ -163,7 +164,7 @@ func isHash(text []byte) bool {
 // AppendAggregate appends the encoding of an aggregate in a store, which holds the
 // id, the fold and the Source elsewhere. All numbers are Avro longs:
 //
-//	version<<2 | numbered<<1 | deleted
+//	version<<2 | numbered<<1 | deleted; the complement, which is negative, if a tombstone deleted it
 //	number, missing (if numbered)
 //	offset, time and id of the last applied event
 //	state (the rest)
@@ -174,6 +175,9 @@ func AppendAggregate(dst []byte, a *Aggregate) []byte {
 	}
 	if a.Number > 0 {
 		head |= 2
+	}
+	if a.Tombstone {
+		head = ^head
 	}
 	dst = codec.AppendLong(dst, head)
 	if a.Number > 0 {
@@ -201,6 +205,9 @@ func ReadAggregate(enc []byte, a *Aggregate) error {
 func ViewAggregate(enc []byte, a *Aggregate) error {
 	r := reader{rest: enc}
 	head := r.long()
+	if a.Tombstone = head < 0; a.Tombstone {
+		head = ^head
+	}
 	a.Version, a.Deleted = head>>2, head&1 != 0
 	a.Number, a.Missing = 0, 0
 	if head&2 != 0 {

@@ -55,7 +55,10 @@ func (id Identity) HasID() bool {
 }
 
 // String returns the parts as a topology declares them.
-func (id Identity) String() string {
+func (id Identity) String() string { return "[" + strings.Join(id.Names(), ", ") + "]" }
+
+// Names returns the parts as a topology declares each of them.
+func (id Identity) Names() []string {
 	words := make([]string, len(id))
 	for i, p := range id {
 		switch {
@@ -67,7 +70,7 @@ func (id Identity) String() string {
 			words[i] = strings.Join(p.Path, ".")
 		}
 	}
-	return "[" + strings.Join(words, ", ") + "]"
+	return words
 }
 
 // Find returns the leaf of a schema that holds the text at a path: a string, which may
@@ -298,6 +301,38 @@ func (id Identity) Text(b []byte) string {
 		panic(err) // impossible: texts
 	}
 	return string(out)
+}
+
+// AppendText appends what Text returns. It allocates nothing for texts without special
+// characters.
+func (id Identity) AppendText(dst, b []byte) []byte {
+	if len(id) <= 1 {
+		return append(dst, b...)
+	}
+	start := len(dst)
+	dst = append(dst, '[')
+	for rest := b; len(rest) > 0; {
+		if len(dst) > start+1 {
+			dst = append(dst, ',')
+		}
+		size, k := binary.Uvarint(rest)
+		if k <= 0 || size > uint64(len(rest)-k)+1 {
+			return append(dst[:start], id.Text(b)...)
+		}
+		if rest = rest[k:]; size == 0 {
+			dst = append(dst, "null"...)
+			continue
+		}
+		dst = append(dst, '"')
+		for _, c := range rest[:size-1] {
+			if c < ' ' || c > '~' || c == '"' || c == '\\' || c == '<' || c == '>' || c == '&' {
+				return append(dst[:start], id.Text(b)...)
+			}
+			dst = append(dst, c)
+		}
+		dst, rest = append(dst, '"'), rest[size-1:]
+	}
+	return append(dst, ']')
 }
 
 // Parse returns the bytes of the identity that Text shows.

@@ -44,6 +44,13 @@ func DestroyKeys(ctx context.Context, out RecordWriter, topic string, partition 
 	return len(keys), nil
 }
 
+// CountKeys returns the number of a subject's keys that are not destroyed. read is as for
+// [DestroyKeys].
+func CountKeys(subject string, read func(func(*pipeline.Record) error) error) (int, error) {
+	keys, err := keysOf(subject, read)
+	return len(keys), err
+}
+
 // keysOf returns the nulls that delete the keys of a subject, without the keys that
 // are deleted already.
 func keysOf(subject string, read func(func(*pipeline.Record) error) error) (nulls []seal.Record, err error) {

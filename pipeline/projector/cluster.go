@@ -72,8 +72,8 @@ func (c *clusterReader) Diff(ctx context.Context, id string, from, to int64) (a,
 func (c *clusterReader) Types() []*codec.Schema { return c.local.Types() }
 
 // Event implements [query.Projection].
-func (c *clusterReader) Event(ctx context.Context, id string) (query.Event, error) {
-	return c.local.Event(ctx, id)
+func (c *clusterReader) Event(ctx context.Context, id, aggregate string) (query.Event, error) {
+	return c.local.Event(ctx, id, aggregate)
 }
 
 // Outcome implements [query.Projection].

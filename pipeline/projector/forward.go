@@ -65,13 +65,12 @@ func (f *forwarder) serve(next http.Handler, w http.ResponseWriter, r *http.Requ
 			p.release(w) // this worker has everything
 			return
 		}
-		done, decided := f.sendAnywhere(w, r, p.status == http.StatusMisdirectedRequest)
+		done, missing := f.sendAnywhere(w, r, p)
 		if done {
 			return
 		}
-		if decided {
-			p.status = http.StatusNotFound
-			p.release(w)
+		if missing != nil {
+			missing.release(w)
 			return
 		}
 		t := time.NewTimer(forwardRetry)
@@ -93,19 +92,24 @@ func (f *forwarder) serve(next http.Handler, w http.ResponseWriter, r *http.Requ
 const forwardRetry = 50 * time.Millisecond
 
 // sendAnywhere sends a question to the workers that may answer it, until one does
-// (done). elsewhere reports that the partition is not with this worker. decided reports
-// that the owner has answered that the aggregate does not exist: then no other worker
-// has it, unless aggregates may be in any partition.
-func (f *forwarder) sendAnywhere(w http.ResponseWriter, r *http.Request, elsewhere bool) (done, decided bool) {
-	decided = !elsewhere
-	for _, addr := range f.candidates(r, elsewhere) {
-		status, done := f.send(w, r, addr)
-		if done {
-			return true, false
-		}
-		decided = decided || status == http.StatusNotFound
+// (done). here is the answer of this worker. missing is the answer of the owner that the
+// aggregate does not exist: then no other worker has it, unless aggregates may be in any
+// partition. It is nil if the owner did not answer.
+func (f *forwarder) sendAnywhere(w http.ResponseWriter, r *http.Request, here *probe) (done bool, missing *probe) {
+	elsewhere := here.status == http.StatusMisdirectedRequest
+	if !elsewhere {
+		missing = here
 	}
-	return false, decided
+	for _, addr := range f.candidates(r, elsewhere) {
+		done, absent := f.send(w, r, addr)
+		if done {
+			return true, nil
+		}
+		if missing == nil {
+			missing = absent
+		}
+	}
+	return false, missing
 }
 
 // candidates returns the addresses of the workers that may answer a question, the
@@ -130,9 +134,13 @@ func (f *forwarder) candidates(r *http.Request, home bool) (out []string) {
 	return out
 }
 
+// maxMissing bounds an answer that something does not exist, in bytes.
+const maxMissing = 64 << 10
+
 // send sends a question to another worker and passes its answer on. done is false if the
-// other worker has no answer; then nothing was passed on.
-func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (status int, done bool) {
+// other worker has no answer; then nothing was passed on. missing is its answer that the
+// aggregate does not exist, if it gave that.
+func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (done bool, missing *probe) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	req := r.Clone(ctx)
@@ -143,14 +151,21 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (s
 	late := time.AfterFunc(wait+forwardTimeout, cancel)
 	resp, err := f.peers.transport.RoundTrip(req)
 	if err != nil {
-		return 0, false
+		return false, nil
 	}
 	defer resp.Body.Close()
 	if !late.Stop() {
-		return 0, false
+		return false, nil
 	}
-	if resp.StatusCode == http.StatusMisdirectedRequest || resp.StatusCode == http.StatusNotFound || resp.StatusCode == http.StatusServiceUnavailable {
-		return resp.StatusCode, false
+	switch resp.StatusCode {
+	case http.StatusMisdirectedRequest, http.StatusServiceUnavailable:
+		return false, nil
+	case http.StatusNotFound:
+		missing = &probe{header: resp.Header, status: resp.StatusCode, held: true}
+		if _, err := io.Copy(&missing.body, io.LimitReader(resp.Body, maxMissing)); err != nil {
+			return false, nil
+		}
+		return false, missing
 	}
 	maps.Copy(w.Header(), resp.Header)
 	w.WriteHeader(resp.StatusCode)
@@ -159,7 +174,7 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (s
 		out = flushing{w}
 	}
 	_, _ = io.Copy(out, resp.Body) // the client is gone, or sees that the end is missing
-	return resp.StatusCode, true
+	return true, nil
 }
 
 // flushing passes on each piece immediately.

@@ -27,6 +27,7 @@ import (
 //	GET /internal/v1/blocked/{name}/{version}?page=        its part of the blocked aggregates: reader.BlockedPart
 //	POST /internal/v1/release/{name}/{version}?id=&skip=   releases an aggregate that is blocked here: reader.ReleasedPart
 //	GET /internal/v1/feed/{name}/{version}?start=          follows its partitions: lines of reader.PeerChanges
+//	GET /internal/v1/states/{name}/{id}                    the number of states of an aggregate here, of all versions
 //	GET /internal/v1/forgotten/{name}/{id}                 answers when nothing is left of an aggregate: forgotten
 
 // RunningVersion is a version that runs on a worker.
@@ -34,6 +35,7 @@ type RunningVersion struct {
 	Projection string          `json:"projection"`
 	Version    int             `json:"version"`
 	Offsets    map[int32]int64 `json:"offsets"` // next offset to fold, by partition
+	Blocked    map[int32]int64 `json:"blocked"` // number of blocked aggregates, by partition
 	At         string          `json:"-"`       // address of the worker
 }
 
@@ -56,6 +58,7 @@ func (a *internalAPI) register(mux interface{ Handle(string, http.Handler) }) {
 	mux.Handle("GET /internal/v1/blocked/{name}/{version}", a.serve((*reader.Reader).ServeBlocked))
 	mux.Handle("POST /internal/v1/release/{name}/{version}", a.serve((*reader.Reader).ServeRelease))
 	mux.Handle("GET /internal/v1/feed/{name}/{version}", a.serve((*reader.Reader).ServeFeed))
+	mux.Handle("GET /internal/v1/states/{name}/{id}", http.HandlerFunc(a.serveCount))
 	mux.Handle("GET /internal/v1/forgotten/{name}/{id}", http.HandlerFunc(a.serveForgotten))
 }
 
@@ -86,7 +89,7 @@ func (a *internalAPI) serveVersions(w http.ResponseWriter, _ *http.Request) {
 	if !a.replica {
 		for _, l := range a.roster.all() {
 			for i, v := range l.wanted {
-				out = append(out, RunningVersion{Projection: v.name, Version: v.record.Version, Offsets: l.readers[i].Offsets()})
+				out = append(out, RunningVersion{Projection: v.name, Version: v.record.Version, Offsets: l.readers[i].Offsets(), Blocked: l.readers[i].CountBlocked()})
 			}
 		}
 	}
@@ -124,6 +127,27 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	if err != nil {
 		a.log.Warn("cannot hand out all states; the client sees that the end is missing", "projection", name, "version", number, "partition", partition, "err", err)
 	}
+}
+
+// serveCount answers with the number of states of an aggregate on this worker.
+func (a *internalAPI) serveCount(w http.ResponseWriter, in *http.Request) {
+	n := 0
+	for _, l := range a.roster.all() {
+		for _, set := range l.sets() {
+			for _, p := range set.Projections() {
+				if p.Name() != in.PathValue("name") {
+					continue
+				}
+				one, err := set.CountStates(p, in.PathValue("id"))
+				if err != nil {
+					http.Error(w, err.Error(), http.StatusInternalServerError)
+					return
+				}
+				n += one
+			}
+		}
+	}
+	worker.WriteJSON(w, http.StatusOK, n)
 }
 
 // forgotten is the answer of a worker that has erased an aggregate.

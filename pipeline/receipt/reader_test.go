@@ -180,7 +180,7 @@ func knownReceipts(t *testing.T, span time.Duration, lines ...string) *Reader {
 	return r
 }
 
-// No record on the topic stops the reader.
+// With any records on the topic, the reader continues.
 func TestGarbageOnAReceiptsTopicStopsNothing(t *testing.T) {
 	r := knownReceipts(t, time.Hour)
 	rapid.Check(t, func(t *rapid.T) {

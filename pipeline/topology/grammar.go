@@ -95,15 +95,25 @@ func pipelineParams(kinds map[string]stage.Kind) []stage.Param {
 	}
 }
 
+// ruleParams are the parameters of a rule of a projection.
+var ruleParams = []stage.Param{
+	{Name: "when", Form: stage.Expression,
+		Doc: "A condition for the rule, over the event and the state before it. An event to which no rule applies is ignored and counted. If not set, the rule applies to every event of the type."},
+	{Name: "set", Form: stage.Assignments,
+		Doc: "Fields of the state and expressions for their new values. An expression sees the event's fields at top level, and the state before the event under state."},
+	{Name: "delete", Form: stage.Expression,
+		Doc: "Whether the event deletes the aggregate: true, false, or a condition over the event and the state before it. The last state is kept, and a late event does not restore the aggregate. The default is false."},
+	{Name: "revive", Form: stage.Flag, Default: "false",
+		Doc: "Whether the event creates a deleted aggregate again, with the next version and from the initial state. After a tombstone, every event does."},
+}
+
 var projectionParams = []stage.Param{
 	{Name: "from", Form: stage.Word, Required: true, Doc: "The topic with the events to fold."},
 	{Name: "key", Form: stage.Word, Doc: "The path of the aggregate's id in every event type under on. Optional if the topic has envelope: none; the key of the events is the aggregate's id then."},
 	{Name: "state", Form: stage.Word, Required: true, Doc: "The record in the schemas directory that describes the state of an aggregate. Every field needs a default."},
-	{Name: "on", Form: stage.Named, Required: true, Doc: "The effect of each event type on the state. Types that are not listed have no effect.", Params: []stage.Param{
-		{Name: "set", Form: stage.Assignments,
-			Doc: "Fields of the state and expressions for their new values. An expression sees the event's fields at top level, and the state before the event under state."},
-		{Name: "delete", Form: stage.Flag, Default: "false", Doc: "Whether the event deletes the aggregate. The last state is kept, and a late event does not restore the aggregate."},
-	}},
+	{Name: "on", Form: stage.Named, Required: true, Doc: "The effect of each event type on the state. It is a rule, or several under rules. Types that are not listed have no effect.",
+		Params: append(slices.Clone(ruleParams), stage.Param{Name: "rules", Form: stage.Cases, Params: ruleParams,
+			Doc: "Several rules, instead of set, delete, revive and when. The first one applies whose when is true."})},
 	{Name: "snapshots", Form: stage.Word, Required: true, Doc: "The compacted topic for the states. It does not have to be declared under topics."},
 	{Name: "partitioner", Form: stage.Word, Values: []string{partitionerKey, partitionerOther}, Default: partitionerKey,
 		Doc: "How events are assigned to partitions. key means by the murmur2 hash of the aggregate's id, as Kafka's own producers do; " +

@@ -2,6 +2,8 @@ package topology
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"millrace/pipeline/codec"
@@ -76,6 +78,7 @@ func (l *loader) buildProjection(p *declared) {
 		return
 	}
 	from := l.topics[p.projection.From.Name]
+	l.settleIdentity(from)
 	if len(from.Types) == 0 {
 		l.untyped(from, p)
 		return
@@ -100,13 +103,14 @@ func (l *loader) buildProjection(p *declared) {
 	if len(on.Items) == 0 {
 		l.at(on.Key, "write on: {TYPE: {set: {FIELD: EXPRESSION}}}", "%s has no effect: on is empty", p.what)
 	}
-	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state}
+	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state, Identity: from.Identity}
 	if !keyed {
 		spec.Key = expr.Source{Line: p.name.Line, Col: p.name.Col} // a place for faults
 	}
 	if !l.foldOptions(p, &spec) {
 		return
 	}
+	spec.Tombstones, spec.UnusualTombstones = foldTombstones(from.Topic)
 	p.projection.Publish = l.publish(p)
 	spec.On = l.foldTypes(on, from)
 	l.compileFold(p, spec, stateArg.Value)
@@ -148,17 +152,64 @@ func (l *loader) foldTypes(on stage.Arg, from *topic) (out []fold.On) {
 			continue
 		}
 		seen[i] = item.Key
-		one := fold.On{Type: i}
-		if arg, ok := item.Args.Find("delete"); ok {
-			one.Delete = arg.Flag
+		rules, several := item.Args.Find("rules")
+		if !several {
+			out = append(out, foldRule(i, item.Key, item.Args))
+			continue
 		}
-		set, _ := item.Args.Find("set")
-		for _, e := range set.Entries {
-			one.Set = append(one.Set, fold.Set{Field: e.Key, Value: e.Value})
+		for _, name := range []string{"when", "set", "delete"} {
+			if arg, ok := item.Args.Find(name); ok {
+				l.at(arg.Key, "move it into a rule", "%s has rules, so %s beside them has no meaning", item.Key.Text, name)
+			}
 		}
-		out = append(out, one)
+		if len(rules.Items) == 0 {
+			l.at(rules.Key, "write rules: [{when: EXPRESSION, set: {FIELD: EXPRESSION}}]", "rules is empty")
+		}
+		for _, one := range rules.Items {
+			out = append(out, foldRule(i, one.Key, one.Args))
+		}
 	}
 	return out
+}
+
+// foldTombstones returns what a tombstone on a topic means for a projection, and whether
+// that is not the default.
+func foldTombstones(from *Topic) (mode fold.Tombstones, unusual bool) {
+	usual := TombstoneDeadLetter
+	if strings.Contains(from.Config["cleanup.policy"], "compact") {
+		usual = TombstoneDelete
+	}
+	switch from.Tombstone {
+	case TombstoneDelete:
+		mode = fold.DeleteByTombstones
+	case TombstonePass, TombstoneIgnore:
+		mode = fold.IgnoreTombstones
+	}
+	return mode, from.Tombstone != usual
+}
+
+// foldRule reads a rule of the type with the index typ. at is its place.
+func foldRule(typ int, at expr.Source, args stage.Args) fold.On {
+	one := fold.On{Type: typ, When: expr.Source{Line: at.Line, Col: at.Col}}
+	if arg, ok := args.Find("when"); ok {
+		one.When = arg.Value
+	}
+	if arg, ok := args.Find("delete"); ok {
+		switch arg.Value.Text {
+		case "true", "false":
+			one.Delete = arg.Value.Text == "true"
+		default:
+			one.DeleteIf = arg.Value
+		}
+	}
+	if arg, ok := args.Find("revive"); ok {
+		one.Revive = arg.Flag
+	}
+	set, _ := args.Find("set")
+	for _, e := range set.Entries {
+		one.Set = append(one.Set, fold.Set{Field: e.Key, Value: e.Value})
+	}
+	return one
 }
 
 // compileFold compiles the fold of a projection. state is the place of the state's
@@ -173,7 +224,9 @@ func (l *loader) compileFold(p *declared, spec fold.Spec, state expr.Source) {
 	}
 	var folded []string
 	for _, o := range spec.On {
-		folded = append(folded, typeNames(spec.Types)[o.Type])
+		if name := typeNames(spec.Types)[o.Type]; !slices.Contains(folded, name) {
+			folded = append(folded, name)
+		}
 	}
 	l.grouped(faults, folded)
 	p.projection.Fold = f

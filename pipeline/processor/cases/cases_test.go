@@ -15,7 +15,7 @@ import (
 
 // The cases next to the repository's topologies and the larger ones in testdata pass.
 func TestShippedCasesPass(t *testing.T) {
-	topologies := []string{harness.RepoFile("topology.yaml"), "testdata/cases/topology.yaml"}
+	topologies := []string{harness.RepoFile("topology.yaml"), "testdata/cases/topology.yaml", "testdata/rows/topology.yaml"}
 	examples, err := filepath.Glob(harness.RepoFile("examples", "*", "*.test.yaml"))
 	if err != nil {
 		t.Fatal(err)

@@ -50,6 +50,9 @@ type folding struct {
 // fold folds one record. A reject is returned as an error.
 func (f *folding) fold(ctx context.Context, rec *pipeline.Record) (*eventOutcome, error) {
 	d, err := f.decoder.Decode(ctx, rec, f.rules.Folds)
+	if rec.Value == nil && f.rules.Tombstones() != fold.RejectTombstones {
+		d, err = event.Decoded{Type: fold.Tombstone}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -75,6 +78,8 @@ func (f *folding) fold(ctx context.Context, rec *pipeline.Record) (*eventOutcome
 		return nil, err
 	case done == fold.Late:
 		return &eventOutcome{kind: kindLate}, nil
+	case done == fold.Ignored:
+		return &eventOutcome{kind: kindIgnored}, nil
 	}
 	state, err := objectOf(f.rules.State(), a.State)
 	if err != nil {

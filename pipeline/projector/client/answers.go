@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// statusBlocked is the status of an aggregate with an event that cannot be folded.
+const statusBlocked = "blocked"
+
 // The parts of answers that the commands use. See docs/openapi.json.
 type (
 	// position is the progress of a partition.
@@ -24,7 +27,9 @@ type (
 		Seconds    *float64          `json:"lag_seconds"`
 		ID         string            `json:"id"`
 		Version    int64             `json:"version"`
+		Sequence   int64             `json:"sequence"` // 0 if no event had a number
 		Deleted    bool              `json:"deleted"`
+		Status     string            `json:"status"` // blocked, gap or empty
 		EventID    string            `json:"event_id"`
 		EventTime  time.Time         `json:"event_time"`
 		State      json.RawMessage   `json:"state"`
@@ -52,6 +57,14 @@ func (p position) String() string {
 		text += fmt.Sprintf(" (%.1f s)", *p.Seconds)
 	}
 	return text
+}
+
+// mark returns the status of an aggregate for a line about it, "" if it is live.
+func (g *aggregate) mark() string {
+	if g.Deleted {
+		return "deleted"
+	}
+	return g.Status
 }
 
 // position returns the progress of the aggregate's partition.

@@ -66,10 +66,13 @@ Exit code 0 if the aggregate is not blocked any more; 1 if it is.`,
 		if err := a.post(ctx, &out, values, "blocked", args[0], args[1], "release"); err != nil {
 			return err
 		}
-		fmt.Fprintf(e.Stdout, "%s of %s folded again\n", cli.Plural(out.Events, "event"), args[1])
-		if out.Blocked != nil {
-			return fmt.Errorf("%s is blocked at offset %d: %s", args[1], out.Blocked.Offset, out.Blocked.Error)
+		if q := out.Blocked; q != nil {
+			if out.Events > 0 {
+				fmt.Fprintf(e.Stdout, "%s of %s folded again\n", cli.Plural(out.Events, "event"), args[1])
+			}
+			return fmt.Errorf("%s is blocked again at offset %d, with %s waiting (%s): %s", args[1], q.Offset, cli.Plural(int(q.Queued), "event"), q.Reason, q.Error)
 		}
+		fmt.Fprintf(e.Stdout, "%s of %s folded again\n", cli.Plural(out.Events, "event"), args[1])
 		return nil
 	})
 	cmd.Flags().BoolVar(&skip, "skip", false, "skip the event or the gap that blocked the aggregate")

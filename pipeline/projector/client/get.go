@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -43,12 +44,19 @@ func get(ctx context.Context, a *api, args []string) error {
 	for _, m := range values {
 		t.row(m.name, plainJSON(m.value))
 	}
-	deleted := ""
-	if g.Deleted {
-		deleted = ", deleted"
+	mark := g.mark()
+	if mark != "" {
+		mark = ", " + mark
 	}
 	t.hide(g.Hidden)
-	t.note("%s %s, version %d%s, of %s by event %s", g.Projection, g.ID, g.Version, deleted, timeText(g.EventTime), g.EventID)
+	numbered := ""
+	if g.Sequence > 0 {
+		numbered = fmt.Sprintf(", sequence %d", g.Sequence)
+	}
+	t.note("%s %s, version %d%s%s, of %s by event %s", g.Projection, g.ID, g.Version, numbered, mark, timeText(g.EventTime), g.EventID)
+	if g.Status == statusBlocked {
+		t.note("an event cannot be folded, and those after it wait: `projector blocked %s` has the reason", g.Projection)
+	}
 	t.note("%s", g.position())
 	return t.flush()
 }

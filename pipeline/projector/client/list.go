@@ -1,9 +1,11 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -54,6 +56,7 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 	}
 	t := a.table()
 	t.empty = "no aggregates"
+	marked := slices.ContainsFunc(page.Items, func(g aggregate) bool { return g.mark() != "" })
 	for i, g := range page.Items {
 		values, err := members(g.State)
 		if err != nil {
@@ -61,6 +64,9 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 		}
 		head := []string{"ID", "VERSION", "TIME"}
 		row := []string{g.ID, strconv.FormatInt(g.Version, 10), timeText(g.EventTime)}
+		if marked {
+			head, row = append(head, "STATUS"), append(row, cmp.Or(g.mark(), "live"))
+		}
 		for _, m := range values {
 			if m.name != "id" {
 				head = append(head, strings.ToUpper(m.name))

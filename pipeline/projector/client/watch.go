@@ -161,8 +161,8 @@ func (w *watcher) showSnapshot(data []byte) error {
 			state = append(state, m.name+"="+plainJSON(m.value))
 		}
 	}
-	if g.Deleted {
-		state = append(state, "(deleted)")
+	if mark := g.mark(); mark != "" {
+		state = append(state, "("+mark+")")
 	}
 	line := cli.Cell(fmt.Sprintf("%s  %s@%d  %s", timeText(g.EventTime), g.ID, g.Version, strings.Join(state, " ")), maxCell)
 	if width := w.api.table().width; width > 0 {

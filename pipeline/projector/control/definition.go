@@ -163,6 +163,13 @@ func completeSource(topic *yaml.Node, pr *topology.Projection) {
 		types.Content = append(types.Content, scalar(s.Name()))
 	}
 	set(topic, "types", types)
+	if id := pr.From.Identity; !id.IsID() && len(id) > 0 && entryOf(topic, "identity") == nil && entryOf(topic, "headers") == nil {
+		parts := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
+		for _, name := range id.Names() {
+			parts.Content = append(parts.Content, scalar(name))
+		}
+		set(topic, "identity", parts)
+	}
 	b := pr.From.Bare
 	if b == nil || entryOf(topic, "envelope") != nil {
 		return

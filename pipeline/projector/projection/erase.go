@@ -91,6 +91,44 @@ func (s *Set) Purge(p *Projection, id string) (partitions []int32, err error) {
 	return partitions, nil
 }
 
+// CountStates returns the number of states of an aggregate in this worker: one, or one for
+// each of its windows; also one if it has none and its events wait.
+func (s *Set) CountStates(p *Projection, id string) (n int, err error) {
+	for _, part := range s.Partitions(p) {
+		part.Freshen()
+		one, err := part.countStates(id)
+		if err != nil {
+			return 0, err
+		}
+		n += one
+	}
+	return n, nil
+}
+
+func (p *Partition) countStates(id string) (n int, err error) {
+	if p.lane.isBlocked(id) {
+		n = 1
+	}
+	v := p.View()
+	defer func() { err = errors.Join(err, v.Close()) }()
+	if p.lane.fold.Window().Size == 0 {
+		var a fold.Aggregate
+		ok, err := v.State([]byte(id), &a)
+		if ok {
+			n = 1
+		}
+		return n, err
+	}
+	windows := 0
+	err = v.Scan(familyWindow, func(key, _ []byte) bool {
+		if of, _, ok := fold.ParseWindowID(string(key[8:])); ok && of == id {
+			windows++
+		}
+		return true
+	})
+	return max(n, windows), err
+}
+
 // erasure is the erasing of an aggregate from a lane.
 type erasure struct {
 	lane    *lane
@@ -172,7 +210,7 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	}
 	if l.index != nil {
 		read := func(ev *states.Event) ([]byte, string, error) { return e.readEvent(ctx, ev) }
-		if err := l.index.Erase(e.batch, e.view, []byte(id), &a, read); err != nil {
+		if err := l.index.Erase(e.batch, e.view, []byte(id), scopeOf(l.fold, aggregateKey(l.fold, id)), &a, read); err != nil {
 			return err
 		}
 	}
@@ -194,14 +232,30 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	return nil
 }
 
+// aggregateKey returns the key of an aggregate: its id, without its window.
+func aggregateKey(f *fold.Fold, id string) []byte {
+	if f.Window().Size > 0 {
+		if key, _, ok := fold.ParseWindowID(id); ok {
+			id = key
+		}
+	}
+	return []byte(id)
+}
+
 // readEvent returns the id and the type of an event.
 func (e *erasure) readEvent(ctx context.Context, ev *states.Event) (id []byte, typ string, err error) {
+	if ev.IsTombstone() {
+		return nil, "", nil
+	}
 	d, err := e.decoder.Decode(ctx, e.view.Record(ev), nil)
 	if err == nil {
 		_, err = e.folder.Read(d.Type, d.Body, ev.Origin())
 	}
 	if err != nil {
 		return nil, "", err
+	}
+	if ev.ID != nil {
+		return ev.ID, e.folder.Type().Name(), nil
 	}
 	return e.folder.EventID(), e.folder.Type().Name(), nil
 }

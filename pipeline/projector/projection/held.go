@@ -63,7 +63,7 @@ func (t *track) firstHeld(id string) *held {
 func (t *track) drain(a *states.Aggregate, now int64, b *store.Batch) error {
 	for len(t.heldOf[a.ID]) > 0 {
 		h := t.firstHeld(a.ID)
-		if h.number > a.Number+1 && !a.Deleted {
+		if h.number > a.Number+1 && (!a.Deleted || t.fold.CanRevive(&a.Aggregate)) {
 			return nil
 		}
 		if err := t.retry(a, h, now, b); err != nil {
@@ -79,16 +79,16 @@ func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) e
 	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in)); err != nil {
 		return err // it was read before without an error
 	}
-	known, err := t.duplicate(h.offset())
+	known, err := t.duplicate([]byte(h.id), h.offset())
 	switch {
 	case err != nil:
 		return err
 	case known || t.sameID(a):
 		t.count(&h.in, isDuplicate)
-	case a.Deleted:
+	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
 		t.count(&h.in, isLate)
 	case h.number <= a.Number:
-		t.count(&h.in, isConflict)
+		t.conflict(a, &h.in, h.number, now, b)
 	default:
 		err := t.apply(a, &h.in, now, b)
 		if err == nil || pipeline.ClassOf(err) != pipeline.ClassReject {
@@ -148,15 +148,23 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, offsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in))
+		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in, t.fold.HasIdentity()))
 	}
 }
 
-// appendHeld appends what the store keeps of a held record.
-func appendHeld(dst []byte, in *pipeline.Record) []byte {
+// appendHeld appends what the store keeps of a held record. If the identity of events may
+// depend on headers, these are all headers, after their negative number.
+func appendHeld(dst []byte, in *pipeline.Record, headers bool) []byte {
 	header, _ := in.Header(states.HeaderSchemaID)
 	dst = codec.AppendLong(dst, in.Time.UnixMilli())
 	dst = codec.AppendBytes(dst, in.Key)
+	if headers && len(in.Headers) > 0 {
+		dst = codec.AppendLong(dst, -int64(len(in.Headers)))
+		for _, h := range in.Headers {
+			dst = codec.AppendBytes(codec.AppendString(dst, h.Key), h.Value)
+		}
+		return append(dst, in.Value...)
+	}
 	dst = codec.AppendBytes(dst, header)
 	return append(dst, in.Value...)
 }
@@ -165,7 +173,12 @@ func appendHeld(dst []byte, in *pipeline.Record) []byte {
 func (t *track) readHeld(offset int64, enc []byte) (*pipeline.Record, error) {
 	r := states.Fields{Rest: bytes.Clone(enc)}
 	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.Long()), Key: r.Text()}
-	if header := r.Text(); len(header) > 0 {
+	all := r
+	if n := all.Long(); all.Err == nil && n < 0 {
+		for r = all; n < 0 && r.Err == nil; n++ {
+			in.Headers = append(in.Headers, pipeline.Header{Key: string(r.Text()), Value: r.Text()})
+		}
+	} else if header := r.Text(); len(header) > 0 {
 		in.Headers = []pipeline.Header{{Key: states.HeaderSchemaID, Value: header}}
 	}
 	in.Value = r.Rest

@@ -110,6 +110,7 @@ func (l *lane) wants(offset int64) bool {
 // folded already only marks its aggregate as due, or is added to the index.
 func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	l.pack()
+	d, bad = asTombstone(l.fold, in, d, bad)
 	if l.shadow != nil && l.index.Lacks(in.Offset) {
 		// The past is folded beside the states, which are ahead of it. An invalid
 		// event was reported when it was folded for the states.
@@ -132,6 +133,15 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		l.index.Passed(in.Offset + 1)
 	}
 	return nil
+}
+
+// asTombstone replaces the rejection of a record without a value, if a tombstone has a
+// meaning for the fold.
+func asTombstone(f *fold.Fold, in *pipeline.Record, d event.Decoded, bad error) (event.Decoded, error) {
+	if in.Value != nil || f.Tombstones() == fold.RejectTombstones {
+		return d, bad
+	}
+	return event.Decoded{Type: fold.Tombstone}, nil
 }
 
 // pack packs the aggregates that are in use.

@@ -157,6 +157,8 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	_, body, err := codec.Unframe(in)
 	if err == nil {
 		err = l.fold.ReadSnapshot(body, in.Key, a)
+		_, a.Tombstone = in.Header(tombstoneHeader[0].Key)
+		a.Tombstone = a.Tombstone && a.Deleted
 	}
 	switch {
 	case errors.Is(err, fold.ErrOtherFold):

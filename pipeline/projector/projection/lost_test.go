@@ -170,7 +170,7 @@ func TestOtherUnreadableRecordsAreSkipped(t *testing.T) {
 	fw.stop()
 }
 
-// With any record on the snapshots topic, a worker starts, a follower follows, and every
+// With any records on the snapshots topic, a worker starts, a follower follows, and every
 // aggregate that is not blocked is right.
 func TestGarbageOnTheSnapshotsTopicStopsNothing(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {

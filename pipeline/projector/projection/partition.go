@@ -137,8 +137,11 @@ func (p *Partition) Describe(id string, a *fold.Aggregate, at query.Position) qu
 // Status returns the status of an aggregate that is not deleted, "" if it has none.
 func (p *Partition) Status(id string, a *fold.Aggregate) string { return p.lane.status(id, a) }
 
-// Refused returns the outcome of an event that was refused recently.
-func (p *Partition) Refused(eventID string) (query.Outcome, bool) { return p.lane.refused.get(eventID) }
+// Refused returns the outcome of an event that an aggregate refused recently; any aggregate
+// if that is "".
+func (p *Partition) Refused(eventID, aggregate string) (query.Outcome, bool) {
+	return p.lane.refused.get(eventID, aggregate)
+}
 
 // Blocked returns the blocked aggregates, in no order, and the next offset to fold. ok
 // is false if the partition was revoked.
@@ -153,6 +156,9 @@ func (p *Partition) Blocked() (items []query.BlockedAggregate, next int64, ok bo
 	}
 	return items, p.lane.next, true
 }
+
+// CountBlocked returns the number of blocked aggregates in the store. It needs no lock.
+func (p *Partition) CountBlocked() int64 { return p.lane.stuck.Load() }
 
 // Folded returns the next offset to fold. ok is false if the partition was revoked.
 func (p *Partition) Folded() (next int64, ok bool) {
@@ -188,7 +194,7 @@ func (p *Partition) ChangedOutOfOrder(v *states.View, first, last int64) (map[st
 func (l *lane) describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {
 	return query.Aggregate{
 		ID: id, Version: a.Version, Deleted: a.Deleted, Status: l.status(id, a), EventID: string(a.EventID), EventTime: time.UnixMicro(a.EventTime),
-		Offset: a.Offset, State: a.State, At: at,
+		Offset: a.Offset, Sequence: a.Number, State: a.State, At: at,
 	}
 }
 

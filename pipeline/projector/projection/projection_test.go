@@ -270,7 +270,11 @@ func (fw *foldWorker) states() map[string]string {
 func (fw *foldWorker) index() map[string]string {
 	fw.t.Helper()
 	out := map[string]string{}
+	families := []store.Family{17} // conflicts
 	for f := states.FamilyState + 1; f <= states.FamilyShadow; f++ {
+		families = append(families, f)
+	}
+	for _, f := range families {
 		for key, value := range fw.entries(f) {
 			out[fmt.Sprintf("%d %q", f, key)] = value
 		}

@@ -153,9 +153,16 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 			value = l.fold.AppendSnapshot(value, id, &a.Aggregate)
 		}
 		r.Value = mem.Keep(value)
+		if a.Tombstone {
+			r.Headers = tombstoneHeader
+		}
 	}
 	out.Emit(&r)
 }
+
+// tombstoneHeader marks the snapshot of an aggregate that a tombstone deleted: another
+// event creates it again. Readers of states need not know. Nothing changes the slice.
+var tombstoneHeader = []pipeline.Header{{Key: "millrace.tombstone", Value: []byte("true")}}
 
 // snapshotTime returns the time of a snapshot's record: the event time, which is in the
 // snapshot as well, within what every broker and client accepts. Brokers refuse times that

@@ -10,9 +10,13 @@ import (
 // them. Refusals from before the worker started are not known.
 type refusals struct {
 	mu    sync.Mutex // guards the fields below
-	known map[string]query.Outcome
-	order []string // ids, the oldest first
+	known map[refusedEvent]query.Outcome
+	last  map[string]refusedEvent // by id: of the aggregate that refused it last
+	order []refusedEvent          // the oldest first
 }
+
+// refusedEvent is an event with the aggregate that refused it.
+type refusedEvent struct{ id, aggregate string }
 
 // maxRefused bounds the refusals of a lane.
 const maxRefused = 1 << 10
@@ -24,15 +28,19 @@ func (r *refusals) add(eventID []byte, out query.Outcome) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.known == nil {
-		r.known = map[string]query.Outcome{}
+		r.known, r.last = map[refusedEvent]query.Outcome{}, map[string]refusedEvent{}
 	}
-	id := string(eventID)
-	if _, known := r.known[id]; !known {
-		r.order = append(r.order, id)
+	e := refusedEvent{string(eventID), out.Aggregate}
+	if _, known := r.known[e]; !known {
+		r.order = append(r.order, e)
 	}
-	r.known[id] = out
+	r.known[e], r.last[e.id] = out, e
 	if len(r.order) > maxRefused {
-		delete(r.known, r.order[0])
+		oldest := r.order[0]
+		delete(r.known, oldest)
+		if r.last[oldest.id] == oldest {
+			delete(r.last, oldest.id)
+		}
 		r.order = r.order[1:]
 	}
 }
@@ -45,9 +53,19 @@ func (r *refusals) addRejected(eventID []byte, aggregate string, err error) {
 	r.add(eventID, query.Outcome{State: query.Rejected, Aggregate: aggregate, Detail: err.Error()})
 }
 
-func (r *refusals) get(eventID string) (query.Outcome, bool) {
+func (r *refusals) addConflict(eventID []byte, aggregate string, number int64, winner string) {
+	r.add(eventID, query.Outcome{State: query.Conflict, Aggregate: aggregate, Sequence: number, Winner: winner, Detail: query.ConflictDetail(number, winner)})
+}
+
+// get returns the outcome of an event for an aggregate, or for the last one that refused it
+// if aggregate is "".
+func (r *refusals) get(eventID, aggregate string) (query.Outcome, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	out, ok := r.known[eventID]
+	e := refusedEvent{eventID, aggregate}
+	if aggregate == "" {
+		e = r.last[eventID]
+	}
+	out, ok := r.known[e]
 	return out, ok
 }

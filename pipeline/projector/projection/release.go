@@ -28,7 +28,7 @@ const releaseTries = 10
 
 // Released is the result of a release.
 type Released struct {
-	Events  int                     // number of events that were folded again, or skipped
+	Events  int                     // number of events that were folded, or skipped
 	Blocked *query.BlockedAggregate // if the aggregate is blocked again
 }
 
@@ -142,6 +142,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 			return bad
 		}
+		d, bad = asTombstone(l.fold, in, d, bad)
 		if bad == nil && !l.fold.Folds(d.Type) {
 			return nil
 		}
@@ -194,9 +195,11 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 	}
 	t.unblock(q.ID)
 	for i := range r.events {
-		out.Events++
 		if err := r.foldOne(t, &r.events[i], u); err != nil {
 			return out, false, false, err
+		}
+		if t.blocked[q.ID] == nil {
+			out.Events++
 		}
 	}
 	if err := t.expire(l.next-1, u.entries); err != nil {

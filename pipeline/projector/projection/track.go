@@ -20,12 +20,12 @@ import (
 //
 // In this order, an event is
 //
-//	ignored         the projection does not fold its type
+//	ignored         the projection does not fold its type, or no rule applies to it
 //	erased          its aggregate was erased (projector forget)
 //	queued          its aggregate is blocked
 //	blocked         it cannot be decoded or folded, or is in the wrong partition: from
 //	                now on its aggregate is blocked
-//	duplicate       its id was applied before
+//	duplicate       its id was applied before, to its aggregate
 //	late            its aggregate was deleted, or a window is closed
 //	conflict        its sequence number was applied before: the first event in the log
 //	                wins
@@ -62,6 +62,8 @@ type track struct {
 	missed []int64 // scratch
 	starts []int64
 	ready  []windowed
+
+	outcome fold.Outcome // scratch: of the last window that was not changed
 }
 
 // families are the places of a track's entries in the store.
@@ -237,7 +239,7 @@ type foldEvent struct {
 // attempt folds the event that was read last, or holds it. After an error of
 // ClassReject, the event cannot be folded and nothing was changed.
 func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Batch) error {
-	known, err := t.duplicate(in.Offset)
+	known, err := t.duplicate(id, in.Offset)
 	if err != nil {
 		return err
 	}
@@ -260,16 +262,13 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case t.sameID(a):
 		t.count(in, isDuplicate)
 		return nil
-	case a.Deleted:
-		t.count(in, isLate)
-		if !t.isShadow() {
-			t.lane.refused.addLate(t.folder.EventID(), a.ID)
-		}
+	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
+		t.late(in, a)
 		return nil
 	case !numbered && (decided || t.inSnapshot(a, in.Offset)):
 		return nil // the snapshots contain it
 	case numbered && number <= a.Number:
-		t.count(in, isConflict)
+		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
 		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), in: copied(in)})
@@ -282,6 +281,22 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	return t.drain(a, in.Offset, b)
 }
 
+// conflict notes that the event that was read last is in conflict with an earlier one. now
+// is the offset that is being read, as for apply.
+func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
+	t.count(in, isConflict)
+	if t.index != nil {
+		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
+			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
+		}
+		return
+	}
+	// Without history, an earlier number may also be that of a duplicate.
+	if number == a.Number {
+		t.lane.refused.addConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
+	}
+}
+
 // inSnapshot reports whether the snapshot from which an aggregate was loaded contains
 // the event at an offset: a worker that continued from an old store may have written a
 // checkpoint that is behind the snapshots of another worker.
@@ -290,12 +305,21 @@ func (t *track) inSnapshot(a *states.Aggregate, offset int64) bool {
 }
 
 // duplicate reports whether the event that was read last was applied before, at another
-// offset.
-func (t *track) duplicate(offset int64) (bool, error) {
+// offset: to its aggregate, or to any if the fold says so. For a window, id is the key.
+func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.Known(t.folder.EventID(), offset)
+	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
+}
+
+// scopeOf returns the aggregate within which ids of events are compared, nil for the
+// partition.
+func scopeOf(f *fold.Fold, id []byte) []byte {
+	if f.PartitionIDs() {
+		return nil
+	}
+	return id
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
@@ -310,15 +334,27 @@ func (t *track) sameID(a *states.Aggregate) bool {
 func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *store.Batch) error {
 	last := a.LastOffset()
 	result, err := t.folder.ApplyInPlace(&a.Aggregate)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
-	}
-	if result != fold.Applied {
+	case result == fold.Late:
+		t.late(in, a)
+		return nil
+	case result != fold.Applied:
+		t.count(in, isIgnored)
 		return nil
 	}
 	a.Offset = in.Offset
 	t.changed(a)
 	return t.remember(a, last, in, now, b)
+}
+
+// late counts an event of a deleted aggregate.
+func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
+	t.count(in, isLate)
+	if !t.isShadow() {
+		t.lane.refused.addLate(t.folder.EventID(), a.ID)
+	}
 }
 
 // changed notes that an event was applied to an aggregate.
@@ -380,6 +416,13 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 			return err
 		}
 	}
+	switch {
+	case len(t.ready) > 0 || len(t.missed) > 0:
+	case t.outcome == fold.Late:
+		t.count(in, isLate)
+	case t.outcome == fold.Ignored:
+		t.count(in, isIgnored)
+	}
 	if len(t.missed) > 0 {
 		t.count(in, isLate)
 		if !t.isShadow() {
@@ -393,7 +436,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 // their next states, and missed to the starts of the closed ones.
 func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) error {
 	w := t.fold.Window()
-	t.missed, t.ready = t.missed[:0], t.ready[:0]
+	t.missed, t.ready, t.outcome = t.missed[:0], t.ready[:0], fold.Applied
 	t.starts = w.Starts(t.starts[:0], t.folder.Time())
 	var id []byte
 	for _, start := range t.starts {
@@ -411,8 +454,12 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 		}
 		next := a.Aggregate
 		next.EventID = bytes.Clone(a.EventID)
-		if _, err := t.folder.Apply(&next); err != nil {
+		t.outcome, err = t.folder.Apply(&next)
+		if err != nil {
 			return err
+		}
+		if t.outcome != fold.Applied {
+			continue
 		}
 		next.Offset = in.Offset
 		t.ready = append(t.ready, windowed{a, next, start})

@@ -66,3 +66,22 @@ func counted(id string, number int, micros int64, text string) []byte {
 
 // Poison returns a framed value that cannot be decoded.
 func Poison(typ int) []byte { return append(codec.AppendFrame(nil, typ), 0xff) }
+
+// Rows returns the type of the events of [Row].
+func Rows(t testing.TB) []*codec.Schema {
+	t.Helper()
+	s, err := codec.ParseSchema(`{"type":"record","name":"Counted","fields":[
+		{"name":"id","type":"string"},
+		{"name":"timestamp","type":{"type":"long","logicalType":"timestamp-micros"}},
+		{"name":"data","type":{"type":"record","name":"CountedData","fields":[{"name":"id","type":"string"},{"name":"text","type":"string"}]}}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return []*codec.Schema{s}
+}
+
+// Row is [Counted] for events without a field for sequence numbers.
+func Row(id, text string) []byte {
+	body := codec.AppendLong(codec.AppendString(nil, "event "+text), Epoch.UnixMicro())
+	return append(codec.AppendFrame(nil, 0), codec.AppendString(codec.AppendString(body, id), text)...)
+}

@@ -2,6 +2,7 @@ package query
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -72,6 +73,7 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 		return g, true, err
 	}
 	id := r.PathValue("id")
+	f.event.Aggregate = id
 	done := a.until(w, r, p, f.wait, func() (bool, *problemAnswer) {
 		if f.event.ID != "" {
 			// Only the owner of the aggregate knows whether it is blocked, so another worker
@@ -85,6 +87,9 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 					" cannot be folded, and later events wait until the aggregate is released: 'projector blocked' shows the reason"}
 			}
 			if problem := notApplied(out, err); problem != nil {
+				if out.State == Conflict {
+					problem.Current = current(p.Describe(), g)
+				}
 				return err != nil || out.Final(), problem
 			}
 		}
@@ -98,6 +103,15 @@ func (a *api) await(w http.ResponseWriter, r *http.Request, p Projection, f fres
 			" does not exist yet; the aggregate is at version " + strconv.FormatInt(g.Version, 10)}
 	})
 	return g, done, err
+}
+
+// current returns the aggregate for a problem, nil if it cannot be shown.
+func current(d Description, g Aggregate) *getAnswer {
+	it, err := newItem(d, g)
+	if err != nil {
+		return nil
+	}
+	return &getAnswer{made: made{d.Name, d.Version}, Position: g.At, item: it}
 }
 
 // arrived waits until an event is applied, on whichever worker. If it is not applied
@@ -123,6 +137,14 @@ func (a *api) arrived(w http.ResponseWriter, r *http.Request, p Projection, f fr
 	return problem == nil
 }
 
+// ConflictDetail describes a conflict. winner is "" if it is unknown.
+func ConflictDetail(number int64, winner string) string {
+	if winner == "" {
+		return fmt.Sprintf("an event with a number above %d was applied before, or the history does not have the event with that number", number)
+	}
+	return fmt.Sprintf("event %s has the number %d, too, and is first in the log: read the state and send the event again with the next number", winner, number)
+}
+
 // notApplied returns the problem for an event that is not applied, and nil for an
 // applied one.
 func notApplied(out Outcome, err error) *problemAnswer {
@@ -130,6 +152,8 @@ func notApplied(out Outcome, err error) *problemAnswer {
 	switch {
 	case errors.Is(err, ErrNoHistory):
 		return &problemAnswer{Status: http.StatusNotFound, Detail: err.Error()}
+	case errors.Is(err, ErrEventID):
+		return &problemAnswer{Status: http.StatusBadRequest, Detail: err.Error()}
 	case err != nil:
 		return &problemAnswer{Status: http.StatusInternalServerError, Detail: err.Error()}
 	case out.State == Applied:
@@ -137,7 +161,7 @@ func notApplied(out Outcome, err error) *problemAnswer {
 	case out.State == Pending:
 		status = http.StatusGatewayTimeout
 	}
-	return &problemAnswer{Status: status, Outcome: out.State, Detail: out.Detail, Pipeline: out.Pipeline, Stage: out.Stage, Reason: out.Reason}
+	return &problemAnswer{Status: status, Outcome: out.State, Detail: out.Detail, Pipeline: out.Pipeline, Stage: out.Stage, Reason: out.Reason, Sequence: out.Sequence, Winner: out.Winner}
 }
 
 // late writes the problem of an event or version that is missing.

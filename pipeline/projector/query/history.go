@@ -58,6 +58,7 @@ type eventItem struct {
 	Projection string          `json:"projection"`
 	Aggregate  string          `json:"aggregate"`
 	Version    int64           `json:"version" doc:"Version of the aggregate after the event."`
+	Sequence   int64           `json:"sequence,omitempty" doc:"Sequence number of the event. Omitted if it has none."`
 	Topic      string          `json:"topic"`
 	Partition  int32           `json:"partition"`
 	Offset     int64           `json:"offset"`
@@ -70,9 +71,9 @@ type eventItem struct {
 func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	it := eventItem{
 		ID: e.ID, Type: shortName(e.Type), Time: e.Time.UTC(), Recorded: e.Recorded.UTC(), Projection: d.Name, Aggregate: e.Aggregate,
-		Version: e.Version, Topic: e.Topic, Partition: e.Partition, Offset: e.Offset,
+		Version: e.Version, Sequence: e.Sequence, Topic: e.Topic, Partition: e.Partition, Offset: e.Offset,
 	}
-	if brief {
+	if brief || e.Type == nil {
 		return it, nil
 	}
 	var err error
@@ -80,8 +81,12 @@ func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	return it, err
 }
 
-// shortName returns a type's name without its namespace, as in topology.yaml.
+// shortName returns a type's name without its namespace, as in topology.yaml. A record
+// without a value has no type.
 func shortName(s *codec.Schema) string {
+	if s == nil {
+		return "tombstone"
+	}
 	return s.Name()[strings.LastIndexByte(s.Name(), '.')+1:]
 }
 
@@ -306,7 +311,7 @@ func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	var out eventAnswer
 	var failed error
 	for _, p := range a.projections {
-		e, err := p.Event(r.Context(), r.PathValue("id"))
+		e, err := p.Event(r.Context(), r.PathValue("id"), r.FormValue("aggregate"))
 		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
@@ -321,6 +326,8 @@ func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case len(out.Applied) > 0:
 		a.answer(w, r, out)
+	case errors.Is(failed, ErrEventID):
+		a.fail(w, r, failed)
 	case errors.Is(failed, ErrNotFound):
 		a.writeProblem(w, a.unappliedEvent(r))
 	default:

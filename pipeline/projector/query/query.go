@@ -82,8 +82,9 @@ type Projection interface {
 	Diff(ctx context.Context, id string, from, to int64) (a, b Aggregate, fields []string, err error)
 	// Types returns the event types that the projection folds.
 	Types() []*codec.Schema
-	// Event returns an applied event by its id.
-	Event(ctx context.Context, id string) (Event, error)
+	// Event returns an applied event by its id: of an aggregate, or of any if aggregate is
+	// "". It may fail with ErrEventID.
+	Event(ctx context.Context, id, aggregate string) (Event, error)
 	// Events returns at most limit applied events of a type (its full name), latest
 	// event time first, and the positions of the partitions it read. It returns only
 	// events before the cursor; nil means no bound.
@@ -143,6 +144,7 @@ type Event struct {
 	Offset    int64
 	Aggregate string
 	Version   int64 // version of the aggregate after the event
+	Sequence  int64 // its sequence number; 0 if it has none
 	Body      []byte
 }
 
@@ -153,6 +155,10 @@ type EventRef struct {
 	// Next is 0 if the position is unknown.
 	Partition int32
 	Next      int64
+
+	// Aggregate is the id of the aggregate that is asked for; "" means any. Equal ids of
+	// two aggregates are two events, unless the projection says otherwise.
+	Aggregate string `json:",omitempty"`
 }
 
 // An Outcome is the known outcome of an event in a projection.
@@ -161,6 +167,11 @@ type Outcome struct {
 	Aggregate string // id of the event's aggregate; "" if unknown
 	Version   int64  // version of the aggregate after the event, if applied
 	Detail    string // explanation for people
+
+	// Of a conflict: the sequence number, and the id of the event that has it; "" if that
+	// is unknown.
+	Sequence int64
+	Winner   string
 
 	// The pipeline and stage that filtered or rejected the event, and the reason code.
 	Pipeline, Stage, Reason string
@@ -183,6 +194,9 @@ const (
 	Rejected OutcomeState = "rejected"
 	// Late: the aggregate was deleted before the event.
 	Late OutcomeState = "late"
+	// Conflict: another event with the same sequence number was applied before, or one with
+	// a later number.
+	Conflict OutcomeState = "conflict"
 	// Filtered: a pipeline before the projection dropped the event on purpose.
 	Filtered OutcomeState = "filtered"
 	// DeadLetter: a pipeline before the projection could not process the event.
@@ -248,7 +262,7 @@ func (b *BlockedAggregate) Cursor() EventCursor {
 
 // ReleaseResult is the result of a release.
 type ReleaseResult struct {
-	Events  int               `json:"events" doc:"Number of events folded again or skipped."`
+	Events  int               `json:"events" doc:"Number of events that were folded or skipped."`
 	Blocked *BlockedAggregate `json:"blocked,omitempty" doc:"Set if the aggregate is blocked again, at the first event that still cannot be folded."`
 }
 
@@ -275,6 +289,7 @@ var (
 	ErrAhead      = errors.New("the message id belongs to another log")
 	ErrNotBlocked = errors.New("the aggregate is not blocked")
 	ErrBusy       = errors.New("try again")
+	ErrEventID    = errors.New("the event is not named as its topic declares")
 	ErrUnanswered = errors.New("the result is unknown")
 )
 
@@ -329,6 +344,7 @@ type Aggregate struct {
 	EventID   string // last applied event
 	EventTime time.Time
 	Offset    int64  // of that event
+	Sequence  int64  // number of the last event that had one; 0 if none had
 	State     []byte // Avro
 	At        Position
 }
@@ -484,6 +500,7 @@ type item struct {
 	EventID   string          `json:"event_id" doc:"Id of the last applied event."`
 	EventTime time.Time       `json:"event_time" doc:"Time of that event."`
 	Offset    int64           `json:"event_offset" doc:"Offset of that event."`
+	Sequence  int64           `json:"sequence,omitempty" doc:"Sequence number of the last applied event that had one. Omitted if none had."`
 	State     json.RawMessage `json:"state" doc:"A record of the projection's state schema. Encrypted fields are shown in plaintext."`
 
 	Hidden map[string]string `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason: erased (its data subject was forgotten), no_key, no_kek or tampered."`
@@ -491,7 +508,7 @@ type item struct {
 
 func newItem(d Description, g Aggregate) (item, error) {
 	state, hidden, err := d.json(d.State, g.State)
-	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime.UTC(), g.Offset, state, hidden}, err
+	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime.UTC(), g.Offset, g.Sequence, state, hidden}, err
 }
 
 // made identifies the projection that produced an answer.
@@ -642,7 +659,13 @@ func acceptsGzip(r *http.Request) bool {
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	switch {
 	case errors.Is(err, ErrNotFound):
+		if err.Error() != ErrNotFound.Error() { // it says more
+			a.problem(w, http.StatusNotFound, "%s: %v", r.PathValue("name"), err)
+			return
+		}
 		a.problem(w, http.StatusNotFound, "%s has no aggregate %q", r.PathValue("name"), r.PathValue("id"))
+	case errors.Is(err, ErrEventID):
+		a.problem(w, http.StatusBadRequest, "%v", err)
 	case errors.Is(err, ErrNoVersion), errors.Is(err, ErrNoHistory):
 		a.problem(w, http.StatusNotFound, "%v", err)
 	case errors.Is(err, ErrElsewhere), errors.Is(err, ErrMoved):
@@ -672,6 +695,9 @@ type problemAnswer struct {
 	Detail string `json:"detail"`
 
 	Outcome  OutcomeState `json:"outcome,omitempty" doc:"Known outcome of the requested event."`
+	Sequence int64        `json:"sequence,omitempty" doc:"With the outcome conflict: the sequence number of the requested event."`
+	Winner   string       `json:"winner,omitempty" doc:"With the outcome conflict: id of the event that was applied with that number."`
+	Current  *getAnswer   `json:"current,omitempty" doc:"With the outcome conflict: the aggregate."`
 	Pipeline string       `json:"pipeline,omitempty" doc:"Pipeline that filtered the event or made it a dead letter."`
 	Stage    string       `json:"stage,omitempty" doc:"Stage of that pipeline; decode comes before the first stage, encode after the last."`
 	Reason   string       `json:"reason,omitempty" doc:"Reason code of the dead letter."`

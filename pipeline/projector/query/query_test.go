@@ -37,7 +37,7 @@ func (b broken) AllPartitions(context.Context) ([]Position, map[int32]string, er
 func (b broken) Types() []*codec.Schema                               { return nil }
 func (b broken) Get(context.Context, string) (Aggregate, error)       { return Aggregate{}, b.err }
 func (b broken) GetAt(context.Context, string, At) (Aggregate, error) { return Aggregate{}, b.err }
-func (b broken) Event(context.Context, string) (Event, error)         { return Event{}, b.err }
+func (b broken) Event(context.Context, string, string) (Event, error) { return Event{}, b.err }
 func (b broken) Why(context.Context, string) (Why, error)             { return Why{}, b.err }
 func (b broken) Outcome(context.Context, EventRef) (Outcome, error)   { return Outcome{}, b.err }
 func (b broken) Await(context.Context, EventRef, time.Duration) (Outcome, error) {

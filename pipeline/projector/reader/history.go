@@ -110,15 +110,26 @@ func (p *past) incomplete(version int64) error {
 }
 
 func (p *past) apply(ctx context.Context, folder *fold.Folder, a *fold.Aggregate, e *states.Event) error {
-	d, err := p.decoder.Decode(ctx, p.view.Record(e), nil)
+	d, err := decode(ctx, p.decoder, p.view, e)
 	if err == nil {
 		_, err = folder.Read(d.Type, d.Body, e.Origin())
 	}
 	if err == nil {
 		_, err = folder.Apply(a)
 	}
+	if e.ID != nil {
+		a.EventID = slices.Clone(e.ID)
+	}
 	a.Offset = e.Offset
 	return err
+}
+
+// decode decodes an event of the history, which may be a tombstone.
+func decode(ctx context.Context, dec *event.Decoder, v *states.View, e *states.Event) (event.Decoded, error) {
+	if e.IsTombstone() {
+		return event.Decoded{Type: fold.Tombstone}, nil
+	}
+	return dec.Decode(ctx, v.Record(e), nil)
 }
 
 // versionAt returns the last version of the aggregate before the first event that is
@@ -151,7 +162,7 @@ func (p *past) versionAt(micros int64, clock func(*states.Event) (at, latest int
 
 // describeEvent returns an event of the history for an answer.
 func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *states.View, e *states.Event) (query.Event, error) {
-	d, err := dec.Decode(ctx, v.Record(e), nil)
+	d, err := decode(ctx, dec, v, e)
 	if err != nil {
 		return query.Event{}, err
 	}
@@ -159,8 +170,13 @@ func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *state
 	if _, err := folder.Read(d.Type, d.Body, e.Origin()); err != nil {
 		return query.Event{}, err
 	}
+	id := e.ID
+	if id == nil {
+		id = folder.EventID()
+	}
+	number, _ := folder.Number()
 	return query.Event{
-		ID: string(folder.EventID()), Type: folder.Type(), Time: time.UnixMicro(e.EventTime), Recorded: time.UnixMilli(e.Recorded),
+		ID: string(id), Sequence: number, Type: folder.Type(), Time: time.UnixMicro(e.EventTime), Recorded: time.UnixMilli(e.Recorded),
 		Topic: v.Source().Topic, Partition: v.Source().Partition, Offset: e.Offset,
 		Aggregate: string(e.Aggregate), Version: e.Version, Body: slices.Clone(d.Body),
 	}, nil
@@ -250,13 +266,17 @@ func (r *Reader) Types() []*codec.Schema {
 }
 
 // Event implements [query.Projection].
-func (r *Reader) Event(ctx context.Context, eventID string) (query.Event, error) {
+func (r *Reader) Event(ctx context.Context, eventID, aggregate string) (query.Event, error) {
 	if !r.set.KeepsHistory() {
 		return query.Event{}, query.ErrNoHistory
 	}
+	eventID, err := r.eventID(eventID)
+	if err != nil {
+		return query.Event{}, err
+	}
 	for _, p := range r.fresh() {
 		v := p.View()
-		e, ok, err := v.EventByID([]byte(eventID))
+		e, ok, err := v.EventByID(r.keyOf(aggregate), []byte(eventID))
 		var out query.Event
 		if ok && err == nil {
 			out, err = r.describeEvent(ctx, r.set.NewDecoder(r.projection), v, &e)

@@ -52,6 +52,7 @@ func openAPIRequests(listCursor, eventCursor string) []openAPIRequest {
 		{"/v1/events", "type=UserUpdated&limit=1&cursor=" + eventCursor, 200, nil},
 		{"/v1/events", "type=UserCreated", 200, nil},
 		{"/v1/events/{id}", "", 200, nil},
+		{"/v1/events/{id}", "aggregate=u", 200, nil},
 		{"/v1/blocked/{name}", "limit=1", 200, nil},
 		{"/v1/blocked/{name}", "cursor=" + eventCursor, 200, nil},
 		{"/v1/blocked/{name}/v/release", "", 200, nil},

@@ -7,12 +7,18 @@ import (
 	"slices"
 	"time"
 
+	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/states"
 )
 
 // Outcome implements [query.Projection].
 func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, error) {
+	var err error
+	if e.ID, err = r.eventID(e.ID); err != nil {
+		return query.Outcome{}, err
+	}
 	ps := r.fresh()
 	// The position first: what happens after it is seen.
 	passed := slices.ContainsFunc(ps, func(p *projection.Partition) bool {
@@ -23,12 +29,12 @@ func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, er
 	if history {
 		// The history before the refusals: a refused event may have been released and
 		// applied since.
-		if out, ok, err := applied(ps, e.ID); ok || err != nil {
+		if out, ok, err := r.applied(ps, e); ok || err != nil {
 			return out, err
 		}
 	}
 	for _, p := range ps {
-		if out, ok := p.Refused(e.ID); ok {
+		if out, ok := p.Refused(e.ID, e.Aggregate); ok {
 			return out, nil
 		}
 	}
@@ -44,19 +50,82 @@ func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, er
 	return query.Outcome{State: query.Pending, Detail: r.Unseen(e.ID, "by the partitions that this worker has: it may be on its way, or with another worker")}, nil
 }
 
-// applied returns the outcome of an event if the history of some partition has it.
-func applied(ps []*projection.Partition, eventID string) (query.Outcome, bool, error) {
+// eventID returns the id of an event as the history has it, from the id that a client
+// gives.
+func (r *Reader) eventID(text string) (string, error) {
+	id := r.fold.Identity()
+	b, err := id.Parse(text)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", query.ErrEventID, err)
+	}
+	return id.Text(b), nil
+}
+
+// keyOf returns the key of an aggregate, nil for any.
+func (r *Reader) keyOf(aggregate string) []byte {
+	if aggregate == "" {
+		return nil
+	}
+	if r.fold.Window().Size > 0 {
+		if key, _, ok := fold.ParseWindowID(aggregate); ok {
+			aggregate = key
+		}
+	}
+	return []byte(aggregate)
+}
+
+// applied returns the outcome of an event if the history of some partition has it, as
+// applied or in conflict.
+func (r *Reader) applied(ps []*projection.Partition, e query.EventRef) (out query.Outcome, known bool, err error) {
 	for _, p := range ps {
 		v := p.View()
-		e, ok, err := v.EventByID([]byte(eventID))
+		event, ok, err := v.EventByID(r.keyOf(e.Aggregate), []byte(e.ID))
 		if err = errors.Join(err, v.Close()); err != nil {
 			return query.Outcome{}, false, err
 		}
 		if ok {
-			return query.Outcome{State: query.Applied, Aggregate: string(e.Aggregate), Version: e.Version}, true, nil
+			return query.Outcome{State: query.Applied, Aggregate: string(event.Aggregate), Version: event.Version}, true, nil
 		}
 	}
-	return query.Outcome{}, false, nil
+	for i := 0; e.Aggregate != "" && !known && err == nil && i < len(ps); i++ {
+		out, known, err = r.conflict(ps[i], e)
+	}
+	return out, known, err
+}
+
+// conflict returns the outcome of an event if it is in conflict with another one.
+func (r *Reader) conflict(one *projection.Partition, e query.EventRef) (_ query.Outcome, known bool, err error) {
+	p := r.pastIn(one, one.View(), e.Aggregate)
+	defer func() { err = errors.Join(err, p.close()) }()
+	number, ok, err := p.view.Conflict(p.id, []byte(e.ID))
+	if !ok || err != nil {
+		return query.Outcome{}, false, err
+	}
+	winner := ""
+	if ok, err := p.view.State(p.id, &p.latest); ok && err == nil {
+		if winner, err = r.numbered(p, number); err != nil {
+			return query.Outcome{}, false, err
+		}
+	} else if err != nil {
+		return query.Outcome{}, false, err
+	}
+	return query.Outcome{State: query.Conflict, Aggregate: e.Aggregate, Sequence: number, Winner: winner, Detail: query.ConflictDetail(number, winner)}, true, nil
+}
+
+// numbered returns the id of the event of an aggregate with a sequence number, "" if the
+// last events do not have it. Numbers grow with the versions.
+func (r *Reader) numbered(p *past, number int64) (id string, err error) {
+	var failed error
+	read := 0
+	err = p.events(1, p.latest.Version, true, func(e states.Event) bool {
+		var ev query.Event
+		ev, failed = r.describeEvent(context.Background(), p.decoder, p.view, &e)
+		if read++; failed == nil && ev.Sequence == number {
+			id = ev.ID
+		}
+		return failed == nil && id == "" && (ev.Sequence == 0 || ev.Sequence > number) && read < maxWhyFolded
+	})
+	return id, errors.Join(failed, err)
 }
 
 // Unseen describes what may have happened to an event that was not seen.

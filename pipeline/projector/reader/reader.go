@@ -103,6 +103,15 @@ func (r *Reader) Offsets() map[int32]int64 {
 	return out
 }
 
+// CountBlocked returns the number of blocked aggregates, by partition.
+func (r *Reader) CountBlocked() map[int32]int64 {
+	out := map[int32]int64{}
+	for _, p := range r.set.AssignedPartitions(r.projection) {
+		out[p.Number()] = p.CountBlocked()
+	}
+	return out
+}
+
 // fresh returns the partitions from which questions are answered, in order, after it
 // stored their folded events, where that is cheap.
 func (r *Reader) fresh() []*projection.Partition {
@@ -187,6 +196,9 @@ func (r *Reader) Get(_ context.Context, id string) (query.Aggregate, error) {
 		}
 		if ok {
 			return p.Describe(id, &a, p.At(next)), nil
+		}
+		if p.Status(id, &a) == fold.Blocked {
+			return query.Aggregate{}, fmt.Errorf("%q is blocked, and has no state yet: %w", id, query.ErrNotFound)
 		}
 	}
 	return query.Aggregate{}, r.notFound(id, ps, home)

@@ -110,11 +110,16 @@ func (w *whySearch) lastCandidate(ctx context.Context, from, to int64) (version 
 	sets := map[int]bool{} // by type
 	var failed error
 	err = p.events(from, to, true, func(e states.Event) bool {
-		var typ int
-		if typ, failed = p.decoder.TypeOf(ctx, p.view.Record(&e)); failed != nil {
-			return false
+		typ := fold.Tombstone
+		if !e.IsTombstone() {
+			if typ, failed = p.decoder.TypeOf(ctx, p.view.Record(&e)); failed != nil {
+				return false
+			}
 		}
 		does, known := sets[typ]
+		if w.reader.fold.Resets() && typ != fold.Tombstone {
+			does, known = true, true // it may have created the aggregate again, which sets every field
+		}
 		if !known {
 			does = slices.ContainsFunc(w.reader.fold.Sets(typ), func(path string) bool { return slices.Contains(w.open, path) })
 			sets[typ] = does

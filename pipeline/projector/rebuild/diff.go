@@ -35,8 +35,10 @@ type versionDiff struct {
 	OnlyOld    int                   `json:"only_old"` // only in the old version
 	OnlyNew    int                   `json:"only_new"`
 	Unknown    int                   `json:"unknown"` // not compared: changed since the offset, and there is no history
-	Fields     map[string]*fieldDiff `json:"fields"`  // by dotted path
-	IDs        []string              `json:"ids"`     // of the first aggregates that differ
+	OldBlocked int64                 `json:"blocked_old"`
+	NewBlocked int64                 `json:"blocked_new"`
+	Fields     map[string]*fieldDiff `json:"fields"` // by dotted path
+	IDs        []string              `json:"ids"`    // of the first aggregates that differ
 	More       bool                  `json:"more,omitempty"`
 
 	maxSamples, maxIDs int
@@ -146,6 +148,7 @@ func (d *versionDiff) compare(ctx context.Context, state *control.State, partiti
 			return fmt.Errorf("comparing partition %d: %w", p, err)
 		}
 	}
+	d.OldBlocked, d.NewBlocked = countBlocked(running, d.Projection, d.Old), countBlocked(running, d.Projection, d.New)
 	d.More = d.Differ > len(d.IDs)
 	return nil
 }
@@ -335,6 +338,9 @@ func (d *versionDiff) print(w io.Writer) error {
 	out.Line("  differ   %d: %d only in version %d, %d only in version %d", d.Differ, d.OnlyOld, d.Old, d.OnlyNew, d.New)
 	if d.Unknown > 0 {
 		out.Line("  unknown  %d: changed since, and the workers keep no history; compare again when fewer events arrive", d.Unknown)
+	}
+	if d.OldBlocked > 0 || d.NewBlocked > 0 {
+		out.Line("  blocked  %d in version %d, %d in version %d: an event cannot be folded, and later ones wait", d.OldBlocked, d.Old, d.NewBlocked, d.New)
 	}
 	for _, name := range slices.Sorted(maps.Keys(d.Fields)) {
 		f := d.Fields[name]

@@ -1,7 +1,9 @@
 package rebuild
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +11,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -34,9 +37,11 @@ type remainder struct {
 type erasure struct {
 	Projection string   `json:"projection"`
 	ID         string   `json:"id"`
-	Workers    []string `json:"workers"`    // that have erased the aggregate
-	Silent     []string `json:"silent"`     // workers that did not confirm, with the reasons
-	Tombstones []string `json:"tombstones"` // snapshots topics with a null for the aggregate
+	DryRun     bool     `json:"dry_run,omitempty"` // nothing was erased
+	States     int      `json:"states"`            // that the workers had, of all versions and windows
+	Workers    []string `json:"workers"`           // that have erased the aggregate
+	Silent     []string `json:"silent"`            // workers that did not confirm, with the reasons
+	Tombstones []string `json:"tombstones"`        // snapshots topics with a null for the aggregate
 
 	// Key is nil if no personal data is encrypted under the aggregate's id.
 	Key  *destroyedKey `json:"key,omitempty"`
@@ -51,6 +56,7 @@ type destroyedKey struct {
 
 func forgetCommand(e *cli.Env) *cobra.Command {
 	var o *operator
+	var how forgetFlags
 	cmd := &cobra.Command{
 		Use:   "forget NAME ID",
 		Short: "Erase an aggregate permanently, and list the places that still hold its data",
@@ -62,33 +68,55 @@ on the snapshots topics.
 If the topology encrypts personal fields and the aggregate is their data subject,
 forget also destroys its key. No new key is created: producers refuse its events.
 
+An id that no worker has is an error, unless it was forgotten before. --force forgets it
+all the same.
+
 forget lists the other places that hold its data, and for how long: the events
 themselves, the output of pipelines, dead letters, other projections. The id stays
 on the control topic, because it is needed to recognize the aggregate.
 
 Exit code 0 if all workers have erased the aggregate; 1 if some workers did not
 answer: they erase it when they are back.`,
-		Example: `  projector forget user u-000001`,
-		Args:    cobra.ExactArgs(2),
+		Example: `  projector forget user u-000001 --dry-run
+  projector forget user u-000001 --yes`,
+		Args: cobra.ExactArgs(2),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.forget(cmd.Context(), args[0], args[1])
+			return o.forget(cmd.Context(), args[0], args[1], how)
 		},
 	}
 	o = newOperator(e, cmd.Flags())
+	cmd.Flags().BoolVar(&how.dryRun, "dry-run", false, "only show what would be erased, and what remains")
+	cmd.Flags().BoolVar(&how.yes, "yes", false, "confirm: nothing can bring the aggregate back")
+	cmd.Flags().BoolVar(&how.force, "force", false, "forget an id that no worker has")
 	e.CompleteProjection(cmd)
 	return cmd
 }
 
-func (o *operator) forget(ctx context.Context, name, id string) error {
+// forgetFlags are the flags of forget.
+type forgetFlags struct{ dryRun, yes, force bool }
+
+func (o *operator) forget(ctx context.Context, name, id string, how forgetFlags) error {
+	if !how.dryRun && !how.yes {
+		return cli.Usagef("forget erases %s %s permanently: add --yes, or see with --dry-run what it erases", name, id)
+	}
 	w, state, pr, err := o.projection(ctx, name)
 	if err != nil {
 		return err
+	}
+	x := &erasure{Projection: pr.Name, ID: id, DryRun: how.dryRun, Workers: []string{}, Silent: []string{}, Tombstones: []string{}}
+	if err := x.find(ctx, w, state, pr, how.force); err != nil {
+		return err
+	}
+	if how.dryRun {
+		for _, n := range state.Numbers(pr.Name) {
+			x.Tombstones = append(x.Tombstones, state.Versions[pr.Name][n].Snapshots)
+		}
+		return o.report(ctx, w, pr, x)
 	}
 	record := control.ForgottenRecord{Format: control.Format, Time: o.env.Now().UTC(), By: o.env.Build.Version}
 	if err := o.write(ctx, w, control.Record{Key: control.ForgottenKey(pr.Name, id), Value: record}); err != nil {
 		return err
 	}
-	x := &erasure{Projection: pr.Name, ID: id, Workers: []string{}, Silent: []string{}, Tombstones: []string{}}
 	if err := x.destroyKey(ctx, w, pr, record.Time); err != nil {
 		return err
 	}
@@ -96,6 +124,11 @@ func (o *operator) forget(ctx context.Context, name, id string) error {
 	if err := x.writeTombstones(ctx, w, state, record.Time); err != nil {
 		return err
 	}
+	return o.report(ctx, w, pr, x)
+}
+
+// report prints the result. It fails if a worker did not confirm.
+func (o *operator) report(ctx context.Context, w *worker.Worker, pr *topology.Projection, x *erasure) (err error) {
 	if err := x.listRemainders(ctx, w, pr); err != nil {
 		return err
 	}
@@ -108,6 +141,47 @@ func (o *operator) forget(ctx context.Context, name, id string) error {
 		return &cli.ExitError{Code: cli.ExitFailure}
 	}
 	return err
+}
+
+// find sets States. It fails if nobody has anything of the aggregate.
+func (x *erasure) find(ctx context.Context, w *worker.Worker, state *control.State, pr *topology.Projection, force bool) error {
+	var silent []string
+	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
+		n := 0
+		err := getWorker(ctx, state.Workers[instance].Address, "/internal/v1/states/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(body io.Reader) error { return json.NewDecoder(body).Decode(&n) })
+		if err != nil {
+			silent = append(silent, instance)
+		}
+		x.States += n
+	}
+	if _, before := state.Forgotten[x.Projection][x.ID]; before || force || x.States > 0 {
+		return nil
+	}
+	n, err := x.countKeys(ctx, w, pr)
+	switch {
+	case n > 0 || err != nil:
+		return err
+	case len(silent) > 0 || len(state.Workers) == 0:
+		return fmt.Errorf("it is unknown whether projection %s has %q: %s did not answer. Try again, or use --force", x.Projection, x.ID, cmp.Or(strings.Join(silent, ", "), "no worker"))
+	}
+	return fmt.Errorf("projection %s has no aggregate %q: not found on any worker; --force forgets the id all the same", x.Projection, x.ID)
+}
+
+// countKeys returns the number of keys that destroyKey would destroy.
+func (x *erasure) countKeys(ctx context.Context, w *worker.Worker, pr *topology.Projection) (int, error) {
+	keys := keyring.Topic(w.Topology)
+	if keys == nil || !pr.Subjects {
+		return 0, nil
+	}
+	cluster, err := kafka.Describe(ctx, w.Kafka, []string{keys.Name}, nil, nil)
+	if err != nil || cluster.Topics[keys.Name].Partitions == 0 {
+		return 0, err
+	}
+	partition := kafka.PartitionOf([]byte(x.ID), cluster.Topics[keys.Name].Partitions)
+	return keyring.CountKeys(x.ID, func(f func(*pipeline.Record) error) error {
+		_, err := kafka.ReadSettled(ctx, w.Kafka, keys.Name, partition, f)
+		return err
+	})
 }
 
 // await polls the workers, in order, until each has erased the aggregate.
@@ -282,6 +356,11 @@ func compacted(t kafka.TopicState) string {
 
 func (x *erasure) print(w io.Writer) error {
 	out := cli.Printer{Out: w}
+	if x.DryRun {
+		out.Line("%s %s would be forgotten: %s on the workers, and a null on %s", x.Projection, x.ID, cli.Plural(x.States, "state"), cli.Plural(len(x.Tombstones), "snapshots topic"))
+		out.Line("Data that would remain, and until when:")
+		return x.printLeft(w, out.Err)
+	}
 	out.Line("%s %s is forgotten: erased by %s, a null on %s", x.Projection, x.ID, cli.Plural(len(x.Workers), "worker"), cli.Plural(len(x.Tombstones), "snapshots topic"))
 	if x.Key != nil {
 		out.Line("Its key is destroyed (%s on %s): everything encrypted with it is unreadable, everywhere", cli.Plural(x.Key.Destroyed, "record"), x.Key.Topic)
@@ -290,8 +369,13 @@ func (x *erasure) print(w io.Writer) error {
 		out.Line("  ! no confirmation: %s. The worker erases it when it is back", s)
 	}
 	out.Line("Remaining data, and until when:")
-	if out.Err != nil {
-		return out.Err
+	return x.printLeft(w, out.Err)
+}
+
+// printLeft prints Left, unless there was an error.
+func (x *erasure) printLeft(w io.Writer, err error) error {
+	if err != nil {
+		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, l := range x.Left {

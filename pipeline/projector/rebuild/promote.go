@@ -8,13 +8,14 @@ import (
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/worker"
 )
 
 func promoteCommand(e *cli.Env) *cobra.Command {
 	var o *operator
-	force := false
+	force, allowBlocked := false, false
 	maxLag := int64(readyLag)
 	cmd := &cobra.Command{
 		Use:   "promote NAME",
@@ -23,22 +24,24 @@ func promoteCommand(e *cli.Env) *cobra.Command {
 query fails: a query in flight is answered by the version that it began with. The
 previous version keeps reading until it is retired, so rollback is as fast.
 
-promote fails if the version has not caught up, or has not been compared with the
-live version (projector diff). --force skips both checks.`,
+promote fails if the version has not caught up, has not been compared with the live
+version (projector diff), or if more than one in 100 of its aggregates are blocked by an
+event that cannot be folded. --allow-blocked skips the last check, --force all of them.`,
 		Example: `  projector diff user && projector promote user`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.promote(cmd.Context(), args[0], maxLag, force)
+			return o.promote(cmd.Context(), args[0], maxLag, force, allowBlocked)
 		},
 	}
 	o = newOperator(e, cmd.Flags())
 	cmd.Flags().BoolVar(&force, "force", false, "skip the checks")
+	cmd.Flags().BoolVar(&allowBlocked, "allow-blocked", false, "allow any number of blocked aggregates")
 	cmd.Flags().Int64Var(&maxLag, "max-lag", maxLag, "allow a lag of `n` offsets")
 	e.CompleteProjection(cmd)
 	return cmd
 }
 
-func (o *operator) promote(ctx context.Context, name string, maxLag int64, force bool) error {
+func (o *operator) promote(ctx context.Context, name string, maxLag int64, force, allowBlocked bool) error {
 	w, state, pr, err := o.projection(ctx, name)
 	if err != nil {
 		return err
@@ -60,7 +63,46 @@ func (o *operator) promote(ctx context.Context, name string, maxLag int64, force
 	case diff.Old != live.Version || diff.New != to.Version:
 		return fmt.Errorf("version %d of %s has not been compared with version %d, which is live: run `projector diff %s`, or use --force", to.Version, pr.Name, live.Version, pr.Name)
 	}
+	if !force && !allowBlocked {
+		if err := checkBlocked(ctx, state, pr.Name, to.Version, diff.Aggregates); err != nil {
+			return err
+		}
+	}
 	return o.setLive(ctx, w, pr.Name, live.Version, to.Version)
+}
+
+// maxBlocked is the share of blocked aggregates that promote accepts.
+const maxBlocked = 0.01
+
+// checkBlocked fails if too many aggregates of a version are blocked. total is the number
+// of aggregates in the last comparison.
+func checkBlocked(ctx context.Context, state *control.State, name string, version, total int) error {
+	running, err := runningVersions(ctx, state)
+	if err != nil {
+		return fmt.Errorf("counting the blocked aggregates of version %d: %w; --allow-blocked skips this", version, err)
+	}
+	n := countBlocked(running, name, version)
+	if all := max(int64(total), n); float64(n) > maxBlocked*float64(all) {
+		return fmt.Errorf("%d of %d aggregates in version %d of %s are blocked, and get no later events: `projector status` counts them, the log of the workers has the reason of each. Correct the fold and rebuild again, or use --allow-blocked",
+			n, all, version, name)
+	}
+	return nil
+}
+
+// countBlocked returns the number of blocked aggregates of a version.
+func countBlocked(running []projector.RunningVersion, name string, version int) (n int64) {
+	seen := map[int32]bool{}
+	for _, r := range running {
+		if r.Projection != name || r.Version != version {
+			continue
+		}
+		for p, blocked := range r.Blocked {
+			if !seen[p] { // a partition that moves may be with two workers
+				n, seen[p] = n+blocked, true
+			}
+		}
+	}
+	return n
 }
 
 // setLive makes another version live.

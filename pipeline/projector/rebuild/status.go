@@ -36,6 +36,7 @@ type versionStatus struct {
 	Semantics  int     `json:"semantics"`         // number of the meaning of its fold
 	Unknown    string  `json:"unknown,omitempty"` // why this release cannot compile it
 	Differ     *int    `json:"diff,omitempty"`    // aggregates that differ, by the last diff
+	Blocked    *int64  `json:"blocked"`           // blocked aggregates; null if no worker answers
 	Missing    bool    `json:"orphan,omitempty"`  // the topology has no such projection
 }
 
@@ -85,7 +86,7 @@ func printStatus(w io.Writer, all []versionStatus) error {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "PROJECTION\tPROJECTION VERSION\tSTATE\tDONE\tLAG\tRATE/S\tLEFT\tDIFFER\tFOLD")
+	fmt.Fprintln(t, "PROJECTION\tPROJECTION VERSION\tSTATE\tDONE\tLAG\tRATE/S\tLEFT\tDIFFER\tBLOCKED\tFOLD")
 	for _, s := range all {
 		left, differ := "-", "-"
 		if s.Left > 0 {
@@ -94,11 +95,15 @@ func printStatus(w io.Writer, all []versionStatus) error {
 		if s.Differ != nil {
 			differ = fmt.Sprint(*s.Differ)
 		}
+		blocked := "-"
+		if s.Blocked != nil {
+			blocked = fmt.Sprint(*s.Blocked)
+		}
 		mark := ""
 		if s.Topology {
 			mark = " (topology)"
 		}
-		fmt.Fprintf(t, "%s\t%d\t%s\t%.1f%%\t%d\t%.0f\t%s\t%s\t%.8s%s\n", s.Projection, s.Version, s.State, 100*float64(s.Done)/float64(max(1, s.Total)), s.Lag, s.Rate, left, differ, s.Fold, mark)
+		fmt.Fprintf(t, "%s\t%d\t%s\t%.1f%%\t%d\t%.0f\t%s\t%s\t%s\t%.8s%s\n", s.Projection, s.Version, s.State, 100*float64(s.Done)/float64(max(1, s.Total)), s.Lag, s.Rate, left, differ, blocked, s.Fold, mark)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -134,6 +139,16 @@ func (o *operator) status(ctx context.Context, w *worker.Worker, state *control.
 		}
 	}
 	took := time.Since(began).Seconds()
+	if running, err := runningVersions(ctx, state); err == nil { // without an answer, the rest is still of use
+		for i := range out {
+			if slices.ContainsFunc(running, func(r projector.RunningVersion) bool {
+				return r.Projection == out[i].Projection && r.Version == out[i].Version
+			}) {
+				n := countBlocked(running, out[i].Projection, out[i].Version)
+				out[i].Blocked = &n
+			}
+		}
+	}
 	for i := range out {
 		s := &out[i]
 		s.Rate = max(0, float64(s.Done-before[i].Done)) / took

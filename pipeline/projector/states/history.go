@@ -3,8 +3,10 @@ package states
 // The history of a partition, in the families
 //
 //	History   offset                     -> an event that was applied: see Event
-//	Event     layer, event's id          -> offset
+//	Event     layer, event's id, scope   -> offset
 //	Type      type 00 time offset        -> nothing
+//	Conflict  aggregate, event's id      -> sequence number of an event that was not applied, because another one with
+//	                                        that number or a later one was
 //	Keyframe  aggregate, version         -> fold.AppendAggregate, at every 64th version
 //
 // An aggregate in a key is its length in two bytes and its id. Versions, offsets and
@@ -19,7 +21,8 @@ package states
 // a keyframe. For questions that are rare, this is as good as keys by aggregate, which
 // compactions would sort again and again.
 //
-// Ids of events have no order. They are kept in layers, those of the filter, so entries
+// The scope of an event's id is its aggregate, if ids are compared within aggregates; see
+// eventName. Ids of events have no order. They are kept in layers, those of the filter, so entries
 // of a full layer are not moved either.
 
 // KeyframeEvery is the number of versions from one keyframe to the next: it bounds the

@@ -73,12 +73,14 @@ func (x *Index) Ended() bool {
 	return true
 }
 
-// Known reports whether an event was applied before, at another offset.
-func (x *Index) Known(id []byte, offset int64) (bool, error) {
+// Known reports whether an event was applied before, at another offset: to an aggregate,
+// or to any if aggregate is nil. For a window, the aggregate is the key.
+func (x *Index) Known(aggregate, id []byte, offset int64) (bool, error) {
 	if len(id) == 0 {
 		return false, nil
 	}
 	x.lastName = eventNameOf(id)
+	x.lastName.scope = scopeOf(aggregate)
 	x.lastHash = x.lastName.hash()
 	if !x.filter.mayHave(x.lastHash) {
 		return false, nil
@@ -115,15 +117,17 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 		return err
 	}
 	x.key = offsetKey(x.key[:0], in.Offset)
-	x.value = appendEvent(x.value[:0], in, before, a)
+	x.value = appendEvent(x.value[:0], in, before, a, f.HasIdentity())
 	b.Put(x.part, familyHistory, x.key, x.value)
 	if a.Version%KeyframeEvery == 0 {
 		x.key = versionKey(x.key[:0], []byte(a.ID), a.Version)
 		x.value = fold.AppendAggregate(x.value[:0], &a.Aggregate)
 		b.Put(x.part, familyKeyframe, x.key, x.value)
 	}
-	x.key = typeKey(x.key[:0], f.Type().Name(), a.EventTime, in.Offset)
-	b.Put(x.part, familyType, x.key, nil)
+	if typ := f.Type(); typ != nil { // nil is a tombstone
+		x.key = typeKey(x.key[:0], typ.Name(), a.EventTime, in.Offset)
+		b.Put(x.part, familyType, x.key, nil)
+	}
 	if len(a.EventID) > 0 {
 		x.key = x.lastName.key(x.key[:0], x.filter.add(x.lastHash))
 		x.value = codec.AppendLong(x.value[:0], in.Offset)
@@ -131,6 +135,17 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 		x.recent[x.lastName] = in.Offset
 	}
 	return nil
+}
+
+// AddConflict adds an event that was not applied to an aggregate, because its sequence
+// number or a later one was applied before.
+func (x *Index) AddConflict(b *store.Batch, aggregate, id []byte, number int64) {
+	if len(id) == 0 {
+		return
+	}
+	x.key = eventNameOf(id).conflictKey(x.key[:0], aggregate)
+	x.value = codec.AppendLong(x.value[:0], number)
+	b.Put(x.part, familyConflict, x.key, x.value)
 }
 
 // clocks are the latest times of an aggregate's events so far. The times themselves may
@@ -195,8 +210,9 @@ func (x *Index) Written() {
 }
 
 // Erase deletes the history of an aggregate, whose state in the view is latest. read
-// returns the id and the type (its full name) of an event.
-func (x *Index) Erase(b *store.Batch, v *View, id []byte, latest *fold.Aggregate, read func(*Event) (eventID []byte, typ string, err error)) error {
+// returns the id and the type (its full name) of an event; both are empty for a tombstone.
+// scope is the aggregate as for Known.
+func (x *Index) Erase(b *store.Batch, v *View, id, scope []byte, latest *fold.Aggregate, read func(*Event) (eventID []byte, typ string, err error)) error {
 	var failed error
 	err := v.Events(id, latest, 1, latest.Version, true, func(e Event) bool {
 		var eventID []byte
@@ -205,10 +221,14 @@ func (x *Index) Erase(b *store.Batch, v *View, id []byte, latest *fold.Aggregate
 			return false
 		}
 		b.Delete(x.part, familyHistory, offsetKey(nil, e.Offset))
-		b.Delete(x.part, familyType, typeKey(nil, typ, e.EventTime, e.Offset))
+		if typ != "" {
+			b.Delete(x.part, familyType, typeKey(nil, typ, e.EventTime, e.Offset))
+		}
 		if len(eventID) > 0 {
+			name := eventNameOf(eventID)
+			name.scope = scopeOf(scope)
 			for layer := range x.filter.layers {
-				b.Delete(x.part, familyEvent, eventNameOf(eventID).key(nil, layer))
+				b.Delete(x.part, familyEvent, name.key(nil, layer))
 			}
 		}
 		return true
@@ -217,5 +237,9 @@ func (x *Index) Erase(b *store.Batch, v *View, id []byte, latest *fold.Aggregate
 		b.Delete(x.part, familyKeyframe, slices.Clone(key))
 		return true
 	})
-	return errors.Join(failed, err, err2)
+	err3 := v.view.Scan(familyConflict, appendAggregateKey(nil, id), after(appendAggregateKey(nil, id)), false, func(key, _ []byte) bool {
+		b.Delete(x.part, familyConflict, slices.Clone(key))
+		return true
+	})
+	return errors.Join(failed, err, err2, err3)
 }

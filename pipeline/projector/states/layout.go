@@ -18,6 +18,7 @@ const (
 	familyKeyframe store.Family = 6
 	FamilyShadow   store.Family = 7 // like FamilyState, for the past that is being indexed
 	familyFilter   store.Family = 8 // see filter
+	familyConflict store.Family = 17
 )
 
 // Damaged is the error of an entry whose checksum is right but which cannot be read.

@@ -79,6 +79,9 @@ type Event struct {
 	LatestRecorded  int64  // the latest Recorded of this event and all before it of the same aggregate
 	LatestEventTime int64  // the same of EventTime
 
+	// ID is the identity of the event as a text, if the record alone does not have it; else nil.
+	ID []byte
+
 	before int64 // offset of the previous event of the same aggregate, -1 if there is none
 	header []byte
 	value  []byte
@@ -90,6 +93,9 @@ func (e *Event) Origin() fold.Origin {
 	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), MaxKey)], Time: e.EventTime}
 }
 
+// IsTombstone reports whether the event is a record without a value.
+func (e *Event) IsTombstone() bool { return len(e.value) == 0 }
+
 // Record returns the event as a record, for a decoder.
 func (v *View) Record(e *Event) *pipeline.Record {
 	r := &pipeline.Record{Topic: v.source.Topic, Partition: v.source.Partition, Offset: e.Offset, Value: e.value}
@@ -100,10 +106,15 @@ func (v *View) Record(e *Event) *pipeline.Record {
 }
 
 // appendEvent appends an event that was just applied to the aggregate. Numbers are
-// written as differences from a number that is usually close.
-func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate) []byte {
+// written as differences from a number that is usually close. A negative version means
+// that the event's identity precedes the record.
+func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate, withID bool) []byte {
 	recorded := in.Time.UnixMilli()
-	dst = codec.AppendLong(dst, a.Version)
+	version := a.Version
+	if withID {
+		version = -version
+	}
+	dst = codec.AppendLong(dst, version)
 	back := int64(0)
 	if before >= 0 {
 		back = in.Offset - before
@@ -116,6 +127,9 @@ func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate) []
 	dst = codec.AppendString(dst, a.ID)
 	header, _ := in.Header(HeaderSchemaID)
 	dst = codec.AppendBytes(dst, header)
+	if withID {
+		dst = codec.AppendBytes(dst, a.EventID)
+	}
 	return append(dst, in.Value...)
 }
 
@@ -131,6 +145,9 @@ func readEvent(offset int64, enc []byte) (e Event, err error) {
 	e.LatestRecorded = e.Recorded + r.Long()
 	e.LatestEventTime = e.EventTime + r.Long()
 	e.Aggregate, e.header = r.Text(), r.Text()
+	if e.Version < 0 {
+		e.Version, e.ID = -e.Version, r.Text()
+	}
 	e.value = r.Rest
 	return e, r.Err
 }
@@ -147,8 +164,10 @@ func (v *View) Event(offset int64) (e Event, ok bool, err error) {
 	return e, true, nil
 }
 
-// EventByID returns the event with an id, if the history has it.
-func (v *View) EventByID(id []byte) (e Event, ok bool, err error) {
+// EventByID returns the event with an id, if the history has it: of an aggregate, or of any
+// if aggregate is nil. An aggregate only matters if ids are compared within aggregates. For
+// a window, it is the key.
+func (v *View) EventByID(aggregate, id []byte) (e Event, ok bool, err error) {
 	layers := 0
 	if err := v.view.Scan(familyEvent, nil, nil, true, func(key, _ []byte) bool {
 		layers = int(binary.BigEndian.Uint32(key)) + 1
@@ -157,24 +176,79 @@ func (v *View) EventByID(id []byte) (e Event, ok bool, err error) {
 		return e, false, err
 	}
 	name := eventNameOf(id)
-	for i := layers - 1; i >= 0; i-- {
-		value, ok, err := v.view.Get(nil, familyEvent, name.key(nil, i))
+	offset, found := int64(0), false
+	for i := layers - 1; i >= 0 && !found; i-- {
+		var bad error
+		take := func(value []byte) {
+			offset, _, bad = codec.ReadLong(value)
+			found = true
+		}
+		if aggregate == nil {
+			from := name.prefix(nil, i)
+			err = v.view.Scan(familyEvent, from, after(from), false, func(key, value []byte) bool {
+				if name.isKey(key) {
+					take(value)
+				}
+				return !found
+			})
+		} else {
+			err = v.eachName(name, aggregate, i, take)
+		}
+		if bad != nil {
+			return e, false, Damaged(id, bad)
+		}
 		if err != nil {
 			return e, false, err
 		}
-		if !ok {
-			continue
-		}
-		offset, _, err := codec.ReadLong(value)
-		if err != nil {
-			return e, false, Damaged(id, err)
-		}
-		if e, ok, err = v.Event(offset); err == nil && !ok {
-			err = pipeline.Fatal("the store has event %q at offset %d, but not in its history", id, offset)
-		}
-		return e, err == nil, err
 	}
-	return e, false, nil
+	if !found {
+		return e, false, nil
+	}
+	if e, ok, err = v.Event(offset); err == nil && !ok {
+		err = pipeline.Fatal("the store has event %q at offset %d, but not in its history", id, offset)
+	}
+	return e, err == nil, err
+}
+
+// Conflict returns the sequence number of an event that was not applied to an aggregate,
+// because its number or a later one was applied before. ok is false if there is no such
+// event with the id.
+func (v *View) Conflict(aggregate, id []byte) (number int64, ok bool, err error) {
+	value, ok, err := v.view.Get(nil, familyConflict, eventNameOf(id).conflictKey(nil, aggregate))
+	if !ok || err != nil {
+		return 0, false, err
+	}
+	if number, _, err = codec.ReadLong(value); err != nil {
+		return 0, false, Damaged(id, err)
+	}
+	return number, true, nil
+}
+
+// eachName calls f with the entry of an event's id in a layer, if there is one, whether
+// ids are compared within aggregates or not.
+func (v *View) eachName(name eventName, aggregate []byte, layer int, f func(value []byte)) error {
+	for _, name.scope = range []scope{scopeOf(aggregate), {}} {
+		value, ok, err := v.view.Get(nil, familyEvent, name.key(nil, layer))
+		if err != nil {
+			return err
+		}
+		if ok {
+			f(value)
+			return nil
+		}
+	}
+	return nil
+}
+
+// after returns the first key after all that have a prefix; nil if there is none.
+func after(prefix []byte) []byte {
+	next := bytes.Clone(prefix)
+	for i := len(next) - 1; i >= 0; i-- {
+		if next[i]++; next[i] != 0 {
+			return next[:i+1]
+		}
+	}
+	return nil
 }
 
 // FirstEvent returns the offset of the first event in the history, -1 if it is empty.
