@@ -33,7 +33,8 @@ var imports = map[string][]string{
 	"pipeline/expr":          {"pipeline", "pipeline/codec", cel, uuid, xxhash},
 	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr"},
 	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr"},
-	"pipeline/topology":      {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/topology/avsc": {"pipeline/codec"}, // schema files
+	"pipeline/topology":      {"pipeline/topology/avsc", "pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/fold", yaml},
 
 	// The ground: the client loop, the disk, compact memory, encryption.
 	"pipeline/kafka": {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
@@ -80,7 +81,7 @@ var imports = map[string][]string{
 		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
 	},
 	"pipeline/processor/cases": { // test
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/rows",
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/topology/avsc", "pipeline/rows",
 		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra,
 		yaml, // case files, which --update rewrites in place
 	},
