@@ -67,7 +67,7 @@ func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 		{paid + `} {}`, "", `column 40: more text after the end of the JSON`},
 		{`[]`, "", `expected an event, a JSON object`},
 		{`null`, "", `expected an event, a JSON object`},
-		{"{\"type\":\"OrderPaid\",\"data\":{\"id\":\"\xff\"}}", "", `not UTF-8`},
+		{"{\"type\":\"OrderPaid\",\"data\":{\"id\":\"\xff\"}}", "", `column 35: not UTF-8: byte 0xff`},
 		{"{\"type\":\"Order\x00Paid\"}", "", `column 15: invalid character '\x00' in string literal`},
 		{`{"data":{"id":"o"}}`, "", `type: missing; shop.events takes OrderCreated, OrderPaid, OrderShipped, UserCreated, UserDeleted, UserUpdated`},
 		{`{"type":"OrderPayed","data":{}}`, "", `type: unknown event type "OrderPayed"; shop.events takes`},

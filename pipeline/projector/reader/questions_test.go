@@ -79,11 +79,13 @@ func TestAListIsFilteredAndSorted(t *testing.T) {
 		{"sort=name", []string{"state.FIELD"}},
 		{"sort=state.nmae", []string{"state.name"}},
 		{"limt=3", []string{"unknown parameter limt", "limit"}},
+		{"filter=%22%FF%22", []string{"filter: byte 1 (0xff) is not UTF-8"}},
 		{"limit=1&limit=2", []string{"given 2 times"}},
 		{"filter=" + strings.Repeat("x", 5000), []string{"the limit is 4096"}},
 	} {
 		projectiontest.Ask(t, api, "/v1/projections/user?"+c.query).Is(400, c.has...)
 	}
+	projectiontest.Ask(t, api, "/v1/projections/user/u%FF").Is(400, "byte 22 (0xff) is not UTF-8")
 	next := projectiontest.Ask(t, api, "/v1/projections/user?limit=3&filter=true").JSON["next_cursor"].(string)
 	projectiontest.Ask(t, api, "/v1/projections/user?filter=false&cursor="+next).Is(400, "another filter or sort")
 	fw.stop()
