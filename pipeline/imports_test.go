@@ -77,7 +77,7 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
 	},
 	"pipeline/processor/cases": { // test

@@ -34,6 +34,7 @@ type Decoder struct {
 		*binding
 	}
 	scratch []byte // the last converted body
+	drift   *Drift // nil: dropped fields are not logged
 }
 
 // binding is the meaning of a writer's schema.
@@ -50,6 +51,9 @@ type binding struct {
 func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Decoder {
 	return &Decoder{schemas: schemas, types: types, old: old, known: map[codec.SchemaRef]binding{}}
 }
+
+// LogDrift makes the decoder log the fields of writers that our schemas lack.
+func (d *Decoder) LogDrift(drift *Drift) { d.drift = drift }
 
 // Decoded is a decoded record.
 type Decoded struct {
@@ -72,7 +76,7 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 	recent := &d.recent[uint(ref.ID)%uint(len(d.recent))]
 	b := recent.binding
 	if b == nil || recent.id != ref.ID || ref.ByGUID {
-		if b, err = d.binding(ctx, ref); err != nil {
+		if b, err = d.binding(ctx, r.Topic, ref); err != nil {
 			return Decoded{}, err
 		}
 		if !ref.ByGUID {
@@ -98,7 +102,7 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 
 // binding returns the binding of a schema. Only the first call for a schema asks the
 // registry.
-func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, error) {
+func (d *Decoder) binding(ctx context.Context, topic string, ref codec.SchemaRef) (*binding, error) {
 	b, ok := d.known[ref]
 	if !ok {
 		var err error
@@ -106,6 +110,11 @@ func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, e
 			return nil, err
 		}
 		d.known[ref] = b
+		for _, one := range append(b.branches, b) {
+			if one.resolver != nil {
+				d.drift.note(topic, ref, d.types[one.typ].Name(), one.resolver.Changes())
+			}
+		}
 	}
 	return &b, nil
 }

@@ -1,7 +1,9 @@
 package event_test
 
 import (
+	"bytes"
 	"fmt"
+	"log/slog"
 	"testing"
 
 	"millrace/pipeline"
@@ -110,5 +112,39 @@ func TestDecoderReadsUnionsOfEventTypes(t *testing.T) {
 		if got != test.want {
 			t.Errorf("%x: got %s, want %s", test.body, got, test.want)
 		}
+	}
+}
+
+// The fields that a writer added are logged once for each topic and writer's schema, by
+// all decoders of a process together.
+func TestDroppedFieldsAreLoggedOncePerWriter(t *testing.T) {
+	ours := eventtest.Schema(t, `{"type":"record","name":"Paid","fields":[{"name":"id","type":"string"}]}`)
+	more := eventtest.Schema(t, `{"type":"record","name":"Paid","fields":[{"name":"id","type":"string"},{"name":"segment","type":"string"},
+		{"name":"data","type":["null",{"type":"record","name":"D","fields":[]}]}]}`)
+	var out bytes.Buffer
+	drift := event.NewDrift(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}})))
+	for _, topic := range []string{"a", "a", "b"} {
+		d := event.NewDecoder(eventtest.Schemas{1: ours, 7: more}, []*codec.Schema{ours}, nil)
+		d.LogDrift(drift)
+		for range 3 {
+			for _, r := range []*pipeline.Record{
+				framed(t, 1, ours, map[string]any{"id": "x"}),
+				framed(t, 7, more, map[string]any{"id": "x", "segment": "y", "data": nil}),
+			} {
+				r.Topic = topic
+				if _, err := d.Decode(t.Context(), r, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	const line = `level=WARN msg="the writer's schema has fields that ours lacks: they are dropped; add them to our schema to keep them" topic=%s type=Paid schema="id 7" fields="segment, data" more=0` + "\n"
+	if want := fmt.Sprintf(line, "a") + fmt.Sprintf(line, "b"); out.String() != want {
+		t.Errorf("logged\n%swant\n%s", &out, want)
 	}
 }
