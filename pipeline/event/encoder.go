@@ -294,8 +294,8 @@ func timeOf(n *codec.Node, enc []byte) (time.Time, error) {
 	unit := timestampUnit(n)
 	perSecond := int64(time.Second / unit)
 	at := time.Unix(v/perSecond, v%perSecond*int64(unit))
-	if at.UnixMilli() < 0 {
-		return at, &codec.PathError{Path: "timestamp", Msg: fmt.Sprintf("%s is before 1970, which a Kafka record's time cannot be", at.UTC().Format(time.RFC3339Nano))}
+	if err := kafka.CheckTime(at); err != nil {
+		return at, &codec.PathError{Path: "timestamp", Msg: err.Error()}
 	}
 	return at, nil
 }
