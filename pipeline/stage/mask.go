@@ -156,6 +156,8 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 	if i := strings.Index(leaf, "[]"); i >= 0 {
 		leaf, steps = leaf[:i], leaf[i:]
 	}
+	leaf, inner := cutNullable(t.Schema.Root(), leaf)
+	steps = inner + steps
 	target, err := t.Env.Target(leaf)
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
@@ -175,6 +177,27 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 		return []expr.Fault{*failed}
 	}
 	return nil
+}
+
+// cutNullable cuts a path after the first nullable record on it: the record is the leaf,
+// and the field within it is a step. A null stays null.
+func cutNullable(record *codec.Node, path string) (leaf, steps string) {
+	at := 0
+	for {
+		name, _, more := strings.Cut(path[at:], ".")
+		f := record.Field(name)
+		if f == nil || !more {
+			return path, ""
+		}
+		at += len(name)
+		if other, _, _, ok := f.Type.Nullable(); ok && other.Kind == codec.Record {
+			return path[:at], path[at:]
+		}
+		if f.Type.Kind != codec.Record {
+			return path, ""
+		}
+		record, at = f.Type, at+1
+	}
 }
 
 // leaf returns the edit of a leaf, and creates it if necessary.
