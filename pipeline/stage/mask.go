@@ -24,7 +24,7 @@ func Mask() Kind {
 		Doc:  "Hides field values by replacing them.",
 		Params: []Param{
 			{Name: "fields", Form: Texts, Required: true, Doc: "Maps the path of a field to the method that hides it. " +
-				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. " +
+				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. A path can lead through nullable records: after.email. " +
 				"hash replaces a string with a digest of 64 hexadecimal digits, bytes with a digest of 32 bytes, and a UUID with a version 8 UUID. Equal values have equal digests. " +
 				"keep_first N and keep_last N keep N characters of a string and replace each other character with *. A string of at most N characters is replaced completely. " +
 				"redact replaces a nullable value with null, a string with ***, and any other value with zero, false or an empty value."},
