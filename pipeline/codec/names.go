@@ -1,6 +1,7 @@
 package codec
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -16,10 +17,13 @@ const (
 
 // MatchName returns how a named type of a writer matches a type of the reader's schema,
 // by the Avro specification: by name without namespace, or by an alias of the reader's
-// type. An alias with a namespace matches only the full name.
+// type. An alias with a namespace matches only the full name. Types without a name do
+// not match.
 func MatchName(writer, reader *Node) int {
 	short := baseName(writer.Name)
 	switch {
+	case writer.Kind != reader.Kind || writer.Name == "":
+		return NoMatch
 	case writer.Name == reader.Name:
 		return MatchExactly
 	case slices.ContainsFunc(reader.Aliases, func(alias string) bool { return fullName(alias, reader) == writer.Name }):
@@ -28,6 +32,26 @@ func MatchName(writer, reader *Node) int {
 		return MatchShort
 	}
 	return NoMatch
+}
+
+// BestMatch returns the index of the type that a writer's type matches best, -1 if none
+// matches. It is an error if several types match without a better one.
+func BestMatch(writer *Node, types []*Schema) (int, error) {
+	best, at := NoMatch, -1
+	var equal []string
+	for i, t := range types {
+		switch match := MatchName(writer, t.Root()); {
+		case match == NoMatch || match < best:
+		case match > best:
+			best, at, equal = match, i, []string{t.Name()}
+		default:
+			equal = append(equal, t.Name())
+		}
+	}
+	if len(equal) > 1 {
+		return -1, fmt.Errorf("%s is ambiguous: it matches %s; add an alias to one of them", writer.Name, strings.Join(equal, " and "))
+	}
+	return at, nil
 }
 
 // fullName returns an alias in the namespace of its type.

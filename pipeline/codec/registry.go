@@ -356,6 +356,31 @@ func (r *Registry) Lookup(ctx context.Context, subject string, s *Schema) (int, 
 	return 0, r.explain("looking up "+s.Name()+" under subject "+subject, err)
 }
 
+// A Version is a schema that is registered under a subject.
+type Version struct{ Version, ID int }
+
+// Versions returns the schemas of a subject, in the order of their versions; none if the
+// subject does not exist.
+func (r *Registry) Versions(ctx context.Context, subject string) ([]Version, error) {
+	numbers, err := r.client.SubjectVersions(ctx, subject)
+	if code(err) == sr.ErrSubjectNotFound.Code {
+		return nil, nil
+	}
+	var out []Version
+	for _, n := range numbers {
+		if err != nil {
+			break
+		}
+		var s sr.SubjectSchema
+		s, err = r.client.SchemaByVersion(ctx, subject, n)
+		out = append(out, Version{n, s.ID})
+	}
+	if err != nil {
+		return nil, r.explain("the versions of subject "+subject, err)
+	}
+	return out, nil
+}
+
 // SetCompatibility sets the compatibility level of the subject, such as
 // BACKWARD_TRANSITIVE.
 func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) error {

@@ -341,6 +341,31 @@ func TestReferencesAreInlined(t *testing.T) {
 	}
 }
 
+// A union of references is several event types in one subject. The references have
+// references of their own.
+func TestUnionOfReferencesIsInlined(t *testing.T) {
+	r, _ := serve(t, func(w http.ResponseWriter, req *http.Request) {
+		ref := func(name string) sr.SchemaReference {
+			return sr.SchemaReference{Name: "shop." + name, Subject: name, Version: 1}
+		}
+		switch req.URL.Path {
+		case "/schemas/ids/3":
+			reply(w, 200, sr.Schema{Schema: `["shop.Cart","shop.Item"]`, References: []sr.SchemaReference{ref("Item"), ref("Cart")}})
+		case "/subjects/Cart/versions/1":
+			reply(w, 200, sr.Schema{Schema: `{"type":"record","name":"Cart","namespace":"shop","fields":[{"name":"item","type":["null","Item"]}]}`, References: []sr.SchemaReference{ref("Item")}})
+		case "/subjects/Item/versions/1":
+			reply(w, 200, sr.Schema{Schema: `{"type":"record","name":"shop.Item","fields":[{"name":"cents","type":"long"}]}`})
+		}
+	})
+	s, err := r.Schema(t.Context(), SchemaRef{ID: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.Name() != "shop.Cart or shop.Item" || s.Root().Branches[0].Field("item").Type.Branches[1] != s.Root().Branches[1] {
+		t.Errorf("the schema is %s", s)
+	}
+}
+
 func TestRequestsCarryCredentialsAndUserAgent(t *testing.T) {
 	var got http.Header
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

@@ -175,6 +175,15 @@ func (s *Schema) Name() string { return s.root.String() }
 // ShortName returns the schema's name without its namespace.
 func (s *Schema) ShortName() string { return baseName(s.Name()) }
 
+// Branches returns the types of a union, each as a schema without a document.
+func (s *Schema) Branches() []*Schema {
+	branches := make([]*Schema, len(s.root.Branches))
+	for i, b := range s.root.Branches {
+		branches[i] = &Schema{root: b, open: s.open}
+	}
+	return branches
+}
+
 // String returns the schema document as it was parsed.
 func (s *Schema) String() string { return s.text }
 

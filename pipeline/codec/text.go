@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strconv"
 	"time"
-	"unicode/utf8"
 )
 
 // A JSON is a JSON text, split into tokens. Its parts are found and encoded without a
@@ -36,12 +35,12 @@ type token struct {
 const maxNested = 10_000
 
 // Parse splits a text into tokens. It accepts the same texts as encoding/json, but only
-// in UTF-8. A syntax error gives the column of the fault.
+// Unicode: see [CheckJSON]. An error gives the column of the fault.
 func (j *JSON) Parse(text []byte) error {
 	j.text = append(append(j.text[:0], text...), 0)
 	j.tokens = j.tokens[:0]
-	if !utf8.Valid(text) {
-		return errors.New("not UTF-8")
+	if !validUTF8(text) {
+		return CheckJSON(text)
 	}
 	if end, ok := j.value(j.space(0), 0); !ok || j.space(end) != len(text) {
 		return syntaxError(text)
@@ -51,6 +50,9 @@ func (j *JSON) Parse(text []byte) error {
 
 // syntaxError returns the error for a text that Parse refuses.
 func syntaxError(text []byte) error {
+	if err := CheckJSON(text); err != nil {
+		return err
+	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	var value json.RawMessage
 	err := d.Decode(&value)
@@ -166,12 +168,13 @@ func (j *JSON) escape(i int) (int, bool) {
 	case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
 		return i, true
 	case 'u':
-		for range 4 {
-			if i++; !isHex(j.text[i]) {
+		for n := 1; n <= 4; n++ {
+			if !isHex(j.text[i+n]) {
 				return i, false
 			}
 		}
-		return i, true
+		size, ok := escape(j.text[i-1:])
+		return i - 2 + size, ok
 	}
 	return i, false
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -94,8 +95,9 @@ func (w *ceWriter) headers(source string, had []pipeline.Header, typ int, v *pip
 		add(ceSource, source)
 	}
 	add(ceSpecVersion, SpecVersion)
-	if len(key) > 0 && !hasHeader(had, ceSubject) {
-		add(ceSubject, strings.ToValidUTF8(string(key), "\uFFFD"))
+	// A subject is text, and optional. A key that is no text stays the record's only.
+	if len(key) > 0 && !hasHeader(had, ceSubject) && utf8.Valid(key) {
+		add(ceSubject, string(key))
 	}
 	add(ceTime, at.UTC().Format(time.RFC3339Nano))
 	add(ceType, f.name)

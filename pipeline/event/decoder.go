@@ -19,21 +19,22 @@ type Schemas interface {
 }
 
 // Decoder finds the event type of a record and converts its body to our schema of
-// the type. The schema id alone determines the type. The body is read only if it
-// was written with another version of the schema.
+// the type. The schema id determines the type, with the branch if the schema is a union of
+// types. The name of the type is that of ours, without namespace or by an alias of ours.
+// The body is read only if it was written with another version of the schema.
 //
 // One goroutine, usually that of a session, owns a decoder.
 type Decoder struct {
 	schemas Schemas
 	types   []*codec.Schema
 	old     []topology.Old
-	byName  map[string]int // index in types by full name
 	known   map[codec.SchemaRef]binding
 	recent  [8]struct { // cache of the schemas with an id, by its last bits
 		id int
 		*binding
 	}
 	scratch []byte // the last converted body
+	drift   *Drift // nil: dropped fields are not logged
 }
 
 // binding is the meaning of a writer's schema.
@@ -42,17 +43,17 @@ type binding struct {
 	old      int               // index of the old shape with this schema, -1 if none
 	resolver *resolve.Resolver // nil if the body needs no conversion
 	err      error             // of ClassReject: every record with this schema is rejected
+	branches []binding         // of a union, whose body begins with the branch; nil otherwise
 }
 
 // NewDecoder returns a decoder of the types. old are former shapes of types, which
 // [Decoded.Old] recognizes.
 func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Decoder {
-	d := &Decoder{schemas: schemas, types: types, old: old, byName: map[string]int{}, known: map[codec.SchemaRef]binding{}}
-	for i, t := range types {
-		d.byName[t.Name()] = i
-	}
-	return d
+	return &Decoder{schemas: schemas, types: types, old: old, known: map[codec.SchemaRef]binding{}}
 }
+
+// LogDrift makes the decoder log the fields of writers that our schemas lack.
+func (d *Decoder) LogDrift(drift *Drift) { d.drift = drift }
 
 // Decoded is a decoded record.
 type Decoded struct {
@@ -75,11 +76,16 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 	recent := &d.recent[uint(ref.ID)%uint(len(d.recent))]
 	b := recent.binding
 	if b == nil || recent.id != ref.ID || ref.ByGUID {
-		if b, err = d.binding(ctx, ref); err != nil {
+		if b, err = d.binding(ctx, r.Topic, ref); err != nil {
 			return Decoded{}, err
 		}
 		if !ref.ByGUID {
 			recent.id, recent.binding = ref.ID, b
+		}
+	}
+	if b.branches != nil {
+		if b, body, err = b.branch(body); err != nil {
+			return Decoded{}, err
 		}
 	}
 	if b.err != nil {
@@ -96,7 +102,7 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 
 // binding returns the binding of a schema. Only the first call for a schema asks the
 // registry.
-func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, error) {
+func (d *Decoder) binding(ctx context.Context, topic string, ref codec.SchemaRef) (*binding, error) {
 	b, ok := d.known[ref]
 	if !ok {
 		var err error
@@ -104,6 +110,11 @@ func (d *Decoder) binding(ctx context.Context, ref codec.SchemaRef) (*binding, e
 			return nil, err
 		}
 		d.known[ref] = b
+		for _, one := range append(b.branches, b) {
+			if one.resolver != nil {
+				d.drift.note(topic, ref, d.types[one.typ].Name(), one.resolver.Changes())
+			}
+		}
 	}
 	return &b, nil
 }
@@ -113,18 +124,44 @@ func (d *Decoder) bind(ctx context.Context, ref codec.SchemaRef) (binding, error
 	if err != nil {
 		return binding{}, err
 	}
-	typ, ok := d.byName[writer.Name()]
-	if !ok {
+	if writer.Root().Kind != codec.Union {
+		return d.bindType(writer), nil
+	}
+	var union binding // several event types in one schema
+	for _, b := range writer.Branches() {
+		union.branches = append(union.branches, d.bindType(b))
+	}
+	return union, nil
+}
+
+func (d *Decoder) bindType(writer *codec.Schema) binding {
+	typ, err := codec.BestMatch(writer.Root(), d.types)
+	switch {
+	case err != nil:
+		return binding{err: pipeline.Reject(pipeline.ReasonUnknownType, "event type %w", err)}
+	case typ < 0:
 		return binding{err: pipeline.Reject(pipeline.ReasonUnknownType,
-			"event type %s is not among the types of this topic in the topology: %s", writer.Name(), d.names())}, nil
+			"event type %s is not among the types of this topic in the topology: %s", writer.Name(), d.names())}
 	}
 	resolver, err := resolve.New(writer, d.types[typ])
 	if err != nil {
 		return binding{err: &pipeline.RejectError{Reason: pipeline.ReasonBadSchema,
-			Err: fmt.Errorf("the writer's schema of %s cannot be read with ours: %w", writer.Name(), err)}}, nil
+			Err: fmt.Errorf("the writer's schema of %s cannot be read with ours: %w", writer.Name(), err)}}
 	}
 	old := slices.IndexFunc(d.old, func(o topology.Old) bool { return o.Type == typ && codec.SameBytes(o.Schema, writer) })
-	return binding{typ: typ, old: old, resolver: resolver}, nil
+	return binding{typ: typ, old: old, resolver: resolver}
+}
+
+// branch returns the binding of the event's branch of a union, and the rest of the body.
+func (b *binding) branch(body []byte) (*binding, []byte, error) {
+	n, rest, err := codec.ReadLong(body)
+	switch {
+	case err != nil:
+		return nil, nil, pipeline.Reject(pipeline.ReasonBadBody, "the branch of a union: %w", err)
+	case n < 0 || n >= int64(len(b.branches)):
+		return nil, nil, pipeline.Reject(pipeline.ReasonBadBody, "branch %d of a union of %d", n, len(b.branches))
+	}
+	return &b.branches[n], rest, nil
 }
 
 func (d *Decoder) names() string {

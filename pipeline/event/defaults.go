@@ -14,7 +14,7 @@ import (
 func (e *Encoder) fillIn(t *Type) {
 	for i := range t.Schema.Root().Fields {
 		f := &t.Schema.Root().Fields[i]
-		if f.Name == "type" {
+		if f.Name == "type" && t.named {
 			if given, _ := e.json.Text(f.Name); string(given) != t.Name {
 				e.json.Set(f.Name, strconv.Quote(t.Name)) // an Avro name needs no escapes
 			}

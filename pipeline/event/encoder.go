@@ -53,7 +53,7 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 	e.SetLimits(nil)
 	var faults []error
 	for _, s := range cfg.Topic.Types {
-		t, err := newType(s, strings.Split(cfg.Key, "."))
+		t, err := newType(s, strings.Split(cfg.Key, "."), cfg.Topic.Bare == nil)
 		if err != nil {
 			faults = append(faults, fmt.Errorf("--key %s: %w", cfg.Key, err))
 			continue
@@ -79,17 +79,25 @@ func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
 // nameTypes fills byName: an event may name its type by the full name, the short
 // name, or the short name in snake case.
 func (e *Encoder) nameTypes() {
-	for _, t := range e.types {
-		for _, name := range []string{t.Name, snakeCase(t.Name)} {
-			if _, taken := e.byName[name]; taken {
-				e.byName[name] = nil // in two namespaces: only the full name is unique
+	for _, name := range []func(*Type) string{
+		func(t *Type) string { return t.Schema.Name() },
+		func(t *Type) string { return t.Name },
+		func(t *Type) string { return snakeCase(t.Name) },
+		func(t *Type) string { return letterCase(t.Name) },
+	} {
+		own := map[string]*Type{}
+		for _, t := range e.types {
+			if _, taken := own[name(t)]; taken {
+				own[name(t)] = nil // of several types: another name of them is unique
 				continue
 			}
-			e.byName[name] = t
+			own[name(t)] = t
 		}
-	}
-	for _, t := range e.types {
-		e.byName[t.Schema.Name()] = t
+		for name, t := range own {
+			if _, taken := e.byName[name]; !taken { // the names before are closer to the type
+				e.byName[name] = t
+			}
+		}
 	}
 }
 
@@ -263,8 +271,8 @@ func (e *Encoder) typeOf() (*Type, error) {
 	if t := e.byName[string(name)]; t != nil {
 		return t, nil
 	}
-	if len(e.types) == 1 && e.types[0].Schema.Root().Field("type") == nil {
-		return e.types[0], nil // no envelope: type may be a field like any other
+	if len(e.types) == 1 && !e.types[0].named {
+		return e.types[0], nil // type is a field like any other
 	}
 	return nil, e.unknownType(name, named, isText)
 }
@@ -299,8 +307,8 @@ func timeOf(n *codec.Node, enc []byte) (time.Time, error) {
 	unit := timestampUnit(n)
 	perSecond := int64(time.Second / unit)
 	at := time.Unix(v/perSecond, v%perSecond*int64(unit))
-	if at.UnixMilli() < 0 {
-		return at, &codec.PathError{Path: "timestamp", Msg: fmt.Sprintf("%s is before 1970, which a Kafka record's time cannot be", at.UTC().Format(time.RFC3339Nano))}
+	if err := kafka.CheckTime(at); err != nil {
+		return at, &codec.PathError{Path: "timestamp", Msg: err.Error()}
 	}
 	return at, nil
 }

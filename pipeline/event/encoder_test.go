@@ -14,6 +14,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/event/eventtest"
+	"millrace/pipeline/expr"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/topology"
@@ -66,7 +67,7 @@ func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 		{paid + `} {}`, "", `column 40: more text after the end of the JSON`},
 		{`[]`, "", `expected an event, a JSON object`},
 		{`null`, "", `expected an event, a JSON object`},
-		{"{\"type\":\"OrderPaid\",\"data\":{\"id\":\"\xff\"}}", "", `not UTF-8`},
+		{"{\"type\":\"OrderPaid\",\"data\":{\"id\":\"\xff\"}}", "", `column 35: not UTF-8: byte 0xff`},
 		{"{\"type\":\"Order\x00Paid\"}", "", `column 15: invalid character '\x00' in string literal`},
 		{`{"data":{"id":"o"}}`, "", `type: missing; shop.events takes OrderCreated, OrderPaid, OrderShipped, UserCreated, UserDeleted, UserUpdated`},
 		{`{"type":"OrderPayed","data":{}}`, "", `type: unknown event type "OrderPayed"; shop.events takes`},
@@ -74,6 +75,8 @@ func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 		{paid + `,"version":2147483648}`, "OrderPaid", `version: expected int (-2147483648 to 2147483647), found number 2147483648`},
 		{paid + `,"id":"7"}`, "OrderPaid", `id: expected string (uuid), found string "7"`},
 		{paid + `,"timestamp":"yesterday"}`, "OrderPaid", `timestamp: expected long (timestamp-micros), found string "yesterday"`},
+		{paid + `,"timestamp":"2600-12-31T00:00:00Z"}`, "OrderPaid", `timestamp: 2600-12-31T00:00:00Z is after 2262-04-11T23:47:16.854Z, the last time that a Kafka record can have`},
+		{paid + `,"timestamp":9223372036854775807}`, "OrderPaid", `timestamp: the time 9223372036854775 (in milliseconds since 1970) is after 2262-04-11T23:47:16.854Z, the last time that a Kafka record can have`},
 		{paid + `,"timestamp":"1969-12-31T23:59:59.999Z"}`, "OrderPaid", `timestamp: 1969-12-31T23:59:59.999Z is before 1970, which a Kafka record's time cannot be`},
 		{paid + `,"metadata":{"a":1}}`, "OrderPaid", `metadata.a: expected string, found number 1`},
 		{paid + `,"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","id":"ec146181-bb13-5def-bc5f-2c4e04918be0"}`, "OrderPaid", `id: duplicate key`},
@@ -204,6 +207,60 @@ func BenchmarkEncodeLine(b *testing.B) {
 		var err error
 		if _, buf, err = e.Encode(line, &r, buf); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// An event names its type by the record's name, with or without namespace, or in snake
+// case. The name of one type never hides that of another.
+func TestEventsNameTheirTypes(t *testing.T) {
+	record := func(name string) *codec.Schema {
+		return eventtest.Schema(t, `{"type":"record","name":"`+name+`","fields":[{"name":"id","type":"string"},{"name":"type","type":"string"}]}`)
+	}
+	encoder, err := eventtest.Encoder(t, &topology.Topic{Name: "t", Types: []*codec.Schema{
+		record("orders"), record("HTTPRequest"), record("a.user_created"), record("a.UserCreated"), record("a.Twin"), record("b.Twin"),
+	}}, "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for given, want := range map[string]string{
+		"orders": "orders", "HTTPRequest": "HTTPRequest", "http_request": "HTTPRequest", "h_t_t_p_request": "HTTPRequest",
+		"user_created": "a.user_created", "a.user_created": "a.user_created", "UserCreated": "a.UserCreated", "a.UserCreated": "a.UserCreated",
+		"a.Twin": "a.Twin", "b.Twin": "b.Twin", "Twin": "", "twin": "", "Orders": "",
+	} {
+		var r pipeline.Record
+		typ, _, err := encoder.Encode([]byte(`{"id":"x","type":"`+given+`"}`), &r, nil)
+		switch {
+		case want == "" && (err == nil || !strings.Contains(err.Error(), "unknown event type")):
+			t.Errorf("%s: got %v", given, err)
+		case want == "":
+		case err != nil || typ.Schema.Name() != want:
+			t.Errorf("%s: %v, want %s", given, err, want)
+		case !strings.HasSuffix(string(r.Value), "\x02x"+string(codec.AppendString(nil, typ.Name))):
+			t.Errorf("%s: written as %q", given, r.Value)
+		}
+	}
+}
+
+// Without an envelope, and if it is no text, the field type is data like any other.
+func TestFieldTypeIsData(t *testing.T) {
+	for _, test := range []struct {
+		typ  string
+		bare *expr.Bare
+	}{{`"string"`, &expr.Bare{}}, {`{"type":"enum","name":"E","symbols":["debit","credit"]}`, nil}} {
+		s := eventtest.Schema(t, `{"type":"record","name":"Booking","fields":[{"name":"id","type":"string"},{"name":"type","type":`+test.typ+`}]}`)
+		encoder, err := eventtest.Encoder(t, &topology.Topic{Name: "t", Types: []*codec.Schema{s}, Bare: test.bare}, "id")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r pipeline.Record
+		if _, _, err := encoder.Encode([]byte(`{"id":"x","type":"credit"}`), &r, nil); err != nil {
+			t.Errorf("%s: %v", test.typ, err)
+			continue
+		}
+		text, err := codec.AppendJSON(nil, s.Root(), r.Value[codec.FrameSize:])
+		if err != nil || string(text) != `{"id":"x","type":"credit"}` {
+			t.Errorf("%s: written as %s, %v", test.typ, text, err)
 		}
 	}
 }

@@ -17,13 +17,18 @@ type Type struct {
 	ID     int // of the schema in the registry; 0 before Register
 
 	layout *codec.Layout
+	named  bool            // the field type has the name of the type; without an envelope it is data
 	key    int             // slot
 	time   int             // slot of the timestamp, -1 if the type has none
 	sealed *keyring.Fields // nil if no field is encrypted
 }
 
-func newType(s *codec.Schema, key []string) (*Type, error) {
+func newType(s *codec.Schema, key []string, envelope bool) (*Type, error) {
 	t := &Type{Name: s.ShortName(), Schema: s, time: -1}
+	if f := s.Root().Field("type"); f != nil && envelope {
+		other, _, _, _ := f.Type.Nullable()
+		t.named = f.Type.Kind == codec.String || other != nil && other.Kind == codec.String
+	}
 	paths := [][]string{key}
 	timestamp := s.Root().Field("timestamp")
 	if timestamp != nil && timestampUnit(timestamp.Type) != 0 {
@@ -66,8 +71,23 @@ func timestampUnit(n *codec.Node) time.Duration {
 	return 0
 }
 
-// snakeCase returns UserCreated as user_created.
+// snakeCase returns a name in snake case: http_request_v2 for HTTPRequestV2.
 func snakeCase(name string) string {
+	var b strings.Builder
+	runes := []rune(name)
+	for i, r := range runes {
+		if i > 0 && unicode.IsUpper(r) && runes[i-1] != '_' &&
+			(!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1])) {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	return b.String()
+}
+
+// letterCase returns a name with an underscore before each capital: h_t_t_p_request for
+// HTTPRequest.
+func letterCase(name string) string {
 	var b strings.Builder
 	for i, r := range name {
 		if unicode.IsUpper(r) && i > 0 {

@@ -270,7 +270,7 @@ func (b *batch) Emit(r *pipeline.Record) {
 	p := b.part
 	out := &p.out.take(1)[0]
 	out.Topic, out.Partition = r.Topic, r.Partition
-	out.Key, out.Value, out.Timestamp = r.Key, r.Value, r.Time
+	out.Key, out.Value, out.Timestamp = r.Key, r.Value, recordTime(r.Time)
 	if len(r.Headers) > 0 {
 		out.Headers = p.headers.take(len(r.Headers))
 		for i, h := range r.Headers {

@@ -129,7 +129,7 @@ func (w *Writer) Write(ctx context.Context, r *pipeline.Record, done func(error)
 
 func fill(out *kgo.Record, r *pipeline.Record) {
 	out.Topic, out.Partition = r.Topic, r.Partition
-	out.Key, out.Value, out.Timestamp = r.Key, r.Value, r.Time
+	out.Key, out.Value, out.Timestamp = r.Key, r.Value, recordTime(r.Time)
 	if len(r.Headers) > 0 {
 		out.Headers = make([]kgo.RecordHeader, len(r.Headers))
 		for i, h := range r.Headers {

@@ -2,6 +2,7 @@ package processor
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"maps"
 	"os"
@@ -29,7 +30,10 @@ func ExplainCommand(e *cli.Env) *cobra.Command {
 		Long: `Shows the plan of the named pipelines, or of all: the fields that each stage reads
 and writes, input and output schemas with their subjects, topics and their settings,
 the guarantee, limits, and all permissions on Kafka that a worker needs. It takes the
-flags of run and connects to nothing.
+flags of run and connects to nothing, except to the registry if --registry is given: then
+it lists the schemas that the events of each type are written with, and how they are read:
+identical, resolved (with the fields that are dropped, defaulted or converted, and the values
+that reject their event), or unreadable.
 
 With --acls, it prints only the commands that grant these permissions. A worker needs
 all of them except DescribeConfigs. Without DescribeConfigs, it does not know the size
@@ -38,11 +42,13 @@ limits of the topics and uses the default.`,
   processor explain enrich --json
   processor explain --acls --principal User:processor | sh`,
 		Args: cobra.ArbitraryArgs,
-		RunE: func(_ *cobra.Command, args []string) error { return x.run(args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return x.run(cmd.Context(), args, cmd.Flags().Changed("registry"))
+		},
 	}
 	flags := cmd.Flags()
 	x.worker = worker.AddFlags(e, flags, "processor", worker.ProcessorListen)
-	for _, name := range []string{"log-level", "log-format", "listen", "listen-file", "pprof", "registry", "registry-ca", "property", "command-config"} {
+	for _, name := range []string{"log-level", "log-format", "listen", "listen-file", "pprof", "property", "command-config"} {
 		flags.Lookup(name).Hidden = true // accepted and ignored, so all flags of run can be given
 	}
 	flags.BoolVar(&x.asJSON, "json", false, "print JSON")
@@ -125,6 +131,8 @@ type schemaPlan struct {
 	Reads  string   `json:"reads"`            // subject in the registry
 	Writes []string `json:"writes,omitempty"` // subjects; none if no event of the type passes all stages
 	Adds   []string `json:"adds,omitempty"`   // fields that the pipeline adds
+
+	Writers []writerPlan `json:"writers,omitempty"` // schemas in the registry; only with --registry
 }
 
 // limitsPlan has the limits of a worker. Durations have the format of
@@ -139,7 +147,8 @@ type limitsPlan struct {
 	MemoryBytes        int    `json:"memory_bytes"`
 }
 
-func (x *explainer) run(names []string) error {
+// run prints the plans, with the writers' schemas if writers is set.
+func (x *explainer) run(ctx context.Context, names []string, writers bool) error {
 	t, err := x.worker.Topology.Load(x.env)
 	if err != nil {
 		return err
@@ -158,6 +167,11 @@ func (x *explainer) run(names []string) error {
 	for _, pl := range pipelines {
 		out.Pipelines = append(out.Pipelines, explainPipeline(w, pl))
 	}
+	if writers && !x.acls {
+		if err := x.addWriters(ctx, pipelines, out.Pipelines); err != nil {
+			fmt.Fprintln(x.env.Stderr, "the writers' schemas are not shown:", err)
+		}
+	}
 	switch {
 	case x.acls:
 		return x.printACLs(out)
@@ -172,6 +186,19 @@ func (x *explainer) run(names []string) error {
 		printPipeline(&pr, &out.Pipelines[i])
 	}
 	return pr.Err
+}
+
+func (x *explainer) addWriters(ctx context.Context, pipelines []*topology.Pipeline, plans []pipelinePlan) error {
+	registry, err := x.worker.OpenRegistry()
+	if err != nil {
+		return err
+	}
+	for i, pl := range pipelines {
+		if err := addWriters(ctx, registry, pl, plans[i].Schemas); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // explainPipeline returns the plan of the worker for a pipeline.

@@ -70,6 +70,16 @@ func printSchemas(p *cli.Printer, schemas []schemaPlan) {
 		for _, field := range s.Adds {
 			p.Line("    added    %s", field)
 		}
+		for i := range s.Writers {
+			for j, line := range s.Writers[i].lines() {
+				if j == 0 {
+					line = "writer   " + line
+				} else {
+					line = "         " + line
+				}
+				p.Line("    %s", line)
+			}
+		}
 	}
 	p.Line("")
 }

@@ -201,6 +201,9 @@ func binaryEvent(header http.Header, media string, body []byte) (intakeEvent, er
 		if err != nil {
 			return intakeEvent{}, &codec.PathError{Path: name, Msg: "a % in a header must be followed by two hexadecimal digits"}
 		}
+		if err := codec.CheckText([]byte(value)); err != nil {
+			return intakeEvent{}, &codec.PathError{Path: name, Msg: err.Error()}
+		}
 		e.attributes[name] = value
 	}
 	if err := new(codec.JSON).Parse(body); err != nil {

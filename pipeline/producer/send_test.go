@@ -305,7 +305,7 @@ func TestBadLinesAreKeptAndTheOthersSent(t *testing.T) {
 	}
 	const reported = `stdin:2: column 2: invalid character 'o' in literal null (expecting 'u')
 stdin:4: data.id: missing; expected string
-stdin:5: not UTF-8
+stdin:5: column 1: not UTF-8: byte 0xff
 stdin:6: the JSON ends too early
 `
 	if got := s.console.String(); got != reported {

@@ -226,6 +226,9 @@ func TestAnswerNamesTheFieldOfABadRequest(t *testing.T) {
 		{"binary: no id", `{"id":"o"}`, with(binaryHeaders, "ce-id: "), 400, `"field":"id","detail":"missing;`},
 		{"binary: no data", ``, binaryHeaders, 400, `"field":"data","detail":"the JSON ends too early"`},
 		{"binary: a bad escape", `{"id":"o"}`, with(binaryHeaders, "ce-subject: %zz"), 400, `"field":"subject"`},
+		{"binary: an escape that is not UTF-8", `{"id":"o"}`, with(slices.DeleteFunc(slices.Clone(binaryHeaders), func(h string) bool { return strings.HasPrefix(h, "ce-id:") }), "ce-id: bad%FF"), 400, `"field":"id","detail":"byte 3 (0xff) is not UTF-8"`},
+		{"binary: half of a surrogate pair", `{"id":"\udbff"}`, binaryHeaders, 400, `"field":"data","detail":"column 8: not Unicode: \\udbff is half of a surrogate pair"`},
+		{"half of a surrogate pair", cloud(eventID, `j-\ud800`), []string{asCloud}, 400, `\\ud800 is half of a surrogate pair`},
 		{"binary: data of another form", `<o/>`, with(binaryHeaders, "Content-Type: text/xml"), 415, `the data of a CloudEvent must be JSON`},
 
 		{"no Content-Type", paidEvent, nil, 415, `application/json, application/cloudevents+json`},

@@ -452,6 +452,9 @@ func isHeaderName(name string) bool {
 func (s *call) encode(status int, text []byte) ([]byte, error) {
 	fields := map[string]any{"status": json.Number(strconv.Itoa(status))}
 	if s.body != nil {
+		if err := codec.CheckJSON(text); err != nil {
+			return nil, err
+		}
 		var v any
 		d := json.NewDecoder(bytes.NewReader(text))
 		d.UseNumber()

@@ -43,6 +43,8 @@ func newService(t testing.TB) *service {
 			fmt.Fprint(w, `{"id": 7}`)
 		case "/trailing":
 			fmt.Fprint(w, `{} {}`)
+		case "/surrogate":
+			fmt.Fprint(w, `{"id": "j-\ud800"}`)
 		case "/large":
 			fmt.Fprint(w, strings.Repeat(" ", 1<<20), `{}`)
 		case "/forbidden":
@@ -74,6 +76,7 @@ func TestHTTPSetsFieldsFromTheResponse(t *testing.T) {
 		{``, "/moved", "", "http_status: GET " + s.URL + "/moved?user=u%26+1: status 302 Found"},
 		{``, "/wrong", "", "body.id: expected string, found number 7"},
 		{``, "/trailing", "", "unexpected data after the JSON value"},
+		{``, "/surrogate", "", `column 11: not Unicode: \ud800 is half of a surrogate pair`},
 		{``, "/large", "", "the response is larger than 1048576 bytes"},
 		{`, headers: {X-Who: "'a\\nb'"}`, "/member", "", "http_request: the value of header X-Who contains a control character"},
 	} {

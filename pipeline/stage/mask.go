@@ -24,7 +24,7 @@ func Mask() Kind {
 		Doc:  "Hides field values by replacing them.",
 		Params: []Param{
 			{Name: "fields", Form: Texts, Required: true, Doc: "Maps the path of a field to the method that hides it. " +
-				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. " +
+				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. A path can lead through nullable records: after.email. " +
 				"hash replaces a string with a digest of 64 hexadecimal digits, bytes with a digest of 32 bytes, and a UUID with a version 8 UUID. Equal values have equal digests. " +
 				"keep_first N and keep_last N keep N characters of a string and replace each other character with *. A string of at most N characters is replaced completely. " +
 				"redact replaces a nullable value with null, a string with ***, and any other value with zero, false or an empty value."},
@@ -156,6 +156,8 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 	if i := strings.Index(leaf, "[]"); i >= 0 {
 		leaf, steps = leaf[:i], leaf[i:]
 	}
+	leaf, inner := cutNullable(t.Schema.Root(), leaf)
+	steps = inner + steps
 	target, err := t.Env.Target(leaf)
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
@@ -175,6 +177,27 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 		return []expr.Fault{*failed}
 	}
 	return nil
+}
+
+// cutNullable cuts a path after the first nullable record on it: the record is the leaf,
+// and the field within it is a step. A null stays null.
+func cutNullable(record *codec.Node, path string) (leaf, steps string) {
+	at := 0
+	for {
+		name, _, more := strings.Cut(path[at:], ".")
+		f := record.Field(name)
+		if f == nil || !more {
+			return path, ""
+		}
+		at += len(name)
+		if other, _, _, ok := f.Type.Nullable(); ok && other.Kind == codec.Record {
+			return path[:at], path[at:]
+		}
+		if f.Type.Kind != codec.Record {
+			return path, ""
+		}
+		record, at = f.Type, at+1
+	}
 }
 
 // leaf returns the edit of a leaf, and creates it if necessary.

@@ -2,7 +2,6 @@ package stage
 
 import (
 	"context"
-	"slices"
 	"strings"
 
 	"millrace/pipeline"
@@ -98,7 +97,14 @@ func (s *upcast) fromShape(in Input, from expr.Source, set Arg) (faults []expr.F
 	if err != nil {
 		return expr.PlaceErrors(from, "", err)
 	}
-	typ := slices.IndexFunc(in.Types, func(t Type) bool { return t.Schema.Name() == old.Name() })
+	types := make([]*codec.Schema, len(in.Types))
+	for i, t := range in.Types {
+		types[i] = t.Schema
+	}
+	typ, err := codec.BestMatch(old.Root(), types)
+	if err != nil {
+		return []expr.Fault{fault(from, "", "%s: %v", from.Text, err)}
+	}
 	if typ < 0 {
 		var names []string
 		for _, t := range in.Types {

@@ -1,6 +1,7 @@
 package topology
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -11,6 +12,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/topology/avsc"
 )
 
 // A catalog holds the records of the .avsc files.
@@ -20,6 +22,9 @@ type catalog struct {
 	byShort map[string][]*codec.Schema // by name without namespace
 	byFile  map[string]*codec.Schema   // by file name without .avsc
 	older   map[string]*codec.Schema   // shapes of older writers, by file name without .avsc
+	unions  map[string][]*codec.Schema // records of a file with a union, by file name without .avsc
+	set     *avsc.Set                  // all files; nil if there are none
+	inner   map[string]*codec.Schema   // records within other types that were asked for, by name
 	broken  map[string]bool            // files with faults, by file name without .avsc
 }
 
@@ -33,51 +38,114 @@ func (d *document) readSchemas(files fs.FS, dir string) *catalog {
 	}
 	c := &catalog{
 		dir: dir, byName: map[string]*codec.Schema{}, byShort: map[string][]*codec.Schema{}, byFile: map[string]*codec.Schema{},
-		older: map[string]*codec.Schema{}, broken: map[string]bool{},
+		older: map[string]*codec.Schema{}, unions: map[string][]*codec.Schema{}, inner: map[string]*codec.Schema{}, broken: map[string]bool{},
 	}
 	if files == nil {
 		return c
 	}
-	names, err := fs.Glob(files, "*.avsc")
+	set, err := avsc.Read(files)
 	if err != nil {
 		d.faults = append(d.faults, Fault{File: dir, Msg: err.Error()})
 	}
+	c.set = set
 	from := map[string]string{}
-	for _, name := range names {
-		file, base := path.Join(dir, name), strings.TrimSuffix(name, ".avsc")
-		fail := func(f Fault) {
-			d.faults = append(d.faults, f)
-			c.broken[base] = true
-		}
-		text, err := fs.ReadFile(files, name)
-		if err != nil {
-			fail(Fault{File: file, Msg: err.Error()})
-			continue
-		}
-		s, err := codec.ParseSchema(string(text))
-		if err == nil {
-			_, err = s.Tagged()
-		}
-		switch {
-		case err != nil:
-			fail(schemaFault(file, text, err))
-		case s.Root().Kind != codec.Record:
-			fail(Fault{File: file, Msg: fmt.Sprintf("the schema is %s, not a record", s.Root()), Hint: "a schema file must contain one record"})
-		case olderFile.MatchString(base):
-			c.older[base] = s
-		case c.byName[s.Name()] != nil:
-			fail(Fault{
-				File: file, Msg: fmt.Sprintf("%s is already defined in %s", s.Name(), path.Join(dir, from[s.Name()])),
-				Hint: "rename or remove one of them; keep an older shape in a file such as " + short(s) + ".v1.avsc",
-			})
-		default:
-			from[s.Name()] = name
-			c.byName[s.Name()] = s
-			c.byShort[short(s)] = append(c.byShort[short(s)], s)
-			c.byFile[base] = s
+	for _, unions := range []bool{false, true} { // a union may refer to the records of other files
+		for i := range set.Files {
+			if f := &set.Files[i]; (len(f.Records) > 1) == unions {
+				d.readSchema(c, f, from)
+			}
 		}
 	}
 	return c
+}
+
+// readSchema adds the records of a file to the catalog. from holds the files of records.
+func (d *document) readSchema(c *catalog, f *avsc.File, from map[string]string) {
+	file, base := path.Join(c.dir, f.Name), strings.TrimSuffix(path.Base(f.Name), ".avsc")
+	fail := func(f Fault) {
+		d.faults = append(d.faults, f)
+		c.broken[base] = true
+	}
+	err := f.Err
+	for _, s := range f.Records {
+		if err == nil {
+			_, err = s.Tagged()
+		}
+	}
+	var kind *avsc.KindError
+	switch {
+	case errors.As(err, &kind):
+		fail(Fault{File: file, Msg: err.Error(), Hint: "a schema file must contain a record, a union of records, or a named type that other files use"})
+		return
+	case err != nil && f.Text == nil:
+		fail(Fault{File: file, Msg: err.Error()})
+		return
+	case err != nil:
+		fail(schemaFault(file, f.Text, err))
+		return
+	case olderFile.MatchString(base) && len(f.Records) == 1:
+		c.older[base] = f.Records[0]
+		return
+	}
+	var all []*codec.Schema
+	for _, s := range f.Records {
+		have := c.byName[s.Name()]
+		if have == nil {
+			from[s.Name()] = f.Name
+			c.byName[s.Name()] = s
+			c.byShort[short(s)] = append(c.byShort[short(s)], s)
+			have = s
+		} else if len(f.Records) == 1 || !codec.SameBytes(have, s) {
+			fail(Fault{
+				File: file, Msg: fmt.Sprintf("%s is already defined in %s", s.Name(), path.Join(c.dir, from[s.Name()])),
+				Hint: "rename or remove one of them; keep an older shape in a file such as " + short(s) + ".v1.avsc",
+			})
+			return
+		}
+		all = append(all, have)
+	}
+	if len(all) == 1 {
+		c.byFile[base] = all[0]
+	} else if len(all) > 1 {
+		c.unions[base] = all
+	}
+}
+
+// all returns the records that a word in the types of a topic names: a record or, by the
+// name of its file, those of a union. Without any it returns a message and a hint, like
+// find.
+func (c *catalog) all(name string) (records []*codec.Schema, msg, hint string) {
+	if records := c.unions[name]; records != nil && len(c.byShort[name]) == 0 {
+		return records, "", ""
+	}
+	s, msg, hint := c.find(name)
+	if s == nil {
+		return nil, msg, hint
+	}
+	return []*codec.Schema{s}, "", ""
+}
+
+// inside finds a record that a file defines within another type, like find.
+func (c *catalog) inside(name string) (s *codec.Schema, msg, hint string) {
+	if s := c.inner[name]; s != nil || c.set == nil {
+		return s, "", ""
+	}
+	s, names, err := c.set.Named(name)
+	switch {
+	case err != nil:
+		return nil, fmt.Sprintf("the schema of %s: %v", name, err), ""
+	case s == nil && len(names) > 1:
+		return nil, "several schemas are named " + name, "write the full name: " + strings.Join(names, " or ")
+	case s == nil:
+		return nil, "", ""
+	case s.Root().Kind != codec.Record:
+		return nil, fmt.Sprintf("the schema %s is of kind %s, not a record", name, s.Root().Kind), "name a record"
+	}
+	if have := c.inner[s.Name()]; have != nil {
+		s = have
+	}
+	c.inner[name], c.inner[s.Name()] = s, s
+	return s, "", ""
 }
 
 // short returns the name of a schema's record without its namespace.
@@ -104,6 +172,9 @@ func (c *catalog) find(name string) (s *codec.Schema, msg, hint string) {
 	}
 	if c.broken[name] || c.broken[baseName(name)] {
 		return nil, "", ""
+	}
+	if s, msg, hint := c.inside(name); s != nil || msg != "" {
+		return s, msg, hint
 	}
 	for _, file := range []string{name, baseName(name)} {
 		if s := c.byFile[file]; s != nil {

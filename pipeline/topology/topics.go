@@ -61,20 +61,21 @@ func (l *loader) readTypes(t *topic, args stage.Args) {
 	}
 	seen := map[*codec.Schema]expr.Source{}
 	for _, word := range types.Words {
-		s, msg, hint := l.schemas.find(word.Text)
-		if s == nil {
+		all, msg, hint := l.schemas.all(word.Text)
+		if len(all) == 0 {
 			t.unsure = true
 			if msg != "" {
 				l.at(word, hint, "%s", msg)
 			}
-			continue
 		}
-		if first, twice := seen[s]; twice {
-			l.at(word, "remove one of them", duplicate, s.Name(), first.Line, first.Col)
-			continue
+		for _, s := range all {
+			if first, twice := seen[s]; twice {
+				l.at(word, "remove one of them", duplicate, s.Name(), first.Line, first.Col)
+				continue
+			}
+			seen[s] = word
+			t.Types, t.words = append(t.Types, s), append(t.words, word)
 		}
-		seen[s] = word
-		t.Types, t.words = append(t.Types, s), append(t.words, word)
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
 )
 
@@ -54,6 +55,15 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	flags.BoolVar(&f.NoRegister, "no-register", false, "stop if the registry lacks a schema that the program writes with, instead of registering it")
 	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
 	return f
+}
+
+// OpenRegistry returns a client of the registry. It does not connect.
+func (f *Flags) OpenRegistry() (*codec.Registry, error) {
+	where, err := f.registry.Config()
+	if err != nil {
+		return nil, err
+	}
+	return cli.OpenRegistry(where)
 }
 
 // Start reads the configuration, sets the garbage collector's target ([cli.Env.TuneGC]), and

@@ -142,7 +142,7 @@ func rescaledDecimal(w, r *codec.Node) *reading {
 	limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(r.Precision)), nil)
 	changes := []Change{{Converted, "", fmt.Sprintf("%s becomes %s", decimalText(w), decimalText(r))}}
 	return &reading{changes: changes, read: func(_ *state, dst, enc []byte) ([]byte, []byte, error) {
-		content, rest := enc, []byte(nil)
+		var content, rest []byte
 		if w.Kind == codec.Fixed {
 			content, rest = enc[:w.Size], enc[w.Size:]
 		} else {

@@ -20,6 +20,7 @@ import (
 	"millrace/pipeline/rows"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
+	"millrace/pipeline/topology/avsc"
 )
 
 // A caseRunner runs cases with the code of workers, but without Kafka and with a
@@ -313,11 +314,7 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 // the place of the error.
 func (r *caseRunner) schemaOf(e *caseEvent, event map[string]any, topic *topology.Topic) (*codec.Schema, *yaml.Node, error) {
 	if e.writer != nil {
-		text, err := fs.ReadFile(r.files, e.writer.Value+".avsc")
-		if err != nil {
-			return nil, e.writer, fmt.Errorf("the writer's schema: %w", err)
-		}
-		s, err := codec.ParseSchema(string(text))
+		s, err := avsc.One(r.files, e.writer.Value+".avsc")
 		if err != nil {
 			return nil, e.writer, fmt.Errorf("the writer's schema: %w", err)
 		}

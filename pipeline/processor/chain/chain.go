@@ -42,8 +42,9 @@ type config struct {
 	ids      map[string][]int // schema ids of the output, by topic and type
 	kafka    kafka.Config     // for state topics
 	metrics  *Metrics
-	taps     *Taps // nil: clients cannot watch
-	receipts bool  // write receipts, if the pipeline has a topic for them
+	taps     *Taps        // nil: clients cannot watch
+	receipts bool         // write receipts, if the pipeline has a topic for them
+	drift    *event.Drift // nil: dropped fields are not logged
 	now      func() time.Time
 	log      *slog.Logger
 }
@@ -88,6 +89,7 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 		tap:      c.taps.session(pl, stages),
 		batch:    Counts{Dead: map[pipeline.Reason]int{}},
 	}
+	h.input.decoder.LogDrift(c.drift)
 	h.keep = h.output.append
 	stages.Each(func(_ string, s pipeline.Stage) {
 		if b, ok := s.(stage.Batcher); ok {

@@ -59,9 +59,10 @@ func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 	if n > 1 {
 		cfg.MaxPoll = n * queuePerLane
 	}
+	log := w.Log.With("pipeline", pl.Name)
 	c := config{
 		topology: w.Topology, schemas: w.Registry, ids: ids, kafka: w.Kafka, metrics: o.Metrics, taps: o.Taps, receipts: true,
-		now: o.Now, log: w.Log.With("pipeline", pl.Name),
+		drift: event.NewDrift(log), now: o.Now, log: log,
 	}
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		if n > 1 {

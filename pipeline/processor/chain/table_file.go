@@ -79,7 +79,10 @@ func (f *fileReader) jsonLines(text []byte) {
 		var v any
 		d := json.NewDecoder(bytes.NewReader(one))
 		d.UseNumber()
-		err := d.Decode(&v)
+		err := codec.CheckJSON(one)
+		if err == nil {
+			err = d.Decode(&v)
+		}
 		if err == nil && d.More() {
 			err = errors.New("more than one value")
 		}
@@ -92,6 +95,11 @@ func (f *fileReader) jsonLines(text []byte) {
 }
 
 func (f *fileReader) json(text []byte) {
+	if at, what := codec.InvalidJSON(text); at >= 0 {
+		start := 1 + bytes.LastIndexByte(text[:at], '\n')
+		f.fail(1+bytes.Count(text[:at], []byte("\n")), "column %d: %s", 1+at-start, what)
+		return
+	}
 	d := json.NewDecoder(bytes.NewReader(text))
 	d.UseNumber()
 	line := func() int {
@@ -201,7 +209,7 @@ func (c *column) put(row map[string]any, cell string) {
 	default: // a number, a boolean, or other JSON
 		d := json.NewDecoder(strings.NewReader(cell))
 		d.UseNumber()
-		if err := d.Decode(&v); err != nil || d.More() {
+		if err := d.Decode(&v); err != nil || d.More() || codec.CheckJSON([]byte(cell)) != nil {
 			v = cell // a time, or an invalid value, which add reports
 		}
 	}

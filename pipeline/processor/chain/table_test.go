@@ -280,6 +280,10 @@ func TestFileRows(t *testing.T) {
 		{"c.jsonl", oslo + "\n\n" + lima, oslo + lima, ""},
 		{"c.jsonl", oslo + "\n{\n" + lima + "\n" + oslo, "", "c.jsonl:2: unexpected EOF\nc.jsonl:4: duplicate key \"oslo\": line 1 has it too"},
 		{"c.csv", "\ufeffid,people,mayor,at.lat,at.north\noslo,700000,Anne,59.9,true\nlima,,,-12.0,false\n", oslo + lima, ""},
+		{"c.json", "[" + oslo + ",\n " + `{"id": "\ud800", "at": {"lat": 1, "north": true}}]`, "", `c.json:2: column 10: not Unicode: \ud800 is half of a surrogate pair`},
+		{"c.json", "[" + oslo + ",\n{\"id\": \"\xff\"}]", "", "c.json:2: column 9: not UTF-8: byte 0xff"},
+		{"c.jsonl", oslo + "\n" + `{"id":"a\udfff"}`, "", `c.jsonl:2: column 9: not Unicode: \udfff is half of a surrogate pair`},
+		{"c.csv", "id,at.lat,at.north\na\xffb,1,true\n", "", "c.csv:2: id: expected string, found text that is not UTF-8"},
 		{"c.csv", "id,at.lon\n", "", "c.csv:1: City has no field at.lon"},
 		{"c.csv", "id,at.lat,at.north\noslo,north,true\nlima,1\n", "", "c.csv:2: at.lat: expected double, found string \"north\"\nc.csv:3: wrong number of fields"},
 	} {

@@ -413,6 +413,10 @@ func Handler(log *slog.Logger, projections ...Projection) http.Handler {
 // parameters reports whether all query parameters are known to the route, given
 // once, and not too long. Otherwise it writes the problem.
 func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) bool {
+	if err := codec.CheckText([]byte(r.URL.Path)); err != nil {
+		a.problem(w, http.StatusBadRequest, "the path %q: %v", r.URL.Path, err)
+		return false
+	}
 	values := r.URL.Query()
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		most := maxText
@@ -439,6 +443,9 @@ func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) b
 			return false
 		case len(values[name]) > 1:
 			a.problem(w, http.StatusBadRequest, "%s is given %d times", name, len(values[name]))
+			return false
+		case codec.CheckText([]byte(values[name][0])) != nil:
+			a.problem(w, http.StatusBadRequest, "%s: %v", name, codec.CheckText([]byte(values[name][0])))
 			return false
 		case len(values[name][0]) > most:
 			a.problem(w, http.StatusBadRequest, "%s has %d bytes; the limit is %d", name, len(values[name][0]), most)

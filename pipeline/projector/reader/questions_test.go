@@ -78,6 +78,7 @@ func TestAListIsFilteredAndSorted(t *testing.T) {
 		{"sort=name", []string{"state.FIELD"}},
 		{"sort=state.nmae", []string{"state.name"}},
 		{"limt=3", []string{"unknown parameter limt", "limit"}},
+		{"filter=%22%FF%22", []string{"filter: byte 1 (0xff) is not UTF-8"}},
 		{"limit=1&limit=2", []string{"given 2 times"}},
 		{"filter=" + strings.Repeat("x", 5000), []string{"the limit is 4096"}},
 	} {
@@ -85,6 +86,7 @@ func TestAListIsFilteredAndSorted(t *testing.T) {
 	}
 	projectiontest.Ask(t, api, "/v1/projections/user?filter="+url.QueryEscape("10 / (version - 1) > 1")).
 		Is(200, `"id":"u-0","version":2`, `"filter_failed":4,"filter_failure":"aggregate \"u-1\": expression: 10 / (version - 1)`, "division by zero")
+	projectiontest.Ask(t, api, "/v1/projections/user/u%FF").Is(400, "byte 22 (0xff) is not UTF-8")
 	next := projectiontest.Ask(t, api, "/v1/projections/user?limit=3&filter=true").JSON["next_cursor"].(string)
 	projectiontest.Ask(t, api, "/v1/projections/user?filter=false&cursor="+next).Is(400, "another filter or sort")
 	fw.stop()
