@@ -84,7 +84,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra,
+		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 		yaml, // case files, which --update rewrites in place
 	},
 	"pipeline/processor/deploy": { // plan, apply, dry-run

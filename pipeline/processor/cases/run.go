@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
@@ -188,6 +189,9 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Rehearsal, pl *topolog
 		return got
 	}
 	got.kind, got.stage = kindFiltered, filtered
+	if rec.Value == nil {
+		got.stage = trace.StageTombstone
+	}
 	for i := range out {
 		rec := &out[i].Record
 		switch {
@@ -246,7 +250,9 @@ func (r *caseRunner) cover(h *chain.Rehearsal, pl *topology.Pipeline, s *codec.S
 // written decodes an output record.
 func written(o *chain.Output) (w writtenRecord, err error) {
 	w = writtenRecord{topic: o.Record.Topic, key: string(o.Record.Key), headers: slices.Clone(o.Record.Headers)}
-	w.event, err = objectOf(o.Schema, o.Body)
+	if !o.Tombstone {
+		w.event, err = objectOf(o.Schema, o.Body)
+	}
 	return w, err
 }
 

@@ -5,6 +5,7 @@
 //
 //   - input.go: from the bytes of a record to an event;
 //   - output.go: from the events that leave the chain to records;
+//   - tombstone.go: records without a value;
 //   - letters.go: dead letters;
 //   - keepers.go: the state of stages, on state topics;
 //   - lanes.go: several handlers at the same time, for stages that wait for services;
@@ -56,6 +57,8 @@ type handler struct {
 	stages   *pipeline.Chain
 	waits    bool // a stage waits for a service, so the clock must be read for each event
 
+	tombstones topology.Tombstone // what happens to records without a value
+
 	input    input
 	output   output
 	letters  letters
@@ -77,16 +80,16 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 	envelope := event.NewEnvelope(pl.Bare)
 	h := &handler{
 		pipeline: pl.Name,
-		stages:   stages,
-		waits:    slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
-		input:    input{decoder: event.NewDecoder(c.schemas, pl.Types, pl.Old), layouts: pl.Layouts, old: pl.Old, envelope: envelope},
-		output:   newOutput(pl, c.ids, envelope),
-		letters:  letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
-		keepers:  newKeepers(c, pl, stages),
-		missers:  missersOf(pl, stages, c.metrics),
-		metrics:  c.metrics,
-		tap:      c.taps.session(pl, stages),
-		batch:    Counts{Dead: map[pipeline.Reason]int{}},
+		stages:   stages, tombstones: pl.Tombstone,
+		waits:   slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
+		input:   input{decoder: event.NewDecoder(c.schemas, pl.Types, pl.Old), layouts: pl.Layouts, old: pl.Old, envelope: envelope},
+		output:  newOutput(pl, c.ids, envelope),
+		letters: letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
+		keepers: newKeepers(c, pl, stages),
+		missers: missersOf(pl, stages, c.metrics),
+		metrics: c.metrics,
+		tap:     c.taps.session(pl, stages),
+		batch:   Counts{Dead: map[pipeline.Reason]int{}},
 	}
 	h.keep = h.output.append
 	stages.Each(func(_ string, s pipeline.Stage) {
@@ -127,6 +130,9 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 	}
 	if h.tap != nil {
 		h.tap.begin(in)
+	}
+	if in.Value == nil {
+		return h.tombstone(ctx, in, out)
 	}
 	failed := deadletter.StageDecode
 	err := h.input.read(ctx, in, &h.event)

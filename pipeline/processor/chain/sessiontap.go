@@ -92,6 +92,18 @@ func (s *sessionTap) show(stage, typ string, line func() trace.Line) {
 	}
 }
 
+// tombstone shows a tombstone, which no stage sees. passed reports whether it was
+// written.
+func (s *sessionTap) tombstone(in *pipeline.Record, passed bool, err error) {
+	if !s.on {
+		return
+	}
+	if err == nil {
+		s.show(trace.StageTombstone, "", func() trace.Line { return trace.NewTombstone(s.pl, in, passed) })
+	}
+	s.end(in, deadletter.StageDecode, err)
+}
+
 // end is called after each event. It shows the errors that are not of a stage.
 func (s *sessionTap) end(in *pipeline.Record, stage string, err error) {
 	if !s.on {

@@ -56,6 +56,18 @@ func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event
 	return l
 }
 
+// StageTombstone stands for the stage of a tombstone, which no stage sees.
+const StageTombstone = "tombstone"
+
+// NewTombstone returns the line for a tombstone that was passed or ignored.
+func NewTombstone(pl *topology.Pipeline, in *pipeline.Record, passed bool) Line {
+	m := pipeline.Filtered
+	if passed {
+		m = pipeline.Passed
+	}
+	return newLine(pl.Name, StageTombstone, m, in, nil)
+}
+
 // NewFailure returns the line for a record that failed before the first stage or after
 // the last one. stage is "decode" or "encode".
 func NewFailure(pl *topology.Pipeline, stage string, in *pipeline.Record, err error) Line {

@@ -285,10 +285,10 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 			into.Add(out)
 			for i := range out {
 				e := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].Schema == nil; e.dead {
+				if e.dead = out[i].DeadLetter(); e.dead {
 					e.group, e.body = c.letter(&out[i].Record)
 				} else {
-					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
+					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Type(), out[i].Body)
 				}
 				if e.group%of != part {
 					continue
