@@ -249,7 +249,7 @@ func (r *caseRunner) cover(h *chain.Rehearsal, pl *topology.Pipeline, s *codec.S
 
 // written decodes an output record.
 func written(o *chain.Output) (w writtenRecord, err error) {
-	w = writtenRecord{topic: o.Record.Topic, key: string(o.Record.Key), headers: slices.Clone(o.Record.Headers)}
+	w = writtenRecord{topic: o.Record.Topic, key: o.Key, headers: slices.Clone(o.Record.Headers)}
 	if !o.Tombstone {
 		w.event, err = objectOf(o.Schema, o.Body)
 	}
@@ -278,7 +278,10 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 		rec.Time = r.now
 	}
 	if e.key != nil {
-		rec.Key = []byte(e.key.Value)
+		var err error
+		if rec.Key, err = topic.KeyFormat.Encode(e.key.Value, schemas.id); err != nil {
+			return nil, nil, e.key, err
+		}
 	}
 	if e.in == nil {
 		rec.Value = e.raw
@@ -307,7 +310,10 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 	}
 	if data, ok := ev["data"].(map[string]any); ok && e.key == nil {
 		if id, ok := data["id"].(string); ok {
-			rec.Key = []byte(id)
+			var err error
+			if rec.Key, err = topic.KeyFormat.Encode(id, schemas.id); err != nil {
+				return nil, nil, e.in, err
+			}
 		}
 	}
 	rec.Value = append(codec.AppendFrame(nil, schemas.id(s)), body...)

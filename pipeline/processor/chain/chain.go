@@ -80,17 +80,18 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 	envelope := event.NewEnvelope(pl.Bare)
 	h := &handler{
 		pipeline: pl.Name,
-		stages:   stages, tombstones: pl.Tombstone,
-		waits:   slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
-		input:   input{decoder: event.NewDecoder(c.schemas, pl.Types, pl.Old), layouts: pl.Layouts, old: pl.Old, envelope: envelope},
-		output:  newOutput(pl, c.ids, envelope),
-		letters: letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
-		keepers: newKeepers(c, pl, stages),
-		missers: missersOf(pl, stages, c.metrics),
-		metrics: c.metrics,
-		tap:     c.taps.session(pl, stages),
-		batch:   Counts{Dead: map[pipeline.Reason]int{}},
+		stages:   stages,
+		waits:    slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
+		input:    newInput(c.schemas, pl, envelope),
+		output:   newOutput(pl, c.ids, envelope),
+		letters:  letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
+		keepers:  newKeepers(c, pl, stages),
+		missers:  missersOf(pl, stages, c.metrics),
+		metrics:  c.metrics,
+		tap:      c.taps.session(pl, stages),
+		batch:    Counts{Dead: map[pipeline.Reason]int{}},
 	}
+	h.tombstones = pl.Tombstone
 	h.keep = h.output.append
 	stages.Each(func(_ string, s pipeline.Stage) {
 		if b, ok := s.(stage.Batcher); ok {

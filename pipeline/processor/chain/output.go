@@ -7,6 +7,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/topology"
 )
@@ -26,19 +27,23 @@ type output struct {
 type target struct {
 	topic string
 	ids   []int // schema ids, by type
-	limit int   // bytes of a record
+	keys  keyformat.Format
+	limit int // bytes of a record
 }
+
+// maxNewKey is the size of most keys that are converted from their text form.
+const maxNewKey = 16
 
 func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Envelope) output {
 	o := output{
-		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name]},
+		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name], keys: pl.To.KeyFormat},
 		targets:  map[string]*target{},
 		headers:  event.NewOutputHeaders(pl),
 		envelope: envelope,
 		memory:   memory{arena: &rows.Arena{}},
 	}
 	for _, topic := range pl.Writes() {
-		o.targets[topic.Name] = &target{topic: topic.Name, ids: ids[topic.Name]}
+		o.targets[topic.Name] = &target{topic: topic.Name, ids: ids[topic.Name], keys: topic.KeyFormat}
 	}
 	o.targets[pl.To.Name] = o.to
 	return o
@@ -71,6 +76,13 @@ func (o *output) append(e *pipeline.Event) error {
 
 // write adds a record for one topic.
 func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
+	if e.NewKey != nil && !t.keys.IsText() {
+		var err error
+		if key, err = t.keys.AppendKey(o.memory.arena.Grow(maxNewKey), e.NewKey); err != nil {
+			return err
+		}
+		key = o.memory.arena.Keep(key)
+	}
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
 	headers := o.carrier.Carried(e.Headers, e.NewKey != nil)

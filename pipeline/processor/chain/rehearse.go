@@ -38,7 +38,8 @@ type Output struct {
 	Schema *codec.Schema // of the event; nil for a dead letter and a tombstone
 	Body   []byte        // of the event
 
-	Tombstone bool // the record has no value, and is not a dead letter
+	Tombstone bool   // the record has no value, and is not a dead letter
+	Key       string // the text form of the record's key
 }
 
 // DeadLetter reports whether the record is a dead letter.
@@ -117,6 +118,11 @@ func (r *Rehearsal) Run(ctx context.Context, in *pipeline.Record) ([]Output, err
 	}
 	for i := range r.emitted.records {
 		o := Output{Record: r.emitted.records[i]}
+		format := r.plan.From.KeyFormat
+		if t := r.handler.output.targets[o.Record.Topic]; t != nil {
+			format = t.keys
+		}
+		o.Key = format.Show(o.Record.Key)
 		switch {
 		case o.Record.Topic == r.plan.DeadLetter.Name:
 		case o.Record.Value == nil:
@@ -181,7 +187,7 @@ type SampleRecord struct {
 
 // Sample returns the output of an input record as JSON. The caller may set Pipeline.
 func (o *Output) Sample(in *pipeline.Record) SampleRecord {
-	s := SampleRecord{To: o.Record.Topic, Key: string(o.Record.Key), Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
+	s := SampleRecord{To: o.Record.Topic, Key: o.Key, Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
 	if o.Tombstone {
 		s.Tombstone = true
 		return s

@@ -51,7 +51,7 @@ func (s *sessionTap) begin(in *pipeline.Record) {
 	}
 	s.choices = s.choices[:0]
 	for _, c := range *watching {
-		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == string(in.Key)) {
+		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == s.pl.From.KeyFormat.Show(in.Key)) {
 			s.choices = append(s.choices, tapChoice{client: c})
 		}
 	}

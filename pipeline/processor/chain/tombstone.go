@@ -16,7 +16,9 @@ func (h *handler) tombstone(ctx context.Context, in *pipeline.Record, out pipeli
 	var err error
 	switch h.tombstones {
 	case topology.TombstoneDelete, topology.TombstonePass:
-		err = h.output.tombstone(in)
+		if err = h.input.keys.Check(ctx, in); err == nil {
+			err = h.output.tombstone(in)
+		}
 	case topology.TombstoneIgnore:
 	default:
 		_, _, err = codec.Unframe(in) // says what is wrong
@@ -25,6 +27,8 @@ func (h *handler) tombstone(ctx context.Context, in *pipeline.Record, out pipeli
 		h.tap.tombstone(in, len(h.output.records) > 0, err)
 	}
 	switch {
+	case err != nil && pipeline.ClassOf(err) != pipeline.ClassReject:
+		return err
 	case err != nil:
 		return h.reject(ctx, in, deadletter.StageDecode, err, out)
 	case len(h.output.records) == 0:

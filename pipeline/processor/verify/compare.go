@@ -307,6 +307,14 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 	return nil
 }
 
+// keyText returns the text form of the key of an output record.
+func (c *comparison) keyText(r *pipeline.Record) string {
+	if t := c.worker.Topology.Topic(r.Topic); t != nil {
+		return t.KeyFormat.Show(r.Key)
+	}
+	return string(r.Key)
+}
+
 // match marks the expected record of an output record as found, or adds a stray.
 func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uint64) error {
 	var group, body uint64
@@ -351,6 +359,6 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if len(c.strays) >= maxStrays {
 		return fmt.Errorf("more than %d output records match no event: check that this topology wrote them", maxStrays)
 	}
-	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), duplicateOf})
+	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, c.keyText(r), duplicateOf})
 	return nil
 }

@@ -87,7 +87,7 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, in *pipeline.R
 		if group != d.wanted.group || body != d.wanted.body {
 			continue
 		}
-		d.Topic, d.Key = out[i].Record.Topic, string(out[i].Record.Key)
+		d.Topic, d.Key = out[i].Record.Topic, out[i].Key
 		if d.Found != nil {
 			d.Found.Topic = d.Topic
 		}
