@@ -47,6 +47,7 @@ var imports = map[string][]string{
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/topology",
+		sync,                                                  // a decoder looks up schemas at the same time
 		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
 	},
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters

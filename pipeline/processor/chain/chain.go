@@ -121,6 +121,11 @@ func (h *handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 // Revoke implements [kafka.Assigner].
 func (h *handler) Revoke(ps []kafka.Partition) { h.keepers.revoke(ps) }
 
+// Prepare implements [pipeline.Preparer].
+func (h *handler) Prepare(ctx context.Context, records []*pipeline.Record) error {
+	return h.input.decoder.Prepare(ctx, records)
+}
+
 // Handle implements [pipeline.Handler]. It emits all records of an event or none: all
 // parts of a split event, to all topics.
 func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
