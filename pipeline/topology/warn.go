@@ -23,6 +23,7 @@ const (
 	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
+	RuleKeyFormat      = "key-format"      // a projection cannot check the partitions of its events
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
 )
 
@@ -182,6 +183,7 @@ func (l *loader) rekeyed(d *declared, typ int) (key, name string) {
 func (l *loader) warnKeys() {
 	for _, d := range l.projections {
 		p := d.projection
+		l.warnKeyFormat(d)
 		key, ok := d.args.Find("key")
 		if p.From == nil || p.Fold == nil || !ok || p.Fold.AnyPartition() {
 			continue
@@ -201,6 +203,17 @@ func (l *loader) warnKeys() {
 					d.what, key.Value.Text, have.by, p.From.Name, have.key)
 			}
 		}
+	}
+}
+
+// warnKeyFormat warns of a projection that cannot check whether its events are in the
+// partition of their aggregate, because the id is another text than the key.
+func (l *loader) warnKeyFormat(d *declared) {
+	from, _ := d.args.Find("from")
+	given, ok := d.args.Find("partitioner")
+	if t := d.projection.From; t != nil && !t.KeyFormat.IsText() && !(ok && given.Value.Text == partitionerOther) {
+		l.warning(RuleKeyFormat, from.Value, "if all events of an aggregate have the same key, set partitioner: other on the projection; otherwise rekey them in a pipeline",
+			"the keys on %s are %s, so %s cannot check that all events of an aggregate are in one partition", t.Name, t.KeyFormat, d.what)
 	}
 }
 
