@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
@@ -24,6 +25,7 @@ const (
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
 	RuleKeyFormat      = "key-format"      // a projection cannot check the partitions of its events
+	RuleLongDelay      = "long-delay"      // stages delay a transaction longer than the default timeout allows
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
 )
 
@@ -206,6 +208,9 @@ func (l *loader) warnKeys() {
 	}
 }
 
+// defaultTransactionTimeout is the default of the flag --transaction-timeout of workers.
+const defaultTransactionTimeout = 10 * time.Second
+
 // warnKeyFormat warns of a projection that cannot check whether its events are in the
 // partition of their aggregate, because the id is another text than the key.
 func (l *loader) warnKeyFormat(d *declared) {
@@ -220,6 +225,16 @@ func (l *loader) warnKeyFormat(d *declared) {
 // warnPipeline warns of a pipeline, or of one of its topics, that no event reaches.
 func (l *loader) warnPipeline(d *declared) {
 	p := d.pipeline
+	var delay time.Duration
+	for _, s := range p.Stages {
+		if waits, ok := s.Built.(stage.Delayer); ok {
+			delay += waits.MaxDelay()
+		}
+	}
+	if p.Guarantee == ExactlyOnce && delay > defaultTransactionTimeout/2 {
+		l.warning(RuleLongDelay, d.name, fmt.Sprintf("run workers with --transaction-timeout %v or more, or let the stages wait less", 2*delay),
+			"the stages of %s may delay a transaction by %v, and workers with the default --transaction-timeout (%v) refuse to start", d.what, delay, defaultTransactionTimeout)
+	}
 	if d.passesNone != "" {
 		from, _ := d.args.Find("from")
 		l.warning(RuleTombstones, from.Value, "set tombstone: ignore or dead_letter on "+p.From.Name+", or key and route the events without their values",
