@@ -14,7 +14,11 @@ type Event struct {
 	Type int
 	View
 
-	// NewKey replaces the record's key in the output; nil keeps the key.
+	// KeyText is the text form of the record's key. It is the key itself, unless the topic
+	// has another format of keys.
+	KeyText []byte
+	// NewKey replaces the record's key in the output; nil keeps the key. It is a text form,
+	// which is converted to the format of the topic that is written.
 	NewKey []byte
 	// To names the topics to write to; nil means the pipeline's own topic.
 	To []string

@@ -50,7 +50,7 @@ var imports = map[string][]string{
 	"pipeline/topology":     {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
-	"pipeline/keyformat": {"pipeline", "pipeline/codec"},
+	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve"},
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
@@ -63,6 +63,7 @@ var imports = map[string][]string{
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
 		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/topology",
+		sync,                                                  // a decoder looks up schemas at the same time
 		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
 	},
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters
@@ -90,9 +91,9 @@ var imports = map[string][]string{
 
 	// The processor. Its tools are siblings that do not know each other.
 	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
-	"pipeline/processor/chain": { // one pipeline
-		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
+	"pipeline/processor/chain": { // one pipeline; expr for the keys of rows
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
 		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties",
@@ -100,7 +101,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/topology/avsc", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", cobra,
+		"pipeline/event", "pipeline/deadletter", "pipeline/cli", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 		yaml, // case files, which --update rewrites in place
 	},
 	"pipeline/processor/deploy": { // plan, apply, dry-run

@@ -90,6 +90,21 @@ type Handler interface {
 	EndBatch(committed bool)
 }
 
+// A Preparer is a [Handler] that can prepare for several records at once, which is
+// faster than one after the other: it looks up schemas.
+type Preparer interface {
+	Handler
+
+	// Prepare is called before Handle with records of the batch. It gets the first
+	// record of each value prefix (see [PrefixSize]) that is new to the session. An error
+	// is handled like one of Handle.
+	Prepare(ctx context.Context, records []*Record) error
+}
+
+// PrefixSize is the number of bytes at the start of values that a session compares to
+// find records for a [Preparer]: a frame has this size.
+const PrefixSize = 5
+
 // A Recycler is a [Handler] that can do without its input records before the batch
 // ends: it references them only from the records that it emitted. Their memory can
 // be reused when the emitted records are acknowledged.

@@ -34,9 +34,10 @@ const (
 	maxMessage        = 2 << 10         // bytes of a response in an error
 	unknownTries      = 3               // requests before an id is taken to be unknown
 	unknownWait       = 100 * time.Millisecond
-	unknownKept       = 5 * time.Second // an unknown id may be registered later
-	maxReferences     = 64              // references of a schema, direct and indirect
-	maxReferenceDepth = 16              // references in a chain
+	unknownKept       = 30 * time.Second // an unknown id may be registered later
+	maxRequests       = 32               // at the same time, for schemas
+	maxReferences     = 64               // references of a schema, direct and indirect
+	maxReferenceDepth = 16               // references in a chain
 )
 
 // RegistryConfig configures the connection to a schema registry.
@@ -61,6 +62,8 @@ type Registry struct {
 	// The clock, which tests replace.
 	now   func() time.Time
 	sleep func(context.Context, time.Duration) error
+
+	slots chan struct{} // limits the requests for schemas that are sent at the same time
 
 	mu       sync.Mutex            // guards the fields below
 	known    map[SchemaRef]*Schema // never evicted: a registry never changes a schema
@@ -116,6 +119,7 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		where:    strings.Join(cfg.URLs, ","),
 		now:      time.Now,
 		sleep:    sleep,
+		slots:    make(chan struct{}, maxRequests),
 		known:    map[SchemaRef]*Schema{},
 		rejected: map[SchemaRef]rejection{},
 		inFlight: map[SchemaRef]*request{},
@@ -166,8 +170,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 //
 // An error is of pipeline.ClassReject if the registry reports several times in a row
 // that it does not have the schema, or if the schema is not valid Avro. Several times,
-// because the replica that answers may lag behind. Such an error is cached for a few
-// seconds only, because the id may be registered later.
+// because the replica that answers may lag behind. Such an error is cached for a short
+// time only, because the id may be registered later.
 func (r *Registry) Schema(ctx context.Context, ref SchemaRef) (*Schema, error) {
 	for {
 		q, mine, schema, err := r.lookUp(ref)
@@ -272,7 +276,14 @@ func (r *Registry) fetch(ctx context.Context, ref SchemaRef) (*Schema, error) {
 	return s, nil
 }
 
+// get sends one request. A request that waits before its next try occupies no slot.
 func (r *Registry) get(ctx context.Context, ref SchemaRef) (sr.Schema, error) {
+	select {
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
+	case <-ctx.Done():
+		return sr.Schema{}, ctx.Err()
+	}
 	if !ref.ByGUID {
 		return r.client.SchemaByID(ctx, ref.ID)
 	}

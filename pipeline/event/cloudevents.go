@@ -164,6 +164,15 @@ func (c *OutputHeaders) For(e *pipeline.Event, had []pipeline.Header, topic stri
 	return c.writer.headers(t.Source, had, e.Type, &e.View, derived, key)
 }
 
+// ForTombstone returns the headers of a tombstone on a topic. A tombstone is not an event
+// and gets no headers of one.
+func (c *OutputHeaders) ForTombstone(had []pipeline.Header, topic string) []pipeline.Header {
+	if t := c.topics[topic]; t != nil && t.Headers != topology.CloudEvents {
+		return withoutCE(had)
+	}
+	return had
+}
+
 // topicHeaders creates the headers of the records that a producer sends to a topic.
 // One goroutine owns it.
 type topicHeaders struct {

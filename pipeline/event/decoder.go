@@ -5,6 +5,9 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -117,6 +120,43 @@ func (d *Decoder) binding(ctx context.Context, topic string, ref codec.SchemaRef
 		}
 	}
 	return &b, nil
+}
+
+// prepareTimeout bounds the time of a Prepare, and so the time by which unknown schema ids
+// delay a batch. prepareLimit is the number of schemas that it looks up at once.
+const (
+	prepareTimeout = 10 * time.Second
+	prepareLimit   = 1024
+)
+
+// Prepare looks up the schemas of records that the decoder does not know yet, all at
+// once, so that many unknown schema ids take as long as one. A schema that does not exist
+// is no error here: Decode rejects its records. An error means that the schemas are not
+// available at the moment.
+func (d *Decoder) Prepare(ctx context.Context, records []*pipeline.Record) error {
+	ctx, cancel := context.WithTimeout(ctx, prepareTimeout)
+	defer cancel()
+	var g errgroup.Group
+	g.SetLimit(prepareLimit)
+	asked := map[codec.SchemaRef]bool{}
+	for _, r := range records {
+		ref, _, err := codec.Unframe(r)
+		if _, known := d.known[ref]; err != nil || known || asked[ref] {
+			continue
+		}
+		asked[ref] = true
+		g.Go(func() error {
+			_, err := d.schemas.Schema(ctx, ref)
+			if err != nil && pipeline.ClassOf(err) == pipeline.ClassReject {
+				return nil
+			}
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return fmt.Errorf("looking up %d schemas that are new: %w", len(asked), err)
+	}
+	return nil
 }
 
 func (d *Decoder) bind(ctx context.Context, ref codec.SchemaRef) (binding, error) {

@@ -26,6 +26,8 @@ type batch struct {
 	written []topicCount // emitted records, by topic
 	in      pipeline.Record
 
+	preparer preparer
+
 	// Decaying sums over earlier batches, for the average record size.
 	handled, size int // records, and bytes of their keys and values
 
@@ -191,6 +193,9 @@ func (b *batch) settled() bool {
 // handle passes the fetched records to the handler, in order.
 func (b *batch) handle(ctx context.Context, h pipeline.Handler, fetches kgo.Fetches) error {
 	b.part.fetched = append(b.part.fetched, fetches)
+	if err := b.preparer.prepare(ctx, h, fetches); err != nil {
+		return err
+	}
 	for _, fetch := range fetches {
 		for _, topic := range fetch.Topics {
 			for i := range topic.Partitions {

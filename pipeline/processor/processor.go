@@ -72,6 +72,9 @@ func (p *processor) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := chain.CheckHoldTimes(pipelines, w.Flags.TransactionTimeout); err != nil {
+		return err
+	}
 	if p.tap {
 		p.taps = chain.NewTaps(w.Metrics, pipelines, p.tapMask, p.env.Now)
 		w.Server.Handle("GET "+chain.TapPath, p.taps)

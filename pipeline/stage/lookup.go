@@ -263,7 +263,7 @@ func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdi
 func (s *lookup) key(e *pipeline.Event) (key []byte, found bool, err error) {
 	if s.keys[e.Type] == nil {
 		if key = e.NewKey; key == nil {
-			key = e.Key
+			key = e.KeyText
 		}
 		return key, key != nil, nil
 	}

@@ -93,6 +93,11 @@ func (l *loader) buildProjection(p *declared) {
 	if !ok || !hasOn || !l.checkBare(from) {
 		return
 	}
+	if !keyed && from.Bare.Key.Text == "" && !from.KeyFormat.IsText() {
+		l.at(p.name, "add key: PATH, the path of the aggregate's id in every event type under on, or rekey the events in a pipeline",
+			"%s has no key, and the keys of %s are %s, which cannot be the aggregate's id yet", p.what, from.Name, from.KeyFormat)
+		return
+	}
 	state, msg, hint := l.schemas.find(stateArg.Value.Text)
 	if state == nil {
 		if msg != "" {
@@ -127,6 +132,9 @@ func (l *loader) foldOptions(p *declared, spec *fold.Spec) (ok bool) {
 	}
 	if arg, ok := p.args.Find("duplicates"); ok {
 		spec.PartitionIDs = arg.Value.Text == duplicatesPartition
+	}
+	if from := p.projection.From; !from.KeyFormat.IsText() || from.Partitioner != Murmur2 {
+		spec.AnyPartition = true // the text of an id does not tell its partition
 	}
 	if arg, ok := p.args.Find("wait"); ok {
 		spec.Wait = arg.Number

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
@@ -23,6 +24,8 @@ const (
 	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
+	RuleKeyFormat      = "key-format"      // a projection cannot check the partitions of its events
+	RuleLongDelay      = "long-delay"      // stages delay a transaction longer than the default timeout allows
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
 	// Rules of expressions.
 	RuleMaybeNull  = string(expr.RuleNull)
@@ -203,6 +206,7 @@ func (l *loader) rekeyed(d *declared, typ int) (key, name string) {
 func (l *loader) warnKeys() {
 	for _, d := range l.projections {
 		p := d.projection
+		l.warnKeyFormat(d)
 		key, ok := d.args.Find("key")
 		if p.From == nil || p.Fold == nil || !ok || p.Fold.AnyPartition() {
 			continue
@@ -225,9 +229,33 @@ func (l *loader) warnKeys() {
 	}
 }
 
+// defaultTransactionTimeout is the default of the flag --transaction-timeout of workers.
+const defaultTransactionTimeout = 10 * time.Second
+
+// warnKeyFormat warns of a projection that cannot check whether its events are in the
+// partition of their aggregate, because the id is another text than the key.
+func (l *loader) warnKeyFormat(d *declared) {
+	from, _ := d.args.Find("from")
+	given, ok := d.args.Find("partitioner")
+	if t := d.projection.From; t != nil && !t.KeyFormat.IsText() && !(ok && given.Value.Text == partitionerOther) {
+		l.warning(RuleKeyFormat, from.Value, "if all events of an aggregate have the same key, set partitioner: other on the projection; otherwise rekey them in a pipeline",
+			"the keys on %s are %s, so %s cannot check that all events of an aggregate are in one partition", t.Name, t.KeyFormat, d.what)
+	}
+}
+
 // warnPipeline warns of a pipeline, or of one of its topics, that no event reaches.
 func (l *loader) warnPipeline(d *declared) {
 	p := d.pipeline
+	var delay time.Duration
+	for _, s := range p.Stages {
+		if waits, ok := s.Built.(stage.Delayer); ok {
+			delay += waits.MaxDelay()
+		}
+	}
+	if p.Guarantee == ExactlyOnce && delay > defaultTransactionTimeout/2 {
+		l.warning(RuleLongDelay, d.name, fmt.Sprintf("run workers with --transaction-timeout %v or more, or let the stages wait less", 2*delay),
+			"the stages of %s may delay a transaction by %v, and workers with the default --transaction-timeout (%v) refuse to start", d.what, delay, defaultTransactionTimeout)
+	}
 	if d.passesNone != "" {
 		from, _ := d.args.Find("from")
 		l.warning(RuleTombstones, from.Value, "set tombstone: ignore or dead_letter on "+p.From.Name+", or key and route the events without their values",

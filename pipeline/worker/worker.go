@@ -132,7 +132,7 @@ func (w *Worker) BringUp(ctx context.Context, bringUp func(context.Context) ([]*
 			return loops, nil
 		case ctx.Err() != nil:
 			return nil, nil
-		case pipeline.ClassOf(err) != pipeline.ClassAbort, errors.As(err, &exit), errors.Is(err, codec.ErrIncompatible):
+		case pipeline.ClassOf(err) != pipeline.ClassAbort, cli.ExitCode(err) == cli.ExitUsage, errors.As(err, &exit), errors.Is(err, codec.ErrIncompatible):
 			return nil, err
 		}
 		w.SetNotReady(err.Error())

@@ -99,7 +99,7 @@ func (d *differ) written(e *caseEvent, got *eventOutcome) {
 			case "key":
 				d.text(path+".key", value, record.key)
 			case "event":
-				d.value(path+".event", value, record.event, exact)
+				d.value(path+".event", value, record.value(), exact)
 			case "headers":
 				eachPair(value, func(name, value *yaml.Node) {
 					d.value(path+".headers."+name.Value, value, record.header(name.Value), exact)

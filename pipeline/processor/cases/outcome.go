@@ -30,7 +30,15 @@ type writtenRecord struct {
 	topic   string
 	key     string
 	headers []pipeline.Header
-	event   cli.OrderedJSON
+	event   cli.OrderedJSON // nil for a tombstone
+}
+
+// value returns the event as JSON; nil for a tombstone.
+func (w *writtenRecord) value() any {
+	if w.event == nil {
+		return nil
+	}
+	return w.event
 }
 
 // header returns the value of a header as a string, or nil if it is absent.
@@ -43,13 +51,13 @@ func (w *writtenRecord) header(name string) any {
 }
 
 func (w writtenRecord) String() string {
-	return fmt.Sprintf("to %s, key %s: %s", w.topic, cli.Quote(w.key), cli.CompactJSON(w.event))
+	return fmt.Sprintf("to %s, key %s: %s", w.topic, cli.Quote(w.key), cli.CompactJSON(w.value()))
 }
 
 // node returns the record as an item of out.
 func (w *writtenRecord) node() *yaml.Node {
 	n := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
-	n.Content = []*yaml.Node{textNode("topic"), textNode(w.topic), textNode("key"), textNode(w.key), textNode("event"), yamlNode(w.event)}
+	n.Content = []*yaml.Node{textNode("topic"), textNode(w.topic), textNode("key"), textNode(w.key), textNode("event"), yamlNode(w.value())}
 	return n
 }
 

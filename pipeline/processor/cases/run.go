@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/processor/chain"
+	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
@@ -189,6 +190,9 @@ func (r *caseRunner) handle(ctx context.Context, h *chain.Rehearsal, pl *topolog
 		return got
 	}
 	got.kind, got.stage = kindFiltered, filtered
+	if rec.Value == nil {
+		got.stage = trace.StageTombstone
+	}
 	for i := range out {
 		rec := &out[i].Record
 		switch {
@@ -246,8 +250,10 @@ func (r *caseRunner) cover(h *chain.Rehearsal, pl *topology.Pipeline, s *codec.S
 
 // written decodes an output record.
 func written(o *chain.Output) (w writtenRecord, err error) {
-	w = writtenRecord{topic: o.Record.Topic, key: string(o.Record.Key), headers: slices.Clone(o.Record.Headers)}
-	w.event, err = objectOf(o.Schema, o.Body)
+	w = writtenRecord{topic: o.Record.Topic, key: o.Key, headers: slices.Clone(o.Record.Headers)}
+	if !o.Tombstone {
+		w.event, err = objectOf(o.Schema, o.Body)
+	}
 	return w, err
 }
 
@@ -273,7 +279,10 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 		rec.Time = r.now
 	}
 	if e.key != nil {
-		rec.Key = []byte(e.key.Value)
+		var err error
+		if rec.Key, err = topic.KeyFormat.Encode(e.key.Value, schemas.id); err != nil {
+			return nil, nil, e.key, err
+		}
 	}
 	if e.in == nil {
 		rec.Value = e.raw
@@ -302,7 +311,10 @@ func (r *caseRunner) record(e *caseEvent, topic *topology.Topic, schemas *fakeRe
 	}
 	if data, ok := ev["data"].(map[string]any); ok && e.key == nil {
 		if id, ok := data["id"].(string); ok {
-			rec.Key = []byte(id)
+			var err error
+			if rec.Key, err = topic.KeyFormat.Encode(id, schemas.id); err != nil {
+				return nil, nil, e.in, err
+			}
 		}
 	}
 	rec.Value = append(codec.AppendFrame(nil, schemas.id(s)), body...)

@@ -5,6 +5,7 @@
 //
 //   - input.go: from the bytes of a record to an event;
 //   - output.go: from the events that leave the chain to records;
+//   - tombstone.go: records without a value;
 //   - letters.go: dead letters;
 //   - keepers.go: the state of stages, on state topics;
 //   - lanes.go: several handlers at the same time, for stages that wait for services;
@@ -57,6 +58,8 @@ type handler struct {
 	stages   *pipeline.Chain
 	waits    bool // a stage waits for a service, so the clock must be read for each event
 
+	tombstones topology.Tombstone // what happens to records without a value
+
 	input    input
 	output   output
 	letters  letters
@@ -80,7 +83,7 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 		pipeline: pl.Name,
 		stages:   stages,
 		waits:    slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
-		input:    input{decoder: event.NewDecoder(c.schemas, pl.Types, pl.Old), layouts: pl.Layouts, old: pl.Old, envelope: envelope},
+		input:    newInput(c.schemas, pl, envelope),
 		output:   newOutput(pl, c.ids, envelope),
 		letters:  letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
 		keepers:  newKeepers(c, pl, stages),
@@ -90,6 +93,7 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 		batch:    Counts{Dead: map[pipeline.Reason]int{}},
 	}
 	h.input.decoder.LogDrift(c.drift)
+	h.tombstones = pl.Tombstone
 	h.keep = h.output.append
 	stages.Each(func(_ string, s pipeline.Stage) {
 		if b, ok := s.(stage.Batcher); ok {
@@ -119,6 +123,11 @@ func (h *handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 // Revoke implements [kafka.Assigner].
 func (h *handler) Revoke(ps []kafka.Partition) { h.keepers.revoke(ps) }
 
+// Prepare implements [pipeline.Preparer].
+func (h *handler) Prepare(ctx context.Context, records []*pipeline.Record) error {
+	return h.input.decoder.Prepare(ctx, records)
+}
+
 // Handle implements [pipeline.Handler]. It emits all records of an event or none: all
 // parts of a split event, to all topics.
 func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
@@ -129,6 +138,9 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 	}
 	if h.tap != nil {
 		h.tap.begin(in)
+	}
+	if in.Value == nil {
+		return h.tombstone(ctx, in, out)
 	}
 	failed := deadletter.StageDecode
 	err := h.input.read(ctx, in, &h.event)

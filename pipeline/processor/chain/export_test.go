@@ -52,3 +52,16 @@ func (m *Metrics) Missed(pipeline, stage string) prometheus.Counter {
 func (m *Metrics) Unreadable(pipeline, stage string) prometheus.Counter {
 	return m.stateBad.WithLabelValues(pipeline, stage)
 }
+
+// Count returns a counter of the pipeline p by its outcome. dead counts the tombstones.
+func (m *Metrics) Count(outcome string) prometheus.Counter {
+	switch outcome {
+	case "out":
+		return m.out.WithLabelValues("p")
+	case "filtered":
+		return m.filtered.WithLabelValues("p")
+	case "dead":
+		return m.dead.WithLabelValues("p", "tombstone")
+	}
+	return m.tombstones.WithLabelValues("p", outcome)
+}

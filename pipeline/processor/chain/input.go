@@ -6,6 +6,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/topology"
 )
 
@@ -15,6 +16,17 @@ type input struct {
 	layouts  []*codec.Layout // by type
 	old      []topology.Old
 	envelope *event.Envelope // nil: events carry their envelope, or the record has all of it
+
+	keys    *keyformat.Reader
+	text    bool   // the bytes of keys are their text form
+	scratch []byte // the text form of the current key, if it is another
+}
+
+func newInput(schemas event.Schemas, pl *topology.Pipeline, envelope *event.Envelope) input {
+	return input{
+		decoder: event.NewDecoder(schemas, pl.Types, pl.Old), layouts: pl.Layouts, old: pl.Old, envelope: envelope,
+		keys: keyformat.NewReader(pl.From.KeyFormat, pl.From.Name, schemas), text: pl.From.KeyFormat.IsText(),
+	}
 }
 
 // read decodes a record into e.
@@ -25,6 +37,9 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 	}
 	e.Record, e.Type, e.NewKey, e.To, e.OldType, e.Arena = in, d.Type, nil, nil, -1, e.Arena[:0]
 	e.View.Record = in
+	if e.KeyText, err = r.keyText(ctx, in); err != nil {
+		return err
+	}
 	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
 		return err
 	}
@@ -38,6 +53,15 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 		return r.envelope.Open(e)
 	}
 	return nil
+}
+
+// keyText returns the text form of the record's key, which is valid until the next call.
+func (r *input) keyText(ctx context.Context, in *pipeline.Record) (text []byte, err error) {
+	if r.text {
+		return in.Key, r.keys.Check(ctx, in)
+	}
+	r.scratch, err = r.keys.AppendText(ctx, r.scratch[:0], in)
+	return r.scratch, err
 }
 
 // key returns the key of the event in a record, or the key of the record if the event

@@ -72,6 +72,12 @@ func (l *lanes) SetLimits(limits kafka.Limits) {
 	}
 }
 
+// Prepare implements [pipeline.Preparer]. The lanes share the results by the registry's
+// cache.
+func (l *lanes) Prepare(ctx context.Context, records []*pipeline.Record) error {
+	return l.handlers[0].Prepare(ctx, records)
+}
+
 // Handle implements [pipeline.Handler].
 func (l *lanes) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 	return l.add(ctx, in, nil, out)

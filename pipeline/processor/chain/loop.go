@@ -40,8 +40,8 @@ func NewLoops(ctx context.Context, w *worker.Worker, pipelines []*topology.Pipel
 }
 
 func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
-	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > w.Flags.TransactionTimeout/2 {
-		return nil, cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, w.Flags.TransactionTimeout, 2*hold)
+	if err := checkHoldTime(pl, w.Flags.TransactionTimeout); err != nil {
+		return nil, err
 	}
 	ids, known, err := prepare(ctx, w, pl)
 	if err != nil {
@@ -90,6 +90,24 @@ func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[
 	}
 	ids, err := outputIDs(ctx, w.Registry, pl, !w.Flags.NoRegister)
 	return ids, cluster.Topics, err
+}
+
+// CheckHoldTimes checks that no pipeline can delay a transaction longer than the
+// transaction timeout of the worker allows. The error is one of usage.
+func CheckHoldTimes(pipelines []*topology.Pipeline, timeout time.Duration) error {
+	for _, pl := range pipelines {
+		if err := checkHoldTime(pl, timeout); err != nil {
+			return fmt.Errorf("pipeline %s: %w", pl.Name, err)
+		}
+	}
+	return nil
+}
+
+func checkHoldTime(pl *topology.Pipeline, timeout time.Duration) error {
+	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > timeout/2 {
+		return cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, timeout, 2*hold)
+	}
+	return nil
 }
 
 // HoldTime returns the maximum time by which the stages of a pipeline may delay a batch.

@@ -13,7 +13,13 @@ import (
 type Counts struct {
 	In, Out, Filtered int
 	Dead              map[pipeline.Reason]int
+
+	Tombstones TombstoneCounts
 }
+
+// TombstoneCounts counts tombstones that are not dead letters, by outcome. Passed ones
+// are also in Out, and ignored ones in Filtered.
+type TombstoneCounts struct{ Passed, Ignored int }
 
 // reset sets all counts to 0.
 func (n *Counts) reset() {
@@ -26,7 +32,7 @@ func (n *Counts) reset() {
 // in + added = out + filtered + rejected. Metrics is safe for concurrent use.
 type Metrics struct {
 	in, out, filtered            *prometheus.CounterVec
-	dead                         *prometheus.CounterVec
+	dead, tombstones             *prometheus.CounterVec
 	stageIn, stageOut, stageDrop *prometheus.CounterVec
 	stageRejected                *prometheus.CounterVec
 	stageAdded, stageSkipped     *prometheus.CounterVec
@@ -52,6 +58,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		out:           counter("events_out_total", "Events of committed batches that the pipeline wrote.", "pipeline"),
 		filtered:      counter("events_filtered_total", "Events of committed batches that a stage filtered.", "pipeline"),
 		dead:          counter("dead_letters_total", "Events of committed batches that became dead letters, by reason.", "pipeline", "reason"),
+		tombstones:    counter("tombstones_total", "Records without a value in committed batches, by outcome: passed ones are also in events_out, ignored ones in events_filtered.", "pipeline", "outcome"),
 		stageIn:       counter("stage_records_in_total", "Events that reached a stage.", "pipeline", "stage"),
 		stageOut:      counter("stage_records_out_total", "Events that a stage passed on.", "pipeline", "stage"),
 		stageDrop:     counter("stage_records_filtered_total", "Events that a stage filtered.", "pipeline", "stage"),
@@ -70,6 +77,12 @@ func (m *Metrics) add(name string, n *Counts) {
 	m.in.WithLabelValues(name).Add(float64(n.In))
 	m.out.WithLabelValues(name).Add(float64(n.Out))
 	m.filtered.WithLabelValues(name).Add(float64(n.Filtered))
+	if n.Tombstones.Passed > 0 {
+		m.tombstones.WithLabelValues(name, "passed").Add(float64(n.Tombstones.Passed))
+	}
+	if n.Tombstones.Ignored > 0 {
+		m.tombstones.WithLabelValues(name, "ignored").Add(float64(n.Tombstones.Ignored))
+	}
 	for reason, dead := range n.Dead {
 		m.dead.WithLabelValues(name, string(reason)).Add(float64(dead))
 	}

@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/topology"
 )
@@ -29,12 +30,16 @@ type output struct {
 type target struct {
 	topic string
 	ids   []int // schema ids, by type
+	keys  keyformat.Format
 	gate  *kafka.Gate
 }
 
+// maxNewKey is the size of most keys that are converted from their text form.
+const maxNewKey = 16
+
 func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Envelope) output {
 	o := output{
-		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name]},
+		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name], keys: pl.To.KeyFormat},
 		targets:  map[string]*target{},
 		types:    pl.Output,
 		headers:  event.NewOutputHeaders(pl),
@@ -42,7 +47,7 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 		memory:   memory{arena: &rows.Arena{}},
 	}
 	for _, topic := range pl.Writes() {
-		o.targets[topic.Name] = &target{topic: topic.Name, ids: ids[topic.Name]}
+		o.targets[topic.Name] = &target{topic: topic.Name, ids: ids[topic.Name], keys: topic.KeyFormat}
 	}
 	o.targets[pl.To.Name] = o.to
 	return o
@@ -75,6 +80,13 @@ func (o *output) append(e *pipeline.Event) error {
 
 // write adds a record for one topic.
 func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
+	if e.NewKey != nil && !t.keys.IsText() {
+		var err error
+		if key, err = t.keys.AppendKey(o.memory.arena.Grow(maxNewKey), e.NewKey); err != nil {
+			return err
+		}
+		key = o.memory.arena.Keep(key)
+	}
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
 	if s := o.types[e.Type]; s.Open() {

@@ -35,8 +35,22 @@ type Rehearsal struct {
 type Output struct {
 	// Record has the number of the type instead of the schema id in its value.
 	Record pipeline.Record
-	Schema *codec.Schema // of the event; nil for a dead letter
+	Schema *codec.Schema // of the event; nil for a dead letter and a tombstone
 	Body   []byte        // of the event
+
+	Tombstone bool   // the record has no value, and is not a dead letter
+	Key       string // the text form of the record's key
+}
+
+// DeadLetter reports whether the record is a dead letter.
+func (o *Output) DeadLetter() bool { return o.Schema == nil && !o.Tombstone }
+
+// Type returns the full name of the event's type; "" for a dead letter and a tombstone.
+func (o *Output) Type() string {
+	if o.Schema == nil {
+		return ""
+	}
+	return o.Schema.Name()
 }
 
 // batchOfRehearsal is the number of events in a batch of a rehearsal on Kafka.
@@ -104,7 +118,16 @@ func (r *Rehearsal) Run(ctx context.Context, in *pipeline.Record) ([]Output, err
 	}
 	for i := range r.emitted.records {
 		o := Output{Record: r.emitted.records[i]}
-		if o.Record.Topic != r.plan.DeadLetter.Name {
+		format := r.plan.From.KeyFormat
+		if t := r.handler.output.targets[o.Record.Topic]; t != nil {
+			format = t.keys
+		}
+		o.Key = format.Show(o.Record.Key)
+		switch {
+		case o.Record.Topic == r.plan.DeadLetter.Name:
+		case o.Record.Value == nil:
+			o.Tombstone = true
+		default:
 			o.Schema = r.plan.Output[binary.BigEndian.Uint32(o.Record.Value[1:codec.FrameSize])]
 			o.Body = o.Record.Value[codec.FrameSize:]
 		}
@@ -133,7 +156,10 @@ func (n *Counts) Add(out []Output) {
 	switch {
 	case len(out) == 0:
 		n.Filtered++
-	case out[0].Schema != nil:
+	case out[0].Tombstone:
+		n.Out++
+		n.Tombstones.Passed++
+	case !out[0].DeadLetter():
 		n.Out++
 	default:
 		if n.Dead == nil {
@@ -153,6 +179,7 @@ type SampleRecord struct {
 	Offset    int64           `json:"offset"`
 	Type      string          `json:"type,omitempty"`
 	Event     json.RawMessage `json:"event,omitempty"`
+	Tombstone bool            `json:"tombstone,omitempty"`
 	Stage     string          `json:"stage,omitempty"` // Stage, Reason and Error: only for a dead letter
 	Reason    string          `json:"reason,omitempty"`
 	Error     string          `json:"error,omitempty"`
@@ -160,7 +187,11 @@ type SampleRecord struct {
 
 // Sample returns the output of an input record as JSON. The caller may set Pipeline.
 func (o *Output) Sample(in *pipeline.Record) SampleRecord {
-	s := SampleRecord{To: o.Record.Topic, Key: string(o.Record.Key), Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
+	s := SampleRecord{To: o.Record.Topic, Key: o.Key, Topic: in.Topic, Partition: in.Partition, Offset: in.Offset}
+	if o.Tombstone {
+		s.Tombstone = true
+		return s
+	}
 	if o.Schema == nil {
 		letter := deadletter.Parse(&o.Record)
 		s.Stage, s.Reason, s.Error = letter.Stage, string(letter.Reason), letter.Error

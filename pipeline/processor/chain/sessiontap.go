@@ -51,7 +51,7 @@ func (s *sessionTap) begin(in *pipeline.Record) {
 	}
 	s.choices = s.choices[:0]
 	for _, c := range *watching {
-		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == string(in.Key)) {
+		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == s.pl.From.KeyFormat.Show(in.Key)) {
 			s.choices = append(s.choices, tapChoice{client: c})
 		}
 	}
@@ -90,6 +90,18 @@ func (s *sessionTap) show(stage, typ string, line func() trace.Line) {
 		}
 		c.client.send(*shown, s.taps.dropped)
 	}
+}
+
+// tombstone shows a tombstone, which no stage sees. passed reports whether it was
+// written.
+func (s *sessionTap) tombstone(in *pipeline.Record, passed bool, err error) {
+	if !s.on {
+		return
+	}
+	if err == nil {
+		s.show(trace.StageTombstone, "", func() trace.Line { return trace.NewTombstone(s.pl, in, passed) })
+	}
+	s.end(in, deadletter.StageDecode, err)
 }
 
 // end is called after each event. It shows the errors that are not of a stage.

@@ -32,12 +32,13 @@ type Tables []*table
 // does the snapshot of a deleted aggregate. A record that cannot be read also deletes the
 // row of its key, because the old row is no longer current.
 //
-// The goroutine of run owns decoder. Everything else is safe for concurrent use.
+// The goroutine of run owns decoder and keys. Everything else is safe for concurrent use.
 type table struct {
 	name      string
 	topic     *topology.Topic
 	rows      *rows.Map
 	decoder   *event.Decoder
+	keys      *rowKeys
 	schema    *codec.Schema // of the records
 	snapshots bool          // the records are snapshots; a row is the state in one
 	tail      *kafka.Tail
@@ -83,7 +84,10 @@ func OpenTables(w *worker.Worker, used []*topology.Table, ready func(name string
 			}
 			decl.Rows = all
 		} else {
-			t := newTable(w, decl, rejected)
+			t, err := newTable(w, decl, rejected)
+			if err != nil {
+				return nil, err
+			}
 			all = t.rows
 			decl.Rows = t
 			out = append(out, t)
@@ -94,7 +98,7 @@ func OpenTables(w *worker.Worker, used []*topology.Table, ready func(name string
 	return out, nil
 }
 
-func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.CounterVec) *table {
+func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.CounterVec) (*table, error) {
 	t := &table{
 		name: decl.Name, topic: decl.Topic, rows: rows.New(), schema: decl.Schema, rejected: rejected,
 		tail: kafka.NewTail(w.Kafka, decl.Topic.Name), log: w.Log.With("table", decl.Name),
@@ -103,13 +107,17 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 		t.schema, t.snapshots = p.Fold.Snapshot(), true
 	}
 	t.decoder = event.NewDecoder(w.Registry, []*codec.Schema{t.schema}, nil)
+	var err error
+	if t.keys, err = newRowKeys(decl.Topic, t.schema, w.Registry); err != nil {
+		return nil, err
+	}
 	w.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_table_lag_records", Help: "Offsets of the table's topic that were not read yet.", ConstLabels: prometheus.Labels{"table": t.name},
 	}, func() float64 {
 		lag, _ := t.tail.Lag()
 		return float64(lag)
 	}))
-	return t
+	return t, nil
 }
 
 func tableMetrics(reg prometheus.Registerer, name string, all *rows.Map) {
@@ -186,18 +194,29 @@ func (t *table) run(ctx context.Context) error {
 
 // apply applies one record to the rows.
 func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
+	if t.snapshots && bytes.HasPrefix(r.Key, []byte(fold.ReservedKeys)) {
+		return nil // a record of the projector itself
+	}
 	row, err := t.row(ctx, r)
-	switch {
-	case err != nil && pipeline.ClassOf(err) != pipeline.ClassReject:
+	if err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
 		return err
-	case err != nil:
+	}
+	before, key, bad := t.keys.of(ctx, r, row)
+	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
+		return bad
+	}
+	if err == nil {
+		err = bad
+	}
+	if err != nil {
 		t.rejected.WithLabelValues(t.name, string(pipeline.ReasonOf(err))).Inc()
 		t.log.Warn("a record of the table cannot be read; its key has no row now", "partition", r.Partition, "offset", r.Offset, "err", err)
-		t.rows.Delete(r.Key)
-	case row == nil:
-		t.rows.Delete(r.Key)
-	default:
-		t.rows.Set(r.Key, row)
+	}
+	if before != nil && (row == nil || !bytes.Equal(before, key)) {
+		t.rows.Delete(before)
+	}
+	if row != nil && key != nil {
+		t.rows.Set(key, row)
 	}
 	if changed := t.changed.Swap(nil); changed != nil {
 		close(*changed)
@@ -205,10 +224,9 @@ func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
 	return nil
 }
 
-// row returns the row of a record, nil if the record deletes a row or is not a row: the
-// topic of snapshots also holds records of the projector itself.
+// row returns the row of a record, nil if the record deletes a row.
 func (t *table) row(ctx context.Context, r *pipeline.Record) ([]byte, error) {
-	if r.Value == nil || t.snapshots && bytes.HasPrefix(r.Key, []byte(fold.ReservedKeys)) {
+	if r.Value == nil {
 		return nil, nil
 	}
 	d, err := t.decoder.Decode(ctx, r, nil)

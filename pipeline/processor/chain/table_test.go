@@ -431,3 +431,27 @@ func TestMissingRowsAreCountedPerStage(t *testing.T) {
 		t.Errorf("%v missing rows are counted, want 2, and %d events were emitted, want 4", got, len(out))
 	}
 }
+
+// Rows have the key that the topic's expression returns. A record that moves to another
+// key, and a tombstone of its record key, delete the row of before.
+func TestRowsAreKeyedByTheExpressionOfTheTopic(t *testing.T) {
+	b := processortest.NewBench(t, strings.Replace(tableTopology, "types: [Page], envelope: none,", `types: [Page], envelope: none, key: "'page ' + id", key_format: bytes,`, 1))
+	if _, err := b.Worker("0").EnsureTopics(t.Context(), b.Plan.Topics); err != nil {
+		t.Fatal(err)
+	}
+	page := func(key, id, title string) *pipeline.Record {
+		r := pageRecord(b, id, title)
+		r.Partition, r.Key = 0, []byte(key)
+		return r
+	}
+	putPages(b, page("\xff1", "a", "A"), page("\xff2", "b", "B"), page("\xff3", "c", "C"), page("\xff2", "d", "D"), page("\xff3", "", ""), page("\xff4", "e", "E"), page("\xff4", "e", "E2"))
+	all, _, _ := openedTables(b)
+	for id, want := range map[string]string{"page a": "A", "page b": "", "page c": "", "page d": "D", "page e": "E2", "\xff1": "", "a": ""} {
+		if got := titleOf(b, all["pages"], id); got != want {
+			t.Errorf("row %q is %q, want %q", id, got, want)
+		}
+	}
+	if n := all["pages"].Len(); n != 3 {
+		t.Errorf("%d rows, want 3", n)
+	}
+}

@@ -166,7 +166,7 @@ func (t *Taps) client(q url.Values) (*tapClient, error) {
 
 // names returns the valid values of the parameters pipeline, stage and type.
 func (t *Taps) names() (pipelines, stages, types []string) {
-	stages = []string{deadletter.StageDecode, deadletter.StageEncode}
+	stages = []string{deadletter.StageDecode, deadletter.StageEncode, trace.StageTombstone}
 	for _, pl := range t.pipelines {
 		pipelines = append(pipelines, pl.Name)
 		for _, s := range pl.Stages {

@@ -175,7 +175,7 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 		counts.Add(out)
 		for i := range out {
 			list := &written
-			if out[i].Schema == nil {
+			if out[i].DeadLetter() {
 				list = &letters
 			}
 			if len(*list) < d.samples {
@@ -214,6 +214,10 @@ func (d *dryRun) printSample(pl *topology.Pipeline, counts sampled, written, let
 	}
 	for _, s := range written {
 		d.out.Line("  to %s, key %s, of %s/%d@%d:", s.To, cli.Quote(s.Key), s.Topic, s.Partition, s.Offset)
+		if s.Tombstone {
+			d.out.Line("    tombstone")
+			continue
+		}
 		d.out.Line("    %s %s", s.Type, s.Event)
 	}
 	for _, s := range letters {

@@ -26,7 +26,7 @@ type Line struct {
 	Partition int32           `json:"partition"`
 	Offset    int64           `json:"offset"`
 	Time      time.Time       `json:"time"`
-	Key       string          `json:"key"` // of the input record
+	Key       string          `json:"key"` // of the input record, in its text form
 	Type      string          `json:"type,omitempty"`
 	Event     json.RawMessage `json:"event,omitempty"`   // only when a stage begins and when it passes the event
 	NewKey    *string         `json:"new_key,omitempty"` // nil: the key did not change
@@ -44,7 +44,7 @@ func MomentName(m pipeline.Moment) string { return momentNames[m] }
 // NewLine returns the line for an event at the stage with the index at. err is the error
 // of the stage. Fields that a later stage adds have their default values.
 func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event, err error) Line {
-	l := newLine(pl.Name, pl.Stages[at].Name, m, e.Record, err)
+	l := newLine(pl, pl.Stages[at].Name, m, e.Record, err)
 	l.Type, l.To = pl.Output[e.Type].ShortName(), slices.Clone(e.To)
 	if e.NewKey != nil {
 		key := string(e.NewKey)
@@ -56,16 +56,28 @@ func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event
 	return l
 }
 
+// StageTombstone stands for the stage of a tombstone, which no stage sees.
+const StageTombstone = "tombstone"
+
+// NewTombstone returns the line for a tombstone that was passed or ignored.
+func NewTombstone(pl *topology.Pipeline, in *pipeline.Record, passed bool) Line {
+	m := pipeline.Filtered
+	if passed {
+		m = pipeline.Passed
+	}
+	return newLine(pl, StageTombstone, m, in, nil)
+}
+
 // NewFailure returns the line for a record that failed before the first stage or after
 // the last one. stage is "decode" or "encode".
 func NewFailure(pl *topology.Pipeline, stage string, in *pipeline.Record, err error) Line {
-	return newLine(pl.Name, stage, pipeline.Failed, in, err)
+	return newLine(pl, stage, pipeline.Failed, in, err)
 }
 
-func newLine(pipelineName, stage string, m pipeline.Moment, in *pipeline.Record, err error) Line {
+func newLine(pl *topology.Pipeline, stage string, m pipeline.Moment, in *pipeline.Record, err error) Line {
 	l := Line{
-		Pipeline: pipelineName, Stage: stage, At: MomentName(m),
-		Topic: in.Topic, Partition: in.Partition, Offset: in.Offset, Time: in.Time.UTC(), Key: string(in.Key),
+		Pipeline: pl.Name, Stage: stage, At: MomentName(m),
+		Topic: in.Topic, Partition: in.Partition, Offset: in.Offset, Time: in.Time.UTC(), Key: pl.From.KeyFormat.Show(in.Key),
 	}
 	if err != nil {
 		l.Reason, l.Error = string(pipeline.ReasonOf(err)), err.Error()

@@ -285,10 +285,10 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 			into.Add(out)
 			for i := range out {
 				e := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].Schema == nil; e.dead {
+				if e.dead = out[i].DeadLetter(); e.dead {
 					e.group, e.body = c.letter(&out[i].Record)
 				} else {
-					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
+					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Type(), out[i].Body)
 				}
 				if e.group%of != part {
 					continue
@@ -305,6 +305,14 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 		}
 	}
 	return nil
+}
+
+// keyText returns the text form of the key of an output record.
+func (c *comparison) keyText(r *pipeline.Record) string {
+	if t := c.worker.Topology.Topic(r.Topic); t != nil {
+		return t.KeyFormat.Show(r.Key)
+	}
+	return string(r.Key)
 }
 
 // match marks the expected record of an output record as found, or adds a stray.
@@ -351,6 +359,6 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if len(c.strays) >= maxStrays {
 		return fmt.Errorf("more than %d output records match no event: check that this topology wrote them", maxStrays)
 	}
-	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, string(r.Key), duplicateOf})
+	c.strays = append(c.strays, stray{group, trace.Place{Topic: r.Topic, Partition: r.Partition, Offset: r.Offset}, c.keyText(r), duplicateOf})
 	return nil
 }

@@ -82,12 +82,12 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, in *pipeline.R
 		if s.Stage != "" {
 			group, body = c.letter(&out[i].Record)
 		} else {
-			group, body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Schema.Name(), out[i].Body)
+			group, body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Type(), out[i].Body)
 		}
 		if group != d.wanted.group || body != d.wanted.body {
 			continue
 		}
-		d.Topic, d.Key = out[i].Record.Topic, string(out[i].Record.Key)
+		d.Topic, d.Key = out[i].Record.Topic, out[i].Key
 		if d.Found != nil {
 			d.Found.Topic = d.Topic
 		}
@@ -101,7 +101,7 @@ func (c *comparison) detail(ctx context.Context, d *disagreement, in *pipeline.R
 		}
 		found := recordText(rec, schema)
 		var differing []string
-		if s.Stage == "" && schema != nil && schema.Name() == out[i].Schema.Name() {
+		if s.Stage == "" && schema != nil && schema.Name() == out[i].Type() {
 			_, content, err := codec.Unframe(&rec)
 			if err != nil {
 				return err
@@ -131,6 +131,9 @@ func sampleText(s chain.SampleRecord) string {
 	if s.Stage != "" {
 		return fmt.Sprintf("a dead letter of %s: %s", s.Stage, s.Error)
 	}
+	if s.Tombstone {
+		return "a tombstone"
+	}
 	return s.Type + " " + string(s.Event)
 }
 
@@ -156,6 +159,9 @@ func (c *comparison) fetch(ctx context.Context, at trace.Place) (rec pipeline.Re
 func recordText(r pipeline.Record, s *codec.Schema) string {
 	if letter := deadletter.Parse(&r); letter.Error != "" {
 		return fmt.Sprintf("a dead letter of %s: %s", letter.Stage, cli.Clip(letter.Error, 300))
+	}
+	if r.Value == nil {
+		return "a tombstone"
 	}
 	if s == nil {
 		return fmt.Sprintf("%d bytes that are not an event: %x", len(r.Value), r.Value[:min(len(r.Value), 40)])
