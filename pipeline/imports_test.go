@@ -122,7 +122,7 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
-		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid,
+		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.

@@ -84,7 +84,7 @@ func awaitState(t *testing.T, address, projection, id string, n int64) {
 // Topics that are deleted and created again under running workers are processed and folded
 // from their start. Nothing of the old ones remains in a state, and nothing of the new ones
 // is missing.
-func TestRunningWorkersStartAnewWhenTopicsAreCreatedAgain(t *testing.T) {
+func TestRunningWorkersStartAgainWhenTopicsAreCreatedAgain(t *testing.T) {
 	dir := t.TempDir()
 	file := clickTopology(t, dir, sumTopology)
 	box := harness.Sandbox(t)
@@ -134,7 +134,7 @@ func TestRunningWorkersStartAnewWhenTopicsAreCreatedAgain(t *testing.T) {
 	if resp, err := http.Get("http://" + address + "/v1/projections/direct/e-19"); err != nil || resp.StatusCode != http.StatusNotFound {
 		t.Errorf("an aggregate of the old topic: %v, %v", resp, err)
 	}
-	if n := strings.Count(processor.output.String(), "a topic was deleted and created again; starting anew"); n != 1 {
+	if n := strings.Count(processor.output.String(), "a topic was deleted and created again; starting again"); n != 1 {
 		t.Errorf("the processor says so %d times:\n%s", n, processor.output.String())
 	}
 }

@@ -164,7 +164,7 @@ func (s *supervisor) stopAll() error {
 }
 
 // lost handles a loop that ended without being stopped, which happens after a fatal
-// error. If a topic was created again, reconcile starts the loop anew.
+// error. If a topic was created again, reconcile starts the loop again.
 func (s *supervisor) lost(l *groupLoop) error {
 	err := s.stop(l)
 	if errors.Is(err, kafka.ErrRecreated) {

@@ -88,7 +88,7 @@ func (w *Worker) ready() error {
 
 // Run serves HTTP, starts the loops with [Worker.BringUp], and runs them until the context
 // ends or one of them fails. When a topic was deleted and created again, it starts them
-// anew.
+// again.
 func (w *Worker) Run(ctx context.Context, bringUp func(context.Context) ([]*kafka.Loop, error)) error {
 	return w.RunWith(ctx, func(ctx context.Context) error {
 		for {
@@ -106,7 +106,7 @@ func (w *Worker) Run(ctx context.Context, bringUp func(context.Context) ([]*kafk
 			}
 			w.SetNotReady(err.Error())
 			w.Loops.Store(nil)
-			w.Log.Warn("a topic was deleted and created again; starting anew", "err", err)
+			w.Log.Warn("a topic was deleted and created again; starting again", "err", err)
 		}
 	})
 }
