@@ -143,7 +143,7 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
-		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, sync, uuid,
+		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.

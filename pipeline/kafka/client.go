@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
 )
@@ -26,6 +27,7 @@ type client interface {
 // txnClient ends batches exactly once.
 type txnClient struct {
 	*kgo.GroupTransactSession
+	leave      leaver
 	fixOffsets func(*kmsg.TxnOffsetCommitRequest) error // see held
 	once       sync.Once
 }
@@ -40,14 +42,15 @@ func (c *txnClient) end(ctx context.Context, commit bool) (bool, error) {
 	return c.End(kgo.PreTxnCommitFnContext(ctx, c.fixOffsets), kgo.TransactionEndTry(commit))
 }
 func (c *txnClient) allowRebalance() {}
-func (c *txnClient) close()          { c.once.Do(func() { closeClient(c.Client()) }) }
+func (c *txnClient) close()          { c.once.Do(func() { closeClient(c.Client(), c.leave) }) }
 
 // groupClient ends batches at least once: outputs first, then offsets. A rebalance
 // waits until the batch has ended.
 type groupClient struct {
 	*kgo.Client
-	mark func(topic string) *string // metadata of an offset; nil if there is none
-	once sync.Once
+	leave leaver
+	mark  func(topic string) *string // metadata of an offset; nil if there is none
+	once  sync.Once
 }
 
 func (c *groupClient) poll(ctx context.Context, max int) kgo.Fetches { return c.PollRecords(ctx, max) }
@@ -81,16 +84,75 @@ func (c *groupClient) markOffsets(req *kmsg.OffsetCommitRequest) error {
 	return nil
 }
 func (c *groupClient) allowRebalance() { c.AllowRebalance() }
-func (c *groupClient) close()          { c.once.Do(func() { closeClient(c.Client) }) }
+func (c *groupClient) close()          { c.once.Do(func() { closeClient(c.Client, c.leave) }) }
 
 // leaveTimeout bounds how long a closing client tries to leave the group. If it
 // fails, the group removes the member after the session timeout.
 const leaveTimeout = 2 * time.Second
 
-func closeClient(cl *kgo.Client) {
+func closeClient(cl *kgo.Client, leave leaver) {
 	ctx, cancel := context.WithTimeout(context.Background(), leaveTimeout)
 	defer cancel()
 	cl.AllowRebalance()
+	member, _ := cl.GroupMetadata()
 	_ = cl.LeaveGroupContext(ctx)
+	if leave != nil {
+		leave(ctx, cl, member)
+	}
 	cl.CloseAllowingRebalance()
+}
+
+// leaver removes a static member from its group. The client does not: the group waits for
+// a static member that closes, as it would for one that was killed. It is nil for a dynamic
+// member, which the client removes.
+type leaver func(ctx context.Context, cl *kgo.Client, member string)
+
+// leaver returns how a session leaves its group: only when the loop stops. A session that
+// makes a new client comes back as the same member.
+func (s *session) leaver(stopped context.Context) leaver {
+	cfg := &s.loop.cfg
+	if !cfg.Static {
+		return nil
+	}
+	return func(ctx context.Context, cl *kgo.Client, member string) {
+		if stopped.Err() == nil {
+			return
+		}
+		leave := leaveClassic
+		if cfg.Protocol == ConsumerProtocol {
+			leave = leaveConsumer
+		}
+		if err := leave(ctx, cl, cfg.Group, member, s.txnID); err != nil {
+			s.log.Warn("the session could not leave the group; its partitions wait for the session timeout", "err", err)
+		}
+	}
+}
+
+// leaveClassic removes a static member of the classic protocol. With the member's id, the
+// group refuses if another process has taken over the instance.
+func leaveClassic(ctx context.Context, cl *kgo.Client, group, member, instance string) error {
+	req := kmsg.NewPtrLeaveGroupRequest()
+	m := kmsg.NewLeaveGroupRequestMember()
+	m.MemberID, m.InstanceID, m.Reason = member, &instance, kmsg.StringPtr("the worker stops")
+	req.Group, req.Members = group, append(req.Members, m)
+	resp, err := req.RequestWith(ctx, cl)
+	if err == nil {
+		err = kerr.ErrorForCode(resp.ErrorCode)
+	}
+	if err == nil && len(resp.Members) > 0 {
+		err = kerr.ErrorForCode(resp.Members[0].ErrorCode)
+	}
+	return err
+}
+
+// leaveConsumer removes a static member of the consumer protocol (KIP-848).
+func leaveConsumer(ctx context.Context, cl *kgo.Client, group, member, instance string) error {
+	const leavesForGood = -1 // the client leaves with -2: it will be back
+	req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
+	req.Group, req.MemberID, req.MemberEpoch, req.InstanceID = group, member, leavesForGood, &instance
+	resp, err := req.RequestWith(ctx, cl)
+	if err != nil {
+		return err
+	}
+	return kerr.ErrorForCode(resp.ErrorCode)
 }

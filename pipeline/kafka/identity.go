@@ -19,13 +19,13 @@ import (
 // A topic that was deleted and created again has the same name, but another id, and its
 // offsets mean other records. Three things keep the two apart:
 //
-//   - The client refuses to read or write the new topic until it is created again.
+//   - A client that knows the old topic refuses to read or write the new one.
 //   - A loop compares the ids of its topics at every assignment, and every identityEvery.
 //   - An offset is committed with the id of its topic. Without it, a worker that starts
 //     later would skip the first records of the new topic: a member may commit its old
 //     position by the topic's name after the brokers have deleted the old offsets.
 //
-// More partitions have the same id. Keys move, so nothing may continue.
+// A topic with more partitions keeps its id. Keys move, so nothing may continue.
 
 // ErrRecreated is in the chain of the error with which [Loop.Run] and [Watch] end when a
 // topic was deleted and created again. A new Loop reads the new topic from its start.

@@ -229,9 +229,10 @@ func NewLoop(cfg LoopConfig) (*Loop, error) {
 // leaves the group and returns nil. It returns early only with an error of
 // [pipeline.ClassFatal].
 func (l *Loop) Run(ctx context.Context) error {
+	stopped := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range l.sessions {
-		g.Go(func() error { return s.run(ctx) })
+		g.Go(func() error { return s.run(ctx, stopped) })
 	}
 	if len(l.cfg.Known) > 0 {
 		g.Go(func() error { return watch(ctx, l.cfg.Known, l.sessions[0].client.Load) })

@@ -89,10 +89,11 @@ type session struct {
 	fatal atomic.Pointer[error]
 }
 
-// run keeps a client running until the context ends. A panic that is not in a
+// run keeps a client running until the context ends. stopped ends only if the loop is
+// stopped. A panic that is not in a
 // stage is a bug of this program: run logs the stack and ends the loop, because
 // the state after it is unknown.
-func (s *session) run(ctx context.Context) (err error) {
+func (s *session) run(ctx, stopped context.Context) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.Error("panic", "value", p, "stack", string(debug.Stack()))
@@ -110,7 +111,7 @@ func (s *session) run(ctx context.Context) (err error) {
 	}
 	wait := minBackoff
 	for ctx.Err() == nil {
-		committed, err := s.runClient(ctx)
+		committed, err := s.runClient(ctx, stopped)
 		if err == nil {
 			continue
 		}
@@ -146,10 +147,11 @@ func sleep(ctx context.Context, d time.Duration) time.Duration {
 
 // runClient runs one client until the context ends (nil) or the client must be
 // discarded (an error). It reports whether any batch committed.
-func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) {
+func (s *session) runClient(ctx, stopped context.Context) (anyCommitted bool, err error) {
+	leave := s.leaver(stopped)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	cl, err := s.connect(ctx, cancel)
+	cl, err := s.connect(ctx, cancel, leave)
 	if err != nil {
 		return false, err
 	}
@@ -216,8 +218,8 @@ func (s *session) runClient(ctx context.Context) (anyCommitted bool, err error) 
 }
 
 // connect creates the client and waits until brokers answer it. stop ends the
-// session from within a callback.
-func (s *session) connect(ctx context.Context, stop func()) (client, error) {
+// session from within a callback. leave leaves the group when the client is closed.
+func (s *session) connect(ctx context.Context, stop func(), leave leaver) (client, error) {
 	// Local, so the limits of this client never change. They are set below, before
 	// anything is produced: the client reads them at the first record of a partition.
 	var limits Limits
@@ -234,18 +236,18 @@ func (s *session) connect(ctx context.Context, stop func()) (client, error) {
 			return nil, &pipeline.FatalError{Err: err}
 		}
 		if err := s.loop.checkBrokers(ctx, cl); err != nil {
-			closeClient(cl)
+			closeClient(cl, nil)
 			return nil, err
 		}
 		limits = s.loadLimits(ctx, cl)
-		return &groupClient{Client: cl, mark: s.loop.cfg.mark}, nil
+		return &groupClient{Client: cl, leave: leave, mark: s.loop.cfg.mark}, nil
 	}
 	t, err := s.newTransactSession(ctx, opts)
 	if err != nil {
 		return nil, err
 	}
 	limits = s.loadLimits(ctx, t.Client())
-	return &txnClient{GroupTransactSession: t, fixOffsets: func(req *kmsg.TxnOffsetCommitRequest) error { return s.held.fixOffsets(req, s.loop.cfg.mark) }}, nil
+	return &txnClient{GroupTransactSession: t, leave: leave, fixOffsets: func(req *kmsg.TxnOffsetCommitRequest) error { return s.held.fixOffsets(req, s.loop.cfg.mark) }}, nil
 }
 
 // newTransactSession creates a client for transactions that owns the session's
@@ -266,11 +268,11 @@ func (s *session) newTransactSession(ctx context.Context, opts []kgo.Opt) (*kgo.
 	init, cancelInit := context.WithTimeout(ctx, timeout)
 	defer cancelInit()
 	if err := s.loop.checkBrokers(init, t.Client()); err != nil {
-		closeClient(t.Client())
+		closeClient(t.Client(), nil)
 		return nil, err
 	}
 	if _, _, err := t.Client().ProducerID(init); err != nil {
-		closeClient(t.Client())
+		closeClient(t.Client(), nil)
 		return nil, fmt.Errorf("taking over the transactional id %s: %w", s.txnID, err)
 	}
 	return t, nil

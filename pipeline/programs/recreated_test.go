@@ -84,7 +84,7 @@ func awaitState(t *testing.T, address, projection, id string, n int64) {
 // Topics that are deleted and created again under running workers are processed and folded
 // from their start. Nothing of the old ones remains in a state, and nothing of the new ones
 // is missing.
-func TestRunningWorkersStartAnewWhenTopicsAreCreatedAgain(t *testing.T) {
+func TestRunningWorkersStartAgainWhenTopicsAreCreatedAgain(t *testing.T) {
 	dir := t.TempDir()
 	file := clickTopology(t, dir, sumTopology)
 	box := harness.Sandbox(t)

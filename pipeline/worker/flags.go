@@ -31,6 +31,7 @@ type Flags struct {
 	NoCreateTopics     bool          // fail on a missing topic instead of creating it
 	NoRegister         bool          // fail on a missing schema instead of registering it
 	static             bool          // static membership in the group
+	staticFlag         *pflag.Flag   // --static
 	protocol           string        // a kafka.GroupProtocol
 }
 
@@ -43,9 +44,8 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	f.log = e.LogFlags(flags)
 	f.server = AddServerFlags(e, flags, listen)
 	flags.StringVar(&f.Instance, "instance", "", "`name` of this worker, unique in the group and the same after a restart: a part of its transactional ids (default: the host's name)")
-	// A restarted projector has the states of its partitions on disk, so it must get the
-	// same partitions again.
-	flags.BoolVar(&f.static, "static", program == "projector", "be a static member of the group: a restart within --session-timeout moves no partitions")
+	flags.BoolVar(&f.static, "static", false, "be a static member of the group: the partitions of a worker that is killed wait for it, up to --session-timeout (default: if --instance is set)")
+	f.staticFlag = flags.Lookup("static")
 	flags.StringVar(&f.protocol, "group-protocol", string(kafka.ClassicProtocol), "`protocol` that assigns partitions: classic (by the members) or consumer (by the broker: KIP-848, Kafka 4.3 or newer)")
 	flags.IntVar(&f.Sessions, "sessions", 0, "run `n` members of the group in this process (default: one for each core)")
 	flags.DurationVar(&f.CommitInterval, "commit-interval", 100*time.Millisecond, "how long a transaction collects events")
@@ -75,6 +75,9 @@ func (f *Flags) Start() (*Worker, error) {
 		return nil, err
 	}
 	f.Env.TuneGC()
+	if f.staticFlag != nil && !f.staticFlag.Changed {
+		f.static = f.Instance != "" // only a name that returns is worth waiting for
+	}
 	if f.Instance == "" {
 		if f.Instance, err = os.Hostname(); err != nil {
 			return nil, cli.Usagef("--instance: the host has no name to use as the default (%w)", err)
