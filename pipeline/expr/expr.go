@@ -43,8 +43,22 @@
 // of one schema converts to another schema by field name, as in Avro's schema
 // resolution.
 //
+// # Names
+//
+// A name is, in this order: the variable of a macro; "event"; a [Root] of the place;
+// a field of the event; key or headers. event.NAME is always the field NAME of the
+// event, even if the name is a keyword of CEL (names.go).
+//
+// # Null
+//
+// Package nulls finds the places that fail if a value is null or a map lacks an entry.
+// They are warnings ([Program.Warnings]), because such an event is only rejected.
+// Conditions around a place, and what earlier stages ensure ([Env.Known]), rule them
+// out.
+//
 // # Differences from CEL
 //
+// Time zones come from the program, not from the machine ([ZoneData]).
 // now() is the time, with a resolution of microseconds. It is the same for all
 // programs that share a [Scope] until the next Reset. An Env without a clock has
 // no now(). [Functions] lists all functions; none is random.

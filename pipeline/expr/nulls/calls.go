@@ -420,15 +420,14 @@ func (c *Checker) guard(e celast.Expr, v *value, entry bool) string {
 		}
 		return v.path + " != null"
 	}
-	of, key := e, ""
 	switch e.Kind() {
 	case celast.SelectKind:
-		of, key = e.AsSelect().Operand(), e.AsSelect().FieldName()
+		of, key := e.AsSelect().Operand(), e.AsSelect().FieldName()
 		if path := c.text(of); path != "" {
 			return "has(" + path + "." + key + ")"
 		}
 	case celast.CallKind:
-		of, key = operands(e)[0], c.text(operands(e)[1])
+		of, key := operands(e)[0], c.text(operands(e)[1])
 		if path := c.text(of); path != "" && key != "" {
 			return key + " in " + path
 		}
