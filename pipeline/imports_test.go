@@ -122,6 +122,7 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
 		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid,
 	},
 

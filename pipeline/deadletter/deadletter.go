@@ -1,7 +1,7 @@
 // Package deadletter writes and reads the records of dead-letter topics. It is the
 // only package that knows their headers.
 //
-// Start at [New] for writing and [Parse] for reading. A dead letter keeps the key,
+// Start at [New] for writing and [Parse] for reading; redrive.go is about the way back. A dead letter keeps the key,
 // value, time and headers of the record that failed, and describes the failure in
 // headers of its own, whose names start with "dlq.". The format is Millrace's own.
 // Package e2e checks the same names from outside the programs.
@@ -44,12 +44,13 @@ const (
 	headerEventTime = "dlq.event.time"
 )
 
-// isOwn reports whether a header is one of the above. New replaces all of them, so a
+// isOwn reports whether a header is one of this package. New replaces all of them, so a
 // letter that is sent back and fails again does not collect them.
 func isOwn(name string) bool {
 	switch name {
 	case headerSourceTopic, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
-		headerAttempt, headerTime, headerTruncated, headerEventID, headerEventKey, headerEventTime:
+		headerAttempt, headerTime, headerTruncated, headerEventID, headerEventKey, headerEventTime,
+		headerRedrive, headerRedriveOf, headerCopy:
 		return true
 	}
 	return false
@@ -201,21 +202,4 @@ func parseTime(text string) time.Time {
 		return time.Time{}
 	}
 	return at.UTC()
-}
-
-// Original returns the record that failed, addressed to its source topic. It has
-// the key, value, time and headers of that record, and also the attempt of the
-// letter: if the record fails again, [New] continues to count. The partition
-// follows from the key. The value is incomplete if the letter is truncated.
-func Original(letter *pipeline.Record) pipeline.Record {
-	source, _ := letter.Header(headerSourceTopic)
-	back := *letter
-	back.Topic, back.Partition = string(source), pipeline.KeyPartition
-	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
-	for _, have := range letter.Headers {
-		if have.Key == headerAttempt || !isOwn(have.Key) {
-			back.Headers = append(back.Headers, have)
-		}
-	}
-	return back
 }

@@ -66,7 +66,7 @@ func (h *redriveHandler) Handle(ctx context.Context, in *pipeline.Record, out pi
 		if why != staysLater {
 			count(&h.batch.Stayed, why, 1)
 		}
-		letter := *in
+		letter := deadletter.Copy(in)
 		out.Emit(&letter)
 		return nil
 	}

@@ -120,21 +120,29 @@ func (h *handler) Revoke(ps []kafka.Partition) { h.keepers.revoke(ps) }
 // Handle implements [pipeline.Handler]. It emits all records of an event or none: all
 // parts of a split event, to all topics.
 func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+	read := in
+	if to := deadletter.RedrivenTo(in); to != nil {
+		if string(to) != h.pipeline {
+			h.batch.Elsewhere++ // this pipeline has taken the event before
+			return nil
+		}
+		read = deadletter.Plain(in)
+	}
 	h.batch.In++
 	h.output.records = h.output.records[:0]
 	if h.waits {
-		in.Started = time.Time{}
+		read.Started = time.Time{}
 	}
 	if h.tap != nil {
 		h.tap.begin(in)
 	}
 	failed := deadletter.StageDecode
-	err := h.input.read(ctx, in, &h.event)
+	err := h.input.read(ctx, read, &h.event)
 	if err == nil {
 		if err = h.stages.Process(ctx, &h.event, h.keep); err != nil {
 			failed = failedStage(err)
 		} else if h.output.envelope != nil {
-			h.output.envelope.Close(h.output.records, in)
+			h.output.envelope.Close(h.output.records, read)
 		}
 	}
 	if h.tap != nil {

@@ -89,6 +89,13 @@ func (r *Rehearsal) Restore(ctx context.Context, d kafka.Description, partition 
 	return nil
 }
 
+// Skips reports whether the pipeline skips a record: it is a dead letter of another
+// pipeline that was sent back to the topic. Run returns nothing for it.
+func (r *Rehearsal) Skips(in *pipeline.Record) bool {
+	to := deadletter.RedrivenTo(in)
+	return to != nil && string(to) != r.plan.Name
+}
+
 // Run runs one record and returns the records that a worker would write: none if a stage
 // filtered the event. They are valid until the next call. After an error, the batch is
 // discarded, like a batch that a worker aborts.

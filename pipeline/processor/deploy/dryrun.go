@@ -168,6 +168,9 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 	err := d.read(ctx, w, pl, func(partition int32, next int64) error {
 		return r.Restore(ctx, cluster, partition, next)
 	}, func(in *pipeline.Record) error {
+		if r.Skips(in) {
+			return nil
+		}
 		out, err := r.Run(ctx, in)
 		if err != nil {
 			return err

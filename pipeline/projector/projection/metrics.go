@@ -14,7 +14,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m := &Metrics{
 		events: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_projection_events_total",
-			Help: "Events by result: applied, ignored (the projection does not fold the type), late (the aggregate was deleted before, or the window is closed), duplicate (the event id was applied before), conflict (the sequence number was applied before), held (waits for the previous sequence number), blocked (cannot be folded; its aggregate waits for a release), mispartitioned (blocked because the event is not in the partition of its aggregate), queued (its aggregate is blocked), skipped (by a release), erased (its aggregate was erased) or rejected (invalid; its aggregate is unknown). Held and queued events are counted again when they are folded.",
+			Help: "Events by result: applied, ignored (the projection does not fold the type), late (the aggregate was deleted before, or the window is closed), duplicate (the event id was applied before), conflict (the sequence number was applied before), held (waits for the previous sequence number), blocked (cannot be folded; its aggregate waits for a release), mispartitioned (blocked because the event is not in the partition of its aggregate), queued (its aggregate is blocked), skipped (by a release), erased (its aggregate was erased), redriven (a dead letter that was sent back to a pipeline) or rejected (invalid; its aggregate is unknown). Held and queued events are counted again when they are folded.",
 		}, []string{"projection", "result"}),
 		snapshots: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_snapshots_published_total",
