@@ -1,7 +1,6 @@
 package docs_test
 
 import (
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -72,8 +71,9 @@ func TestDecisionsHaveTheirForm(t *testing.T) {
 		if n := words(string(text)); n > 210 {
 			t.Errorf("%s has %d words, want about 200", page, n)
 		}
-		if !strings.HasPrefix(filepath.Base(page), fmt.Sprintf("%04d-", i+1)) {
-			t.Errorf("%s is decision %d", page, i+1)
+		number := strings.TrimLeft(filepath.Base(page)[:4], "0")
+		if !strings.HasPrefix(title, "# "+number+". ") || i > 0 && filepath.Base(pages[i-1])[:4] == filepath.Base(page)[:4] {
+			t.Errorf("%s has the title %q; a decision has the number of its file, and no other has it", page, title)
 		}
 	}
 }

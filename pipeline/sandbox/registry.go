@@ -184,7 +184,10 @@ func (s *registryState) newSchema(in sr.Schema) (storedSchema, error) {
 	if err := json.Compact(&text, []byte(in.Schema)); err != nil {
 		return storedSchema{}, fail(sr.ErrInvalidSchema, "the schema is not JSON: %v", err)
 	}
-	stored := storedSchema{text.String(), in.References}
+	stored := storedSchema{Text: text.String()}
+	if len(in.References) > 0 { // an empty list means the same as none
+		stored.References = in.References
+	}
 	if _, err := s.parse(stored); err != nil {
 		return storedSchema{}, fail(sr.ErrInvalidSchema, "invalid schema: %v", err)
 	}

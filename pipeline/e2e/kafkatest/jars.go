@@ -12,39 +12,51 @@ import (
 	"path/filepath"
 )
 
-// pom lists the broker's jars.
+// kafkaPOM lists the broker's jars.
 //
 //go:embed pom.xml
-var pom []byte
+var kafkaPOM []byte
+
+// apicurioPOM names the archive of the schema registry.
+//
+//go:embed apicurio.xml
+var apicurioPOM []byte
 
 // Version returns the version of Apache Kafka that [Start] starts.
 func Version() string {
 	var project struct {
 		Version string `xml:"properties>kafka.version"`
 	}
-	if err := xml.Unmarshal(pom, &project); err != nil || project.Version == "" {
+	if err := xml.Unmarshal(kafkaPOM, &project); err != nil || project.Version == "" {
 		panic(fmt.Sprintf("pom.xml has no kafka.version: %v", err)) // a bug: pom.xml is embedded
 	}
 	return project.Version
 }
 
-// fetchJars returns the directory of the jars, build/kafka/VERSION. The first call fetches
-// them into a temporary directory, which it renames when it is complete. So interrupted
-// and concurrent fetches are harmless.
-func fetchJars(ctx context.Context) (string, error) {
+// fetched is a Java program that Maven fetches.
+type fetched struct {
+	name string
+	pom  []byte // its dependencies
+	goal string // of the Maven dependency plugin: copy-dependencies or unpack-dependencies
+}
+
+// fetch returns the directory of the program, build/NAME. The first call fetches it into a
+// temporary directory, which it renames when it is complete. So interrupted and
+// concurrent fetches are harmless. instead names what to do without Java or Maven.
+func (f fetched) fetch(ctx context.Context, instead string) (string, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return "", fmt.Errorf("starting a Kafka broker needs Java 17 or newer: %w; install a JRE, or set KAFKA_BROKERS to a test cluster", err)
+		return "", fmt.Errorf("starting %s needs Java 17 or newer: %w; install a JRE%s", f.name, err, instead)
 	}
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	dir := filepath.Join(root, "build", "kafka", Version())
-	if complete(dir) {
+	dir := filepath.Join(root, "build", f.name)
+	if f.complete(dir) {
 		return dir, nil
 	}
 	if _, err := exec.LookPath("mvn"); err != nil {
-		return "", fmt.Errorf("fetching the jars of the Kafka broker needs Maven: %w; install it, or set KAFKA_BROKERS to a test cluster", err)
+		return "", fmt.Errorf("fetching %s needs Maven: %w; install it%s", f.name, err, instead)
 	}
 	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
 		return "", err
@@ -53,10 +65,10 @@ func fetchJars(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := fetchInto(ctx, tmp); err != nil {
+	if err := f.fetchInto(ctx, tmp); err != nil {
 		return "", errors.Join(err, os.RemoveAll(tmp))
 	}
-	if complete(dir) { // another test was faster
+	if f.complete(dir) { // another test was faster
 		return dir, os.RemoveAll(tmp)
 	}
 	if err := errors.Join(os.RemoveAll(dir), os.Rename(tmp, dir)); err != nil {
@@ -65,20 +77,20 @@ func fetchJars(ctx context.Context) (string, error) {
 	return dir, nil
 }
 
-// complete reports whether a directory has the jars of the embedded pom.xml.
-func complete(dir string) bool {
+// complete reports whether a directory has what the pom lists.
+func (f fetched) complete(dir string) bool {
 	have, err := os.ReadFile(filepath.Join(dir, "pom.xml"))
-	return err == nil && bytes.Equal(have, pom)
+	return err == nil && bytes.Equal(have, f.pom)
 }
 
-func fetchInto(ctx context.Context, dir string) error {
-	if err := os.WriteFile(filepath.Join(dir, "pom.xml"), pom, 0o600); err != nil {
+func (f fetched) fetchInto(ctx context.Context, dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, "pom.xml"), f.pom, 0o600); err != nil {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "mvn", "-q", "-B", "-f", filepath.Join(dir, "pom.xml"),
-		"dependency:copy-dependencies", "-DoutputDirectory="+dir, "-DincludeScope=runtime")
+		"dependency:"+f.goal, "-DoutputDirectory="+dir, "-DincludeScope=runtime")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("fetching Apache Kafka %s with %v: %w\n%s", Version(), cmd.Args, err, out)
+		return fmt.Errorf("fetching %s with %v: %w\n%s", f.name, cmd.Args, err, out)
 	}
 	return nil
 }

@@ -15,26 +15,21 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
-	mrand "math/rand/v2"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-const (
-	startTimeout = 90 * time.Second // long enough for a JVM that shares two cores with tests under the race detector
-	stopTimeout  = 30 * time.Second // between SIGTERM and SIGKILL
-)
+// startTimeout is long enough for a JVM that shares two cores with tests under the race
+// detector.
+const startTimeout = 90 * time.Second
 
 // Enabled reports whether MILLRACE_TEST_KAFKA requests tests on a Kafka broker: it is set
 // and not 0. Otherwise `go test ./...` needs no Java.
@@ -71,10 +66,7 @@ type Broker struct {
 	jars      string // directory of the class path
 	clusterID string
 
-	cmd    *exec.Cmd     // nil while no process runs
-	exited chan struct{} // closed when cmd has ended and waitErr is set
-	// waitErr is the result of cmd.Wait. Read it only after exited is closed.
-	waitErr error
+	java process
 }
 
 // Start starts a broker and waits up to 90 seconds until it answers. The first call also
@@ -90,7 +82,7 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 		}
 		return b, nil
 	}
-	jars, err := fetchJars(ctx)
+	jars, err := fetched{name: filepath.Join("kafka", Version()), pom: kafkaPOM, goal: "copy-dependencies"}.fetch(ctx, ", or set KAFKA_BROKERS to a test cluster")
 	if err != nil {
 		return nil, err
 	}
@@ -137,15 +129,7 @@ func (b *Broker) Kill() error {
 	if b.outside {
 		return errOutside
 	}
-	if err := b.alive(); err != nil {
-		return err
-	}
-	if err := b.cmd.Process.Kill(); err != nil {
-		return err
-	}
-	<-b.exited
-	b.cmd = nil
-	return nil
+	return b.java.kill()
 }
 
 // Restart starts the broker again with the same address and data, and waits until it
@@ -154,10 +138,8 @@ func (b *Broker) Restart(ctx context.Context) error {
 	if b.outside {
 		return errOutside
 	}
-	if b.cmd != nil {
-		if err := b.terminate(); err != nil {
-			return err
-		}
+	if err := b.java.terminate(); err != nil {
+		return err
 	}
 	return b.launch(ctx)
 }
@@ -169,43 +151,10 @@ func (b *Broker) Stop() error {
 	if b.outside {
 		return nil
 	}
-	var err error
-	if b.cmd != nil {
-		err = b.terminate()
-	}
+	err := b.java.terminate()
 	if b.temporary {
 		err = errors.Join(err, os.RemoveAll(b.dir))
 	}
-	return err
-}
-
-// alive returns an error if the process is not running.
-func (b *Broker) alive() error {
-	if b.cmd == nil {
-		return errors.New("the broker is not running")
-	}
-	select {
-	case <-b.exited:
-		return fmt.Errorf("the broker died (%w); its log ends:\n%s", b.waitErr, b.logTail())
-	default:
-		return nil
-	}
-}
-
-func (b *Broker) terminate() error {
-	err := b.alive()
-	if err == nil {
-		err = b.cmd.Process.Signal(syscall.SIGTERM)
-		timer := time.NewTimer(stopTimeout)
-		defer timer.Stop()
-		select {
-		case <-b.exited:
-		case <-timer.C:
-			err = errors.Join(err, b.cmd.Process.Kill())
-			<-b.exited
-		}
-	}
-	b.cmd = nil
 	return err
 }
 
@@ -319,28 +268,14 @@ func (b *Broker) properties() string { return filepath.Join(b.dir, "server.prope
 
 // launch starts the process and waits until it answers.
 func (b *Broker) launch(ctx context.Context) error {
-	log, err := os.OpenFile(filepath.Join(b.dir, "broker.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = log.Close() }() // the process has its own copy
-	cmd := exec.Command("java", "-Xmx512m", "-XX:-UsePerfData", "-Djava.awt.headless=true",
+	b.java.name, b.java.dir = "broker", b.dir
+	if err := b.java.start("-Xmx512m", "-XX:-UsePerfData", "-Djava.awt.headless=true",
 		"-Dorg.slf4j.simpleLogger.showDateTime=true",
 		"-Dorg.slf4j.simpleLogger.dateTimeFormat=HH:mm:ss.SSS",
 		"-Dorg.slf4j.simpleLogger.log.org.apache.kafka.common.config=warn", // info would log pages of defaults
-		"-cp", filepath.Join(b.jars, "*"), "kafka.Kafka", b.properties())
-	cmd.Dir = b.dir
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = dieWithParent()
-	if err := cmd.Start(); err != nil {
+		"-cp", filepath.Join(b.jars, "*"), "kafka.Kafka", b.properties()); err != nil {
 		return err
 	}
-	exited := make(chan struct{})
-	b.cmd, b.exited = cmd, exited
-	go func() { // ends with the process, for which Kill, Restart and Stop wait
-		b.waitErr = cmd.Wait()
-		close(exited)
-	}()
 	return b.ready(ctx)
 }
 
@@ -369,50 +304,11 @@ func (b *Broker) ready(ctx context.Context) error {
 			err = errors.New("no broker or no controller yet")
 		}
 		select {
-		case <-b.exited: // nil for an outside cluster, so it never fires
-			return b.alive()
+		case <-b.java.exited: // nil for an outside cluster, so it never fires
+			return b.java.alive()
 		case <-ctx.Done():
-			return fmt.Errorf("the broker does not answer: %w (%w)%s", err, ctx.Err(), b.logTail())
+			return fmt.Errorf("the broker does not answer: %w (%w)%s", err, ctx.Err(), b.java.logTail())
 		case <-tick.C:
 		}
 	}
-}
-
-// logTail returns the last 4 KiB of the broker's log, or "" if it cannot be read.
-func (b *Broker) logTail() string {
-	f, err := os.Open(filepath.Join(b.dir, "broker.log"))
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = f.Close() }() // only read from
-	const most = 4096
-	if _, err := f.Seek(-most, io.SeekEnd); err != nil {
-		_, err = f.Seek(0, io.SeekStart) // the log is shorter than that
-		if err != nil {
-			return ""
-		}
-	}
-	tail, err := io.ReadAll(f)
-	if err != nil {
-		return ""
-	}
-	return "\n" + string(tail)
-}
-
-// freeAddr returns a free loopback address. Its port is below the range that the system
-// uses for outgoing connections. While a broker is down, clients keep dialing its port. If
-// the port were in that range, the system could assign it to such a connection, which
-// would then connect to itself and block the port for the broker.
-func freeAddr() (string, error) {
-	var last error
-	for range 100 {
-		addr := fmt.Sprintf("127.0.0.1:%d", 20000+mrand.IntN(12000))
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			last = err
-			continue
-		}
-		return addr, l.Close()
-	}
-	return "", fmt.Errorf("no free port for the broker: %w", last)
 }
