@@ -112,7 +112,7 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
-	"pipeline/projector/client": {"pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
+	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
 		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,

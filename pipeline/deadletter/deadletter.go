@@ -24,7 +24,7 @@ const (
 	StageEncode = "encode" // the result could not be encoded
 )
 
-// Headers of a dead letter. Numbers are decimal, times are RFC 3339 in UTC.
+// Headers of a dead letter. Numbers are decimal, times are texts of [pipeline.Time].
 const (
 	headerSourceTopic     = "dlq.source.topic"
 	headerSourcePartition = "dlq.source.partition"
@@ -127,7 +127,7 @@ func AddEnvelope(t event.Derived, letter *pipeline.Record) {
 	add(headerEventID, string(t.ID))
 	add(headerEventKey, string(t.Key))
 	if !t.Time.IsZero() {
-		add(headerEventTime, t.Time.UTC().Format(time.RFC3339Nano))
+		add(headerEventTime, pipeline.Time(t.Time).String())
 	}
 }
 
@@ -195,11 +195,11 @@ func parseInt(text string, bits int) int64 {
 	return n
 }
 
-// parseTime returns the zero time for a text that is not in RFC 3339.
+// parseTime returns the zero time for a text that is not a [pipeline.Time].
 func parseTime(text string) time.Time {
-	at, err := time.Parse(time.RFC3339Nano, text)
+	at, err := pipeline.ParseTime(text)
 	if err != nil {
 		return time.Time{}
 	}
-	return at.UTC()
+	return at.Std()
 }

@@ -3,6 +3,8 @@ package fold
 import (
 	"strings"
 	"time"
+
+	"millrace/pipeline"
 )
 
 // A Window defines the windows of a projection with one state for each key and
@@ -55,7 +57,7 @@ func (w Window) EarliestKept(clock int64) (start int64, ok bool) {
 // key@2026-01-01T10:00:00Z.
 func AppendWindowID(dst []byte, key []byte, start int64) []byte {
 	dst = append(append(dst, key...), '@')
-	return time.UnixMicro(start).UTC().AppendFormat(dst, time.RFC3339Nano)
+	return pipeline.UnixMicro(start).Append(dst)
 }
 
 // WindowKey returns the key in an id of [AppendWindowID]. It returns other ids
@@ -68,8 +70,8 @@ func WindowKey(id string) string {
 }
 
 // WindowStart returns the start of the window in an id of [AppendWindowID]. ok is
-// false if the text after the last @ is not a time in RFC 3339.
+// false if the text after the last @ is not a [pipeline.Time].
 func WindowStart(id string) (micros int64, ok bool) {
-	at, err := time.Parse(time.RFC3339Nano, strings.TrimPrefix(id, WindowKey(id)+"@"))
+	at, err := pipeline.ParseTime(strings.TrimPrefix(id, WindowKey(id)+"@"))
 	return at.UnixMicro(), err == nil
 }

@@ -3,7 +3,8 @@ package client
 import (
 	"encoding/json"
 	"fmt"
-	"time"
+
+	"millrace/pipeline"
 )
 
 // The parts of answers that the commands use. See docs/openapi.json.
@@ -26,7 +27,7 @@ type (
 		Version    int64             `json:"version"`
 		Deleted    bool              `json:"deleted"`
 		EventID    string            `json:"event_id"`
-		EventTime  time.Time         `json:"event_time"`
+		EventTime  pipeline.Time     `json:"event_time"`
 		State      json.RawMessage   `json:"state"`
 		Hidden     map[string]string `json:"hidden"` // reason why an encrypted field is null, by path
 	}
@@ -34,7 +35,7 @@ type (
 	event struct {
 		ID         string            `json:"id"`
 		Type       string            `json:"type"`
-		Time       time.Time         `json:"time"`
+		Time       pipeline.Time     `json:"time"`
 		Projection string            `json:"projection"`
 		Aggregate  string            `json:"aggregate"`
 		Version    int64             `json:"version"`

@@ -45,6 +45,11 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 	var page struct {
 		Items []aggregate `json:"items"`
 		Next  string      `json:"next_cursor"`
+
+		FilterFailed *struct {
+			Count      int
+			ID, Detail string
+		} `json:"filter_failed"`
 	}
 	if done, err := a.get(ctx, &page, "projections", name); done || err != nil {
 		return err
@@ -69,6 +74,9 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 		}
 		t.row(row...)
 		t.hide(g.Hidden)
+	}
+	if f := page.FilterFailed; f != nil {
+		t.note("the filter failed for %s, such as %s: %s", cli.Plural(f.Count, "aggregate"), cli.Quote(f.ID), f.Detail)
 	}
 	t.more("cursor", page.Next)
 	return t.flush()

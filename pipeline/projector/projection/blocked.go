@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/projector/query"
@@ -25,7 +24,7 @@ type blocked struct {
 	Since  int64           `json:"since"`  // events from here on wait
 	Reason pipeline.Reason `json:"reason"`
 	Error  string          `json:"error"`
-	Time   time.Time       `json:"time"`            // of the event's record
+	Time   pipeline.Time   `json:"time"`            // of the event's record
 	Clock  int64           `json:"clock,omitempty"` // of the track at that time
 	Held   []int64         `json:"held,omitempty"`  // offsets of events before Since that wait as well
 	Queue  []int64         `json:"queue,omitempty"` // offsets of events that wait, the first maxQueue
@@ -81,7 +80,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 		return fmt.Errorf("%d aggregates in partition %d of %s are blocked, which is the limit: the cause is not single events. The last one is %q: %w", len(t.blocked), in.Partition, in.Topic, id, err)
 	}
 	text := err.Error()
-	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: in.Time.UTC()}
+	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: pipeline.Time(in.Time)}
 	if t.clock != noTime {
 		q.Clock = t.clock
 	}

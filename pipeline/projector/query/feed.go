@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"millrace/pipeline"
 )
 
 // The feed is a stream of server-sent events of four kinds:
@@ -196,9 +198,9 @@ func (s *stream) snapshots(c Changes) error {
 		}
 		if s.keep != nil {
 			switch ok, err := s.keep.match(g); {
-			case err != nil:
+			case err != nil && pipeline.ClassOf(err) != pipeline.ClassReject:
 				return fmt.Errorf("filter failed for aggregate %q: %w", g.ID, err)
-			case !ok:
+			case !ok: // or the filter has no value for this state
 				continue
 			}
 		}

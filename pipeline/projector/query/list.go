@@ -25,6 +25,15 @@ type listAnswer struct {
 	Next       string       `json:"next_cursor,omitempty" doc:"Cursor of the next page; omitted on the last page. A page with fewer items than limit, even an empty one, is not necessarily the last."`
 	Partitions []Position   `json:"partitions" doc:"Position of each partition at the time of the read."`
 	AfterEvent OutcomeState `json:"after_event,omitempty" doc:"applied: the states include the requested event."`
+
+	FilterFailed *filterFailure `json:"filter_failed,omitempty" doc:"Set if the filter could not be evaluated for some aggregates. They are not in the list."`
+}
+
+// filterFailure says for which aggregates a filter could not be evaluated.
+type filterFailure struct {
+	Count  int    `json:"count" doc:"Number of aggregates that were read for this page."`
+	ID     string `json:"id" doc:"The first of them."`
+	Detail string `json:"detail"`
 }
 
 // listCursor is the position at which a list continues. It also holds the filter and
@@ -110,14 +119,11 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 	case errors.Is(l.err, errTooMany):
 		a.problem(w, http.StatusUnprocessableEntity, "there are more than %d aggregates, which is the limit for sorting; sort by id, which has no limit, or use a filter without a sort", maxScanned)
 		return
-	case l.err != nil && pipeline.ClassOf(l.err) == pipeline.ClassReject:
-		a.problem(w, http.StatusBadRequest, "filter failed for aggregate %q: %v", l.of, l.err)
-		return
 	case err != nil || l.err != nil:
 		a.fail(w, r, errors.Join(err, l.err))
 		return
 	}
-	out := listAnswer{made: made{d.Name, d.Version}, Partitions: positions}
+	out := listAnswer{made: made{d.Name, d.Version}, Partitions: positions, FilterFailed: l.failed}
 	if out.Items, out.Next, err = l.page(); err != nil {
 		a.fail(w, r, err)
 		return
@@ -140,6 +146,7 @@ type lister struct {
 
 	found   []found
 	scanned int
+	failed  *filterFailure
 	more    bool   // there is another page
 	of      string // id of the last aggregate read
 	err     error
@@ -173,9 +180,19 @@ func (l *lister) see(g Aggregate) bool {
 	before := l.of
 	l.of = g.ID
 	if l.keep != nil {
-		var ok bool
-		if ok, l.err = l.keep.match(&g); l.err != nil || !ok {
-			return l.err == nil
+		ok, err := l.keep.match(&g)
+		if err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
+			l.err = err
+			return false
+		}
+		if err != nil {
+			if l.failed == nil {
+				l.failed = &filterFailure{ID: g.ID, Detail: err.Error()}
+			}
+			l.failed.Count++
+		}
+		if err != nil || !ok {
+			return true
 		}
 	}
 	if l.by == nil && len(l.found) == l.limit {

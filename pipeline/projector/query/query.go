@@ -45,6 +45,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 )
@@ -136,8 +137,8 @@ type Why struct {
 type Event struct {
 	ID        string
 	Type      *codec.Schema
-	Time      time.Time
-	Recorded  time.Time
+	Time      pipeline.Time
+	Recorded  pipeline.Time
 	Topic     string
 	Partition int32
 	Offset    int64
@@ -231,14 +232,14 @@ type Stall struct {
 // A BlockedAggregate has a gap or an event that cannot be folded. Its later events
 // wait.
 type BlockedAggregate struct {
-	ID        string    `json:"id"`
-	Partition int32     `json:"partition"`
-	Offset    int64     `json:"offset" doc:"Offset of the event that cannot be folded."`
-	Time      time.Time `json:"time" doc:"Timestamp of that event's record."`
-	Reason    string    `json:"reason"`
-	Error     string    `json:"error"`
-	Queued    int64     `json:"queued" doc:"Number of later events that wait."`
-	Last      int64     `json:"last,omitempty" doc:"Offset of the last waiting event; omitted if none waits."`
+	ID        string        `json:"id"`
+	Partition int32         `json:"partition"`
+	Offset    int64         `json:"offset" doc:"Offset of the event that cannot be folded."`
+	Time      pipeline.Time `json:"time" doc:"Timestamp of that event's record."`
+	Reason    string        `json:"reason"`
+	Error     string        `json:"error"`
+	Queued    int64         `json:"queued" doc:"Number of later events that wait."`
+	Last      int64         `json:"last,omitempty" doc:"Offset of the last waiting event; omitted if none waits."`
 }
 
 // Cursor returns the position of b in the list of blocked aggregates.
@@ -298,6 +299,10 @@ type Decrypted struct {
 	Hidden map[string]string // dotted path of a field that cannot be decrypted (it is null) to the reason
 }
 
+// hiddenUnreadable is the reason for a record that has no JSON. It is null in an answer,
+// so that one such record does not fail a list of others.
+const hiddenUnreadable = "unreadable"
+
 // json returns a record as JSON, and the reasons for fields that stay hidden.
 func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, hidden map[string]string, err error) {
 	shown := Decrypted{Type: s.Root(), Body: body}
@@ -306,8 +311,10 @@ func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, 
 			return nil, nil, err
 		}
 	}
-	text, err = codec.AppendJSON(nil, shown.Type, shown.Body)
-	return text, shown.Hidden, err
+	if text, err = codec.AppendJSON(nil, shown.Type, shown.Body); err != nil {
+		return json.RawMessage("null"), map[string]string{"*": hiddenUnreadable}, nil
+	}
+	return text, shown.Hidden, nil
 }
 
 // A Position is a projection's progress in a partition.
@@ -327,7 +334,7 @@ type Aggregate struct {
 	Deleted   bool
 	Status    string // blocked or gap as in the snapshot; else ""
 	EventID   string // last applied event
-	EventTime time.Time
+	EventTime pipeline.Time
 	Offset    int64  // of that event
 	State     []byte // Avro
 	At        Position
@@ -482,7 +489,7 @@ type item struct {
 	Deleted   bool            `json:"deleted,omitempty" doc:"The aggregate was deleted; its last state is kept."`
 	Status    string          `json:"status,omitempty" doc:"blocked: an event cannot be folded, and later events wait; gap: events are missing. Omitted otherwise."`
 	EventID   string          `json:"event_id" doc:"Id of the last applied event."`
-	EventTime time.Time       `json:"event_time" doc:"Time of that event."`
+	EventTime pipeline.Time   `json:"event_time" doc:"Time of that event."`
 	Offset    int64           `json:"event_offset" doc:"Offset of that event."`
 	State     json.RawMessage `json:"state" doc:"A record of the projection's state schema. Encrypted fields are shown in plaintext."`
 
@@ -491,7 +498,7 @@ type item struct {
 
 func newItem(d Description, g Aggregate) (item, error) {
 	state, hidden, err := d.json(d.State, g.State)
-	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime.UTC(), g.Offset, state, hidden}, err
+	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime, g.Offset, state, hidden}, err
 }
 
 // made identifies the projection that produced an answer.
