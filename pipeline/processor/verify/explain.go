@@ -32,7 +32,7 @@ func (c *comparison) explain(ctx context.Context) error {
 		wanted[at] = append(wanted[at], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := chain.NewRehearsal(c.worker, c.pl, c.cluster.Limits())
+	r := c.rehearsal(c.pl)
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].bounds
 		span.End = until[p]
