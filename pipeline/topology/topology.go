@@ -43,6 +43,7 @@ type Topology struct {
 	Encryption  *Encryption // nil if nothing is encrypted
 
 	hash     string
+	settings map[string]string // see [Topology.Settings]
 	warnings []Warning
 }
 

@@ -39,6 +39,8 @@ type plan struct {
 	Notes    []planNote  `json:"notes"`
 	Refused  []refusal   `json:"refused"`
 	Done     bool        `json:"done"` // apply carried the steps out
+
+	kept map[string]bool // names of the topology's pipelines
 }
 
 // A step is one action of apply.
@@ -82,8 +84,8 @@ func describeDeployed(ctx context.Context, w *worker.Worker, applied *deployment
 		for name := range applied.Topics {
 			names[name] = true
 		}
-		for name := range applied.Pipelines {
-			groups[applied.Name+"-"+name] = true
+		for name, pl := range applied.Pipelines {
+			groups[applied.Name+"-"+name], names[pl.From] = true, true
 		}
 	}
 	return kafka.Describe(ctx, w.Kafka, slices.Sorted(maps.Keys(names)), slices.Sorted(maps.Keys(groups)), nil)
