@@ -225,6 +225,6 @@ func (s *supervisor) switchLive(state *control.State) {
 	for _, pr := range s.w.Topology.Projections {
 		s.w.Log.Info("questions are answered by", "projection", pr.Name, "version", state.Live[pr.Name].Version)
 	}
-	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, readers...)))
+	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, s.builder.options.feeds, readers...)))
 	s.w.Loops.Store(&loops)
 }

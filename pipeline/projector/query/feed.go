@@ -113,7 +113,7 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 		defer func() { <-a.following }()
 	default:
 		w.Header().Set("Retry-After", "5")
-		a.problem(w, http.StatusServiceUnavailable, "%d feeds are open already, which is the limit", maxFollowers)
+		a.problem(w, http.StatusServiceUnavailable, "%d feeds are open already, which is the limit of this worker: --feeds raises it", cap(a.following))
 		return
 	}
 	h := w.Header()

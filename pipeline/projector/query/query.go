@@ -349,7 +349,6 @@ const (
 	maxCursor    = 16 << 10
 	maxScanned   = 200_000 // aggregates read for one page
 	maxWaiting   = 256     // concurrent requests that wait for an event
-	maxFollowers = 64      // concurrent feeds
 )
 
 // api serves the routes. All requests share it; apart from filters (own lock) and
@@ -364,11 +363,15 @@ type api struct {
 	following   chan struct{} // holds a token for each feed
 }
 
-// Handler returns the HTTP API of the projections. It serves all paths below /v1/.
-func Handler(log *slog.Logger, projections ...Projection) http.Handler {
+// DefaultFeeds is the default of the maximum number of concurrent feeds.
+const DefaultFeeds = 64
+
+// Handler returns the HTTP API of the projections, with at most feeds concurrent feeds.
+// It serves all paths below /v1/.
+func Handler(log *slog.Logger, feeds int, projections ...Projection) http.Handler {
 	a := &api{
 		projections: projections, names: map[string]Projection{}, log: log,
-		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, maxFollowers),
+		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, feeds),
 	}
 	for _, p := range projections {
 		a.names[p.Describe().Name] = p
