@@ -23,6 +23,7 @@ const (
 	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
+	RuleMixedTimes     = "mixed-times"     // a window reads a topic whose partitions mix events of several partitions
 )
 
 // Warnings returns the warnings in the order of the file.
@@ -39,6 +40,7 @@ func (l *loader) warn(args stage.Args) {
 	l.warnTables(args)
 	l.warnRetention()
 	l.warnKeys()
+	l.warnWindows()
 	for _, p := range l.pipelines {
 		l.warnPipeline(p)
 	}
