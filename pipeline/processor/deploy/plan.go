@@ -77,6 +77,9 @@ func describeDeployed(ctx context.Context, w *worker.Worker, applied *deployment
 	for _, spec := range declaredTopics(w.Topology, kafka.Description{}) {
 		names[spec.Name] = true
 	}
+	for _, t := range w.Topology.Topics {
+		names[t.Name] = true
+	}
 	for _, pl := range w.Topology.Pipelines {
 		groups[w.Topology.Group(pl)] = true
 	}
@@ -112,6 +115,13 @@ func (p *plan) topics(ctx context.Context, w *worker.Worker, cluster kafka.Descr
 			p.replaced(w.Topology, have)
 		}
 	}
+	for _, t := range w.Topology.Topics {
+		// The projector creates these topics, and sets nothing of one that exists.
+		if have, ok := cluster.Topics[t.Name]; ok && t.Snapshots != nil && len(t.Config) > 0 {
+			p.config(w, kafka.TopicSpec{Name: t.Name, Partitions: t.Partitions, Config: t.Config}, have)
+		}
+	}
+	gaps(w.Topology.Pipelines, cluster, func(topic, why string) { p.note("topic:"+topic, "%s", why) })
 	faults, err := kafka.CheckTopics(ctx, w.Kafka, missing)
 	if err != nil {
 		return err
