@@ -126,10 +126,11 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	kept, err := store.Open(c.options.dataDir, store.Options{Logger: w.Log})
+	kept, err := store.Open(c.options.dataDir, store.Options{Logger: w.Log, Fatal: exitWithoutStore(w.Log)})
 	if err != nil {
 		return err
 	}
+	defer giveUpWhenStopped(ctx, kept)()
 	kept.Register(w.Metrics)
 	// Everything that reads from the store ends with w.RunWith.
 	defer func() { err = errors.Join(err, kept.Close()) }()
@@ -142,6 +143,10 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	p := c.assemble(w, kept, keys, func(h http.Handler) { api.Store(&h) })
 	p.internal.register(w.Server)
 	w.Server.Ready("restore", func(context.Context) error { return p.readiness.ready() })
+	w.Server.Ready("disk", func(context.Context) error {
+		_, err := kept.Waiting()
+		return err
+	})
 	w.Server.Startup("restored", func(context.Context) error { return p.readiness.started() })
 	return w.RunWith(ctx, p.run)
 }

@@ -275,10 +275,14 @@ func (r *run) at(i int) *entry {
 }
 
 // Commit applies all changes atomically and empties the batch. After an error no change
-// is applied, the batch is unchanged, and the caller may retry.
+// is applied, the batch is unchanged, and the caller may retry. The error wraps
+// [ErrNoSpace] if the disk has no room for the batch.
 func (b *Batch) Commit() error {
 	if b.n == 0 {
 		return nil
+	}
+	if err := b.store.space.admit(b.bytes); err != nil {
+		return err
 	}
 	b.sort()
 	commit := b.write

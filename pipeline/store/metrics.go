@@ -1,6 +1,8 @@
 package store
 
 import (
+	"time"
+
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -21,6 +23,16 @@ func (s *Store) Register(reg prometheus.Registerer) {
 		}
 	}
 	reg.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "millrace_store_waiting_seconds",
+			Help: "How long the store has been waiting for its disk to accept writes; 0 if it does not wait.",
+		}, func() float64 {
+			since, err := s.Waiting()
+			if err == nil {
+				return 0
+			}
+			return time.Since(since).Seconds()
+		}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "millrace_store_bytes",
 			Help: "Size of the store on disk.",

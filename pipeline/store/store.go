@@ -44,6 +44,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/bloom"
@@ -64,6 +65,12 @@ type Options struct {
 	Logger     *slog.Logger // default: no logs
 	FS         vfs.FS       // for tests; default: the operating system's file system
 
+	// Fatal is called after a disk error from which Pebble cannot continue, such as a failed
+	// write of its manifest, while locks of the store are held. It must not return, and must
+	// not use the store. After a restart the store is in the state before. The default
+	// panics.
+	Fatal func(error)
+
 	// IngestBytes is the size from which a batch is written as sorted tables and
 	// ingested; default 8 MiB. A smaller batch goes through write-ahead log and
 	// memtable, because its tables would be small, and some are never compacted into
@@ -78,6 +85,8 @@ type Store struct {
 	log  *slog.Logger
 	db   *pebble.DB
 	lock *pebble.Lock
+
+	space *space
 
 	ingestBytes int
 	writer      sstable.WriterOptions // of tables to be ingested
@@ -109,15 +118,29 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	if o.Fatal == nil {
+		o.Fatal = func(err error) { panic(err) }
+	}
+	s.space = newSpace(s.fs, dir, s.log, o.Fatal)
+	s.fs = patientFS{s.fs, s.space}
 	if o.CacheBytes <= 0 {
 		o.CacheBytes = 64 << 20
 	}
 	if s.ingestBytes = o.IngestBytes; s.ingestBytes <= 0 {
 		s.ingestBytes = 8 << 20
 	}
+	if err := s.fs.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, fmt.Errorf("creating the data directory: %w", err)
+	}
+	if err := s.space.require(func(reserve uint64) uint64 { return min(minOpen, reserve/2) }); err != nil {
+		return nil, fmt.Errorf("opening the store: %w; free space, and start again", err)
+	}
 	if err := s.claim(); err != nil {
 		return nil, err
 	}
+	// Without patience, Pebble would retry a flush in a loop without a pause.
+	s.space.setPatient(true)
+	defer time.AfterFunc(openLimit, s.space.giveUp).Stop()
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.lock.Close())
@@ -145,9 +168,6 @@ func (s *Store) path(names ...string) string {
 
 // claim checks that the directory is a store, or empty, and locks it.
 func (s *Store) claim() error {
-	if err := s.fs.MkdirAll(s.dir, 0o755); err != nil {
-		return fmt.Errorf("creating the data directory: %w", err)
-	}
 	have, err := s.read("FORMAT")
 	if errors.Is(err, os.ErrNotExist) {
 		names, err := s.fs.List(s.dir)
@@ -269,7 +289,7 @@ func (s *Store) open(o Options) error {
 	}
 	opts := &pebble.Options{
 		FS:                          s.fs,
-		Logger:                      logger{s.log},
+		Logger:                      logger{s.log, o.Fatal},
 		FormatMajorVersion:          formatVersion,
 		CacheSize:                   o.CacheBytes,
 		MemTableSize:                16 << 20,
@@ -299,6 +319,13 @@ func (s *Store) open(o Options) error {
 	}
 	return nil
 }
+
+// Waiting returns an error that wraps [ErrNoSpace] while the store waits for its disk to
+// accept writes, and since when.
+func (s *Store) Waiting() (since time.Time, err error) { return s.space.check() }
+
+// GiveUp makes a write that waits for the disk call [Options.Fatal], also a later one.
+func (s *Store) GiveUp() { s.space.giveUp() }
 
 // Close closes the store and its Finders. The caller must have closed all views, and must
 // not use parts of the store any more.
@@ -415,7 +442,10 @@ func (s *Store) create(n partName, identity string) (*Part, error) {
 
 // logger passes Pebble's log messages on. Its info messages are about single files, so
 // they have the debug level.
-type logger struct{ log *slog.Logger }
+type logger struct {
+	log   *slog.Logger
+	fatal func(error)
+}
 
 func (l logger) Infof(format string, args ...any) {
 	l.log.Debug("store: " + fmt.Sprintf(format, args...))
@@ -424,6 +454,8 @@ func (l logger) Errorf(format string, args ...any) {
 	l.log.Error("store: " + fmt.Sprintf(format, args...))
 }
 
-// Fatalf must not return: a disk error occurred where Pebble cannot roll back, such as a
-// write of its manifest. After a restart the store is in the state before.
-func (l logger) Fatalf(format string, args ...any) { panic("store: " + fmt.Sprintf(format, args...)) }
+// Fatalf implements [pebble.Logger]. It must not return.
+func (l logger) Fatalf(format string, args ...any) {
+	l.fatal(fmt.Errorf("store: "+format, args...))
+	panic("store: Options.Fatal returned")
+}

@@ -41,6 +41,7 @@ type world struct {
 	committed          int64                      // the group's offset
 	topicID            string
 	disk               *vfs.MemFS
+	wrap               func(vfs.FS) vfs.FS // of the store's file system
 	fold               *fold.Fold
 	history            bool
 	letters            []pipeline.Record // committed dead letters
@@ -97,7 +98,11 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	fw := &foldWorker{world: w}
 	log := slog.New(slog.NewTextHandler(&fw.logged, nil))
 	var err error
-	if fw.store, err = store.Open("data", store.Options{FS: disk}); err != nil {
+	var fs vfs.FS = disk
+	if w.wrap != nil {
+		fs = w.wrap(disk)
+	}
+	if fw.store, err = store.Open("data", store.Options{FS: fs}); err != nil {
 		w.t.Fatal(err)
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}

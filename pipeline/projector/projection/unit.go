@@ -1,6 +1,8 @@
 package projection
 
 import (
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -109,7 +111,9 @@ func (u *unit) save(s *Set) error {
 			return err
 		}
 	}
-	if err := u.entries.Commit(); err != nil {
+	if err := u.entries.Commit(); errors.Is(err, store.ErrNoSpace) {
+		return fmt.Errorf("writing to the store: %w", err) // nothing was written, so the next flush can write it
+	} else if err != nil {
 		return pipeline.Fatal("writing to the store: %w", err)
 	}
 	memory := s.cfg.Memory / max(1, int(s.lanes.Load()))
