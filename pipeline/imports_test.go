@@ -133,7 +133,7 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
-	"pipeline/projector/client": {"pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
+	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
 		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
@@ -143,6 +143,7 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
 		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
