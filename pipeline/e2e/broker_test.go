@@ -352,17 +352,5 @@ func TestSandboxBrokerAnswersAsKafkaDoes(t *testing.T) {
 }
 
 func TestKafkaAnswersAsTheSandboxBrokerDoes(t *testing.T) {
-	if !kafkatest.Enabled() {
-		t.Skip("needs MILLRACE_TEST_KAFKA=1")
-	}
-	b, err := kafkatest.Start(t.Context(), kafkatest.Config{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := b.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	agree(t, b.Brokers())
+	onKafka(t, func(t *testing.T, b *kafkatest.Broker, _ []string) { agree(t, b.Brokers()) })
 }

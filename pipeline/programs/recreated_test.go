@@ -59,26 +59,43 @@ func (p *program) stop(t *testing.T) {
 	}
 }
 
+// until repeats a check every 10 ms, at most for a minute, until it returns true.
+func until(t *testing.T, check func() bool) bool {
+	t.Helper()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); <-tick.C {
+		if check() {
+			return true
+		}
+	}
+	return false
+}
+
+// get returns the status and the body of an answer; 0 if there is no answer.
+func get(url string) (status int, body string) {
+	resp, err := http.Get(url)
+	if err != nil {
+		return 0, err.Error()
+	}
+	text, _ := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	return resp.StatusCode, string(text)
+}
+
 // awaitState waits until an aggregate has n.
 func awaitState(t *testing.T, address, projection, id string, n int64) {
 	t.Helper()
-	var last string
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
-		resp, err := http.Get("http://" + address + "/v1/projections/" + projection + "/" + id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		body, _ := io.ReadAll(resp.Body)
-		_ = resp.Body.Close()
+	last := ""
+	if !until(t, func() bool {
 		var answer struct {
 			State struct{ N int64 }
 		}
-		if last = string(body); json.Unmarshal(body, &answer) == nil && answer.State.N == n {
-			return
-		}
-		time.Sleep(10 * time.Millisecond)
+		_, last = get("http://" + address + "/v1/projections/" + projection + "/" + id)
+		return json.Unmarshal([]byte(last), &answer) == nil && answer.State.N == n
+	}) {
+		t.Errorf("%s %s never has n = %d; at last %s", projection, id, n, last)
 	}
-	t.Errorf("%s %s never has n = %d; at last %s", projection, id, n, last)
 }
 
 // Topics that are deleted and created again under running workers are processed and folded
@@ -131,8 +148,8 @@ func TestRunningWorkersStartAgainWhenTopicsAreCreatedAgain(t *testing.T) {
 	for id, n := range map[string]int64{"e-19": 19, "e-20": 20, "e-29": 29, "e-30": 30, "e-69": 69} {
 		awaitState(t, address, "sum", id, n)
 	}
-	if resp, err := http.Get("http://" + address + "/v1/projections/direct/e-19"); err != nil || resp.StatusCode != http.StatusNotFound {
-		t.Errorf("an aggregate of the old topic: %v, %v", resp, err)
+	if status, body := get("http://" + address + "/v1/projections/direct/e-19"); status != http.StatusNotFound {
+		t.Errorf("an aggregate of the old topic: %d %s", status, body)
 	}
 	if n := strings.Count(processor.output.String(), "a topic was deleted and created again; starting again"); n != 1 {
 		t.Errorf("the processor says so %d times:\n%s", n, processor.output.String())
@@ -175,19 +192,14 @@ func TestRunningProgramsEndWhenPartitionsAreAdded(t *testing.T) {
 // awaitReady waits until the program whose address is in a file is ready.
 func awaitReady(t *testing.T, file string) {
 	t.Helper()
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	if !until(t, func() bool {
 		address, err := os.ReadFile(file)
 		if err != nil {
-			continue
+			return false
 		}
-		resp, err := http.Get("http://" + strings.TrimSpace(string(address)) + "/readyz")
-		if err != nil {
-			continue
-		}
-		_ = resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			return
-		}
+		status, _ := get("http://" + strings.TrimSpace(string(address)) + "/readyz")
+		return status == http.StatusOK
+	}) {
+		t.Fatalf("the program of %s is not ready", file)
 	}
-	t.Fatalf("the program of %s is not ready", file)
 }
