@@ -39,16 +39,17 @@ var imports = map[string][]string{
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
 	// of CEL, the analysis of nulls, values in their encoding, the words of messages,
 	// time zones.
-	"pipeline/expr/escape":   {cel},
-	"pipeline/expr/library":  {"pipeline/decimal", cel, uuid, xxhash},
-	"pipeline/expr/nulls":    {"pipeline/codec", cel},
-	"pipeline/expr/raw":      {"pipeline/codec"},
-	"pipeline/expr/wording":  {cel},
-	"pipeline/expr/zone":     {"pipeline/expr/wording", cel},
-	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
-	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/topology/avsc": {"pipeline/codec"}, // schema files
-	"pipeline/topology":      {"pipeline", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/expr/escape":    {cel},
+	"pipeline/expr/library":   {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/nulls":     {"pipeline/codec", cel},
+	"pipeline/expr/raw":       {"pipeline/codec"},
+	"pipeline/expr/wording":   {cel},
+	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
+	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
+	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/topology/avsc":  {"pipeline/codec"}, // schema files
+	"pipeline/topology/align": {yaml},             // places of characters in a YAML file
+	"pipeline/topology":       {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve"},

@@ -80,7 +80,7 @@ func (l *loader) warning(rule string, at expr.Source, hint, format string, args 
 func (l *loader) warnExpressions() {
 	for _, w := range l.warns {
 		for _, g := range l.group(w.list, w.types) {
-			l.warning(string(g.Rule), expr.Source{Line: g.at.line, Col: g.at.col}, g.Hint, "%s", g.Msg)
+			l.warning(string(g.Rule), expr.Source{Line: g.at.Line, Col: g.at.Col}, g.Hint, "%s", g.Msg)
 		}
 	}
 }
