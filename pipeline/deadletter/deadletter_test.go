@@ -100,6 +100,9 @@ func TestOriginalIsTheRecordAndCountsAttempts(t *testing.T) {
 		for n := 1; n <= 3; n++ {
 			letter := deadletter.New(&record, "dead", "p", "s", errors.New("bad"), time.Now())
 			deadletter.AddEnvelope(event.Derived{ID: []byte("e"), Time: time.Now()}, &letter)
+			if rapid.Bool().Draw(t, "the topic refuses the record's time") {
+				deadletter.SetTime(&letter, time.Now())
+			}
 			if got := deadletter.Parse(&letter).Attempt; got != n {
 				t.Fatalf("failure %d has attempt %d", n, got)
 			}

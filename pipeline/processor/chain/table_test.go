@@ -193,8 +193,6 @@ func TestTableIsReadWhollyThenFollowed(t *testing.T) {
 	}
 }
 
-// In a table of snapshots, a row is the state of an aggregate. A deleted aggregate has no
-// row.
 // A dead letter of a pipeline that reads the same topic was the row of its key before.
 func TestATableSkipsRecordsThatWereSentBackToAPipeline(t *testing.T) {
 	b := processortest.NewBench(t, tableTopology)
@@ -211,6 +209,8 @@ func TestATableSkipsRecordsThatWereSentBackToAPipeline(t *testing.T) {
 	}
 }
 
+// In a table of snapshots, a row is the state of an aggregate. A deleted aggregate has no
+// row.
 func TestTableOfSnapshotsHoldsStates(t *testing.T) {
 	b := processortest.NewBench(t, tableTopology)
 	if _, err := b.Worker("0").EnsureTopics(t.Context(), b.Plan.Topics); err != nil {
