@@ -97,5 +97,5 @@ func (g *Gate) checkTime(at time.Time) error {
 	default:
 		return nil
 	}
-	return pipeline.Reject(pipeline.ReasonBadTime, "the time %s: %s", at.UTC().Format(time.RFC3339Nano), why)
+	return pipeline.Reject(pipeline.ReasonBadTime, "the time %s: %s", pipeline.Time(at), why)
 }

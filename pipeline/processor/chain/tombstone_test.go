@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
@@ -97,6 +98,32 @@ func TestTombstonesPassOnceAndInOrder(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// A tombstone that is sent back passes the pipeline that rejected it, without the headers
+// of the way back. Another pipeline skips it.
+func TestATombstoneThatIsSentBackPasses(t *testing.T) {
+	b := processortest.NewBench(t, fmt.Sprintf(tombstoneTopology, ""))
+	w := b.Worker("0")
+	for name, want := range map[string]int{"p": 1, "other": 0} {
+		gone := b.Click("gone", 1, time.UnixMilli(1))
+		gone.Value, gone.Headers = nil, []pipeline.Header{{Key: "tenant", Value: []byte("x")}}
+		letter := deadletter.New(gone, "dead", name, deadletter.StageDecode, pipeline.Reject(pipeline.ReasonTombstone, "x"), time.UnixMilli(2))
+		back := deadletter.Original(&letter)
+		back.Partition = 0
+		var out harness.Emitted
+		if err := chain.NewHandler(w, b.Registry, b.IDs, chain.NewMetrics(prometheus.NewRegistry()), time.Now).Handle(t.Context(), &back, &out); err != nil {
+			t.Fatal(err)
+		}
+		if len(out) != want {
+			t.Fatalf("a letter of %s becomes %v, want %d records", name, out, want)
+		}
+		for _, r := range out {
+			if r.Topic != "out" || string(r.Key) != string(gone.Key) || r.Value != nil || len(r.Headers) != 1 || r.Headers[0].Key != "tenant" {
+				t.Errorf("the tombstone is written as %+v", r)
+			}
+		}
 	}
 }
 
