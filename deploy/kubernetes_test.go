@@ -25,10 +25,14 @@ type object struct {
 	}
 	Data map[string]string
 	Spec struct {
-		ServiceName          string `yaml:"serviceName"`
-		Replicas             int
-		MaxUnavailable       int `yaml:"maxUnavailable"`
-		Ports                []struct{ Port int }
+		ServiceName    string `yaml:"serviceName"`
+		Replicas       int
+		MaxUnavailable int `yaml:"maxUnavailable"`
+		Ports          []struct{ Port int }
+		ClusterIP      string `yaml:"clusterIP"`
+
+		PublishNotReadyAddresses bool `yaml:"publishNotReadyAddresses"`
+
 		Selector             yaml.Node
 		VolumeClaimTemplates []object `yaml:"volumeClaimTemplates"`
 		Template             struct {
@@ -108,6 +112,9 @@ func readManifests(t *testing.T) (all []object) {
 		t.Fatalf("found only the manifests %v (%v)", files, err)
 	}
 	for _, file := range files {
+		if filepath.Base(file) == "topology.yaml" {
+			continue // a file of a generated ConfigMap
+		}
 		decode := yaml.NewDecoder(strings.NewReader(readFile(t, file)))
 		for {
 			o := object{file: file}
@@ -121,7 +128,92 @@ func readManifests(t *testing.T) (all []object) {
 			all = append(all, o)
 		}
 	}
+	for _, g := range readKustomization(t).ConfigMapGenerator {
+		o := object{file: "kubernetes/kustomization.yaml", Kind: "ConfigMap", Data: map[string]string{}}
+		o.Metadata.Name = g.Name
+		for _, name := range g.Files {
+			o.Data[name] = readFile(t, "kubernetes/"+name)
+		}
+		for _, name := range g.Envs {
+			for line := range strings.Lines(readFile(t, "kubernetes/"+name)) {
+				if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && !strings.HasPrefix(key, "#") {
+					o.Data[key] = value
+				}
+			}
+		}
+		all = append(all, o)
+	}
 	return all
+}
+
+// kustomization is the part of kustomization.yaml that the tests check.
+type kustomization struct {
+	Resources          []string
+	ConfigMapGenerator []struct {
+		Name        string
+		Files, Envs []string
+		Options     generatorOptions
+	} `yaml:"configMapGenerator"`
+	GeneratorOptions generatorOptions `yaml:"generatorOptions"`
+}
+
+type generatorOptions struct {
+	DisableNameSuffixHash bool `yaml:"disableNameSuffixHash"`
+}
+
+func readKustomization(t *testing.T) (k kustomization) {
+	t.Helper()
+	readYAML(t, "kubernetes/kustomization.yaml", &k)
+	return k
+}
+
+// The hash in the name of a generated ConfigMap changes the template of the pods.
+func TestAChangedConfigMapRestartsThePods(t *testing.T) {
+	k := readKustomization(t)
+	generated := map[string]bool{}
+	for _, g := range k.ConfigMapGenerator {
+		generated[g.Name] = !g.Options.DisableNameSuffixHash && !k.GeneratorOptions.DisableNameSuffixHash
+	}
+	all := readManifests(t)
+	for _, name := range []string{"processor", "projector"} {
+		p := find(t, all, "StatefulSet", name).Spec.Template.Spec
+		for _, v := range p.Volumes {
+			if v.ConfigMap.Name != "" && !generated[v.ConfigMap.Name] {
+				t.Errorf("%s mounts %s, whose name has no hash", name, v.ConfigMap.Name)
+			}
+		}
+		for _, from := range p.Containers[0].EnvFrom {
+			if !generated[from.ConfigMapRef.Name] {
+				t.Errorf("%s takes variables from %s, whose name has no hash", name, from.ConfigMapRef.Name)
+			}
+		}
+	}
+}
+
+// A pod has a DNS name only through the headless Service of its StatefulSet.
+func TestProjectorPodsAdvertiseANameThatOtherPodsResolve(t *testing.T) {
+	all := readManifests(t)
+	set := find(t, all, "StatefulSet", "projector")
+	service := find(t, all, "Service", set.Spec.ServiceName)
+	if service.Spec.ClusterIP != "None" || !service.Spec.PublishNotReadyAddresses {
+		t.Errorf("the Service %s is not headless, or has only ready pods", set.Spec.ServiceName)
+	}
+	c := set.Spec.Template.Spec.Containers[0]
+	instance, got := -1, ""
+	for i, e := range c.Env {
+		switch e.Name {
+		case "MILLRACE_INSTANCE":
+			instance = i
+		case "MILLRACE_ADVERTISE":
+			if got = e.Value; instance < 0 {
+				t.Error("MILLRACE_INSTANCE comes after the variable that uses it, so Kubernetes does not replace it")
+			}
+		}
+	}
+	want := "$(MILLRACE_INSTANCE)." + set.Spec.ServiceName + ":" + strconv.Itoa(c.Ports[0].ContainerPort)
+	if got != want {
+		t.Errorf("pods advertise %q, want %q", got, want)
+	}
 }
 
 func find(t *testing.T, all []object, kind, name string) object {
@@ -198,30 +290,21 @@ func TestKubernetesUsesValidFlagsAndVariables(t *testing.T) {
 	}
 }
 
-// The ConfigMap contains the repository's topology, without the comment that names the
-// JSON Schema for editors. -update rewrites it.
+// The file of the ConfigMap is the repository's topology, without the comment that names
+// the JSON Schema for editors. -update rewrites it.
 func TestKubernetesRunsTheTopologyOfTheRepository(t *testing.T) {
 	const path = "kubernetes/topology.yaml"
 	want := readFile(t, "../topology.yaml")
 	if first, rest, _ := strings.Cut(want, "\n"); strings.HasPrefix(first, "# yaml-language-server:") {
 		want = rest
 	}
-	if find(t, readManifests(t), "ConfigMap", "millrace-topology").Data["topology.yaml"] == want {
+	if readFile(t, path) == want {
 		return
 	}
 	if !*update {
 		t.Fatalf("%s differs from the topology.yaml of the repository; go test ./deploy -update rewrites it", path)
 	}
-	head, _, _ := strings.Cut(readFile(t, path), "  topology.yaml: |\n")
-	var b strings.Builder
-	b.WriteString(head + "  topology.yaml: |\n")
-	for line := range strings.Lines(want) {
-		if line != "\n" {
-			b.WriteString("    ")
-		}
-		b.WriteString(line)
-	}
-	if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+	if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -261,8 +344,7 @@ func TestKubernetesConfinesItsPods(t *testing.T) {
 	if len(projector.VolumeClaimTemplates) != 1 || projector.VolumeClaimTemplates[0].Metadata.Name != "data" || projector.Template.Spec.SecurityContext.FSGroup != 65532 {
 		t.Error("the projector has no writable volume for its data")
 	}
-	listed := struct{ Resources []string }{}
-	readYAML(t, "kubernetes/kustomization.yaml", &listed)
+	listed := readKustomization(t)
 	for _, o := range all {
 		file := filepath.Base(o.file)
 		unlisted := file == "kustomization.yaml" || file == "scaling.yaml"
@@ -280,6 +362,9 @@ func TestScalingUsesAnExistingMetric(t *testing.T) {
 	}
 	have := allMetrics(t)
 	for _, trigger := range scaled.Spec.Triggers {
+		if trigger.Metadata["ignoreNullValues"] != "false" {
+			t.Error("a query without a result scales down")
+		}
 		q := query{"scaling.yaml", trigger.Metadata["query"]}
 		metrics, _ := q.names()
 		if len(metrics) != 1 || have[metrics[0]] == nil {

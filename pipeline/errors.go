@@ -81,6 +81,14 @@ const (
 	ReasonPanic         Reason = "panic"          // a stage panicked
 )
 
+// Reasons returns the reasons of Millrace itself.
+func Reasons() []Reason {
+	return []Reason{
+		ReasonBadFrame, ReasonUnknownSchema, ReasonUnknownType, ReasonBadSchema, ReasonBadBody, ReasonTrailingBytes,
+		ReasonTombstone, ReasonExpression, ReasonTooLarge, ReasonPanic,
+	}
+}
+
 // A RejectError rejects one event. Its class is [ClassReject].
 type RejectError struct {
 	Reason Reason

@@ -39,16 +39,17 @@ var imports = map[string][]string{
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
 	// of CEL, the analysis of nulls, values in their encoding, the words of messages,
 	// time zones.
-	"pipeline/expr/escape":   {cel},
-	"pipeline/expr/library":  {"pipeline/decimal", cel, uuid, xxhash},
-	"pipeline/expr/nulls":    {"pipeline/codec", cel},
-	"pipeline/expr/raw":      {"pipeline/codec"},
-	"pipeline/expr/wording":  {cel},
-	"pipeline/expr/zone":     {"pipeline/expr/wording", cel},
-	"pipeline/stage":         {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
-	"pipeline/fold":          {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/topology/avsc": {"pipeline/codec"}, // schema files
-	"pipeline/topology":      {"pipeline", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/expr/escape":    {cel},
+	"pipeline/expr/library":   {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/nulls":     {"pipeline/codec", cel},
+	"pipeline/expr/raw":       {"pipeline/codec"},
+	"pipeline/expr/wording":   {cel},
+	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
+	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
+	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/topology/avsc":  {"pipeline/codec"}, // schema files
+	"pipeline/topology/align": {yaml},             // places of characters in a YAML file
+	"pipeline/topology":       {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve"},
@@ -134,7 +135,7 @@ var imports = map[string][]string{
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
-	"pipeline/projector/client": {"pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
+	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
 		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
@@ -144,6 +145,7 @@ var imports = map[string][]string{
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
 		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 

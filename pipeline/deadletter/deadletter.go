@@ -1,7 +1,7 @@
 // Package deadletter writes and reads the records of dead-letter topics. It is the
 // only package that knows their headers.
 //
-// Start at [New] for writing and [Parse] for reading. A dead letter keeps the key,
+// Start at [New] for writing and [Parse] for reading; redrive.go is about the way back. A dead letter keeps the key,
 // value, time and headers of the record that failed, and describes the failure in
 // headers of its own, whose names start with "dlq.". The format is Millrace's own.
 // Package e2e checks the same names from outside the programs.
@@ -24,7 +24,7 @@ const (
 	StageEncode = "encode" // the result could not be encoded
 )
 
-// Headers of a dead letter. Numbers are decimal, times are RFC 3339 in UTC.
+// Headers of a dead letter. Numbers are decimal, times are texts of [pipeline.Time].
 const (
 	headerSourceTopic     = "dlq.source.topic"
 	headerSourcePartition = "dlq.source.partition"
@@ -45,12 +45,13 @@ const (
 	headerEventTime = "dlq.event.time"
 )
 
-// isOwn reports whether a header is one of the above. New replaces all of them, so a
+// isOwn reports whether a header is one of this package. New replaces all of them, so a
 // letter that is sent back and fails again does not collect them.
 func isOwn(name string) bool {
 	switch name {
 	case headerSourceTopic, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
-		headerAttempt, headerTime, headerRecordTime, headerTruncated, headerEventID, headerEventKey, headerEventTime:
+		headerAttempt, headerTime, headerRecordTime, headerTruncated, headerEventID, headerEventKey, headerEventTime,
+		headerRedrive, headerRedriveOf, headerCopy:
 		return true
 	}
 	return false
@@ -130,7 +131,7 @@ func AddEnvelope(t event.Derived, letter *pipeline.Record) {
 	add(headerEventID, string(t.ID))
 	add(headerEventKey, string(t.Key))
 	if !t.Time.IsZero() {
-		add(headerEventTime, t.Time.UTC().Format(time.RFC3339Nano))
+		add(headerEventTime, pipeline.Time(t.Time).String())
 	}
 }
 
@@ -142,7 +143,7 @@ func SetTime(letter *pipeline.Record, at time.Time) {
 		return
 	}
 	if _, ok := letter.Header(headerRecordTime); !ok {
-		letter.Headers = append(letter.Headers[:len(letter.Headers):len(letter.Headers)], pipeline.Header{Key: headerRecordTime, Value: []byte(letter.Time.UTC().Format(time.RFC3339Nano))})
+		letter.Headers = append(letter.Headers[:len(letter.Headers):len(letter.Headers)], pipeline.Header{Key: headerRecordTime, Value: []byte(pipeline.Time(letter.Time).String())})
 	}
 	letter.Time = at
 }
@@ -213,33 +214,11 @@ func parseInt(text string, bits int) int64 {
 	return n
 }
 
-// parseTime returns the zero time for a text that is not in RFC 3339.
+// parseTime returns the zero time for a text that is not a [pipeline.Time].
 func parseTime(text string) time.Time {
-	at, err := time.Parse(time.RFC3339Nano, text)
+	at, err := pipeline.ParseTime(text)
 	if err != nil {
 		return time.Time{}
 	}
-	return at.UTC()
-}
-
-// Original returns the record that failed, addressed to its source topic. It has
-// the key, value, time and headers of that record, and also the attempt of the
-// letter: if the record fails again, [New] continues to count. The partition
-// follows from the key. The value is incomplete if the letter is truncated.
-func Original(letter *pipeline.Record) pipeline.Record {
-	source, _ := letter.Header(headerSourceTopic)
-	back := *letter
-	if text, ok := letter.Header(headerRecordTime); ok {
-		if at := parseTime(string(text)); !at.IsZero() {
-			back.Time = at
-		}
-	}
-	back.Topic, back.Partition = string(source), pipeline.KeyPartition
-	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
-	for _, have := range letter.Headers {
-		if have.Key == headerAttempt || !isOwn(have.Key) {
-			back.Headers = append(back.Headers, have)
-		}
-	}
-	return back
+	return at.Std()
 }

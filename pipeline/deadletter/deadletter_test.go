@@ -103,17 +103,26 @@ func TestOriginalIsTheRecordAndCountsAttempts(t *testing.T) {
 			if got := deadletter.Parse(&letter).Attempt; got != n {
 				t.Fatalf("failure %d has attempt %d", n, got)
 			}
+			if copied := deadletter.Copy(&letter); deadletter.IsCopy(&letter) || !deadletter.IsCopy(&copied) || deadletter.Parse(&copied) != deadletter.Parse(&letter) {
+				t.Fatalf("the copy of %v is %v", letter, copied)
+			} else if again := deadletter.Copy(&copied); !sameHeaders(again.Headers, copied.Headers) {
+				t.Fatalf("the copy of a copy has headers %v", again.Headers)
+			}
 			record = deadletter.Original(&letter)
 			if record.Topic != in.Topic || record.Partition != pipeline.KeyPartition || !bytes.Equal(record.Key, in.Key) || !bytes.Equal(record.Value, in.Value) || !record.Time.Equal(in.Time) {
 				t.Fatalf("%+v\nwas %+v", record, in)
 			}
-			last := len(record.Headers) - 1
-			if !sameHeaders(record.Headers[:last], in.Headers) {
-				t.Fatalf("headers %v\nwere %v", record.Headers, in.Headers)
+			if plain := deadletter.Plain(&record); !sameHeaders(plain.Headers, in.Headers) {
+				t.Fatalf("headers %v\nwere %v", plain.Headers, in.Headers)
 			}
-			if got := deadletter.Parse(&record).Attempt; got != n || record.Headers[last].Key != "dlq.attempt" {
-				t.Fatalf("after failure %d the record has attempt %d", n, got)
+			if got := deadletter.Parse(&record).Attempt; got != n || len(record.Headers) != len(in.Headers)+3 {
+				t.Fatalf("after failure %d the record has attempt %d and headers %v", n, got, record.Headers)
 			}
+			partition, offset, ok := deadletter.RedrivenFrom(&record)
+			if string(deadletter.RedrivenTo(&record)) != "p" || partition != in.Partition || offset != in.Offset || !ok {
+				t.Fatalf("sent back to %q from %d/%d", deadletter.RedrivenTo(&record), partition, offset)
+			}
+			record.Partition, record.Offset = in.Partition, in.Offset
 		}
 	})
 }

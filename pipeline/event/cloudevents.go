@@ -99,7 +99,9 @@ func (w *ceWriter) headers(source string, had []pipeline.Header, typ int, v *pip
 	if len(key) > 0 && !hasHeader(had, ceSubject) && utf8.Valid(key) {
 		add(ceSubject, string(key))
 	}
-	add(ceTime, at.UTC().Format(time.RFC3339Nano))
+	if t := pipeline.Time(at); t.HasText() { // the attribute is optional, and has no other form
+		add(ceTime, t.String())
+	}
 	add(ceType, f.name)
 	add(HeaderContentType, MediaAvro)
 	all := make([]pipeline.Header, 0, len(had)+len(own))

@@ -3,6 +3,8 @@ package fold
 import (
 	"strings"
 	"time"
+
+	"millrace/pipeline"
 )
 
 // A Window defines the windows of a projection with one state for each key and
@@ -55,7 +57,7 @@ func (w Window) EarliestKept(clock int64) (start int64, ok bool) {
 // key@2026-01-01T10:00:00Z.
 func AppendWindowID(dst []byte, key []byte, start int64) []byte {
 	dst = append(append(dst, key...), '@')
-	return time.UnixMicro(start).UTC().AppendFormat(dst, time.RFC3339Nano)
+	return pipeline.UnixMicro(start).Append(dst)
 }
 
 // hasID reports whether the ids of all windows that contain a time can be parsed again.
@@ -72,8 +74,8 @@ func ParseWindowID(id string) (key string, start int64, ok bool) {
 	if i < 0 {
 		return "", 0, false
 	}
-	at, err := time.Parse(time.RFC3339Nano, id[i+1:])
-	if err != nil || at.UTC().Format(time.RFC3339Nano) != id[i+1:] {
+	at, err := pipeline.ParseTime(id[i+1:])
+	if err != nil || at.String() != id[i+1:] {
 		return "", 0, false // also a time that is written in another way
 	}
 	return id[:i], at.UnixMicro(), true

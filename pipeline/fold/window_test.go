@@ -148,10 +148,9 @@ func TestWindowIDsOfKeyAndStart(t *testing.T) {
 }
 
 func TestWindowIDsCanBeParsed(t *testing.T) {
-	from, to := micros(t, "0001-01-01T00:00:00Z"), micros(t, "9999-12-31T23:59:59.999999Z")
 	rapid.Check(t, func(t *rapid.T) {
 		key := rapid.OneOf(rapid.String(), rapid.StringMatching(`[a-z@:]{0,8}`)).Draw(t, "key")
-		start := rapid.Int64Range(from, to).Draw(t, "start")
+		start := rapid.OneOf(rapid.Int64(), rapid.Int64Range(-1e17, 1e18)).Draw(t, "start")
 		id := string(AppendWindowID(nil, []byte(key), start))
 		of, got, ok := ParseWindowID(id)
 		if of != key || got != start || !ok {

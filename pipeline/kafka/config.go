@@ -290,14 +290,16 @@ func slogLevel(level kgo.LogLevel) slog.Level {
 // client is the first number that no other client of the process uses.
 type clientMetrics struct {
 	*kprom.Metrics
-	reg prometheus.Registerer // wrapped with the client label once its number is known
+	gauges *renamedGauges
+	reg    prometheus.Registerer // wrapped with the client label once its number is known
 }
 
 func (m *clientMetrics) OnNewClient(cl *kgo.Client) {
 	m.Metrics.OnNewClient(cl)
+	m.gauges = newRenamedGauges(m.Metrics, cl)
 	for n := 0; ; n++ {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"client": strconv.Itoa(n)}, m.reg)
-		err := reg.Register(m.Metrics)
+		err := reg.Register(m.gauges)
 		if err == nil {
 			m.reg = reg
 			return
@@ -309,6 +311,6 @@ func (m *clientMetrics) OnNewClient(cl *kgo.Client) {
 }
 
 func (m *clientMetrics) OnClientClosed(cl *kgo.Client) {
-	m.reg.Unregister(m.Metrics)
+	m.reg.Unregister(m.gauges)
 	m.Metrics.OnClientClosed(cl)
 }

@@ -492,7 +492,7 @@ func TestMetricsOfSeveralClients(t *testing.T) {
 	}
 	clients := func() int {
 		t.Helper()
-		n, err := testutil.GatherAndCount(reg, "millrace_kafka_buffered_produce_records_total")
+		n, err := testutil.GatherAndCount(reg, "millrace_kafka_buffered_produce_records")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -632,5 +632,40 @@ func TestTheTokenReachesTheBroker(t *testing.T) {
 	}
 	if got, want := <-seen, "n,,\x01auth=Bearer token-1\x01pool=p\x01\x01"; got != want {
 		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+// Tools take a metric with such a name for a counter.
+func TestNoGaugeOfAClientIsNamedTotal(t *testing.T) {
+	c, err := kfake.NewCluster(kfake.NumBrokers(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	reg := prometheus.NewRegistry()
+	opts, err := Config{Brokers: c.ListenAddrs(), Registerer: reg}.Options()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cl.Close()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	gauges := 0
+	for _, f := range families {
+		if f.GetType().String() == "GAUGE" {
+			gauges++
+			if strings.HasSuffix(f.GetName(), "_total") {
+				t.Errorf("%s is a gauge", f.GetName())
+			}
+		}
+	}
+	if gauges < 4 {
+		t.Errorf("only %d gauges", gauges)
 	}
 }

@@ -96,6 +96,7 @@ type topicPlan struct {
 	Replication int               `json:"replication,omitempty"` // 0: the default of the brokers
 	Config      map[string]string `json:"config,omitempty"`
 	Types       []string          `json:"types,omitempty"` // event types that are read or written
+	Note        string            `json:"note,omitempty"`  // something that is probably unintended
 }
 
 type tablePlan struct {
@@ -215,6 +216,7 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 		},
 		ACLs: pipelineACLs(w.Topology, pl, !w.Flags.NoCreateTopics),
 	}
+	plan.DeadLetters.Note = topology.RetentionGap(pl.From.Name, pl.From.Config, pl.DeadLetter.Config)
 	if pl.Receipts != nil {
 		receipts := newTopicPlan(pl.Receipts)
 		plan.Receipts = &receipts
@@ -232,6 +234,7 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 	}
 	for _, topic := range pl.Writes() {
 		written := newTopicPlan(topic)
+		written.Note = topology.RetentionGap(pl.From.Name, pl.From.Config, topic.Config)
 		for i, targets := range pl.Targets {
 			if slices.Contains(targets, topic) {
 				written.Types = append(written.Types, pl.Types[i].ShortName())

@@ -38,8 +38,14 @@ func printTopics(p *cli.Printer, pl *pipelinePlan) {
 	item("reads", "%s", pl.Reads.text())
 	for _, t := range pl.Writes {
 		item("writes", "%s", t.text())
+		if t.Note != "" {
+			item("", "note: %s", t.Note)
+		}
 	}
 	item("dead letters", "%s", pl.DeadLetters.text())
+	if pl.DeadLetters.Note != "" {
+		item("", "note: %s", pl.DeadLetters.Note)
+	}
 	if pl.Receipts != nil {
 		item("receipts", "%s", pl.Receipts.text())
 	}

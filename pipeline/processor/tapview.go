@@ -54,7 +54,7 @@ func (v *tapView) show(l trace.Line) {
 	}
 	_, known := v.entered[at]
 	if at != v.last {
-		v.out.Line("%s %s key %s %s %s", l.Time.Format("2006-01-02T15:04:05.000Z"), v.paint("1", at.String()), harmless(cli.Quote(l.Key)), l.Type, v.paint("2", l.Pipeline))
+		v.out.Line("%s %s key %s %s %s", recordTime(l.Time), v.paint("1", at.String()), harmless(cli.Quote(l.Key)), l.Type, v.paint("2", l.Pipeline))
 		v.last = at
 	}
 	before := v.entered[at]
@@ -89,4 +89,12 @@ func tapDetail(before json.RawMessage, l trace.Line) string {
 		return ""
 	}
 	return "  " + strings.Join(parts, ", ")
+}
+
+// recordTime returns the time of a record, in milliseconds.
+func recordTime(t pipeline.Time) string {
+	if !t.HasText() {
+		return t.String()
+	}
+	return t.Std().UTC().Format("2006-01-02T15:04:05.000Z")
 }

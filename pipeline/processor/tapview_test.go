@@ -16,7 +16,7 @@ import (
 func TestTapViewShowsChangesBelowTheEvent(t *testing.T) {
 	at := time.UnixMilli(1_800_000_000_000).UTC()
 	line := func(stage, what, event string, err error) trace.Line {
-		l := trace.Line{Pipeline: "p", Stage: stage, At: what, Topic: "in", Partition: 3, Offset: 17, Time: at, Key: "user-1\x1b[2J", Type: "Click"}
+		l := trace.Line{Pipeline: "p", Stage: stage, At: what, Topic: "in", Partition: 3, Offset: 17, Time: pipeline.Time(at), Key: "user-1\x1b[2J", Type: "Click"}
 		if event != "" {
 			l.Event = json.RawMessage(event)
 		}

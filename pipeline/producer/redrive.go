@@ -13,9 +13,11 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/topology"
 )
 
-// redriver sends dead letters back to their source topics.
+// redriver sends dead letters back to their source topics, for the pipelines that wrote
+// them. Other readers of these topics skip them.
 //
 // It reads the dead letters as a consumer group and writes in the transactions
 // that commit the group's offsets, so each letter goes back exactly once. A letter
@@ -28,14 +30,15 @@ type redriver struct {
 	topology *cli.TopologyFlags
 	log      *cli.LogFlags
 
-	group    string
-	instance string
-	filter   letterFilter
-	since    string
-	limit    int
-	rate     float64
-	dryRun   bool
-	asJSON   bool
+	group     string
+	instance  string
+	filter    letterFilter
+	since     string
+	limit     int
+	rate      float64
+	compacted bool
+	dryRun    bool
+	asJSON    bool
 }
 
 func redriveCommand(e *cli.Env) *cobra.Command {
@@ -44,12 +47,22 @@ func redriveCommand(e *cli.Env) *cobra.Command {
 		Use:   "redrive",
 		Short: "Send dead letters back to their source topics",
 		Long: `Sends the dead letters of the topology's pipelines back to their source topics,
-each exactly once, with the original key, value and headers. Of the dlq. headers
-only dlq.attempt stays: it counts the failures of a record.
+each exactly once, with the original key, value and headers. The header
+dlq.redrive names the pipeline that wrote the letter. Only this pipeline handles
+the record: all others, projections and tables skip it. Programs other than
+Millrace see it as a record of the topic, and must skip records with this header.
+The header dlq.attempt counts the failures of a record.
+
+The record is at the end of its topic, after later records of its key.
 
 A letter stays if a filter excludes it, if its value is truncated, if it has
-failed too often, if it is too large for its source topic, or if that topic is
-unknown. It is written to the end of the dead-letter topic in the same
+failed too often, if it is too large for its source topic, or if the topology has
+no such pipeline that reads this topic. It also stays if the source topic is
+compacted, because it would replace newer records of its key: --compacted sends
+it anyway. Letters of a projection (late:) cannot be sent back: the events would
+be late again.
+
+A letter that stays is written to the end of the dead-letter topic in the same
 transaction, and the next run finds it. Letters that arrive during a run wait for
 the next run.
 
@@ -68,12 +81,13 @@ run continues after them.`,
 	flags.StringVarP(&r.group, "group", "g", "", "consumer `group` that records which letters were handled (default: the topology's name and -redrive)")
 	flags.StringVar(&r.instance, "instance", "0", "`name` of this run, unique among the concurrent runs of the group")
 	flags.StringSliceVar(&r.filter.reasons, "reason", nil, "only letters with one of these `reasons`")
-	flags.StringSliceVar(&r.filter.stages, "stage", nil, "only letters of these `stages`")
+	flags.StringSliceVar(&r.filter.stages, "stage", nil, "only letters of these `stages`: STAGE or PIPELINE/STAGE")
 	flags.StringSliceVar(&r.filter.pipelines, "pipeline", nil, "only letters of these `pipelines`")
 	flags.StringVar(&r.since, "since", "", "only letters that failed since a `time` (RFC 3339), or within a duration such as 24h")
 	flags.IntVar(&r.filter.attempts, "max-attempts", 5, "letters that failed this often stay; 0 means no limit")
 	flags.IntVar(&r.limit, "max", 0, "maximum number of letters to send back; 0 means all")
 	flags.Float64Var(&r.rate, "rate", 0, "letters per second; 0 means no limit")
+	flags.BoolVar(&r.compacted, "compacted", false, "send back letters of compacted topics, although each replaces newer records of its key")
 	flags.BoolVar(&r.dryRun, "dry-run", false, "list the pending letters and what would happen to them, and change nothing")
 	flags.BoolVar(&r.asJSON, "json", false, "print the list or the summary as JSON on stdout")
 	e.BindEnv(flags, "group")
@@ -103,7 +117,7 @@ func (r *redriver) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	pending, err := findPending(ctx, cfg, r.group, topics)
+	pending, err := r.prepare(ctx, cfg, t, topics)
 	if err != nil {
 		return err
 	}
@@ -122,6 +136,23 @@ func (r *redriver) run(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+// prepare completes and checks the filter, and returns the pending letters.
+func (r *redriver) prepare(ctx context.Context, cfg kafka.Config, t *topology.Topology, topics []string) (map[letterPlace]kafka.Bounds, error) {
+	d, err := kafka.Describe(ctx, cfg, slices.Concat(topics, r.filter.sourceTopics()), []string{r.group}, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !r.compacted {
+		r.filter.keepCompacted(t, d)
+	}
+	pending, err := findPending(ctx, cfg, d, r.group, topics)
+	if err != nil {
+		return nil, err
+	}
+	pending.names.addKnown(t)
+	return pending.bounds, pending.names.check(&r.filter, t)
 }
 
 func (r *redriver) checkFlags() (err error) {
@@ -162,7 +193,7 @@ func (r *redriver) drive(ctx context.Context, cfg kafka.Config, log *slog.Logger
 	defer stop()
 	handler.stop = stop
 	loop, err := kafka.NewLoop(kafka.LoopConfig{
-		Client: cfg, Group: r.group, Topics: topics, Writes: slices.Concat(topics, slices.Sorted(maps.Keys(r.filter.sources))), Instance: r.instance, Logger: log,
+		Client: cfg, Group: r.group, Topics: topics, Writes: slices.Concat(topics, r.filter.sourceTopics()), Instance: r.instance, Logger: log,
 		// A batch has at most the letters of one second: the pace must not keep a
 		// transaction open for longer.
 		MaxPoll:    handler.pace.perSecond(),

@@ -95,7 +95,7 @@ func (h *redriveHandler) keep(in *pipeline.Record, at time.Time, why string, out
 	if why != staysLater {
 		count(&h.batch.Stayed, why, 1)
 	}
-	letter := *in
+	letter := deadletter.Copy(in)
 	deadletter.SetTime(&letter, at)
 	out.Emit(&letter)
 }

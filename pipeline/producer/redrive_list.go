@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
@@ -46,7 +45,7 @@ func newListedLetter(t *topology.Topology, r *pipeline.Record, l *deadletter.Let
 		Pipeline: l.Pipeline, Stage: l.Stage, Reason: string(l.Reason), Error: l.Error, Attempt: l.Attempt,
 	}
 	if !l.Time.IsZero() {
-		out.Died = l.Time.Format(time.RFC3339Nano)
+		out.Died = pipeline.Time(l.Time).String()
 	}
 	return out
 }

@@ -144,8 +144,9 @@ func TestLettersGoBackOnceAndByteForByte(t *testing.T) {
 		if !bytes.Equal(got.Value, want.Value) || !got.Time.Equal(want.Time) {
 			t.Errorf("%s: %q at %v", key, got.Value, got.Time)
 		}
-		if len(got.Headers) != 2 || got.Headers[0].Key != "traceparent" || string(got.Headers[0].Value) != "00-1-2-01" ||
-			deadletter.Parse(&got).Attempt != 2 {
+		partition, offset, ok := deadletter.RedrivenFrom(&got)
+		if len(got.Headers) != 4 || got.Headers[0].Key != "traceparent" || string(got.Headers[0].Value) != "00-1-2-01" ||
+			deadletter.Parse(&got).Attempt != 2 || string(deadletter.RedrivenTo(&got)) != "enrich" || partition != 1 || offset != 7 || !ok {
 			t.Errorf("%s: headers %v", key, got.Headers)
 		}
 		if got.Partition != kafka.PartitionOf(want.Key, 3) {
@@ -179,9 +180,9 @@ func TestLettersThatStayArePendingAgain(t *testing.T) {
 	if len(back) != 4 || len(back["a"]) != 1 || len(back["b"]) != 1 || len(back["worn"]) != 1 || len(back["old"]) != 1 {
 		t.Errorf("sent back: %v", back)
 	}
-	// A letter that stayed is unchanged.
+	// A letter that stayed is unchanged, and marked once as a copy.
 	dead := g.read(graveDead, 2)["cut"]
-	if last := dead[len(dead)-1]; len(last.Headers) != 11 || string(last.Value) != kept || !last.Time.Equal(time.UnixMilli(1000)) {
+	if last := dead[len(dead)-1]; len(last.Headers) != 12 || !deadletter.IsCopy(&last) || string(last.Value) != kept || !last.Time.Equal(time.UnixMilli(1000)) {
 		t.Errorf("the letter is now %+v", last)
 	}
 }
@@ -215,6 +216,57 @@ func TestRedriveDryRunListsAndChangesNothing(t *testing.T) {
 	}
 }
 
+func TestLettersOfACompactedTopicStay(t *testing.T) {
+	g := newGraveyard(t)
+	if err := kafka.SetTopicConfig(t.Context(), g.cfg, graveSource, map[string]string{"cleanup.policy": "compact,delete"}); err != nil {
+		t.Fatal(err)
+	}
+	g.write(letter("a", "expression", 1))
+	if got := g.sentBack(); got.Sent != 0 || got.Stayed[staysCompacted] != 1 {
+		t.Errorf("%+v", got)
+	}
+	if got := g.sentBack("--compacted"); got.Sent != 1 {
+		t.Errorf("with --compacted: %+v", got)
+	}
+}
+
+func TestALetterReturnsOnlyToAPipelineThatReadsItsTopic(t *testing.T) {
+	f := letterFilter{sources: map[string]string{"a": "in", "b": "other"}}
+	if got := f.stays(&deadletter.Letter{Pipeline: "hourly", SourceTopic: "in", Stage: "fold", Reason: "late"}); got != staysLateEvent {
+		t.Errorf("a late event of a projection: %q", got)
+	}
+	for _, test := range []struct{ pipeline, source, want string }{
+		{"a", "in", ""}, {"b", "in", staysNoSource}, {"gone", "in", staysNoSource}, {"gone", "", staysNoSource}, {"a", "other", staysNoSource},
+	} {
+		if got := f.stays(&deadletter.Letter{Pipeline: test.pipeline, SourceTopic: test.source}); got != test.want {
+			t.Errorf("%+v: %q", test, got)
+		}
+	}
+}
+
+func TestRedriveFiltersByTheNamesThatCommandsPrint(t *testing.T) {
+	g := newGraveyard(t)
+	g.write(letter("a", "expression", 1), letter("b", "of_a_function", 1))
+	for args, want := range map[string]string{
+		"--reason nosuch":     `--reason: there is no reason "nosuch", neither in the topology nor in a pending letter; --dry-run lists`,
+		"--reason expresion":  `did you mean "expression"?`,
+		"--stage stmap":       `did you mean "stamp"?`,
+		"--stage other/stamp": `--stage: there is no stage "other/stamp"`,
+		"--pipeline enrihc":   `did you mean "enrich"?`,
+		"--pipeline user":     "--pipeline: user is a projection",
+	} {
+		if code, _, stderr := g.redrive(strings.Fields(args)...); code != cli.ExitUsage || !strings.Contains(stderr, want) {
+			t.Errorf("%s: exit code %d: %s", args, code, stderr)
+		}
+	}
+	if n := len(g.read(graveDead, 2)["a"]); n != 1 {
+		t.Errorf("the letter was written %d times", n)
+	}
+	if got := g.sentBack("--stage", "enrich/stamp", "--reason", "of_a_function"); got.Sent != 1 || got.Stayed[staysFiltered] != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
 func TestRedriveRefusesBadFlags(t *testing.T) {
 	for args, want := range map[string]string{
 		"--max -1":          "--max: -1 is negative",
@@ -234,7 +286,7 @@ func TestRedriveRefusesBadFlags(t *testing.T) {
 func TestLettersOfAnAbortedBatchAreNotCounted(t *testing.T) {
 	stopped := 0
 	h := &redriveHandler{
-		filter: &letterFilter{sources: map[string]bool{graveSource: true}}, pace: newPace(0), limit: 2,
+		filter: &letterFilter{sources: map[string]string{"enrich": graveSource}}, pace: newPace(0), limit: 2,
 		pending: map[letterPlace]kafka.Bounds{{graveDead, 0}: {Start: 0, End: 2}},
 		stop:    func() { stopped++ },
 		now:     time.Now,
@@ -248,7 +300,7 @@ func TestLettersOfAnAbortedBatchAreNotCounted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if len(out) != 3 || out[0].Topic != graveSource || out[1].Topic != graveSource || out[2].Topic != graveDead || len(out[2].Headers) != len(in[2].Headers) {
+		if len(out) != 3 || out[0].Topic != graveSource || out[1].Topic != graveSource || out[2].Topic != graveDead || !deadletter.IsCopy(&out[2]) || len(out[2].Headers) != len(in[2].Headers)+1 {
 			t.Errorf("emitted %v", out)
 		}
 		h.EndBatch(committed)

@@ -123,7 +123,7 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	w.announcer = &announcer{instance: name, roster: w.roster, address: func() string { return w.advertise }}
 	w.reader = &clusterReader{local: local, name: one.Name(), version: 1, peers: w.others, roster: w.roster}
 	mux := http.NewServeMux()
-	mux.Handle("/v1/", query.Handler(log, w.reader))
+	mux.Handle("/v1/", query.Handler(log, query.DefaultFeeds, w.reader))
 	(&internalAPI{roster: w.roster, log: log}).register(mux)
 	w.server = httptest.NewServer(mux)
 	w.advertise = strings.TrimPrefix(w.server.URL, "http://")
@@ -688,7 +688,7 @@ func TestAFeedEndsIfItCannotContinue(t *testing.T) {
 		r := httptest.NewRequest(http.MethodGet, "/v1/projections/user/feed", nil)
 		r.Header.Set("Last-Event-ID", c.last)
 		out := httptest.NewRecorder()
-		query.Handler(slog.New(slog.DiscardHandler), a.reader).ServeHTTP(out, r)
+		query.Handler(slog.New(slog.DiscardHandler), query.DefaultFeeds, a.reader).ServeHTTP(out, r)
 		if out.Code != 400 || !strings.Contains(out.Body.String(), c.has) {
 			t.Errorf("%s: %d %s", c.last, out.Code, out.Body)
 		}

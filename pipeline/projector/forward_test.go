@@ -16,7 +16,7 @@ func TestTheOwnersAnswerThatSomethingIsMissingIsPassedOn(t *testing.T) {
 	b.announce(false)
 	p.workAll()
 	f := &forwarder{peers: a.others, roster: a.roster, ready: func() error { return nil }}
-	front := f.wrap(query.Handler(slog.New(slog.DiscardHandler), a.reader))
+	front := f.wrap(query.Handler(slog.New(slog.DiscardHandler), query.DefaultFeeds, a.reader))
 	for _, path := range []string{"", "/history", "/why", "?at_version=1", "?min_version=1"} {
 		path := "/v1/projections/user/" + p.id(3, 0) + path
 		own := httptest.NewRecorder()

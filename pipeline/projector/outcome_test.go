@@ -279,7 +279,7 @@ func TestWithoutHistoryAListCannotWaitForAnEvent(t *testing.T) {
 func TestAForwardedQuestionWaitsAtTheOwnerOfTheAggregate(t *testing.T) {
 	p, a, b := split(t)
 	id, bad := p.id(3, 0), p.id(3, 1)
-	api := (&forwarder{peers: a.others, roster: a.roster}).wrap(query.Handler(slog.New(slog.DiscardHandler), a.reader))
+	api := (&forwarder{peers: a.others, roster: a.roster}).wrap(query.Handler(slog.New(slog.DiscardHandler), query.DefaultFeeds, a.reader))
 	path := "/v1/projections/user/" + id
 	heard := b.observe(path)
 	answer := make(chan projectiontest.Answer, 1)

@@ -86,6 +86,7 @@ type options struct {
 	receipts  time.Duration
 	replica   bool
 	standby   bool
+	feeds     int
 }
 
 func (c *runCommand) addFlags(flags *pflag.FlagSet) {
@@ -99,7 +100,8 @@ func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 	flags.DurationVar(&c.options.receipts, "receipts", time.Hour, "remember for a `duration` which events pipelines filtered or made dead letters; 0 disables it")
 	flags.BoolVar(&c.options.replica, "replica", false, "join no group: fold all partitions for questions only, and publish nothing")
 	flags.BoolVar(&c.options.standby, "standby", false, "keep the states of partitions that other workers own, to take them over immediately")
-	c.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby")
+	flags.IntVar(&c.options.feeds, "feeds", query.DefaultFeeds, "maximum `number` of concurrent feeds; each takes memory for the changes that its client has not read")
+	c.env.BindEnv(flags, "no-decrypt", "data-dir", "advertise", "no-history", "memory", "receipts", "replica", "standby", "feeds")
 }
 
 func (c *runCommand) run(ctx context.Context) (err error) {
@@ -113,6 +115,9 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	}
 	if c.options.memory < 4 {
 		return cli.Usagef("--memory: give at least 4 MiB, not %d", c.options.memory)
+	}
+	if c.options.feeds < 1 {
+		return cli.Usagef("--feeds: give at least 1, not %d", c.options.feeds)
 	}
 	if len(w.Topology.Projections) == 0 {
 		return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no projections: there is nothing to run", c.worker.Topology.File)}

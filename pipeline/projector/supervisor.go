@@ -246,6 +246,6 @@ func (s *supervisor) switchLive(state *control.State, p *plan) {
 	for _, pr := range s.w.Topology.Projections {
 		s.w.Log.Info("questions are answered by", "projection", pr.Name, "version", live[pr.Name].version)
 	}
-	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, readers...)))
+	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, s.builder.options.feeds, readers...)))
 	s.w.Loops.Store(&loops)
 }

@@ -43,6 +43,10 @@ type Requester interface {
 	// SetTransport replaces the transport of the requests and clears the cache of
 	// responses. It is called before Clone.
 	SetTransport(http.RoundTripper)
+
+	// SpareService makes this clone pass all events unchanged, as it does for a missing
+	// row with missing: keep. It calls spared for each of them, and sends no request.
+	SpareService(spared func())
 }
 
 // HTTP is the stage that sends a request to a service.
@@ -105,6 +109,7 @@ type call struct {
 
 	// Owned by the clone.
 	missed  int
+	spared  func() // called instead of the service; nil: requests are sent
 	view    pipeline.View
 	request []byte   // cache key of the current request
 	parts   [][]byte // of the current request: URL, body, headers, query parameters
@@ -249,7 +254,7 @@ func (s *call) Bind(layouts []*codec.Layout) error {
 func (s *call) Clone() Built {
 	c := *s
 	c.enrich = *s.enrich.clone()
-	c.missed, c.view, c.request, c.parts = 0, pipeline.View{}, nil, nil
+	c.missed, c.spared, c.view, c.request, c.parts = 0, nil, pipeline.View{}, nil, nil
 	return &c
 }
 
@@ -287,8 +292,15 @@ func (s *call) SetTransport(transport http.RoundTripper) {
 	s.cache = &responseCache{keep: s.cache.keep, limit: s.cache.limit}
 }
 
+// SpareService implements [Requester].
+func (s *call) SpareService(spared func()) { s.spared = spared }
+
 func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	if s.urls[e.Type] == nil {
+		return pipeline.Pass, nil
+	}
+	if s.spared != nil {
+		s.spared()
 		return pipeline.Pass, nil
 	}
 	s.scope.Reset(e.Started, &e.View)

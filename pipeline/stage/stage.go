@@ -329,3 +329,12 @@ func verdict(err error) (pipeline.Verdict, error) {
 	}
 	return pipeline.Pass, nil
 }
+
+// Reasons returns the reasons for which the stages reject events. Functions in Go can
+// have others.
+func Reasons() []pipeline.Reason {
+	return []pipeline.Reason{
+		ReasonAssert, ReasonEmptyKey, ReasonTooManyItems, ReasonGo, ReasonMissingRow,
+		ReasonHTTPRequest, ReasonHTTPStatus, ReasonHTTPResponse, ReasonHTTPUnavailable,
+	}
+}

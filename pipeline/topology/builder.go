@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/stage"
+	"millrace/pipeline/topology/align"
 )
 
 // A builder builds one pipeline, stage by stage. Slices are indexed by event type.
@@ -96,7 +97,7 @@ func (b *builder) stage(item stage.Item) bool {
 	arg := item.Args[0]
 	kind := b.o.Stages[arg.Name]
 	args := arg.Items[0].Args
-	decoded := !b.faulty[place{item.Key.Line, item.Key.Col}]
+	decoded := !b.faulty[align.At(item.Key.Line, item.Key.Col)]
 	s := Stage{Name: b.stageName(kind, args, item.Key), Kind: kind}
 	if given, ok := args.Find("on_error"); ok {
 		s.OnError = map[string]pipeline.OnError{onErrorSkip: pipeline.Skip, onErrorStop: pipeline.Stop}[given.Value.Text]
@@ -250,7 +251,7 @@ func (b *builder) ownArgs(args stage.Args) (out stage.Args) {
 			continue
 		}
 		a.Items = slices.Clone(a.Items)
-		a.Items = slices.DeleteFunc(a.Items, func(i stage.Item) bool { return b.faulty[place{i.Key.Line, i.Key.Col}] })
+		a.Items = slices.DeleteFunc(a.Items, func(i stage.Item) bool { return b.faulty[align.At(i.Key.Line, i.Key.Col)] })
 		out = append(out, a)
 	}
 	return out

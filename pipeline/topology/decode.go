@@ -12,11 +12,12 @@ import (
 
 	"millrace/pipeline/expr"
 	"millrace/pipeline/stage"
+	"millrace/pipeline/topology/align"
 )
 
 // source returns the scalar in the form that other packages use.
 func (s *scalar) source() expr.Source {
-	return expr.Source{Text: s.text, Line: s.start.line, Col: s.start.col}
+	return expr.Source{Text: s.text, Line: s.start.Line, Col: s.start.Col}
 }
 
 // resolve follows an alias. It counts nodes, because aliases of aliases could expand
@@ -36,7 +37,7 @@ func (d *document) resolve(n *yaml.Node) *yaml.Node {
 		return nil
 	}
 	if n.Style&yaml.TaggedStyle != 0 {
-		d.fault(place{n.Line, n.Column}, "put a value that starts with ! in quotes", "tags are not supported: %s", n.Tag)
+		d.fault(align.At(n.Line, n.Column), "put a value that starts with ! in quotes", "tags are not supported: %s", n.Tag)
 		return nil
 	}
 	return n
@@ -122,7 +123,7 @@ func formExample(p stage.Param) string {
 // so the caller can check these.
 func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stage.Param) (args stage.Args, ok bool) {
 	before := len(d.faults)
-	given := map[string]place{}
+	given := map[string]align.Place{}
 	if n = d.resolve(n); n == nil {
 		return nil, false
 	}
@@ -134,7 +135,7 @@ func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stag
 			}
 		}
 	case !isEmpty(n):
-		d.fault(place{n.Line, n.Column}, paramNames(params), "%s must be a mapping, not %s", what, nodeWord(n))
+		d.fault(align.At(n.Line, n.Column), paramNames(params), "%s must be a mapping, not %s", what, nodeWord(n))
 		return nil, false
 	}
 	for _, p := range params {
@@ -148,7 +149,7 @@ func (d *document) args(n *yaml.Node, at expr.Source, what string, params []stag
 		if p.Default != "" {
 			// A default is a constant of the program, so decoding it does not fail.
 			def := stage.Arg{Name: p.Name, Key: at, Value: expr.Source{Text: p.Default, Line: at.Line, Col: at.Col}}
-			d.text(&def, p, &scalar{text: p.Default, start: place{at.Line, at.Col}, plain: true})
+			d.text(&def, p, &scalar{text: p.Default, start: align.At(at.Line, at.Col), plain: true})
 			args = append(args, def)
 		}
 	}
@@ -167,12 +168,12 @@ func paramNames(params []stage.Param) string {
 }
 
 // key decodes the name before a colon. given holds the names of the mapping so far.
-func (d *document) key(n *yaml.Node, given map[string]place) (*scalar, bool) {
+func (d *document) key(n *yaml.Node, given map[string]align.Place) (*scalar, bool) {
 	if n = d.resolve(n); n == nil {
 		return nil, false
 	}
 	if n.Kind != yaml.ScalarNode {
-		d.fault(place{n.Line, n.Column}, "put a name that starts with [ or { in quotes", "expected a name, not %s", nodeWord(n))
+		d.fault(align.At(n.Line, n.Column), "put a name that starts with [ or { in quotes", "expected a name, not %s", nodeWord(n))
 		return nil, false
 	}
 	s := d.scalar(n)
@@ -181,7 +182,7 @@ func (d *document) key(n *yaml.Node, given map[string]place) (*scalar, bool) {
 		return nil, false
 	}
 	if first, twice := given[s.text]; twice {
-		d.fault(s.start, "remove one of them", duplicate, s.text, first.line, first.col)
+		d.fault(s.start, "remove one of them", duplicate, s.text, first.Line, first.Col)
 		return nil, false
 	}
 	given[s.text] = s.start
@@ -192,7 +193,7 @@ func (d *document) key(n *yaml.Node, given map[string]place) (*scalar, bool) {
 // arguments are the name, and the line and column of the first one.
 const duplicate = "duplicate %s; the first one is at %d:%d"
 
-func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param, given map[string]place) (stage.Arg, bool) {
+func (d *document) arg(key, value *yaml.Node, what string, params []stage.Param, given map[string]align.Place) (stage.Arg, bool) {
 	name, ok := d.key(key, given)
 	if !ok {
 		return stage.Arg{}, false
@@ -233,7 +234,7 @@ func (d *document) value(arg *stage.Arg, p stage.Param, n *yaml.Node) bool {
 		if p.Form == stage.Expression {
 			hint = "put an expression that starts with { or [ in quotes"
 		}
-		d.fault(place{n.Line, n.Column}, hint, "%s must be %s, not %s", p.Name, formWord(p), nodeWord(n))
+		d.fault(align.At(n.Line, n.Column), hint, "%s must be %s, not %s", p.Name, formWord(p), nodeWord(n))
 		return false
 	}
 	switch p.Form {
@@ -272,14 +273,14 @@ func (d *document) value(arg *stage.Arg, p stage.Param, n *yaml.Node) bool {
 // item returns an item of a list or mapping, and records whether it has faults.
 func (d *document) item(key expr.Source, args stage.Args, ok bool) stage.Item {
 	if !ok {
-		d.faulty[place{key.Line, key.Col}] = true
+		d.faulty[align.At(key.Line, key.Col)] = true
 	}
 	return stage.Item{Key: key, Args: args}
 }
 
 // entries decodes a mapping whose names are not fixed.
 func (d *document) entries(arg *stage.Arg, p stage.Param, n *yaml.Node) {
-	given := map[string]place{}
+	given := map[string]align.Place{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, ok := d.key(n.Content[i], given)
 		if !ok {
@@ -298,7 +299,7 @@ func (d *document) entries(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 			if p.Form == stage.Assignments {
 				hint = "put an expression that starts with { or [ in quotes"
 			}
-			d.fault(place{value.Line, value.Column}, hint, "%s must be %s, not %s", key.text, entryWord(p), nodeWord(value))
+			d.fault(align.At(value.Line, value.Column), hint, "%s must be %s, not %s", key.text, entryWord(p), nodeWord(value))
 		case isEmpty(value) && value.Value == "":
 			d.fault(key.start, "", "%s is empty", key.text)
 		default:
@@ -322,13 +323,13 @@ func itemWord(p stage.Param, name string) string {
 
 // list decodes a list of words, cases or choices.
 func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
-	given := map[string]place{}
+	given := map[string]align.Place{}
 	for _, item := range n.Content {
 		item := d.resolve(item)
 		if item == nil {
 			continue
 		}
-		at := place{item.Line, item.Column}
+		at := align.At(item.Line, item.Column)
 		switch p.Form {
 		case stage.Words:
 			if item.Kind != yaml.ScalarNode || isEmpty(item) {
@@ -337,7 +338,7 @@ func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 			}
 			s := d.scalar(item)
 			if first, twice := given[s.text]; twice {
-				d.fault(s.start, "remove one of them", duplicate, s.text, first.line, first.col)
+				d.fault(s.start, "remove one of them", duplicate, s.text, first.Line, first.Col)
 				continue
 			}
 			given[s.text] = s.start
@@ -345,7 +346,7 @@ func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 				arg.Words = append(arg.Words, s.source())
 			}
 		case stage.Cases:
-			key := expr.Source{Line: at.line, Col: at.col}
+			key := expr.Source{Line: at.Line, Col: at.Col}
 			args, ok := d.args(item, key, "an item of "+p.Name, p.Params)
 			arg.Items = append(arg.Items, d.item(key, args, ok))
 		case stage.Choices:
@@ -357,8 +358,8 @@ func (d *document) list(arg *stage.Arg, p stage.Param, n *yaml.Node) {
 // choice decodes a mapping of a single name to its parameters. If the node has
 // another form, the returned item has no arguments.
 func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
-	at := place{n.Line, n.Column}
-	item := stage.Item{Key: expr.Source{Line: at.line, Col: at.col}}
+	at := align.At(n.Line, n.Column)
+	item := stage.Item{Key: expr.Source{Line: at.Line, Col: at.Col}}
 	names := make([]string, len(p.Params))
 	for i := range p.Params {
 		names[i] = p.Params[i].Name
@@ -372,7 +373,7 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 		d.fault(at, "- filter: {keep: EXPRESSION}", "a %s must be a mapping with a single name, not %s", one, describe)
 		return item
 	}
-	key, ok := d.key(n.Content[0], map[string]place{})
+	key, ok := d.key(n.Content[0], map[string]align.Place{})
 	if !ok {
 		return item
 	}
@@ -388,7 +389,7 @@ func (d *document) choice(p stage.Param, n *yaml.Node) stage.Item {
 	}
 	if len(n.Content) > 2 {
 		second := n.Content[2]
-		d.fault(place{second.Line, second.Column}, "indent the parameters of "+key.text+" below it, or start the next "+one+" with a dash", "a %s has a single name, but this is a second one", one)
+		d.fault(align.At(second.Line, second.Column), "indent the parameters of "+key.text+" below it, or start the next "+one+" with a dash", "a %s has a single name, but this is a second one", one)
 		return item
 	}
 	args, ok := d.args(n.Content[1], item.Key, key.text, p.Params[i].Params)

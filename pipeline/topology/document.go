@@ -13,6 +13,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"millrace/pipeline/expr"
+	"millrace/pipeline/topology/align"
 )
 
 // Limits of a topology. A file that exceeds the first two is refused.
@@ -30,16 +31,16 @@ type document struct {
 	lookup func(string) (string, bool)
 
 	byNode  map[*yaml.Node]*scalar
-	byPlace map[place]*scalar // by the place of the first character
-	faulty  map[place]bool    // items with faults inside, by the place of their key
-	values  int               // names and values decoded so far
+	byPlace map[align.Place]*scalar // by the place of the first character
+	faulty  map[align.Place]bool    // items with faults inside, by the place of their key
+	values  int                     // names and values decoded so far
 	faults  Faults
 }
 
 // parse returns the document and its root node. The node is nil if the text could
 // not be parsed; the faults are in the document.
 func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Node) {
-	d := &document{name: src.Name, lookup: lookup, byNode: map[*yaml.Node]*scalar{}, byPlace: map[place]*scalar{}, faulty: map[place]bool{}}
+	d := &document{name: src.Name, lookup: lookup, byNode: map[*yaml.Node]*scalar{}, byPlace: map[align.Place]*scalar{}, faulty: map[align.Place]bool{}}
 	if len(src.Text) > maxBytes {
 		d.whole("split the file", "the file has %d bytes; a topology has at most %d", len(src.Text), maxBytes)
 		return d, nil
@@ -51,10 +52,10 @@ func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Nod
 	}
 	for i, line := range d.lines {
 		if col, c := unprintable(line); col > 0 && c == utf8.RuneError {
-			d.fault(place{i + 1, col}, "save the file as UTF-8", "invalid UTF-8")
+			d.fault(align.At(i+1, col), "save the file as UTF-8", "invalid UTF-8")
 			return d, nil
 		} else if col > 0 {
-			d.fault(place{i + 1, col}, `in a "..." string, write it as \x`+fmt.Sprintf("%02X", c), "YAML does not allow the control character %02X", c)
+			d.fault(align.At(i+1, col), `in a "..." string, write it as \x`+fmt.Sprintf("%02X", c), "YAML does not allow the control character %02X", c)
 			return d, nil
 		}
 	}
@@ -73,7 +74,7 @@ func parse(src Source, lookup func(string) (string, bool)) (*document, *yaml.Nod
 		return d, nil
 	}
 	if err := loader.Load(&second); err == nil {
-		d.fault(place{max(1, second.Line), max(1, second.Column)}, "keep one of the documents", "a second YAML document starts here; a topology is a single document")
+		d.fault(align.At(max(1, second.Line), max(1, second.Column)), "keep one of the documents", "a second YAML document starts here; a topology is a single document")
 	} else if !errors.Is(err, io.EOF) {
 		d.syntax(err)
 	}
@@ -109,14 +110,14 @@ func (d *document) syntax(err error) {
 		d.whole("", "invalid YAML: %s", strings.TrimPrefix(err.Error(), "yaml: "))
 		return
 	}
-	at := place{load.Mark.Line, max(1, load.Mark.Column)}
+	at := align.At(load.Mark.Line, max(1, load.Mark.Column))
 	msg, hint := load.Message, ""
 	if load.ContextMsg != "" && load.ContextMark.Line > 0 && load.ContextMark != load.Mark {
 		hint = fmt.Sprintf("%s that starts at %d:%d", load.ContextMsg, load.ContextMark.Line, load.ContextMark.Column)
 	}
 	found := rune(0)
-	if at.line <= len(d.runes) && at.col <= len(d.runes[at.line-1]) {
-		found = d.runes[at.line-1][at.col-1]
+	if at.Line <= len(d.runes) && at.Col <= len(d.runes[at.Line-1]) {
+		found = d.runes[at.Line-1][at.Col-1]
 	}
 	switch {
 	case found == '\t':
@@ -142,10 +143,10 @@ func (d *document) syntax(err error) {
 }
 
 // fault adds a fault at a place.
-func (d *document) fault(at place, hint, format string, args ...any) {
-	f := Fault{File: d.name, Line: at.line, Col: at.col, Msg: fmt.Sprintf(format, args...), Hint: hint}
-	if at.line >= 1 && at.line <= len(d.lines) {
-		f.Text = d.lines[at.line-1]
+func (d *document) fault(at align.Place, hint, format string, args ...any) {
+	f := Fault{File: d.name, Line: at.Line, Col: at.Col, Msg: fmt.Sprintf(format, args...), Hint: hint}
+	if at.Line >= 1 && at.Line <= len(d.lines) {
+		f.Text = d.lines[at.Line-1]
 	}
 	d.faults = append(d.faults, f)
 }
@@ -157,12 +158,12 @@ func (d *document) whole(hint, format string, args ...any) {
 
 // at adds a fault at a value of the file.
 func (d *document) at(src expr.Source, hint, format string, args ...any) {
-	d.fault(place{src.Line, src.Col}, hint, format, args...)
+	d.fault(align.At(src.Line, src.Col), hint, format, args...)
 }
 
 // place returns the place of a character of a value. offset counts characters.
-func (d *document) place(src expr.Source, offset int) place {
-	first := place{src.Line, src.Col}
+func (d *document) place(src expr.Source, offset int) align.Place {
+	first := align.At(src.Line, src.Col)
 	if s, ok := d.byPlace[first]; ok && offset > 0 {
 		return s.place(offset)
 	}

@@ -168,6 +168,7 @@ func (l *loader) file(args stage.Args) {
 	}
 	l.checkEncryption()
 	l.plan.hash = l.hash(args)
+	l.findSettings(args)
 }
 
 // envKey identifies an environment of expressions. The constants follow from the

@@ -1,249 +1,32 @@
 package topology
 
 import (
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"go.yaml.in/yaml/v4"
-)
 
-// A place is the position of a character in the file; both numbers start at 1.
-type place struct{ line, col int }
+	"millrace/pipeline/topology/align"
+)
 
 // A scalar is a text of the file, after quotes, escapes and ${VAR} are resolved. It
 // knows the place in the file of each of its characters.
 type scalar struct {
 	text  string
-	start place   // place of the first character, after an opening quote
-	at    []place // place of each character, plus the end; nil if unknown
-	plain bool    // neither quoted nor a block
+	start align.Place   // place of the first character, after an opening quote
+	at    []align.Place // place of each character, plus the end; nil if unknown
+	plain bool          // neither quoted nor a block
 
 	expanded bool // the text contains the value of a variable
 	broken   bool // a variable is malformed or not set; the fault is already reported
 }
 
 // place returns the place in the file of a character of the text.
-func (s *scalar) place(offset int) place {
+func (s *scalar) place(offset int) align.Place {
 	if s.at == nil || offset < 0 {
 		return s.start
 	}
 	return s.at[min(offset, len(s.at)-1)]
-}
-
-// An aligner walks through a scalar's parsed value and its source text in parallel,
-// to find the place of each character. The value itself comes from the YAML parser:
-// if the aligner fails, only the places are unknown, and the value is still right.
-type aligner struct {
-	lines [][]rune
-	pos   place
-	empty bool // the position is after the line ending that folding removes
-}
-
-// peek returns the character at the position: '\n' at the end of a line, 0 at the
-// end of the file.
-func (a *aligner) peek() rune {
-	if a.pos.line > len(a.lines) {
-		return 0
-	}
-	line := a.lines[a.pos.line-1]
-	if a.pos.col > len(line) {
-		return '\n'
-	}
-	return line[a.pos.col-1]
-}
-
-func (a *aligner) next() {
-	if a.peek() == '\n' {
-		a.pos = place{a.pos.line + 1, 1}
-	} else if a.peek() != 0 {
-		a.pos.col++
-	}
-}
-
-func (a *aligner) skip(set string) {
-	for c := a.peek(); c != 0 && strings.ContainsRune(set, c); c = a.peek() {
-		a.next()
-	}
-}
-
-// align returns the places of the characters of a scalar's value. If they cannot be
-// found, at is nil and only first, the place of the first character, is known.
-func align(lines [][]rune, n *yaml.Node) (first place, at []place) {
-	a := &aligner{lines: lines, pos: place{n.Line, n.Column}}
-	// A node starts at its tag or anchor, if it has any.
-	for range 2 {
-		if c := a.peek(); n.Value != "" && (c == '&' || c == '!') {
-			for c := a.peek(); c != ' ' && c != '\n' && c != 0; c = a.peek() {
-				a.next()
-			}
-			a.skip(" \t\n")
-		}
-	}
-	value := []rune(n.Value)
-	style := n.Style &^ (yaml.TaggedStyle | yaml.FlowStyle)
-	step := (*aligner).plain
-	switch style {
-	case yaml.SingleQuotedStyle:
-		a.next()
-		step = (*aligner).single
-	case yaml.DoubleQuotedStyle:
-		a.next()
-		step = (*aligner).double
-	case yaml.LiteralStyle, yaml.FoldedStyle:
-		for a.peek() != '\n' && a.peek() != 0 {
-			a.next()
-		}
-		a.next()
-		begin := a.pos
-		a.skip(" \n")
-		if a.pos.col == 1 { // only empty lines
-			return begin, nil
-		}
-		if strings.HasPrefix(strings.TrimLeft(n.Value, "\n"), " ") {
-			return a.pos, nil // the first line is indented more than the block
-		}
-		indent := a.pos.col
-		if len(value) > 0 && value[0] == '\n' {
-			a.pos, a.empty = begin, true
-			a.enter(indent)
-		}
-		literal := style == yaml.LiteralStyle
-		step = func(a *aligner, c rune) (place, bool) { return a.block(c, indent, literal) }
-	}
-	first = a.pos
-	at = make([]place, 0, len(value)+1)
-	for _, c := range value {
-		p, ok := step(a, c)
-		if !ok {
-			return first, nil
-		}
-		at = append(at, p)
-	}
-	return first, append(at, a.pos)
-}
-
-// plain consumes one character c of an unquoted value. A line break in the source is
-// a blank in the value.
-func (a *aligner) plain(c rune) (place, bool) {
-	p := a.pos
-	if got := a.peek(); got == c && c != '\n' && c != ' ' {
-		a.next()
-		return p, true
-	}
-	if c != ' ' && c != '\n' {
-		return p, false
-	}
-	// Either a blank of the text, or the blanks and line endings around a line break
-	// that is folded into one.
-	if a.peek() == ' ' && !a.blankToEnd() {
-		a.next()
-		return p, c == ' '
-	}
-	if c == '\n' {
-		if !a.empty {
-			a.skip(" \t")
-			a.next()
-		}
-		a.skip(" \t")
-		a.next()
-		if a.empty = a.blankToEnd(); !a.empty {
-			a.skip(" \t")
-		}
-		return p, true
-	}
-	a.skip(" \t\n")
-	return p, true
-}
-
-// blankToEnd reports whether only blanks follow in the line.
-func (a *aligner) blankToEnd() bool {
-	if a.pos.line > len(a.lines) {
-		return true
-	}
-	line := a.lines[a.pos.line-1]
-	for _, c := range line[min(a.pos.col-1, len(line)):] {
-		if c != ' ' && c != '\t' {
-			return false
-		}
-	}
-	return true
-}
-
-func (a *aligner) single(c rune) (place, bool) {
-	p := a.pos
-	if c == '\'' {
-		ok := a.peek() == '\''
-		a.next()
-		ok = ok && a.peek() == '\''
-		a.next()
-		return p, ok
-	}
-	return a.plain(c)
-}
-
-// escapes are the escape sequences of a single letter.
-var escapes = map[rune]rune{
-	'0': 0, 'a': '\a', 'b': '\b', 't': '\t', '\t': '\t', 'n': '\n', 'v': '\v', 'f': '\f', 'r': '\r', 'e': 0x1b,
-	' ': ' ', '"': '"', '/': '/', '\\': '\\', 'N': 0x85, '_': 0xa0, 'L': 0x2028, 'P': 0x2029,
-}
-
-func (a *aligner) double(c rune) (place, bool) {
-	if a.peek() != '\\' {
-		return a.plain(c)
-	}
-	p := a.pos
-	a.next()
-	letter := a.peek()
-	a.next()
-	digits := map[rune]int{'x': 2, 'u': 4, 'U': 8}[letter]
-	if digits == 0 {
-		if letter == '\n' { // an escaped line ending joins the lines
-			a.skip(" \t")
-			return a.double(c)
-		}
-		got, ok := escapes[letter]
-		return p, ok && got == c
-	}
-	var hex []rune
-	for range digits {
-		hex = append(hex, a.peek())
-		a.next()
-	}
-	got, err := strconv.ParseUint(string(hex), 16, 32)
-	return p, err == nil && rune(got) == c
-}
-
-// block consumes one character c of a block scalar whose lines start at column
-// indent.
-func (a *aligner) block(c rune, indent int, literal bool) (place, bool) {
-	p := a.pos
-	got := a.peek()
-	if got == c && c != '\n' && got != 0 {
-		a.next()
-		a.empty = false
-		return p, true
-	}
-	if got != '\n' || c != '\n' && (c != ' ' || literal) {
-		return p, false
-	}
-	a.next()
-	a.enter(indent)
-	if c == '\n' && !literal {
-		if !a.empty && a.peek() == '\n' && a.pos.line < len(a.lines) {
-			a.next() // an empty line yields one line ending; the one before it is folded
-			a.enter(indent)
-		}
-		a.empty = true
-	}
-	return p, true
-}
-
-// enter skips the indentation of a line.
-func (a *aligner) enter(indent int) {
-	for a.pos.col < indent && a.peek() == ' ' {
-		a.next()
-	}
 }
 
 // scalar returns the resolved text of a scalar node.
@@ -251,7 +34,7 @@ func (d *document) scalar(n *yaml.Node) *scalar {
 	if s, ok := d.byNode[n]; ok {
 		return s
 	}
-	first, at := align(d.runes, n)
+	first, at := align.Scalar(d.runes, n)
 	s := &scalar{text: n.Value, start: first, at: at, plain: n.Style&^(yaml.TaggedStyle|yaml.FlowStyle) == 0}
 	if strings.Contains(n.Value, "${") {
 		d.expand(s)
@@ -266,7 +49,7 @@ func (d *document) scalar(n *yaml.Node) *scalar {
 func (d *document) expand(s *scalar) {
 	in := s.text
 	var out strings.Builder
-	var at []place
+	var at []align.Place
 	offset := 0 // of in, in characters of s.text
 	keep := func(text string, variable bool) {
 		out.WriteString(text)

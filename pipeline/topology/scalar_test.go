@@ -6,7 +6,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v4"
-	"pgregory.net/rapid"
+
+	"millrace/pipeline/topology/align"
 )
 
 // texts returns the scalars of a document, in order.
@@ -31,13 +32,13 @@ func texts(t testing.TB, src string) (*document, []*yaml.Node) {
 }
 
 // find returns the place of the only occurrence of c in the text.
-func find(src string, c rune) place {
+func find(src string, c rune) align.Place {
 	for i, line := range lineEnd.Split(src, -1) {
 		if col := slices.Index([]rune(line), c); col >= 0 {
-			return place{i + 1, col + 1}
+			return align.At(i+1, col+1)
 		}
 	}
-	return place{}
+	return align.Place{}
 }
 
 // The § in a value has the place of the § in the file.
@@ -121,46 +122,8 @@ func TestValueOfVariableHasThePlaceOfTheVariable(t *testing.T) {
 		t.Fatalf("the text is %q", s.text)
 	}
 	for offset, want := range map[int]int{0: 5, 2: 7, 6: 7, 7: 14, 8: 15, 9: 16} {
-		if got := s.place(offset); got != (place{1, want}) {
+		if got := s.place(offset); got != (align.At(1, want)) {
 			t.Errorf("character %d has the place %v, want column %d", offset, got, want)
 		}
 	}
-}
-
-// In every style of YAML, each character of a text has its own place, or the place of
-// the start.
-func TestPlacesOfAnyText(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		word := rapid.StringMatching(`[a-zé🙂'"$#:{}\\. -]{0,12}`)
-		text := strings.Join(rapid.SliceOfN(word, 1, 4).Draw(t, "lines"), rapid.SampledFrom([]string{" ", "\n", "\t"}).Draw(t, "between"))
-		style := rapid.SampledFrom([]yaml.Style{0, yaml.SingleQuotedStyle, yaml.DoubleQuotedStyle, yaml.LiteralStyle, yaml.FoldedStyle}).Draw(t, "style")
-		out, err := yaml.Dump(&yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{
-			{Kind: yaml.ScalarNode, Value: "k"}, {Kind: yaml.ScalarNode, Tag: "!!str", Value: text, Style: style},
-		}}, yaml.WithLineWidth(rapid.IntRange(10, 80).Draw(t, "width")))
-		if err != nil {
-			return // a text that YAML cannot hold
-		}
-		d, root := parse(Source{Text: out}, func(string) (string, bool) { return "", false })
-		if root == nil {
-			t.Fatalf("%q: %v", out, d.faults)
-		}
-		n := root.Content[1]
-		first, at := align(d.runes, n)
-		if at == nil && n.Style&(yaml.TaggedStyle|yaml.FoldedStyle|yaml.LiteralStyle) == 0 {
-			t.Fatalf("%q: the places are unknown", out)
-		}
-		if first.line > len(d.lines)+1 {
-			t.Fatalf("%q: the first character has the place %v", out, first)
-		}
-		for i, c := range []rune(n.Value) {
-			if at == nil {
-				break
-			}
-			a := aligner{lines: d.runes, pos: at[i]}
-			blank := strings.ContainsRune(" \t\n", c)
-			if got := a.peek(); got != c && got != '\\' && !(blank && strings.ContainsRune(" \t\n", got)) {
-				t.Fatalf("%q: character %d, %q, has the place %v, where the file has %q", out, i, c, at[i], got)
-			}
-		}
-	})
 }

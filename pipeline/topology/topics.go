@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/stage"
+	"millrace/pipeline/topology/align"
 )
 
 // The exclusive uses of a topic. A topic can also hold the snapshots of a projection.
@@ -25,7 +26,7 @@ const receiptsRetention = "259200000"
 
 // declareTopic adds a declared topic to the plan.
 func (l *loader) declareTopic(item stage.Item) {
-	t := &topic{Topic: &Topic{Name: item.Key.Text}, name: item.Key, unsure: l.faulty[place{item.Key.Line, item.Key.Col}]}
+	t := &topic{Topic: &Topic{Name: item.Key.Text}, name: item.Key, unsure: l.faulty[align.At(item.Key.Line, item.Key.Col)]}
 	l.checkTopicName(item.Key)
 	l.topics[t.Name] = t
 	l.plan.Topics = append(l.plan.Topics, t.Topic)

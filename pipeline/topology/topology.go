@@ -45,6 +45,7 @@ type Topology struct {
 	Encryption  *Encryption // nil if nothing is encrypted
 
 	hash     string
+	settings map[string]string // see [Topology.Settings]
 	warnings []Warning
 }
 

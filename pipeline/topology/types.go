@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/topology/align"
 )
 
 // grouped adds the faults of a stage or a fold. The same fault of several event types
@@ -22,14 +23,14 @@ func (l *loader) grouped(faults []expr.Fault, all []string) {
 // A grouped fault is one of several event types.
 type groupedFault struct {
 	expr.Fault
-	at    place
+	at    align.Place
 	types []string
 }
 
 // group merges the same fault of several types. The messages name the types.
 func (l *loader) group(faults []expr.Fault, all []string) (out []groupedFault) {
 	type key struct {
-		at   place
+		at   align.Place
 		text string
 	}
 	var order []key

@@ -24,6 +24,7 @@ const (
 	RuleShortRetention = "short-retention" // Kafka deletes events that a projection needs for a rebuild
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
+	RuleMixedTimes     = "mixed-times"     // a window reads a topic whose partitions mix events of several partitions
 	RuleKeyFormat      = "key-format"      // a projection cannot check the partitions of its events
 	RuleLongDelay      = "long-delay"      // stages delay a transaction longer than the default timeout allows
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
@@ -53,6 +54,7 @@ func (l *loader) warn(args stage.Args) {
 	l.warnTables(args)
 	l.warnRetention()
 	l.warnKeys()
+	l.warnWindows()
 	l.warnExpressions()
 	for _, p := range l.pipelines {
 		l.warnPipeline(p)
@@ -78,7 +80,7 @@ func (l *loader) warning(rule string, at expr.Source, hint, format string, args 
 func (l *loader) warnExpressions() {
 	for _, w := range l.warns {
 		for _, g := range l.group(w.list, w.types) {
-			l.warning(string(g.Rule), expr.Source{Line: g.at.line, Col: g.at.col}, g.Hint, "%s", g.Msg)
+			l.warning(string(g.Rule), expr.Source{Line: g.at.Line, Col: g.at.Col}, g.Hint, "%s", g.Msg)
 		}
 	}
 }

@@ -131,24 +131,32 @@ func (h *handler) Prepare(ctx context.Context, records []*pipeline.Record) error
 // Handle implements [pipeline.Handler]. It emits all records of an event or none: all
 // parts of a split event, to all topics.
 func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+	read := in
+	if to := deadletter.RedrivenTo(in); to != nil {
+		if string(to) != h.pipeline {
+			h.batch.Elsewhere++ // this pipeline has taken the event before
+			return nil
+		}
+		read = deadletter.Plain(in)
+	}
 	h.batch.In++
 	h.output.records = h.output.records[:0]
 	if h.waits {
-		in.Started = time.Time{}
+		read.Started = time.Time{}
 	}
 	if h.tap != nil {
 		h.tap.begin(ctx, in, h.input.keys)
 	}
 	if in.Value == nil {
-		return h.tombstone(ctx, in, out)
+		return h.tombstone(ctx, in, read, out)
 	}
 	failed := deadletter.StageDecode
-	err := h.input.read(ctx, in, &h.event)
+	err := h.input.read(ctx, read, &h.event)
 	if err == nil {
 		if err = h.stages.Process(ctx, &h.event, h.keep); err != nil {
 			failed = failedStage(err)
 		} else if h.output.envelope != nil {
-			h.output.envelope.Close(h.output.records, in)
+			h.output.envelope.Close(h.output.records, read)
 		}
 	}
 	if h.tap != nil {
@@ -194,8 +202,11 @@ var _ = []kafka.Refuser{(*handler)(nil), (*lanes)(nil)}
 // Refuse implements [kafka.Refuser].
 func (h *handler) Refuse(ctx context.Context, in *pipeline.Record, why error, out pipeline.Emitter) error {
 	h.batch.In++
-	stage := deadletter.StageEncode
-	if err := h.input.read(ctx, in, &h.event); err != nil {
+	stage, read := deadletter.StageEncode, in
+	if deadletter.RedrivenTo(in) != nil {
+		read = deadletter.Plain(in)
+	}
+	if err := h.input.read(ctx, read, &h.event); err != nil {
 		if pipeline.ClassOf(err) != pipeline.ClassReject {
 			return err
 		}

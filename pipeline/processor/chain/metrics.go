@@ -13,6 +13,7 @@ import (
 type Counts struct {
 	In, Out, Filtered int
 	Dead              map[pipeline.Reason]int
+	Elsewhere         int // not in In: dead letters that were sent back to another pipeline
 
 	Tombstones TombstoneCounts
 }
@@ -32,7 +33,7 @@ func (n *Counts) reset() {
 // in + added = out + filtered + rejected. Metrics is safe for concurrent use.
 type Metrics struct {
 	in, out, filtered            *prometheus.CounterVec
-	dead, tombstones             *prometheus.CounterVec
+	dead, tombstones, elsewhere  *prometheus.CounterVec
 	stageIn, stageOut, stageDrop *prometheus.CounterVec
 	stageRejected                *prometheus.CounterVec
 	stageAdded, stageSkipped     *prometheus.CounterVec
@@ -59,6 +60,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		filtered:      counter("events_filtered_total", "Events of committed batches that a stage filtered.", "pipeline"),
 		dead:          counter("dead_letters_total", "Events of committed batches that became dead letters, by reason.", "pipeline", "reason"),
 		tombstones:    counter("tombstones_total", "Records without a value in committed batches, by outcome: passed ones are also in events_out, ignored ones in events_filtered.", "pipeline", "outcome"),
+		elsewhere:     counter("redriven_elsewhere_total", "Records of committed batches that the pipeline skipped, because they are dead letters of another pipeline that reads the same topic.", "pipeline"),
 		stageIn:       counter("stage_records_in_total", "Events that reached a stage.", "pipeline", "stage"),
 		stageOut:      counter("stage_records_out_total", "Events that a stage passed on.", "pipeline", "stage"),
 		stageDrop:     counter("stage_records_filtered_total", "Events that a stage filtered.", "pipeline", "stage"),
@@ -77,6 +79,7 @@ func (m *Metrics) add(name string, n *Counts) {
 	m.in.WithLabelValues(name).Add(float64(n.In))
 	m.out.WithLabelValues(name).Add(float64(n.Out))
 	m.filtered.WithLabelValues(name).Add(float64(n.Filtered))
+	m.elsewhere.WithLabelValues(name).Add(float64(n.Elsewhere))
 	if n.Tombstones.Passed > 0 {
 		m.tombstones.WithLabelValues(name, "passed").Add(float64(n.Tombstones.Passed))
 	}

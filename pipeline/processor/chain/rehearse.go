@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/trace"
+	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
@@ -26,8 +27,9 @@ import (
 type Rehearsal struct {
 	plan    *topology.Pipeline
 	handler *handler
-	batch   int // events per batch
-	n       int // events in the current batch
+	batch   int  // events per batch
+	n       int  // events in the current batch
+	spared  bool // the current event passed a stage whose service was not called
 	emitted collector
 	out     []Output
 }
@@ -104,6 +106,27 @@ func (r *Rehearsal) Restore(ctx context.Context, d kafka.Description, partition 
 	return nil
 }
 
+// Skips reports whether the pipeline skips a record: it is a dead letter of another
+// pipeline that was sent back to the topic. Run returns nothing for it.
+func (r *Rehearsal) Skips(in *pipeline.Record) bool {
+	to := deadletter.RedrivenTo(in)
+	return to != nil && string(to) != r.plan.Name
+}
+
+// SpareServices makes stages that call a service pass all events unchanged, and call
+// nothing. [Rehearsal.Spared] says which events that concerns.
+func (r *Rehearsal) SpareServices() {
+	r.handler.stages.Each(func(_ string, s pipeline.Stage) {
+		if asker, ok := s.(stage.Requester); ok {
+			asker.SpareService(func() { r.spared = true })
+		}
+	})
+}
+
+// Spared reports whether the last event passed a stage whose service was not called: a
+// worker may have written something else, or nothing.
+func (r *Rehearsal) Spared() bool { return r.spared }
+
 // Run runs one record and returns the records that a worker would write: none if a stage
 // filtered the event. They are valid until the next call. After an error, the batch is
 // discarded, like a batch that a worker aborts.
@@ -112,7 +135,7 @@ func (r *Rehearsal) Run(ctx context.Context, in *pipeline.Record) ([]Output, err
 		r.end(true)
 	}
 	r.n++
-	r.emitted.records, r.out = r.emitted.records[:0], r.out[:0]
+	r.emitted.records, r.out, r.spared = r.emitted.records[:0], r.out[:0], false
 	if err := r.handler.Handle(ctx, in, &r.emitted); err != nil {
 		r.end(false)
 		return nil, err

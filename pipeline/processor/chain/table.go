@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
@@ -44,6 +45,7 @@ type table struct {
 	tail      *kafka.Tail
 	log       *slog.Logger
 	rejected  *prometheus.CounterVec
+	redriven  prometheus.Counter
 
 	changed atomic.Pointer[chan struct{}] // closed at the next change; nil: no goroutine waits
 }
@@ -111,7 +113,11 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 	if t.keys, err = newRowKeys(decl.Topic, t.schema, w.Registry); err != nil {
 		return nil, err
 	}
-	w.Metrics.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	t.redriven = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "millrace_table_redriven_total", Help: "Records of a table's topic that were skipped, because they are dead letters that were sent back to a pipeline.",
+		ConstLabels: prometheus.Labels{"table": t.name},
+	})
+	w.Metrics.MustRegister(t.redriven, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_table_lag_records", Help: "Offsets of the table's topic that were not read yet.", ConstLabels: prometheus.Labels{"table": t.name},
 	}, func() float64 {
 		lag, _ := t.tail.Lag()
@@ -196,6 +202,10 @@ func (t *table) run(ctx context.Context) error {
 func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
 	if t.snapshots && bytes.HasPrefix(r.Key, []byte(fold.ReservedKeys)) {
 		return nil // a record of the projector itself
+	}
+	if deadletter.RedrivenTo(r) != nil {
+		t.redriven.Inc() // the table has read the record before
+		return nil
 	}
 	row, err := t.row(ctx, r)
 	if err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {

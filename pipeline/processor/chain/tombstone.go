@@ -11,13 +11,14 @@ import (
 
 // tombstone handles a record without a value. No stage sees it: a tombstone has no
 // fields, so nothing can filter, mask or route it. A pipeline whose stages choose the key
-// or the topic by the value has topology.TombstoneDeadLetter.
-func (h *handler) tombstone(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
+// or the topic by the value has topology.TombstoneDeadLetter. read is the record without
+// the headers of a redrive.
+func (h *handler) tombstone(ctx context.Context, in, read *pipeline.Record, out pipeline.Emitter) error {
 	var err error
 	switch h.tombstones {
 	case topology.TombstoneDelete, topology.TombstonePass:
-		if err = h.input.keys.Check(ctx, in); err == nil {
-			err = h.output.tombstone(in)
+		if err = h.input.keys.Check(ctx, read); err == nil {
+			err = h.output.tombstone(read)
 		}
 	case topology.TombstoneIgnore:
 	default:

@@ -33,9 +33,12 @@ what apply would do: create topics, set their configuration, register schemas.
 plan itself changes nothing.
 
 plan refuses an edit that loses something, with the reason and a hint: a renamed
-stage that has state, a pipeline that reads another topic or is removed before it
-has read everything, a shorter retention, an incompatible schema. --allow NAME
-allows an edit that is intended. An edit that could not work cannot be allowed.
+stage that has state, another id of dedupe, another key of mask or rekey, a
+pipeline that reads another topic, is removed before it has read everything, or
+would write again what its predecessor wrote, a projection that is removed or
+begins again, a shorter retention, an incompatible schema. --allow NAME allows an
+edit that is intended. An edit that could not work cannot be allowed. For every
+other changed parameter, plan says what it means for what was written before.
 
 Workers do not need plan or apply: run creates topics and registers schemas
 itself. If no topology was applied yet, plan compares only with the cluster and

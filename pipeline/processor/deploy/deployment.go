@@ -31,6 +31,7 @@ type deployment struct {
 	Schemas   map[string]int                `json:"schemas"` // ids by subject
 	Pipelines map[string]deployedPipeline   `json:"pipelines"`
 	Folds     map[string]deployedProjection `json:"projections"`
+	Settings  map[string]string             `json:"settings,omitempty"` // see [topology.Topology.Settings]
 }
 
 const (
@@ -72,6 +73,7 @@ func deploy(t *topology.Topology, cluster kafka.Description, ids map[string]int)
 	d := &deployment{
 		Format: deploymentFormat, Name: t.Name, Hash: t.Hash(), Schemas: ids,
 		Topics: map[string]deployedTopic{}, Pipelines: map[string]deployedPipeline{}, Folds: map[string]deployedProjection{},
+		Settings: t.Settings(),
 	}
 	for _, spec := range declaredTopics(t, cluster) {
 		have := cluster.Topics[spec.Name]

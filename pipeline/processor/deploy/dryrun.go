@@ -34,8 +34,9 @@ the source of each pipeline, and run them through the pipeline with the code of
 workers.
 
 dry-run writes, creates, registers and commits nothing, and joins no group. Stages
-start with the state that they had when a worker reached the first event. A stage
-that calls a service does call it.
+start with the state that they had when a worker reached the first event. Services
+are not called: a stage http passes its events unchanged. --call-services sends the
+requests, POST and PUT included.
 
 Exit code 0 if everything would work; 1 with the faults if not; 2 if the command
 line or the topology is wrong. Dead letters are not faults.`,
@@ -51,6 +52,7 @@ line or the topology is wrong. Dead letters are not faults.`,
 	flags.DurationVar(&d.wait, "wait", 10*time.Second, "with --offset end, how long to wait for events")
 	flags.IntVar(&d.samples, "samples", 3, "maximum number of output records, and of dead letters, to show for each pipeline")
 	flags.StringVar(&d.instance, "instance", "", "`name` of the worker whose transactional ids are checked (default: the host's name)")
+	flags.BoolVar(&d.services, "call-services", false, "send the requests of http stages")
 	flags.BoolVar(&d.json, "json", false, "print JSON, one line for each finding, stage and record")
 	return cmd
 }
@@ -65,6 +67,7 @@ type dryRun struct {
 	wait     time.Duration
 	samples  int
 	instance string
+	services bool
 	json     bool
 
 	out    cli.Printer
@@ -163,16 +166,26 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 		return nil
 	}
 	r := chain.NewRehearsal(w, pl, cluster.Limits())
+	if !d.services {
+		r.SpareServices()
+	}
+	spared := 0
 	counts := chain.Counts{Dead: map[pipeline.Reason]int{}}
 	var written, letters []chain.SampleRecord
 	err := d.read(ctx, w, pl, func(partition int32, next int64) error {
 		return r.Restore(ctx, cluster, partition, next)
 	}, func(in *pipeline.Record) error {
+		if r.Skips(in) {
+			return nil
+		}
 		out, err := r.Run(ctx, in)
 		if err != nil {
 			return err
 		}
 		counts.Add(out)
+		if r.Spared() {
+			spared++
+		}
 		for i := range out {
 			list := &written
 			if out[i].DeadLetter() {
@@ -186,6 +199,9 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 	})
 	if err != nil {
 		return err
+	}
+	if spared > 0 {
+		d.print(finding{"pipeline " + pl.Name, stateNote, fmt.Sprintf("%s passed a stage http unchanged, because no service was called: --call-services sends the requests", cli.Plural(spared, "event"))})
 	}
 	d.printStages(pl, r)
 	total := sampled{pl.Name, counts.In, counts.Out, counts.Filtered, counts.Dead}

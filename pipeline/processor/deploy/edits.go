@@ -27,16 +27,19 @@ func (p *plan) edits(ctx context.Context, w *worker.Worker, cluster kafka.Descri
 		}
 	}
 	byName := map[string]*topology.Pipeline{}
+	p.kept = map[string]bool{}
 	for _, pl := range t.Pipelines {
-		byName[pl.Name] = pl
+		byName[pl.Name], p.kept[pl.Name] = pl, true
+	}
+	for _, pl := range t.Pipelines {
 		if _, was := p.Applied.Pipelines[pl.Name]; !was {
-			p.note("pipeline:"+pl.Name, "new: it starts at the beginning of %s", pl.From.Name)
+			p.added(pl)
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Applied.Pipelines)) {
 		was, pl := p.Applied.Pipelines[name], byName[name]
 		if pl == nil {
-			if err := p.removed(ctx, w, name, was); err != nil {
+			if err := p.removed(ctx, w, cluster, name, was); err != nil {
 				return err
 			}
 			continue
@@ -54,13 +57,55 @@ func (p *plan) edits(ctx context.Context, w *worker.Worker, cluster kafka.Descri
 			p.note("pipeline:"+name, "%s with the topology of their start: restart the workers after apply", map[bool]string{true: "1 session runs", false: fmt.Sprintf("%d sessions run", g.Members)}[g.Members == 1])
 		}
 	}
+	p.projections(t)
+	p.changedSettings(t)
+	return nil
+}
+
+// added handles a pipeline that the last applied topology does not have. A pipeline that
+// was renamed is such a pipeline, too.
+func (p *plan) added(pl *topology.Pipeline) {
+	var to []string
+	for _, topic := range pl.Writes() {
+		to = append(to, topic.Name)
+	}
+	p.note("pipeline:"+pl.Name, "new: it starts at the beginning of %s, and writes the result of every event there to %s", pl.From.Name, strings.Join(to, ", "))
+	for _, name := range slices.Sorted(maps.Keys(p.Applied.Pipelines)) {
+		was := p.Applied.Pipelines[name]
+		i := slices.IndexFunc(to, func(topic string) bool { return slices.Contains(was.To, topic) })
+		if p.kept[name] || was.From != pl.From.Name || i < 0 {
+			continue
+		}
+		p.refuse(editRewritten, pl.Name, "keep the name "+name+"; or write to a new topic, and let readers change to it",
+			"pipeline %s starts at the beginning of %s and writes to %s, to which the removed pipeline %s has written: readers see every event a second time", pl.Name, pl.From.Name, to[i], name)
+	}
+}
+
+// projections compares the projections with those that were applied last.
+func (p *plan) projections(t *topology.Topology) {
+	kept := map[string]bool{}
 	for _, proj := range t.Projections {
+		kept[proj.Name] = true
 		was, ok := p.Applied.Folds[proj.Name]
-		if ok && proj.Fold.WithHash(was.Fold) == nil {
+		switch {
+		case !ok:
+			p.note("projection:"+proj.Name, "new: it folds %s from its beginning, and publishes every state on %s", proj.From.Name, proj.Snapshots.Name)
+		case was.From != proj.From.Name:
+			p.refuse(editProjection, proj.Name, "give the new projection another name, and remove this one when nobody asks it any more",
+				"projection %s folded %s and would fold %s: its states and its history are discarded, and %s is folded from its beginning", proj.Name, was.From, proj.From.Name, proj.From.Name)
+		case was.Snapshots != proj.Snapshots.Name:
+			p.refuse(editProjection, proj.Name, "keep the topic "+was.Snapshots+"; or give the new projection another name, and let readers change to it",
+				"projection %s published on %s and would publish on %s: its states are discarded and folded again from the beginning of %s, and readers of %s get no more changes", proj.Name, was.Snapshots, proj.Snapshots.Name, proj.From.Name, was.Snapshots)
+		case proj.Fold.WithHash(was.Fold) == nil:
 			p.note("projection:"+proj.Name, "its fold changed: the live version continues until `projector rebuild %s` has built the new one and `projector promote %s` makes it live", proj.Name, proj.Name)
 		}
 	}
-	return nil
+	for _, name := range slices.Sorted(maps.Keys(p.Applied.Folds)) {
+		if was := p.Applied.Folds[name]; !kept[name] {
+			p.refuse(editProjection, name, "keep the name if you renamed it; otherwise allow this edit, and delete topic "+was.Snapshots+" later",
+				"projection %s was removed: its states and its history cannot be asked for any more, and readers of %s get no more changes", name, was.Snapshots)
+		}
+	}
 }
 
 // renamed names the new stage that may be the missing one under another name, as the
@@ -76,16 +121,20 @@ func renamed(was deployedPipeline, pl *topology.Pipeline) string {
 }
 
 // removed handles a pipeline that the topology does not have any more.
-func (p *plan) removed(ctx context.Context, w *worker.Worker, name string, was deployedPipeline) error {
+func (p *plan) removed(ctx context.Context, w *worker.Worker, cluster kafka.Description, name string, was deployedPipeline) error {
 	group := p.Applied.Name + "-" + name
 	lag := int64(0)
-	if _, there := p.Applied.Topics[was.From]; there {
-		var err error
-		if lag, err = kafka.Lag(ctx, w.Kafka, group, was.From); err != nil {
+	_, there := cluster.Topics[was.From]
+	if there {
+		done, total, err := kafka.GroupProgress(ctx, w.Kafka, group, was.From)
+		if err != nil {
 			return err
 		}
+		lag = total - done
 	}
-	if lag > 0 {
+	if !there {
+		p.note("pipeline:"+name, "removed, and its source %s is gone or hidden: whether it read everything is unknown", was.From)
+	} else if lag > 0 {
 		p.refuse(editRemoved, name, "let it read to the end before you remove it; if you renamed it, use the old name: a new pipeline starts at the beginning of the topic",
 			"pipeline %s was removed, but its group %s has not read %d offsets of %s yet", name, group, lag, was.From)
 	} else {

@@ -125,6 +125,7 @@ func (in *inspection) check(ctx context.Context, pipelines []*topology.Pipeline)
 	if err := in.checkTopics(ctx, uses); err != nil {
 		return err
 	}
+	gaps(pipelines, in.cluster, func(topic, why string) { in.report(stateNote, "topic "+topic, "%s", why) })
 	for _, pl := range pipelines {
 		if err := in.checkSchemas(ctx, pl); err != nil {
 			return err

@@ -39,6 +39,8 @@ type plan struct {
 	Notes    []planNote  `json:"notes"`
 	Refused  []refusal   `json:"refused"`
 	Done     bool        `json:"done"` // apply carried the steps out
+
+	kept map[string]bool // names of the topology's pipelines
 }
 
 // A step is one action of apply.
@@ -75,6 +77,9 @@ func describeDeployed(ctx context.Context, w *worker.Worker, applied *deployment
 	for _, spec := range declaredTopics(w.Topology, kafka.Description{}) {
 		names[spec.Name] = true
 	}
+	for _, t := range w.Topology.Topics {
+		names[t.Name] = true
+	}
 	for _, pl := range w.Topology.Pipelines {
 		groups[w.Topology.Group(pl)] = true
 	}
@@ -82,8 +87,8 @@ func describeDeployed(ctx context.Context, w *worker.Worker, applied *deployment
 		for name := range applied.Topics {
 			names[name] = true
 		}
-		for name := range applied.Pipelines {
-			groups[applied.Name+"-"+name] = true
+		for name, pl := range applied.Pipelines {
+			groups[applied.Name+"-"+name], names[pl.From] = true, true
 		}
 	}
 	return kafka.Describe(ctx, w.Kafka, slices.Sorted(maps.Keys(names)), slices.Sorted(maps.Keys(groups)), nil)
@@ -110,6 +115,13 @@ func (p *plan) topics(ctx context.Context, w *worker.Worker, cluster kafka.Descr
 			p.replaced(w.Topology, have)
 		}
 	}
+	for _, t := range w.Topology.Topics {
+		// The projector creates these topics, and sets nothing of one that exists.
+		if have, ok := cluster.Topics[t.Name]; ok && t.Snapshots != nil && len(t.Config) > 0 {
+			p.config(w, kafka.TopicSpec{Name: t.Name, Partitions: t.Partitions, Config: t.Config}, have)
+		}
+	}
+	gaps(w.Topology.Pipelines, cluster, func(topic, why string) { p.note("topic:"+topic, "%s", why) })
 	faults, err := kafka.CheckTopics(ctx, w.Kafka, missing)
 	if err != nil {
 		return err

@@ -20,6 +20,12 @@ const (
 	editRemoved           editKind = "removed"            // a pipeline was removed before it read everything
 	editFrom              editKind = "from"               // a pipeline reads another topic
 	editGuarantee         editKind = "guarantee"          // a pipeline gives up exactly_once
+	editState             editKind = "state"              // the state of a stage is of no use any more
+	editMask              editKind = "mask"               // masked values are not the same any more
+	editKey               editKind = "key"                // events of one aggregate get another key
+	editKeys              editKind = "keys"               // encrypted fields become unreadable
+	editRewritten         editKind = "rewritten"          // a renamed pipeline writes everything again
+	editProjection        editKind = "projection"         // a projection is removed, or begins again
 
 	// Edits that cannot be allowed, because they could not work.
 	editHidden     editKind = "topic"      // a topic cannot be described
@@ -37,10 +43,16 @@ var allowableEdits = []struct {
 	{editConfig, "TOPIC/SETTING"},
 	{editFrom, "PIPELINE"},
 	{editGuarantee, "PIPELINE"},
+	{editKey, "PIPELINE/STAGE/key"},
+	{editKeys, "encryption/key_topic"},
+	{editMask, "PIPELINE/STAGE/PARAMETER"},
 	{editOrphanedState, "PIPELINE/STAGE"},
 	{editPartitionsChanged, "TOPIC"},
 	{editRecreated, "TOPIC"},
+	{editProjection, "PROJECTION"},
 	{editRemoved, "PIPELINE"},
+	{editRewritten, "PIPELINE"},
+	{editState, "PIPELINE/STAGE/PARAMETER"},
 }
 
 // allowable reports whether --allow accepts edits of this kind.

@@ -241,6 +241,19 @@ func (b *Bench) File(text string) string {
 	return filepath.Join(dir, "topology.yaml")
 }
 
+// Rows writes the file rows.json beside a topology. The result writes it again.
+func (b *Bench) Rows(file, text string) (again func(text string)) {
+	b.Helper()
+	again = func(text string) {
+		b.Helper()
+		if err := os.WriteFile(filepath.Join(filepath.Dir(file), "rows.json"), []byte(text), 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	again(text)
+	return again
+}
+
 // Processor runs a command of the processor on the bench. It returns the exit code and the
 // output, standard output before standard error.
 func (b *Bench) Processor(file string, args ...string) (code int, out string) {

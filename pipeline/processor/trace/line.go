@@ -9,7 +9,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -25,7 +24,7 @@ type Line struct {
 	Topic     string          `json:"topic"`
 	Partition int32           `json:"partition"`
 	Offset    int64           `json:"offset"`
-	Time      time.Time       `json:"time"`
+	Time      pipeline.Time   `json:"time"`
 	Key       string          `json:"key"` // of the input record, in its text form
 	Type      string          `json:"type,omitempty"`
 	Event     json.RawMessage `json:"event,omitempty"`   // only when a stage begins and when it passes the event
@@ -80,7 +79,7 @@ func NewFailure(pl *topology.Pipeline, stage string, in *pipeline.Record, err er
 func newLine(pl *topology.Pipeline, stage string, m pipeline.Moment, in *pipeline.Record, err error) Line {
 	l := Line{
 		Pipeline: pl.Name, Stage: stage, At: MomentName(m),
-		Topic: in.Topic, Partition: in.Partition, Offset: in.Offset, Time: in.Time.UTC(), Key: pl.From.KeyFormat.Show(in.Key),
+		Topic: in.Topic, Partition: in.Partition, Offset: in.Offset, Time: pipeline.Time(in.Time), Key: pl.From.KeyFormat.Show(in.Key),
 	}
 	if err != nil {
 		l.Reason, l.Error = string(pipeline.ReasonOf(err)), err.Error()

@@ -33,14 +33,18 @@ type comparison struct {
 	memory  int       // limit for expected, in bytes
 	most    int       // maximum number of samples
 
+	services bool // call the services of stages
+
 	// Set by prepare.
 	sources []*topology.Pipeline              // pl, then the other pipelines that write to its topics
 	inputs  map[string]map[int32]inputSpan    // by topic and partition
 	outputs map[string]map[int32]kafka.Bounds // by topic and partition
 	normals map[string]*normal                // by name of the schema; nil if all fields are compared
+	redrive []map[eventPlace]bool             // by index in sources: the events that were sent back
 	seed    maphash.Seed                      // of all digests
 	lostIn  bool                              // a source lost its oldest events
 	lostOut bool                              // an output topic lost its oldest records
+	guessed bool                              // what a service answered decides which records are written
 
 	report verifyReport
 
@@ -68,6 +72,14 @@ type expectedRecord struct {
 	optional    bool   // it may be missing
 	first       bool   // the first record of its event
 	dead        bool   // a dead letter
+	redriven    bool   // a dead letter whose cause is not known: any letter of the event matches
+	copied      bool   // only a copy of the letter was found so far
+}
+
+// An eventPlace is the place of an event in the source of a pipeline.
+type eventPlace struct {
+	partition int32
+	offset    int64
 }
 
 // expectedBytes is the size of an expectedRecord.
@@ -110,7 +122,10 @@ func (c *comparison) run(ctx context.Context) error {
 	}
 	r := &c.report
 	r.Passes = passes
-	r.Conserved = c.lostOut || r.In == r.Out+r.Filtered+r.DeadLetters
+	r.Conserved = c.lostOut || r.In == r.Out+r.Filtered+r.DeadLetters+r.Services
+	if r.Services > 0 {
+		c.note("events that reached a stage http: %d. Their services were not called, so what was written for them is accepted, and nothing has to be there; --call-services compares it", r.Services)
+	}
 	twice := r.Duplicated
 	if c.pl.Guarantee == topology.AtLeastOnce {
 		twice = 0
@@ -181,7 +196,44 @@ func (c *comparison) prepare(ctx context.Context) error {
 	if c.lostOut {
 		c.note("an output topic lost its oldest records: of each key, expected records before the first one that still exists are not compared, and in = out + filtered + dead letters cannot be checked")
 	}
+	for _, pl := range c.sources {
+		redriven, err := c.findRedriven(ctx, pl)
+		if err != nil {
+			return err
+		}
+		c.redrive = append(c.redrive, redriven)
+	}
+	if n := len(c.redrive[0]); n > 0 {
+		c.note("dead letters that were sent back: %d. The outcome of the first attempt is the dead letter, whatever the stages decide now", n)
+	}
 	return c.normalize()
+}
+
+// findRedriven returns the events of a pipeline that became dead letters and were sent
+// back, which their copies in the source name.
+func (c *comparison) findRedriven(ctx context.Context, pl *topology.Pipeline) (map[eventPlace]bool, error) {
+	out := map[eventPlace]bool{}
+	written := false
+	for _, b := range c.outputs[pl.DeadLetter.Name] {
+		written = written || b.End > 0
+	}
+	if !written {
+		return out, nil
+	}
+	for p, span := range c.inputs[pl.From.Name] {
+		err := kafka.ReadRange(ctx, c.worker.Kafka, pl.From.Name, p, span.bounds, func(in *pipeline.Record) error {
+			if string(deadletter.RedrivenTo(in)) == pl.Name {
+				if partition, offset, ok := deadletter.RedrivenFrom(in); ok {
+					out[eventPlace{partition, offset}] = true
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // digest returns the hash of parts. Their lengths are part of it, so other parts with
@@ -212,8 +264,13 @@ func (c *comparison) event(topic string, key []byte, name string, body []byte) (
 // group of its own.
 func (c *comparison) letter(r *pipeline.Record) (group, digest uint64) {
 	l := deadletter.Parse(r)
-	return c.digest([]byte(r.Topic), []byte(l.Pipeline), []byte(l.SourceTopic), fmt.Append(nil, l.SourcePartition), fmt.Append(nil, l.SourceOffset)),
+	return c.letterGroup(r.Topic, l.Pipeline, l.SourceTopic, eventPlace{l.SourcePartition, l.SourceOffset}),
 		c.digest([]byte(l.Stage), []byte(l.Reason), r.Key, r.Value)
+}
+
+// letterGroup returns the group of the dead letter of an event.
+func (c *comparison) letterGroup(topic, by, source string, at eventPlace) uint64 {
+	return c.digest([]byte(topic), []byte(by), []byte(source), fmt.Append(nil, at.partition), fmt.Append(nil, at.offset))
 }
 
 // passes compares everything in n passes, each over a part of the keys. After an error
@@ -266,7 +323,7 @@ func (c *comparison) pass(ctx context.Context, part, of uint64) error {
 // expected. Everything is optional for another source than the first. counts gets the
 // counts of the events that are not optional.
 func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, source uint8, part, of uint64, counts *chain.Counts) error {
-	r := chain.NewRehearsal(c.worker, pl, c.cluster.Limits())
+	r := c.rehearsal(pl)
 	for _, p := range slices.Sorted(maps.Keys(c.inputs[pl.From.Name])) {
 		span := c.inputs[pl.From.Name][p]
 		if err := r.Restore(ctx, c.cluster, p, span.bounds.Start); err != nil {
@@ -278,27 +335,8 @@ func (c *comparison) reference(ctx context.Context, pl *topology.Pipeline, sourc
 			if optional {
 				into = &chain.Counts{Dead: map[pipeline.Reason]int{}}
 			}
-			out, err := r.Run(ctx, in)
-			if err != nil {
-				return fmt.Errorf("%s/%d@%d: %w", in.Topic, in.Partition, in.Offset, err)
-			}
-			into.Add(out)
-			for i := range out {
-				e := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: i == 0}
-				if e.dead = out[i].DeadLetter(); e.dead {
-					e.group, e.body = c.letter(&out[i].Record)
-				} else {
-					e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Type(), out[i].Body)
-				}
-				if e.group%of != part {
-					continue
-				}
-				if len(c.expected)*expectedBytes >= c.memory {
-					return errMemory
-				}
-				c.expected = append(c.expected, e)
-			}
-			return nil
+			first := expectedRecord{offset: in.Offset, partition: in.Partition, source: source, optional: optional, first: true}
+			return c.expect(ctx, pl, r, in, first, part, of, into)
 		})
 		if err != nil {
 			return err
@@ -313,6 +351,78 @@ func (c *comparison) keyText(r *pipeline.Record) string {
 		return t.KeyFormat.Show(r.Key)
 	}
 	return string(r.Key)
+}
+
+// rehearsal returns a rehearsal of a pipeline.
+func (c *comparison) rehearsal(pl *topology.Pipeline) *chain.Rehearsal {
+	r := chain.NewRehearsal(c.worker, pl, c.cluster.Limits())
+	if !c.services {
+		r.SpareServices()
+	}
+	return r
+}
+
+// expect adds the records that a pipeline has to write for an event. first is the first
+// of them, without its digests.
+func (c *comparison) expect(ctx context.Context, pl *topology.Pipeline, r *chain.Rehearsal, in *pipeline.Record, first expectedRecord, part, of uint64, counts *chain.Counts) error {
+	if r.Skips(in) {
+		return nil
+	}
+	if at := (eventPlace{in.Partition, in.Offset}); c.redrive[first.source][at] {
+		counts.In++
+		first.dead, first.redriven = true, true
+		first.group = c.letterGroup(pl.DeadLetter.Name, pl.Name, pl.From.Name, at)
+		return c.addExpected(first, part, of)
+	}
+	out, err := r.Run(ctx, in)
+	switch {
+	case r.Spared():
+		// Whatever a worker wrote for the event is accepted: a record, a dead letter of
+		// any stage, or nothing.
+		if !first.optional && part == 0 {
+			c.report.Services++
+		}
+		counts.In++
+		first.optional = true
+		letter := first
+		letter.dead, letter.redriven = true, true
+		letter.group = c.letterGroup(pl.DeadLetter.Name, pl.Name, pl.From.Name, eventPlace{in.Partition, in.Offset})
+		if err := c.addExpected(letter, part, of); err != nil {
+			return err
+		}
+	case err != nil:
+		return fmt.Errorf("%s/%d@%d: %w", in.Topic, in.Partition, in.Offset, err)
+	default:
+		counts.Add(out)
+	}
+	for i := range out {
+		e := first
+		e.first = i == 0
+		if e.dead = out[i].DeadLetter(); e.dead {
+			if r.Spared() {
+				continue // it is expected already
+			}
+			e.group, e.body = c.letter(&out[i].Record)
+		} else {
+			e.group, e.body = c.event(out[i].Record.Topic, out[i].Record.Key, out[i].Type(), out[i].Body)
+		}
+		if err := c.addExpected(e, part, of); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addExpected adds an expected record if it is of this pass.
+func (c *comparison) addExpected(e expectedRecord, part, of uint64) error {
+	if e.group%of != part {
+		return nil
+	}
+	if len(c.expected)*expectedBytes >= c.memory {
+		return errMemory
+	}
+	c.expected = append(c.expected, e)
+	return nil
 }
 
 // match marks the expected record of an output record as found, or adds a stray.
@@ -343,11 +453,15 @@ func (c *comparison) match(ctx context.Context, r *pipeline.Record, part, of uin
 	if at, ok := c.index[group]; ok {
 		for i := at[0]; i < at[1]; i++ {
 			e := &c.expected[i]
-			if e.body != body {
+			if e.body != body && !e.redriven {
 				continue
 			}
-			if e.found == 0 {
-				e.found, e.foundIn = r.Offset+1, r.Partition
+			copied := e.dead && deadletter.IsCopy(r)
+			switch {
+			case e.found == 0 || e.copied && !copied:
+				e.found, e.foundIn, e.copied = r.Offset+1, r.Partition, copied
+				return nil
+			case copied: // a redrive left the letter where it was, and wrote it again
 				return nil
 			}
 			duplicateOf = i

@@ -21,22 +21,18 @@ import (
 // explain adds details to the samples. It runs the pipeline again, up to the events
 // of the samples.
 func (c *comparison) explain(ctx context.Context) error {
-	type eventAt struct {
-		partition int32
-		offset    int64
-	}
-	wanted := map[eventAt][]int{} // indexes of samples
-	until := map[int32]int64{}    // where to stop, by partition
+	wanted := map[eventPlace][]int{} // indexes of samples
+	until := map[int32]int64{}       // where to stop, by partition
 	for i := range c.report.Samples {
 		d := &c.report.Samples[i]
 		if d.wanted == nil || d.wanted.source > 0 {
 			continue
 		}
-		at := eventAt{d.In.Partition, d.In.Offset}
+		at := eventPlace{d.In.Partition, d.In.Offset}
 		wanted[at] = append(wanted[at], i)
 		until[d.In.Partition] = max(until[d.In.Partition], d.In.Offset+1)
 	}
-	r := chain.NewRehearsal(c.worker, c.pl, c.cluster.Limits())
+	r := c.rehearsal(c.pl)
 	for _, p := range slices.Sorted(maps.Keys(until)) {
 		span := c.inputs[c.pl.From.Name][p].bounds
 		span.End = until[p]
@@ -44,11 +40,21 @@ func (c *comparison) explain(ctx context.Context) error {
 			return err
 		}
 		err := kafka.ReadRange(ctx, c.worker.Kafka, c.pl.From.Name, p, span, func(in *pipeline.Record) error {
+			at := eventPlace{in.Partition, in.Offset}
+			if r.Skips(in) {
+				return nil
+			}
+			if c.redrive[0][at] {
+				for _, i := range wanted[at] {
+					c.redrivenDetail(&c.report.Samples[i], in)
+				}
+				return nil
+			}
 			out, err := r.Run(ctx, in)
 			if err != nil {
 				return err
 			}
-			for _, i := range wanted[eventAt{in.Partition, in.Offset}] {
+			for _, i := range wanted[at] {
 				if err := c.detail(ctx, &c.report.Samples[i], in, out); err != nil {
 					return err
 				}
@@ -71,6 +77,15 @@ func (c *comparison) explain(ctx context.Context) error {
 		d.Text = append(d.Text, "found    "+recordText(rec, s))
 	}
 	return nil
+}
+
+// redrivenDetail completes the sample of an event whose dead letter was sent back.
+func (c *comparison) redrivenDetail(d *disagreement, in *pipeline.Record) {
+	d.Topic, d.Key = c.pl.DeadLetter.Name, string(in.Key)
+	if d.Found != nil {
+		d.Found.Topic = d.Topic
+	}
+	d.Text = append(d.Text, "expected a dead letter, because one was sent back")
 }
 
 // detail completes a sample. in is its event, and out the records that the rehearsal

@@ -14,7 +14,7 @@ func (c *comparison) judge() {
 		delete(strays, group)
 	}
 	for _, s := range c.strays { // in the order of the output, unlike the map
-		if _, left := strays[s.group]; left && !c.lostIn {
+		if _, left := strays[s.group]; left && !c.lostIn && !c.guessed {
 			c.extra(s)
 		}
 	}
@@ -41,6 +41,7 @@ func (c *comparison) judgeGroup(expected []expectedRecord, strays []stray) {
 		case s.duplicateOf >= 0:
 			c.report.Duplicated++
 			c.show(disagreement{Kind: "twice", Topic: s.at.Topic, Key: s.key, wanted: &c.expected[s.duplicateOf], Found: &s.at})
+		case c.guessed: // other answers of the service, another record
 		case c.lostIn && (!found || s.at.Offset < first): // its event may be among the lost ones
 		default:
 			unmatched = append(unmatched, *s)

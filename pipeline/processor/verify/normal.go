@@ -34,6 +34,7 @@ func (c *comparison) normalize() error {
 					fates[name] = true
 				}
 			}
+			c.guessed = c.guessed || !c.services && decidesByService(pl, typ)
 		}
 	}
 	c.report.Ignored = append(c.report.Ignored, slices.Sorted(maps.Keys(ignored))...)
@@ -76,6 +77,21 @@ func volatileFields(pl *topology.Pipeline, typ int) (fields [][]string, deciding
 		}
 	}
 	return fields, deciding
+}
+
+// decidesByService reports whether a stage decides about events of a type by what a
+// service answered: which topic and key they have, or whether they pass at all.
+func decidesByService(pl *topology.Pipeline, typ int) bool {
+	_, deciding := volatileFields(pl, typ)
+	after := false
+	for _, s := range pl.Stages {
+		if _, asks := s.Built.(stage.Requester); asks {
+			after = after || s.On[typ]
+		} else if after && slices.Contains(deciding, s.Name) {
+			return true
+		}
+	}
+	return false
 }
 
 // overlap reports whether one path is a prefix of the other.

@@ -12,12 +12,13 @@ import (
 type verifyReport struct {
 	Pipeline  string `json:"pipeline"`
 	Agrees    bool   `json:"agrees"`
-	Conserved bool   `json:"conserved"` // in = out + filtered + dead letters
+	Conserved bool   `json:"conserved"` // in = out + filtered + dead letters + services
 
-	In          int `json:"in"`           // committed events
-	Out         int `json:"out"`          // events with output
-	Filtered    int `json:"filtered"`     // events that need no output
-	DeadLetters int `json:"dead_letters"` // events with a dead letter
+	In          int `json:"in"`                 // committed events
+	Out         int `json:"out"`                // events with output
+	Filtered    int `json:"filtered"`           // events that need no output
+	DeadLetters int `json:"dead_letters"`       // events with a dead letter
+	Services    int `json:"services,omitempty"` // events whose outcome depends on a service that was not called
 
 	Expected   int `json:"expected"` // records, dead letters included
 	Matched    int `json:"matched"`
@@ -47,7 +48,11 @@ type disagreement struct {
 // print prints the report as text.
 func (r *verifyReport) print(p *cli.Printer) {
 	p.Line("pipeline %s", r.Pipeline)
-	p.Line("  %s in = %d out + %d filtered + %s%s", cli.Plural(r.In, "event"), r.Out, r.Filtered, cli.Plural(r.DeadLetters, "dead letter"), map[bool]string{false: ": these do not add up"}[r.Conserved])
+	services := ""
+	if r.Services > 0 {
+		services = fmt.Sprintf(" + %d that a service decides", r.Services)
+	}
+	p.Line("  %s in = %d out + %d filtered + %s%s%s", cli.Plural(r.In, "event"), r.Out, r.Filtered, cli.Plural(r.DeadLetters, "dead letter"), services, map[bool]string{false: ": these do not add up"}[r.Conserved])
 	p.Line("  %s expected, %d matched", cli.Plural(r.Expected, "record"), r.Matched)
 	for _, line := range []struct {
 		n    int

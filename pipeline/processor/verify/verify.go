@@ -41,7 +41,10 @@ is accepted but not required.
 
 Records are matched by key and content. Only dead letters need their headers.
 Headers, timestamps, and fields that depend on now(), a table or a service are not
-compared; the report lists these fields. If a key has a missing record and one too
+compared; the report lists these fields. Services are not called: for events that
+reach a stage http, the records that a worker wrote are accepted, and none has to
+exist. --call-services sends every request again, POST and PUT included, and expects
+the same outcome. If a key has a missing record and one too
 many, the report shows them as one different record. If the source lost its oldest
 events, output before the first match is not reported; the same applies to lost
 output.
@@ -62,18 +65,20 @@ the command line or the topology is wrong.`,
 	flags.DurationVar(&v.since, "since", 0, "compare only events that are younger than this `duration`, by their timestamps (default: all)")
 	flags.IntVar(&v.memory, "memory", 256, "memory for expected records in `MiB`")
 	flags.IntVar(&v.samples, "samples", 10, "maximum number of disagreements to show for each pipeline")
+	flags.BoolVar(&v.services, "call-services", false, "send the requests of http stages again, for every event that is compared")
 	flags.BoolVar(&v.json, "json", false, "print JSON, one object for each pipeline")
 	return cmd
 }
 
 // A verify holds the flags of the command.
 type verify struct {
-	env     *cli.Env
-	remote  *worker.RemoteFlags
-	since   time.Duration
-	memory  int // MiB
-	samples int
-	json    bool
+	env      *cli.Env
+	remote   *worker.RemoteFlags
+	since    time.Duration
+	memory   int // MiB
+	samples  int
+	services bool
+	json     bool
 }
 
 func (v *verify) run(ctx context.Context, names []string) error {
@@ -110,7 +115,7 @@ func (v *verify) run(ctx context.Context, names []string) error {
 	out := cli.Printer{Out: v.env.Stdout}
 	err = chain.WithTables(ctx, w, cluster, pipelines, func(ctx context.Context) error {
 		for _, pl := range pipelines {
-			c := &comparison{worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples}
+			c := &comparison{worker: w, cluster: cluster, pl: pl, since: since, memory: v.memory << 20, most: v.samples, services: v.services}
 			if err := c.run(ctx); err != nil {
 				return fmt.Errorf("pipeline %s: %w", pl.Name, err)
 			}

@@ -3,7 +3,8 @@ package client
 import (
 	"encoding/json"
 	"fmt"
-	"time"
+
+	"millrace/pipeline"
 )
 
 // statusBlocked is the status of an aggregate with an event that cannot be folded.
@@ -31,7 +32,7 @@ type (
 		Deleted    bool              `json:"deleted"`
 		Status     string            `json:"status"` // blocked, gap or empty
 		EventID    string            `json:"event_id"`
-		EventTime  time.Time         `json:"event_time"`
+		EventTime  pipeline.Time     `json:"event_time"`
 		State      json.RawMessage   `json:"state"`
 		Hidden     map[string]string `json:"hidden"` // reason why an encrypted field is null, by path
 	}
@@ -39,7 +40,7 @@ type (
 	event struct {
 		ID         string            `json:"id"`
 		Type       string            `json:"type"`
-		Time       time.Time         `json:"time"`
+		Time       pipeline.Time     `json:"time"`
 		Projection string            `json:"projection"`
 		Aggregate  string            `json:"aggregate"`
 		Version    int64             `json:"version"`

@@ -7,10 +7,10 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"millrace/pipeline"
 	"millrace/pipeline/cli"
 )
 
@@ -118,9 +118,9 @@ func diffCommand(e *cli.Env) *cobra.Command {
 
 func diff(ctx context.Context, a *api, args []string) error {
 	type side struct {
-		Version int64     `json:"version"`
-		EventID string    `json:"event_id"`
-		Time    time.Time `json:"event_time"`
+		Version int64         `json:"version"`
+		EventID string        `json:"event_id"`
+		Time    pipeline.Time `json:"event_time"`
 	}
 	var d struct {
 		From   side `json:"from"`

@@ -37,7 +37,7 @@ func listCommand(e *cli.Env) *cobra.Command {
 	e.CompleteProjection(cmd)
 	flags := cmd.Flags()
 	a.bind(flags, "filter", "filter", "`condition` in CEL over id, version, deleted, event_time and state.FIELD")
-	a.bind(flags, "sort", "sort", "sort by a `field`: id, version, event_time or state.FIELD; a - before it sorts in descending order")
+	a.bind(flags, "sort", "sort", "sort by a `field`: id, version, event_time or state.FIELD; a - before it sorts in descending order; every field except id is limited to projections of 200,000 aggregates, whatever the filter")
 	a.bindPage(flags, "20")
 	a.bindFreshness(flags)
 	return cmd

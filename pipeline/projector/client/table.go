@@ -9,9 +9,9 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
+	"millrace/pipeline"
 	"millrace/pipeline/cli"
 )
 
@@ -150,4 +150,9 @@ func shorten(text string, width int) string {
 }
 
 // timeText returns a time in UTC, with up to six digits of the second if it has any.
-func timeText(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05.999999") }
+func timeText(t pipeline.Time) string {
+	if !t.HasText() {
+		return t.String()
+	}
+	return t.Std().UTC().Format("2006-01-02 15:04:05.999999")
+}

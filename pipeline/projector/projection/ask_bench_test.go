@@ -53,7 +53,7 @@ func newAsking(b *testing.B) *asking {
 	if _, err := a.handler.Assign(b.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: -1, End: 1 << 40}}); err != nil {
 		b.Fatal(err)
 	}
-	a.api = query.Handler(slog.New(slog.DiscardHandler), reader.New(ps, ps.Projection("user"), reader.Config{}))
+	a.api = query.Handler(slog.New(slog.DiscardHandler), query.DefaultFeeds, reader.New(ps, ps.Projection("user"), reader.Config{}))
 	b.Cleanup(func() {
 		ps.Close()
 		if err := s.Close(); err != nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
@@ -26,7 +25,7 @@ type blocked struct {
 	Since  int64           `json:"since"`  // events from here on wait
 	Reason pipeline.Reason `json:"reason"`
 	Error  string          `json:"error"`
-	Time   time.Time       `json:"time"`            // of the event's record
+	Time   pipeline.Time   `json:"time"`            // of the event's record
 	Clock  *int64          `json:"clock,omitempty"` // of the track at that time; nil if there was none
 	Held   []int64         `json:"held,omitempty"`  // offsets of events before Since that wait as well
 	Queue  []int64         `json:"queue,omitempty"` // offsets of events that wait, the first maxQueue
@@ -102,7 +101,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 		return fmt.Errorf("%d aggregates in partition %d of %s are blocked, which is the limit: the cause is not single events. The last one is %q: %w", len(t.blocked), in.Partition, in.Topic, id, err)
 	}
 	text := err.Error()
-	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: encodable(in.Time)}
+	q := &blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: pipeline.Time(in.Time)}
 	if t.clock != noTime {
 		clock := t.clock
 		q.Clock = &clock
@@ -124,19 +123,6 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 	t.complain(in, err, "event cannot be folded; its aggregate is blocked")
 	t.markDue(id)
 	return nil
-}
-
-// encodable returns the time of a record, or the nearest time that JSON has: a record may
-// have any time.
-func encodable(t time.Time) time.Time {
-	first, last := time.Date(1, 1, 1, 0, 0, 0, 0, time.UTC), time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
-	if t.Before(first) {
-		return first
-	}
-	if t.After(last) {
-		return last
-	}
-	return t.UTC()
 }
 
 // unblock removes a blocked aggregate.

@@ -244,7 +244,7 @@ func (l *lane) addLetter(in *pipeline.Record, key []byte, missed []int64) {
 func (l *lane) postLetter(in *pipeline.Record, key []byte, missed []int64) {
 	var windows []string
 	for _, start := range missed {
-		windows = append(windows, time.UnixMicro(start).UTC().Format(time.RFC3339Nano))
+		windows = append(windows, pipeline.UnixMicro(start).String())
 	}
 	err := pipeline.Reject(reasonLate, "it came after the end of its window from %s", strings.Join(windows, ", "))
 	letter := deadletter.New(in, l.projection.Spec.Late, l.projection.Label(), stageFold, err, l.now())

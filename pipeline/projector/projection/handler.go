@@ -58,6 +58,9 @@ func (h *Handler) SetLimits(limits kafka.Limits) { h.limits = limits }
 // Assign implements [kafka.Assigner].
 func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, error) {
 	from := make([]int64, len(ps))
+	left := int64(len(ps))
+	h.set.opening.Add(left)
+	defer func() { h.set.opening.Add(-left) }() // after an error
 	for i, p := range ps {
 		// A session that failed may not have learned that it lost the partition.
 		h.set.Leave(Key{p.Topic, p.Partition})
@@ -75,6 +78,8 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 		if due {
 			h.requestFlush(u)
 		}
+		left--
+		h.set.opening.Add(-1)
 	}
 	return from, nil
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/states"
@@ -165,7 +166,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		}
 		l.postLetter(in, id, missed)
 	}
-	if in.Offset < l.publication.published || bad == nil && !l.fold.Folds(d.Type) {
+	if in.Offset < l.publication.published || deadletter.RedrivenTo(in) != nil || bad == nil && !l.fold.Folds(d.Type) {
 		return nil
 	}
 	key := keyOf(l.fold, in)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/query"
@@ -193,7 +194,7 @@ func (p *Partition) ChangedOutOfOrder(v *states.View, first, last int64) (map[st
 // describe returns an aggregate for an answer. It needs no lock.
 func (l *lane) describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {
 	return query.Aggregate{
-		ID: id, Version: a.Version, Deleted: a.Deleted, Status: l.status(id, a), EventID: string(a.EventID), EventTime: time.UnixMicro(a.EventTime),
+		ID: id, Version: a.Version, Deleted: a.Deleted, Status: l.status(id, a), EventID: string(a.EventID), EventTime: pipeline.UnixMicro(a.EventTime),
 		Offset: a.Offset, Sequence: a.Number, State: a.State, At: at,
 	}
 }

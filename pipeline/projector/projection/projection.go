@@ -157,8 +157,9 @@ type Set struct {
 	cfg    Config            // immutable; defaults are filled in
 	topics map[string]*topic // immutable
 
-	lanes atomic.Int64 // number of assigned lanes, which share the memory
-	feeds feeds
+	lanes   atomic.Int64 // number of assigned lanes, which share the memory
+	opening atomic.Int64 // number of partitions that sessions got and have not opened yet
+	feeds   feeds
 
 	mu       sync.Mutex     // guards the fields below; see the package comment
 	units    map[Key]*unit  // assigned
@@ -300,8 +301,12 @@ func (s *Set) clearProgress(key Key) {
 	delete(s.progress, key)
 }
 
-// Ready returns nil unless a restore runs. The error describes one of them.
+// Ready returns nil unless a partition is opened or restored. The error describes one
+// restore.
 func (s *Set) Ready() error {
+	if n := s.opening.Load(); n > 0 {
+		return fmt.Errorf("partitions are still to be opened: %d", n)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, text := range s.progress {

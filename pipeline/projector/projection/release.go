@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"millrace/pipeline"
+	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/query"
@@ -137,6 +138,9 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 	read := func(in *pipeline.Record) error {
 		if in.Offset > last {
 			return errReadEnough
+		}
+		if deadletter.RedrivenTo(in) != nil {
+			return nil
 		}
 		d, bad := dec.Decode(ctx, in, l.fold.Folds)
 		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {

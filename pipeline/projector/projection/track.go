@@ -6,6 +6,7 @@ import (
 	"math"
 
 	"millrace/pipeline"
+	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
@@ -20,6 +21,8 @@ import (
 //
 // In this order, an event is
 //
+//	redriven        it is a dead letter that was sent back to a pipeline: the projection
+//	                has taken the event before
 //	ignored         the projection does not fold its type, or no rule applies to it
 //	erased          its aggregate was erased (projector forget)
 //	queued          its aggregate is blocked
@@ -108,11 +111,12 @@ const (
 	isHeld
 	isApplied
 	isErased
+	isRedriven
 	outcomes
 )
 
 // outcomeNames are the values of the label result.
-var outcomeNames = [outcomes]string{"ignored", "queued", "blocked", "mispartitioned", "rejected", "skipped", "duplicate", "late", "conflict", "held", "applied", "erased"}
+var outcomeNames = [outcomes]string{"ignored", "queued", "blocked", "mispartitioned", "rejected", "skipped", "duplicate", "late", "conflict", "held", "applied", "erased", "redriven"}
 
 // count counts the outcome of an event, once.
 func (t *track) count(in *pipeline.Record, o outcome) {
@@ -152,6 +156,10 @@ func (t *track) markDue(id string) {
 func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	if err := t.expire(in.Offset, b); err != nil {
 		return err
+	}
+	if deadletter.RedrivenTo(in) != nil {
+		t.count(in, isRedriven)
+		return nil
 	}
 	if bad == nil && !t.fold.Folds(d.Type) {
 		t.count(in, isIgnored)

@@ -113,7 +113,7 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 		defer func() { <-a.following }()
 	default:
 		w.Header().Set("Retry-After", "5")
-		a.problem(w, http.StatusServiceUnavailable, "%d feeds are open already, which is the limit", maxFollowers)
+		a.problem(w, http.StatusServiceUnavailable, "%d feeds are open already, which is the limit of this worker: --feeds raises it", cap(a.following))
 		return
 	}
 	h := w.Header()
@@ -198,11 +198,9 @@ func (s *stream) snapshots(c Changes) error {
 		}
 		if s.keep != nil {
 			switch ok, err := s.keep.match(g); {
-			case pipeline.ClassOf(err) == pipeline.ClassReject:
-				continue // as in a list: it does not match
-			case err != nil:
+			case err != nil && pipeline.ClassOf(err) != pipeline.ClassReject:
 				return fmt.Errorf("filter failed for aggregate %q: %w", g.ID, err)
-			case !ok:
+			case !ok: // or the filter has no value for this state
 				continue
 			}
 		}

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 )
@@ -37,11 +38,11 @@ func moment(r *http.Request) (at At, fault string) {
 			continue
 		}
 		given++
-		t, err := time.Parse(time.RFC3339Nano, text)
+		t, err := pipeline.ParseTime(text)
 		if err != nil {
-			return at, fmt.Sprintf("%s=%s: want an RFC 3339 time such as 2006-01-02T15:04:05Z", clock.name, text)
+			return at, fmt.Sprintf("%s: %v", clock.name, err)
 		}
-		*clock.to = t
+		*clock.to = t.Std()
 	}
 	if given > 1 {
 		return at, "at_version, at_time and at_recorded_time exclude each other; give one"
@@ -53,8 +54,8 @@ func moment(r *http.Request) (at At, fault string) {
 type eventItem struct {
 	ID         string          `json:"id"`
 	Type       string          `json:"type"`
-	Time       time.Time       `json:"time"`
-	Recorded   time.Time       `json:"recorded_time"`
+	Time       pipeline.Time   `json:"time"`
+	Recorded   pipeline.Time   `json:"recorded_time"`
 	Projection string          `json:"projection"`
 	Aggregate  string          `json:"aggregate"`
 	Version    int64           `json:"version" doc:"Version of the aggregate after the event."`
@@ -70,7 +71,7 @@ type eventItem struct {
 // newEventItem converts an event. brief leaves out the event's body.
 func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	it := eventItem{
-		ID: e.ID, Type: shortName(e.Type), Time: e.Time.UTC(), Recorded: e.Recorded.UTC(), Projection: d.Name, Aggregate: e.Aggregate,
+		ID: e.ID, Type: shortName(e.Type), Time: e.Time, Recorded: e.Recorded, Projection: d.Name, Aggregate: e.Aggregate,
 		Version: e.Version, Sequence: e.Sequence, Topic: e.Topic, Partition: e.Partition, Offset: e.Offset,
 	}
 	if brief || e.Type == nil {
@@ -191,16 +192,16 @@ type diffAnswer struct {
 
 // side describes one of the two compared states.
 type side struct {
-	Version   int64      `json:"version" doc:"0 means before the first event."`
-	Deleted   bool       `json:"deleted,omitempty"`
-	EventID   string     `json:"event_id,omitempty" doc:"Event that produced the version."`
-	EventTime *time.Time `json:"event_time,omitempty"`
+	Version   int64          `json:"version" doc:"0 means before the first event."`
+	Deleted   bool           `json:"deleted,omitempty"`
+	EventID   string         `json:"event_id,omitempty" doc:"Event that produced the version."`
+	EventTime *pipeline.Time `json:"event_time,omitempty"`
 }
 
 func newSide(g Aggregate) side {
 	s := side{Version: g.Version, Deleted: g.Deleted, EventID: g.EventID}
 	if g.Version > 0 {
-		t := g.EventTime.UTC()
+		t := g.EventTime
 		s.EventTime = &t
 	}
 	return s

@@ -111,7 +111,7 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 	positions, err := p.Scan(r.Context(), l.after(), l.see)
 	switch {
 	case errors.Is(l.err, errTooMany):
-		a.problem(w, http.StatusUnprocessableEntity, "there are more than %d aggregates, which is the limit for sorting; sort by id, which has no limit, or use a filter without a sort", maxScanned)
+		a.problem(w, http.StatusUnprocessableEntity, "sorting reads every aggregate, also those that a filter excludes, and there are more than %d, which is the limit; sort by id, which has no limit", maxScanned)
 		return
 	case err != nil || l.err != nil:
 		a.fail(w, r, errors.Join(err, l.err))

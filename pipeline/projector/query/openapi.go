@@ -6,7 +6,8 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-	"time"
+
+	"millrace/pipeline"
 )
 
 func (a *api) serveDocument(w http.ResponseWriter, r *http.Request) {
@@ -154,8 +155,8 @@ func addFields(schemas object, t reflect.Type, properties object, required *[]st
 
 func schemaOf(schemas object, t reflect.Type) object {
 	switch {
-	case t == reflect.TypeFor[time.Time]():
-		return object{"type": "string", "format": "date-time"}
+	case t == reflect.TypeFor[pipeline.Time]():
+		return object{"oneOf": []object{{"type": "string", "format": "date-time"}, {"type": "integer", "description": "Microseconds since 1970, for a time outside the years 0 to 9999."}}}
 	case t == reflect.TypeFor[json.RawMessage]():
 		return object{} // anything
 	}

@@ -45,6 +45,7 @@ import (
 	"strings"
 	"time"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 )
@@ -137,8 +138,8 @@ type Why struct {
 type Event struct {
 	ID        string
 	Type      *codec.Schema
-	Time      time.Time
-	Recorded  time.Time
+	Time      pipeline.Time
+	Recorded  pipeline.Time
 	Topic     string
 	Partition int32
 	Offset    int64
@@ -245,14 +246,14 @@ type Stall struct {
 // A BlockedAggregate has a gap or an event that cannot be folded. Its later events
 // wait.
 type BlockedAggregate struct {
-	ID        string    `json:"id"`
-	Partition int32     `json:"partition"`
-	Offset    int64     `json:"offset" doc:"Offset of the event that cannot be folded."`
-	Time      time.Time `json:"time" doc:"Timestamp of that event's record."`
-	Reason    string    `json:"reason"`
-	Error     string    `json:"error"`
-	Queued    int64     `json:"queued" doc:"Number of later events that wait."`
-	Last      int64     `json:"last,omitempty" doc:"Offset of the last waiting event; omitted if none waits."`
+	ID        string        `json:"id"`
+	Partition int32         `json:"partition"`
+	Offset    int64         `json:"offset" doc:"Offset of the event that cannot be folded."`
+	Time      pipeline.Time `json:"time" doc:"Timestamp of that event's record."`
+	Reason    string        `json:"reason"`
+	Error     string        `json:"error"`
+	Queued    int64         `json:"queued" doc:"Number of later events that wait."`
+	Last      int64         `json:"last,omitempty" doc:"Offset of the last waiting event; omitted if none waits."`
 }
 
 // Cursor returns the position of b in the list of blocked aggregates.
@@ -313,6 +314,10 @@ type Decrypted struct {
 	Hidden map[string]string // dotted path of a field that cannot be decrypted (it is null) to the reason
 }
 
+// hiddenUnreadable is the reason for a record that has no JSON. It is null in an answer,
+// so that one such record does not fail a list of others.
+const hiddenUnreadable = "unreadable"
+
 // json returns a record as JSON, and the reasons for fields that stay hidden.
 func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, hidden map[string]string, err error) {
 	shown := Decrypted{Type: s.Root(), Body: body}
@@ -321,8 +326,10 @@ func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, 
 			return nil, nil, err
 		}
 	}
-	text, err = codec.AppendJSON(nil, shown.Type, shown.Body)
-	return text, shown.Hidden, err
+	if text, err = codec.AppendJSON(nil, shown.Type, shown.Body); err != nil {
+		return json.RawMessage("null"), map[string]string{"*": hiddenUnreadable}, nil
+	}
+	return text, shown.Hidden, nil
 }
 
 // A Position is a projection's progress in a partition.
@@ -342,7 +349,7 @@ type Aggregate struct {
 	Deleted   bool
 	Status    string // blocked or gap as in the snapshot; else ""
 	EventID   string // last applied event
-	EventTime time.Time
+	EventTime pipeline.Time
 	Offset    int64  // of that event
 	Sequence  int64  // number of the last event that had one; 0 if none had
 	State     []byte // Avro
@@ -358,7 +365,6 @@ const (
 	maxCursor    = 16 << 10
 	maxScanned   = 200_000 // aggregates read for one page
 	maxWaiting   = 256     // concurrent requests that wait for an event
-	maxFollowers = 64      // concurrent feeds
 )
 
 // api serves the routes. All requests share it; apart from filters (own lock) and
@@ -373,11 +379,15 @@ type api struct {
 	following   chan struct{} // holds a token for each feed
 }
 
-// Handler returns the HTTP API of the projections. It serves all paths below /v1/.
-func Handler(log *slog.Logger, projections ...Projection) http.Handler {
+// DefaultFeeds is the default of the maximum number of concurrent feeds.
+const DefaultFeeds = 64
+
+// Handler returns the HTTP API of the projections, with at most feeds concurrent feeds.
+// It serves all paths below /v1/.
+func Handler(log *slog.Logger, feeds int, projections ...Projection) http.Handler {
 	a := &api{
 		projections: projections, names: map[string]Projection{}, log: log,
-		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, maxFollowers),
+		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, feeds),
 	}
 	for _, p := range projections {
 		a.names[p.Describe().Name] = p
@@ -505,7 +515,7 @@ type item struct {
 	Deleted   bool            `json:"deleted,omitempty" doc:"The aggregate was deleted; its last state is kept."`
 	Status    string          `json:"status,omitempty" doc:"blocked: an event cannot be folded, and later events wait; gap: events are missing. Omitted otherwise."`
 	EventID   string          `json:"event_id" doc:"Id of the last applied event."`
-	EventTime time.Time       `json:"event_time" doc:"Time of that event."`
+	EventTime pipeline.Time   `json:"event_time" doc:"Time of that event."`
 	Offset    int64           `json:"event_offset" doc:"Offset of that event."`
 	Sequence  int64           `json:"sequence,omitempty" doc:"Sequence number of the last applied event that had one. Omitted if none had."`
 	State     json.RawMessage `json:"state" doc:"A record of the projection's state schema. Encrypted fields are shown in plaintext."`
@@ -515,7 +525,7 @@ type item struct {
 
 func newItem(d Description, g Aggregate) (item, error) {
 	state, hidden, err := d.json(d.State, g.State)
-	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime.UTC(), g.Offset, g.Sequence, state, hidden}, err
+	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime, g.Offset, g.Sequence, state, hidden}, err
 }
 
 // made identifies the projection that produced an answer.

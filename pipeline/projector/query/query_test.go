@@ -74,7 +74,7 @@ func TestEveryErrorBecomesAProblem(t *testing.T) {
 		{fmt.Errorf("events come too fast: %w", ErrBusy), http.StatusServiceUnavailable},
 		{errors.New("disk on fire"), http.StatusInternalServerError},
 	} {
-		h := Handler(slog.New(slog.DiscardHandler), broken{c.err})
+		h := Handler(slog.New(slog.DiscardHandler), DefaultFeeds, broken{c.err})
 		for _, path := range []string{"/v1/projections", "/v1/projections/p", "/v1/projections/p/x", "/v1/projections/p/x?at_version=1", "/v1/projections/p/x/history", "/v1/projections/p/x/why", "/v1/projections/p/x/diff", "/v1/projections/p/feed", "/v1/blocked/p", "/v1/events/x"} {
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
@@ -186,7 +186,7 @@ func get(h http.Handler, method, path string, headers ...string) *httptest.Respo
 }
 
 func TestListSortsByFieldsOfEveryKind(t *testing.T) {
-	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, 7))
+	h := Handler(slog.New(slog.DiscardHandler), DefaultFeeds, newShelf(t, 7))
 	for sort, want := range map[string]string{
 		"state.flag":   "0246135",
 		"-state.flag":  "1350246",
@@ -225,7 +225,7 @@ func TestListSortsByFieldsOfEveryKind(t *testing.T) {
 // For a filter, null and a missing map entry mean no match. Another failure is no match
 // either, and the answer counts it. One aggregate never fails the list.
 func TestAFilterThatFailsDoesNotMatch(t *testing.T) {
-	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, 7))
+	h := Handler(slog.New(slog.DiscardHandler), DefaultFeeds, newShelf(t, 7))
 	for _, c := range []struct {
 		filter, sort, want string
 		failed             int
@@ -263,7 +263,7 @@ func TestAFilterThatFailsDoesNotMatch(t *testing.T) {
 }
 
 func TestListScansAtMostMaxScannedAggregates(t *testing.T) {
-	h := Handler(slog.New(slog.DiscardHandler), newShelf(t, maxScanned+2))
+	h := Handler(slog.New(slog.DiscardHandler), DefaultFeeds, newShelf(t, maxScanned+2))
 	if w := get(h, http.MethodGet, "/v1/projections/s?sort=-version&limit=1"); w.Code != http.StatusUnprocessableEntity {
 		t.Errorf("sorted: %d %s", w.Code, w.Body)
 	}
@@ -284,7 +284,7 @@ func TestListScansAtMostMaxScannedAggregates(t *testing.T) {
 }
 
 func TestHeadGzipAndMethodNotAllowed(t *testing.T) {
-	srv := httptest.NewServer(Handler(slog.New(slog.DiscardHandler), newShelf(t, 200)))
+	srv := httptest.NewServer(Handler(slog.New(slog.DiscardHandler), DefaultFeeds, newShelf(t, 200)))
 	defer srv.Close()
 	for _, c := range []struct {
 		method, path, accept string

@@ -73,7 +73,7 @@ func routes() []*route {
 		{path: "/v1/projections", name: "listProjections", summary: "All projections and their progress", answer: indexAnswer{}, handle: (*api).index},
 		{path: "/v1/projections/{name}", name: "listAggregates", summary: "Aggregates of a projection",
 			params: append([]param{pName, pFilter,
-				{name: "sort", in: "query", kind: "string", example: "-state.total_amount", doc: "id, version, event_time or state.FIELD; a leading - means descending order. All sort keys except id read every aggregate, at most 200000."},
+				{name: "sort", in: "query", kind: "string", example: "-state.total_amount", doc: "id, version, event_time or state.FIELD; a leading - means descending order. All sort keys except id read every aggregate, at most 200000, whether the filter selects it or not."},
 				pLimit, pCursor}, fresh[0], fresh[1], fresh[3]),
 			answer: listAnswer{}, also: map[int]string{409: gone409, 422: "Too many aggregates to sort.", 504: late504}, handle: (*api).list},
 		{path: "/v1/projections/{name}/feed", name: "followProjection", summary: "Changes as they happen, as server-sent events",

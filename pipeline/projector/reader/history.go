@@ -176,7 +176,7 @@ func (r *Reader) describeEvent(ctx context.Context, dec *event.Decoder, v *state
 	}
 	number, _ := folder.Number()
 	return query.Event{
-		ID: string(id), Sequence: number, Type: folder.Type(), Time: time.UnixMicro(e.EventTime), Recorded: time.UnixMilli(e.Recorded),
+		ID: string(id), Sequence: number, Type: folder.Type(), Time: pipeline.UnixMicro(e.EventTime), Recorded: pipeline.Time(time.UnixMilli(e.Recorded)),
 		Topic: v.Source().Topic, Partition: v.Source().Partition, Offset: e.Offset,
 		Aggregate: string(e.Aggregate), Version: e.Version, Body: slices.Clone(d.Body),
 	}, nil

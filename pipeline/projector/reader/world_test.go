@@ -183,7 +183,7 @@ func (fw *foldWorker) projection() *projection.Projection { return fw.set.Projec
 func (fw *foldWorker) reader() *Reader { return New(fw.set, fw.projection(), Config{}) }
 
 func (fw *foldWorker) api() http.Handler {
-	return query.Handler(slog.New(slog.DiscardHandler), fw.reader())
+	return query.Handler(slog.New(slog.DiscardHandler), query.DefaultFeeds, fw.reader())
 }
 
 // position returns the position of the store.
