@@ -45,15 +45,24 @@ func MomentName(m pipeline.Moment) string { return momentNames[m] }
 // of the stage. Fields that a later stage adds have their default values.
 func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event, err error) Line {
 	l := newLine(pl, pl.Stages[at].Name, m, e.Record, err)
-	l.Type, l.To = pl.Output[e.Type].ShortName(), slices.Clone(e.To)
+	schema := SchemaAt(pl, m, at, e)
+	l.Type, l.To = schema.ShortName(), slices.Clone(e.To)
 	if e.NewKey != nil {
 		key := string(e.NewKey)
 		l.NewKey = &key
 	}
 	if m == pipeline.Passed || m == pipeline.Entering {
-		l.Event = EventJSON(pl.Output[e.Type], e.Append(nil))
+		l.Event = EventJSON(schema, e.Append(nil))
 	}
 	return l
+}
+
+// SchemaAt returns the schema of an event at one moment of the stage with the index at.
+func SchemaAt(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event) *codec.Schema {
+	if m == pipeline.Passed && !e.Delete { // a deletion keeps its form
+		at++
+	}
+	return pl.Sections[e.Type].At(at).Schema
 }
 
 // StageTombstone stands for the stage of a tombstone, which no stage sees.
