@@ -22,6 +22,9 @@ type Event struct {
 	NewKey []byte
 	// To names the topics to write to; nil means the pipeline's own topic.
 	To []string
+	// Delete is set on an event that a stage made a deletion (see [Delete]) while it
+	// leaves the chain: a tombstone is written under its key.
+	Delete bool
 
 	// OldType is the index of the writer's schema in the pipeline's list of old
 	// shapes, or -1 if it is not in the list. If it is at least 0, Old shows the
@@ -43,6 +46,9 @@ const (
 	Pass Verdict = iota
 	// Drop removes the event intentionally. It is counted as filtered.
 	Drop
+	// Delete makes the event a deletion of its key. It leaves the chain with
+	// [Event].Delete set and reaches no further stage. It is counted as passed.
+	Delete
 )
 
 // A Stage handles one event. It may change the event, and its verdict decides
@@ -224,16 +230,29 @@ func (c *Chain) from(ctx context.Context, at int, e *Event, out func(*Event) err
 		inStage = true
 		v, failure := l.stage.Process(ctx, e)
 		inStage = false
-		if failure == nil && v != Drop { // the common case
+		if failure == nil && v == Pass { // the common case
 			l.counts.Passed++
 			c.saw(Passed, at, e, nil)
 			continue
+		}
+		if failure == nil && v == Delete {
+			return c.deleted(at, e, out)
 		}
 		if skipped, err := c.stopped(at, e, failure); !skipped {
 			return err
 		}
 	}
 	return out(e)
+}
+
+// deleted ends the chain for an event that a stage made a deletion.
+func (c *Chain) deleted(at int, e *Event, out func(*Event) error) error {
+	c.links[at].counts.Passed++
+	e.Delete = true
+	c.saw(Passed, at, e, nil)
+	err := out(e)
+	e.Delete = false // a Splitter uses the event again
+	return err
 }
 
 // stopped counts an event that a stage dropped (err is nil) or rejected. The event

@@ -47,8 +47,8 @@ var imports = map[string][]string{
 	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
 	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
 	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
-	"pipeline/topology/avsc":  {"pipeline/codec"}, // schema files
-	"pipeline/topology/align": {yaml},             // places of characters in a YAML file
+	"pipeline/topology/avsc":  {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
+	"pipeline/topology/align": {yaml},                              // places of characters in a YAML file
 	"pipeline/topology":       {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.

@@ -51,8 +51,8 @@ func newCEWriter(types []*codec.Schema, layouts []*codec.Layout, bare bool) *ceW
 	w := &ceWriter{}
 	for i, s := range types {
 		f := ceFields{name: s.ShortName(), id: -1, time: -1}
-		if !bare {
-			f.id, f.time = layouts[i].Slot("id"), layouts[i].Slot("timestamp")
+		if id := layouts[i].Slot("id"); !bare && id >= 0 { // it has none if no event of the type gets headers
+			f.id, f.time = id, layouts[i].Slot("timestamp")
 			f.unit = layouts[i].Node(f.time)
 		}
 		w.types = append(w.types, f)
@@ -143,7 +143,7 @@ func NewOutputHeaders(pl *topology.Pipeline) *OutputHeaders {
 		return nil
 	}
 	if slices.ContainsFunc(pl.Writes(), func(t *topology.Topic) bool { return t.Headers == topology.CloudEvents }) {
-		c.writer = newCEWriter(pl.Types, pl.Layouts, pl.From.Bare != nil)
+		c.writer = newCEWriter(pl.Output, pl.OutputLayouts(), pl.From.Bare != nil)
 	}
 	return c
 }

@@ -186,6 +186,14 @@ func (e *Env) Knowing(known Facts) *Env {
 	return &out
 }
 
+// Also returns an environment for an expression that is evaluated after others of e, when
+// more is known. Both collect the same warnings.
+func (e *Env) Also(more Facts) *Env {
+	out := *e
+	out.Known = e.Known.And(more)
+	return &out
+}
+
 // With returns an environment with the event of e and additional records, such as the
 // row of a table. Their views start at 1.
 func (e *Env) With(roots ...Root) (*Env, error) {

@@ -113,8 +113,10 @@ type stagePlan struct {
 	All     bool        `json:"all"` // On has all types that earlier stages pass
 	Reads   []fieldPlan `json:"reads"`
 	Writes  []fieldPlan `json:"writes"`
-	Stops   []string    `json:"stops,omitempty"`  // types whose events never pass
-	Routes  []string    `json:"routes,omitempty"` // topics that it can choose
+	Stops   []string    `json:"stops,omitempty"`   // types whose events never pass
+	Becomes []string    `json:"becomes,omitempty"` // the types that it gives the events of On, in its order
+	Deletes bool        `json:"deletes,omitempty"` // it can make events tombstones
+	Routes  []string    `json:"routes,omitempty"`  // topics that it can choose
 	OnError string      `json:"on_error"`
 	Holds   string      `json:"holds,omitempty"` // maximum delay of a batch
 	State   string      `json:"state,omitempty"` // its state topic
@@ -128,10 +130,11 @@ type fieldPlan struct {
 }
 
 type schemaPlan struct {
-	Type   string   `json:"type"`
-	Reads  string   `json:"reads"`            // subject in the registry
-	Writes []string `json:"writes,omitempty"` // subjects; none if no event of the type passes all stages
-	Adds   []string `json:"adds,omitempty"`   // fields that the pipeline adds
+	Type    string   `json:"type"`
+	Reads   string   `json:"reads"`             // subject in the registry
+	Becomes string   `json:"becomes,omitempty"` // the type after all stages, if a stage gives another
+	Writes  []string `json:"writes,omitempty"`  // subjects; none if no event of the type passes all stages
+	Adds    []string `json:"adds,omitempty"`    // fields that the pipeline adds
 
 	Writers []writerPlan `json:"writers,omitempty"` // schemas in the registry; only with --registry
 }
@@ -237,7 +240,9 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 		written.Note = topology.RetentionGap(pl.From.Name, pl.From.Config, topic.Config)
 		for i, targets := range pl.Targets {
 			if slices.Contains(targets, topic) {
-				written.Types = append(written.Types, pl.Types[i].ShortName())
+				if name := pl.Output[i].ShortName(); !slices.Contains(written.Types, name) {
+					written.Types = append(written.Types, name)
+				}
 			}
 		}
 		plan.Writes = append(plan.Writes, written)
@@ -260,16 +265,11 @@ func explainPipeline(w *worker.Worker, pl *topology.Pipeline) pipelinePlan {
 }
 
 func stagePlans(t *topology.Topology, pl *topology.Pipeline) (plans []stagePlan) {
-	reaching := map[string]bool{} // types whose events reach the stage
-	for _, s := range pl.Types {
-		reaching[s.ShortName()] = true
-	}
-	for _, s := range pl.Stages {
-		plan := newStagePlan(t, pl, s)
-		plan.All = len(plan.On) == len(reaching)
-		for _, typ := range plan.Stops {
-			delete(reaching, typ)
-		}
+	reaching := len(pl.Types) // the number of types whose events reach the stage
+	for i := range pl.Stages {
+		plan := newStagePlan(t, pl, i)
+		plan.All = len(plan.On) == reaching
+		reaching -= len(plan.Stops)
 		plans = append(plans, plan)
 	}
 	return plans
@@ -279,14 +279,20 @@ func newTopicPlan(t *topology.Topic) topicPlan {
 	return topicPlan{Name: t.Name, Partitions: t.Partitions, Replication: t.Replication, Config: t.Config}
 }
 
-func newStagePlan(t *topology.Topology, pl *topology.Pipeline, s topology.Stage) stagePlan {
+// newStagePlan returns the plan of the stage with the index at.
+func newStagePlan(t *topology.Topology, pl *topology.Pipeline, at int) stagePlan {
+	s := pl.Stages[at]
 	plan := stagePlan{Name: s.Name, Kind: s.Kind.Name, On: []string{}, OnError: onErrorText(s.OnError)}
 	reads, writes := newFieldUses(), newFieldUses()
 	for i, on := range s.On {
 		if !on {
 			continue
 		}
-		name := pl.Types[i].ShortName()
+		name := pl.Sections[i].At(at).Schema.ShortName()
+		if r, ok := s.Built.(stage.Reshaper); ok && r.Reshaped(i) != nil {
+			plan.Becomes = append(plan.Becomes, r.Reshaped(i).ShortName())
+			plan.Deletes = plan.Deletes || r.Deletes(i)
+		}
 		plan.On = append(plan.On, name)
 		reads.add(name, s.Built.Reads(i))
 		writes.add(name, s.Built.Writes(i))
@@ -350,6 +356,10 @@ func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	plan := schemaPlan{Type: in.ShortName(), Reads: codec.TopicSubject(pl.From.Name, in)}
 	for _, t := range pl.Targets[typ] {
 		plan.Writes = append(plan.Writes, codec.TopicSubject(t.Name, out))
+	}
+	if len(pl.Sections[typ]) > 1 {
+		plan.Becomes = out.Name()
+		return plan
 	}
 	addedFields("", in.Root(), out.Root(), 0, &plan.Adds)
 	return plan

@@ -67,6 +67,9 @@ func printSchemas(p *cli.Printer, schemas []schemaPlan) {
 	for _, s := range schemas {
 		p.Line("  %s", s.Type)
 		p.Line("    read     %s", s.Reads)
+		if s.Becomes != "" {
+			p.Line("    becomes  %s", s.Becomes)
+		}
 		for _, subject := range s.Writes {
 			p.Line("    written  %s", subject)
 		}
@@ -149,6 +152,10 @@ func printStages(p *cli.Printer, stages []stagePlan) {
 		}
 		detail("reads", fieldsText(s.Reads))
 		detail("writes", fieldsText(s.Writes))
+		detail("becomes", strings.Join(s.Becomes, ", "))
+		if s.Deletes {
+			detail("deletes", "events that it makes tombstones")
+		}
 		detail("stops", strings.Join(s.Stops, ", "))
 		detail("routes to", strings.Join(s.Routes, ", "))
 		detail("state on", s.State)

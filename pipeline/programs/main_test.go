@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/harness"
 	"millrace/pipeline/producer"
 	"millrace/pipeline/programs"
 )
@@ -30,12 +31,20 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs testdata/script/*.txtar. Each script calls the programs in a directory with
-// the files of the script.
+// the files of the script. $EXAMPLES is the directory of the examples.
 func TestScripts(t *testing.T) {
+	examples, err := filepath.Abs(harness.RepoFile("examples"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("testdata", "script"),
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("EXAMPLES", examples)
+			return nil
+		},
 	})
 }
 

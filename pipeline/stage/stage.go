@@ -19,7 +19,7 @@
 // compiled programs and other data that no clone changes.
 //
 // A stage has further abilities if it implements one of these interfaces: [Gate],
-// [Ensurer], [FieldAdder], [Router], [Upcaster], [Keeper], [Batcher], [TableReader], [MissCounter], [Delayer],
+// [Ensurer], [FieldAdder], [Reshaper], [Router], [Upcaster], [Keeper], [Batcher], [TableReader], [MissCounter], [Delayer],
 // [Waiter], [Requester] and [pipeline.Splitter].
 //
 // To add a stage, pass a [Func] to [Go], or add a Kind to the built-in ones.
@@ -270,7 +270,7 @@ type Kind struct {
 // add kinds.
 func Builtin() map[string]Kind {
 	kinds := map[string]Kind{}
-	for _, k := range []Kind{Filter(), Enrich(), Route(), Rekey(), Assert(), Split(), Mask(), Upcast(), Lookup(), Dedupe(), HTTP(), Go()} {
+	for _, k := range []Kind{Filter(), Enrich(), Route(), Rekey(), Assert(), Split(), Mask(), Upcast(), Lookup(), Dedupe(), HTTP(), Select(), Go()} {
 		kinds[k.Name] = k
 	}
 	return kinds

@@ -39,8 +39,10 @@ func (b *builder) build() {
 	b.known = make([]expr.Facts, len(pl.Types))
 	b.blocked = make([]string, len(pl.Types))
 	pl.Targets = make([][]*Topic, len(pl.Types))
+	pl.Sections = make([]stage.Sections, len(pl.Types))
 	for i := range pl.Targets {
 		pl.Targets[i] = []*Topic{pl.To}
+		pl.Sections[i] = stage.Sections{{Base: pl.Types[i]}}
 	}
 	b.first = map[string]expr.Source{}
 	b.failed = b.from.unsure || pl.To == nil
@@ -55,6 +57,9 @@ func (b *builder) build() {
 		return
 	}
 	pl.Output = b.schemas
+	for i, s := range b.schemas {
+		b.pipeline.Sections[i].Last().Schema = s
+	}
 	pl.Emits = make([]bool, len(pl.Types))
 	for i := range pl.Emits {
 		if pl.Emits[i] = b.blocked[i] == ""; !pl.Emits[i] {
@@ -62,6 +67,9 @@ func (b *builder) build() {
 		}
 	}
 	b.checkCloudEvents()
+	if b.failed {
+		return
+	}
 	if err := b.bind(); err != nil {
 		b.at(b.name, "", "%s: %v", b.what, err)
 		b.failed = true
@@ -73,7 +81,9 @@ func (b *builder) checkCloudEvents() {
 	bare := b.from.Bare
 	for _, t := range b.targets {
 		switch {
-		case t.Headers != CloudEvents || bare == nil:
+		case t.Headers == CloudEvents && bare == nil:
+			b.failed = b.lacksEnvelope(t) || b.failed
+		case t.Headers != CloudEvents:
 		case bare.ID.Text == "":
 			b.at(t.at, "set id: EXPRESSION on "+b.from.Name, "a CloudEvent needs an id, but the events that %s reads have none", b.what)
 		case b.splits():
@@ -82,10 +92,21 @@ func (b *builder) checkCloudEvents() {
 	}
 }
 
-// writesCloudEvents reports whether a topic that the pipeline writes has CloudEvents
-// headers.
-func (b *builder) writesCloudEvents() bool {
-	return slices.ContainsFunc(b.targets, func(t target) bool { return t.Headers == CloudEvents })
+// lacksEnvelope checks the types that stages gave events for a topic. It returns whether
+// one has no envelope.
+func (b *builder) lacksEnvelope(t target) (lacks bool) {
+	for i, s := range b.schemas {
+		if len(b.pipeline.Sections[i]) > 1 && slices.Contains(b.pipeline.Targets[i], t.Topic) {
+			lacks = !b.checkEnvelope(t.at, s) || lacks
+		}
+	}
+	return lacks
+}
+
+// writesCloudEvents reports whether a topic that events of a type are written to has
+// CloudEvents headers.
+func (b *builder) writesCloudEvents(typ int) bool {
+	return slices.ContainsFunc(b.pipeline.Targets[typ], func(t *Topic) bool { return t.Headers == CloudEvents })
 }
 
 // stage builds one stage. It returns false if the stages after it cannot be checked.
@@ -140,9 +161,30 @@ func (b *builder) stage(item stage.Item) bool {
 		b.warns = append(b.warns, expressionWarnings{t.Env.Warnings(), on})
 	}
 	b.keepsSubject(s, item.Key)
+	b.checkReshaped(s, item.Key)
 	b.pipeline.Stages = append(b.pipeline.Stages, s)
 	b.applyEffects(s)
 	return true
+}
+
+// checkReshaped checks a stage that gives events another schema, or stands after one.
+func (b *builder) checkReshaped(s Stage, at expr.Source) {
+	if _, ok := s.Built.(stage.Reshaper); ok && s.OnError == pipeline.Skip {
+		b.at(at, "use on_error: dead_letter or stop", "stage %s gives events another schema, so it cannot skip one: it would pass in its old form", s.Name)
+		b.failed = true
+	}
+	if !s.Kind.Moves {
+		return
+	}
+	for _, before := range b.pipeline.Stages {
+		for typ, on := range s.On {
+			if on && before.deletes(typ) {
+				b.at(at, "put it before "+before.Name, "stage %s sets the key, the topic or the number of events, but %s before it writes tombstones, which do not reach it", s.Name, before.Name)
+				b.failed = true
+				return
+			}
+		}
+	}
 }
 
 // stageName returns the name of a stage and checks that it is valid and unique.
@@ -279,15 +321,15 @@ func (b *builder) schema(name string) (*codec.Schema, error) {
 
 // consts returns the fields whose value follows from the event type.
 func (b *builder) consts(typ int) map[string]string {
-	if b.from.Bare != nil {
-		return nil
+	if b.from.Bare != nil || len(b.pipeline.Sections[typ]) > 1 {
+		return nil // the field type of another schema can have any value
 	}
 	return map[string]string{"type": short(b.schemas[typ])}
 }
 
 // eventID returns the expression for an event's id; it is empty if events have none.
 func (b *builder) eventID(at expr.Source) expr.Source {
-	if bare := b.from.Bare; bare != nil && !b.splits() {
+	if bare := b.from.Bare; bare != nil && !b.splits() && !b.pipeline.reshapes() {
 		return bare.ID
 	} else if bare != nil {
 		return expr.Source{}
@@ -298,7 +340,7 @@ func (b *builder) eventID(at expr.Source) expr.Source {
 // identity returns what identifies the events at this stage. Without an envelope, all
 // parts of a split event would have the same identity.
 func (b *builder) identity() identity.Identity {
-	if b.splits() && (b.from.Bare != nil || !b.from.Identity.HasID()) {
+	if b.pipeline.reshapes() || b.splits() && (b.from.Bare != nil || !b.from.Identity.HasID()) {
 		return nil
 	}
 	return b.from.Identity
@@ -326,7 +368,7 @@ func (b *builder) on(args stage.Args, at expr.Source, name string) []bool {
 		return nil
 	}
 	for _, word := range given.Words {
-		i := b.typeOf(word, b.pipeline.Types, b.from)
+		i := b.typeOf(word, b.schemas, b.from)
 		switch {
 		case i < 0:
 			b.failed = true
@@ -335,6 +377,9 @@ func (b *builder) on(args stage.Args, at expr.Source, name string) []bool {
 			b.failed = true
 		default:
 			on[i], some = true, true
+			for j, s := range b.schemas { // a stage may have given several types the same schema
+				on[j] = on[j] || b.blocked[j] == "" && s.Name() == b.schemas[i].Name()
+			}
 		}
 	}
 	if !some {
@@ -360,6 +405,9 @@ func (b *builder) applyEffects(s Stage) {
 			b.learn(s, i)
 		}
 	}
+	if reshaper, ok := s.Built.(stage.Reshaper); ok {
+		b.reshape(reshaper)
+	}
 	if router, ok := s.Built.(stage.Router); ok {
 		for _, name := range router.Topics() {
 			if t := b.topics[name]; t != nil {
@@ -380,6 +428,18 @@ func (b *builder) learn(s Stage, typ int) {
 	if ensurer, ok := s.Built.(stage.Ensurer); ok && s.OnError != pipeline.Skip {
 		b.known[typ] = b.known[typ].And(ensurer.Ensures(typ))
 	}
+}
+
+// reshape begins a section for each type that a stage gives another schema.
+func (b *builder) reshape(r stage.Reshaper) {
+	for i := range b.schemas {
+		if s := r.Reshaped(i); s != nil {
+			b.pipeline.Sections[i].Last().Schema = b.schemas[i]
+			b.pipeline.Sections[i] = append(b.pipeline.Sections[i], stage.Section{First: len(b.pipeline.Stages), Base: s})
+			b.schemas[i], b.envs[i], b.known[i] = s, nil, nil
+		}
+	}
+	b.names = typeNames(b.schemas)
 }
 
 // grow takes over the schemas that a stage changed.
@@ -418,39 +478,66 @@ func (b *builder) bind() error {
 		}
 	}
 	for i := range pl.Types {
-		var err error
-		if pl.Layouts[i], err = codec.NewDerivedLayout(pl.Types[i], pl.Output[i], b.usedPaths(i)); err != nil {
+		if err := b.layouts(i); err != nil {
 			return err
 		}
-		if pl.Bare != nil {
+		if pl.Layouts[i] = pl.Sections[i][0].Layout; pl.Bare != nil {
 			if err := pl.Bare[i].Bind(pl.Layouts[i]); err != nil {
 				return err
 			}
 		}
 	}
-	for _, s := range pl.Stages {
+	for at, s := range pl.Stages {
 		if up, ok := s.Built.(stage.Upcaster); ok {
 			if err := b.bindOld(up); err != nil {
 				return fmt.Errorf("stage %s: %w", s.Name, err)
 			}
 		}
-		if err := s.Built.Bind(pl.Layouts); err != nil {
+		if r, ok := s.Built.(stage.Reshaper); ok {
+			r.BindReshaped(b.layoutsAt(at + 1))
+		}
+		if err := s.Built.Bind(b.layoutsAt(at)); err != nil {
 			return fmt.Errorf("stage %s: %w", s.Name, err)
 		}
 	}
 	return nil
 }
 
-// usedPaths returns the fields of a type that the pipeline reads or writes.
-func (b *builder) usedPaths(typ int) (paths [][]string) {
-	pl := b.pipeline
-	if pl.Bare != nil {
-		paths = append(paths, pl.Bare[typ].Paths()...)
+// layouts makes the layouts of a type.
+func (b *builder) layouts(typ int) error {
+	sections := b.pipeline.Sections[typ]
+	for i := range sections {
+		s, end := &sections[i], len(b.pipeline.Stages)
+		if i+1 < len(sections) {
+			end = sections[i+1].First
+		}
+		paths := b.usedPaths(typ, b.pipeline.Stages[s.First:end])
+		if b.pipeline.Bare != nil && i == 0 {
+			paths = append(paths, b.pipeline.Bare[typ].Paths()...)
+		}
+		if b.from.Bare == nil && i == len(sections)-1 && b.writesCloudEvents(typ) {
+			paths = append(paths, []string{"id"}, []string{"timestamp"})
+		}
+		var err error
+		if s.Layout, err = codec.NewDerivedLayout(s.Base, s.Schema, paths); err != nil {
+			return err
+		}
 	}
-	if pl.From.Bare == nil && b.writesCloudEvents() {
-		paths = append(paths, []string{"id"}, []string{"timestamp"})
+	return nil
+}
+
+// layoutsAt returns the layouts of the events at a stage, by type.
+func (b *builder) layoutsAt(stage int) []*codec.Layout {
+	out := make([]*codec.Layout, len(b.pipeline.Types))
+	for typ := range out {
+		out[typ] = b.pipeline.Sections[typ].At(stage).Layout
 	}
-	for _, s := range pl.Stages {
+	return out
+}
+
+// usedPaths returns the fields of a type that stages read or write.
+func (b *builder) usedPaths(typ int, stages []Stage) (paths [][]string) {
+	for _, s := range stages {
 		if s.On[typ] {
 			paths = append(paths, s.Built.Reads(typ)...)
 			paths = append(paths, s.Built.Writes(typ)...)

@@ -212,6 +212,10 @@ func (l *loader) addOutput(p *declared, t *topic, at expr.Source) {
 		if !slices.Contains(p.pipeline.Targets[i], t.Topic) {
 			continue
 		}
+		if len(p.pipeline.Sections[i]) > 1 && t.Bare == nil && !l.checkEnvelope(at, s) {
+			t.unsure = true
+			continue
+		}
 		j := slices.IndexFunc(t.Types, func(have *codec.Schema) bool { return have.Name() == s.Name() })
 		switch {
 		case j < 0 && t.typed && !t.unsure:
@@ -253,7 +257,10 @@ func (l *loader) inheritEnvelope(p *declared, t *topic, at expr.Source) {
 	var bare *expr.Bare
 	if from := p.pipeline.From.Bare; from != nil {
 		bare = &expr.Bare{ID: from.ID, Time: from.Time}
-		if p.splits() {
+		if p.pipeline.reshapes() {
+			bare.Time = expr.Source{} // the expressions are about the fields before the stage
+		}
+		if p.splits() || p.pipeline.reshapes() {
 			bare.ID = expr.Source{} // all parts of an event would have the same id
 		}
 	}
@@ -283,4 +290,9 @@ func (l *loader) inheritHeaders(p *declared, t *topic, at expr.Source) {
 // splits reports whether the stages so far can split an event into several.
 func (p *declared) splits() bool {
 	return slices.ContainsFunc(p.pipeline.Stages, func(s Stage) bool { _, ok := s.Built.(pipeline.Splitter); return ok })
+}
+
+// reshapes reports whether the stages so far can give an event another schema.
+func (p *Pipeline) reshapes() bool {
+	return slices.ContainsFunc(p.Stages, func(s Stage) bool { _, ok := s.Built.(stage.Reshaper); return ok })
 }

@@ -305,8 +305,16 @@ func (l *loader) needsValue(p *declared) string {
 // inheritTombstone gives a topic the meaning that tombstones have for a pipeline that
 // passes them to it.
 func (l *loader) inheritTombstone(p *declared, t *topic) {
-	if t.tombstone.Line == 0 && !t.compacted() && p.pipeline.Tombstone.Passes() && t.Tombstone != TombstoneDelete {
+	if t.tombstone.Line > 0 || t.compacted() || t.Tombstone == TombstoneDelete {
+		return
+	}
+	if p.pipeline.Tombstone.Passes() {
 		t.Tombstone = p.pipeline.Tombstone
+	}
+	for kind, args := range stagesOf(p) {
+		if _, deletes := args.Find("delete"); deletes && kind == "select" {
+			t.Tombstone = TombstoneDelete
+		}
 	}
 }
 
@@ -318,7 +326,7 @@ func (l *loader) inheritIdentity(p *declared, from, t *topic) {
 		return
 	}
 	for kind := range stagesOf(p) {
-		if kind == "split" {
+		if kind == "split" || kind == "select" {
 			return
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
@@ -204,4 +205,20 @@ func listed(names []string) string {
 		return strings.Join(names[:most], ", ") + ", ..."
 	}
 	return strings.Join(names, ", ")
+}
+
+// schemaFault describes why the schema in a file is invalid, with its place. err is the
+// error of the Avro library.
+func schemaFault(file string, text []byte, err error) Fault {
+	offset, msg, hint := avsc.Explain(text, err)
+	if offset < 0 {
+		return Fault{File: file, Msg: msg}
+	}
+	before := string(text[:min(offset, len(text))])
+	start := strings.LastIndexByte(before, '\n') + 1
+	line, _, _ := strings.Cut(string(text[start:]), "\n")
+	return Fault{
+		File: file, Line: 1 + strings.Count(before, "\n"), Col: 1 + utf8.RuneCountInString(before[start:]),
+		Msg: msg, Hint: hint, Text: strings.TrimSuffix(line, "\r"),
+	}
 }

@@ -127,7 +127,7 @@ func (l *loader) checkBare(t *topic) bool {
 
 // checkEnvelope checks that an event type has the fields that all parts of Millrace
 // rely on.
-func (l *loader) checkEnvelope(at expr.Source, s *codec.Schema) {
+func (l *loader) checkEnvelope(at expr.Source, s *codec.Schema) (ok bool) {
 	for _, want := range []struct {
 		name, logical string
 		kind          codec.Kind
@@ -138,8 +138,9 @@ func (l *loader) checkEnvelope(at expr.Source, s *codec.Schema) {
 		}
 		l.at(at, "every event needs id and type (string) and timestamp (timestamp-micros); if these records have no such fields, set envelope: none on the topic",
 			"%s has no valid field %s, which every event needs", s.Name(), want.name)
-		return
+		return false
 	}
+	return true
 }
 
 // checkSimilarNames finds topics whose names collide in Kafka's metrics.

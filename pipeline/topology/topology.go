@@ -152,6 +152,10 @@ type Pipeline struct {
 	Emits   []bool
 	Targets [][]*Topic
 
+	// Sections holds, by event type, the forms of its events: one, and one more for each
+	// stage that gives them another schema.
+	Sections []stage.Sections
+
 	Stages []Stage
 
 	// Bare holds, by event type, the compiled expressions that replace the envelope.
@@ -164,6 +168,15 @@ type Pipeline struct {
 	Old []Old
 
 	routes []*Topic
+}
+
+// OutputLayouts returns the layouts of the events that left the chain, by type.
+func (p *Pipeline) OutputLayouts() []*codec.Layout {
+	out := make([]*codec.Layout, len(p.Sections))
+	for typ := range out {
+		out[typ] = p.Sections[typ].At(len(p.Stages)).Layout
+	}
+	return out
 }
 
 // Old is an event type in the shape that an older writer used.
@@ -180,6 +193,11 @@ type Stage struct {
 	Built   stage.Built
 	On      []bool // by event type: the stage handles the type, and such events can reach it
 	OnError pipeline.OnError
+}
+
+func (s *Stage) deletes(typ int) bool {
+	r, ok := s.Built.(stage.Reshaper)
+	return ok && r.Deletes(typ)
 }
 
 // Writes returns the topics that the pipeline writes passing events to, without

@@ -76,15 +76,13 @@ func wordOf(name string) *regexp.Regexp {
 
 // typeNames returns the names of types: without namespace where that is unique.
 func typeNames(types []*codec.Schema) []string {
-	count := map[string]int{}
-	for _, s := range types {
-		count[short(s)]++
+	unique := func(s *codec.Schema) bool {
+		return !slices.ContainsFunc(types, func(o *codec.Schema) bool { return short(o) == short(s) && o.Name() != s.Name() })
 	}
 	names := make([]string, len(types))
 	for i, s := range types {
-		names[i] = short(s)
-		if count[names[i]] > 1 {
-			names[i] = s.Name()
+		if names[i] = s.Name(); unique(s) {
+			names[i] = short(s)
 		}
 	}
 	return names

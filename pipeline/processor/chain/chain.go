@@ -169,6 +169,9 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 	case err == nil:
 		h.batch.Out++
 		for i := range h.output.records {
+			if h.output.records[i].Value == nil {
+				h.batch.Tombstones.Written++
+			}
 			out.Emit(&h.output.records[i])
 		}
 	case pipeline.ClassOf(err) != pipeline.ClassReject:

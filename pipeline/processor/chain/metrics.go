@@ -19,8 +19,9 @@ type Counts struct {
 }
 
 // TombstoneCounts counts tombstones that are not dead letters, by outcome. Passed ones
-// are also in Out, and ignored ones in Filtered.
-type TombstoneCounts struct{ Passed, Ignored int }
+// are also in Out, and ignored ones in Filtered. Written ones were events that a stage
+// made deletions.
+type TombstoneCounts struct{ Passed, Ignored, Written int }
 
 // reset sets all counts to 0.
 func (n *Counts) reset() {
@@ -59,7 +60,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		out:           counter("events_out_total", "Events of committed batches that the pipeline wrote.", "pipeline"),
 		filtered:      counter("events_filtered_total", "Events of committed batches that a stage filtered.", "pipeline"),
 		dead:          counter("dead_letters_total", "Events of committed batches that became dead letters, by reason.", "pipeline", "reason"),
-		tombstones:    counter("tombstones_total", "Records without a value in committed batches, by outcome: passed ones are also in events_out, ignored ones in events_filtered.", "pipeline", "outcome"),
+		tombstones:    counter("tombstones_total", "Records without a value in committed batches, by outcome: passed ones are also in events_out, ignored ones in events_filtered. Written ones are the tombstones of events that a select stage made deletions.", "pipeline", "outcome"),
 		elsewhere:     counter("redriven_elsewhere_total", "Records of committed batches that the pipeline skipped, because they are dead letters of another pipeline that reads the same topic.", "pipeline"),
 		stageIn:       counter("stage_records_in_total", "Events that reached a stage.", "pipeline", "stage"),
 		stageOut:      counter("stage_records_out_total", "Events that a stage passed on.", "pipeline", "stage"),
@@ -85,6 +86,9 @@ func (m *Metrics) add(name string, n *Counts) {
 	}
 	if n.Tombstones.Ignored > 0 {
 		m.tombstones.WithLabelValues(name, "ignored").Add(float64(n.Tombstones.Ignored))
+	}
+	if n.Tombstones.Written > 0 {
+		m.tombstones.WithLabelValues(name, "written").Add(float64(n.Tombstones.Written))
 	}
 	for reason, dead := range n.Dead {
 		m.dead.WithLabelValues(name, string(reason)).Add(float64(dead))

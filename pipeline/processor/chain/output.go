@@ -101,6 +101,9 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 		}
 		key = o.memory.arena.Keep(key)
 	}
+	if e.Delete {
+		return o.delete(e, t, key)
+	}
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
 	if o.open != nil && o.open[e.Type] != nil {
@@ -122,6 +125,11 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 			return err
 		}
 	}
+	return o.add(e, t, key, value, headers)
+}
+
+// add adds a record of an event. A nil value is a tombstone.
+func (o *output) add(e *pipeline.Event, t *target, key, value []byte, headers []pipeline.Header) error {
 	if err := t.gate.Check(len(key)+len(value)+pipeline.HeadersSize(headers), key, e.Time); err != nil {
 		return err
 	}

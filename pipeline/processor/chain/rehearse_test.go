@@ -39,7 +39,7 @@ func TestRehearsalReturnsTheOutputOfEachEvent(t *testing.T) {
 	if want := `0 to dead: assert assert; 1 to out: {"id":"a","n":1} ; `; got != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
-	if want := "{3 1 1 map[assert:1] 0 {0 0}}"; fmt.Sprint(counts) != want {
+	if want := "{3 1 1 map[assert:1] 0 {0 0 0}}"; fmt.Sprint(counts) != want {
 		t.Errorf("counts are %v, want %s", counts, want)
 	}
 	stages := ""

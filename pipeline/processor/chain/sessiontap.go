@@ -68,7 +68,7 @@ func matches(filter []string, name string) bool {
 // watch is the [pipeline.Watch] of the chain.
 func (s *sessionTap) watch(m pipeline.Moment, stage int, e *pipeline.Event, err error) {
 	if len(s.choices) > 0 {
-		s.show(s.pl.Stages[stage].Name, s.pl.Output[e.Type].ShortName(), func() trace.Line { return trace.NewLine(s.pl, m, stage, e, err) })
+		s.show(s.pl.Stages[stage].Name, trace.SchemaAt(s.pl, m, stage, e).ShortName(), func() trace.Line { return trace.NewLine(s.pl, m, stage, e, err) })
 	}
 }
 

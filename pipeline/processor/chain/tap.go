@@ -172,8 +172,10 @@ func (t *Taps) names() (pipelines, stages, types []string) {
 		for _, s := range pl.Stages {
 			stages = append(stages, s.Name)
 		}
-		for _, s := range pl.Output {
-			types = append(types, s.ShortName())
+		for _, sections := range pl.Sections {
+			for _, s := range sections {
+				types = append(types, s.Schema.ShortName())
+			}
 		}
 	}
 	return pipelines, stages, types

@@ -43,10 +43,24 @@ func (h *handler) tombstone(ctx context.Context, in, read *pipeline.Record, out 
 	return nil
 }
 
+var errNoKey = pipeline.Reject(pipeline.ReasonTombstone, "the record has neither a key nor a value, so nothing says what is deleted")
+
+// delete adds the tombstone for an event that a stage made a deletion.
+func (o *output) delete(e *pipeline.Event, t *target, key []byte) error {
+	if len(key) == 0 {
+		return errNoKey
+	}
+	headers := o.carrier.Carried(e.Headers, e.NewKey != nil)
+	if o.headers != nil {
+		headers = o.headers.ForTombstone(headers, t.topic)
+	}
+	return o.add(e, t, key, nil, headers)
+}
+
 // tombstone adds the tombstone for a tombstone of the input.
 func (o *output) tombstone(in *pipeline.Record) error {
 	if len(in.Key) == 0 {
-		return pipeline.Reject(pipeline.ReasonTombstone, "the record has neither a key nor a value, so nothing says what is deleted")
+		return errNoKey
 	}
 	headers := o.carrier.Carried(in.Headers, false)
 	if o.headers != nil {

@@ -47,15 +47,24 @@ func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event
 	if e.KeyText != nil {
 		l.Key = string(e.KeyText)
 	}
-	l.Type, l.To = pl.Output[e.Type].ShortName(), slices.Clone(e.To)
+	schema := SchemaAt(pl, m, at, e)
+	l.Type, l.To = schema.ShortName(), slices.Clone(e.To)
 	if e.NewKey != nil {
 		key := string(e.NewKey)
 		l.NewKey = &key
 	}
 	if m == pipeline.Passed || m == pipeline.Entering {
-		l.Event = EventJSON(pl.Output[e.Type], e.Append(nil))
+		l.Event = EventJSON(schema, e.Append(nil))
 	}
 	return l
+}
+
+// SchemaAt returns the schema of an event at one moment of the stage with the index at.
+func SchemaAt(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event) *codec.Schema {
+	if m == pipeline.Passed && !e.Delete { // a deletion keeps its form
+		at++
+	}
+	return pl.Sections[e.Type].At(at).Schema
 }
 
 // StageTombstone stands for the stage of a tombstone, which no stage sees.

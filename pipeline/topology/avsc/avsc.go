@@ -1,7 +1,8 @@
 // Package avsc reads a directory of schema files. The files may have comments and refer
 // to types of each other, in any order.
 //
-// Start at [Read]. expand.go puts the types that a file refers to into its schema.
+// Start at [Read]. expand.go puts the types that a file refers to into its schema;
+// explain.go locates what is wrong in a schema.
 package avsc
 
 import (

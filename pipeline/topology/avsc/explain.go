@@ -1,4 +1,4 @@
-package topology
+package avsc
 
 import (
 	"bytes"
@@ -15,43 +15,32 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// schemaFault describes why the schema in a file is invalid, with its place. err is the
-// error of the Avro library, which has no places and sometimes no names. The file is
-// therefore examined again, in three steps: the JSON syntax, the structure that Avro
-// requires, and last the names that err quotes.
-func schemaFault(file string, text []byte, err error) Fault {
-	at := func(offset int, msg, hint string) Fault { return faultAt(file, text, offset, msg, hint) }
+// Explain describes why a schema in a text is invalid: the place, as a byte offset, what
+// is wrong, and a hint or "". err is the error of the Avro library, which has no places
+// and sometimes no names. The text is therefore examined again, in three steps: the JSON
+// syntax, the structure that Avro requires, and last the names that err quotes. offset is
+// -1 if the place is unknown.
+func Explain(text []byte, err error) (offset int, msg, hint string) {
 	var tree any
 	if bad := (*json.SyntaxError)(nil); errors.As(json.Unmarshal(text, &tree), &bad) {
-		return at(jsonFault(text, bad))
+		return jsonFault(text, bad)
 	}
 	root := readJSON(text)
 	if root == nil {
-		return Fault{File: file, Msg: err.Error()}
+		return -1, err.Error(), ""
 	}
 	var tag *codec.TagError
 	if errors.As(err, &tag) {
-		return at(root.fieldAt(strings.Split(tag.Path, ".")), tag.Error(), "")
+		return root.fieldAt(strings.Split(tag.Path, ".")), tag.Error(), ""
 	}
 	if node, msg, hint := root.badSchema(); node != nil {
-		return at(node.offset, "invalid schema: "+msg, hint)
+		return node.offset, "invalid schema: " + msg, hint
 	}
-	msg := err.Error()
+	msg = err.Error()
 	if !strings.HasPrefix(msg, "invalid schema") {
 		msg = "invalid schema: " + msg
 	}
-	return at(root.quoted(err.Error()), msg, "")
-}
-
-// faultAt returns a fault at a byte offset of a file.
-func faultAt(file string, text []byte, offset int, msg, hint string) Fault {
-	before := string(text[:min(offset, len(text))])
-	start := strings.LastIndexByte(before, '\n') + 1
-	line, _, _ := strings.Cut(string(text[start:]), "\n")
-	return Fault{
-		File: file, Line: 1 + strings.Count(before, "\n"), Col: 1 + utf8.RuneCountInString(before[start:]),
-		Msg: msg, Hint: hint, Text: strings.TrimSuffix(line, "\r"),
-	}
+	return root.quoted(err.Error()), msg, ""
 }
 
 // jsonExpected translates the contexts of encoding/json's syntax errors.

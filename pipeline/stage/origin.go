@@ -1,0 +1,128 @@
+package stage
+
+import (
+	"fmt"
+	"strings"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+)
+
+// An origin is a record in an event, or a record that may be null.
+type origin struct {
+	path   []string
+	leaves [][]string // of the event: one that holds the record, or all those of a plain record
+	slots  []int      // of the leaves
+	hops   []hop      // from the one leaf to the record
+	last   *codec.Node
+	null   error // the rejection of an event without the record
+}
+
+// A hop leads into a value: into the branch of a nullable record, or to a field of a
+// record.
+type hop struct {
+	node   *codec.Node // the record whose field it is; nil for a branch
+	field  int
+	branch int64
+}
+
+// newOrigin returns the record at a path of a schema, and its type.
+func newOrigin(s *codec.Schema, path string) (*origin, *codec.Node, error) {
+	o := &origin{path: strings.Split(path, "."), null: pipeline.Reject(ReasonNullRecord, "%s is null", path)}
+	n, leaf := s.Root(), 0 // leaf is the length of the path of the leaf; 0: not reached
+	for i, name := range o.path {
+		at := -1
+		for f := range n.Fields {
+			if n.Fields[f].Name == name {
+				at = f
+			}
+		}
+		if at < 0 {
+			var names []string
+			for f := range n.Fields {
+				names = append(names, n.Fields[f].Name)
+			}
+			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(o.path[:i+1], ".")), Hint: expr.Suggest(name, names)}}
+		}
+		if leaf > 0 {
+			o.hops = append(o.hops, hop{node: n, field: at})
+		}
+		n = n.Fields[at].Type
+		if other, _, branch, ok := n.Nullable(); ok {
+			if leaf == 0 {
+				leaf = i + 1
+			}
+			n = other
+			o.hops = append(o.hops, hop{branch: int64(branch)})
+		}
+		if n.Kind != codec.Record {
+			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s of %s is %s, and from needs a record", strings.Join(o.path[:i+1], "."), s.Name(), n),
+				Hint: "name a record, or a record that may be null"}}
+		}
+	}
+	if o.last = n; leaf > 0 {
+		o.leaves = [][]string{o.path[:leaf:leaf]}
+	} else {
+		o.leaves = appendLeaves(nil, n, o.path)
+	}
+	return o, n, nil
+}
+
+// appendLeaves appends the paths of the leaves of a record. A record cannot hold itself
+// without a union, an array or a map between.
+func appendLeaves(paths [][]string, n *codec.Node, at []string) [][]string {
+	for i := range n.Fields {
+		path := append(at[:len(at):len(at)], n.Fields[i].Name)
+		if t := n.Fields[i].Type; t.Kind == codec.Record {
+			paths = appendLeaves(paths, t, path)
+		} else {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+func (o *origin) bind(l *codec.Layout) {
+	o.slots = make([]int, len(o.leaves))
+	for i, path := range o.leaves {
+		o.slots[i] = l.Slot(path...)
+	}
+}
+
+// record returns the encoding of the record. A rejection means that it is null.
+func (o *origin) record(e *pipeline.Event) ([]byte, error) {
+	if len(o.hops) == 0 { // the encoding of a record is that of its fields
+		n := len(e.Arena)
+		for _, slot := range o.slots {
+			e.Arena = append(e.Arena, e.Get(slot)...)
+		}
+		return e.Arena[n:len(e.Arena):len(e.Arena)], nil
+	}
+	enc := e.Get(o.slots[0])
+	for i := range o.hops {
+		h := &o.hops[i]
+		if h.node == nil {
+			branch, rest, err := codec.ReadLong(enc)
+			if err != nil {
+				return nil, badBody(err)
+			}
+			if branch != h.branch {
+				return nil, o.null
+			}
+			enc = rest
+			continue
+		}
+		for f := range h.field {
+			var err error
+			if enc, err = codec.Skip(h.node.Fields[f].Type, enc); err != nil {
+				return nil, badBody(err)
+			}
+		}
+	}
+	rest, err := codec.Skip(o.last, enc)
+	if err != nil {
+		return nil, badBody(err)
+	}
+	return enc[: len(enc)-len(rest) : len(enc)-len(rest)], nil
+}
