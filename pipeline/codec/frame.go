@@ -56,6 +56,16 @@ func Unframe(r *pipeline.Record) (SchemaRef, []byte, error) {
 	return unframe(r, v, headerSchemaID)
 }
 
+// UnframeID is the fast path of [Unframe] for the usual case: a record without headers,
+// with a frame of version 0. It is not ok for other records.
+func UnframeID(r *pipeline.Record) (id int, body []byte, ok bool) {
+	v := r.Value
+	if len(r.Headers) > 0 || len(v) < frameSize || v[0] != frameMagic {
+		return 0, nil, false
+	}
+	return int(binary.BigEndian.Uint32(v[1:])), v[frameSize:], true
+}
+
 // UnframeKey returns the schema of the record's key and its Avro body, as [Unframe] does
 // for the value.
 func UnframeKey(r *pipeline.Record) (SchemaRef, []byte, error) {

@@ -332,6 +332,8 @@ func validUTF8(b []byte) bool {
 		if n > 16 {
 			all |= binary.LittleEndian.Uint64(b[8:]) | binary.LittleEndian.Uint64(b[n-16:])
 		}
+	case n >= 4:
+		all = uint64(binary.LittleEndian.Uint32(b) | binary.LittleEndian.Uint32(b[n-4:]))
 	default:
 		for _, c := range b {
 			all |= uint64(c)

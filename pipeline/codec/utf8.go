@@ -6,6 +6,9 @@ import (
 	"unicode/utf8"
 )
 
+// ValidText reports whether a text is UTF-8.
+func ValidText(text []byte) bool { return validUTF8(text) }
+
 // CheckText returns an error with the position of the first byte that is not UTF-8, nil
 // if there is none. Text is never repaired: two texts that are repaired can become one.
 func CheckText(text []byte) error {

@@ -72,18 +72,13 @@ type Decoded struct {
 // ClassReject means that the record is bad, another error that its schema is not
 // available at the moment.
 func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(typ int) bool) (Decoded, error) {
-	ref, body, err := codec.Unframe(r)
-	if err != nil {
-		return Decoded{}, err
-	}
-	recent := &d.recent[uint(ref.ID)%uint(len(d.recent))]
+	var err error
+	id, body, ok := codec.UnframeID(r)
+	recent := &d.recent[uint(id)%uint(len(d.recent))]
 	b := recent.binding
-	if b == nil || recent.id != ref.ID || ref.ByGUID {
-		if b, err = d.binding(ctx, r.Topic, ref); err != nil {
+	if !ok || b == nil || recent.id != id {
+		if b, body, err = d.unframe(ctx, r); err != nil {
 			return Decoded{}, err
-		}
-		if !ref.ByGUID {
-			recent.id, recent.binding = ref.ID, b
 		}
 	}
 	if b.branches != nil {
@@ -101,6 +96,23 @@ func (d *Decoder) Decode(ctx context.Context, r *pipeline.Record, wanted func(ty
 		return Decoded{}, err
 	}
 	return Decoded{Type: b.typ, Body: d.scratch, Old: b.old, OldBody: body}, nil
+}
+
+// unframe returns the binding of a record's schema, and the body of the record.
+func (d *Decoder) unframe(ctx context.Context, r *pipeline.Record) (*binding, []byte, error) {
+	ref, body, err := codec.Unframe(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	recent := &d.recent[uint(ref.ID)%uint(len(d.recent))]
+	if recent.binding != nil && recent.id == ref.ID && !ref.ByGUID {
+		return recent.binding, body, nil
+	}
+	b, err := d.binding(ctx, r.Topic, ref)
+	if err == nil && !ref.ByGUID {
+		recent.id, recent.binding = ref.ID, b
+	}
+	return b, body, err
 }
 
 // binding returns the binding of a schema. Only the first call for a schema asks the

@@ -78,7 +78,10 @@ func (c *compiler) form(e celast.Expr) (operand, bool) {
 		}
 		if l := c.leafOf(e); l != nil {
 			f := c.fields[l.path]
-			return fieldOperand(l.node, func(s *Scope) ([]byte, error) { return f.get(s), nil })
+			if l.view == recordView {
+				return fieldOperand(l.node, func(s *Scope) ([]byte, error) { return s.part(l), nil })
+			}
+			return fieldOperand(l.node, func(s *Scope) ([]byte, error) { return f.inView(s), nil })
 		}
 	case celast.SelectKind:
 		sel := e.AsSelect()
@@ -733,6 +736,15 @@ func (c *compiler) entry(m celast.Expr, key operand, test bool) (operand, bool) 
 	if key.konst {
 		name, _ := k(&Scope{})
 		absent := &missing{l.path, string(name)}
+		if l.view != recordView { // the usual case: inView is inlined, get is not
+			return fieldOperand(l.node.Elem, func(s *Scope) ([]byte, error) {
+				v, found, err := raw.Lookup(l.node, f.inView(s), name)
+				if err == nil && !found {
+					err = absent
+				}
+				return v, err
+			})
+		}
 		return fieldOperand(l.node.Elem, func(s *Scope) ([]byte, error) {
 			v, found, err := raw.Lookup(l.node, f.get(s), name)
 			if err == nil && !found {

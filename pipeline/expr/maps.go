@@ -11,26 +11,23 @@ import (
 // A MapUpdate sets entries of a map, as [raw.AppendMap] does, to the results of
 // programs. One goroutine at a time may use it.
 type MapUpdate struct {
-	node     *codec.Node
-	set      []raw.Entry // the values are slices of written
+	set      raw.Set // the values of its entries are slices of its Encoded
 	programs []*Program
+	spans    []pipeline.Span // of the values in set.Encoded
 
-	written []byte          // the encoded entries of set
-	spans   []pipeline.Span // of the values in written
-
-	// The next call reuses written if the programs would return the same again.
+	// The next call reuses set.Encoded if the programs would return the same again.
 	steady bool             // no program reads a field
 	clock  func() time.Time // for now(); nil if no program has now()
-	at     instant          // the time at which written was made
-	valid  bool             // written is complete
+	at     instant          // the time at which set was made
+	valid  bool             // set is complete
 }
 
 // NewMapUpdate returns an update of maps of type n. The keys are distinct. The
 // programs are bound, and each returns a value of the map.
 func NewMapUpdate(n *codec.Node, keys [][]byte, programs []*Program) *MapUpdate {
-	u := &MapUpdate{node: n, programs: programs, spans: make([]pipeline.Span, len(keys)), steady: true}
+	u := &MapUpdate{set: raw.Set{Node: n}, programs: programs, spans: make([]pipeline.Span, len(keys)), steady: true}
 	for i, key := range keys {
-		u.set = append(u.set, raw.Entry{Key: key})
+		u.set.Entries = append(u.set.Entries, raw.Entry{Key: key})
 		u.steady = u.steady && len(programs[i].refs)+len(programs[i].guards) == 0
 		if programs[i].clock != nil {
 			u.clock = programs[i].clock
@@ -48,15 +45,15 @@ func (u *MapUpdate) Append(dst []byte, s *Scope, enc []byte) ([]byte, error) {
 			return dst, err
 		}
 	}
-	return raw.AppendMapWith(dst, u.node, enc, u.set, u.written)
+	return u.set.Append(dst, enc)
 }
 
 // write evaluates the programs and encodes the entries.
 func (u *MapUpdate) write(s *Scope) error {
 	u.valid = false
-	out := u.written[:0]
-	for i := range u.set {
-		out = raw.AppendKey(out, u.set[i].Key)
+	out := u.set.Encoded[:0]
+	for i := range u.set.Entries {
+		out = raw.AppendKey(out, u.set.Entries[i].Key)
 		u.spans[i].Start = len(out)
 		var err error
 		if out, err = u.programs[i].AppendIn(s, out); err != nil {
@@ -65,9 +62,9 @@ func (u *MapUpdate) write(s *Scope) error {
 		u.spans[i].End = len(out)
 	}
 	for i, at := range u.spans {
-		u.set[i].Value = out[at.Start:at.End:at.End]
+		u.set.Entries[i].Value = out[at.Start:at.End:at.End]
 	}
-	u.written, u.valid = out, true
+	u.set.Encoded, u.valid = out, true
 	if u.clock != nil {
 		u.at = s.time(u.clock)
 	}

@@ -58,8 +58,11 @@ func (f *field) get(s *Scope) []byte {
 	if f.view == recordView {
 		return s.part(f.leaf)
 	}
-	return s.views[f.view].Get(f.slot)
+	return f.inView(s)
 }
+
+// inView is get for a field of a view.
+func (f *field) inView(s *Scope) []byte { return s.views[f.view].Get(f.slot) }
 
 // A Scope holds the inputs of an evaluation (the views and the time) and scratch
 // memory. All programs that share a Scope see the same time until its next Reset.
@@ -206,7 +209,9 @@ func (p *Program) Test(s *Scope) (bool, error) {
 	if p.known != nil {
 		return *p.known, nil
 	}
-	s.partErr = nil
+	if s.partErr != nil {
+		s.partErr = nil
+	}
 	if p.test != nil {
 		s.mem = s.mem[:0]
 		v, err := p.test(s)
@@ -240,7 +245,9 @@ func (p *Program) AppendIn(s *Scope, dst []byte) ([]byte, error) {
 	}
 	mark := len(dst)
 	var err error
-	s.partErr = nil
+	if s.partErr != nil {
+		s.partErr = nil
+	}
 	if p.enc != nil {
 		s.mem = s.mem[:0]
 		dst, err = p.enc(dst, s)

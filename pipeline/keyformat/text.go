@@ -52,7 +52,7 @@ func NewReader(f Format, topic string, schemas Schemas) *Reader {
 func (r *Reader) Check(ctx context.Context, in *pipeline.Record) error {
 	switch r.format.Kind {
 	case "", Text:
-		if len(in.Key) > 0 && (in.Key[0] == 0 || !utf8.Valid(in.Key)) {
+		if !ValidText(in.Key) {
 			return r.mismatch(in.Key)
 		}
 		return nil
@@ -64,6 +64,11 @@ func (r *Reader) Check(ctx context.Context, in *pipeline.Record) error {
 		return r.mismatch(in.Key)
 	}
 	return nil
+}
+
+// ValidText reports whether a key has the format Text, as Check does.
+func ValidText(key []byte) bool {
+	return len(key) == 0 || key[0] != 0 && codec.ValidText(key)
 }
 
 // AppendText appends the text form of the record's key to dst. Errors are those of

@@ -73,7 +73,7 @@ func (m texts) lookup(key []byte) (value []byte, found, ok bool) {
 		if end == pos {
 			return nil, false, false
 		}
-		if string(b[pos+1:mid]) == string(key) {
+		if mid-pos-1 == len(key) && string(b[pos+1:mid]) == string(key) { // the length first: it usually differs
 			value, found = b[mid:end:end], true
 		}
 		pos = end
@@ -87,8 +87,13 @@ func (m texts) lacks(set []Entry) bool {
 	b, pos := m.entries, 0
 	for range m.count {
 		mid, end := entryAt(b, pos)
-		if end == pos || entryOf(set, b[pos+1:mid]) >= 0 {
+		if end == pos {
 			return false
+		}
+		for i := range set {
+			if key := set[i].Key; len(key) == mid-pos-1 && string(key) == string(b[pos+1:mid]) {
+				return false
+			}
 		}
 		pos = end
 	}
@@ -124,13 +129,19 @@ func AppendMap(dst []byte, n *codec.Node, enc []byte, set []Entry) ([]byte, erro
 	return replaceEntries(dst, n, enc, set)
 }
 
-// AppendMapWith is AppendMap for a set that the caller has encoded already: written
-// holds its entries, one after the other.
-func AppendMapWith(dst []byte, n *codec.Node, enc []byte, set []Entry, written []byte) ([]byte, error) {
-	if m, ok := textsIn(n, enc); ok && m.lacks(set) {
-		return append(append(m.begin(dst, len(set)), written...), 0), nil
+// A Set holds the entries to set in maps of one type, for use with many maps.
+type Set struct {
+	Node    *codec.Node // the type of the maps
+	Entries []Entry     // with distinct keys
+	Encoded []byte      // the entries as they are written, one after the other
+}
+
+// Append is AppendMap with the entries of the set.
+func (s *Set) Append(dst, enc []byte) ([]byte, error) {
+	if m, ok := textsIn(s.Node, enc); ok && m.lacks(s.Entries) {
+		return append(append(m.begin(dst, len(s.Entries)), s.Encoded...), 0), nil
 	}
-	return replaceEntries(dst, n, enc, set)
+	return replaceEntries(dst, s.Node, enc, s.Entries)
 }
 
 // replaceEntries is AppendMap without the fast path: for any encoding of a map,

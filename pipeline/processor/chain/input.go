@@ -35,10 +35,11 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 	if err != nil {
 		return err
 	}
-	e.Record, e.Type, e.NewKey, e.To, e.OldType, e.Arena = in, d.Type, nil, nil, -1, e.Arena[:0]
-	e.View.Record = in
-	if e.KeyText, err = r.keyText(ctx, in); err != nil {
-		return err
+	e.Record, e.View.Record, e.Type, e.KeyText, e.NewKey, e.To, e.OldType, e.Arena = in, in, d.Type, in.Key, nil, nil, -1, e.Arena[:0]
+	if !r.text || !keyformat.ValidText(in.Key) {
+		if e.KeyText, err = r.keyText(ctx, in); err != nil {
+			return err
+		}
 	}
 	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 type output struct {
 	to       *target            // the topic of events that no stage routed
 	targets  map[string]*target // by topic
-	types    []*codec.Schema    // of the events, by type
+	open     []*codec.Schema    // by type: the schema if it is open; nil if none is
 	headers  *event.OutputHeaders
 	carrier  event.Carrier
 	envelope *event.Envelope // of the input
@@ -41,7 +41,7 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 	o := output{
 		to:       &target{topic: pl.To.Name, ids: ids[pl.To.Name], keys: pl.To.KeyFormat},
 		targets:  map[string]*target{},
-		types:    pl.Output,
+		open:     openSchemas(pl.Output),
 		headers:  event.NewOutputHeaders(pl),
 		envelope: envelope,
 		memory:   memory{arena: &rows.Arena{}},
@@ -51,6 +51,20 @@ func newOutput(pl *topology.Pipeline, ids map[string][]int, envelope *event.Enve
 	}
 	o.targets[pl.To.Name] = o.to
 	return o
+}
+
+// openSchemas returns the schemas that are [codec.Schema.Open], at their places; nil if
+// there are none.
+func openSchemas(all []*codec.Schema) (open []*codec.Schema) {
+	for i, s := range all {
+		if s.Open() {
+			if open == nil {
+				open = make([]*codec.Schema, len(all))
+			}
+			open[i] = s
+		}
+	}
+	return open
 }
 
 func (o *output) limit(limits kafka.Limits, now func() time.Time) {
@@ -89,12 +103,15 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 	}
 	value := o.memory.arena.Grow(codec.FrameSize + len(e.Body) + len(e.Arena))
 	value = o.memory.arena.Keep(e.Append(codec.AppendFrame(value, t.ids[e.Type])))
-	if s := o.types[e.Type]; s.Open() {
-		if err := s.CheckWritten(value[codec.FrameSize:]); err != nil {
+	if o.open != nil && o.open[e.Type] != nil {
+		if err := o.open[e.Type].CheckWritten(value[codec.FrameSize:]); err != nil {
 			return fmt.Errorf("after the last stage: %w", err)
 		}
 	}
-	headers := o.carrier.Carried(e.Headers, e.NewKey != nil)
+	headers := e.Headers
+	if len(headers) > 0 {
+		headers = o.carrier.Carried(headers, e.NewKey != nil)
+	}
 	if o.headers != nil {
 		var err error
 		if headers, err = o.headers.For(e, headers, t.topic, key, o.envelope); err != nil {
