@@ -64,7 +64,7 @@ var imports = map[string][]string{
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
-		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/topology",
+		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/topology",
 		sync,                                                  // a decoder looks up schemas at the same time
 		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
 	},
@@ -76,7 +76,7 @@ var imports = map[string][]string{
 		prometheus, sync,
 	},
 	"pipeline/keyring": { // data keys of subjects on their topic
-		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal",
+		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/seal",
 		"pipeline/cli",             // its flags
 		"pipeline/projector/query", // how an encrypted field is shown
 		pflag, prometheus,
@@ -144,7 +144,7 @@ var imports = map[string][]string{
 	// The producer.
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
-		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
 		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},

@@ -15,6 +15,9 @@ type View struct {
 	// Record holds the event, for expressions that read its key and headers. It is nil
 	// if that is unknown. Reset keeps it.
 	Record *Record
+	// KeyBody is the body of the record's Avro key, read with the schema of the topic's
+	// keys. It is nil for keys of other formats. Reset keeps it.
+	KeyBody []byte
 
 	fields []field
 	dirty  bool
@@ -39,7 +42,7 @@ func (v *View) Reset(body []byte, n int) {
 // Copy makes v a copy of from. A later Set on one of them does not affect the
 // other. They share the bytes of the body and of the values.
 func (v *View) Copy(from *View) {
-	v.Body, v.Record, v.dirty = from.Body, from.Record, from.dirty
+	v.Body, v.Record, v.KeyBody, v.dirty = from.Body, from.Record, from.KeyBody, from.dirty
 	v.fields = append(v.fields[:0], from.fields...)
 }
 

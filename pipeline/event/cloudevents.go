@@ -149,8 +149,8 @@ func NewOutputHeaders(pl *topology.Pipeline) *OutputHeaders {
 }
 
 // For returns the headers of an event on a topic. had are the headers that are carried
-// over. envelope is nil if the event has an envelope of its own. An error is of
-// ClassReject: the event has no id.
+// over, and key is the text form of the record's key. envelope is nil if the event has an
+// envelope of its own. An error is of ClassReject: the event has no id.
 func (c *OutputHeaders) For(e *pipeline.Event, had []pipeline.Header, topic string, key []byte, envelope *Envelope) ([]pipeline.Header, error) {
 	t := c.topics[topic]
 	switch {
@@ -242,5 +242,5 @@ func (h *topicHeaders) of(s *codec.Schema, r *pipeline.Record, had []pipeline.He
 		}
 		derived.ID, derived.Time = h.envelope.Derived.ID, e.Time
 	}
-	return h.writer.headers(h.topic.Source, had, e.Type, &e.View, derived, r.Key)
+	return h.writer.headers(h.topic.Source, had, e.Type, &e.View, derived, []byte(h.topic.KeyFormat.Show(r.Key)))
 }

@@ -18,7 +18,7 @@ import (
 
 // EncoderConfig configures an [Encoder].
 type EncoderConfig struct {
-	Topic      *topology.Topic      // name, event types and headers of the records
+	Topic      *topology.Topic      // name, event types, key format and headers of the records
 	Key        string               // dotted path of the field that becomes the record key
 	Encryption *topology.Encryption // nil: no field is encrypted
 	NewID      func() string        // of events without an id
@@ -30,8 +30,9 @@ type EncoderConfig struct {
 // [Encoder.UseKeys] complete the configuration: call them before the first Encode.
 type Encoder struct {
 	topic   string
-	key     string // path of the key's field
 	types   []*Type
+	keys    *codec.Schema    // of Avro keys; nil for other formats
+	keyID   int              // of keys in the registry; 0 before Register
 	byName  map[string]*Type // nil: the name is ambiguous
 	newID   func() string
 	now     func() time.Time
@@ -49,11 +50,11 @@ type Encoder struct {
 // NewEncoder returns an encoder. An error names the types that the key does not fit,
 // or is about the encryption.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
-	e := &Encoder{topic: cfg.Topic.Name, key: cfg.Key, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
+	e := &Encoder{topic: cfg.Topic.Name, keys: cfg.Topic.KeyFormat.Schema, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
 	e.SetLimits(nil)
 	var faults []error
 	for _, s := range cfg.Topic.Types {
-		t, err := newType(s, strings.Split(cfg.Key, "."), cfg.Topic.Bare == nil)
+		t, err := newType(s, cfg.Topic, strings.Split(cfg.Key, "."))
 		if err != nil {
 			faults = append(faults, fmt.Errorf("--key %s: %w", cfg.Key, err))
 			continue
@@ -101,8 +102,9 @@ func (e *Encoder) nameTypes() {
 	}
 }
 
-// Register sets the schema ids of the types from the registry. If create is set, it
-// registers the schemas that are missing there.
+// Register sets the schema ids of the types, and of Avro keys, from the registry. If
+// create is set, it registers the schemas that are missing there. The subject of the keys
+// is the topic with -key.
 func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) error {
 	for _, t := range e.types {
 		id, err := EnsureSchema(ctx, registry, e.topic, t.Schema, create)
@@ -110,6 +112,13 @@ func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) 
 			return fmt.Errorf("schema of %s: %w", t.Schema.Name(), err)
 		}
 		t.ID = id
+	}
+	if e.keys == nil {
+		return nil
+	}
+	var err error
+	if e.keyID, err = ensure(ctx, registry, e.topic+"-key", e.keys, create); err != nil {
+		return fmt.Errorf("schema of the keys, %s: %w", e.keys.Name(), err)
 	}
 	return nil
 }
@@ -170,8 +179,8 @@ func (e *Encoder) Encode(line []byte, r *pipeline.Record, buf []byte) (*Type, []
 	if err := t.layout.Walk(buf[frame:], &e.view); err != nil {
 		return t, buf, err
 	}
-	if buf, err = keyring.AppendKey(buf, t.layout.Node(t.key), e.view.Get(t.key)); err != nil {
-		return t, buf, &codec.PathError{Path: e.key, Msg: err.Error()}
+	if buf, err = t.key.Append(buf, e.keyID, &e.view); err != nil {
+		return t, buf, err
 	}
 	at := e.now()
 	if t.time >= 0 {

@@ -23,7 +23,11 @@ type Registry interface {
 // does not have the schema there, it is registered if register is set, else that
 // is an error.
 func EnsureSchema(ctx context.Context, registry Registry, topic string, s *codec.Schema, register bool) (int, error) {
-	subject := codec.TopicSubject(topic, s)
+	return ensure(ctx, registry, codec.TopicSubject(topic, s), s, register)
+}
+
+// ensure returns the id of a schema under a subject; see EnsureSchema.
+func ensure(ctx context.Context, registry Registry, subject string, s *codec.Schema, register bool) (int, error) {
 	id, err := registry.Lookup(ctx, subject, s)
 	if !errors.Is(err, codec.ErrNotRegistered) {
 		return id, err

@@ -7,7 +7,9 @@ import (
 	"unicode"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/topology"
 )
 
 // Type is an event type of an [Encoder]. It is immutable after [Encoder.Register].
@@ -17,45 +19,36 @@ type Type struct {
 	ID     int // of the schema in the registry; 0 before Register
 
 	layout *codec.Layout
-	named  bool            // the field type has the name of the type; without an envelope it is data
-	key    int             // slot
+	named  bool // the field type has the name of the type; without an envelope it is data
+	key    *keyformat.Maker
 	time   int             // slot of the timestamp, -1 if the type has none
 	sealed *keyring.Fields // nil if no field is encrypted
 }
 
-func newType(s *codec.Schema, key []string, envelope bool) (*Type, error) {
+func newType(s *codec.Schema, topic *topology.Topic, key []string) (*Type, error) {
 	t := &Type{Name: s.ShortName(), Schema: s, time: -1}
-	if f := s.Root().Field("type"); f != nil && envelope {
+	if f := s.Root().Field("type"); f != nil && topic.Bare == nil {
 		other, _, _, _ := f.Type.Nullable()
 		t.named = f.Type.Kind == codec.String || other != nil && other.Kind == codec.String
 	}
-	paths := [][]string{key}
+	var err error
+	if t.key, err = keyformat.NewMaker(topic.KeyFormat, topic.Name, s, key); err != nil {
+		return nil, fmt.Errorf("%s: %w", s.Name(), err)
+	}
+	paths := t.key.Paths()
 	timestamp := s.Root().Field("timestamp")
-	if timestamp != nil && timestampUnit(timestamp.Type) != 0 {
+	timed := timestamp != nil && timestampUnit(timestamp.Type) != 0
+	if timed {
 		paths = append(paths, []string{timestamp.Name})
 	}
-	var err error
 	if t.layout, err = codec.NewLayout(s, paths); err != nil {
 		return nil, fmt.Errorf("%s: %w", s.Name(), err)
 	}
-	t.key = t.layout.Slot(key...)
-	if n := t.layout.Node(t.key); n.Tag != "" {
-		return nil, fmt.Errorf("%s: the field is encrypted, and a record key must be readable", s.Name())
-	} else if !isKey(n) {
-		return nil, fmt.Errorf("%s: a record key is a string, an int or a long; this is %s", s.Name(), n)
-	}
-	if len(paths) > 1 {
+	t.key.Bind(t.layout)
+	if timed {
 		t.time = t.layout.Slot(timestamp.Name)
 	}
 	return t, nil
-}
-
-// isKey reports whether a value of the type can be a record key.
-func isKey(n *codec.Node) bool {
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
-	return n.Kind == codec.String || n.Kind == codec.Int || n.Kind == codec.Long
 }
 
 // timestampUnit returns the unit of a timestamp type, or 0 for another type.

@@ -27,20 +27,21 @@ type Key struct {
 	// Node is the type of the name key: a string, a long, or a record whose fields
 	// expressions read as key.NAME.
 	Node *codec.Node
-	// Append appends a key, encoded as Node.
-	Append func(dst, key []byte) ([]byte, error)
+	// Append appends the key of the record of a view, encoded as Node.
+	Append func(dst []byte, v *pipeline.View) ([]byte, error)
 }
 
 // TextKey is the type of keys that are text.
 func TextKey() *Key {
-	return &Key{Node: &codec.Node{Kind: codec.String}, Append: func(dst, key []byte) ([]byte, error) {
-		switch {
+	return &Key{Node: &codec.Node{Kind: codec.String}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
+		switch key := v.Record.Key; {
 		case key == nil:
 			return dst, errors.New("the record has no key")
 		case !utf8.Valid(key):
 			return dst, errors.New("the key of the record is not UTF-8")
+		default:
+			return codec.AppendBytes(dst, key), nil
 		}
-		return codec.AppendBytes(dst, key), nil
 	}}
 }
 
@@ -83,7 +84,7 @@ func (s *Scope) part(l *leaf) []byte {
 		s.headers = appendHeaders(s.headers[:0], in)
 		return s.headers
 	default:
-		if s.key, err = l.key.Append(s.key[:0], in.Key); err == nil {
+		if s.key, err = l.key.Append(s.key[:0], s.views[0]); err == nil {
 			var enc []byte
 			if enc, err = member(l.key.Node, s.key, l.rel[1:]); err == nil {
 				return enc

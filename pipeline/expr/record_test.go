@@ -93,13 +93,13 @@ func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 		}
 		return string(enc[1:])
 	}
-	long := &Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst, key []byte) ([]byte, error) { return codec.AppendLong(dst, int64(key[0])), nil }}
+	long := &Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) { return codec.AppendLong(dst, int64(v.Record.Key[0])), nil }}
 	if got := read(long, "\x07", "string(key + 1)"); got != "8" {
 		t.Errorf("a number: %s", got)
 	}
 	record := parse(t, `{"type":"record","name":"K","fields":[{"name":"tenant","type":"string"},{"name":"of","type":{"type":"record","name":"Of","fields":[{"name":"a","type":"long"},{"name":"id","type":"string"}]}}]}`)
 	body := codec.AppendString(codec.AppendLong(codec.AppendString(nil, "t"), 3), "u-1")
-	avro := &Key{Node: record.Root(), Append: func(dst, key []byte) ([]byte, error) { return append(dst, key...), nil }}
+	avro := &Key{Node: record.Root(), Append: func(dst []byte, v *pipeline.View) ([]byte, error) { return append(dst, v.Record.Key...), nil }}
 	if got := read(avro, string(body), "key.tenant + key.of.id + string(key.of.a)"); got != "tu-13" {
 		t.Errorf("a record: %s", got)
 	}

@@ -3,8 +3,14 @@ package keyformat_test
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -14,7 +20,7 @@ import (
 	"millrace/pipeline/keyformat"
 )
 
-func text(t interface{ Fatal(...any) }, f keyformat.Format, schemas keyformat.Schemas, r *pipeline.Record) string {
+func show(t interface{ Fatal(...any) }, f keyformat.Format, schemas keyformat.Schemas, r *pipeline.Record) string {
 	got, err := keyformat.NewReader(f, "in", schemas).AppendText(context.Background(), []byte("x"), r)
 	if err != nil {
 		t.Fatal(err)
@@ -32,13 +38,76 @@ func TestKeysConvertToTextAndBack(t *testing.T) {
 			key = []byte(rapid.StringMatching(`[^\x00]+`).Draw(t, "text"))
 		}
 		f := keyformat.Format{Kind: kind}
-		shown := text(t, f, nil, &pipeline.Record{Key: key})
+		shown := show(t, f, nil, &pipeline.Record{Key: key})
 		back, err := f.AppendKey([]byte{7}, []byte(shown))
 		if err != nil || !bytes.Equal(back, append([]byte{7}, key...)) {
 			t.Fatalf("%x is %q, which is %x, %v", key, shown, back, err)
 		}
 		if f.Show(key) != shown {
 			t.Fatalf("%x is shown as %q, want %q", key, f.Show(key), shown)
+		}
+	})
+}
+
+// The text form of an Avro key determines the key, if it has the declared schema.
+func TestAvroKeysConvertToTextAndBack(t *testing.T) {
+	types := map[string]func(*rapid.T) any{
+		`"string"`:           func(t *rapid.T) any { return rapid.String().Draw(t, "v") },
+		`["null", "string"]`: func(t *rapid.T) any { return rapid.String().Draw(t, "v") },
+		`"long"`:             func(t *rapid.T) any { return json.Number(strconv.FormatInt(rapid.Int64().Draw(t, "v"), 10)) },
+		`"int"`:              func(t *rapid.T) any { return json.Number(strconv.FormatInt(int64(rapid.Int32().Draw(t, "v")), 10)) },
+		`"boolean"`:          func(t *rapid.T) any { return rapid.Bool().Draw(t, "v") },
+		`"bytes"`: func(t *rapid.T) any {
+			return base64.StdEncoding.EncodeToString(rapid.SliceOf(rapid.Byte()).Draw(t, "v"))
+		},
+		`{"type": "fixed", "name": "U", "size": 16, "logicalType": "uuid"}`: func(t *rapid.T) any {
+			return rapid.StringMatching(`[0-9]{3}e[0-9]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}`).Draw(t, "v")
+		},
+		`{"type": "enum", "name": "E", "symbols": ["A", "null", "true"]}`: func(t *rapid.T) any { return rapid.SampledFrom([]string{"A", "null", "true"}).Draw(t, "v") },
+		`{"type": "long", "logicalType": "timestamp-millis"}`: func(t *rapid.T) any {
+			return time.UnixMilli(rapid.Int64Range(0, 4e12).Draw(t, "v")).UTC().Format(time.RFC3339Nano)
+		},
+	}
+	names := slices.Sorted(maps.Keys(types))
+	rapid.Check(t, func(t *rapid.T) {
+		typ := rapid.SampledFrom(names).Draw(t, "type")
+		text, value := typ, types[typ](t)
+		switch rapid.SampledFrom([]string{"primitive", "one", "two"}).Draw(t, "form") {
+		case "one":
+			text, value = `{"type": "record", "name": "One", "fields": [{"name": "v", "type": `+typ+`}]}`, map[string]any{"v": value}
+		case "two":
+			text, value = `{"type": "record", "name": "Two", "fields": [{"name": "v", "type": `+typ+`}, {"name": "n", "type": "int"}]}`, map[string]any{"v": value, "n": 1}
+		}
+		s, err := codec.ParseSchema(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := keyformat.Format{Kind: keyformat.Avro, Schema: s}
+		body, err := codec.EncodeJSON(s, value)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := append(codec.AppendFrame(nil, 5), body...)
+		shown := show(t, f, eventtest.Schemas{5: s}, &pipeline.Record{Key: key})
+		back, err := f.Encode(shown, func(*codec.Schema) int { return 5 })
+		if err != nil || !bytes.Equal(back, key) {
+			t.Fatalf("%x of %s is %q, which is %x, %v", key, text, shown, back, err)
+		}
+		if f.Show(key) != shown {
+			t.Fatalf("%x of %s is shown as %q, want %q", key, text, f.Show(key), shown)
+		}
+	})
+}
+
+// Two texts are not the same key, except for a UUID or hexadecimal text in upper case.
+func TestOnlyTheTextFormIsAKey(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		kind := rapid.SampledFrom([]keyformat.Kind{keyformat.Long, keyformat.Int, keyformat.UUID, keyformat.Bytes}).Draw(t, "kind")
+		given := rapid.StringMatching(`[+-]?0{0,2}[0-9]{1,20}|[0-9a-fA-F]{0,6}|[0-9A-Fa-f-]{36}`).Draw(t, "text")
+		f := keyformat.Format{Kind: kind}
+		key, err := f.AppendKey(nil, []byte(given))
+		if err == nil && f.Show(key) != given && (kind != keyformat.UUID && kind != keyformat.Bytes || f.Show(key) != strings.ToLower(given)) {
+			t.Fatalf("%q is the %s %x, whose text form is %q", given, kind, key, f.Show(key))
 		}
 	})
 }
@@ -64,7 +133,7 @@ func TestTextFormsAreThoseOfTheContract(t *testing.T) {
 		{keyformat.Format{Kind: keyformat.Avro, Schema: plain}, framed(3, codec.AppendString(nil, `a"b`)), `a"b`},
 	} {
 		r := &pipeline.Record{Key: test.key}
-		if got := text(t, test.format, schemas, r); got != test.want {
+		if got := show(t, test.format, schemas, r); got != test.want {
 			t.Errorf("%s %x is %q, want %q", test.format, test.key, got, test.want)
 		}
 		if got := test.format.Show(test.key); got != test.want {
@@ -73,7 +142,7 @@ func TestTextFormsAreThoseOfTheContract(t *testing.T) {
 	}
 	// The schema id can be in a header.
 	r := &pipeline.Record{Key: codec.AppendLong(nil, 7), Headers: []pipeline.Header{{Key: "__key_schema_id", Value: framed(2, nil)}}}
-	if got := text(t, keyformat.Format{Kind: keyformat.Avro, Schema: single}, schemas, r); got != "7" {
+	if got := show(t, keyformat.Format{Kind: keyformat.Avro, Schema: single}, schemas, r); got != "7" {
 		t.Errorf("the key with its schema id in a header is %q", got)
 	}
 }
@@ -106,6 +175,32 @@ func TestKeyOfAnotherFormatIsRejectedWithTheLikelyFormat(t *testing.T) {
 	for kind, bad := range map[keyformat.Kind]string{keyformat.Long: "1.5", keyformat.Int: "3000000000", keyformat.UUID: "u-1", keyformat.Bytes: "xy", keyformat.Avro: "1"} {
 		if got, err := (keyformat.Format{Kind: kind}).AppendKey(nil, []byte(bad)); pipeline.ReasonOf(err) != keyformat.ReasonBadKey {
 			t.Errorf("%q became the %s %x, %v", bad, kind, got, err)
+		}
+	}
+}
+
+// A key with an older schema is read with the declared one, as expressions read it. Its
+// text form stays that of the writer's schema.
+func TestAnAvroKeyIsReadWithTheDeclaredSchema(t *testing.T) {
+	old := eventtest.Schema(t, `{"type": "record", "name": "K", "fields": [{"name": "id", "type": "int"}]}`)
+	now := eventtest.Schema(t, `{"type": "record", "name": "K", "fields": [{"name": "tenant", "type": "string", "default": "t"}, {"name": "id", "type": "long"}]}`)
+	f := keyformat.Format{Kind: keyformat.Avro, Schema: now}
+	r := keyformat.NewReader(f, "in", eventtest.Schemas{1: old, 2: now})
+	for _, test := range []struct {
+		key  []byte
+		text string
+	}{
+		{codec.AppendLong(codec.AppendFrame(nil, 1), 7), "7"},
+		{codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, 2), "t"), 7), `{"tenant":"t","id":7}`},
+	} {
+		in := &pipeline.Record{Key: test.key}
+		got, err := r.AppendText(t.Context(), nil, in)
+		if err != nil || string(got) != test.text || r.Show(t.Context(), in) != test.text {
+			t.Errorf("%x is %q, %v, want %q", test.key, got, err, test.text)
+		}
+		value, err := f.AppendValue(nil, test.key, r.Body())
+		if want := codec.AppendLong(codec.AppendString(nil, "t"), 7); err != nil || !bytes.Equal(value, want) {
+			t.Errorf("%x is read as %x, %v, want %x", test.key, value, err, want)
 		}
 	}
 }

@@ -30,13 +30,16 @@ type Reader struct {
 	schemas Schemas
 	known   map[codec.SchemaRef]*writer // of Avro keys
 	view    pipeline.View
+	body    []byte // of the last Avro key, read with the format's schema
+	scratch []byte // holds body if its schema is another
 }
 
 // writer is a schema that Avro keys were written with.
 type writer struct {
 	schema *codec.Schema
-	layout *codec.Layout // nil if the schema is not a record
-	err    error         // of ClassReject: no key with this schema can be read
+	layout *codec.Layout     // nil if the schema is not a record
+	read   *resolve.Resolver // to the format's schema; nil if both have the same bytes
+	err    error             // of ClassReject: no key with this schema can be read
 }
 
 // NewReader returns a reader of the keys of a topic. schemas has the schemas of Avro
@@ -87,6 +90,17 @@ func (r *Reader) AppendText(ctx context.Context, dst []byte, in *pipeline.Record
 	return appendAvroText(dst, w.schema.Root(), body)
 }
 
+// Show returns the text form of the record's key for people: that of [Format.Show] if the
+// key cannot be read.
+func (r *Reader) Show(ctx context.Context, in *pipeline.Record) string {
+	if r.format.Kind == Avro {
+		if text, err := r.AppendText(ctx, nil, in); err == nil {
+			return string(text)
+		}
+	}
+	return r.format.Show(in.Key)
+}
+
 // fits reports whether a key has the length of the format, which is not Text nor Avro.
 func (f Format) fits(key []byte) bool {
 	switch f.Kind {
@@ -108,7 +122,13 @@ func (f Format) appendText(dst, key []byte) []byte {
 	case Int:
 		return strconv.AppendInt(dst, int64(int32(binary.BigEndian.Uint32(key))), 10)
 	case UUID:
-		return fmt.Appendf(dst, "%x-%x-%x-%x-%x", key[:4], key[4:6], key[6:8], key[8:10], key[10:])
+		for i := range key {
+			if i == 4 || i == 6 || i == 8 || i == 10 {
+				dst = append(dst, '-')
+			}
+			dst = hex.AppendEncode(dst, key[i:i+1])
+		}
+		return dst
 	case Bytes:
 		return hex.AppendEncode(dst, key)
 	}
@@ -132,7 +152,7 @@ func (r *Reader) avro(ctx context.Context, in *pipeline.Record) (*writer, []byte
 			w.layout, w.err = codec.NewLayout(s, nil)
 		}
 		if w.err == nil && r.format.Schema != nil {
-			_, w.err = resolve.New(s, r.format.Schema)
+			w.read, w.err = resolve.New(s, r.format.Schema)
 		}
 		if w.err != nil {
 			w.err = pipeline.Reject(ReasonBadKey, "the key of %s was written with the schema %s, which cannot be read as key_schema: %w", r.topic, s.Name(), w.err)
@@ -150,8 +170,19 @@ func (r *Reader) avro(ctx context.Context, in *pipeline.Record) (*writer, []byte
 	if err != nil {
 		return nil, nil, pipeline.Reject(ReasonBadKey, "the key of %s is not valid Avro: %w", r.topic, err)
 	}
+	r.body = body
+	if w.read != nil {
+		if r.scratch, err = w.read.Append(r.scratch[:0], body); err != nil {
+			return nil, nil, pipeline.Reject(ReasonBadKey, "the key of %s cannot be read as key_schema: %w", r.topic, err)
+		}
+		r.body = r.scratch
+	}
 	return w, body, nil
 }
+
+// Body returns the body of the last Avro key that was checked, read with the schema of
+// the format. It is valid until the next call. It is nil for other formats.
+func (r *Reader) Body() []byte { return r.body }
 
 // appendAvroText appends the text form of an Avro key.
 func appendAvroText(dst []byte, n *codec.Node, body []byte) ([]byte, error) {
@@ -211,15 +242,15 @@ func (f Format) AppendKey(dst, text []byte) ([]byte, error) {
 	case "", Text:
 		return append(dst, text...), nil
 	case Long:
-		if v, err := strconv.ParseInt(string(text), 10, 64); err == nil {
+		if v, ok := parseInteger(string(text), 64); ok {
 			return binary.BigEndian.AppendUint64(dst, uint64(v)), nil
 		}
 	case Int:
-		if v, err := strconv.ParseInt(string(text), 10, 32); err == nil {
+		if v, ok := parseInteger(string(text), 32); ok {
 			return binary.BigEndian.AppendUint32(dst, uint32(v)), nil
 		}
 	case UUID:
-		if u, err := hex.DecodeString(strings.ReplaceAll(string(text), "-", "")); err == nil && len(u) == 16 && len(text) == 36 {
+		if u, ok := parseUUID(string(text)); ok {
 			return append(dst, u...), nil
 		}
 	case Bytes:
@@ -253,11 +284,18 @@ func (f Format) Encode(text string, idOf func(*codec.Schema) int) ([]byte, error
 	return append(codec.AppendFrame(nil, idOf(f.Schema)), body...), nil
 }
 
-// jsonOf returns a text as the value of a type. Texts of types that are no strings are
-// JSON.
+// jsonOf returns a text as the value of a type. Texts of types that are no strings in JSON
+// are JSON.
 func jsonOf(n *codec.Node, text string) any {
-	if n.Kind == codec.String || n.Kind == codec.Enum {
+	if other, _, _, ok := n.Nullable(); ok {
+		n = other
+	}
+	switch n.Kind {
+	case codec.String, codec.Enum, codec.Bytes, codec.Fixed:
 		return text
+	}
+	if !json.Valid([]byte(text)) {
+		return text // a time, for example
 	}
 	d := json.NewDecoder(strings.NewReader(text))
 	d.UseNumber()
@@ -276,7 +314,11 @@ func (f Format) Show(key []byte) string {
 	case f.IsText():
 	case f.Kind == Avro:
 		if len(key) >= codec.FrameSize && key[0] == 0 && f.Schema != nil {
-			if text, err := appendAvroText(nil, f.Schema.Root(), key[codec.FrameSize:]); err == nil {
+			body := key[codec.FrameSize:]
+			if rest, err := codec.Skip(f.Schema.Root(), body); err != nil || len(rest) > 0 {
+				break // another schema
+			}
+			if text, err := appendAvroText(nil, f.Schema.Root(), body); err == nil {
 				return string(text)
 			}
 		}

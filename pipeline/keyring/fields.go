@@ -9,6 +9,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/seal"
 	"millrace/pipeline/topology"
@@ -84,7 +85,7 @@ func (f *Fields) SubjectPath() string { return f.subjectPath }
 
 // Subject returns the id of the subject. An error is a [codec.PathError].
 func (f *Fields) Subject(v *pipeline.View) (string, error) {
-	id, err := AppendKey(nil, f.layout.Node(f.subject), v.Get(f.subject))
+	id, err := keyformat.AppendField(nil, f.layout.Node(f.subject), v.Get(f.subject))
 	if err == nil && len(id) > maxSubject {
 		err = fmt.Errorf("it has %d bytes, and the id of a subject has at most %d", len(id), maxSubject)
 	}

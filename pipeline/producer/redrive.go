@@ -122,7 +122,7 @@ func (r *redriver) run(ctx context.Context) error {
 		return err
 	}
 	if r.dryRun {
-		return r.list(ctx, cfg, pending)
+		return r.list(ctx, t, cfg, pending)
 	}
 	handler := &redriveHandler{filter: &r.filter, limit: r.limit, pace: newPace(r.rate), pending: pending, now: r.env.Now}
 	err = r.drive(ctx, cfg, log, topics, handler)

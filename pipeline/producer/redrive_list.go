@@ -13,6 +13,8 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyformat"
+	"millrace/pipeline/topology"
 )
 
 // listedLetter is a pending letter, one line of --dry-run --json.
@@ -31,9 +33,15 @@ type listedLetter struct {
 	Stays     string `json:"stays,omitempty"` // reason to stay
 }
 
-func newListedLetter(r *pipeline.Record, l *deadletter.Letter) listedLetter {
+// newListedLetter returns a letter with the text form of its key: the letter has the key
+// of the record that failed.
+func newListedLetter(t *topology.Topology, r *pipeline.Record, l *deadletter.Letter) listedLetter {
+	var keys keyformat.Format
+	if from := t.Topic(l.SourceTopic); from != nil {
+		keys = from.KeyFormat
+	}
 	out := listedLetter{
-		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: string(r.Key), To: l.SourceTopic,
+		Topic: r.Topic, Partition: r.Partition, Offset: r.Offset, Key: keys.Show(r.Key), To: l.SourceTopic,
 		Pipeline: l.Pipeline, Stage: l.Stage, Reason: string(l.Reason), Error: l.Error, Attempt: l.Attempt,
 	}
 	if !l.Time.IsZero() {
@@ -43,7 +51,7 @@ func newListedLetter(r *pipeline.Record, l *deadletter.Letter) listedLetter {
 }
 
 // list prints the pending letters.
-func (r *redriver) list(ctx context.Context, cfg kafka.Config, pending map[letterPlace]kafka.Bounds) error {
+func (r *redriver) list(ctx context.Context, t *topology.Topology, cfg kafka.Config, pending map[letterPlace]kafka.Bounds) error {
 	places := slices.SortedFunc(maps.Keys(pending), func(a, b letterPlace) int {
 		if a.topic != b.topic {
 			return strings.Compare(a.topic, b.topic)
@@ -56,7 +64,7 @@ func (r *redriver) list(ctx context.Context, cfg kafka.Config, pending map[lette
 	for _, place := range places {
 		err := kafka.ReadRange(ctx, cfg, place.topic, place.partition, pending[place], func(rec *pipeline.Record) error {
 			letter := deadletter.Parse(rec)
-			l := newListedLetter(rec, &letter)
+			l := newListedLetter(t, rec, &letter)
 			if l.Stays = r.filter.stays(&letter); l.Stays == "" && r.limit > 0 && sent >= r.limit {
 				l.Stays = staysLimit
 			}

@@ -182,7 +182,7 @@ func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Inp
 	for i := range b.schemas {
 		consts := b.consts(i)
 		if b.envs[i] == nil {
-			env, err := b.env(b.schemas[i], consts)
+			env, err := b.env(b.schemas[i], consts, b.from.KeyFormat)
 			if err != nil {
 				b.at(key, "", "%s: %v", b.names[i], err)
 				b.failed = true

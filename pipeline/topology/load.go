@@ -5,8 +5,10 @@ import (
 	"regexp"
 	"time"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
 )
 
@@ -174,19 +176,34 @@ func (l *loader) file(args stage.Args) {
 type envKey struct {
 	schema *codec.Schema
 	consts bool
+	keys   keyformat.Format // of the records; they determine the type of the name key
 }
 
-// env returns the environment of expressions over events of a schema. It is shared
-// by all pipelines, because making one takes longer than compiling an expression.
-func (l *loader) env(s *codec.Schema, consts map[string]string) (*expr.Env, error) {
-	key := envKey{s, consts != nil}
+// env returns the environment of expressions over events of a schema, in records with
+// keys of a format. It is shared by all pipelines, because making one takes longer than
+// compiling an expression.
+func (l *loader) env(s *codec.Schema, consts map[string]string, keys keyformat.Format) (*expr.Env, error) {
+	if keys.IsText() {
+		keys = keyformat.Format{}
+	}
+	key := envKey{s, consts != nil, keys}
 	if env := l.envs[key]; env != nil {
 		return env, nil
 	}
-	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts, Key: expr.TextKey()})
+	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts, Key: keyType(keys)})
 	if err == nil {
 		env.Clock = l.o.Clock
 		l.envs[key] = env
 	}
 	return env, err
+}
+
+// keyType returns the type of keys of a format in expressions.
+func keyType(f keyformat.Format) *expr.Key {
+	if f.IsText() {
+		return expr.TextKey()
+	}
+	return &expr.Key{Node: f.Node(), Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
+		return f.AppendValue(dst, v.Record.Key, v.KeyBody)
+	}}
 }

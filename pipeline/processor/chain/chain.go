@@ -145,7 +145,7 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 		read.Started = time.Time{}
 	}
 	if h.tap != nil {
-		h.tap.begin(in)
+		h.tap.begin(ctx, in, h.input.keys)
 	}
 	if in.Value == nil {
 		return h.tombstone(ctx, in, read, out)

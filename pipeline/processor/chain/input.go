@@ -37,7 +37,7 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 	}
 	e.Record, e.View.Record, e.Type, e.KeyText, e.NewKey, e.To, e.OldType, e.Arena = in, in, d.Type, in.Key, nil, nil, -1, e.Arena[:0]
 	if !r.text || !keyformat.ValidText(in.Key) {
-		if e.KeyText, err = r.keyText(ctx, in); err != nil {
+		if e.KeyText, err = r.keyText(ctx, in, e); err != nil {
 			return err
 		}
 	}
@@ -57,11 +57,13 @@ func (r *input) read(ctx context.Context, in *pipeline.Record, e *pipeline.Event
 }
 
 // keyText returns the text form of the record's key, which is valid until the next call.
-func (r *input) keyText(ctx context.Context, in *pipeline.Record) (text []byte, err error) {
+// It gives e the body of an Avro key.
+func (r *input) keyText(ctx context.Context, in *pipeline.Record, e *pipeline.Event) (text []byte, err error) {
 	if r.text {
 		return in.Key, r.keys.Check(ctx, in)
 	}
 	r.scratch, err = r.keys.AppendText(ctx, r.scratch[:0], in)
+	e.View.KeyBody = r.keys.Body()
 	return r.scratch, err
 }
 

@@ -103,3 +103,55 @@ func TestRekeyWritesTheFormatOfTheOutput(t *testing.T) {
 		t.Errorf("the event whose key is no long became %+v", l)
 	}
 }
+
+const readKeyTopology = `
+name: t
+topics:
+  in: {partitions: 1, types: [Click], envelope: none, key_format: %s}
+  out: {partitions: 1, key_format: text}
+  dead: {partitions: 1}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    stages:
+      - rekey: {key: %s}
+`
+
+// In a stage, key has the type of the topic's keys: an int, the fields of an Avro record, or
+// text.
+func TestAStageReadsTheKeyWithTheTypeOfItsFormat(t *testing.T) {
+	for _, test := range []struct {
+		format, expression string
+		key                []byte
+		want               string
+	}{
+		{"text", "key + '!'", []byte("7"), "7!"},
+		{"long", "string(key + 1)", binary.BigEndian.AppendUint64(nil, 257), "258"},
+		{"int", "string(key - 1)", []byte{0xff, 0xff, 0xff, 0xff}, "-2"},
+		{"uuid", "key", bytes.Repeat([]byte{0xab}, 16), "abababab-abab-abab-abab-abababababab"},
+		{"bytes", "key", []byte{0, 0xff}, "00ff"},
+		{"bytes", "key", bytes.Repeat([]byte{0xff}, 100), strings.Repeat("ff", 100)},
+		{"avro, key_schema: Click", "key.id + '/' + string(key.n + 1)", codec.AppendLong(codec.AppendString(nil, "a"), 7), "a/8"},
+	} {
+		t.Run(test.format, func(t *testing.T) {
+			b := processortest.NewBench(t, fmt.Sprintf(readKeyTopology, test.format, `"`+test.expression+`"`))
+			w := b.Worker("0")
+			h := chain.NewHandler(w, b.Registry, b.IDs, chain.NewMetrics(w.Metrics), time.Now)
+			r := b.Click("x", 1, time.UnixMilli(1))
+			r.Key = test.key
+			if strings.HasPrefix(test.format, "avro") {
+				r.Key = append(bytes.Clone(r.Value[:codec.FrameSize]), test.key...)
+			}
+			var out harness.Emitted
+			if err := h.Handle(t.Context(), r, &out); err != nil || len(out) != 1 {
+				t.Fatal(out, err)
+			}
+			if string(out[0].Key) != test.want || out[0].Topic != "out" {
+				l := deadletter.Parse(&out[0])
+				t.Errorf("%s of %x is %q on %s %s, want %q", test.expression, r.Key, out[0].Key, out[0].Topic, l.Error, test.want)
+			}
+		})
+	}
+}

@@ -113,8 +113,12 @@ func (o *output) write(e *pipeline.Event, t *target, key []byte) error {
 		headers = o.carrier.Carried(headers, e.NewKey != nil)
 	}
 	if o.headers != nil {
+		text := e.KeyText
+		if e.NewKey != nil {
+			text = e.NewKey
+		}
 		var err error
-		if headers, err = o.headers.For(e, headers, t.topic, key, o.envelope); err != nil {
+		if headers, err = o.headers.For(e, headers, t.topic, text, o.envelope); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package chain
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -145,7 +146,9 @@ func (r *Rehearsal) Run(ctx context.Context, in *pipeline.Record) ([]Output, err
 		if t := r.handler.output.targets[o.Record.Topic]; t != nil {
 			format = t.keys
 		}
-		o.Key = format.Show(o.Record.Key)
+		if o.Key = format.Show(o.Record.Key); bytes.Equal(o.Record.Key, in.Key) {
+			o.Key = r.handler.input.keys.Show(ctx, in) // knows the schema that wrote it
+		}
 		switch {
 		case o.Record.Topic == r.plan.DeadLetter.Name:
 		case o.Record.Value == nil:

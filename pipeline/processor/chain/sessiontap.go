@@ -1,10 +1,12 @@
 package chain
 
 import (
+	"context"
 	"slices"
 
 	"millrace/pipeline"
 	"millrace/pipeline/deadletter"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
 )
@@ -18,6 +20,7 @@ type sessionTap struct {
 
 	on      bool        // the chain calls watch
 	choices []tapChoice // the clients that may receive the current event
+	key     string      // the text form of the key of the current event
 }
 
 // tapChoice is the decision whether a client receives the current event. It is made at
@@ -36,7 +39,7 @@ func (t *Taps) session(pl *topology.Pipeline, stages *pipeline.Chain) *sessionTa
 }
 
 // begin is called before each event.
-func (s *sessionTap) begin(in *pipeline.Record) {
+func (s *sessionTap) begin(ctx context.Context, in *pipeline.Record, keys *keyformat.Reader) {
 	watching := s.taps.watching.Load()
 	if watching == nil {
 		if s.on {
@@ -49,9 +52,9 @@ func (s *sessionTap) begin(in *pipeline.Record) {
 		s.on = true
 		s.stages.Watch(s.watch)
 	}
-	s.choices = s.choices[:0]
+	s.choices, s.key = s.choices[:0], keys.Show(ctx, in)
 	for _, c := range *watching {
-		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == s.pl.From.KeyFormat.Show(in.Key)) {
+		if matches(c.pipelines, s.pl.Name) && (c.key == nil || *c.key == s.key) {
 			s.choices = append(s.choices, tapChoice{client: c})
 		}
 	}
@@ -86,6 +89,7 @@ func (s *sessionTap) show(stage, typ string, line func() trace.Line) {
 		}
 		if shown == nil {
 			l := line()
+			l.Key = s.key
 			shown = &l
 		}
 		c.client.send(*shown, s.taps.dropped)

@@ -80,7 +80,7 @@ func TestSlowTapClientDoesNotDelayThePipeline(t *testing.T) {
 func TestTapAllocatesNothingWithoutClients(t *testing.T) {
 	_, h, rec := tapBench(t)
 	if n := testing.AllocsPerRun(100, func() {
-		h.tap.begin(rec)
+		h.tap.begin(t.Context(), rec, h.input.keys)
 		h.tap.end(rec, "", nil)
 	}); n != 0 {
 		t.Errorf("%v allocations per event", n)

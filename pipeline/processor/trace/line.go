@@ -44,6 +44,9 @@ func MomentName(m pipeline.Moment) string { return momentNames[m] }
 // of the stage. Fields that a later stage adds have their default values.
 func NewLine(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Event, err error) Line {
 	l := newLine(pl, pl.Stages[at].Name, m, e.Record, err)
+	if e.KeyText != nil {
+		l.Key = string(e.KeyText)
+	}
 	l.Type, l.To = pl.Output[e.Type].ShortName(), slices.Clone(e.To)
 	if e.NewKey != nil {
 		key := string(e.NewKey)
