@@ -93,7 +93,9 @@ func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 		}
 		return string(enc[1:])
 	}
-	long := &Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) { return codec.AppendLong(dst, int64(v.Record.Key[0])), nil }}
+	long := &Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
+		return codec.AppendLong(dst, int64(v.Record.Key[0])), nil
+	}}
 	if got := read(long, "\x07", "string(key + 1)"); got != "8" {
 		t.Errorf("a number: %s", got)
 	}
