@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -194,6 +195,43 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 			compareBeside(rt, w, owner, beside, clock.latest)
 		})
 	})
+}
+
+// An owner that is behind folds windows again that the owner before it has deleted. It does
+// not publish them again: if the partition goes back, nobody would delete them.
+func TestADeletedWindowIsNotPublishedByAnOwnerThatIsBehind(t *testing.T) {
+	w := newCounts(t, func(s *fold.Spec) {
+		s.Window = fold.Window{Size: time.Hour, Every: time.Hour, Retention: 3 * time.Hour}
+	})
+	w.counted("j", 0, 0, "older")
+	w.counted("k", 0, 0, "old")
+	w.counted("j", 0, 10*time.Hour, "new")
+	first, behind := w.start(), w.follow(vfs.NewCrashableMem())
+	behind.take(1, 0)
+	first.run()
+	w.counted("j", 0, 10*time.Hour, "newer") // windows are deleted with the flush after it
+	first.run()
+	const old = "k@2026-01-01T10:00:00Z"
+	if _, ok := w.published()[old]; ok || !slices.Contains(w.writes, old) {
+		t.Fatalf("the first owner wrote %v, and the snapshots are %v", w.writes, w.published())
+	}
+	first.stop()
+	behind.leave()
+	firsts := w.disk
+	w.disk = behind.own
+	second := w.start()
+	second.batch(10)
+	second.commit()
+	second.handler.EndBatch(true)
+	second.stop()
+
+	w.disk = firsts
+	third := w.start()
+	third.run()
+	if state, ok := w.published()[old]; ok {
+		t.Errorf("the deleted window is published again: %q", state)
+	}
+	third.stop()
 }
 
 // Only the owner gets a release. The follower learns of it, whether it is ahead of the

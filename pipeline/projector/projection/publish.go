@@ -143,7 +143,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
 	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
-	if a.Gone {
+	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
 		value := codec.AppendFrame(mem.Grow(5+512+len(a.State)), l.projection.Spec.SnapshotID)
@@ -158,6 +158,18 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 	}
 	out.Emit(&r)
+}
+
+// isSettled reports whether an aggregate is an expired window whose last state an earlier
+// owner has published. Its snapshot must not exist again: that owner may have deleted it,
+// and if it takes the partition over from this worker, it would not delete it again.
+func (l *lane) isSettled(id []byte, a *states.Aggregate) bool {
+	if l.fold.Window().Retention == 0 || a.Offset >= l.publication.floor || l.own.clock == noTime {
+		return false
+	}
+	limit, _ := l.fold.Window().EarliestKept(l.own.clock)
+	_, start, ok := fold.ParseWindowID(string(id))
+	return ok && start < limit
 }
 
 // tombstoneHeader marks the snapshot of an aggregate that a tombstone deleted: another
