@@ -66,6 +66,7 @@ var imports = map[string][]string{
 	"pipeline/event": { // a record as an event, and back
 		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/topology",
 		sync,                                                  // a decoder looks up schemas at the same time
+		"pipeline/expr/wording",                               // the snake case of a type's name
 		"pipeline/kafka", "pipeline/keyring", "pipeline/seal", // an encoder seals fields, and keeps to the topic's limits
 	},
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters

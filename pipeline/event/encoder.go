@@ -10,6 +10,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/wording"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/seal"
@@ -83,7 +84,7 @@ func (e *Encoder) nameTypes() {
 	for _, name := range []func(*Type) string{
 		func(t *Type) string { return t.Schema.Name() },
 		func(t *Type) string { return t.Name },
-		func(t *Type) string { return snakeCase(t.Name) },
+		func(t *Type) string { return wording.Snake(t.Name, true) },
 		func(t *Type) string { return letterCase(t.Name) },
 	} {
 		own := map[string]*Type{}

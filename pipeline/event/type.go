@@ -64,20 +64,6 @@ func timestampUnit(n *codec.Node) time.Duration {
 	return 0
 }
 
-// snakeCase returns a name in snake case: http_request_v2 for HTTPRequestV2.
-func snakeCase(name string) string {
-	var b strings.Builder
-	runes := []rune(name)
-	for i, r := range runes {
-		if i > 0 && unicode.IsUpper(r) && runes[i-1] != '_' &&
-			(!unicode.IsUpper(runes[i-1]) || i+1 < len(runes) && unicode.IsLower(runes[i+1])) {
-			b.WriteByte('_')
-		}
-		b.WriteRune(unicode.ToLower(r))
-	}
-	return b.String()
-}
-
 // letterCase returns a name with an underscore before each capital: h_t_t_p_request for
 // HTTPRequest.
 func letterCase(name string) string {
