@@ -160,6 +160,21 @@ func (r *feedReader) all(n int) error {
 // returns the number after the last user.
 func (b *rebuildBox) createUsers(first int) (stop func() int) {
 	b.t.Helper()
+	n := first
+	end := b.sendLines(func() string {
+		n++
+		return created(n - 1)
+	})
+	return func() int {
+		b.t.Helper()
+		end()
+		return n
+	}
+}
+
+// sendLines sends lines until stop is called, about one every two milliseconds.
+func (b *rebuildBox) sendLines(line func() string) (stop func()) {
+	b.t.Helper()
 	ctx, cancel := context.WithCancel(context.WithoutCancel(b.t.Context()))
 	cmd := b.command(context.WithoutCancel(ctx), "producer", "send", "-")
 	in, err := cmd.StdinPipe()
@@ -172,7 +187,6 @@ func (b *rebuildBox) createUsers(first int) (stop func() int) {
 		b.t.Fatal(err)
 	}
 	var work sync.WaitGroup
-	n := first
 	work.Go(func() {
 		tick := time.NewTicker(2 * time.Millisecond)
 		defer tick.Stop()
@@ -183,20 +197,18 @@ func (b *rebuildBox) createUsers(first int) (stop func() int) {
 				return
 			case <-tick.C:
 			}
-			if _, err := io.WriteString(in, created(n)); err != nil {
+			if _, err := io.WriteString(in, line()); err != nil {
 				return // the producer's exit code reports the error
 			}
-			n++
 		}
 	})
-	return func() int {
+	return func() {
 		b.t.Helper()
 		cancel()
 		work.Wait()
 		if err := cmd.Wait(); err != nil {
 			b.t.Errorf("producer: %v\n%s", err, &errs)
 		}
-		return n
 	}
 }
 

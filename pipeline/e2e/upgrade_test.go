@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"millrace/pipeline/harness"
 	"millrace/pipeline/sandbox"
 )
 
@@ -153,41 +153,7 @@ func (u *upgrading) write() (stop func()) {
 		first.WriteString(u.event(rng))
 	}
 	u.send(first.String())
-	ctx, cancel := context.WithCancel(context.WithoutCancel(u.t.Context()))
-	cmd := u.command(context.WithoutCancel(ctx), "producer", "send", "-")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		u.t.Fatal(err)
-	}
-	var errs bytes.Buffer
-	cmd.Stderr = &errs
-	if err := cmd.Start(); err != nil {
-		u.t.Fatal(err)
-	}
-	var work sync.WaitGroup
-	work.Go(func() {
-		tick := time.NewTicker(2 * time.Millisecond)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				_ = in.Close() // the end of its input ends the producer
-				return
-			case <-tick.C:
-			}
-			if _, err := io.WriteString(in, u.event(rng)); err != nil {
-				return // the producer's exit code reports the error
-			}
-		}
-	})
-	return func() {
-		u.t.Helper()
-		cancel()
-		work.Wait()
-		if err := cmd.Wait(); err != nil {
-			u.t.Errorf("producer: %v\n%s", err, &errs)
-		}
-	}
+	return u.sendLines(func() string { return u.event(rng) })
 }
 
 // upgradeWorker is a projector of either release.
@@ -195,25 +161,7 @@ type upgradeWorker struct {
 	name string
 	cmd  *exec.Cmd
 	done chan error
-	log  *syncBuffer
-}
-
-// syncBuffer is a buffer that a process writes while a test reads it.
-type syncBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+	log  *harness.Buffer
 }
 
 // launch starts a projector of a release. When it is ready, clients ask it.
@@ -223,7 +171,7 @@ func (u *upgrading) launch(projector, name string) *upgradeWorker {
 	if err := os.RemoveAll(file); err != nil {
 		u.t.Fatal(err)
 	}
-	w := &upgradeWorker{name: name, done: make(chan error, 1), log: &syncBuffer{}}
+	w := &upgradeWorker{name: name, done: make(chan error, 1), log: &harness.Buffer{}}
 	w.cmd = exec.CommandContext(context.WithoutCancel(u.t.Context()), projector, "run", "-t", u.topology, "--instance", name,
 		"--data-dir", filepath.Join(u.dir, name), "--listen", "127.0.0.1:0", "--listen-file", file, "--sessions", "1")
 	w.cmd.Env = u.env

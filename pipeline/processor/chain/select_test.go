@@ -1,15 +1,11 @@
 package chain_test
 
 import (
-	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
-	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kfake"
-	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
 	"millrace/pipeline/processor/chain"
@@ -37,44 +33,15 @@ pipelines:
 // A deletion is a tombstone under the key of its event, once, and in order with the events
 // of its key, also when transactions fail.
 func TestDeletionsAreTombstonesOnceAndInOrder(t *testing.T) {
-	for _, test := range []struct {
-		name  string
-		fault *kfake.Fault
-	}{
-		{"no fault", nil},
-		{"Produce refused", &kfake.Fault{Keys: []kmsg.Key{kmsg.Produce}, Topic: "out", Err: kerr.MessageTooLarge, Count: 2}},
-		{"EndTxn applied, answered with a timeout", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.RequestTimedOut, Count: 2}},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			b := processortest.NewBench(t, selectTopology)
-			stop := b.Start("0")
-			if test.fault != nil {
-				b.Broker.Fault(*test.fault)
-			}
-			at := time.UnixMilli(1_800_000_000_000)
-			want := map[string]string{}
-			b.Write(300, func(i int) *pipeline.Record {
-				key := fmt.Sprint("k-", i%7)
-				switch {
-				case (i+1)%3 == 0:
-					want[key] += "-"
-				case i != 1:
-					want[key] += "+"
-				}
-				r := b.Click(fmt.Sprint("e-", i), int64(i), at)
-				r.Key = []byte(key)
-				return r
-			})
-			b.CaughtUp()
-			stop()
-			if got := tombstonesOf(b, "out"); fmt.Sprint(got) != fmt.Sprint(want) {
-				t.Errorf("out holds\n%v, want\n%v", got, want)
-			}
-			if got := tombstonesOf(b, "dead"); len(got) > 0 {
-				t.Errorf("dead letters: %v", got)
-			}
-		})
-	}
+	checkOnceAndInOrder(t, selectTopology, func(i int, _ *pipeline.Record) string {
+		switch {
+		case (i+1)%3 == 0:
+			return "-"
+		case i != 1:
+			return "+"
+		}
+		return ""
+	}, func(*testing.T, *processortest.Bench, time.Time) {})
 }
 
 // A deletion is counted as written and as an event out. One without a key is a dead letter.

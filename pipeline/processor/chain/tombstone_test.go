@@ -51,9 +51,11 @@ func tombstonesOf(b *processortest.Bench, topic string) map[string]string {
 	return got
 }
 
-// A tombstone passes without stages, once, and in order with the events of its key, also
-// when transactions fail.
-func TestTombstonesPassOnceAndInOrder(t *testing.T) {
+// checkOnceAndInOrder runs 300 records through a topology, without a fault, with one that
+// was not applied and with one that was. record changes a record and returns what out must
+// have of it: - for a tombstone, + for an event, or nothing. check gets the bench
+// of each run.
+func checkOnceAndInOrder(t *testing.T, topology string, record func(i int, r *pipeline.Record) (mark string), check func(t *testing.T, b *processortest.Bench, at time.Time)) {
 	for _, test := range []struct {
 		name  string
 		fault *kfake.Fault
@@ -63,24 +65,19 @@ func TestTombstonesPassOnceAndInOrder(t *testing.T) {
 		{"EndTxn applied, answered with a timeout", &kfake.Fault{Keys: []kmsg.Key{kmsg.EndTxn}, Err: kerr.RequestTimedOut, Count: 2}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			b := processortest.NewBench(t, fmt.Sprintf(tombstoneTopology, ""))
+			b := processortest.NewBench(t, topology)
 			stop := b.Start("0")
 			if test.fault != nil {
 				b.Broker.Fault(*test.fault)
 			}
 			at := time.UnixMilli(1_800_000_000_000)
 			want := map[string]string{}
-			const n = 300
-			b.Write(n, func(i int) *pipeline.Record {
+			b.Write(300, func(i int) *pipeline.Record {
 				key := fmt.Sprint("k-", i%7)
 				r := b.Click(fmt.Sprint("e-", i), int64(i), at)
 				r.Key = []byte(key)
-				switch {
-				case i%3 == 0:
-					r.Value, r.Headers = nil, []pipeline.Header{{Key: "__value_schema_id", Value: []byte("old")}, {Key: "tenant", Value: []byte("x")}}
-					want[key] += "-"
-				case i != 13:
-					want[key] += "+"
+				if mark := record(i, r); mark != "" {
+					want[key] += mark
 				}
 				return r
 			})
@@ -92,13 +89,30 @@ func TestTombstonesPassOnceAndInOrder(t *testing.T) {
 			if got := tombstonesOf(b, "dead"); len(got) > 0 {
 				t.Errorf("dead letters: %v", got)
 			}
-			b.Read("out", func(r *pipeline.Record) {
-				if r.Value == nil && (len(r.Headers) != 1 || r.Headers[0].Key != "tenant" || !r.Time.Equal(at)) {
-					t.Errorf("a tombstone has headers %v and time %v", r.Headers, r.Time)
-				}
-			})
+			check(t, b, at)
 		})
 	}
+}
+
+// A tombstone passes without stages, once, and in order with the events of its key, also
+// when transactions fail.
+func TestTombstonesPassOnceAndInOrder(t *testing.T) {
+	checkOnceAndInOrder(t, fmt.Sprintf(tombstoneTopology, ""), func(i int, r *pipeline.Record) string {
+		switch {
+		case i%3 == 0:
+			r.Value, r.Headers = nil, []pipeline.Header{{Key: "__value_schema_id", Value: []byte("old")}, {Key: "tenant", Value: []byte("x")}}
+			return "-"
+		case i != 13:
+			return "+"
+		}
+		return ""
+	}, func(t *testing.T, b *processortest.Bench, at time.Time) {
+		b.Read("out", func(r *pipeline.Record) {
+			if r.Value == nil && (len(r.Headers) != 1 || r.Headers[0].Key != "tenant" || !r.Time.Equal(at)) {
+				t.Errorf("a tombstone has headers %v and time %v", r.Headers, r.Time)
+			}
+		})
+	})
 }
 
 // A tombstone that is sent back passes the pipeline that rejected it, without the headers
