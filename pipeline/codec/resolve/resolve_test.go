@@ -113,16 +113,16 @@ var resolutions = []struct{ writer, reader, value, want string }{
 		`{"in":{"e":"new"}}`, `! v.in.e: E# has no symbol "new", and no default`},
 
 	// Decimals keep their exact value.
-	{decimal("bytes", 6, 2), decimal("bytes", 9, 4), `"-12.50"`, `"-12.5000"`},
-	{decimal("bytes", 6, 2), decimal("bytes", 6, 1), `"12.50"`, `"12.5"`},
-	{decimal("bytes", 6, 2), decimal("bytes", 6, 1), `"12.55"`, `! v: a decimal(6,2) with more than 1 digits after the point`},
-	{decimal("bytes", 6, 2), decimal("bytes", 4, 2), `"99.99"`, `"99.99"`},
-	{decimal("bytes", 6, 2), decimal("bytes", 4, 2), `"-100.00"`, `! v: a decimal(6,2) with more digits than decimal(4,2) has`},
-	{decimal("bytes", 6, 2), `{"type":"fixed","name":"D#","size":4,"logicalType":"decimal","precision":9,"scale":2}`, `"-1.28"`, `"-1.28"`},
-	{`{"type":"fixed","name":"D#","size":4,"logicalType":"decimal","precision":9,"scale":2}`, decimal("bytes", 9, 2), `"-1.28"`, `"-1.28"`},
+	{decimalSchema("bytes", 6, 2), decimalSchema("bytes", 9, 4), `"-12.50"`, `"-12.5000"`},
+	{decimalSchema("bytes", 6, 2), decimalSchema("bytes", 6, 1), `"12.50"`, `"12.5"`},
+	{decimalSchema("bytes", 6, 2), decimalSchema("bytes", 6, 1), `"12.55"`, `! v: a decimal(6,2) with more than 1 digits after the point`},
+	{decimalSchema("bytes", 6, 2), decimalSchema("bytes", 4, 2), `"99.99"`, `"99.99"`},
+	{decimalSchema("bytes", 6, 2), decimalSchema("bytes", 4, 2), `"-100.00"`, `! v: a decimal(6,2) with more digits than decimal(4,2) has`},
+	{decimalSchema("bytes", 6, 2), `{"type":"fixed","name":"D#","size":4,"logicalType":"decimal","precision":9,"scale":2}`, `"-1.28"`, `"-1.28"`},
+	{`{"type":"fixed","name":"D#","size":4,"logicalType":"decimal","precision":9,"scale":2}`, decimalSchema("bytes", 9, 2), `"-1.28"`, `"-1.28"`},
 	{`{"type":"fixed","name":"D#","size":4,"logicalType":"decimal","precision":9,"scale":0}`, `{"type":"fixed","name":"D#","size":2,"logicalType":"decimal","precision":4,"scale":0}`, `"-9999"`, `"-9999"`},
-	{decimal("bytes", 6, 2), `"bytes"`, `"1.00"`, `"ZA=="`},
-	{`["null",` + decimal("bytes", 6, 2) + `]`, `["null",` + decimal("bytes", 8, 3) + `]`, `"1.25"`, `"1.250"`},
+	{decimalSchema("bytes", 6, 2), `"bytes"`, `"1.00"`, `"ZA=="`},
+	{`["null",` + decimalSchema("bytes", 6, 2) + `]`, `["null",` + decimalSchema("bytes", 8, 3) + `]`, `"1.25"`, `"1.250"`},
 
 	// Names.
 	{`{"type":"record","name":"dev.db.New#","fields":[{"name":"a","type":"int"}]}`, `{"type":"record","name":"prod.db.New#","fields":[{"name":"a","type":"int"}]}`, `{"a":1}`, `{"a":1}`},
@@ -135,7 +135,7 @@ var resolutions = []struct{ writer, reader, value, want string }{
 		`{"a":1}`, `{"z.N#":{"a":1}}`},
 }
 
-func decimal(typ string, precision, scale int) string {
+func decimalSchema(typ string, precision, scale int) string {
 	return fmt.Sprintf(`{"type":%q,"logicalType":"decimal","precision":%d,"scale":%d}`, typ, precision, scale)
 }
 

@@ -3,10 +3,9 @@ package resolve
 import (
 	"fmt"
 	"math"
-	"math/big"
-	"slices"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/decimal"
 )
 
 // value reads values of primitive types and fixeds.
@@ -138,8 +137,6 @@ func rescaledDecimal(w, r *codec.Node) *reading {
 	if w.Kind == r.Kind && w.Precision == r.Precision && w.Scale == r.Scale && w.Size == r.Size {
 		return &reading{read: copied(w), identity: true}
 	}
-	factor := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(max(w.Scale, r.Scale)-min(w.Scale, r.Scale))), nil)
-	limit := new(big.Int).Exp(big.NewInt(10), big.NewInt(int64(r.Precision)), nil)
 	changes := []Change{{Converted, "", fmt.Sprintf("%s becomes %s", decimalText(w), decimalText(r))}}
 	return &reading{changes: changes, read: func(_ *state, dst, enc []byte) ([]byte, []byte, error) {
 		var content, rest []byte
@@ -151,54 +148,20 @@ func rescaledDecimal(w, r *codec.Node) *reading {
 				return dst, rest, err
 			}
 		}
-		v, over := unscaled(content), new(big.Int)
-		if w.Scale <= r.Scale {
-			v.Mul(v, factor)
-		} else if v.QuoRem(v, factor, over); over.Sign() != 0 {
-			return dst, rest, misfitf("a %s with more than %d digits after the point", decimalText(w), r.Scale)
-		}
-		if v.CmpAbs(limit) >= 0 {
-			return dst, rest, misfitf("a %s with more digits than %s has", decimalText(w), decimalText(r))
-		}
-		size := sizeOf(v)
+		v, ok := decimal.FromBytes(content, w.Scale).Rescale(r.Scale)
 		switch {
+		case !ok:
+			return dst, rest, misfitf("a %s with more than %d digits after the point", decimalText(w), r.Scale)
+		case v.Digits() > r.Precision:
+			return dst, rest, misfitf("a %s with more digits than %s has", decimalText(w), decimalText(r))
+		case r.Kind == codec.Fixed && v.Size() > r.Size:
+			return dst, rest, misfitf("a decimal of %d bytes, and %s has %d", v.Size(), r, r.Size)
 		case r.Kind != codec.Fixed:
-			dst = codec.AppendLong(dst, int64(size))
-		case size > r.Size:
-			return dst, rest, misfitf("a decimal of %d bytes, and %s has %d", size, r, r.Size)
-		default:
-			size = r.Size
+			dst = codec.AppendLong(dst, int64(v.Size()))
 		}
-		return appendUnscaled(dst, v, size), rest, nil
+		dst, _ = v.AppendBytes(dst, r.Size) // it fits: see above
+		return dst, rest, nil
 	}}
 }
 
 func decimalText(n *codec.Node) string { return fmt.Sprintf("decimal(%d,%d)", n.Precision, n.Scale) }
-
-// unscaled returns a big-endian two's complement as a number.
-func unscaled(b []byte) *big.Int {
-	v := new(big.Int).SetBytes(b)
-	if len(b) > 0 && b[0] >= 0x80 {
-		v.Sub(v, new(big.Int).Lsh(big.NewInt(1), uint(8*len(b))))
-	}
-	return v
-}
-
-// sizeOf returns the bytes of the shortest two's complement of v.
-func sizeOf(v *big.Int) int {
-	if v.Sign() < 0 {
-		v = new(big.Int).Not(v)
-	}
-	return v.BitLen()/8 + 1
-}
-
-// appendUnscaled appends v as a big-endian two's complement of size bytes.
-func appendUnscaled(dst []byte, v *big.Int, size int) []byte {
-	if v.Sign() < 0 {
-		v = new(big.Int).Add(v, new(big.Int).Lsh(big.NewInt(1), uint(8*size)))
-	}
-	n := len(dst)
-	dst = slices.Grow(dst, size)[:n+size]
-	v.FillBytes(dst[n:])
-	return dst
-}
