@@ -161,6 +161,8 @@ func TestKeyOfAnotherFormatIsRejectedWithTheLikelyFormat(t *testing.T) {
 		{keyformat.Text, []byte{0xff, 0xfe, 0}, "the key fffe00 (3 bytes) is not text, the key_format of in; it seems to be bytes"},
 		{keyformat.Text, bytes.Repeat([]byte{0xf1}, 16), "it seems to be uuid"},
 		{keyformat.Long, []byte{0, 0, 0, 1}, "it seems to be int"},
+		{keyformat.Long, []byte{}, `the key "" (0 bytes) is not long, the key_format of in`},
+		{keyformat.Avro, []byte{}, `the key "" (0 bytes) is not avro, the key_format of in`},
 		{keyformat.UUID, []byte("abababab-abab-abab-abab-abababababab"), `the key "abababab-abab-abab-abab-abababababab" (36 bytes) is not uuid, the key_format of in; it seems to be text`},
 		{keyformat.Long, nil, "the record has no key"},
 		{keyformat.Avro, []byte("u-1"), "it seems to be text"},

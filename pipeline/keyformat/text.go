@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -210,7 +209,7 @@ func (r *Reader) mismatch(key []byte) error {
 		return pipeline.Reject(ReasonBadKey, "the record has no key, but the keys on %s are %s", r.topic, r.format)
 	}
 	shown := hex.EncodeToString(key[:min(len(key), 24)])
-	if utf8.Valid(key) && key[0] != 0 {
+	if ValidText(key) {
 		shown = strconv.Quote(string(key[:min(len(key), 48)]))
 	}
 	return pipeline.Reject(ReasonBadKey, "the key %s (%d bytes) is not %s, the key_format of %s; it seems to be %s", shown, len(key), r.format, r.topic, guess(key))
@@ -219,7 +218,7 @@ func (r *Reader) mismatch(key []byte) error {
 // guess returns the format that a key seems to have.
 func guess(key []byte) Kind {
 	switch {
-	case len(key) > 0 && key[0] != 0 && utf8.Valid(key):
+	case len(key) > 0 && ValidText(key):
 		return Text
 	case len(key) == 8:
 		return Long
@@ -325,7 +324,7 @@ func (f Format) Show(key []byte) string {
 	case f.fits(key):
 		return string(f.appendText(nil, key))
 	}
-	if utf8.Valid(key) && (len(key) == 0 || key[0] != 0) {
+	if ValidText(key) {
 		return string(key)
 	}
 	return hex.EncodeToString(key)
