@@ -30,6 +30,7 @@ type Flags struct {
 	SessionTimeout     time.Duration // of the group's members
 	NoCreateTopics     bool          // fail on a missing topic instead of creating it
 	NoRegister         bool          // fail on a missing schema instead of registering it
+	AcceptLoss         bool          // continue although retention deleted events unread
 	static             bool          // static membership in the group
 	staticFlag         *pflag.Flag   // --static
 	protocol           string        // a kafka.GroupProtocol
@@ -53,7 +54,8 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	flags.DurationVar(&f.SessionTimeout, "session-timeout", 45*time.Second, "how long the group waits for a silent worker")
 	flags.BoolVar(&f.NoCreateTopics, "no-create-topics", false, "stop if a topic of the topology does not exist, instead of creating it")
 	flags.BoolVar(&f.NoRegister, "no-register", false, "stop if the registry lacks a schema that the program writes with, instead of registering it")
-	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
+	flags.BoolVar(&f.AcceptLoss, "accept-loss", false, "continue if retention deleted events before they were read: log and record the gap instead of stopping")
+	e.BindEnv(flags, "accept-loss", "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
 	return f
 }
 
