@@ -47,7 +47,7 @@ func ResolveWithAvroForJava(ctx context.Context, all []Resolution) ([]Resolved, 
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a leftover of a test
+	defer os.RemoveAll(dir)
 	program := filepath.Join(dir, "Resolve.java")
 	if err := os.WriteFile(program, resolveProgram, 0o600); err != nil {
 		return nil, err
