@@ -26,11 +26,12 @@ var imports = map[string][]string{
 	"pipeline": {},
 	"schemas":  {}, // the embedded .avsc files
 
+	"pipeline/nearest": {}, // what a misspelled name means
 	"pipeline/decimal": {}, // exact decimals: the standard library's math/big
 
 	// The language: bytes, expressions, stages, folds, the checked plan. None of
 	// these packages performs I/O, but for codec's client of the registry.
-	"pipeline/codec":         {"pipeline", "pipeline/decimal", avro, goavro, registry},
+	"pipeline/codec":         {"pipeline", "pipeline/decimal", "pipeline/nearest", avro, goavro, registry},
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
 	"pipeline/expr": {
 		"pipeline", "pipeline/codec", "pipeline/decimal",
@@ -43,7 +44,7 @@ var imports = map[string][]string{
 	"pipeline/expr/library":   {"pipeline/decimal", cel, uuid, xxhash},
 	"pipeline/expr/nulls":     {"pipeline/codec", cel},
 	"pipeline/expr/raw":       {"pipeline/codec"},
-	"pipeline/expr/wording":   {cel},
+	"pipeline/expr/wording":   {"pipeline/nearest", cel},
 	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
 	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
 	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
@@ -56,11 +57,11 @@ var imports = map[string][]string{
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka":            {"pipeline", franz, prometheus, sync}, // never Avro: it moves bytes
-	"pipeline/kafka/properties": {"pipeline/kafka"},                    // settings with the names of other clients
-	"pipeline/store":            {"pipeline", pebble, prometheus},      // never what it stores
-	"pipeline/rows":             {},                                    // memory for tables and states, never what a row is
-	"pipeline/seal":             {"pipeline/rows"},                     // never Avro nor Kafka: the standard library's crypto
+	"pipeline/kafka":            {"pipeline", franz, prometheus, sync},  // never Avro: it moves bytes
+	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/nearest"}, // settings with the names of other clients
+	"pipeline/store":            {"pipeline", pebble, prometheus},       // never what it stores
+	"pipeline/rows":             {},                                     // memory for tables and states, never what a row is
+	"pipeline/seal":             {"pipeline/rows"},                      // never Avro nor Kafka: the standard library's crypto
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back

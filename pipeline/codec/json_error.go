@@ -2,6 +2,7 @@ package codec
 
 import (
 	"fmt"
+	"millrace/pipeline/nearest"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -68,44 +69,10 @@ func quote(s string) string {
 // didYouMean returns `; did you mean "name"?` with the name closest to s, or "" if
 // none is close.
 func didYouMean(s string, names []string) string {
-	best, least := "", len(s)/3+2
-	for _, name := range names {
-		if d := distance(strings.ToLower(s), strings.ToLower(name)); d < least {
-			best, least = name, d
-		}
+	if best := nearest.Name(s, names); best != "" {
+		return "; did you mean " + strconv.Quote(best) + "?"
 	}
-	if best == "" {
-		return ""
-	}
-	return "; did you mean " + strconv.Quote(best) + "?"
-}
-
-// distance returns the edit distance of a and b in bytes (optimal string alignment:
-// insertions, deletions, substitutions, swaps of neighbors). For texts of more than
-// 64 bytes it returns an upper bound that no caller accepts.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return max(len(a), len(b))
-	}
-	var before, last, row [65]int
-	for j := range len(b) + 1 {
-		last[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(last[j]+1, row[j-1]+1, last[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], before[j-2]+1)
-			}
-		}
-		before, last = last, row
-	}
-	return last[len(b)]
+	return ""
 }
 
 // expected returns the error for a value that is not of the node's type.

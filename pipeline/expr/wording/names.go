@@ -7,48 +7,17 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"millrace/pipeline/nearest"
 )
 
 // Nearest returns the hint `did you mean "x"?` with the most similar of names, or
 // "" if none is similar.
 func Nearest(name string, names []string) string {
-	best, at := "", 1+max(1, len(name)/3)
-	for _, n := range names {
-		if d := distance(strings.ToLower(name), strings.ToLower(n), at); d < at {
-			best, at = n, d
-		}
+	if best := nearest.Name(name, names); best != "" {
+		return fmt.Sprintf("did you mean %q?", best)
 	}
-	if best == "" {
-		return ""
-	}
-	return fmt.Sprintf("did you mean %q?", best)
-}
-
-// distance returns the number of insertions, deletions, replacements and swaps of
-// adjacent bytes that turn a into b (optimal string alignment), at most limit.
-func distance(a, b string, limit int) int {
-	if len(a)-len(b) >= limit || len(b)-len(a) >= limit {
-		return limit
-	}
-	prev2, prev, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range prev {
-		prev[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := 1
-			if a[i-1] == b[j-1] {
-				cost = 0
-			}
-			row[j] = min(prev[j]+1, row[j-1]+1, prev[j-1]+cost)
-			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
-				row[j] = min(row[j], prev2[j-2]+1)
-			}
-		}
-		prev2, prev, row = prev, row, prev2
-	}
-	return min(prev[len(b)], limit)
+	return ""
 }
 
 // List returns the first n names, separated by commas.
@@ -81,7 +50,7 @@ func Foreign(name string) string {
 		return ""
 	}
 	for _, n := range slices.Sorted(maps.Keys(foreignNames)) {
-		if len(n) > 4 && distance(strings.ToLower(name), strings.ToLower(n), 2) < 2 {
+		if len(n) > 4 && nearest.Distance(name, n, 2) < 2 {
 			return "write " + foreignNames[n]
 		}
 	}

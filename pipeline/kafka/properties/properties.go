@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/nearest"
 	"os"
 	"slices"
 	"strconv"
@@ -348,7 +349,7 @@ func (l *loader) file(path string) {
 			continue
 		}
 		hint := ""
-		if near := l.nearest(line.key); near != "" {
+		if near := nearest.Name(line.key, slices.Sorted(maps.Keys(l.names))); near != "" {
 			hint = "; did you mean " + near + "?"
 		}
 		l.warn(origin, "%s is ignored: not a setting of Millrace%s", line.key, hint)
@@ -400,7 +401,7 @@ func (l *loader) flags(flags []string) {
 			l.fault(origin, key, "other users can see a secret on the command line; use %s, %s_FILE, -X %s.file=FILE or --command-config", EnvName(key), EnvName(key), key)
 		case !l.set(key, value, origin):
 			hint := "-X list shows all settings"
-			if near := l.nearest(key); near != "" {
+			if near := nearest.Name(key, slices.Sorted(maps.Keys(l.names))); near != "" {
 				hint = "did you mean " + near + "?"
 			}
 			l.fault(origin, key, "not a setting of Millrace; %s", hint)
@@ -526,37 +527,6 @@ func (l *loader) inferProtocol() {
 			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, kafka.MechanismsInWords)
 		}
 	}
-}
-
-// nearest returns the known name most similar to key, "" if none is similar.
-func (l *loader) nearest(key string) string {
-	best, at := "", 4 // a distance of 4 or more is not a typo
-	for _, name := range slices.Sorted(maps.Keys(l.names)) {
-		if d := distance(key, name); d < at && d < len(name)/2 {
-			best, at = name, d
-		}
-	}
-	return best
-}
-
-// distance returns the Levenshtein distance of two words.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			edit := diagonal
-			if a[i] != b[j] {
-				edit = 1 + min(diagonal, row[j], row[j+1])
-			}
-			diagonal, row[j+1] = row[j+1], edit
-		}
-	}
-	return row[len(b)]
 }
 
 // Dump writes each setting with its value and origin, and the settings that are fixed.
