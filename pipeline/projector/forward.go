@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"maps"
+	"millrace/pipeline/projector/reader"
 	"net/http"
 	"slices"
 	"strings"
@@ -54,6 +55,9 @@ func (f *forwarder) serve(next http.Handler, w http.ResponseWriter, r *http.Requ
 	defer cancel()
 	for {
 		_, changed := f.peers.control.Now()
+		if f.askOwnerFirst(w, r) {
+			return
+		}
 		p := &probe{ResponseWriter: w, header: http.Header{}}
 		next.ServeHTTP(p, r)
 		if !p.held {
@@ -83,6 +87,39 @@ func (f *forwarder) serve(next http.Handler, w http.ResponseWriter, r *http.Requ
 			return
 		}
 	}
+}
+
+// askOwnerFirst asks the owner of an aggregate during an upgrade, when this worker follows
+// the partition because its owner is of an earlier release. The owner may have answered from
+// a later offset before, and answers must not go back. It returns false if no owner answers:
+// then this worker does.
+func (f *forwarder) askOwnerFirst(w http.ResponseWriter, r *http.Request) bool {
+	one, id := f.asked(r)
+	if one == nil || f.peers.replica || !f.roster.followsLive(one) {
+		return false
+	}
+	state, _ := f.peers.control.Now()
+	instance, owner, ok := state.Owner(one.Group(), one.Topic(), one.Home(id))
+	if !ok || instance == f.peers.instance {
+		return false
+	}
+	done, missing := f.send(w, r, owner.Address)
+	if missing != nil {
+		missing.release(w)
+		return true
+	}
+	return done
+}
+
+// asked returns the reader of the projection that a question about one aggregate names, and
+// the aggregate's id; nil if the question is another.
+func (f *forwarder) asked(r *http.Request) (one *reader.Reader, id string) {
+	path, ok := strings.CutPrefix(r.URL.Path, "/v1/projections/")
+	parts := strings.Split(path, "/")
+	if !ok || len(parts) < 2 {
+		return nil, ""
+	}
+	return f.roster.liveReader(parts[0]), parts[1]
 }
 
 // forwardRetry is the delay before a question whose partition is with no worker is
@@ -115,13 +152,9 @@ func (f *forwarder) sendAnywhere(w http.ResponseWriter, r *http.Request, here *p
 // worker.
 func (f *forwarder) candidates(r *http.Request, home bool) (out []string) {
 	state, _ := f.peers.control.Now()
-	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/v1/projections/"), "/")
-	if home && strings.HasPrefix(r.URL.Path, "/v1/projections/") && len(parts) > 1 {
-		if one := f.roster.liveReader(parts[0]); one != nil {
-			partition := one.Home(parts[1])
-			if instance, w, ok := state.Owner(one.Group(), one.Topic(), partition); ok && instance != f.peers.instance {
-				out = append(out, w.Address)
-			}
+	if one, id := f.asked(r); home && one != nil {
+		if instance, w, ok := state.Owner(one.Group(), one.Topic(), one.Home(id)); ok && instance != f.peers.instance {
+			out = append(out, w.Address)
 		}
 	}
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {

@@ -97,6 +97,19 @@ func (r *roster) liveReader(name string) *reader.Reader {
 	return r.live[name].reader
 }
 
+// followsLive reports whether a reader answers for a projection whose partitions other
+// workers own.
+func (r *roster) followsLive(one *reader.Reader) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, v := range r.live {
+		if v.reader == one {
+			return v.follows
+		}
+	}
+	return false
+}
+
 // liveReaders returns the readers that answer, by name of the projection.
 func (r *roster) liveReaders() map[string]*reader.Reader {
 	r.mu.Lock()

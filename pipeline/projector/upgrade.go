@@ -21,7 +21,8 @@ import (
 //  2. All workers of this release build the successor. They are not ready until it has
 //     caught up, and answer from it then.
 //  3. Workers of the earlier release own the partitions of the live version, and so those
-//     of all other versions in its group. This release follows the other versions and
+//     of all other versions in its group. This release follows the other versions, sends
+//     questions about one of their aggregates to its owner ([forwarder]), and
 //     stays out of the group.
 //  4. When the group of the live version has no members, the successor is made live.
 
