@@ -43,7 +43,7 @@ pipelines:
   p: {from: in, to: out, dead_letter: dead, stages: [%s]}
 `
 	for stages, fault := range map[string]string{
-		"": "pipeline p writes Page to out, but with subjects: topic the subject out-value holds one type, here Click",
+		"":                                    "pipeline p writes Page to out, but with subjects: topic the subject out-value holds one type, here Click",
 		`filter: {on: [Page], keep: "false"}`: "",
 	} {
 		_, err := topology.Load(topology.Source{Name: "topology.yaml", Text: fmt.Appendf(nil, text, stages)}, topology.Options{Schemas: harness.ClickSchemas})
