@@ -10,7 +10,7 @@ func TestNameFindsMisspelledNames(t *testing.T) {
 	known := []string{"amount", "customer_id", "id", "timestamp"}
 	for given, want := range map[string]string{
 		"amuont": "amount", "Amount": "amount", "amounts": "amount", "customerid": "customer_id", "costumer_id": "customer_id",
-		"timestmp": "timestamp", "ids": "id", "total": "", "x": "", "": "", "customer": "customer_id",
+		"timestmp": "timestamp", "ids": "id", "total": "", "x": "", "": "", "customer": "",
 	} {
 		if got := Name(given, known); got != want {
 			t.Errorf("%q is %q, want %q", given, got, want)
