@@ -235,6 +235,10 @@ func (sel *selection) convert(in Input, t Type, env *expr.Env, record *codec.Nod
 			faults = append(faults, expr.PlaceErrors(e.Key, t.Name, err)...)
 			continue
 		}
+		if field.Place != nil {
+			faults = append(faults, expr.Fault{Source: e.Key, Type: t.Name, Msg: fmt.Sprintf("a select sets whole fields, and %s is within %s, which can be null", e.Key.Text, strings.Join(field.Path, ".")), Hint: "set it with an enrich stage after it"})
+			continue
+		}
 		if field.Entry {
 			faults = append(faults, expr.Fault{Source: e.Key, Type: t.Name, Msg: fmt.Sprintf("a select sets whole fields, and %s is an entry of a map", e.Key.Text), Hint: "set the entry with an enrich stage after it"})
 			continue
