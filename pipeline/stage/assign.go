@@ -86,7 +86,7 @@ func (s *enrich) apply(e *pipeline.Event) (err error) {
 		}
 	}
 	for i := range sets {
-		if a := &sets[i]; a.place == nil || a.result != nil {
+		if a := &sets[i]; a.result != nil || a.place == nil {
 			e.Set(a.slot, a.result)
 		}
 	}

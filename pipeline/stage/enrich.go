@@ -308,8 +308,10 @@ func (s *enrich) clone() *enrich {
 }
 
 func (s *enrichStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
-	if err := s.rebuild(e); err != nil {
-		return pipeline.Drop, err
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
 	}
 	s.scope.Reset(e.Started, &e.View)
 	return verdict(s.apply(e))

@@ -302,8 +302,10 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if s.urls[e.Type] == nil {
 		return pipeline.Pass, nil
 	}
-	if err := s.rebuild(e); err != nil {
-		return pipeline.Drop, err
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
 	}
 	if s.spared != nil {
 		s.spared()

@@ -237,8 +237,10 @@ func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdi
 	if s.views[e.Type] == nil {
 		return pipeline.Pass, nil
 	}
-	if err := s.rebuild(e); err != nil {
-		return pipeline.Drop, err
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
 	}
 	s.scope.Reset(e.Started, &e.View)
 	key, found, err := s.key(e)

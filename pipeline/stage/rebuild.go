@@ -59,13 +59,13 @@ func (s *enrich) rebuilt(typ int, t Type, at expr.Source) (_ Type, ok bool, faul
 	return t, true, faults
 }
 
-// rebuild gives an event the form in which the stage handles it. After an error the event
+// rebuild gives an event the form in which the stage handles it, if s has rebuilds. After an error the event
 // cannot pass, because the stages after this one do not know its old form.
 func (s *enrich) rebuild(e *pipeline.Event) error {
-	if s.rebuilds == nil || s.rebuilds[e.Type] == nil {
+	r := s.rebuilds[e.Type]
+	if r == nil {
 		return nil
 	}
-	r := s.rebuilds[e.Type]
 	body := e.Body
 	if e.Changed() {
 		n := len(e.Arena)
