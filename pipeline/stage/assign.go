@@ -60,12 +60,6 @@ func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
 	return nil
 }
 
-// overlap reports whether one of two paths begins with the other.
-func overlap(a, b []string) bool {
-	n := min(len(a), len(b))
-	return slices.Equal(a[:n], b[:n])
-}
-
 // apply sets the fields of an event. The caller resets the scope to the event first.
 func (s *enrich) apply(e *pipeline.Event) (err error) {
 	sets := s.sets[e.Type]
