@@ -61,6 +61,7 @@ var tested = []testedDocument{
 	{"docs/operations.md", false, 4},
 	{"docs/projector-operations.md", false, 8},
 	{"docs/encryption.md", false, 8},
+	{"docs/change-data.md", false, 4},
 }
 
 // occupy listens at the default addresses, so that `make run` and the programs of other

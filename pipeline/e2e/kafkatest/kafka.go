@@ -82,7 +82,7 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 		}
 		return b, nil
 	}
-	jars, err := fetched{name: filepath.Join("kafka", Version()), pom: kafkaPOM, goal: "copy-dependencies"}.fetch(ctx, ", or set KAFKA_BROKERS to a test cluster")
+	jars, err := kafkaJars(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +100,11 @@ func Start(ctx context.Context, cfg Config) (*Broker, error) {
 		return nil, errors.Join(err, b.Stop())
 	}
 	return b, nil
+}
+
+// kafkaJars returns the directory of the broker's jars, which include Kafka's consumer.
+func kafkaJars(ctx context.Context) (string, error) {
+	return fetched{name: filepath.Join("kafka", Version()), pom: kafkaPOM, goal: "copy-dependencies"}.fetch(ctx, ", or set KAFKA_BROKERS to a test cluster")
 }
 
 // Brokers returns the addresses of the brokers as host:port. A restart does not change
