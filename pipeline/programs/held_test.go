@@ -267,6 +267,7 @@ func TestAProjectionThatCannotStartDoesNotHoldUpTheOthers(t *testing.T) {
 	occupy(t, box, "stricts", `{"type": "record", "name": "CountSnapshot", "fields": [{"name": "id", "type": "long"}]}`)
 	projector := run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", dir+"/address", "--data-dir", filepath.Join(dir, "data"))
 	defer projector.stop(t)
+	awaitReady(t, dir+"/address") // the topics exist
 	address := addressOf(t, dir+"/address")
 	clicks := newClickSender(t, box, "in")
 	clicks.send(3)

@@ -66,7 +66,7 @@ func (b *builder) build(ctx context.Context, group string, all []wantedVersion, 
 	if l.follows {
 		l.watch = func(ctx context.Context) error { return kafka.Watch(ctx, b.w.Kafka, known) }
 	} else {
-		if l.loop, err = b.newLoop(l, specs, known); err != nil {
+		if l.loop, err = b.newLoop(ctx, l, specs, known); err != nil {
 			return nil, err
 		}
 	}
@@ -220,7 +220,7 @@ func (b *builder) makeReaders(l *groupLoop, specs []projection.Spec) error {
 }
 
 // newLoop returns the loop that folds the events of a group. known are its topics.
-func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[string]kafka.TopicInfo) (*kafka.Loop, error) {
+func (b *builder) newLoop(ctx context.Context, l *groupLoop, specs []projection.Spec, known map[string]kafka.TopicInfo) (*kafka.Loop, error) {
 	cfg := b.w.LoopConfig("projector", b.loops)
 	cfg.Known = known
 	cfg.Group = l.group
@@ -233,6 +233,7 @@ func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[strin
 			cfg.Writes = appendOnce(cfg.Writes, spec.Late)
 		}
 	}
+	b.w.FitMemory(ctx, &cfg, "--sessions")
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
 	}
