@@ -32,12 +32,34 @@ const (
 	unreadable = "unreadable"
 )
 
-// addWriters adds the schemas of the registry to the plans of the pipeline's types. It
+// projectionPlan has the writers of the events of a projection.
+type projectionPlan struct {
+	Name    string       `json:"name"`
+	Reads   string       `json:"reads"` // topic
+	Schemas []schemaPlan `json:"schemas"`
+}
+
+// explainProjections returns how the events of the projections are read.
+func explainProjections(ctx context.Context, registry *codec.Registry, t *topology.Topology) (all []projectionPlan, err error) {
+	for _, pr := range t.Projections {
+		plan := projectionPlan{Name: pr.Name, Reads: pr.From.Name}
+		for _, s := range pr.From.Types {
+			plan.Schemas = append(plan.Schemas, schemaPlan{Type: s.ShortName(), Reads: codec.TopicSubject(pr.From.Name, s)})
+		}
+		if err := addWriters(ctx, registry, pr.From, pr.From.Types, plan.Schemas); err != nil {
+			return nil, err
+		}
+		all = append(all, plan)
+	}
+	return all, nil
+}
+
+// addWriters adds the schemas of the registry to the plans of the types of a topic. It
 // looks under the subjects of the usual strategies.
-func addWriters(ctx context.Context, registry *codec.Registry, pl *topology.Pipeline, plans []schemaPlan) error {
-	subjects := []string{pl.From.Name + "-value"}
-	for _, s := range pl.Types {
-		subjects = append(subjects, codec.TopicSubject(pl.From.Name, s), s.Name())
+func addWriters(ctx context.Context, registry *codec.Registry, from *topology.Topic, ours []*codec.Schema, plans []schemaPlan) error {
+	subjects := []string{from.Name + "-value"}
+	for _, s := range ours {
+		subjects = append(subjects, codec.TopicSubject(from.Name, s), s.Name())
 	}
 	for _, subject := range subjects {
 		versions, err := registry.Versions(ctx, subject)
@@ -54,11 +76,11 @@ func addWriters(ctx context.Context, registry *codec.Registry, pl *topology.Pipe
 				types = writer.Branches()
 			}
 			for _, t := range types {
-				typ, err := codec.BestMatch(t.Root(), pl.Types)
+				typ, err := codec.BestMatch(t.Root(), ours)
 				if typ < 0 || err != nil {
 					continue // an event type of another topic, or one that the decoder rejects
 				}
-				plan := newWriterPlan(t, pl.Types[typ])
+				plan := newWriterPlan(t, ours[typ])
 				plan.Subject, plan.Version, plan.ID = subject, v.Version, v.ID
 				plans[typ].Writers = append(plans[typ].Writers, plan)
 			}

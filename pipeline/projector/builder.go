@@ -35,6 +35,7 @@ type builder struct {
 	receipts  *receipt.Reader
 	peers     *peers
 	announcer *announcer
+	drift     *event.Drift
 }
 
 // build returns the loop of a group, which is not started. It makes sure that topics and
@@ -161,7 +162,7 @@ func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Clus
 // makeSets makes the partitions of a loop, and what follows those of other workers.
 func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	cfg := projection.Config{
-		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log,
+		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log, Drift: b.drift,
 		AcceptLoss: b.w.Flags.AcceptLoss,
 		Restore:    b.restores.reader(b.w.Kafka, l.group),
 		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
