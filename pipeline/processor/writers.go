@@ -44,7 +44,7 @@ func explainProjections(ctx context.Context, registry *codec.Registry, t *topolo
 	for _, pr := range t.Projections {
 		plan := projectionPlan{Name: pr.Name, Reads: pr.From.Name}
 		for _, s := range pr.From.Types {
-			plan.Schemas = append(plan.Schemas, schemaPlan{Type: s.ShortName(), Reads: codec.TopicSubject(pr.From.Name, s)})
+			plan.Schemas = append(plan.Schemas, schemaPlan{Type: s.ShortName(), Reads: pr.From.Subject(s)})
 		}
 		if err := addWriters(ctx, registry, pr.From, pr.From.Types, plan.Schemas); err != nil {
 			return nil, err
@@ -55,11 +55,16 @@ func explainProjections(ctx context.Context, registry *codec.Registry, t *topolo
 }
 
 // addWriters adds the schemas of the registry to the plans of the types of a topic. It
-// looks under the subjects of the usual strategies.
+// looks under the subjects of all strategies, because a foreign writer may use another one
+// than the topic.
 func addWriters(ctx context.Context, registry *codec.Registry, from *topology.Topic, ours []*codec.Schema, plans []schemaPlan) error {
-	subjects := []string{from.Name + "-value"}
+	var subjects []string
 	for _, s := range ours {
-		subjects = append(subjects, codec.TopicSubject(from.Name, s), s.Name())
+		for _, names := range []codec.SubjectNames{codec.TopicName, codec.TopicRecordName, codec.RecordName} {
+			if subject := names.Value(from.Name, s); !slices.Contains(subjects, subject) {
+				subjects = append(subjects, subject)
+			}
+		}
 	}
 	for _, subject := range subjects {
 		versions, err := registry.Versions(ctx, subject)

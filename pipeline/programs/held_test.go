@@ -96,7 +96,7 @@ func occupy(t *testing.T, box *sandbox.Sandbox, topic, schema string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := registry.Register(t.Context(), codec.TopicSubject(topic, s), s); err != nil {
+	if _, err := registry.Register(t.Context(), codec.TopicRecordName.Value(topic, s), s); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -366,7 +366,7 @@ projections:
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := registry.Register(t.Context(), codec.TopicSubject("in", wider), wider)
+	id, err := registry.Register(t.Context(), codec.TopicRecordName.Value("in", wider), wider)
 	if err != nil {
 		t.Fatal(err)
 	}
