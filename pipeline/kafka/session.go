@@ -316,7 +316,11 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 			s.revokeMissed(cl)
 			cfg.Metrics.rebalanced(cfg.Group, "assigned")
 			s.log.Info("partitions assigned", "partitions", ps)
-			s.state.set("")
+			if len(ps) > 0 {
+				s.state.set("opening its partitions") // until the end of assign
+			} else {
+				s.state.set("")
+			}
 		}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("revoked", ps) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("lost", ps) }),
@@ -430,6 +434,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		}
 		s.loop.progress.set(PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from[i], End: p.End}, time.Time{})
 	}
+	s.state.set("")
 	return at, nil
 }
 
