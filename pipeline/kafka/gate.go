@@ -38,6 +38,9 @@ func (g *Gate) MaxRecord() int { return g.size }
 // of this size ([pipeline.Record.Size]), with this key and this time. It names the topic
 // and the setting.
 func (g *Gate) Check(size int, key []byte, at time.Time) error {
+	if size > g.size && g.limit.By != "" {
+		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes, but this program writes at most %d to %s: %s", size, g.size, g.topic, g.limit.By)
+	}
 	if size > g.size {
 		return pipeline.Reject(pipeline.ReasonTooLarge, "%d bytes, but %s takes at most %d", size, g.topic, g.size)
 	}

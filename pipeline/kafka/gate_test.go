@@ -122,3 +122,19 @@ func TestClientWritesEveryTimeThatAGateAccepts(t *testing.T) {
 		}
 	}
 }
+
+// A record that the topic takes, and this program does not write, is refused with the reason.
+func TestGateSaysWhyItsLimitIsNotTheTopics(t *testing.T) {
+	for _, test := range []struct {
+		limit int
+		want  string
+	}{
+		{8 << 20, "too_large: 5000000 bytes, but this program writes at most 4193792 to t: the topic's max.message.bytes was raised after this worker had started: restart it, or raise --memory"},
+		{4 << 20, "too_large: 5000000 bytes, but t takes at most 4193792"},
+	} {
+		limits := Limits{"t": Limit{Bytes: test.limit}.clamp(4 << 20)}
+		if err := limits.Gate("t", time.Now).Check(5_000_000, []byte("k"), time.Now()); err == nil || err.Error() != test.want {
+			t.Errorf("%v, want %s", err, test.want)
+		}
+	}
+}

@@ -27,6 +27,8 @@ type Limit struct {
 	// broker's clock: message.timestamp.before.max.ms and .after.max.ms. 0 means no
 	// bound.
 	Before, After time.Duration
+	// By is why Bytes is less than the max.message.bytes of the topic, "" if it is not.
+	By string
 	// AppendTime means that the broker replaces the time of each record:
 	// message.timestamp.type is LogAppendTime.
 	AppendTime bool
@@ -66,6 +68,32 @@ type SizeLimited interface {
 	// SetLimits is called between batches: before the first one, and when the limits of a
 	// topic have changed. The topics are those of [LoopConfig].Writes.
 	SetLimits(Limits)
+}
+
+// Largest returns the size of the largest batch that one of the topics takes, in bytes, and
+// the topic.
+func (l Limits) Largest(topics ...string) (topic string, bytes int) {
+	for _, name := range topics {
+		if n := l.batch(name); n > bytes {
+			topic, bytes = name, n
+		}
+	}
+	return topic, bytes
+}
+
+// ReadLimits returns the limits of topics. See fetchLimits for the error.
+func ReadLimits(ctx context.Context, cfg Config, topics ...string) (Limits, error) {
+	cfg.Registerer = nil // no metrics for such a short-lived client
+	opts, err := cfg.Options()
+	if err != nil {
+		return nil, err
+	}
+	cl, err := kgo.NewClient(opts...)
+	if err != nil {
+		return nil, err
+	}
+	defer cl.Close()
+	return fetchLimits(ctx, cl, topics, maxBatch)
 }
 
 // fetchLimits reads the limits of topics, their sizes clamped to maxBytes. The error names
@@ -135,8 +163,14 @@ const maxBound = 200 * 365 * 24 * time.Hour
 // clamp bounds the size from above, and from below by the head of a batch, so
 // [Limits.MaxRecord] is not negative.
 func (l Limit) clamp(maxBytes int) Limit {
+	if l.Bytes > maxBatch {
+		l.Bytes, l.By = maxBatch, "no program writes larger batches"
+	}
+	if l.Bytes > maxBytes {
+		l.Bytes, l.By = maxBytes, "the topic's max.message.bytes was raised after this worker had started: restart it, or raise --memory"
+	}
 	if l.Bytes > 0 {
-		l.Bytes = max(batchHead, min(l.Bytes, maxBytes, maxBatch))
+		l.Bytes = max(batchHead, l.Bytes)
 	}
 	return l
 }

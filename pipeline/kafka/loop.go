@@ -108,9 +108,13 @@ type LoopConfig struct {
 
 	// Memory is the approximate limit, in bytes, for the records that all sessions
 	// together have read, are handling or are writing; 256 MiB. It determines the
-	// size limits of a batch, of a fetch and of the client's buffer. No written
-	// record can be larger than a quarter of a session's share.
+	// size limits of a batch, of a fetch and of the client's buffer.
 	Memory int
+	// Largest is the size of the largest batch that the topics in Writes take, see
+	// [Limits.Largest]. If a quarter of a session's share is less, the session's buffer
+	// takes it nevertheless: otherwise the size of the largest record would depend on
+	// Memory and Sessions.
+	Largest int
 	// MaxPoll is the largest number of records per poll, which bounds how far a
 	// batch can exceed its limits; 4096. Use less if a record takes long to handle.
 	MaxPoll int
@@ -186,7 +190,7 @@ const minSessionMemory = 16 << 20
 func (c *LoopConfig) batchBytes() int    { return c.Memory / c.Sessions / 8 }
 func (c *LoopConfig) fetchBytes() int32  { return int32(min(c.Memory/c.Sessions/16, 64<<20)) }
 func (c *LoopConfig) unpackedBytes() int { return c.Memory / c.Sessions / 4 }
-func (c *LoopConfig) bufferedBytes() int { return c.Memory / c.Sessions / 4 }
+func (c *LoopConfig) bufferedBytes() int { return max(c.Memory/c.Sessions/4, c.Largest) }
 
 func setDefault(d *time.Duration, to time.Duration) {
 	if *d <= 0 {

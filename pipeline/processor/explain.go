@@ -31,7 +31,7 @@ func ExplainCommand(e *cli.Env) *cobra.Command {
 and writes, input and output schemas with their subjects, topics and their settings,
 the guarantee, limits, and all permissions on Kafka that a worker needs. It takes the
 flags of run and connects to nothing, except to the registry if --registry is given: then
-it lists the schemas that the events of each type are written with, and how they are read:
+it lists the schemas that the events of each type are written with, also those of projections, and how they are read:
 identical, resolved (with the fields that are dropped, defaulted or converted, and the values
 that reject their event), or unreadable.
 
@@ -78,6 +78,8 @@ type explanation struct {
 	Topology  string         `json:"topology"`
 	Hash      string         `json:"hash"`
 	Pipelines []pipelinePlan `json:"pipelines"`
+
+	Projections []projectionPlan `json:"projections,omitempty"` // only with --registry, and without names
 }
 
 // pipelinePlan is the plan of a worker for a pipeline.
@@ -183,7 +185,7 @@ func (x *explainer) run(ctx context.Context, names []string, writers bool) error
 		out.Pipelines = append(out.Pipelines, explainPipeline(w, pl))
 	}
 	if writers && !x.acls {
-		if err := x.addWriters(ctx, pipelines, out.Pipelines); err != nil {
+		if err := x.addWriters(ctx, t, names, pipelines, &out); err != nil {
 			fmt.Fprintln(x.env.Stderr, "the writers' schemas are not shown:", err)
 		}
 	}
@@ -200,20 +202,28 @@ func (x *explainer) run(ctx context.Context, names []string, writers bool) error
 		}
 		printPipeline(&pr, &out.Pipelines[i])
 	}
+	for i := range out.Projections {
+		printProjection(&pr, &out.Projections[i])
+	}
 	return pr.Err
 }
 
-func (x *explainer) addWriters(ctx context.Context, pipelines []*topology.Pipeline, plans []pipelinePlan) error {
+// addWriters adds the writers' schemas: of the pipelines, and of all projections if there
+// are no names.
+func (x *explainer) addWriters(ctx context.Context, t *topology.Topology, names []string, pipelines []*topology.Pipeline, out *explanation) error {
 	registry, err := x.worker.OpenRegistry()
 	if err != nil {
 		return err
 	}
 	for i, pl := range pipelines {
-		if err := addWriters(ctx, registry, pl, plans[i].Schemas); err != nil {
+		if err := addWriters(ctx, registry, pl.From, pl.Types, out.Pipelines[i].Schemas); err != nil {
 			return err
 		}
 	}
-	return nil
+	if len(names) == 0 {
+		out.Projections, err = explainProjections(ctx, registry, t)
+	}
+	return err
 }
 
 // explainPipeline returns the plan of the worker for a pipeline.

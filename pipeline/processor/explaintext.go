@@ -79,18 +79,33 @@ func printSchemas(p *cli.Printer, schemas []schemaPlan) {
 		for _, field := range s.Adds {
 			p.Line("    added    %s", field)
 		}
-		for i := range s.Writers {
-			for j, line := range s.Writers[i].lines() {
-				if j == 0 {
-					line = "writer   " + line
-				} else {
-					line = "         " + line
-				}
-				p.Line("    %s", line)
-			}
-		}
+		printWriters(p, &s)
 	}
 	p.Line("")
+}
+
+// printProjection prints how the events of a projection are read.
+func printProjection(p *cli.Printer, plan *projectionPlan) {
+	p.Line("")
+	p.Line("projection %s reads %s", plan.Name, plan.Reads)
+	for i := range plan.Schemas {
+		p.Line("  %s", plan.Schemas[i].Type)
+		p.Line("    read     %s", plan.Schemas[i].Reads)
+		printWriters(p, &plan.Schemas[i])
+	}
+}
+
+func printWriters(p *cli.Printer, s *schemaPlan) {
+	for i := range s.Writers {
+		for j, line := range s.Writers[i].lines() {
+			if j == 0 {
+				line = "writer   " + line
+			} else {
+				line = "         " + line
+			}
+			p.Line("    %s", line)
+		}
+	}
 }
 
 func printLimits(p *cli.Printer, pl *pipelinePlan) {

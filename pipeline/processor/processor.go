@@ -58,7 +58,7 @@ type processor struct {
 func (p *processor) addFlags(flags *pflag.FlagSet) {
 	p.worker = worker.AddFlags(p.env, flags, "processor", worker.ProcessorListen)
 	flags.StringSliceVar(&p.only, "pipeline", nil, "run only these `pipelines`")
-	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "approximate limit in `MiB` for the records in flight of a pipeline, plus tables and state. A record larger than a quarter of a session's share is not written")
+	flags.IntVar(&p.memory, "memory", kafka.DefaultMemory>>20, "approximate limit in `MiB` for the records in flight of a pipeline, plus tables and state. A session may exceed its share for single records that are larger than a quarter of it")
 	flags.BoolVar(&p.tap, "tap", false, "show events at /v1/tap, see the command tap: events may contain confidential data")
 	flags.StringSliceVar(&p.tapMask, "tap-mask", nil, "hide these fields at /v1/tap, by `path` or name; key hides the key, * all values")
 	p.env.BindEnv(flags, "pipeline", "memory", "tap", "tap-mask")

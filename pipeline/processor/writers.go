@@ -32,14 +32,36 @@ const (
 	unreadable = "unreadable"
 )
 
-// addWriters adds the schemas of the registry to the plans of the pipeline's types. It
+// projectionPlan has the writers of the events of a projection.
+type projectionPlan struct {
+	Name    string       `json:"name"`
+	Reads   string       `json:"reads"` // topic
+	Schemas []schemaPlan `json:"schemas"`
+}
+
+// explainProjections returns how the events of the projections are read.
+func explainProjections(ctx context.Context, registry *codec.Registry, t *topology.Topology) (all []projectionPlan, err error) {
+	for _, pr := range t.Projections {
+		plan := projectionPlan{Name: pr.Name, Reads: pr.From.Name}
+		for _, s := range pr.From.Types {
+			plan.Schemas = append(plan.Schemas, schemaPlan{Type: s.ShortName(), Reads: pr.From.Subject(s)})
+		}
+		if err := addWriters(ctx, registry, pr.From, pr.From.Types, plan.Schemas); err != nil {
+			return nil, err
+		}
+		all = append(all, plan)
+	}
+	return all, nil
+}
+
+// addWriters adds the schemas of the registry to the plans of the types of a topic. It
 // looks under the subjects of all strategies, because a foreign writer may use another one
 // than the topic.
-func addWriters(ctx context.Context, registry *codec.Registry, pl *topology.Pipeline, plans []schemaPlan) error {
+func addWriters(ctx context.Context, registry *codec.Registry, from *topology.Topic, ours []*codec.Schema, plans []schemaPlan) error {
 	var subjects []string
-	for _, s := range pl.Types {
+	for _, s := range ours {
 		for _, names := range []codec.SubjectNames{codec.TopicName, codec.TopicRecordName, codec.RecordName} {
-			if subject := names.Value(pl.From.Name, s); !slices.Contains(subjects, subject) {
+			if subject := names.Value(from.Name, s); !slices.Contains(subjects, subject) {
 				subjects = append(subjects, subject)
 			}
 		}
@@ -59,11 +81,11 @@ func addWriters(ctx context.Context, registry *codec.Registry, pl *topology.Pipe
 				types = writer.Branches()
 			}
 			for _, t := range types {
-				typ, err := codec.BestMatch(t.Root(), pl.Types)
+				typ, err := codec.BestMatch(t.Root(), ours)
 				if typ < 0 || err != nil {
 					continue // an event type of another topic, or one that the decoder rejects
 				}
-				plan := newWriterPlan(t, pl.Types[typ])
+				plan := newWriterPlan(t, ours[typ])
 				plan.Subject, plan.Version, plan.ID = subject, v.Version, v.ID
 				plans[typ].Writers = append(plans[typ].Writers, plan)
 			}

@@ -56,6 +56,7 @@ func TestExplainShowsHowWritersAreRead(t *testing.T) {
 name: t
 topics: {in: {partitions: 1, types: [Click], envelope: none}, out: {partitions: 1}, dead: {partitions: 1}}
 pipelines: {p: {from: in, to: out, dead_letter: dead}}
+projections: {pages: {from: in, key: id, state: Page, on: {Click: {set: {title: id}}}, snapshots: pages}}
 `))
 	explain := func(args ...string) (stdout, stderr string) {
 		var out, errs bytes.Buffer
@@ -66,6 +67,12 @@ pipelines: {p: {from: in, to: out, dead_letter: dead}}
 		return out.String(), errs.String()
 	}
 	got, errs := explain("-r", side.RegistryURL())
+	_, projections, _ := strings.Cut(got, "\nprojection pages reads in\n")
+	for _, part := range []string{"    read     in-Click\n", "    writer   in-Click version 2 (id 2): resolved\n               dropped   segment: null or string\n"} {
+		if !strings.Contains(projections, part) {
+			t.Errorf("the projection lacks %q:\n%s", part, projections)
+		}
+	}
 	_, got, _ = strings.Cut(got, "Schemas\n")
 	got, _, _ = strings.Cut(got, "\n\n")
 	const want = `  Click

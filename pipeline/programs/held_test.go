@@ -2,6 +2,7 @@ package programs_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -13,9 +14,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/programs"
 	"millrace/pipeline/sandbox"
 )
@@ -267,6 +270,7 @@ func TestAProjectionThatCannotStartDoesNotHoldUpTheOthers(t *testing.T) {
 	occupy(t, box, "stricts", `{"type": "record", "name": "CountSnapshot", "fields": [{"name": "id", "type": "long"}]}`)
 	projector := run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", dir+"/address", "--data-dir", filepath.Join(dir, "data"))
 	defer projector.stop(t)
+	awaitReady(t, dir+"/address") // the topics exist
 	address := addressOf(t, dir+"/address")
 	clicks := newClickSender(t, box, "in")
 	clicks.send(3)
@@ -334,5 +338,61 @@ func TestAPipelineThatEndsDoesNotEndTheOthers(t *testing.T) {
 	awaitEnds(t, adm, map[string]int64{"out": 1})
 	if _, metrics := get("http://" + address + "/metrics"); !hasLines(metrics, `millrace_pipeline_running{pipeline="good"} 1`, `millrace_pipeline_running{pipeline="odd"} 0`) {
 		t.Errorf("metrics of the pipelines:\n%s", metrics)
+	}
+}
+
+// A field that a writer added, and that our schema lacks, is reported by the projector once,
+// however many projections and events drop it.
+func TestTheProjectorLogsDroppedFieldsOncePerWriter(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, `
+name: t
+topics:
+  in: {partitions: 2, types: [Click], envelope: none, id: "id + ''", config: {retention.ms: "-1"}}
+projections:
+  sum: {from: in, key: id, state: Count, on: {Click: {set: {n: state.n + n}}}, snapshots: sums}
+  last: {from: in, key: id, state: Count, on: {Click: {set: {n: n}}}, snapshots: lasts}
+`)
+	box := harness.Sandbox(t)
+	projector := run(programs.Projector, box, "run", "-t", file, "--sessions", "2", "--listen", "127.0.0.1:0", "--listen-file", dir+"/address", "--data-dir", filepath.Join(dir, "data"))
+	defer projector.stop(t)
+	awaitReady(t, dir+"/address")
+	address := addressOf(t, dir+"/address")
+	registry, err := codec.NewRegistry(codec.RegistryConfig{URLs: []string{box.RegistryURL()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wider, err := codec.ParseSchema(`{"type": "record", "name": "Click", "fields": [{"name": "id", "type": "string"}, {"name": "n", "type": "long"}, {"name": "segment", "type": "long", "default": 0}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := registry.Register(t.Context(), codec.TopicRecordName.Value("in", wider), wider)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := kafka.NewWriter(kafka.Config{Brokers: box.Brokers()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.Close)
+	for n := range int64(4) {
+		key := fmt.Sprint("e-", n)
+		value := codec.AppendLong(codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, id), key), n), 5)
+		w.Write(t.Context(), &pipeline.Record{Topic: "in", Partition: pipeline.KeyPartition, Key: []byte(key), Value: value, Time: time.Now()}, func(err error) {
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if err := w.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range int64(4) {
+		awaitState(t, address, "sum", fmt.Sprint("e-", n), n)
+		awaitState(t, address, "last", fmt.Sprint("e-", n), n)
+	}
+	const line = `the writer's schema has fields that ours lacks: they are dropped; add them to our schema to keep them`
+	if log := projector.output.String(); strings.Count(log, line) != 1 || !strings.Contains(log, `"fields":"segment"`) {
+		t.Errorf("the log has it %d times:\n%s", strings.Count(log, line), log)
 	}
 }

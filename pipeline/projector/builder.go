@@ -35,6 +35,7 @@ type builder struct {
 	receipts  *receipt.Reader
 	peers     *peers
 	announcer *announcer
+	drift     *event.Drift
 }
 
 // build returns the loop of a group, which is not started. It makes sure that topics and
@@ -66,7 +67,7 @@ func (b *builder) build(ctx context.Context, group string, all []wantedVersion, 
 	if l.follows {
 		l.watch = func(ctx context.Context) error { return kafka.Watch(ctx, b.w.Kafka, known) }
 	} else {
-		if l.loop, err = b.newLoop(l, specs, known); err != nil {
+		if l.loop, err = b.newLoop(ctx, l, specs, known); err != nil {
 			return nil, err
 		}
 	}
@@ -161,7 +162,7 @@ func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Clus
 // makeSets makes the partitions of a loop, and what follows those of other workers.
 func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	cfg := projection.Config{
-		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log,
+		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log, Drift: b.drift,
 		AcceptLoss: b.w.Flags.AcceptLoss,
 		Restore:    b.restores.reader(b.w.Kafka, l.group),
 		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
@@ -221,7 +222,7 @@ func (b *builder) makeReaders(l *groupLoop, specs []projection.Spec) error {
 }
 
 // newLoop returns the loop that folds the events of a group. known are its topics.
-func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[string]kafka.TopicInfo) (*kafka.Loop, error) {
+func (b *builder) newLoop(ctx context.Context, l *groupLoop, specs []projection.Spec, known map[string]kafka.TopicInfo) (*kafka.Loop, error) {
 	cfg := b.w.LoopConfig("projector", b.loops)
 	cfg.Known = known
 	cfg.Group = l.group
@@ -234,6 +235,7 @@ func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[strin
 			cfg.Writes = appendOnce(cfg.Writes, spec.Late)
 		}
 	}
+	b.w.FitMemory(ctx, &cfg, "--sessions")
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
 	}

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/control"
@@ -69,7 +70,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	receipts := c.receiptReader(w)
 	b := &builder{
 		options: c.options, w: w, store: kept, keys: keys, metrics: projection.NewMetrics(w.Metrics), loops: kafka.NewMetrics(w.Metrics),
-		restores: restores, receipts: receipts, peers: others, announcer: a,
+		restores: restores, receipts: receipts, peers: others, announcer: a, drift: event.NewDrift(w.Log),
 	}
 	return &program{
 		command: c, w: w, control: follower, keys: keys, receipts: receipts, restores: restores, announcer: a, readiness: ready,

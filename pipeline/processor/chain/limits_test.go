@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
@@ -206,5 +208,50 @@ func TestEveryLaneHasTheLimits(t *testing.T) {
 	}
 	if len(out) != 20 {
 		t.Errorf("%d records were emitted, want 20", len(out))
+	}
+}
+
+// A small --memory bounds neither the events nor the dead letters that the topics take, and
+// the worker warns that it will use more.
+func TestALittleMemoryDoesNotLimitTheSizeOfRecords(t *testing.T) {
+	for _, test := range []struct {
+		name      string
+		out       int // size limit of the topic
+		topic     string
+		wantError string
+	}{
+		{"the output", 8_000_000, "out", ""},
+		{"the dead letter", 20_000, "dead", "out takes at most 19488"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			text := strings.Replace(fmt.Sprintf(limitedTopology, test.out, 8_000_000), "5000000", "8000000", 1)
+			b := processortest.NewBench(t, text)
+			var log harness.Buffer
+			w := b.Worker("0")
+			w.Log = slog.New(slog.NewTextHandler(&log, nil))
+			ctx, cancel := context.WithCancel(t.Context())
+			loop, err := chain.NewLoop(ctx, w, b.Plan.Pipelines[0], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Memory: 32 << 20, Now: time.Now})
+			if err != nil {
+				t.Fatal(err)
+			}
+			done := make(chan error, 1)
+			go func() { done <- loop.Run(ctx) }()
+			sent := sized(b, 1, 5_000_000)
+			sendClicks(b, sent)
+			b.CaughtUp()
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			counts, last := keysOf(b, test.topic)
+			got := last["1"]
+			if counts["1"] != 1 || !bytes.HasSuffix(got.Value, sent.Value[codec.FrameSize:]) {
+				t.Errorf("%s has %v, the event with %d bytes", test.topic, counts, len(got.Value))
+			}
+			if parsed := deadletter.Parse(&got); test.wantError != "" && (parsed.Truncated != 0 || !strings.Contains(parsed.Error, test.wantError)) {
+				t.Errorf("the letter was cut from %d bytes: %s", parsed.Truncated, parsed.Error)
+			}
+			harness.WantLines(t, log.String(), "topic=in max.message.bytes=8000000 memory_mib=32 sessions=2 flag=--memory needed_mib=62")
+		})
 	}
 }

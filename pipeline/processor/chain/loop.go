@@ -43,6 +43,7 @@ func NewLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 		cfg.Writes = append(cfg.Writes, t.Name)
 	}
 	cfg.Memory = o.Memory
+	w.FitMemory(ctx, &cfg, "--memory")
 	cfg.Guarantee = kafka.Guarantee(pl.Guarantee)
 	n := laneCount(pl)
 	if n > 1 {

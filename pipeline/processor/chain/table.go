@@ -110,6 +110,7 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 		t.schema, t.snapshots = p.Fold.Snapshot(), true
 	}
 	t.decoder = event.NewDecoder(w.Registry, []*codec.Schema{t.schema}, nil)
+	t.decoder.LogDrift(event.NewDrift(t.log))
 	var err error
 	if t.keys, err = newRowKeys(decl.Topic, t.schema, w.Registry); err != nil {
 		return nil, err

@@ -107,6 +107,7 @@ type Config struct {
 
 	Metrics *Metrics     // private metrics, for partitions that their owner counts
 	Log     *slog.Logger // discards
+	Drift   *event.Drift // logs fields of writers that are dropped; no log
 	Now     func() time.Time
 	After   func(time.Duration, func()) (stop func() bool) // time.AfterFunc
 }
@@ -236,6 +237,7 @@ func (s *Set) Projections() (all []*Projection) {
 func (s *Set) NewDecoder(p *Projection) *event.Decoder {
 	d := event.NewDecoder(s.cfg.Registry, p.Spec.Types, nil)
 	d.ReadKeys(p.Spec.Fold.Keys(), p.Spec.Events.Name)
+	d.LogDrift(s.cfg.Drift)
 	return d
 }
 
