@@ -152,6 +152,10 @@ pipelines: {p: {from: in, to: out, dead_letter: dead}}
 			if parsed.Error != "bad_time: 1969-07-20T20:17:40Z is before 1970, which a Kafka record's time cannot be" {
 				t.Errorf("the letter says %s", parsed.Error)
 			}
+			back := deadletter.Original(&letter)
+			if id := b.TopicID("in"); id == "" || !deadletter.IsTaken(&back, id) || deadletter.IsTaken(&back, "another") {
+				t.Errorf("the letter of the topic %s has the headers %v", id, letter.Headers)
+			}
 		}
 	}
 }
