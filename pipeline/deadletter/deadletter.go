@@ -27,6 +27,7 @@ const (
 // Headers of a dead letter. Numbers are decimal, times are texts of [pipeline.Time].
 const (
 	headerSourceTopic     = "dlq.source.topic"
+	headerSourceID        = "dlq.source.topic.id" // that Kafka gave the topic when it was created
 	headerSourcePartition = "dlq.source.partition"
 	headerSourceOffset    = "dlq.source.offset"
 	headerPipeline        = "dlq.pipeline"
@@ -49,7 +50,7 @@ const (
 // letter that is sent back and fails again does not collect them.
 func isOwn(name string) bool {
 	switch name {
-	case headerSourceTopic, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
+	case headerSourceTopic, headerSourceID, headerSourcePartition, headerSourceOffset, headerPipeline, headerStage, headerReason, headerError,
 		headerAttempt, headerTime, headerRecordTime, headerTruncated, headerEventID, headerEventKey, headerEventTime,
 		headerRedrive, headerRedriveOf, headerCopy:
 		return true
@@ -118,6 +119,13 @@ func New(in *pipeline.Record, topic, by, stage string, err error, now time.Time)
 	add(headerAttempt, strconv.Itoa(failures(before)+1))
 	add(headerTime, now.UTC().Format(time.RFC3339Nano))
 	return letter
+}
+
+// SetSourceID sets the id of the source topic, unless it is "": see [IsTaken].
+func SetSourceID(letter *pipeline.Record, id string) {
+	if id != "" {
+		letter.Headers = append(letter.Headers, pipeline.Header{Key: headerSourceID, Value: []byte(id)})
+	}
 }
 
 // AddEnvelope adds the envelope that the topic's expressions gave the event: a

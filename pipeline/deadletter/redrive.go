@@ -20,7 +20,7 @@ const headerCopy = "dlq.copy"
 
 // Original returns the record that failed, addressed to its source topic. It has
 // the key, value, time and headers of that record, the attempt of the letter, from
-// which [New] continues to count, and headers for [RedrivenTo] and [RedrivenFrom]. The
+// which [New] continues to count, and headers for [RedrivenTo], [IsTaken] and [RedrivenFrom]. The
 // partition follows from the key. The value is incomplete if the letter is truncated.
 func Original(letter *pipeline.Record) pipeline.Record {
 	l := Parse(letter)
@@ -31,7 +31,7 @@ func Original(letter *pipeline.Record) pipeline.Record {
 	back.Topic, back.Partition = l.SourceTopic, pipeline.KeyPartition
 	back.Headers = make([]pipeline.Header, 0, len(letter.Headers))
 	for _, have := range letter.Headers {
-		if have.Key == headerAttempt || !isOwn(have.Key) {
+		if have.Key == headerAttempt || have.Key == headerSourceID || !isOwn(have.Key) {
 			back.Headers = append(back.Headers, have)
 		}
 	}
@@ -65,6 +65,17 @@ func RedrivenTo(r *pipeline.Record) []byte {
 		}
 	}
 	return nil
+}
+
+// IsTaken reports whether a reader whose state is that of the topic with an id has taken a
+// record before, because it was sent back. It has not if the record failed in an earlier
+// topic of the same name. An id that is not known counts as the same.
+func IsTaken(r *pipeline.Record, topicID string) bool {
+	if RedrivenTo(r) == nil {
+		return false
+	}
+	id, ok := r.Header(headerSourceID)
+	return !ok || topicID == "" || string(id) == topicID
 }
 
 // RedrivenFrom returns the place of the record that failed, for a record that was sent

@@ -143,6 +143,7 @@ func questions() []question {
 		writing("two hours ahead, LogAppendTime", nil, configs{"message.timestamp.type": "LogAppendTime"}, in(2*time.Hour)),
 		writing("two years ago", nil, nil, in(-2*365*24*time.Hour)),
 		writing("before 1970", nil, nil, one(&kgo.Record{Key: []byte("k"), Timestamp: time.UnixMilli(-1000)})),
+		writing("the time -1, which means none", nil, nil, one(&kgo.Record{Key: []byte("k"), Timestamp: time.UnixMilli(-1)})),
 		writing("two hours ago, before.max is 1 hour", kerr.InvalidTimestamp, configs{"message.timestamp.before.max.ms": "3600000"}, in(-2*time.Hour)),
 		writing("50 minutes ago, before.max is 1 hour", nil, configs{"message.timestamp.before.max.ms": "3600000"}, in(-50*time.Minute)),
 		writing("without a key to a compacted topic", kerr.InvalidRecord, compact, one(&kgo.Record{Value: []byte("v")})),

@@ -320,9 +320,5 @@ func timeOf(n *codec.Node, enc []byte) (time.Time, error) {
 	}
 	unit := timestampUnit(n)
 	perSecond := int64(time.Second / unit)
-	at := time.Unix(v/perSecond, v%perSecond*int64(unit))
-	if err := kafka.CheckTime(at); err != nil {
-		return at, &codec.PathError{Path: "timestamp", Msg: err.Error()}
-	}
-	return at, nil
+	return time.Unix(v/perSecond, v%perSecond*int64(unit)), nil
 }

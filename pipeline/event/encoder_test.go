@@ -76,7 +76,7 @@ func TestErrorNamesTheFieldOfABadLine(t *testing.T) {
 		{paid + `,"id":"7"}`, "OrderPaid", `id: expected string (uuid), found string "7"`},
 		{paid + `,"timestamp":"yesterday"}`, "OrderPaid", `timestamp: expected long (timestamp-micros), found string "yesterday"`},
 		{paid + `,"timestamp":"2600-12-31T00:00:00Z"}`, "OrderPaid", `timestamp: 2600-12-31T00:00:00Z is after 2262-04-11T23:47:16.854Z, the last time that a Kafka record can have`},
-		{paid + `,"timestamp":9223372036854775807}`, "OrderPaid", `timestamp: the time 9223372036854775 (in milliseconds since 1970) is after 2262-04-11T23:47:16.854Z, the last time that a Kafka record can have`},
+		{paid + `,"timestamp":9223372036854775807}`, "OrderPaid", `timestamp: the time 9223372036854775807 (in microseconds since 1970) is after 2262-04-11T23:47:16.854Z, the last time that a Kafka record can have`},
 		{paid + `,"timestamp":"1969-12-31T23:59:59.999Z"}`, "OrderPaid", `timestamp: 1969-12-31T23:59:59.999Z is before 1970, which a Kafka record's time cannot be`},
 		{paid + `,"metadata":{"a":1}}`, "OrderPaid", `metadata.a: expected string, found number 1`},
 		{paid + `,"id":"4707dafd-3ce1-5973-9f7b-1c9c452822e7","id":"ec146181-bb13-5def-bc5f-2c4e04918be0"}`, "OrderPaid", `id: duplicate key`},

@@ -233,7 +233,7 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 		b.bytes += len(r.Key) + len(r.Value)
 	}
 	last := p.Records[len(p.Records)-1]
-	at := readTo{next: last.Offset + 1, time: last.Timestamp, end: p.LastStableOffset}
+	at := readTo{next: last.Offset + 1, time: readTime(last.Timestamp), end: p.LastStableOffset}
 	if at.end < 0 {
 		at.end = p.HighWatermark
 	}
@@ -263,7 +263,7 @@ const clockEvery = 32
 // setRecord sets in to the fetched record, and shares its bytes.
 func setRecord(in *pipeline.Record, topic string, partition int32, r *kgo.Record) {
 	in.Topic, in.Partition, in.Offset = topic, partition, r.Offset
-	in.Key, in.Value, in.Time = r.Key, r.Value, r.Timestamp
+	in.Key, in.Value, in.Time = r.Key, r.Value, readTime(r.Timestamp)
 	in.Headers = in.Headers[:0]
 	for _, h := range r.Headers {
 		in.Headers = append(in.Headers, pipeline.Header(h))

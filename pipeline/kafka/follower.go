@@ -317,7 +317,7 @@ func (b *followBatch) partition(ctx context.Context, p *kgo.FetchTopicPartition)
 			}
 			b.bytes += len(r.Key) + len(r.Value)
 		}
-		at.next, last = r.Offset+1, r.Timestamp
+		at.next, last = r.Offset+1, readTime(r.Timestamp)
 	}
 	if at.next == before {
 		return err

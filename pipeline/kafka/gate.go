@@ -62,17 +62,10 @@ func (g *Gate) Time(at time.Time) time.Time {
 	return at
 }
 
-// The times that the client can write: it counts nanoseconds since 1970. A record beyond
-// them would have a wrong time; the zero time would become the current one.
-const (
-	minMillis = math.MinInt64/int64(time.Millisecond) + 1
-	maxMillis = math.MaxInt64/int64(time.Millisecond) - 1
-)
-
 // look sets the accepted times by the clock. earliest moves with the clock, so with
 // Before every check reads the clock.
 func (g *Gate) look() {
-	g.earliest, g.latest = minMillis, maxMillis
+	g.earliest, g.latest = firstMilli, lastMilli
 	if g.limit.AppendTime {
 		g.earliest, g.latest = math.MinInt64, math.MaxInt64
 		return
@@ -89,10 +82,11 @@ func (g *Gate) look() {
 func (g *Gate) checkTime(at time.Time) error {
 	ms, now := at.UnixMilli(), g.now()
 	g.look()
+	if err := checkTime(at); err != nil && !g.limit.AppendTime {
+		return pipeline.Reject(pipeline.ReasonBadTime, "%w", err)
+	}
 	var why string
 	switch {
-	case ms < minMillis || ms > maxMillis:
-		why = "no record can have this time"
 	case g.limit.After > 0 && ms > now.Add(g.limit.After).UnixMilli():
 		why = fmt.Sprintf("%s takes at most %v ahead of the clock (message.timestamp.after.max.ms)", g.topic, g.limit.After)
 	case g.limit.Before > 0 && ms < now.Add(-g.limit.Before).UnixMilli():

@@ -37,7 +37,7 @@ func TestGateAcceptsWhatTheTopicAccepts(t *testing.T) {
 			}
 			ahead := at.UnixMilli() - now.UnixMilli()
 			timeOK := limit.AppendTime ||
-				at.UnixMilli() == at.UnixNano()/1e6 &&
+				at.UnixMilli() >= 0 && at.UnixMilli() <= lastMilli &&
 					(limit.After == 0 || ahead <= limit.After.Milliseconds()) && (limit.Before == 0 || -ahead <= limit.Before.Milliseconds())
 			var want pipeline.Reason
 			switch {
@@ -69,7 +69,7 @@ func TestGateNamesTheTopicAndTheSetting(t *testing.T) {
 		want string
 	}{
 		{10, []byte("k"), now, ""},
-		{10, []byte("k"), time.Time{}, "bad_time: the time 0001-01-01T00:00:00Z: no record can have this time"},
+		{10, []byte("k"), time.Time{}, "bad_time: 0001-01-01T00:00:00Z is before 1970, which a Kafka record's time cannot be"},
 		{10, []byte("k"), now.Add(time.Hour), ""},
 		{10, []byte("k"), now.Add(time.Hour + time.Millisecond), "bad_time: the time 2026-01-02T04:04:05.001Z: t takes at most 1h0m0s ahead of the clock (message.timestamp.after.max.ms)"},
 		{10, []byte("k"), now.Add(-3 * time.Hour), "bad_time: the time 2026-01-02T00:04:05Z: t takes at most 2h0m0s before the clock (message.timestamp.before.max.ms)"},
@@ -96,7 +96,7 @@ func TestClientWritesEveryTimeThatAGateAccepts(t *testing.T) {
 	gate := Limits(nil).Gate("in", time.Now)
 	var want []int64
 	cl := c.client(t, kgo.RecordPartitioner(kgo.ManualPartitioner()))
-	for _, ms := range []int64{minMillis, minMillis + 1, -62_135_596_800_000, -1000, -1, 0, 1, maxMillis - 1, maxMillis, maxMillis + 1, minMillis - 1, math.MaxInt64} {
+	for _, ms := range []int64{math.MinInt64, -62_135_596_800_000, -1000, -1, 0, 1, lastMilli - 1, lastMilli, lastMilli + 1, math.MaxInt64} {
 		at := time.UnixMilli(ms)
 		if gate.Check(1, nil, at) != nil {
 			continue
@@ -113,7 +113,7 @@ func TestClientWritesEveryTimeThatAGateAccepts(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if len(got) != len(want) || len(got) != 8 {
+	if len(got) != len(want) || len(got) != 4 {
 		t.Fatalf("read %v, want %v", got, want)
 	}
 	for i := range got {

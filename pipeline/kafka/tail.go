@@ -264,7 +264,7 @@ func (t *Tail) take(p *kgo.FetchPartition, f func(*pipeline.Record) error) (err 
 	next := int64(-1)
 	for _, r := range p.Records {
 		if !r.Attrs.IsControl() {
-			in = pipeline.Record{Topic: t.topic, Partition: p.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: in.Headers[:0], Time: r.Timestamp}
+			in = pipeline.Record{Topic: t.topic, Partition: p.Partition, Offset: r.Offset, Key: r.Key, Value: r.Value, Headers: in.Headers[:0], Time: readTime(r.Timestamp)}
 			for _, h := range r.Headers {
 				in.Headers = append(in.Headers, pipeline.Header(h))
 			}

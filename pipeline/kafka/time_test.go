@@ -11,13 +11,17 @@ import (
 	"millrace/pipeline"
 )
 
-// The client's timestamp of each accepted time is that time in milliseconds. The others are
-// an error, and if they are written nevertheless, they get the nearest possible timestamp.
+// The client's timestamp of each time that a gate accepts is that time in milliseconds,
+// unless the broker sets it. The others are an error, and if they are written nevertheless,
+// they get the nearest possible timestamp.
 func TestTimestampsAreCorrectOrRefused(t *testing.T) {
 	ofClient := func(at time.Time) int64 { return at.UnixNano() / 1e6 } // as in kgo
 	rapid.Check(t, func(t *rapid.T) {
 		at := time.UnixMicro(rapid.OneOf(rapid.Int64(), rapid.Int64Range(-1e6, 1e6), rapid.Int64Range(lastMilli*1000-1e6, lastMilli*1000+1e6)).Draw(t, "micros"))
-		err, written := CheckTime(at), ofClient(recordTime(at))
+		err, written := Limits(nil).Gate("t", time.Now).Check(1, []byte("k"), at), ofClient(recordTime(at))
+		if err := (Limits{"t": {AppendTime: true}}).Gate("t", time.Now).Check(1, []byte("k"), at); err != nil {
+			t.Fatalf("%v where the broker sets the time: %v", at, err)
+		}
 		switch {
 		case err == nil && written != at.UnixMilli():
 			t.Fatalf("%v is accepted, but written as %d", at, written)
@@ -43,16 +47,28 @@ func TestTimestampsAreCorrectOrRefused(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := ""
-		if err := CheckTime(at); err != nil {
+		if err := checkTime(at); err != nil {
 			got = err.Error()
 		}
 		if got != want {
 			t.Errorf("%s: got %q, want %q", text, got, want)
 		}
 	}
-	if err := CheckTime(time.UnixMilli(math.MaxInt64)); err == nil || !strings.HasPrefix(err.Error(), "the time 9223372036854775807 (in milliseconds since 1970) is after ") {
+	if err := checkTime(time.UnixMilli(math.MaxInt64)); err == nil || !strings.HasPrefix(err.Error(), "the time 9223372036854775807000 (in microseconds since 1970) is after ") {
 		t.Error(err)
 	}
+}
+
+// The client reads timestamps of other writers modulo 2^64 nanoseconds. Their times are
+// correct nevertheless.
+func TestTimesOfOtherWritersAreReadAsTheyAre(t *testing.T) {
+	ofClient := func(ms int64) time.Time { return time.Unix(0, ms*1e6) } // as in kgo
+	rapid.Check(t, func(t *rapid.T) {
+		ms := rapid.OneOf(rapid.Int64Range(-1<<57, 1<<57-1), rapid.Int64Range(-1e15, 1e15), rapid.Int64Range(lastMilli-10, lastMilli+10), rapid.Int64Range(-10, 10)).Draw(t, "milliseconds")
+		if got := readTime(ofClient(ms)).UnixMilli(); got != ms {
+			t.Fatalf("%d is read as %d", ms, got)
+		}
+	})
 }
 
 // A broker returns the times that were written.

@@ -41,6 +41,7 @@ type config struct {
 	topology *topology.Topology
 	schemas  event.Schemas
 	ids      map[string][]int // schema ids of the output, by topic and type
+	sourceID string           // of the input topic; "" if it is unknown
 	kafka    kafka.Config     // for state topics
 	metrics  *Metrics
 	taps     *Taps        // nil: clients cannot watch
@@ -85,7 +86,7 @@ func (c config) newHandler(pl *topology.Pipeline) *handler {
 		waits:    slices.ContainsFunc(pl.Stages, func(s topology.Stage) bool { _, ok := s.Built.(stage.Waiter); return ok }),
 		input:    newInput(c.schemas, pl, envelope),
 		output:   newOutput(pl, c.ids, envelope),
-		letters:  letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, envelope: envelope, now: c.now, log: c.log},
+		letters:  letters{pipeline: pl.Name, topic: pl.DeadLetter.Name, sourceID: c.sourceID, envelope: envelope, now: c.now, log: c.log},
 		keepers:  newKeepers(c, pl, stages),
 		missers:  missersOf(pl, stages, c.metrics),
 		metrics:  c.metrics,

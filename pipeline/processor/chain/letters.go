@@ -14,6 +14,7 @@ import (
 // letters writes the dead letters of a pipeline. It belongs to a handler.
 type letters struct {
 	pipeline, topic string
+	sourceID        string // of the input, "" if it is unknown
 	gate            *kafka.Gate
 	envelope        *event.Envelope // nil: the records carry the envelope
 	now             func() time.Time
@@ -35,6 +36,7 @@ func (l *letters) emit(in *pipeline.Record, stage string, err error, out pipelin
 		l.log.Error("a stage panicked", "stage", stage, "topic", in.Topic, "partition", in.Partition, "offset", in.Offset, "panic", panicked.Value, "stack", string(panicked.Stack))
 	}
 	letter := deadletter.New(in, l.topic, l.pipeline, stage, err, l.now())
+	deadletter.SetSourceID(&letter, l.sourceID)
 	if l.envelope != nil && stage != deadletter.StageDecode {
 		deadletter.AddEnvelope(l.envelope.Derived, &letter)
 	}

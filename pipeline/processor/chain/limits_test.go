@@ -129,6 +129,39 @@ func TestTooLargeRecordBecomesADeadLetter(t *testing.T) {
 	}
 }
 
+// No record can have a time before 1970, so such an event is a dead letter with its time,
+// and not an output of another time. Where the broker sets the times, it passes.
+func TestAnEventBefore1970IsADeadLetter(t *testing.T) {
+	for config, want := range map[string]string{"CreateTime": "dead", "LogAppendTime": "out"} {
+		b := processortest.NewBench(t, `
+name: t
+topics:
+  in: {partitions: 1, types: [Click], envelope: none, time: "n == 1 ? timestamp('1969-07-20T20:17:40Z') : timestamp('1970-01-01T00:00:00Z')"}
+  out: {partitions: 1, config: {message.timestamp.type: `+config+`}}
+  dead: {partitions: 1}
+pipelines: {p: {from: in, to: out, dead_letter: dead}}
+`)
+		b.Start("0")
+		sendClicks(b, sized(b, 1, 10), sized(b, 2, 10))
+		b.CaughtUp()
+		out, _ := keysOf(b, "out")
+		dead, letters := keysOf(b, "dead")
+		if got := map[string]int{"out": out["1"], "dead": dead["1"]}; got[want] != 1 || out["1"]+dead["1"] != 1 || out["2"] != 1 {
+			t.Errorf("%s: %v were written, %v are dead letters", config, out, dead)
+		}
+		if letter := letters["1"]; want == "dead" {
+			parsed := deadletter.Parse(&letter)
+			if parsed.Error != "bad_time: 1969-07-20T20:17:40Z is before 1970, which a Kafka record's time cannot be" {
+				t.Errorf("the letter says %s", parsed.Error)
+			}
+			back := deadletter.Original(&letter)
+			if id := b.TopicID("in"); id == "" || !deadletter.IsTaken(&back, id) || deadletter.IsTaken(&back, "another") {
+				t.Errorf("the letter of the topic %s has the headers %v", id, letter.Headers)
+			}
+		}
+	}
+}
+
 func TestLargeEventPassesIfTheTopicsAllowIt(t *testing.T) {
 	b := processortest.NewBench(t, fmt.Sprintf(limitedTopology, 5_000_000, 1_000_000))
 	b.Start("0")

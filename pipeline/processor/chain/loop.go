@@ -51,7 +51,7 @@ func NewLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 	}
 	log := w.Log.With("pipeline", pl.Name)
 	c := config{
-		topology: w.Topology, schemas: w.Registry, ids: ids, kafka: w.Kafka, metrics: o.Metrics, taps: o.Taps, receipts: true,
+		topology: w.Topology, schemas: w.Registry, ids: ids, sourceID: known[pl.From.Name].ID, kafka: w.Kafka, metrics: o.Metrics, taps: o.Taps, receipts: true,
 		drift: event.NewDrift(log), now: o.Now, log: log,
 	}
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {

@@ -348,3 +348,13 @@ pipelines:
       - assert: {name: lucky, that: "n != 14", message: "'fourteen'"}
       - dedupe: {by: id, within: 1h}
 `
+
+// TopicID returns the id that the broker gave a topic.
+func (b *Bench) TopicID(topic string) string {
+	b.Helper()
+	d, err := kafka.Describe(b.Context(), b.Config(), []string{topic}, nil, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return d.Topics[topic].ID
+}

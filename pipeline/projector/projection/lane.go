@@ -169,7 +169,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		}
 		l.postLetter(in, id, missed)
 	}
-	if in.Offset < l.publication.published || deadletter.RedrivenTo(in) != nil || bad == nil && !l.fold.Folds(d.Type) {
+	if in.Offset < l.publication.published || deadletter.IsTaken(in, l.source.TopicID) || bad == nil && !l.fold.Folds(d.Type) {
 		return nil
 	}
 	key := keyOf(l.fold, in, d.Key)

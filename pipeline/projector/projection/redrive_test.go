@@ -1,6 +1,7 @@
 package projection
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -14,6 +15,29 @@ func (w *world) sendBack(n int) {
 	back := deadletter.Original(&letter)
 	back.Partition, back.Offset = w.log[n].Partition, int64(len(w.log))
 	w.log = append(w.log, back)
+}
+
+// A letter of an earlier topic of the same name is an event of this one: the states of the
+// earlier topic were discarded. It is so after a release, a restart and a restore, too.
+func TestALetterOfAnEarlierTopicIsFolded(t *testing.T) {
+	w := newCounts(t, nil)
+	w.counted("k", 0, 0, "a")
+	for i, id := range []string{"t-0", "t-1", "", "t-0"} {
+		w.counted("j", 0, 0, fmt.Sprint("lost", i))
+		lost := &w.log[i+1] // the log of this topic has only the letter
+		letter := deadletter.New(lost, "dead", "p", "s", pipeline.Reject("assert", "bad"), time.UnixMilli(1))
+		deadletter.SetSourceID(&letter, id)
+		back := deadletter.Original(&letter)
+		back.Partition, back.Offset = lost.Partition, lost.Offset
+		*lost = back
+	}
+	fw := w.start()
+	fw.run()
+	wants(t, fw, map[string]string{"k": "a", "j": "lost0 lost3"})
+	fw.stop()
+	fw = w.restored()
+	wants(t, fw, map[string]string{"k": "a", "j": "lost0 lost3"})
+	fw.stop()
 }
 
 // The projection has folded, or queued, the event before.

@@ -139,7 +139,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if in.Offset > last {
 			return errReadEnough
 		}
-		if deadletter.RedrivenTo(in) != nil {
+		if deadletter.IsTaken(in, l.source.TopicID) {
 			return nil
 		}
 		d, bad := dec.DecodeWithKey(ctx, in, l.fold.Folds)

@@ -23,7 +23,7 @@ import (
 // In this order, an event is
 //
 //	redriven        it is a dead letter that was sent back to a pipeline: the projection
-//	                has taken the event before
+//	                has taken the event before, unless it was in an earlier topic
 //	ignored         the projection does not fold its type, or no rule applies to it
 //	erased          its aggregate was erased (projector forget)
 //	queued          its aggregate is blocked
@@ -159,7 +159,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if err := t.expire(in.Offset, b); err != nil {
 		return err
 	}
-	if deadletter.RedrivenTo(in) != nil {
+	if deadletter.IsTaken(in, t.source.TopicID) {
 		t.count(in, isRedriven)
 		return nil
 	}
