@@ -6,12 +6,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -22,6 +21,7 @@ type held struct {
 	number int64
 	typ    int
 	body   []byte
+	key    *keyformat.Key  // nil if the keys are text
 	in     pipeline.Record // a deep copy
 }
 
@@ -76,7 +76,7 @@ func (t *track) drain(a *states.Aggregate, now int64, b *store.Batch) error {
 // retry folds a held event, whatever its number.
 func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) error {
 	t.unhold(h)
-	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in)); err != nil {
+	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in, h.key)); err != nil {
 		return err // it was read before without an error
 	}
 	known, err := t.duplicate([]byte(h.id), h.offset())
@@ -148,41 +148,8 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, offsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in, t.fold.HasIdentity()))
+		b.Put(t.part, t.families.held, offsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
 	}
-}
-
-// appendHeld appends what the store keeps of a held record. If the identity of events may
-// depend on headers, these are all headers, after their negative number.
-func appendHeld(dst []byte, in *pipeline.Record, headers bool) []byte {
-	header, _ := in.Header(states.HeaderSchemaID)
-	dst = codec.AppendLong(dst, in.Time.UnixMilli())
-	dst = codec.AppendBytes(dst, in.Key)
-	if headers && len(in.Headers) > 0 {
-		dst = codec.AppendLong(dst, -int64(len(in.Headers)))
-		for _, h := range in.Headers {
-			dst = codec.AppendBytes(codec.AppendString(dst, h.Key), h.Value)
-		}
-		return append(dst, in.Value...)
-	}
-	dst = codec.AppendBytes(dst, header)
-	return append(dst, in.Value...)
-}
-
-// readHeld reads what appendHeld wrote.
-func (t *track) readHeld(offset int64, enc []byte) (*pipeline.Record, error) {
-	r := states.Fields{Rest: bytes.Clone(enc)}
-	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.Long()), Key: r.Text()}
-	all := r
-	if n := all.Long(); all.Err == nil && n < 0 {
-		for r = all; n < 0 && r.Err == nil; n++ {
-			in.Headers = append(in.Headers, pipeline.Header{Key: string(r.Text()), Value: r.Text()})
-		}
-	} else if header := r.Text(); len(header) > 0 {
-		in.Headers = []pipeline.Header{{Key: states.HeaderSchemaID, Value: header}}
-	}
-	in.Value = r.Rest
-	return in, r.Err
 }
 
 // decodeFunc decodes an event from its record.
@@ -190,19 +157,20 @@ type decodeFunc func(*pipeline.Record) (event.Decoded, error)
 
 // loadHeld reads an entry of the family held.
 func (t *track) loadHeld(key, value []byte, decode decodeFunc) (*held, error) {
-	in, err := t.readHeld(int64(binary.BigEndian.Uint64(key)), value)
+	in, err := states.ReadRecord(value)
 	if err != nil {
 		return nil, states.Damaged(key, err)
 	}
+	in.Topic, in.Partition, in.Offset = t.source.Topic, t.source.Partition, int64(binary.BigEndian.Uint64(key))
 	d, err := decode(in)
 	if err != nil {
 		return nil, fmt.Errorf("the event at offset %d, which waits for an earlier one: %w", in.Offset, err)
 	}
 	body := bytes.Clone(d.Body)
-	id, err := t.folder.Read(d.Type, body, fold.OriginOf(in))
+	id, err := t.folder.Read(d.Type, body, fold.OriginOf(in, d.Key))
 	if err != nil {
 		return nil, err
 	}
 	number, _ := t.folder.Number()
-	return &held{id: string(id), number: number, typ: d.Type, body: body, in: *in}, nil
+	return &held{id: string(id), number: number, typ: d.Type, body: body, key: d.Key.Clone(), in: *in}, nil
 }

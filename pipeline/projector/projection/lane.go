@@ -11,6 +11,8 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -38,6 +40,7 @@ type lane struct {
 
 	publication publication
 	skips       skips
+	unread      unread
 	letters     deadLetters
 	marks       dueMarks
 	outOfOrder  outOfOrder
@@ -46,9 +49,9 @@ type lane struct {
 	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
-	recorded atomic.Int64 // time of the last record, in milliseconds since 1970; 0 if there was none
-	stuck    atomic.Int64 // number of blocked aggregates in the store
-	refused  refusals     // has a lock of its own
+	recorded atomic.Int64   // time of the last record, in milliseconds since 1970; 0 if there was none
+	stuck    atomic.Int64   // number of blocked aggregates in the store
+	refused  query.Refusals // has a lock of its own
 }
 
 // newLane returns an empty lane.
@@ -142,7 +145,7 @@ func asTombstone(f *fold.Fold, in *pipeline.Record, d event.Decoded, bad error) 
 	if in.Value != nil || f.Tombstones() == fold.RejectTombstones {
 		return d, bad
 	}
-	return event.Decoded{Type: fold.Tombstone}, nil
+	return event.Decoded{Type: fold.Tombstone, Key: d.Key}, nil
 }
 
 // pack packs the aggregates that are in use.
@@ -160,7 +163,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		var id []byte
 		if bad == nil {
 			var err error
-			if id, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in)); err != nil {
+			if id, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); err != nil {
 				return err // it was read before without one
 			}
 		}
@@ -169,11 +172,11 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 	if in.Offset < l.publication.published || deadletter.RedrivenTo(in) != nil || bad == nil && !l.fold.Folds(d.Type) {
 		return nil
 	}
-	key := keyOf(l.fold, in)
+	key := keyOf(l.fold, in, d.Key)
 	if bad == nil {
 		var err error
-		if key, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in)); err != nil {
-			key = keyOf(l.fold, in)
+		if key, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); err != nil {
+			key = keyOf(l.fold, in, d.Key)
 		}
 	}
 	if len(key) == 0 {
@@ -202,12 +205,17 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 }
 
 // keyOf returns the key of a record as its aggregate's id, where the event does not
-// contain the id; nil if the key is not the id, or cannot be one.
-func keyOf(f *fold.Fold, in *pipeline.Record) []byte {
-	if !f.KeyIsAggregateID() || fold.CheckID(in.Key) != nil {
+// contain the id; nil if the key is not the id, or cannot be one. key is nil if the keys
+// are text.
+func keyOf(f *fold.Fold, in *pipeline.Record, key *keyformat.Key) []byte {
+	id := in.Key
+	if key != nil {
+		id = key.Text
+	}
+	if !f.KeyIsAggregateID() || fold.CheckID(id) != nil {
 		return nil
 	}
-	return in.Key
+	return id
 }
 
 // write adds to the batch everything that the store does not have yet.
@@ -221,6 +229,9 @@ func (l *lane) write(b *store.Batch) error {
 	}
 	l.publication.write(b, l.part)
 	if err := l.skips.write(b, l.part); err != nil {
+		return err
+	}
+	if err := l.unread.write(b, l.part); err != nil {
 		return err
 	}
 	l.marks.write(b, l.part)
@@ -281,7 +292,7 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved = false
+	l.skips.unsaved, l.unread.unsaved = false, false
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
 		return err

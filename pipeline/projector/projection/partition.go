@@ -117,7 +117,7 @@ func (p *Partition) Position() (next int64, ok bool, err error) { return p.lane.
 // At returns the position of the partition when next was the next offset to fold.
 func (p *Partition) At(next int64) query.Position {
 	end := p.set.cfg.End(p.unit.key.Topic, p.Number())
-	at := query.Position{Partition: p.Number(), Offset: next, Lag: max(0, end-next)}
+	at := query.Position{Partition: p.Number(), Offset: next, Lag: max(0, end-next), Unread: p.lane.unread.all()}
 	if at.Lag == 0 {
 		at.Seconds = new(float64)
 	} else if recorded := p.lane.recorded.Load(); recorded > 0 {
@@ -141,7 +141,7 @@ func (p *Partition) Status(id string, a *fold.Aggregate) string { return p.lane.
 // Refused returns the outcome of an event that an aggregate refused recently; any aggregate
 // if that is "".
 func (p *Partition) Refused(eventID, aggregate string) (query.Outcome, bool) {
-	return p.lane.refused.get(eventID, aggregate)
+	return p.lane.refused.Get(eventID, aggregate)
 }
 
 // Blocked returns the blocked aggregates, in no order, and the next offset to fold. ok

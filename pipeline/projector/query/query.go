@@ -340,6 +340,14 @@ type Position struct {
 	// Seconds is the age of the last folded record: 0 if the lag is 0, and nil if the
 	// age is unknown.
 	Seconds *float64 `json:"lag_seconds,omitempty" doc:"Age of the last folded record in seconds; 0 if there is no lag. Omitted while it is unknown."`
+	Unread  []Unread `json:"unread,omitempty" doc:"Ranges of offsets that the topic had deleted before this projection read them. The states lack their events."`
+}
+
+// Unread is a range of offsets that the log deleted before a projection read them.
+type Unread struct {
+	From    int64         `json:"from" doc:"First offset."`
+	To      int64         `json:"to" doc:"Offset after the last one."`
+	Noticed pipeline.Time `json:"noticed" doc:"When the projection continued without them."`
 }
 
 // An Aggregate is an aggregate's state and its origin.
