@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka/pool"
 )
 
 // Rules of this file. Each has a test in loop_test.go or held_test.go.
@@ -366,7 +367,7 @@ func (s *session) fetchOptions() []kgo.Opt {
 		kgo.MaxConcurrentFetches(2),
 		kgo.FetchMaxBytes(cfg.fetchBytes()),
 		kgo.FetchMaxPartitionBytes(min(cfg.fetchBytes(), 1<<20)),
-		kgo.WithPools(newFetchPool(cfg.unpackedBytes())),
+		kgo.WithPools(pool.New(cfg.unpackedBytes())),
 	}
 }
 
