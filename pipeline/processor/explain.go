@@ -35,11 +35,17 @@ it lists the schemas that the events of each type are written with, and how they
 identical, resolved (with the fields that are dropped, defaulted or converted, and the values
 that reject their event), or unreadable.
 
+With --subjects, it prints only the schemas of the whole topology that the programs write
+with, one JSON object with subject and schema a line: for registering them before the programs
+start, which then need no right to register. Later versions of a projection write to topics
+of their own, and so need subjects of their own if the topic is part of the subject.
+
 With --acls, it prints only the commands that grant these permissions. A worker needs
 all of them except DescribeConfigs. Without DescribeConfigs, it does not know the size
 limits of the topics and uses the default.`,
 		Example: `  processor explain
   processor explain enrich --json
+  processor explain --subjects > schemas.jsonl
   processor explain --acls --principal User:processor | sh`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -52,6 +58,7 @@ limits of the topics and uses the default.`,
 		flags.Lookup(name).Hidden = true // accepted and ignored, so all flags of run can be given
 	}
 	flags.BoolVar(&x.asJSON, "json", false, "print JSON")
+	flags.BoolVar(&x.subjects, "subjects", false, "print the schemas that the programs write with, and their subjects")
 	flags.BoolVar(&x.acls, "acls", false, "print the commands of kafka-acls.sh that grant the permissions of a worker")
 	flags.StringVar(&x.principal, "principal", "User:processor", "`principal` of the permissions, for --acls")
 	return cmd
@@ -62,6 +69,7 @@ type explainer struct {
 	worker    *worker.Flags
 	asJSON    bool
 	acls      bool
+	subjects  bool
 	principal string
 }
 
@@ -156,6 +164,9 @@ func (x *explainer) run(ctx context.Context, names []string, writers bool) error
 	t, err := x.worker.Topology.Load(x.env)
 	if err != nil {
 		return err
+	}
+	if x.subjects {
+		return printSubjects(x.env.Stdout, subjectsOf(t))
 	}
 	pipelines, err := worker.SelectPipelines(t, x.worker.Topology.File, names)
 	if err != nil {
@@ -353,9 +364,9 @@ func (u fieldUses) plans(all int) []fieldPlan {
 
 func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	in, out := pl.Types[typ], pl.Output[typ]
-	plan := schemaPlan{Type: in.ShortName(), Reads: codec.TopicSubject(pl.From.Name, in)}
+	plan := schemaPlan{Type: in.ShortName(), Reads: pl.From.Subject(in)}
 	for _, t := range pl.Targets[typ] {
-		plan.Writes = append(plan.Writes, codec.TopicSubject(t.Name, out))
+		plan.Writes = append(plan.Writes, t.Subject(out))
 	}
 	if len(pl.Sections[typ]) > 1 {
 		plan.Becomes = out.Name()
