@@ -151,7 +151,7 @@ func newClickWriter(t *testing.T, cl *kgo.Client, url, topic string) *clickWrite
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := registry.Register(t.Context(), codec.TopicSubject(topic, schema), schema)
+	id, err := registry.Register(t.Context(), codec.TopicRecordName.Value(topic, schema), schema)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -115,7 +115,7 @@ func (h *handOver) begin(in, registry string) {
 			h.t.Fatal(err)
 		}
 	}
-	id, err := reg.Register(h.t.Context(), codec.TopicSubject(in, schema), schema)
+	id, err := reg.Register(h.t.Context(), codec.TopicRecordName.Value(in, schema), schema)
 	if err != nil {
 		h.t.Fatal(err)
 	}
