@@ -306,7 +306,7 @@ func newStagePlan(t *topology.Topology, pl *topology.Pipeline, at int) stagePlan
 		}
 		plan.On = append(plan.On, name)
 		reads.add(name, s.Built.Reads(i))
-		writes.add(name, s.Built.Writes(i))
+		writes.add(name, stage.Sets(s.Built, i))
 		if gate, ok := s.Built.(stage.Gate); ok && !gate.Passes(i) {
 			plan.Stops = append(plan.Stops, name)
 		}
@@ -368,27 +368,52 @@ func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	for _, t := range pl.Targets[typ] {
 		plan.Writes = append(plan.Writes, t.Subject(out))
 	}
-	if len(pl.Sections[typ]) > 1 {
+	if pl.Sections[typ].Reshaped() {
 		plan.Becomes = out.Name()
 		return plan
 	}
-	addedFields("", in.Root(), out.Root(), 0, &plan.Adds)
+	plan.Adds = addedFields(in.Root(), out.Root())
 	return plan
 }
 
-// addedFields appends the fields of after, and of its nested records, that are not in
-// before.
-func addedFields(path string, before, after *codec.Node, depth int, added *[]string) {
-	const maxDepth = 32 // a record type can contain itself
-	if before == nil || before.Kind != codec.Record || after.Kind != codec.Record || depth > maxDepth {
+// An addition finds the fields of a schema that an earlier form of it does not have.
+type addition struct {
+	fields []string
+	around []*codec.Node // a record type can contain itself
+	left   int           // types to visit: n types, each used twice by the next, have 2^n places
+}
+
+// addedFields returns the fields of after, also within values, that are not in before.
+func addedFields(before, after *codec.Node) []string {
+	a := addition{left: 1 << 14}
+	a.visit("", before, after)
+	return a.fields
+}
+
+func (a *addition) visit(path string, before, after *codec.Node) {
+	if a.left--; a.left < 0 || before == after || before.Kind != after.Kind || slices.Contains(a.around, after) {
 		return
 	}
-	for i := range after.Fields {
-		f := &after.Fields[i]
-		if have := before.Field(f.Name); have != nil {
-			addedFields(path+f.Name+".", have.Type, f.Type, depth+1, added)
-		} else {
-			*added = append(*added, fmt.Sprintf("%s%s: %s", path, f.Name, f.Type))
+	switch after.Kind {
+	case codec.Array, codec.Map:
+		a.visit(path+"[]", before.Elem, after.Elem)
+	case codec.Union:
+		for i := range min(len(before.Branches), len(after.Branches)) {
+			a.visit(path, before.Branches[i], after.Branches[i])
+		}
+	case codec.Record:
+		a.around = append(a.around, after)
+		defer func() { a.around = a.around[:len(a.around)-1] }()
+		if path != "" {
+			path += "."
+		}
+		for i := range after.Fields {
+			f := &after.Fields[i]
+			if have := before.Field(f.Name); have != nil {
+				a.visit(path+f.Name, have.Type, f.Type)
+			} else {
+				a.fields = append(a.fields, fmt.Sprintf("%s%s: %s", path, f.Name, f.Type))
+			}
 		}
 	}
 }

@@ -212,7 +212,7 @@ func (l *loader) addOutput(p *declared, t *topic, at expr.Source) {
 		if !slices.Contains(p.pipeline.Targets[i], t.Topic) {
 			continue
 		}
-		if len(p.pipeline.Sections[i]) > 1 && t.Bare == nil && !l.checkEnvelope(at, s) {
+		if p.pipeline.Sections[i].Reshaped() && t.Bare == nil && !l.checkEnvelope(at, s) {
 			t.unsure = true
 			continue
 		}
