@@ -62,7 +62,8 @@ var imports = map[string][]string{
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka":            {"pipeline", franz, prometheus, sync},  // never Avro: it moves bytes
+	"pipeline/kafka":            {"pipeline", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka/pool":       {franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/nearest"}, // settings with the names of other clients
 	"pipeline/store":            {"pipeline", pebble, prometheus},       // never what it stores
 	"pipeline/rows":             {},                                     // memory for tables and states, never what a row is
@@ -298,7 +299,7 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The table is itself to say what the design says.
 func TestTableOfImportsKeepsTheDesign(t *testing.T) {
-	clients := []string{"pipeline/kafka", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
+	clients := []string{"pipeline/kafka", "pipeline/kafka/pool", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
 	for pkg := range imports {
 		for _, client := range franzKafka {
 			if allowed(pkg, client) && !slices.Contains(clients, pkg) {

@@ -102,38 +102,42 @@ func closeClient(cl *kgo.Client, leave leaver) {
 	cl.CloseAllowingRebalance()
 }
 
-// leaver removes a static member from its group. The client does not: the group waits for
-// a static member that closes, as it would for one that was killed. It is nil for a dynamic
-// member, which the client removes.
+// leaver tells the group that a static member leaves, which the client does not. It is nil
+// for a dynamic member, which the client removes.
 type leaver func(ctx context.Context, cl *kgo.Client, member string)
 
-// leaver returns how a session leaves its group: only when the loop stops. A session that
-// makes a new client comes back as the same member.
+// leaver returns how a session leaves its group: for good only when the loop stops. A
+// session that makes a new client comes back as the same member, for which a group of the
+// consumer protocol must know that the old one has left.
 func (s *session) leaver(stopped context.Context) leaver {
 	cfg := &s.loop.cfg
 	if !cfg.Static {
 		return nil
 	}
 	return func(ctx context.Context, cl *kgo.Client, member string) {
-		if stopped.Err() == nil {
-			return
+		var err error
+		stops := stopped.Err() != nil
+		switch {
+		case cfg.Protocol == ConsumerProtocol && stops:
+			err = leaveConsumer(ctx, cl, cfg.Group, member, s.txnID, leavesForGood)
+		case cfg.Protocol == ConsumerProtocol:
+			err = leaveConsumer(ctx, cl, cfg.Group, member, s.txnID, leavesForAWhile)
+		case stops:
+			err = leaveClassic(ctx, cl, cfg.Group, member, &s.txnID)
 		}
-		leave := leaveClassic
-		if cfg.Protocol == ConsumerProtocol {
-			leave = leaveConsumer
-		}
-		if err := leave(ctx, cl, cfg.Group, member, s.txnID); err != nil {
+		if err != nil && stops {
 			s.log.Warn("the session could not leave the group; its partitions wait for the session timeout", "err", err)
 		}
 	}
 }
 
-// leaveClassic removes a static member of the classic protocol. With the member's id, the
-// group refuses if another process has taken over the instance.
-func leaveClassic(ctx context.Context, cl *kgo.Client, group, member, instance string) error {
+// leaveClassic removes a member of the classic protocol. instance is nil for a dynamic one.
+// With the id of a static member, the group refuses if another process has taken over the
+// instance.
+func leaveClassic(ctx context.Context, cl *kgo.Client, group, member string, instance *string) error {
 	req := kmsg.NewPtrLeaveGroupRequest()
 	m := kmsg.NewLeaveGroupRequestMember()
-	m.MemberID, m.InstanceID, m.Reason = member, &instance, kmsg.StringPtr("the worker stops")
+	m.MemberID, m.InstanceID, m.Reason = member, instance, kmsg.StringPtr("the worker stops")
 	req.Group, req.Members = group, append(req.Members, m)
 	resp, err := req.RequestWith(ctx, cl)
 	if err == nil {
@@ -145,11 +149,17 @@ func leaveClassic(ctx context.Context, cl *kgo.Client, group, member, instance s
 	return err
 }
 
-// leaveConsumer removes a static member of the consumer protocol (KIP-848).
-func leaveConsumer(ctx context.Context, cl *kgo.Client, group, member, instance string) error {
-	const leavesForGood = -1 // the client leaves with -2: it will be back
+// Epochs with which a static member of the consumer protocol (KIP-848) leaves. The client
+// sends the second without the instance id, which Kafka refuses.
+const (
+	leavesForGood   = -1
+	leavesForAWhile = -2 // a member with the same instance id gets the same partitions
+)
+
+// leaveConsumer lets a static member of the consumer protocol leave.
+func leaveConsumer(ctx context.Context, cl *kgo.Client, group, member, instance string, epoch int32) error {
 	req := kmsg.NewPtrConsumerGroupHeartbeatRequest()
-	req.Group, req.MemberID, req.MemberEpoch, req.InstanceID = group, member, leavesForGood, &instance
+	req.Group, req.MemberID, req.MemberEpoch, req.InstanceID = group, member, epoch, &instance
 	resp, err := req.RequestWith(ctx, cl)
 	if err != nil {
 		return err

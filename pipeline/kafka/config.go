@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/plugin/kprom"
 
@@ -252,7 +253,18 @@ func (l clientLogger) Level() kgo.LogLevel {
 }
 
 func (l clientLogger) Log(level kgo.LogLevel, msg string, keyvals ...any) {
+	if level == kgo.LogLevelError && aboutInstance(msg, keyvals) {
+		level = kgo.LogLevelInfo // repeated until the group removes the other member; the session reports it
+	}
 	l.Logger.Log(context.Background(), slogLevel(level), "kafka: "+msg, readable(keyvals)...)
+}
+
+// aboutInstance reports whether a message says that another member has the instance id.
+func aboutInstance(msg string, keyvals []any) bool {
+	return strings.HasPrefix(msg, "UnreleasedInstanceID") || slices.ContainsFunc(keyvals, func(v any) bool {
+		err, ok := v.(error)
+		return ok && errors.Is(err, kerr.UnreleasedInstanceID)
+	})
 }
 
 // readable returns the attributes in a readable form. Durations become strings such as

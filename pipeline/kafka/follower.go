@@ -13,6 +13,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka/pool"
 )
 
 // A FollowHandler takes the records that a [Follower] reads. It emits nothing. Its
@@ -174,7 +175,7 @@ func (f *Follower) runClient(ctx context.Context) (handled bool, err error) {
 		kgo.MaxConcurrentFetches(2),
 		kgo.FetchMaxBytes(fetch),
 		kgo.FetchMaxPartitionBytes(min(fetch, 1<<20)),
-		kgo.WithPools(newFetchPool(f.cfg.Memory/2)),
+		kgo.WithPools(pool.New(f.cfg.Memory/2)),
 	)...)
 	if err != nil {
 		return false, &pipeline.FatalError{Err: err}

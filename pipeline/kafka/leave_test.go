@@ -15,8 +15,7 @@ func TestAStaticMemberThatStopsLeavesTheGroup(t *testing.T) {
 		for _, protocol := range []GroupProtocol{ClassicProtocol, ConsumerProtocol} {
 			t.Run(fmt.Sprintf("%s, %s", guarantee, protocol), func(t *testing.T) {
 				t.Parallel()
-				c := newCluster(t, 4)
-				c.SetGroupConfigs("g", map[string]string{"consumer.heartbeat.interval.ms": "100"})
+				c := newCluster(t, 4, fastHeartbeats)
 				inject(t, c, 0, 100)
 				workers := map[string]*assignee{}
 				begin := func(name string) func() error {

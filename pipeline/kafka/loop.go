@@ -203,6 +203,7 @@ func setDefault(d *time.Duration, to time.Duration) {
 type Loop struct {
 	cfg      LoopConfig
 	progress progress
+	marked   marked
 	sessions []*session
 
 	brokers sync.Mutex // guards checked

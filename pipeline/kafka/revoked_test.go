@@ -58,8 +58,7 @@ func TestEveryRevocationReachesAnIdleSession(t *testing.T) {
 			t.Run(fmt.Sprintf("%s, %s", guarantee, protocol), func(t *testing.T) {
 				t.Parallel()
 				const partitions = 12
-				c := newCluster(t, partitions)
-				c.SetGroupConfigs("g", map[string]string{"consumer.heartbeat.interval.ms": "100"})
+				c := newCluster(t, partitions, fastHeartbeats)
 				inject(t, c, 0, 100)
 				type worker struct {
 					sessions []*assignee

@@ -15,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka/pool"
 )
 
 // Rules of this file. Each has a test in loop_test.go or held_test.go.
@@ -72,7 +73,8 @@ type session struct {
 	state  state // also set by the group callbacks; has its own lock
 	link   *link // has its own lock; hooks of the client write it
 
-	refused int // batches in a row that the group refused
+	refused    int  // batches in a row that the group refused
+	timeoutSet bool // setSessionTimeout has been called
 
 	limits  Limits // topic limits when the current client was created
 	handler pipeline.Handler
@@ -83,6 +85,8 @@ type session struct {
 	// revoked is set by the group callbacks: the current batch cannot commit any
 	// more, so it ends now.
 	revoked atomic.Bool
+	// joined is set by a group callback: the current client has been a member of the group.
+	joined atomic.Bool
 	// client is set by a group callback, for the requests of callbacks and of refusedBatch.
 	client atomic.Pointer[kgo.Client]
 	// fatal is an error found by a callback. It ends the loop.
@@ -110,6 +114,7 @@ func (s *session) run(ctx, stopped context.Context) (err error) {
 		w.OnWake(s.alarm.ring)
 	}
 	wait := minBackoff
+	unreleased := false // whether UNRELEASED_INSTANCE_ID was reported
 	for ctx.Err() == nil {
 		committed, err := s.runClient(ctx, stopped)
 		if err == nil {
@@ -125,10 +130,18 @@ func (s *session) run(ctx, stopped context.Context) (err error) {
 			return nil
 		}
 		if committed {
-			wait = minBackoff
+			wait, unreleased = minBackoff, false
 		}
 		s.state.set(err.Error())
-		s.log.Warn("session failed; starting a new client", "err", err, "wait", wait.String())
+		level := slog.LevelWarn
+		if errors.Is(err, kerr.UnreleasedInstanceID) {
+			// The same again until the group removes the predecessor: once is enough.
+			if unreleased {
+				level = slog.LevelDebug
+			}
+			unreleased = true
+		}
+		s.log.Log(ctx, level, "session failed; starting a new client", "err", err, "wait", wait.String())
 		wait = sleep(ctx, wait)
 	}
 	return nil
@@ -171,7 +184,7 @@ func (s *session) runClient(ctx, stopped context.Context) (anyCommitted bool, er
 		}
 		if b == nil {
 			if err != nil || ctx.Err() != nil {
-				return anyCommitted, err
+				return anyCommitted, s.replaced(err)
 			}
 			cl.allowRebalance()
 			continue
@@ -229,9 +242,10 @@ func (s *session) connect(ctx context.Context, stop func(), leave leaver) (clien
 	}
 	s.state.set("joining the group")
 	s.revoked.Store(false)
+	s.joined.Store(false)
 	s.held.reset()
 	if s.loop.cfg.Guarantee == AtLeastOnce {
-		cl, err := kgo.NewClient(append(opts, kgo.BlockRebalanceOnPoll())...)
+		cl, err := kgo.NewClient(append(opts, kgo.ConsumeTopics(s.loop.cfg.Topics...), kgo.BlockRebalanceOnPoll())...)
 		if err != nil {
 			return nil, &pipeline.FatalError{Err: err}
 		}
@@ -239,6 +253,7 @@ func (s *session) connect(ctx context.Context, stop func(), leave leaver) (clien
 			closeClient(cl, nil)
 			return nil, err
 		}
+		s.setSessionTimeout(ctx, cl)
 		limits = s.loadLimits(ctx, cl)
 		return &groupClient{Client: cl, leave: leave, mark: s.loop.cfg.mark}, nil
 	}
@@ -275,6 +290,9 @@ func (s *session) newTransactSession(ctx context.Context, opts []kgo.Opt) (*kgo.
 		closeClient(t.Client(), nil)
 		return nil, fmt.Errorf("taking over the transactional id %s: %w", s.txnID, err)
 	}
+	s.removePredecessor(init, t.Client())
+	s.setSessionTimeout(init, t.Client())
+	t.Client().AddConsumeTopics(s.loop.cfg.Topics...) // joins the group
 	return t, nil
 }
 
@@ -297,7 +315,6 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 	cfg := &s.loop.cfg
 	opts := []kgo.Opt{
 		kgo.ConsumerGroup(cfg.Group),
-		kgo.ConsumeTopics(cfg.Topics...),
 		kgo.SessionTimeout(cfg.SessionTimeout),
 		// How long a rebalance waits for a member. A batch that takes longer cannot
 		// commit anyway.
@@ -313,6 +330,7 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 		}),
 		kgo.OnPartitionsAssigned(func(_ context.Context, cl *kgo.Client, ps map[string][]int32) {
 			s.client.Store(cl)
+			s.joined.Store(true)
 			s.revokeMissed(cl)
 			cfg.Metrics.rebalanced(cfg.Group, "assigned")
 			s.log.Info("partitions assigned", "partitions", ps)
@@ -325,9 +343,12 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("revoked", ps) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("lost", ps) }),
 	}
-	if cfg.Protocol == ConsumerProtocol {
+	switch {
+	case cfg.Protocol == ConsumerProtocol:
 		opts = append(opts, kgo.ServerSideBalancer(), kgo.Balancers(kgo.StickyBalancer()))
-	} else {
+	case cfg.Guarantee == ExactlyOnce && !cfg.Static:
+		opts = append(opts, kgo.Balancers(markedBalancer{kgo.CooperativeStickyBalancer(), memberMark(s.txnID)}))
+	default:
 		opts = append(opts, kgo.Balancers(kgo.CooperativeStickyBalancer()))
 	}
 	if cfg.Static {
@@ -350,7 +371,7 @@ func (s *session) fetchOptions() []kgo.Opt {
 		kgo.MaxConcurrentFetches(2),
 		kgo.FetchMaxBytes(cfg.fetchBytes()),
 		kgo.FetchMaxPartitionBytes(min(cfg.fetchBytes(), 1<<20)),
-		kgo.WithPools(newFetchPool(cfg.unpackedBytes())),
+		kgo.WithPools(pool.New(cfg.unpackedBytes())),
 	}
 }
 
@@ -609,7 +630,7 @@ func (s *session) end(cl client, b *batch, commit bool) (committed bool, err err
 		s.refused = 0
 	case err == nil && commit && !revoked:
 		s.refused++
-		if s.link.inits.Load() != inits || s.refused > s.maxRefusals() {
+		if s.link.inits.Load() != inits || s.refused > maxRefusals {
 			s.refused = 0
 			err = errUnconfirmed
 		}
@@ -634,15 +655,11 @@ func (s *session) end(cl client, b *batch, commit bool) (committed bool, err err
 	return committed, err
 }
 
-// maxRefusals returns how many batches in a row the group may refuse before the
-// session discards its client. A KIP-848 member that the broker refused does not
-// recover without a new client.
-func (s *session) maxRefusals() int {
-	if s.loop.cfg.Protocol == ConsumerProtocol {
-		return 0
-	}
-	return 3
-}
+// maxRefusals is how many batches in a row the group may refuse before the session discards
+// its client. A rebalance costs some: the client aborts a batch when the heartbeat that it
+// sends before a commit reports one. A client that is discarded for that would start the
+// next rebalance.
+const maxRefusals = 3
 
 // errUnconfirmed means that a commit was requested, and that the broker may have
 // committed without confirming it.
@@ -667,10 +684,21 @@ func (s *session) fenced(b *batch, err error) error {
 	return err
 }
 
+// replaced makes an error fatal if it means that another client has taken over the instance
+// id of our static membership: two processes under one id would replace each other forever.
+// A group of the consumer protocol answers the same to a successor whose predecessor has
+// not left, which has not been a member.
+func (s *session) replaced(err error) error {
+	if errors.Is(err, kerr.FencedInstanceID) || errors.Is(err, kerr.UnreleasedInstanceID) && s.joined.Load() {
+		return pipeline.Fatal("%w: another process uses the instance id %s; give each worker its own --instance name: %w", ErrFenced, s.txnID, err)
+	}
+	return err
+}
+
 // ErrFenced is in the chain of the error with which [Loop.Run] ends when
 // another process has taken over a transactional id.
 var ErrFenced = errors.New("fenced")
 
 func isFenced(err error) bool {
-	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch)
+	return errors.Is(err, kerr.ProducerFenced) || errors.Is(err, kerr.InvalidProducerEpoch) || errors.Is(err, kerr.FencedInstanceID)
 }

@@ -1,4 +1,7 @@
-package kafka
+// Package pool pools the memory that a Kafka client reads records into.
+//
+// Start at [Fetches], which any goroutine may use.
+package pool
 
 import (
 	"sync"
@@ -6,13 +9,12 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// fetchPool pools the memory that a client reads records into: the records and their
-// decompressed bytes. A batch returns its memory when it ends ([batch.release]), or
-// when one of its parts is settled ([batch.seal]), and never earlier: emitted records
-// still point into it. The client calls the pool from several goroutines.
+// Fetches pools the records that a client reads and their decompressed bytes. A batch
+// returns its memory when it ends, or when one of its parts is settled, and never earlier:
+// emitted records still point into it. The client calls the pool from several goroutines.
 //
 // A discarded client does not return its memory; the garbage collector frees it.
-type fetchPool struct {
+type Fetches struct {
 	mu      sync.Mutex // guards the fields below
 	records [][]kgo.Record
 	bytes   [][]byte
@@ -20,19 +22,19 @@ type fetchPool struct {
 }
 
 var (
-	_ kgo.PoolRecords         = (*fetchPool)(nil)
-	_ kgo.PoolDecompressBytes = (*fetchPool)(nil)
+	_ kgo.PoolRecords         = (*Fetches)(nil)
+	_ kgo.PoolDecompressBytes = (*Fetches)(nil)
 )
 
 // maxSpareRecords bounds how many record slices are kept: one fetched batch can hold
 // several thousand records.
 const maxSpareRecords = 64
 
-// newFetchPool returns a pool that keeps at most spare decompressed bytes.
-func newFetchPool(spare int) *fetchPool { return &fetchPool{spare: spare} }
+// New returns a pool that keeps at most spare decompressed bytes.
+func New(spare int) *Fetches { return &Fetches{spare: spare} }
 
 // GetRecords returns a slice with a capacity of n or more.
-func (p *fetchPool) GetRecords(n int) []kgo.Record {
+func (p *Fetches) GetRecords(n int) []kgo.Record {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := len(p.records) - 1; i >= 0; i-- {
@@ -48,7 +50,7 @@ func (p *fetchPool) GetRecords(n int) []kgo.Record {
 }
 
 // PutRecords keeps the slice.
-func (p *fetchPool) PutRecords(rs []kgo.Record) {
+func (p *Fetches) PutRecords(rs []kgo.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.records) == maxSpareRecords {
@@ -60,7 +62,7 @@ func (p *fetchPool) PutRecords(rs []kgo.Record) {
 
 // GetDecompressBytes returns a slice of the size that the compressed bytes are likely
 // to need.
-func (p *fetchPool) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodecType) []byte {
+func (p *Fetches) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodecType) []byte {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i := len(p.bytes) - 1; i >= 0; i-- {
@@ -79,7 +81,7 @@ func (p *fetchPool) GetDecompressBytes(compressed []byte, _ kgo.CompressionCodec
 }
 
 // PutDecompressBytes keeps the slice, if there is room.
-func (p *fetchPool) PutDecompressBytes(b []byte) {
+func (p *Fetches) PutDecompressBytes(b []byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if cap(b) > p.spare {
