@@ -72,6 +72,7 @@ func (l *lane) frontier() int64 {
 // Followed describes a partition that is followed.
 type Followed struct {
 	From      int64            // next offset of the events to read
+	Handled   int64            // everything below is folded
 	Snapshots map[string]int64 // next offset to read of each snapshots topic
 }
 
@@ -95,7 +96,8 @@ func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(c
 		out.Snapshots[topic] = l.follow.heard
 		out.From = min(out.From, l.followFrom())
 	}
-	u.read = out.From
+	u.assigned(at, out.From, s.cfg.Now())
+	out.Handled = u.folded()
 	s.assign(u)
 	return out, nil
 }
@@ -352,6 +354,7 @@ func (u *unit) endFollowed(s *Set) error {
 	if u.revoked {
 		return nil
 	}
+	u.settle()
 	for _, l := range u.lanes {
 		l.followPublished()
 	}

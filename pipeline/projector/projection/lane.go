@@ -46,9 +46,9 @@ type lane struct {
 	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
-	recorded atomic.Int64 // time of the last record, in milliseconds since 1970; 0 if there was none
-	stuck    atomic.Int64 // number of blocked aggregates in the store
-	refused  refusals     // has a lock of its own
+	settled atomic.Int64 // next at the last flush before a commit: all committed events are below
+	stuck   atomic.Int64 // number of blocked aggregates in the store
+	refused refusals     // has a lock of its own
 }
 
 // newLane returns an empty lane.
@@ -129,7 +129,6 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		return err
 	}
 	l.next = max(l.next, in.Offset+1)
-	l.recorded.Store(in.Time.UnixMilli())
 	if l.shadow != nil {
 		l.index.Passed(in.Offset + 1)
 	}
