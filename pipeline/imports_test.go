@@ -46,7 +46,7 @@ var imports = map[string][]string{
 	"pipeline/expr/wording":   {cel},
 	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
 	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
-	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity"},
+	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
 	"pipeline/topology/avsc":  {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
 	"pipeline/topology/align": {yaml},                              // places of characters in a YAML file
 	"pipeline/topology":       {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
@@ -121,11 +121,11 @@ var imports = map[string][]string{
 
 	// The projector.
 	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr"}, // HTTP; expr for filters
-	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
+	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states", prometheus,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states", prometheus,
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",

@@ -33,7 +33,7 @@ type Header struct {
 }
 
 // KeyPartition as the Partition of a [Record] means that the key decides the
-// partition (murmur2, like Java's default partitioner).
+// partition, by the [Partitioner] of the topic.
 const KeyPartition int32 = -1
 
 // A Record is one record of a topic, either read or to be written. A nil Value is

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/codec/resolve"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/topology"
 )
 
@@ -36,8 +37,9 @@ type Decoder struct {
 		id int
 		*binding
 	}
-	scratch []byte // the last converted body
-	drift   *Drift // nil: dropped fields are not logged
+	scratch []byte            // the last converted body
+	drift   *Drift            // nil: dropped fields are not logged
+	keys    *keyformat.Reader // nil: DecodeWithKey reads none
 }
 
 // binding is the meaning of a writer's schema.
@@ -55,6 +57,13 @@ func NewDecoder(schemas Schemas, types []*codec.Schema, old []topology.Old) *Dec
 	return &Decoder{schemas: schemas, types: types, old: old, known: map[codec.SchemaRef]binding{}}
 }
 
+// ReadKeys makes DecodeWithKey read the keys of a topic, unless they are text.
+func (d *Decoder) ReadKeys(f keyformat.Format, topic string) {
+	if !f.IsText() {
+		d.keys = keyformat.NewReader(f, topic, d.schemas)
+	}
+}
+
 // LogDrift makes the decoder log the fields of writers that our schemas lack.
 func (d *Decoder) LogDrift(drift *Drift) { d.drift = drift }
 
@@ -65,6 +74,25 @@ type Decoded struct {
 
 	Old     int    // index of the old shape that the record was written in, -1 if none
 	OldBody []byte // as it was written
+
+	// Key is the record's key; nil if the keys are text. Only DecodeWithKey sets it, also
+	// for a record that is bad. It is valid until the next DecodeWithKey.
+	Key *keyformat.Key
+}
+
+// DecodeWithKey is [Decoder.Decode], and also reads the key. A key that does not have the
+// format is no error: see [keyformat.Key].
+func (d *Decoder) DecodeWithKey(ctx context.Context, r *pipeline.Record, wanted func(typ int) bool) (Decoded, error) {
+	out, err := d.Decode(ctx, r, wanted)
+	if d.keys == nil || err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
+		return out, err
+	}
+	key, keyErr := d.keys.Read(ctx, r)
+	if keyErr != nil {
+		return out, keyErr
+	}
+	out.Key = key
+	return out, err
 }
 
 // Decode decodes a record. If wanted is not nil, Body is meaningful only for the

@@ -26,6 +26,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
+	"millrace/pipeline/keyformat"
 )
 
 // A Spec is the declaration of a fold.
@@ -45,8 +46,11 @@ type Spec struct {
 
 	// MaxState is the maximum size of a state in bytes; 0 means DefaultMaxState.
 	MaxState int
-	// AnyPartition means that the aggregate id does not determine the partition of
-	// the events.
+	// Keys is the format of the records' keys, and Partitioner assigns the records to
+	// partitions by them. AnyPartition means that the aggregate id does not determine the
+	// partition of the events; with pipeline.OtherPartitioner, it never does.
+	Keys         keyformat.Format
+	Partitioner  pipeline.Partitioner
 	AnyPartition bool
 
 	// Window, if set, gives the projection one state for each key and window.
@@ -426,6 +430,12 @@ func (f *Fold) State() *codec.Schema { return f.state }
 // partition than the partition of its id.
 func (f *Fold) AnyPartition() bool { return f.anyPartition }
 
+// Keys returns the format of the records' keys.
+func (f *Fold) Keys() keyformat.Format { return f.spec.Keys }
+
+// Partitioner returns what assigns the records to partitions by their keys.
+func (f *Fold) Partitioner() pipeline.Partitioner { return f.spec.Partitioner }
+
 // Bare reports whether the events have no envelope.
 func (f *Fold) Bare() bool { return f.bare }
 
@@ -491,11 +501,13 @@ type Folder struct {
 // NewFolder returns a Folder.
 func (f *Fold) NewFolder() *Folder { return &Folder{Fold: f} }
 
-// An Origin holds the key, the timestamp and the headers of the record of an event. Key
-// and timestamp are the key and the time of an event without an envelope, unless
-// [Spec.Bare] has an expression for them. Headers may be parts of the event's identity.
+// An Origin holds the text form of the key, the timestamp and the headers of the record of
+// an event. Key and timestamp are the key and the time of an event without an envelope,
+// unless [Spec.Bare] has an expression for them. Headers may be parts of the event's
+// identity.
 type Origin struct {
 	Key     []byte
+	BadKey  error // why the record has no key of the format; of pipeline.ClassReject
 	Time    int64 // in microseconds since 1970
 	Headers []pipeline.Header
 }
@@ -506,6 +518,9 @@ type Origin struct {
 func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) {
 	if typ == Tombstone {
 		f.typ, f.key, f.time, f.number, f.numbered = typ, append(f.key[:0], from.Key...), from.Time, 0, false
+		if from.BadKey != nil {
+			return nil, from.BadKey
+		}
 		return f.key, CheckID(f.key)
 	}
 	t := &f.types[typ]
@@ -581,6 +596,9 @@ func (f *Folder) readBare(from Origin) (err error) {
 		f.time = from.Time
 	}
 	if f.key, ok, err = t.AppendKey(f.key[:0], &f.scope); err == nil && !ok {
+		if from.BadKey != nil {
+			return from.BadKey
+		}
 		f.key = append(f.key, from.Key...)
 		if err := codec.CheckText(f.key); err != nil {
 			return pipeline.Reject(pipeline.ReasonBadBody, "the record key, which is the aggregate id, is not text: %w", err)

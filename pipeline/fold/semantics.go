@@ -7,9 +7,11 @@ import (
 	"slices"
 	"strings"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
+	"millrace/pipeline/keyformat"
 )
 
 // Semantics is the number of the meaning of a fold. A release that changes the meaning of
@@ -35,12 +37,19 @@ func (s Spec) withSemantics() (Spec, []expr.Fault) {
 		if s.UnusualTombstones {
 			return s, []expr.Fault{{Source: s.Key, Msg: "with semantics 1, a topic declares no tombstones"}}
 		}
+		if !s.Keys.IsText() || s.Partitioner == pipeline.CRC32 {
+			return s, []expr.Fault{{Source: s.Key, Msg: "with semantics 1, a topic declares no format of keys and no partitioner"}}
+		}
 		s.Tombstones = RejectTombstones
 		s.PartitionIDs, s.Identity = true, nil
 	}
 	if s.Identity.IsID() {
 		s.Identity = nil
 	}
+	if s.Partitioner == "" {
+		s.Partitioner = pipeline.Murmur2
+	}
+	s.AnyPartition = s.AnyPartition || s.Partitioner == pipeline.OtherPartitioner
 	return s, nil
 }
 
@@ -85,6 +94,16 @@ func hash(spec Spec, zones bool) string {
 	}
 	if spec.AnyPartition {
 		fmt.Fprintf(h, "any partition\n")
+	}
+	if !spec.Keys.IsText() {
+		fmt.Fprintf(h, "keys %s", spec.Keys.Kind)
+		if s := spec.Keys.Schema; s != nil {
+			fmt.Fprintf(h, " %q", s.String())
+		}
+		fmt.Fprintln(h)
+	}
+	if spec.Partitioner == pipeline.CRC32 && !spec.AnyPartition {
+		fmt.Fprintf(h, "partitioner %s\n", spec.Partitioner)
 	}
 	if spec.Window.Size > 0 {
 		fmt.Fprintf(h, "window %v\n", spec.Window)
@@ -140,6 +159,10 @@ func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
 // Identity returns what makes two events the same event. It has one part if that is a
 // text as it is.
 func (f *Fold) Identity() identity.Identity { return f.spec.Identity }
+
+// ReadsHeaders reports whether more than the value of an event may depend on the headers
+// of its record: its identity, or its key.
+func (f *Fold) ReadsHeaders() bool { return f.HasIdentity() || f.spec.Keys.Kind == keyformat.Avro }
 
 // HasIdentity reports whether the identity of an event is more or other than its id, so
 // that it may depend on the headers of the record.

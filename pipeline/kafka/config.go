@@ -16,6 +16,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/plugin/kprom"
+
+	"millrace/pipeline"
 )
 
 // maxDecompressBatchBytes bounds the decompressed size of one fetched batch, so a few
@@ -42,6 +44,10 @@ type Config struct {
 
 	TLS  TLS
 	SASL SASL
+
+	// Partitioners are those of the topics that are written; that of other topics is
+	// [pipeline.Murmur2].
+	Partitioners map[string]pipeline.Partitioner
 
 	// DialTimeout bounds a connection attempt, TLS included; 10 s if zero.
 	DialTimeout time.Duration

@@ -290,7 +290,7 @@ func (s *session) options(stop func(), batchLimit func(topic string) int) ([]kgo
 	opts = append(opts, kgo.WithHooks(s.link, groupErrors{s}))
 	opts = append(opts, s.groupOptions(stop)...)
 	opts = append(opts, s.fetchOptions()...)
-	return append(opts, producerOptions(cfg.bufferedBytes(), batchLimit)...), nil
+	return append(opts, producerOptions(cfg.Client.Partitioners, cfg.bufferedBytes(), batchLimit)...), nil
 }
 
 // groupOptions returns the options for membership and committed offsets.

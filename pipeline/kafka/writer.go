@@ -13,44 +13,19 @@ import (
 )
 
 // producerOptions returns the options of every producing client: each record is
-// written once, acknowledged by all in-sync replicas, and its partition is murmur2 of
-// its key, as in Java's default partitioner. buffered is the size of the client's
+// written once, acknowledged by all in-sync replicas, and its partition follows from its
+// key, by the partitioner of its topic. buffered is the size of the client's
 // buffer in bytes. batchLimit returns the largest batch of a topic in bytes; the client
 // calls it once per partition, before its first write there.
-func producerOptions(buffered int, batchLimit func(topic string) int) []kgo.Opt {
+func producerOptions(partitioners map[string]pipeline.Partitioner, buffered int, batchLimit func(topic string) int) []kgo.Opt {
 	return []kgo.Opt{
 		kgo.RequiredAcks(kgo.AllISRAcks()),
-		kgo.RecordPartitioner(partitioner()),
+		kgo.RecordPartitioner(partitioner(partitioners)),
 		kgo.ProducerLinger(5 * time.Millisecond),
 		kgo.MaxBufferedRecords(1 << 16),
 		kgo.MaxBufferedBytes(buffered),
 		kgo.ProducerBatchMaxBytesFn(func(topic string) int32 { return int32(batchLimit(topic)) }),
 	}
-}
-
-func partitioner() kgo.Partitioner {
-	return kgo.BasicConsistentPartitioner(func(topic string) func(*kgo.Record, int) int {
-		keyed := kgo.StickyKeyPartitioner(nil).ForTopic(topic)
-		return func(r *kgo.Record, n int) int {
-			switch {
-			case r.Partition >= 0:
-				return int(r.Partition)
-			case r.Key == nil:
-				// Without a key there is no order to keep. The hash of the value
-				// keeps the partition of a record deterministic.
-				return keyed.Partition(&kgo.Record{Key: append([]byte{}, r.Value...)}, n)
-			}
-			return keyed.Partition(r, n)
-		}
-	})
-}
-
-// PartitionOf returns the partition, of n, of records with the key.
-func PartitionOf(key []byte, n int) int32 {
-	if key == nil {
-		key = []byte{}
-	}
-	return int32(kgo.StickyKeyPartitioner(nil).ForTopic("").Partition(&kgo.Record{Key: key}, n))
 }
 
 // A Writer writes records outside of transactions, idempotently and in order per
@@ -82,7 +57,7 @@ func NewWriter(cfg Config) (*Writer, error) {
 			return nil, err
 		}
 		opts = append(opts, kgo.WithHooks(w.link))
-		return kgo.NewClient(append(opts, producerOptions(writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...)
+		return kgo.NewClient(append(opts, producerOptions(cfg.Partitioners, writerBuffer, func(topic string) int { return w.limits.batch(topic) })...)...)
 	}
 	var err error
 	if w.cl, err = newClient(); err != nil {

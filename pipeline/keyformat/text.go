@@ -31,6 +31,7 @@ type Reader struct {
 	view    pipeline.View
 	body    []byte // of the last Avro key, read with the format's schema
 	scratch []byte // holds body if its schema is another
+	key     Key    // of the last Read
 }
 
 // writer is a schema that Avro keys were written with.

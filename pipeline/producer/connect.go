@@ -79,6 +79,7 @@ func (p *producer) connect(ctx context.Context, c *connection, keys *topology.To
 	if err != nil {
 		return err
 	}
+	cfg.Partitioners = map[string]pipeline.Partitioner{c.topic.Name: c.topic.Partitioner}
 	where, err := p.registry.Config()
 	if err != nil {
 		return err

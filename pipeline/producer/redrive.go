@@ -117,6 +117,7 @@ func (r *redriver) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	cfg.Partitioners = t.Partitioners()
 	pending, err := r.prepare(ctx, cfg, t, topics)
 	if err != nil {
 		return err

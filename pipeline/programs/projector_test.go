@@ -30,6 +30,12 @@ func TestDecimalScripts(t *testing.T) {
 	projectorScripts(t, "decimals", harness.RepoFile("examples", "shop-decimal", "topology.yaml"))
 }
 
+// TestKeyScripts does the same with topics whose keys and partitioners are those of other
+// clients.
+func TestKeyScripts(t *testing.T) {
+	projectorScripts(t, "keys", filepath.Join("testdata", "keys", "topology.yaml"))
+}
+
 func projectorScripts(t *testing.T, dir, file string) {
 	topology, err := filepath.Abs(file)
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"millrace/pipeline/codec"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
 )
@@ -316,7 +315,7 @@ func (c *clusterReader) releaseHolders(id string) []holder {
 	if c.follows {
 		others = c.holdersExcept(nil)
 	}
-	home := kafka.PartitionOf([]byte(id), c.local.NumPartitions())
+	home := c.local.Home(id)
 	rank := func(h holder) int {
 		if slices.Contains(h.partitions, home) {
 			return 0

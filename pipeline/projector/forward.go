@@ -9,8 +9,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"millrace/pipeline/kafka"
 )
 
 // Any worker answers any question: what it does not have, it gets from the worker that
@@ -120,7 +118,7 @@ func (f *forwarder) candidates(r *http.Request, home bool) (out []string) {
 	parts := strings.Split(strings.TrimPrefix(r.URL.Path, "/v1/projections/"), "/")
 	if home && strings.HasPrefix(r.URL.Path, "/v1/projections/") && len(parts) > 1 {
 		if one := f.roster.liveReader(parts[0]); one != nil {
-			partition := kafka.PartitionOf([]byte(parts[1]), one.NumPartitions())
+			partition := one.Home(parts[1])
 			if instance, w, ok := state.Owner(one.Group(), one.Topic(), partition); ok && instance != f.peers.instance {
 				out = append(out, w.Address)
 			}

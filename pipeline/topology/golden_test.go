@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/topology"
@@ -161,7 +162,7 @@ func dumpRecords(p func(format string, args ...any), t *topology.Topic) {
 	if f := t.KeyFormat; !f.IsText() {
 		p("  keys: %s", f)
 	}
-	if t.Partitioner != topology.Murmur2 {
+	if t.Partitioner != pipeline.Murmur2 {
 		p("  partitioner: %s", t.Partitioner)
 	}
 	if t.Tombstone != topology.TombstoneDeadLetter && t.Snapshots == nil {

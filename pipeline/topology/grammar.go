@@ -116,7 +116,7 @@ var projectionParams = []stage.Param{
 			Doc: "Several rules, instead of set, delete, revive and when. The first one applies whose when is true."})},
 	{Name: "snapshots", Form: stage.Word, Required: true, Doc: "The compacted topic for the states. It does not have to be declared under topics."},
 	{Name: "partitioner", Form: stage.Word, Values: []string{partitionerKey, partitionerOther}, Default: partitionerKey,
-		Doc: "How events are assigned to partitions. key means by the murmur2 hash of the aggregate's id, as Kafka's own producers do; " +
+		Doc: "How events are assigned to partitions. key means by the record key, which has the aggregate's id as its text form, as the partitioner of the topic does; " +
 			"an event in another partition is not folded, because its aggregate would have two states. other means that the writer of the topic decides, and nothing is checked."},
 	{Name: "window", Form: stage.Group, Doc: "Keeps one state for each key and window of event time, instead of one state for each key. The id of such a state is KEY@START: u-1@2026-01-01T10:00:00Z.", Params: []stage.Param{
 		{Name: "tumbling", Form: stage.Duration, Doc: "The length of windows that do not overlap. Set either tumbling or hopping."},

@@ -93,11 +93,6 @@ func (l *loader) buildProjection(p *declared) {
 	if !ok || !hasOn || !l.checkBare(from) {
 		return
 	}
-	if !keyed && from.Bare.Key.Text == "" && !from.KeyFormat.IsText() {
-		l.at(p.name, "add key: PATH, the path of the aggregate's id in every event type under on, or rekey the events in a pipeline",
-			"%s has no key, and the keys of %s are %s, which cannot be the aggregate's id yet", p.what, from.Name, from.KeyFormat)
-		return
-	}
 	state, msg, hint := l.schemas.find(stateArg.Value.Text)
 	if state == nil {
 		if msg != "" {
@@ -108,7 +103,7 @@ func (l *loader) buildProjection(p *declared) {
 	if len(on.Items) == 0 {
 		l.at(on.Key, "write on: {TYPE: {set: {FIELD: EXPRESSION}}}", "%s has no effect: on is empty", p.what)
 	}
-	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state, Identity: from.Identity}
+	spec := fold.Spec{Name: p.name.Text, Types: from.Types, Key: key.Value, Bare: from.Bare, State: state, Identity: from.Identity, Keys: from.KeyFormat, Partitioner: from.Partitioner}
 	if !keyed {
 		spec.Key = expr.Source{Line: p.name.Line, Col: p.name.Col} // a place for faults
 	}
@@ -132,9 +127,6 @@ func (l *loader) foldOptions(p *declared, spec *fold.Spec) (ok bool) {
 	}
 	if arg, ok := p.args.Find("duplicates"); ok {
 		spec.PartitionIDs = arg.Value.Text == duplicatesPartition
-	}
-	if from := p.projection.From; !from.KeyFormat.IsText() || from.Partitioner != Murmur2 {
-		spec.AnyPartition = true // the text of an id does not tell its partition
 	}
 	if arg, ok := p.args.Find("wait"); ok {
 		spec.Wait = arg.Number

@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"millrace/pipeline"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
@@ -36,24 +37,14 @@ const ceSource = "ce_source"
 // Passes reports whether pipelines write a tombstone for a tombstone.
 func (t Tombstone) Passes() bool { return t == TombstoneDelete || t == TombstonePass }
 
-// Partitioner names what assigned the records of a topic to partitions by their keys.
-type Partitioner string
-
-// The values of Partitioner.
-const (
-	Murmur2          Partitioner = "murmur2" // Kafka's Java client, and Millrace
-	CRC32            Partitioner = "crc32"   // librdkafka's default
-	OtherPartitioner Partitioner = "other"   // anything else: partitions are not checked
-)
-
 var recordParams = []stage.Param{
 	{Name: "key_format", Form: stage.Word,
 		Values: []string{string(keyformat.Text), string(keyformat.Avro), string(keyformat.Long), string(keyformat.Int), string(keyformat.UUID), string(keyformat.Bytes)},
 		Doc: "The format of the records' keys: text (UTF-8), avro (with a Confluent frame), long or int (8 or 4 bytes, big-endian), uuid (16 bytes) or bytes. " +
 			"The default is text; a topic that a pipeline writes inherits the format of the pipeline's input."},
 	{Name: "key_schema", Form: stage.Word, Doc: "The schema in the schemas directory that describes the keys. Only with key_format: avro."},
-	{Name: "partitioner", Form: stage.Word, Values: []string{string(Murmur2), string(CRC32), string(OtherPartitioner)},
-		Doc: "What assigned the records to partitions: murmur2 is Kafka's Java client and Millrace, crc32 is the default of librdkafka, other is anything else, and then partitions are not checked. The default is murmur2."},
+	{Name: "partitioner", Form: stage.Word, Values: []string{string(pipeline.Murmur2), string(pipeline.CRC32), string(pipeline.OtherPartitioner)},
+		Doc: "What assigns the records to partitions by their keys: murmur2 is Kafka's Java client, crc32 is the default of librdkafka, other is anything else, and then partitions are not checked. Millrace writes records to the same partitions, with murmur2 if it is other. The default is murmur2."},
 	{Name: "tombstone", Form: stage.Word, Values: []string{string(TombstoneDelete), string(TombstonePass), string(TombstoneIgnore), string(TombstoneDeadLetter)},
 		Doc: "What a record without a value means. delete: pipelines write it under the record's key, and projections delete the aggregate. pass: pipelines write it, and projections ignore it. " +
 			"ignore: it is counted and dropped. dead_letter: pipelines write a dead letter, and projections reject it. " +
@@ -69,9 +60,9 @@ func (l *loader) readRecords(t *topic, args stage.Args) {
 	t.keyFormat = given
 	t.KeyFormat.Kind = keyformat.Kind(arg.Value.Text)
 	l.readKeySchema(t, args)
-	t.Partitioner = Murmur2
+	t.Partitioner = pipeline.Murmur2
 	if arg, ok := args.Find("partitioner"); ok {
-		t.Partitioner = Partitioner(arg.Value.Text)
+		t.Partitioner = pipeline.Partitioner(arg.Value.Text)
 	}
 	if arg, ok := args.Find("tombstone"); ok {
 		t.tombstone, t.Tombstone = arg.Key, Tombstone(arg.Value.Text)
@@ -185,7 +176,7 @@ func (l *loader) inheritRecords() {
 // it.
 func (l *loader) settleRecords(t *topic) {
 	if t.Partitioner == "" {
-		t.Partitioner = Murmur2
+		t.Partitioner = pipeline.Murmur2
 	}
 	if t.Tombstone == "" {
 		t.Tombstone = TombstoneDeadLetter

@@ -67,6 +67,15 @@ func (t *Topology) Topic(name string) *Topic {
 	return nil
 }
 
+// Partitioners returns the partitioners of the topics, by name.
+func (t *Topology) Partitioners() map[string]pipeline.Partitioner {
+	out := map[string]pipeline.Partitioner{}
+	for _, topic := range t.Topics {
+		out[topic.Name] = topic.Partitioner
+	}
+	return out
+}
+
 // A Topic is a topic that the topology reads or writes.
 type Topic struct {
 	Name        string
@@ -84,11 +93,11 @@ type Topic struct {
 	// It is nil if the events have an envelope.
 	Bare *expr.Bare
 
-	// KeyFormat is the format of the records' keys, and Partitioner what assigned the
+	// KeyFormat is the format of the records' keys, and Partitioner what assigns the
 	// records to partitions. Tombstone says what a record without a value means, and
 	// Identity what identifies an event.
 	KeyFormat   keyformat.Format
-	Partitioner Partitioner
+	Partitioner pipeline.Partitioner
 	Tombstone   Tombstone
 	Identity    identity.Identity
 

@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
 )
 
@@ -25,7 +26,7 @@ const (
 	RuleNothingComes   = "nothing-comes"   // a pipeline writes no events, or no events to one of its topics
 	RuleOtherKey       = "other-key"       // a projection's key is not the record key of its events
 	RuleMixedTimes     = "mixed-times"     // a window reads a topic whose partitions mix events of several partitions
-	RuleKeyFormat      = "key-format"      // a projection cannot check the partitions of its events
+	RuleKeyFormat      = "key-format"      // the ids of aggregates cannot be record keys
 	RuleLongDelay      = "long-delay"      // stages delay a transaction longer than the default timeout allows
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
 	// Rules of expressions.
@@ -183,10 +184,14 @@ func (l *loader) keyings(t *Topic, typ string) (out []keying) {
 		return out
 	}
 	if t.Bare == nil {
-		return []keying{{envelopeKey, "the producer"}}
+		return []keying{{envelopeKey, theProducer}}
 	}
 	return nil
 }
+
+// theProducer keys by envelopeKey, unless the topic has Avro keys: their schema says what
+// they are.
+const theProducer = "the producer"
 
 // rekeyed returns the key that the last rekey stage of a pipeline sets for events of
 // a type, and the name of that stage. The name is "" if there is none.
@@ -219,7 +224,7 @@ func (l *loader) warnKeys() {
 				continue
 			}
 			for _, have := range l.keyings(p.From, s.Name()) {
-				if have.key == key.Value.Text || reported[have] {
+				if have.key == key.Value.Text || reported[have] || have.by == theProducer && p.From.KeyFormat.Kind == keyformat.Avro {
 					continue
 				}
 				reported[have] = true
@@ -234,15 +239,59 @@ func (l *loader) warnKeys() {
 // defaultTransactionTimeout is the default of the flag --transaction-timeout of workers.
 const defaultTransactionTimeout = 10 * time.Second
 
-// warnKeyFormat warns of a projection that cannot check whether its events are in the
-// partition of their aggregate, because the id is another text than the key.
+// warnKeyFormat warns of a projection whose aggregate ids cannot be the text forms of
+// record keys: then every event counts as misplaced.
 func (l *loader) warnKeyFormat(d *declared) {
-	from, _ := d.args.Find("from")
-	given, ok := d.args.Find("partitioner")
-	if t := d.projection.From; t != nil && !t.KeyFormat.IsText() && !(ok && given.Value.Text == partitionerOther) {
-		l.warning(RuleKeyFormat, from.Value, "if all events of an aggregate have the same key, set partitioner: other on the projection; otherwise rekey them in a pipeline",
-			"the keys on %s are %s, so %s cannot check that all events of an aggregate are in one partition", t.Name, t.KeyFormat, d.what)
+	p, from := d.projection, d.projection.From
+	if from == nil || p.Fold == nil || from.KeyFormat.IsText() || p.Fold.AnyPartition() {
+		return
 	}
+	path, at := keyPath(d)
+	if path == nil {
+		return // the id is the key, or an expression that may give it
+	}
+	for i, s := range from.Types {
+		if !p.Fold.Folds(i) {
+			continue
+		}
+		_, err := keyformat.NewMaker(from.KeyFormat, from.Name, s, path)
+		if k := from.KeyFormat.Schema; k != nil && k.Root().Kind == codec.Record && len(k.Root().Fields) != 1 {
+			err = fmt.Errorf("a key has %d fields, so its text form is a JSON object", len(k.Root().Fields))
+		}
+		if err != nil {
+			l.warning(RuleKeyFormat, at, "if all events of an aggregate have the same key, set partitioner: other on the projection; otherwise rekey them in a pipeline, and fold the topic that it writes",
+				"the keys on %s are %s, and %s of %s is never the text form of one, so all events count as misplaced: %v", from.Name, from.KeyFormat, strings.Join(path, "."), s.Name(), err)
+			return
+		}
+	}
+}
+
+// keyPath returns the path of the aggregate id in the events of a projection, and where it
+// is written. It is nil if the id is the record key or the value of an expression.
+func keyPath(d *declared) ([]string, expr.Source) {
+	from, _ := d.args.Find("from")
+	text, at := "", from.Value
+	if key, ok := d.args.Find("key"); ok {
+		text, at = key.Value.Text, key.Value
+	} else if b := d.projection.From.Bare; b != nil {
+		text = b.Key.Text
+	}
+	text = strings.TrimSpace(text)
+	if inner, ok := strings.CutPrefix(text, "string("); ok {
+		text = strings.TrimSuffix(inner, ")")
+	}
+	path := strings.Split(text, ".")
+	if slices.ContainsFunc(path, func(name string) bool { return !isName(name) }) {
+		return nil, at
+	}
+	return path, at
+}
+
+// isName reports whether a text is a name of Avro.
+func isName(text string) bool {
+	return text != "" && strings.IndexFunc(text, func(r rune) bool {
+		return r != '_' && (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z')
+	}) < 0
 }
 
 // warnPipeline warns of a pipeline, or of one of its topics, that no event reaches.

@@ -52,6 +52,7 @@ func (w *Worker) configure(k *cli.KafkaFlags, registry *cli.RegistryFlags, reg p
 	if w.Kafka, err = k.Config(w.Log, reg); err != nil {
 		return err
 	}
+	w.Kafka.Partitioners = w.Topology.Partitioners()
 	where, err := registry.Config()
 	if err != nil {
 		return err

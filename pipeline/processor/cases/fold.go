@@ -16,8 +16,10 @@ import (
 // runProjection folds the events of a case and returns their outcomes.
 func (r *caseRunner) runProjection(ctx context.Context, c *testCase, p *topology.Projection) (out []*eventOutcome) {
 	schemas := &fakeRegistry{schemas: slices.Clone(p.From.Types)}
+	decoder := event.NewDecoder(schemas, p.From.Types, nil)
+	decoder.ReadKeys(p.From.KeyFormat, p.From.Name)
 	f := folding{
-		rules: p.Fold, decoder: event.NewDecoder(schemas, p.From.Types, nil), folder: p.Fold.NewFolder(),
+		rules: p.Fold, decoder: decoder, folder: p.Fold.NewFolder(),
 		states: map[string]*fold.Aggregate{}, seen: map[string]bool{},
 	}
 	for i, e := range c.events {
@@ -49,9 +51,9 @@ type folding struct {
 
 // fold folds one record. A reject is returned as an error.
 func (f *folding) fold(ctx context.Context, rec *pipeline.Record) (*eventOutcome, error) {
-	d, err := f.decoder.Decode(ctx, rec, f.rules.Folds)
+	d, err := f.decoder.DecodeWithKey(ctx, rec, f.rules.Folds)
 	if rec.Value == nil && f.rules.Tombstones() != fold.RejectTombstones {
-		d, err = event.Decoded{Type: fold.Tombstone}, nil
+		d, err = event.Decoded{Type: fold.Tombstone, Key: d.Key}, nil
 	}
 	if err != nil {
 		return nil, err
@@ -59,7 +61,7 @@ func (f *folding) fold(ctx context.Context, rec *pipeline.Record) (*eventOutcome
 	if !f.rules.Folds(d.Type) {
 		return &eventOutcome{kind: kindIgnored}, nil
 	}
-	id, err := f.folder.Read(d.Type, d.Body, fold.OriginOf(rec))
+	id, err := f.folder.Read(d.Type, d.Body, fold.OriginOf(rec, d.Key))
 	if err != nil {
 		return nil, err
 	}

@@ -11,8 +11,10 @@ import (
 
 	"go.yaml.in/yaml/v4"
 
+	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/identity"
 	"millrace/pipeline/topology"
 )
 
@@ -39,7 +41,7 @@ func Define(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topo
 		return Definition{}, err
 	}
 	d := Definition{Semantics: pr.Fold.Semantics(), Schemas: map[string]string{pr.Fold.State().Name() + ".avsc": pr.Fold.State().String()}, Variables: map[string]string{}}
-	for _, s := range pr.From.Types {
+	for _, s := range schemasOf(pr.From) {
 		d.Schemas[s.Name()+".avsc"] = s.String()
 	}
 	if d.Topology, err = excerpt(text, pr); err != nil {
@@ -81,7 +83,7 @@ func (d Definition) Compile(from *topology.Topic) (pr *topology.Projection, same
 		return pr, false, nil
 	}
 	now := Definition{Schemas: maps.Clone(d.Schemas), Variables: d.Variables, Semantics: d.Semantics}
-	for _, s := range from.Types {
+	for _, s := range schemasOf(from) {
 		now.Schemas[s.Name()+".avsc"] = s.String()
 	}
 	with := *pr
@@ -93,6 +95,14 @@ func (d Definition) Compile(from *topology.Topic) (pr *topology.Projection, same
 		return pr, false, nil
 	}
 	return t.Projections[0], true, nil
+}
+
+// schemasOf returns the schemas of a topic's events and keys.
+func schemasOf(t *topology.Topic) []*codec.Schema {
+	if key := t.KeyFormat.Schema; key != nil {
+		return append(slices.Clone(t.Types), key)
+	}
+	return t.Types
 }
 
 func (d Definition) load(lookup func(string) (string, bool)) (*topology.Topology, error) {
@@ -163,12 +173,8 @@ func completeSource(topic *yaml.Node, pr *topology.Projection) {
 		types.Content = append(types.Content, scalar(s.Name()))
 	}
 	set(topic, "types", types)
-	if id := pr.From.Identity; !id.IsID() && len(id) > 0 && entryOf(topic, "identity") == nil && entryOf(topic, "headers") == nil {
-		parts := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
-		for _, name := range id.Names() {
-			parts.Content = append(parts.Content, scalar(name))
-		}
-		set(topic, "identity", parts)
+	if pr.Fold.Semantics() > 1 { // releases with semantics 1 do not know what follows
+		completeRecords(topic, pr.From)
 	}
 	b := pr.From.Bare
 	if b == nil || entryOf(topic, "envelope") != nil {
@@ -179,6 +185,38 @@ func completeSource(topic *yaml.Node, pr *topology.Projection) {
 		if e.text != "" {
 			set(topic, e.name, scalar(e.text))
 		}
+	}
+}
+
+// completeRecords sets what a topic inherits, or declares since, about its records.
+func completeRecords(topic *yaml.Node, from *topology.Topic) {
+	if from.Headers != topology.KeepHeaders && entryOf(topic, "headers") == nil {
+		set(topic, "headers", scalar(string(from.Headers)))
+	}
+	byDefault := slices.ContainsFunc(from.Identity, func(p identity.Part) bool { return p.Default != "" })
+	if id := from.Identity; len(id) > 0 && !byDefault && (!id.IsID() || from.Headers == topology.CloudEvents) && entryOf(topic, "identity") == nil {
+		parts := &yaml.Node{Kind: yaml.SequenceNode, Tag: "!!seq"}
+		for _, name := range id.Names() {
+			parts.Content = append(parts.Content, scalar(name))
+		}
+		set(topic, "identity", parts)
+	}
+	if f := from.KeyFormat; !f.IsText() || entryOf(topic, "key_format") != nil {
+		remove(topic, "key_schema")
+		set(topic, "key_format", scalar(f.String()))
+		if f.Schema != nil {
+			set(topic, "key_schema", scalar(f.Schema.Name()))
+		}
+	}
+	if entryOf(topic, "partitioner") != nil || from.Partitioner != pipeline.Murmur2 {
+		set(topic, "partitioner", scalar(string(from.Partitioner)))
+	}
+	usual := topology.TombstoneDeadLetter
+	if strings.Contains(from.Config["cleanup.policy"], "compact") {
+		usual = topology.TombstoneDelete
+	}
+	if entryOf(topic, "tombstone") != nil || from.Tombstone != usual {
+		set(topic, "tombstone", scalar(string(from.Tombstone)))
 	}
 }
 
@@ -241,6 +279,16 @@ func set(n *yaml.Node, key string, value *yaml.Node) {
 		}
 	}
 	n.Content = append(n.Content, scalar(key), value)
+}
+
+// remove removes a key.
+func remove(n *yaml.Node, key string) {
+	for i := 0; i+1 < len(n.Content); i += 2 {
+		if n.Content[i].Value == key {
+			n.Content = slices.Delete(n.Content, i, i+2)
+			return
+		}
+	}
 }
 
 // mentions reports whether a scalar in a node is text.

@@ -86,3 +86,46 @@ func TestAnOldDefinitionFoldsTheCurrentTypesOfItsTopic(t *testing.T) {
 		t.Errorf("the topic lost the type that the projection folds: error %v, same %v", err, same)
 	}
 }
+
+// A projection of a pipeline's output that inherits everything about its records from the
+// pipeline's input: the definition has all of it, so it compiles alone to the same fold, and
+// a change makes another fold, which is folded by itself.
+func TestADefinitionHasWhatTheTopicInherits(t *testing.T) {
+	e := &cli.Env{}
+	const text = `name: shop
+topics:
+  in: {partitions: 4, types: [UserCreated], INPUT}
+  out: {partitions: 4}
+  dead: {partitions: 1}
+pipelines:
+  p: {from: in, to: out, dead_letter: dead}
+projections:
+  user: {from: out, key: data.id, partitioner: other, state: User, on: {UserCreated: {set: {id: data.id}}}, snapshots: s}
+`
+	folds := map[string]string{}
+	for _, input := range []string{
+		"partitioner: murmur2", "key_format: long", "key_format: avro, key_schema: User", "tombstone: delete", "headers: cloudevents", "identity: [metadata.source, id]",
+		"headers: none, identity: [id]", "headers: cloudevents, identity: [metadata.source]", "key_format: uuid, tombstone: pass, headers: cloudevents, identity: [headers.ce_source, metadata.x]",
+	} {
+		given := strings.ReplaceAll(text, "INPUT", input)
+		flags, loaded := loadText(t, e, given)
+		pr := loaded.Projections[0]
+		d, err := Define(e, flags, loaded, pr)
+		if err != nil {
+			t.Errorf("%s: %v", input, err)
+			continue
+		}
+		again, same, err := d.Compile(loaded.Topic("out"))
+		if err != nil || !same || again.Fold.Hash() != pr.Fold.Hash() {
+			t.Errorf("%s: same %v, %v", input, same, err)
+		}
+		if other := folds[pr.Fold.Hash()]; other != "" && input != "headers: none, identity: [id]" {
+			t.Errorf("%s and %s are the same fold", input, other)
+		}
+		folds[pr.Fold.Hash()] = input
+		_, changed := loadText(t, e, strings.ReplaceAll(text, "INPUT", "key_format: int"))
+		if pr, same, err := d.Compile(changed.Topic("out")); err != nil || same || pr.Fold.Hash() != again.Fold.Hash() {
+			t.Errorf("%s: after the format of the keys has changed: same %v, %v", input, same, err)
+		}
+	}
+}

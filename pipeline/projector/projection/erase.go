@@ -10,7 +10,6 @@ import (
 
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -78,9 +77,9 @@ func notErased(l *lane) []string {
 // Purge removes data that was deleted from the disk, in the partitions in which an
 // aggregate may have been, and returns those partitions. Erase must have run before.
 func (s *Set) Purge(p *Projection, id string) (partitions []int32, err error) {
-	home := kafka.PartitionOf([]byte(id), p.Spec.Events.Partitions)
+	home, sure := p.Home(id)
 	for _, part := range s.Partitions(p) {
-		if part.Number() != home && !p.Spec.Fold.AnyPartition() {
+		if part.Number() != home && sure {
 			continue
 		}
 		if err := part.lane.part.Purge(); err != nil {
@@ -230,16 +229,6 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 		t.states.Settle()
 	}
 	return nil
-}
-
-// aggregateKey returns the key of an aggregate: its id, without its window.
-func aggregateKey(f *fold.Fold, id string) []byte {
-	if f.Window().Size > 0 {
-		if key, _, ok := fold.ParseWindowID(id); ok {
-			id = key
-		}
-	}
-	return []byte(id)
 }
 
 // readEvent returns the id and the type of an event.

@@ -47,7 +47,7 @@ var (
 func (s *Set) NewHandler() *Handler {
 	h := &Handler{set: s, decoders: map[string]*event.Decoder{}, epoch: 1, wake: func() {}}
 	for _, t := range s.topics {
-		h.decoders[t.name] = event.NewDecoder(s.cfg.Registry, t.types, nil)
+		h.decoders[t.name] = s.NewDecoder(t.projections[0])
 	}
 	return h
 }
@@ -161,7 +161,7 @@ func (h *Handler) lock(in *pipeline.Record) *unit {
 
 // fold passes an event to all lanes that need it.
 func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error {
-	d, bad := h.decoders[in.Topic].Decode(ctx, in, func(typ int) bool {
+	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, func(typ int) bool {
 		for _, l := range u.lanes {
 			if l.fold.Folds(typ) {
 				return true

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -22,6 +23,7 @@ type held struct {
 	number int64
 	typ    int
 	body   []byte
+	key    *keyformat.Key  // nil if the keys are text
 	in     pipeline.Record // a deep copy
 }
 
@@ -76,7 +78,7 @@ func (t *track) drain(a *states.Aggregate, now int64, b *store.Batch) error {
 // retry folds a held event, whatever its number.
 func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) error {
 	t.unhold(h)
-	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in)); err != nil {
+	if _, err := t.folder.Read(h.typ, h.body, fold.OriginOf(&h.in, h.key)); err != nil {
 		return err // it was read before without an error
 	}
 	known, err := t.duplicate([]byte(h.id), h.offset())
@@ -148,12 +150,12 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, offsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in, t.fold.HasIdentity()))
+		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in, t.fold.ReadsHeaders()))
 	}
 }
 
-// appendHeld appends what the store keeps of a held record. If the identity of events may
-// depend on headers, these are all headers, after their negative number.
+// appendHeld appends what the store keeps of a held record. If the event may depend on
+// headers, these are all headers, after their negative number.
 func appendHeld(dst []byte, in *pipeline.Record, headers bool) []byte {
 	header, _ := in.Header(states.HeaderSchemaID)
 	dst = codec.AppendLong(dst, in.Time.UnixMilli())
@@ -199,10 +201,10 @@ func (t *track) loadHeld(key, value []byte, decode decodeFunc) (*held, error) {
 		return nil, fmt.Errorf("the event at offset %d, which waits for an earlier one: %w", in.Offset, err)
 	}
 	body := bytes.Clone(d.Body)
-	id, err := t.folder.Read(d.Type, body, fold.OriginOf(in))
+	id, err := t.folder.Read(d.Type, body, fold.OriginOf(in, d.Key))
 	if err != nil {
 		return nil, err
 	}
 	number, _ := t.folder.Number()
-	return &held{id: string(id), number: number, typ: d.Type, body: body, in: *in}, nil
+	return &held{id: string(id), number: number, typ: d.Type, body: body, key: d.Key.Clone(), in: *in}, nil
 }

@@ -177,7 +177,7 @@ func (c *cluster) agree() map[string]int {
 		f := c.fold.NewFolder()
 		all := map[string]*fold.Aggregate{}
 		c.read(projectiontest.EventsTopic, p, func(r *pipeline.Record) {
-			id, err := f.Read(int(r.Value[4]), r.Value[5:], fold.OriginOf(r))
+			id, err := f.Read(int(r.Value[4]), r.Value[5:], fold.OriginOf(r, nil))
 			if err != nil {
 				c.t.Fatal(err)
 			}

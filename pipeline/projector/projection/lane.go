@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -141,7 +142,7 @@ func asTombstone(f *fold.Fold, in *pipeline.Record, d event.Decoded, bad error) 
 	if in.Value != nil || f.Tombstones() == fold.RejectTombstones {
 		return d, bad
 	}
-	return event.Decoded{Type: fold.Tombstone}, nil
+	return event.Decoded{Type: fold.Tombstone, Key: d.Key}, nil
 }
 
 // pack packs the aggregates that are in use.
@@ -159,7 +160,7 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		var id []byte
 		if bad == nil {
 			var err error
-			if id, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in)); err != nil {
+			if id, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); err != nil {
 				return err // it was read before without one
 			}
 		}
@@ -168,11 +169,11 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 	if in.Offset < l.publication.published || deadletter.RedrivenTo(in) != nil || bad == nil && !l.fold.Folds(d.Type) {
 		return nil
 	}
-	key := keyOf(l.fold, in)
+	key := keyOf(l.fold, in, d.Key)
 	if bad == nil {
 		var err error
-		if key, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in)); err != nil {
-			key = keyOf(l.fold, in)
+		if key, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); err != nil {
+			key = keyOf(l.fold, in, d.Key)
 		}
 	}
 	if len(key) == 0 {
@@ -201,12 +202,17 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 }
 
 // keyOf returns the key of a record as its aggregate's id, where the event does not
-// contain the id; nil if the key is not the id, or cannot be one.
-func keyOf(f *fold.Fold, in *pipeline.Record) []byte {
-	if !f.KeyIsAggregateID() || fold.CheckID(in.Key) != nil {
+// contain the id; nil if the key is not the id, or cannot be one. key is nil if the keys
+// are text.
+func keyOf(f *fold.Fold, in *pipeline.Record, key *keyformat.Key) []byte {
+	id := in.Key
+	if key != nil {
+		id = key.Text
+	}
+	if !f.KeyIsAggregateID() || fold.CheckID(id) != nil {
 		return nil
 	}
-	return in.Key
+	return id
 }
 
 // write adds to the batch everything that the store does not have yet.

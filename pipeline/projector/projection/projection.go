@@ -228,7 +228,9 @@ func (s *Set) Projections() (all []*Projection) {
 
 // NewDecoder returns a decoder of the projection's events, for one goroutine.
 func (s *Set) NewDecoder(p *Projection) *event.Decoder {
-	return event.NewDecoder(s.cfg.Registry, p.Spec.Types, nil)
+	d := event.NewDecoder(s.cfg.Registry, p.Spec.Types, nil)
+	d.ReadKeys(p.Spec.Fold.Keys(), p.Spec.Events.Name)
+	return d
 }
 
 // KeepsHistory reports whether the Set keeps an index of the past.

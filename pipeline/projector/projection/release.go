@@ -142,7 +142,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if deadletter.RedrivenTo(in) != nil {
 			return nil
 		}
-		d, bad := dec.Decode(ctx, in, l.fold.Folds)
+		d, bad := dec.DecodeWithKey(ctx, in, l.fold.Folds)
 		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 			return bad
 		}
@@ -150,10 +150,10 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if bad == nil && !l.fold.Folds(d.Type) {
 			return nil
 		}
-		id := keyOf(l.fold, in)
+		id := keyOf(l.fold, in, d.Key)
 		if bad == nil {
-			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in)); bad != nil {
-				id = keyOf(l.fold, in)
+			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
+				id = keyOf(l.fold, in, d.Key)
 			} else if l.fold.Window().Size > 0 {
 				clock = max(clock, folder.Time())
 			}
@@ -162,7 +162,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 			return nil
 		}
 		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
-		e.d.Body = slices.Clone(d.Body)
+		e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
 		r.events = append(r.events, e)
 		return nil
 	}
@@ -238,12 +238,12 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 	bad := e.bad
 	id := []byte(q.ID)
 	if bad == nil {
-		if id, bad = t.folder.Read(e.d.Type, e.d.Body, fold.OriginOf(&e.in)); bad == nil {
-			bad = t.misplaced(id, e.in.Partition)
+		if id, bad = t.folder.Read(e.d.Type, e.d.Body, fold.OriginOf(&e.in, e.d.Key)); bad == nil {
+			bad = t.misplaced(id, e.d.Key, e.in.Partition)
 		}
 	}
 	if bad == nil {
-		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.clock, true}, u.entries)
+		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true}, u.entries)
 	}
 	switch {
 	case bad == nil:

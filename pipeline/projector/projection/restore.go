@@ -21,7 +21,7 @@ func (s *Set) open(ctx context.Context, at kafka.Partition, dec *event.Decoder) 
 	for _, p := range t.projections {
 		o := &opening{
 			set: s, projection: p, at: at, source: fold.Source{Topic: t.name, TopicID: t.id, Partition: at.Partition},
-			decode: func(in *pipeline.Record) (event.Decoded, error) { return dec.Decode(ctx, in, nil) },
+			decode: func(in *pipeline.Record) (event.Decoded, error) { return dec.DecodeWithKey(ctx, in, nil) },
 			log:    s.cfg.Log.With("projection", p.Label(), "partition", at.Partition),
 		}
 		l, err := o.open(ctx)

@@ -52,7 +52,7 @@ func (w *world) rows() map[string]string {
 		if r.Value != nil {
 			typ, body = 0, r.Value[5:]
 		}
-		id, err := f.Read(typ, body, fold.OriginOf(r))
+		id, err := f.Read(typ, body, fold.OriginOf(r, nil))
 		if err != nil {
 			w.t.Fatal(err)
 		}

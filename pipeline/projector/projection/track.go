@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -63,6 +64,7 @@ type track struct {
 	blocks  map[string]bool // ids of blocked that changed since the last write
 
 	missed []int64 // scratch
+	key    []byte
 	starts []int64
 	ready  []windowed
 
@@ -184,7 +186,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	read := bad == nil
 	if read {
-		bad = t.attempt(id, in, foldEvent{d.Type, d.Body, t.clock, false}, b)
+		bad = t.attempt(id, in, foldEvent{d.Type, d.Body, d.Key, t.clock, false}, b)
 	}
 	if bad == nil || pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
@@ -203,29 +205,41 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 // event does not contain the id. The id is valid until the next read.
 func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte, _ error) {
 	if bad == nil {
-		if id, bad = t.folder.Read(d.Type, d.Body, fold.OriginOf(in)); bad == nil {
+		if id, bad = t.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad == nil {
 			if w := t.folder.Time(); t.fold.Window().Size > 0 && w > t.clock {
 				t.clock, t.ticked = w, true
 			}
-			return id, t.misplaced(id, in.Partition)
+			return id, t.misplaced(id, d.Key, in.Partition)
 		}
 	}
-	return keyOf(t.fold, in), bad
+	return keyOf(t.fold, in, d.Key), bad
 }
 
 // reasonMispartitioned is the reason code of an event that is not in the partition of
 // its aggregate.
 const reasonMispartitioned pipeline.Reason = "mispartitioned"
 
-// misplaced rejects an event that is not in the partition of its aggregate's id. If it
+// misplaced rejects an event that is not in the partition of its aggregate. If it
 // were folded, the aggregate would have a second state, beside the one in the right
 // partition.
-func (t *track) misplaced(id []byte, partition int32) error {
+//
+// That is the partition of the record key that the aggregate has: the key of the event's
+// record if its text form is the id. key is nil if the keys are text.
+func (t *track) misplaced(id []byte, key *keyformat.Key, partition int32) error {
 	partitions := t.projection.Spec.Events.Partitions
 	if t.fold.AnyPartition() || partitions <= 1 {
 		return nil
 	}
-	home := kafka.PartitionOf(id, partitions)
+	record := id
+	if key != nil {
+		var err error
+		if record, err = key.AppendLike(t.key[:0], id); err != nil { // the id tells what is wrong
+			return pipeline.Reject(reasonMispartitioned, "%q is not the text form of a key in %s, the key_format of %s, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
+				id, t.fold.Keys(), t.source.Topic)
+		}
+		t.key = record
+	}
+	home := kafka.PartitionBy(t.fold.Partitioner(), record, partitions)
 	if home == partition {
 		return nil
 	}
@@ -238,6 +252,7 @@ func (t *track) misplaced(id []byte, partition int32) error {
 type foldEvent struct {
 	typ   int
 	body  []byte
+	key   *keyformat.Key
 	clock int64
 	// released marks an event of a blocked aggregate: no snapshot contains it, whatever
 	// the snapshots contain of other aggregates.
@@ -279,7 +294,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), in: copied(in)})
+		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: copied(in)})
 		t.count(in, isHeld)
 		return nil
 	}

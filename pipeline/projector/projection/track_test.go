@@ -404,7 +404,9 @@ func (fw *foldWorker) projection() *Projection {
 
 // decoder returns a decoder of the events.
 func (fw *foldWorker) decoder() *event.Decoder {
-	return event.NewDecoder(eventtest.SchemaList(fw.types), fw.types, nil)
+	d := event.NewDecoder(eventtest.SchemaList(fw.types), fw.types, nil)
+	d.ReadKeys(fw.fold.Keys(), projectiontest.EventsTopic)
+	return d
 }
 
 // release releases an aggregate and publishes.

@@ -19,7 +19,6 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
@@ -144,20 +143,16 @@ func (r *Reader) Partitions() []query.Position {
 	return out
 }
 
-// homeOf returns the partition to which the id of an aggregate belongs.
-func (r *Reader) homeOf(id string) int32 {
-	if r.fold.Window().Size > 0 {
-		if key, _, ok := fold.ParseWindowID(id); ok {
-			id = key
-		}
-	}
-	return kafka.PartitionOf([]byte(id), r.NumPartitions())
+// Home returns the partition in which an aggregate most likely is.
+func (r *Reader) Home(id string) int32 {
+	home, _ := r.projection.Home(id)
+	return home
 }
 
 // partitionsFor returns the partitions in which an aggregate may be, the likeliest
 // first: the partition of its id if the events' keys are the ids, else any.
 func (r *Reader) partitionsFor(id string) (ps []*projection.Partition, home int32) {
-	home = r.homeOf(id)
+	home = r.Home(id)
 	ps = r.set.Partitions(r.projection)
 	for _, p := range ps {
 		// If the aggregate is at home, the other partitions need not be written.

@@ -238,9 +238,17 @@ func (x *erasure) destroyKey(ctx context.Context, w *worker.Worker, pr *topology
 func (x *erasure) writeTombstones(ctx context.Context, w *worker.Worker, state *control.State, at time.Time) error {
 	var nulls []*pipeline.Record
 	for _, n := range state.Numbers(x.Projection) {
-		topic := state.Versions[x.Projection][n].Snapshots
-		nulls = append(nulls, &pipeline.Record{Topic: topic, Partition: pipeline.KeyPartition, Key: []byte(x.ID), Time: at})
-		x.Tombstones = append(x.Tombstones, topic)
+		x.Tombstones = append(x.Tombstones, state.Versions[x.Projection][n].Snapshots)
+	}
+	cluster, err := kafka.Describe(ctx, w.Kafka, x.Tombstones, nil, nil)
+	if err != nil {
+		return err
+	}
+	for _, topic := range x.Tombstones {
+		// A snapshot is in the partition of its events, which the id alone need not tell.
+		for p := range cluster.Topics[topic].Partitions {
+			nulls = append(nulls, &pipeline.Record{Topic: topic, Partition: int32(p), Key: []byte(x.ID), Time: at})
+		}
 	}
 	return kafka.WriteOnce(ctx, w.Kafka, nulls...)
 }
