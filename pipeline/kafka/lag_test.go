@@ -177,7 +177,7 @@ func (w *lagWorld) await(want int64) {
 	}
 }
 
-// Whatever is on a topic, the lag is 0 in all places once everything is read, also if
+// Once everything on a topic is read, the lag is 0 in all places, also if
 // markers or rolled-back records are last. While a record cannot be handled, the lag in all
 // places is the number of offsets from that record to the end.
 func TestLagIsTheSameInAllPlaces(t *testing.T) {
