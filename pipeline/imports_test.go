@@ -100,7 +100,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
 		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties",
-		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag,
+		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag, prometheus,
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/topology/avsc", "pipeline/rows",
@@ -109,7 +109,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/processor/deploy": { // plan, apply, dry-run
 		"pipeline", "pipeline/codec", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
-		"pipeline/event", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra,
+		"pipeline/event", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", cobra, pflag,
 		"pipeline/projector/control", // the record of what was applied is on the control topic
 	},
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},

@@ -9,6 +9,7 @@ package processor
 import (
 	"context"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -27,11 +28,15 @@ func RunCommand(e *cli.Env) *cobra.Command {
 		Long: `Runs the pipelines of the topology, each as a member of its consumer group
 (NAME-PIPELINE). Several workers share the partitions; give each its own --instance.
 
+A pipeline that cannot start, because a topic or schema is wrong, say, does not hold up
+the others: /readyz?verbose and the log have the reason, and it is tried again.
+
 SIGTERM finishes and commits the current batches, then leaves the groups. A second
 signal ends the process immediately; no event is lost.
 
 Exit code 0 after a stop; 1 after a fatal error; 2 if the command line or the topology
-is invalid; 3 if another worker has the same --instance.`,
+is invalid, or if no pipeline can start before something is corrected; 3 if another
+worker has the same --instance.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return p.run(cmd.Context()) },
 	}
 	p.addFlags(cmd.Flags())
@@ -84,12 +89,19 @@ func (p *processor) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return tables.RunDuring(ctx, func(ctx context.Context) error {
-		return w.Run(ctx, func(ctx context.Context) ([]*kafka.Loop, error) {
-			if err := tables.Load(ctx, w); err != nil {
+	running := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "millrace_pipeline_running", Help: "1 while a pipeline runs, 0 while it cannot start. /readyz?verbose has the reason.",
+	}, []string{"pipeline"})
+	w.Metrics.MustRegister(running)
+	var parts []worker.Part
+	for _, pl := range pipelines {
+		own := tables.Of(w.Topology, pl)
+		parts = append(parts, worker.Part{Name: "pipeline " + pl.Name, Running: running.WithLabelValues(pl.Name), Start: func(ctx context.Context) (*kafka.Loop, error) {
+			if err := own.Load(ctx, w); err != nil {
 				return nil, err
 			}
-			return chain.NewLoops(ctx, w, pipelines, o)
-		})
-	})
+			return chain.NewLoop(ctx, w, pl, o)
+		}})
+	}
+	return tables.RunDuring(ctx, func(ctx context.Context) error { return w.Run(ctx, parts) })
 }

@@ -2,7 +2,11 @@ package projector
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+
+	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
@@ -34,20 +38,24 @@ type builder struct {
 }
 
 // build returns the loop of a group, which is not started. It makes sure that topics and
-// schemas exist. follows means that workers of another release own the partitions.
-func (b *builder) build(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) (*groupLoop, error) {
-	l := &groupLoop{group: group, signature: signature(wanted, follows), wanted: wanted, follows: follows || b.options.replica, done: make(chan struct{})}
-	for _, v := range wanted {
+// schemas exist. Versions that cannot start are held: the loop runs without them. If none
+// can start, that is an error. follows means that workers of another release own the
+// partitions.
+func (b *builder) build(ctx context.Context, group string, all []wantedVersion, follows bool, state *control.State) (*groupLoop, error) {
+	l := &groupLoop{group: group, signature: signature(all, follows), follows: follows || b.options.replica, done: make(chan struct{})}
+	var specs []projection.Spec
+	var known map[string]kafka.TopicInfo
+	var err error
+	if l.wanted, specs, known, l.held, err = b.startable(ctx, all); err != nil {
+		return nil, err
+	}
+	for _, v := range l.wanted {
 		if v.answers {
 			l.answers.Store(true)
 		}
 		if v.isLive(state) {
 			l.isLive.Store(true)
 		}
-	}
-	specs, known, err := b.specs(ctx, wanted)
-	if err != nil {
-		return nil, err
 	}
 	if err := b.makeSets(l, specs); err != nil {
 		return nil, err
@@ -63,6 +71,46 @@ func (b *builder) build(ctx context.Context, group string, wanted []wantedVersio
 		}
 	}
 	return l, l.forget(ctx, state)
+}
+
+// maxProbes is how many versions of a group are checked at the same time.
+const maxProbes = 8
+
+// startable returns the versions that can start, with their projections and topics, and
+// why the others cannot, by label. If none can start, the error has the reasons.
+func (b *builder) startable(ctx context.Context, all []wantedVersion) (some []wantedVersion, specs []projection.Spec, known map[string]kafka.TopicInfo, held map[string]error, err error) {
+	if specs, known, err = b.specs(ctx, all); err == nil || ctx.Err() != nil {
+		return all, specs, known, nil, err
+	}
+	known, held = map[string]kafka.TopicInfo{}, map[string]error{}
+	found := make([]struct {
+		specs  []projection.Spec
+		topics map[string]kafka.TopicInfo
+		err    error
+	}, len(all))
+	var g errgroup.Group
+	g.SetLimit(maxProbes)
+	for i, v := range all {
+		g.Go(func() error {
+			found[i].specs, found[i].topics, found[i].err = b.specs(ctx, []wantedVersion{v})
+			return nil
+		})
+	}
+	_ = g.Wait() // every function returns nil
+	var faults []error
+	for i, v := range all {
+		if err := found[i].err; err != nil {
+			held[v.label()] = err
+			faults = append(faults, fmt.Errorf("projection %s: %w", v.label(), err))
+			continue
+		}
+		some, specs = append(some, v), append(specs, found[i].specs...)
+		maps.Copy(known, found[i].topics)
+	}
+	if len(some) == 0 {
+		return nil, nil, nil, held, errors.Join(faults...)
+	}
+	return some, specs, known, held, nil
 }
 
 // specs returns the projections of versions, and their topics.
@@ -191,7 +239,8 @@ func (b *builder) newLoop(l *groupLoop, specs []projection.Spec, known map[strin
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
 	}
-	return kafka.NewLoop(cfg)
+	loop, err := kafka.NewLoop(cfg)
+	return loop, worker.Misconfigured(err)
 }
 
 // appendOnce appends a name unless the list has it.

@@ -3,6 +3,7 @@ package projector
 import (
 	"context"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -18,8 +19,9 @@ import (
 // end.
 type groupLoop struct {
 	group     string
-	signature string // of wanted
+	signature string // of all versions of the group
 	wanted    []wantedVersion
+	held      map[string]error // why other versions of the group cannot start, by label
 	set       *projection.Set
 	readers   []*reader.Reader            // in the order of wanted
 	follows   bool                        // other workers own all partitions: this worker is a replica, or of a later release
@@ -27,6 +29,7 @@ type groupLoop struct {
 	follower  *groupFollower              // nil unless follows is set or this worker is a standby
 	watch     func(context.Context) error // ends when a topic changes; nil unless follows is set
 
+	probe   time.Time          // when the held versions are tried again; the supervisor owns it
 	answers atomic.Bool        // questions are answered from one of the versions
 	isLive  atomic.Bool        // one of the versions is live, and may have effects
 	cancel  context.CancelFunc // set by start

@@ -51,6 +51,10 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 			}
 			return 1
 		}))
+	running := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "millrace_projection_running", Help: "1 while a projection runs here, 0 while it cannot start. /readyz?verbose has the reason.",
+	}, []string{"projection"})
+	w.Metrics.MustRegister(running)
 	restores := newRestores(w.Metrics, w.Log.With(slog.String("part", "restore")))
 	r := newRoster()
 	others := &peers{
@@ -70,7 +74,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	return &program{
 		command: c, w: w, control: follower, keys: keys, receipts: receipts, restores: restores, announcer: a, readiness: ready,
 		supervisor: &supervisor{
-			w: w, store: kept, control: follower, roster: r, builder: b, peers: others, announcer: a, restores: restores, ended: make(chan *groupLoop),
+			w: w, running: running, store: kept, control: follower, roster: r, builder: b, peers: others, announcer: a, restores: restores, ended: make(chan *groupLoop),
 			forwarder: &forwarder{peers: others, roster: r, ready: ready.ready}, answer: answer, replica: c.options.replica, told: map[string]string{}, caughtUp: map[string]bool{}, left: map[string]bool{},
 			define: func(pr *topology.Projection, n int) (control.VersionRecord, error) {
 				return NewVersion(c.env, c.worker.Topology, w.Topology, pr, n)
@@ -96,7 +100,7 @@ func (c *runCommand) receiptReader(w *worker.Worker) *receipt.Reader {
 
 // run runs the worker until the context ends, or a live version cannot continue.
 func (p *program) run(ctx context.Context) error {
-	if loops, err := p.w.BringUp(ctx, func(ctx context.Context) ([]*kafka.Loop, error) { return []*kafka.Loop{}, p.begin(ctx) }); loops == nil || err != nil {
+	if up, err := p.w.BringUp(ctx, p.begin); !up {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)

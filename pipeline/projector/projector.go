@@ -56,11 +56,15 @@ group and keeps all states, to answer more questions.
 The data directory is a cache: the worker continues from it after a stop or a crash.
 If it is lost or does not fit, it is restored from the snapshots and the log.
 
+A projection that cannot start, because a topic or schema is wrong, say, does not hold
+up the others: /readyz?verbose and the log have the reason, and it is tried again.
+
 SIGTERM finishes and commits the current batches, then leaves the group. A second
 signal ends the process immediately; nothing is lost by that.
 
 Exit code 0 after a stop; 1 if the worker cannot continue; 2 if the command line or the
-topology is wrong; 3 if another worker has the same --instance.`,
+topology is wrong, or if no projection can start before something is corrected; 3 if
+another worker has the same --instance.`,
 		RunE: func(cmd *cobra.Command, _ []string) error { return c.run(cmd.Context()) },
 	}
 	c.addFlags(cmd.Flags())
@@ -142,6 +146,12 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 
 	p := c.assemble(w, kept, keys, func(h http.Handler) { api.Store(&h) })
 	p.internal.register(w.Server)
+	w.Server.Ready("groups", func(context.Context) error { return w.Ready() })
+	for _, pr := range w.Topology.Projections {
+		// Not ready would take this worker, and so all others, from the load balancer of
+		// the projections that run.
+		w.Server.Report("projection "+pr.Name, func(context.Context) error { return p.supervisor.roster.whyHeld(pr.Name) })
+	}
 	w.Server.Ready("restore", func(context.Context) error { return p.readiness.ready() })
 	w.Server.Ready("disk", func(context.Context) error {
 		_, err := kept.Waiting()

@@ -21,6 +21,8 @@ type roster struct {
 	// pending has why a projection is not answered yet, by name, while the successor of
 	// a lost version is being built.
 	pending map[string]string
+
+	held map[string]error // why projections cannot start here, by name
 }
 
 // liveVersion is the version of a projection that answers questions.

@@ -3,15 +3,15 @@ package projector
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
 
-	"millrace/pipeline"
-	"millrace/pipeline/cli"
-	"millrace/pipeline/codec"
+	"github.com/prometheus/client_golang/prometheus"
+
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/query"
@@ -38,6 +38,7 @@ type supervisor struct {
 	restores  *restores
 	answer    func(http.Handler) // takes the handler that answers questions from then on
 	ended     chan *groupLoop    // loops that ended without being stopped
+	running   *prometheus.GaugeVec
 
 	// For live versions that this release cannot compile: see upgrade.go.
 	replica  bool
@@ -97,23 +98,22 @@ func (s *supervisor) reconcile(ctx context.Context, state *control.State) (again
 	if err := s.dropRetired(state); err != nil {
 		return 0, err
 	}
-	running := s.roster.byGroup()
+	held := map[string]error{}
 	for _, group := range slices.Sorted(maps.Keys(wanted)) {
-		if l := running[group]; l != nil {
-			if err := l.forget(ctx, state); err != nil {
-				return 0, err
-			}
-			continue
-		}
-		err := s.start(ctx, group, wanted[group], p.follows(group), state)
+		why, err := s.runGroup(ctx, group, wanted[group], p.follows(group), state)
 		if ctx.Err() != nil {
 			return 0, nil
 		}
 		if err != nil {
-			if again, err = retryStart, s.startFailed(group, wanted[group], err); err != nil {
-				return 0, err
-			}
+			return 0, err
 		}
+		if len(why) > 0 {
+			again = retryStart
+			maps.Copy(held, why)
+		}
+	}
+	if err := s.setHeld(p, held); err != nil {
+		return 0, err
 	}
 	if soon := s.upgrade(ctx, state, p); soon > 0 && (again == 0 || soon < again) {
 		again = soon
@@ -122,38 +122,102 @@ func (s *supervisor) reconcile(ctx context.Context, state *control.State) (again
 	return again, nil
 }
 
-// start starts the loop of a group.
-func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) error {
+// start starts the loop of a group, without the versions that cannot start.
+func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) (*groupLoop, error) {
 	l, err := s.builder.build(ctx, group, wanted, follows, state)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l.start(ctx, s.ended)
 	s.roster.add(l)
-	for _, v := range wanted {
+	for _, v := range l.wanted {
 		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Fold, "group", group, "live", v.isLive(state))
 	}
-	return nil
+	return l, nil
 }
 
-// startFailed returns an error if a group that could not be started has a live version
-// and trying again is useless.
-func (s *supervisor) startFailed(group string, wanted []wantedVersion, err error) error {
-	answers := slices.ContainsFunc(wanted, func(v wantedVersion) bool { return v.answers })
-	if answers && isPermanent(err) {
-		return err
+// runGroup makes sure that the loop of a group runs. It returns why versions of the group
+// cannot start, by label; the others run.
+func (s *supervisor) runGroup(ctx context.Context, group string, wanted []wantedVersion, follows bool, state *control.State) (held map[string]error, err error) {
+	l := s.roster.byGroup()[group]
+	if l != nil && len(l.held) > 0 && !time.Now().Before(l.probe) {
+		if l.probe = time.Now().Add(retryStart); s.probe(ctx, l, wanted) {
+			s.w.Log.Info("a version that could not start can start now; starting the group again with it", "group", group)
+			if err := s.stop(l); err != nil {
+				return nil, err
+			}
+			l = nil
+		}
 	}
-	if answers {
+	if l != nil {
+		return l.held, l.forget(ctx, state)
+	}
+	if l, err = s.start(ctx, group, wanted, follows, state); err == nil {
+		l.probe, held = time.Now().Add(retryStart), l.held
+	} else {
+		held = map[string]error{}
+		for _, v := range wanted {
+			held[v.label()] = err
+		}
+	}
+	return held, nil
+}
+
+// probe reports whether a version of a group that was held can start now. It renews the
+// reasons of those that cannot.
+func (s *supervisor) probe(ctx context.Context, l *groupLoop, wanted []wantedVersion) bool {
+	var again []wantedVersion
+	for _, v := range wanted {
+		if l.held[v.label()] != nil {
+			again = append(again, v)
+		}
+	}
+	some, _, _, held, _ := s.builder.startable(ctx, again)
+	if ctx.Err() != nil || len(some) > 0 {
+		return ctx.Err() == nil
+	}
+	l.held = held
+	return false
+}
+
+// setHeld shows and logs which versions cannot start, by label. It fails if no projection
+// runs, and trying again is useless.
+func (s *supervisor) setHeld(p *plan, held map[string]error) error {
+	projections, hopeless := map[string]error{}, true
+	var faults []error
+	for _, group := range slices.Sorted(maps.Keys(p.groups)) {
+		for _, v := range p.groups[group] {
+			err := held[v.label()]
+			if err == nil {
+				delete(s.told, "start "+v.label())
+				hopeless = hopeless && !v.answers
+				continue
+			}
+			if about := "start " + v.label(); s.told[about] != err.Error() {
+				s.told[about] = err.Error()
+				s.w.Log.Warn("a version cannot start; will retry", "version", v.label(), "group", group, "err", err, "wait", retryStart)
+			}
+			if v.answers {
+				projections[v.name] = err
+				faults = append(faults, fmt.Errorf("projection %s: %w", v.name, err))
+				hopeless = hopeless && worker.IsPermanent(err)
+			}
+		}
+	}
+	for _, pr := range s.w.Topology.Projections {
+		up := 1.0
+		if projections[pr.Name] != nil || p.lost[pr.Name] != nil && p.lost[pr.Name].successor == nil {
+			up = 0
+		}
+		s.running.WithLabelValues(pr.Name).Set(up)
+	}
+	s.roster.setHeld(projections)
+	if err := errors.Join(faults...); err != nil && hopeless {
+		return worker.Misconfigured(err)
+	} else if err != nil && len(s.roster.all()) == 0 {
 		s.w.SetNotReady(err.Error())
 	}
-	s.w.Log.Warn("a version cannot be started; trying again", "group", group, "err", err, "wait", retryStart)
 	return nil
-}
-
-// isPermanent reports whether an error will occur again if the same is tried again.
-func isPermanent(err error) bool {
-	var exit *cli.ExitError
-	return pipeline.ClassOf(err) != pipeline.ClassAbort || errors.As(err, &exit) || errors.Is(err, codec.ErrIncompatible)
 }
 
 // stop stops a loop and waits for its end.
@@ -235,17 +299,23 @@ func (s *supervisor) switchLive(state *control.State, p *plan) {
 	var readers []query.Projection
 	for _, pr := range s.w.Topology.Projections {
 		v, ok := live[pr.Name]
+		if s.roster.whyHeld(pr.Name) != nil {
+			continue // the others answer
+		}
 		if lost := p.lost[pr.Name]; !ok || lost != nil && !s.caughtUp[lost.successor.label()] {
 			return // it does not run yet
 		}
 		readers = append(readers, &clusterReader{local: v.reader, name: pr.Name, version: v.version, follows: v.follows, peers: s.peers, roster: s.roster})
 	}
-	if !s.roster.setLive(live) {
+	if len(readers) == 0 || !s.roster.setLive(live) {
 		return
 	}
 	for _, pr := range s.w.Topology.Projections {
+		if s.roster.whyHeld(pr.Name) != nil {
+			continue
+		}
 		s.w.Log.Info("questions are answered by", "projection", pr.Name, "version", live[pr.Name].version)
 	}
-	s.answer(s.forwarder.wrap(query.Handler(s.w.Log, s.builder.options.feeds, readers...)))
+	s.answer(s.forwarder.wrap(s.roster.refuseHeld(query.Handler(s.w.Log, s.builder.options.feeds, readers...))))
 	s.w.Loops.Store(&loops)
 }

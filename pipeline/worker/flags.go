@@ -1,7 +1,6 @@
 package worker
 
 import (
-	"context"
 	"os"
 	"time"
 
@@ -35,6 +34,9 @@ type Flags struct {
 	protocol           string        // a kafka.GroupProtocol
 }
 
+// DefaultTransactionTimeout is the default of --transaction-timeout.
+const DefaultTransactionTimeout = 10 * time.Second
+
 // AddFlags adds the flags of a long-running program. listen is the default of --listen.
 func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	f := &Flags{Env: e}
@@ -49,10 +51,10 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	flags.StringVar(&f.protocol, "group-protocol", string(kafka.ClassicProtocol), "`protocol` that assigns partitions: classic (by the members) or consumer (by the broker: KIP-848, Kafka 4.3 or newer)")
 	flags.IntVar(&f.Sessions, "sessions", 0, "run `n` members of the group in this process (default: one for each core)")
 	flags.DurationVar(&f.CommitInterval, "commit-interval", 100*time.Millisecond, "how long a transaction collects events")
-	flags.DurationVar(&f.TransactionTimeout, "transaction-timeout", 10*time.Second, "how long the partitions of a crashed worker wait, at most")
+	flags.DurationVar(&f.TransactionTimeout, "transaction-timeout", DefaultTransactionTimeout, "how long the partitions of a crashed worker wait, at most")
 	flags.DurationVar(&f.SessionTimeout, "session-timeout", 45*time.Second, "how long the group waits for a silent worker")
-	flags.BoolVar(&f.NoCreateTopics, "no-create-topics", false, "stop if a topic of the topology does not exist, instead of creating it")
-	flags.BoolVar(&f.NoRegister, "no-register", false, "stop if the registry lacks a schema that the program writes with, instead of registering it")
+	flags.BoolVar(&f.NoCreateTopics, "no-create-topics", false, "do not start a pipeline or projection without its topics, instead of creating them")
+	flags.BoolVar(&f.NoRegister, "no-register", false, "do not start a pipeline or projection while the registry lacks a schema that it writes with, instead of registering it")
 	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
 	return f
 }
@@ -91,6 +93,5 @@ func (f *Flags) Start() (*Worker, error) {
 		return nil, err
 	}
 	w.SetNotReady("starting")
-	w.Server.Ready("groups", func(context.Context) error { return w.ready() })
 	return w, nil
 }

@@ -11,8 +11,9 @@ import (
 
 // A check is a named condition of readiness.
 type check struct {
-	name string
-	do   func(context.Context) error
+	name     string
+	do       func(context.Context) error
+	optional bool // see Report
 }
 
 // Ready adds a condition of readiness. An error of f is the reason for not being ready; the
@@ -21,7 +22,15 @@ type check struct {
 func (s *Server) Ready(name string, f func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ready = append(s.ready, check{name, f})
+	s.ready = append(s.ready, check{name: name, do: f})
+}
+
+// Report adds a condition that /readyz shows, but that is no condition of readiness: the
+// program has a part that does not work, and is of use without it. See Ready for f.
+func (s *Server) Report(name string, f func(context.Context) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = append(s.ready, check{name: name, do: f, optional: true})
 }
 
 // Startup adds a condition that must be met once for the program to have started. Until
@@ -29,7 +38,7 @@ func (s *Server) Ready(name string, f func(context.Context) error) {
 func (s *Server) Startup(name string, f func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.startup = append(s.startup, check{name, f})
+	s.startup = append(s.startup, check{name: name, do: f})
 }
 
 // A checkResult is the result of one health check.
@@ -37,6 +46,9 @@ type checkResult struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
 	Reason string `json:"reason,omitempty"` // why not
+
+	// Optional means that the program is ready although the check fails.
+	Optional bool `json:"optional,omitempty"`
 }
 
 func (s *Server) serveReady(w http.ResponseWriter, r *http.Request) {
@@ -78,7 +90,7 @@ func runChecks(ctx context.Context, checks []check) []checkResult {
 	var g errgroup.Group
 	for i, c := range checks {
 		g.Go(func() error {
-			results[i] = checkResult{Name: c.name, OK: true}
+			results[i] = checkResult{Name: c.name, OK: true, Optional: c.optional}
 			if err := c.do(ctx); err != nil {
 				results[i].OK, results[i].Reason = false, err.Error()
 			}
@@ -89,14 +101,16 @@ func runChecks(ctx context.Context, checks []check) []checkResult {
 	return results
 }
 
-// writeChecks answers with status 200 if all checks passed, else 503. what is the JSON field
+// writeChecks answers with status 200 if all checks passed that are not optional, else 503. what is the JSON field
 // that holds the same as a bool.
 func writeChecks(w http.ResponseWriter, r *http.Request, what string, results []checkResult) {
 	status := http.StatusOK
 	var text strings.Builder
 	for _, c := range results {
 		if !c.OK {
-			status = http.StatusServiceUnavailable
+			if !c.Optional {
+				status = http.StatusServiceUnavailable
+			}
 			fmt.Fprintf(&text, "%s: %s\n", c.Name, c.Reason)
 		}
 	}
@@ -106,7 +120,8 @@ func writeChecks(w http.ResponseWriter, r *http.Request, what string, results []
 		return
 	}
 	if status == http.StatusOK {
-		text.WriteString("ok")
+		WriteText(w, status, "ok\n"+text.String())
+		return
 	}
 	WriteText(w, status, text.String())
 }

@@ -14,12 +14,10 @@ import (
 	"runtime"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
@@ -74,8 +72,8 @@ func (w *Worker) Close() {
 // SetNotReady sets the reason why the worker is not ready, as long as it has no loops.
 func (w *Worker) SetNotReady(why string) { w.reason.Store(&why) }
 
-// ready returns nil if all loops are ready.
-func (w *Worker) ready() error {
+// Ready returns nil if all of Loops are ready.
+func (w *Worker) Ready() error {
 	loops := w.Loops.Load()
 	if loops == nil {
 		return errors.New(*w.reason.Load())
@@ -87,31 +85,6 @@ func (w *Worker) ready() error {
 	return errors.Join(faults...)
 }
 
-// Run serves HTTP, starts the loops with [Worker.BringUp], and runs them until the context
-// ends or one of them fails. When a topic was deleted and created again, it starts them
-// again.
-func (w *Worker) Run(ctx context.Context, bringUp func(context.Context) ([]*kafka.Loop, error)) error {
-	return w.RunWith(ctx, func(ctx context.Context) error {
-		for {
-			loops, err := w.BringUp(ctx, bringUp)
-			if loops == nil || err != nil {
-				return err
-			}
-			w.Loops.Store(&loops)
-			running, ctx := errgroup.WithContext(ctx)
-			for _, l := range loops {
-				running.Go(func() error { return l.Run(ctx) })
-			}
-			if err = running.Wait(); !errors.Is(err, kafka.ErrRecreated) {
-				return err
-			}
-			w.SetNotReady(err.Error())
-			w.Loops.Store(nil)
-			w.Log.Warn("a topic was deleted and created again; starting again", "err", err)
-		}
-	})
-}
-
 // RunWith serves HTTP and runs f. If one of them fails, it cancels the other.
 func (w *Worker) RunWith(ctx context.Context, f func(context.Context) error) error {
 	w.begun = true
@@ -121,29 +94,23 @@ func (w *Worker) RunWith(ctx context.Context, f func(context.Context) error) err
 	return g.Wait()
 }
 
-// BringUp calls bringUp until it succeeds, with a backoff of 100 ms to 5 s. It returns nil
+// BringUp calls bringUp until it succeeds, with a backoff of 100 ms to 5 s. It returns false
 // and no error if the context ends first, and an error that a retry cannot fix.
-func (w *Worker) BringUp(ctx context.Context, bringUp func(context.Context) ([]*kafka.Loop, error)) ([]*kafka.Loop, error) {
-	const most = 5 * time.Second
-	for wait := 100 * time.Millisecond; ; wait = min(2*wait, most) {
-		loops, err := bringUp(ctx)
-		var exit *cli.ExitError
+func (w *Worker) BringUp(ctx context.Context, bringUp func(context.Context) error) (up bool, err error) {
+	for wait := minRetry; ; wait = min(2*wait, maxRetry) {
+		err := bringUp(ctx)
 		switch {
 		case err == nil:
-			return loops, nil
+			return true, nil
 		case ctx.Err() != nil:
-			return nil, nil
-		case pipeline.ClassOf(err) != pipeline.ClassAbort, cli.ExitCode(err) == cli.ExitUsage, errors.As(err, &exit), errors.Is(err, codec.ErrIncompatible):
-			return nil, err
+			return false, nil
+		case IsPermanent(err):
+			return false, Misconfigured(err)
 		}
 		w.SetNotReady(err.Error())
 		w.Log.Warn("cannot start yet; will retry", "err", err, "wait", wait)
-		t := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil, nil
-		case <-t.C:
+		if !sleep(ctx, wait) {
+			return false, nil
 		}
 	}
 }

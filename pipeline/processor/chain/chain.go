@@ -1,6 +1,6 @@
 // Package chain runs the events of a pipeline through its stages.
 //
-// Start at [NewLoops], which prepares the loops of a worker, then at handler.Handle
+// Start at [NewLoop], which prepares the loop of a pipeline, then at handler.Handle
 // (chain.go), the path of one event:
 //
 //   - input.go: from the bytes of a record to an event;

@@ -2,6 +2,7 @@ package chain
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -25,22 +26,10 @@ type LoopOptions struct {
 	Now     func() time.Time
 }
 
-// NewLoops returns the loops that run the pipelines, one each. Before, it creates or
-// checks their topics and schemas.
-func NewLoops(ctx context.Context, w *worker.Worker, pipelines []*topology.Pipeline, o LoopOptions) ([]*kafka.Loop, error) {
-	var out []*kafka.Loop
-	for _, pl := range pipelines {
-		l, err := newLoop(ctx, w, pl, o)
-		if err != nil {
-			return nil, fmt.Errorf("pipeline %s: %w", pl.Name, err)
-		}
-		out = append(out, l)
-	}
-	return out, nil
-}
-
-func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
-	if err := checkHoldTime(pl, w.Flags.TransactionTimeout); err != nil {
+// NewLoop returns the loop that runs a pipeline. Before, it creates or checks its topics and
+// schemas.
+func NewLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o LoopOptions) (*kafka.Loop, error) {
+	if err := CheckHoldTime(pl, w.Flags.TransactionTimeout); err != nil {
 		return nil, err
 	}
 	ids, known, err := prepare(ctx, w, pl)
@@ -70,7 +59,8 @@ func newLoop(ctx context.Context, w *worker.Worker, pl *topology.Pipeline, o Loo
 		}
 		return c.newHandler(pl), nil
 	}
-	return kafka.NewLoop(cfg)
+	loop, err := kafka.NewLoop(cfg)
+	return loop, worker.Misconfigured(err)
 }
 
 // prepare creates or checks the topics and schemas of a pipeline. It returns the schema
@@ -95,15 +85,17 @@ func prepare(ctx context.Context, w *worker.Worker, pl *topology.Pipeline) (map[
 // CheckHoldTimes checks that no pipeline can delay a transaction longer than the
 // transaction timeout of the worker allows. The error is one of usage.
 func CheckHoldTimes(pipelines []*topology.Pipeline, timeout time.Duration) error {
+	var faults []error
 	for _, pl := range pipelines {
-		if err := checkHoldTime(pl, timeout); err != nil {
-			return fmt.Errorf("pipeline %s: %w", pl.Name, err)
+		if err := CheckHoldTime(pl, timeout); err != nil {
+			faults = append(faults, fmt.Errorf("pipeline %s: %w", pl.Name, err))
 		}
 	}
-	return nil
+	return errors.Join(faults...)
 }
 
-func checkHoldTime(pl *topology.Pipeline, timeout time.Duration) error {
+// CheckHoldTime is [CheckHoldTimes] for one pipeline.
+func CheckHoldTime(pl *topology.Pipeline, timeout time.Duration) error {
 	if hold := HoldTime(pl); pl.Guarantee == topology.ExactlyOnce && hold > timeout/2 {
 		return cli.Usagef("its stages may delay a transaction by %v, but --transaction-timeout is only %v: set it to at least %v", hold, timeout, 2*hold)
 	}

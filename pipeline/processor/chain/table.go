@@ -47,6 +47,7 @@ type table struct {
 	rejected  *prometheus.CounterVec
 	redriven  prometheus.Counter
 
+	told    atomic.Bool                   // the log says that it is loaded
 	changed atomic.Pointer[chan struct{}] // closed at the next change; nil: no goroutine waits
 }
 
@@ -150,8 +151,24 @@ func (ts Tables) RunDuring(ctx context.Context, f func(context.Context) error) e
 	return g.Wait()
 }
 
-// Load waits until all tables are read to the ends of their topics. It must run inside
-// [Tables.RunDuring].
+// Of returns the tables that the stages of a pipeline use.
+func (ts Tables) Of(t *topology.Topology, pl *topology.Pipeline) (out Tables) {
+	for _, decl := range TablesOf(t, pl) {
+		for _, one := range ts {
+			if one.name == decl.Name {
+				out = append(out, one)
+			}
+		}
+	}
+	return out
+}
+
+// loadCheck is how often Load looks whether reading a table fails.
+const loadCheck = time.Second
+
+// Load waits until all tables are read to the ends of their topics. It fails if one cannot be
+// read; reading it is tried again, so Load can be called again. It must run inside
+// [Tables.RunDuring]. Several goroutines can call it.
 func (ts Tables) Load(ctx context.Context, w *worker.Worker) error {
 	if len(ts) == 0 {
 		return nil
@@ -164,14 +181,32 @@ func (ts Tables) Load(ctx context.Context, w *worker.Worker) error {
 		return err
 	}
 	for _, t := range ts {
-		select {
-		case <-t.tail.Loaded():
-			t.log.Info("table loaded", "rows", t.rows.Len(), "bytes", t.rows.Bytes())
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := t.load(ctx); err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// load waits until the table is read to the end of its topic.
+func (t *table) load(ctx context.Context) error {
+	check := time.NewTicker(loadCheck)
+	defer check.Stop()
+	for {
+		select {
+		case <-t.tail.Loaded():
+			if !t.told.Swap(true) {
+				t.log.Info("table loaded", "rows", t.rows.Len(), "bytes", t.rows.Bytes())
+			}
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-check.C:
+			if err := t.tail.Err(); err != nil {
+				return fmt.Errorf("table %s: %w", t.name, err)
+			}
+		}
+	}
 }
 
 // WithTables calls f while the tables of the pipelines have their rows. A table whose

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/worker"
 )
@@ -98,12 +99,15 @@ type planner struct {
 	remote *worker.RemoteFlags
 	allow  []string
 	json   bool
+
+	transactionTimeout time.Duration // of the workers
 }
 
 func (c *planner) addFlags(cmd *cobra.Command) {
 	c.remote = worker.AddRemoteFlags(c.env, cmd.Flags())
 	cmd.Flags().StringSliceVar(&c.allow, "allow", nil, "allow the refused edit of this `name`; repeat for several")
 	cmd.Flags().BoolVar(&c.json, "json", false, "print JSON")
+	addTransactionTimeout(c.env, cmd.Flags(), &c.transactionTimeout)
 }
 
 // plan makes the plan. Nothing changes before its steps run.
@@ -132,6 +136,11 @@ func (c *planner) plan(ctx context.Context) (*plan, error) {
 	}
 	if err := p.topics(ctx, w, cluster); err != nil {
 		return nil, err
+	}
+	for _, pl := range w.Topology.Pipelines {
+		if err := chain.CheckHoldTime(pl, c.transactionTimeout); err != nil {
+			p.refuse(editDelay, pl.Name, "set the flag for workers and for this command, or let the stages wait less", "pipeline %s: %v", pl.Name, err)
+		}
 	}
 	ids, err := p.schemas(ctx, w)
 	if err != nil {

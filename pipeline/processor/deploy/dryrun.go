@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
@@ -53,8 +54,15 @@ line or the topology is wrong. Dead letters are not faults.`,
 	flags.IntVar(&d.samples, "samples", 3, "maximum number of output records, and of dead letters, to show for each pipeline")
 	flags.StringVar(&d.instance, "instance", "", "`name` of the worker whose transactional ids are checked (default: the host's name)")
 	flags.BoolVar(&d.services, "call-services", false, "send the requests of http stages")
+	addTransactionTimeout(e, flags, &d.transactionTimeout)
 	flags.BoolVar(&d.json, "json", false, "print JSON, one line for each finding, stage and record")
 	return cmd
+}
+
+// addTransactionTimeout adds the flag of workers that limits how long stages may wait.
+func addTransactionTimeout(e *cli.Env, flags *pflag.FlagSet, to *time.Duration) {
+	flags.DurationVar(to, "transaction-timeout", worker.DefaultTransactionTimeout, "this flag of the workers: pipelines whose stages wait longer do not start")
+	e.BindEnv(flags, "transaction-timeout")
 }
 
 // A dryRun holds the flags of the command and its output.
@@ -69,6 +77,8 @@ type dryRun struct {
 	instance string
 	services bool
 	json     bool
+
+	transactionTimeout time.Duration // of the workers
 
 	out    cli.Printer
 	faults int // printed so far
@@ -97,6 +107,11 @@ func (d *dryRun) run(ctx context.Context, names []string) error {
 	d.out = cli.Printer{Out: d.env.Stdout}
 	for _, warning := range w.Topology.Warnings() {
 		d.print(finding{"topology", stateNote, strings.TrimSpace(topology.Faults{warning.Fault}.Error())})
+	}
+	for _, pl := range pipelines {
+		if err := chain.CheckHoldTime(pl, d.transactionTimeout); err != nil {
+			d.print(finding{"pipeline " + pl.Name, stateFault, err.Error()})
+		}
 	}
 	in := inspection{worker: w, instance: d.instance}
 	if err := in.check(ctx, pipelines); err != nil {

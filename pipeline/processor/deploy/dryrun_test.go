@@ -88,3 +88,40 @@ func TestDryRunRestoresTheStateOfStages(t *testing.T) {
 		t.Errorf("the dry run changed the cluster to\n%s\nbefore:\n%s", after, before)
 	}
 }
+
+// A pipeline that workers would refuse to start is reported before it is deployed.
+func TestPlanApplyAndDryRunReportStagesThatWaitTooLong(t *testing.T) {
+	const text = `
+name: t
+topics:
+  in: {partitions: 4, types: [Click], envelope: none}
+  rows: {partitions: 1, types: [Click], envelope: none, config: {cleanup.policy: compact}}
+  out: {partitions: 4}
+  dead: {partitions: 1}
+tables:
+  rows: {topic: rows}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    stages: [lookup: {table: rows, key: id, set: {n: row.n}, missing: wait, wait: 6s}]
+`
+	b := processortest.NewBench(t, text)
+	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 4}, kafka.TopicSpec{Name: "rows", Partitions: 1, Config: map[string]string{"cleanup.policy": "compact"}})
+	file := b.File(text)
+	const why = "its stages may delay a transaction by 6s, but --transaction-timeout is only 10s: set it to at least 12s"
+	for command, want := range map[string]string{"plan": "! refused: delay:p", "apply": "! refused: delay:p", "dry-run": "fault  pipeline p: " + why} {
+		code, out := b.Processor(file, command)
+		if code != cli.ExitFailure {
+			t.Errorf("%s: exit code %d", command, code)
+		}
+		harness.WantLines(t, strings.Join(strings.Fields(out), " "), strings.Join(strings.Fields(want), " "), why)
+		if code, out = b.Processor(file, command, "--transaction-timeout", "12s"); code != cli.ExitOK || strings.Contains(out, "may delay a transaction by 6s, but") {
+			t.Errorf("%s with a longer timeout: exit code %d:\n%s", command, code, out)
+		}
+	}
+	if code, out := b.Processor(file, "plan", "--allow", "delay:p"); code != cli.ExitOK {
+		t.Errorf("plan with --allow: exit code %d:\n%s", code, out)
+	}
+}

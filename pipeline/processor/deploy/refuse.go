@@ -26,6 +26,7 @@ const (
 	editKeys              editKind = "keys"               // encrypted fields become unreadable
 	editRewritten         editKind = "rewritten"          // a renamed pipeline writes everything again
 	editProjection        editKind = "projection"         // a projection is removed, or begins again
+	editDelay             editKind = "delay"              // workers with this --transaction-timeout refuse to start
 
 	// Edits that cannot be allowed, because they could not work.
 	editHidden     editKind = "topic"      // a topic cannot be described
@@ -41,6 +42,7 @@ var allowableEdits = []struct {
 	form string
 }{
 	{editConfig, "TOPIC/SETTING"},
+	{editDelay, "PIPELINE"},
 	{editFrom, "PIPELINE"},
 	{editGuarantee, "PIPELINE"},
 	{editKey, "PIPELINE/STAGE/key"},

@@ -104,13 +104,13 @@ func (b *Bench) Start(instance string) (stop func()) {
 	b.Helper()
 	w := b.Worker(instance)
 	ctx, cancel := context.WithCancel(b.Context())
-	loops, err := chain.NewLoops(ctx, w, b.Plan.Pipelines[:1], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
+	loop, err := chain.NewLoop(ctx, w, b.Plan.Pipelines[0], chain.LoopOptions{Metrics: chain.NewMetrics(w.Metrics), Loops: kafka.NewMetrics(w.Metrics), Now: w.Flags.Env.Now})
 	if err != nil {
 		cancel()
 		b.Fatal(err)
 	}
 	done := make(chan error, 1)
-	go func() { done <- loops[0].Run(ctx) }()
+	go func() { done <- loop.Run(ctx) }()
 	stopped := false
 	stop = func() {
 		if stopped {
