@@ -1,5 +1,5 @@
 # `make` shows the targets. Go and make are enough to build and run; test needs a C compiler,
-# for -race; test-kafka needs Java and Maven, docker a container engine.
+# for -race; test-kafka needs a JDK and Maven, docker a container engine.
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BIN      := build/bin
@@ -33,7 +33,7 @@ test: lint ## check formatting, vet, lint, and run all tests with the race detec
 # CDNOW is a file of a real shop's purchases as JSON lines; without it, the tests use synthetic events. Two tests on the
 # sandbox that need them run here, too, because so many events take long with the race detector.
 test-kafka: build ## run the end-to-end tests on a real Apache Kafka, started here or at KAFKA_BROKERS
-	@for pkg in ./pipeline/e2e/kafkatest ./pipeline/e2e; do \
+	@for pkg in ./pipeline/e2e/kafkatest ./pipeline/codec/resolve ./pipeline/e2e; do \
 		{ $(PLAIN) MILLRACE_TEST_KAFKA=1 MILLRACE_CDNOW='$(abspath $(CDNOW))' go test -count=1 -timeout 20m -v -run 'Kafka|OfThePast|OrdersPerUser' $$pkg; echo $$? >build/test-kafka.exit; } 2>&1 | tee build/test-kafka.log; \
 		test "$$(cat build/test-kafka.exit)" = 0 || exit 1; \
 		if grep '^ *--- SKIP' build/test-kafka.log; then echo 'make test-kafka: skipped is not passed'; exit 1; fi; \

@@ -110,6 +110,9 @@ type LoopConfig struct {
 	// Static makes each session a static member of the group, named by its
 	// transactional id: a restart within the session timeout moves no partitions.
 	Static bool
+	// AcceptLoss continues at the start of the log if retention deleted offsets that the
+	// group had not read. Otherwise the loop ends.
+	AcceptLoss bool
 	// Protocol is how the group assigns partitions; ClassicProtocol.
 	Protocol GroupProtocol
 

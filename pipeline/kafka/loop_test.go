@@ -13,6 +13,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
@@ -535,6 +537,44 @@ func TestUnreadRecordsDeletedByRetentionStopTheLoop(t *testing.T) {
 			t.Errorf("ended with %v", err)
 		}
 	})
+}
+
+// The operator may accept the loss. The loop commits at once, so the next start needs no
+// acceptance although no record arrives.
+func TestALoopContinuesAfterUnreadRecordsIfTheLossIsAccepted(t *testing.T) {
+	for _, left := range []int{5, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			c := newBubbleCluster(t, 1)
+			inject(t, c, 0, 10)
+			_, stop := start(t, testConfig(c, &copier{}))
+			await(t, "the commit", func() bool { return groupOffset(c, "in", 0) == 10 })
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			inject(t, c, 10, 20)
+			if err := c.DeleteRecords("in", 0, int64(20-left)); err != nil {
+				t.Fatal(err)
+			}
+			cfg := testConfig(c, &copier{})
+			cfg.AcceptLoss = true
+			reg := prometheus.NewRegistry()
+			cfg.Metrics = NewMetrics(reg)
+			_, stop = start(t, cfg)
+			await(t, "the commit of the log's start", func() bool { return groupOffset(c, "in", 0) == 20 })
+			if n := testutil.ToFloat64(cfg.Metrics.unread); n != float64(10-left) {
+				t.Errorf("%v unread offsets are counted, want %d", n, 10-left)
+			}
+			if err := stop(); err != nil {
+				t.Fatal(err)
+			}
+			_, _ = start(t, testConfig(c, &copier{}))
+			inject(t, c, 20, 21)
+			got := committed(t, c, "out", 10+left+1)
+			if len(got) != 10+left+1 || got[len(got)-1] != "000020" || got[10] == "000010" {
+				t.Errorf("written: %v", got)
+			}
+		})
+	}
 }
 
 func TestANewGroupReadsFromTheStartOfTheTopic(t *testing.T) {

@@ -20,6 +20,7 @@ type Metrics struct {
 	rebalances   *prometheus.CounterVec
 	read         *prometheus.CounterVec
 	written      *prometheus.CounterVec
+	unread       *prometheus.CounterVec
 }
 
 // NewMetrics returns Metrics registered with reg.
@@ -75,8 +76,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Name: "millrace_records_out_total",
 			Help: "Records written by committed batches, by topic.",
 		}, []string{"group", "topic"}),
+		unread: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_unread_offsets_total",
+			Help: "Offsets that retention deleted before the group read them, and that --accept-loss skipped.",
+		}, []string{"group", "topic"}),
 	}
-	reg.MustRegister(m.transactions, m.duration, m.records, m.lag, m.followed, m.assigned, m.rebalances, m.read, m.written)
+	reg.MustRegister(m.transactions, m.duration, m.records, m.lag, m.followed, m.assigned, m.rebalances, m.read, m.written, m.unread)
 	return m
 }
 
@@ -161,6 +166,14 @@ func (m *Metrics) rebalanced(group, kind string) {
 		return
 	}
 	m.rebalances.WithLabelValues(group, kind).Inc()
+}
+
+// lost counts offsets that were deleted unread.
+func (m *Metrics) lost(group, topic string, n int64) {
+	if m == nil {
+		return
+	}
+	m.unread.WithLabelValues(group, topic).Add(float64(n))
 }
 
 // hold adds to the number of partitions that the sessions hold.

@@ -402,8 +402,9 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 			if p.Committed < 0 || foreign[topicPartition{topic, partition}] {
 				p.Committed = -1
 			} else if p.Committed < p.Start {
-				return nil, s.endLoop(stop, "%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread; recover the missing records, then reset the group's offset",
-					topicPartition{topic, partition}, s.loop.cfg.Group, p.Committed, p.Start, p.Start-p.Committed)
+				if err := s.unread(p); err != nil {
+					return nil, s.endLoop(stop, "%w", err)
+				}
 			}
 			ps = append(ps, p)
 		}
@@ -435,6 +436,21 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		s.loop.progress.assigned(now)
 	}
 	return at, nil
+}
+
+// unread reports the offsets that retention deleted before the group read them. With
+// AcceptLoss the loop continues at the start of the log.
+func (s *session) unread(p Partition) error {
+	tp, n := topicPartition{p.Topic, p.Partition}, p.Start-p.Committed
+	if !s.loop.cfg.AcceptLoss {
+		return pipeline.Fatal("%s: the group %s has read up to offset %d, but the topic now starts at %d: retention deleted %d offsets unread; recover the missing records, or continue without them with --accept-loss",
+			tp, s.loop.cfg.Group, p.Committed, p.Start, n)
+	}
+	s.log.Warn("retention deleted offsets unread; continuing at the start of the log", "partition", tp.String(), "committed", p.Committed, "log_start", p.Start, "offsets", n)
+	s.loop.cfg.Metrics.lost(s.loop.cfg.Group, p.Topic, n)
+	// Commit soon, even if no record arrives: otherwise the next start finds the same gap.
+	s.alarm.ring()
+	return nil
 }
 
 // endLoop ends the loop with a fatal error from within a callback.

@@ -162,7 +162,8 @@ func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Clus
 func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	cfg := projection.Config{
 		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log,
-		Restore: b.restores.reader(b.w.Kafka, l.group),
+		AcceptLoss: b.w.Flags.AcceptLoss,
+		Restore:    b.restores.reader(b.w.Kafka, l.group),
 		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
 			bounds, err := kafka.TopicBounds(ctx, b.w.Kafka, topic, false)
 			return bounds[partition].Start, err

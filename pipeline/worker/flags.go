@@ -29,6 +29,7 @@ type Flags struct {
 	SessionTimeout     time.Duration // of the group's members
 	NoCreateTopics     bool          // fail on a missing topic instead of creating it
 	NoRegister         bool          // fail on a missing schema instead of registering it
+	AcceptLoss         bool          // continue although retention deleted events unread
 	static             bool          // static membership in the group
 	staticFlag         *pflag.Flag   // --static
 	protocol           string        // a kafka.GroupProtocol
@@ -55,7 +56,8 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	flags.DurationVar(&f.SessionTimeout, "session-timeout", 45*time.Second, "how long the group waits for a silent worker")
 	flags.BoolVar(&f.NoCreateTopics, "no-create-topics", false, "do not start a pipeline or projection without its topics, instead of creating them")
 	flags.BoolVar(&f.NoRegister, "no-register", false, "do not start a pipeline or projection while the registry lacks a schema that it writes with, instead of registering it")
-	e.BindEnv(flags, "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
+	flags.BoolVar(&f.AcceptLoss, "accept-loss", false, "continue if retention deleted events before they were read: log and record the gap instead of stopping")
+	e.BindEnv(flags, "accept-loss", "instance", "static", "group-protocol", "sessions", "commit-interval", "transaction-timeout", "session-timeout", "no-create-topics", "no-register")
 	return f
 }
 

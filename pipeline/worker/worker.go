@@ -147,6 +147,7 @@ func (w *Worker) LoopConfig(suffix string, metrics *kafka.Metrics) kafka.LoopCon
 		Group:              w.Topology.Name + "-" + suffix,
 		Instance:           w.Flags.Instance,
 		Static:             w.Flags.static,
+		AcceptLoss:         w.Flags.AcceptLoss,
 		Protocol:           kafka.GroupProtocol(w.Flags.protocol),
 		Sessions:           w.Sessions(),
 		CommitInterval:     w.Flags.CommitInterval,

@@ -38,6 +38,7 @@ type samples struct {
 	t       *rapid.T
 	names   int
 	differs []string // the deliberate differences of the pair
+	renamed bool
 }
 
 func (g *samples) pick(what string, of ...string) string {
@@ -158,6 +159,7 @@ func (g *samples) reader(typ any, inUnion bool) any {
 	if rapid.IntRange(0, 12).Draw(g.t, "another type") == 0 {
 		other := g.draw(1, inUnion).writer
 		g.mark(typ, other)
+		g.renamed = true
 		return other
 	}
 	switch typ := typ.(type) {
@@ -215,6 +217,7 @@ func (g *samples) intoUnion(typ any) any {
 			seen[kindOf(b)] = true
 			union = append(union, b)
 			g.mark(typ, b)
+			g.renamed = g.renamed || kindOf(b) == "record"
 		}
 	}
 	if rapid.Bool().Draw(g.t, "last") {
@@ -228,6 +231,7 @@ func (g *samples) readerUnion(branches []any) any {
 	seen := map[string]bool{}
 	for _, b := range branches {
 		if len(branches) > 1 && rapid.IntRange(0, 4).Draw(g.t, "without the branch") == 0 {
+			g.renamed = g.renamed || kindOf(b) == "record"
 			continue
 		}
 		r := g.reader(b, true)
@@ -252,7 +256,9 @@ func (g *samples) readerUnion(branches []any) any {
 func (g *samples) rename(out object) {
 	name := out["name"].(string)
 	short := name[strings.LastIndexByte(name, '.')+1:]
-	switch g.pick("name", "same", "same", "same", "namespace", "alias", "short alias", "other", "wrong alias") {
+	how := g.pick("name", "same", "same", "same", "namespace", "alias", "short alias", "other", "wrong alias")
+	g.renamed = g.renamed || how != "same" && how != "alias"
+	switch how {
 	case "namespace":
 		out["name"] = "z." + short
 	case "alias":
@@ -329,24 +335,42 @@ func (g *samples) readerFields(fields []any) []any {
 	return append([]any{}, rapid.Permutation(out).Draw(g.t, "order")...)
 }
 
-func parsed(t *rapid.T, typ any) *codec.Schema {
+// text returns the schema of a record with a type.
+func text(t *rapid.T, typ any) string {
 	text, err := json.Marshal(object{"type": "record", "name": "Root", "fields": []any{object{"name": "v", "type": typ}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := codec.ParseSchema(string(text))
+	return string(text)
+}
+
+func parsed(t *rapid.T, typ any) *codec.Schema {
+	s, err := codec.ParseSchema(text(t, typ))
 	if err != nil {
-		t.Fatalf("%s: %v", text, err)
+		t.Fatalf("%s: %v", text(t, typ), err)
 	}
 	return s
 }
 
-// A Resolver agrees with twmb/avro about each value, except for the deliberate differences.
-func resolutionLaws(t *rapid.T) {
+// A pair is a value of a writer, and a reader's type.
+type pair struct {
+	sample
+	reader  any
+	differs []string // the deliberate differences
+	renamed bool     // a name of the reader may match by its last part only, or not at all
+}
+
+func drawPair(t *rapid.T) pair {
 	g := &samples{t: t}
 	s := g.draw(3, false)
-	readerType := g.reader(s.writer, false)
-	writer, narrow, reader := parsed(t, s.writer), parsed(t, s.narrow), parsed(t, readerType)
+	reader := g.reader(s.writer, false)
+	return pair{s, reader, g.differs, g.renamed}
+}
+
+// A Resolver agrees with twmb/avro about each value, except for the deliberate differences.
+func resolutionLaws(t *rapid.T) {
+	s := drawPair(t)
+	writer, narrow, reader := parsed(t, s.writer), parsed(t, s.narrow), parsed(t, s.reader)
 	if err := codec.Validate(writer.Root(), s.value); err != nil {
 		t.Fatalf("%s %x: %v", writer, s.value, err)
 	}
@@ -364,8 +388,8 @@ func resolutionLaws(t *rapid.T) {
 	if (narrowErr == nil) != (err == nil) || !bytes.Equal(again, out) {
 		t.Fatalf("%s as %s: %x becomes %x, %v; with the schema of the value, %s, it becomes %x, %v", writer, reader, s.value, out, err, narrow, again, narrowErr)
 	}
-	if len(g.differs) > 0 {
-		for _, d := range g.differs {
+	if len(s.differs) > 0 {
+		for _, d := range s.differs {
 			if deliberate[d] == "" {
 				t.Fatalf("%s is not in the table", d)
 			}

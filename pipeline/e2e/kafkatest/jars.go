@@ -45,7 +45,7 @@ type fetched struct {
 // concurrent fetches are harmless. instead names what to do without Java or Maven.
 func (f fetched) fetch(ctx context.Context, instead string) (string, error) {
 	if _, err := exec.LookPath("java"); err != nil {
-		return "", fmt.Errorf("starting %s needs Java 17 or newer: %w; install a JRE%s", f.name, err, instead)
+		return "", fmt.Errorf("starting %s needs Java 17 or newer: %w; install a JDK%s", f.name, err, instead)
 	}
 	root, err := moduleRoot()
 	if err != nil {

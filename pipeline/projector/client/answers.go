@@ -3,6 +3,7 @@ package client
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"millrace/pipeline"
 )
@@ -18,6 +19,13 @@ type (
 		Offset    int64    `json:"offset"`
 		Lag       int64    `json:"lag"`         // offsets
 		Seconds   *float64 `json:"lag_seconds"` // nil if unknown
+		Unread    []unread `json:"unread"`
+	}
+
+	// unread is a range of offsets that were deleted before the projection read them.
+	unread struct {
+		From int64 `json:"from"`
+		To   int64 `json:"to"`
 	}
 
 	aggregate struct {
@@ -26,6 +34,7 @@ type (
 		Offset     int64             `json:"offset"`
 		Lag        int64             `json:"lag"`
 		Seconds    *float64          `json:"lag_seconds"`
+		Unread     []unread          `json:"unread"`
 		ID         string            `json:"id"`
 		Version    int64             `json:"version"`
 		Sequence   int64             `json:"sequence"` // 0 if no event had a number
@@ -57,7 +66,22 @@ func (p position) String() string {
 	if p.Lag > 0 && p.Seconds != nil {
 		text += fmt.Sprintf(" (%.1f s)", *p.Seconds)
 	}
+	if gap := p.gap(); gap != "" {
+		text += "; " + gap
+	}
 	return text
+}
+
+// gap says which events the states of the partition lack; "" if none.
+func (p position) gap() string {
+	if len(p.Unread) == 0 {
+		return ""
+	}
+	var ranges []string
+	for _, r := range p.Unread {
+		ranges = append(ranges, fmt.Sprintf("%d to %d", r.From, r.To-1))
+	}
+	return "it lacks offsets " + strings.Join(ranges, ", ") + ", which the topic had deleted before they were read"
 }
 
 // mark returns the status of an aggregate for a line about it, "" if it is live.
@@ -70,7 +94,7 @@ func (g *aggregate) mark() string {
 
 // position returns the progress of the aggregate's partition.
 func (g *aggregate) position() position {
-	return position{g.Partition, g.Offset, g.Lag, g.Seconds}
+	return position{g.Partition, g.Offset, g.Lag, g.Seconds, g.Unread}
 }
 
 // data returns the content of an event: its field data if it has the usual envelope, else

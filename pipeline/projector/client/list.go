@@ -110,6 +110,9 @@ func listProjections(ctx context.Context, a *api) error {
 		var folded, lag int64
 		for _, at := range p.Partitions {
 			folded, lag = folded+at.Offset, lag+at.Lag
+			if gap := at.gap(); gap != "" {
+				t.note("%s, partition %d: %s", p.Name, at.Partition, gap)
+			}
 		}
 		partitions := strconv.Itoa(len(p.Partitions))
 		if n := len(p.Absent); n > 0 {

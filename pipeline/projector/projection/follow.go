@@ -257,6 +257,7 @@ func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err e
 		return nil, nil
 	}
 	f.foreign = false
+	l.hearUnread(c.Unread)
 	f.published = max(f.published, c.Next)
 	l.followPublished()
 	for id, q := range l.own.blocked {

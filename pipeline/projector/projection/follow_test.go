@@ -36,7 +36,7 @@ func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	w.configure = nil
 	fw.h = fw.ps.NewFollower()
 	fw.handler = fw.h.handler
-	at := kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, End: int64(len(w.log))}
+	at := kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, Start: w.logStart, End: int64(len(w.log))}
 	from, err := fw.ps.OpenFollowed(w.t.Context(), at, func(context.Context, string) (int64, error) { return 0, nil })
 	if err != nil {
 		w.t.Fatal(err)

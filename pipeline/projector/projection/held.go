@@ -6,10 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/keyformat"
@@ -150,41 +148,8 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, offsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(offset), appendHeld(nil, &h.in, t.fold.ReadsHeaders()))
+		b.Put(t.part, t.families.held, offsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
 	}
-}
-
-// appendHeld appends what the store keeps of a held record. If the event may depend on
-// headers, these are all headers, after their negative number.
-func appendHeld(dst []byte, in *pipeline.Record, headers bool) []byte {
-	header, _ := in.Header(states.HeaderSchemaID)
-	dst = codec.AppendLong(dst, in.Time.UnixMilli())
-	dst = codec.AppendBytes(dst, in.Key)
-	if headers && len(in.Headers) > 0 {
-		dst = codec.AppendLong(dst, -int64(len(in.Headers)))
-		for _, h := range in.Headers {
-			dst = codec.AppendBytes(codec.AppendString(dst, h.Key), h.Value)
-		}
-		return append(dst, in.Value...)
-	}
-	dst = codec.AppendBytes(dst, header)
-	return append(dst, in.Value...)
-}
-
-// readHeld reads what appendHeld wrote.
-func (t *track) readHeld(offset int64, enc []byte) (*pipeline.Record, error) {
-	r := states.Fields{Rest: bytes.Clone(enc)}
-	in := &pipeline.Record{Topic: t.source.Topic, Partition: t.source.Partition, Offset: offset, Time: time.UnixMilli(r.Long()), Key: r.Text()}
-	all := r
-	if n := all.Long(); all.Err == nil && n < 0 {
-		for r = all; n < 0 && r.Err == nil; n++ {
-			in.Headers = append(in.Headers, pipeline.Header{Key: string(r.Text()), Value: r.Text()})
-		}
-	} else if header := r.Text(); len(header) > 0 {
-		in.Headers = []pipeline.Header{{Key: states.HeaderSchemaID, Value: header}}
-	}
-	in.Value = r.Rest
-	return in, r.Err
 }
 
 // decodeFunc decodes an event from its record.
@@ -192,10 +157,11 @@ type decodeFunc func(*pipeline.Record) (event.Decoded, error)
 
 // loadHeld reads an entry of the family held.
 func (t *track) loadHeld(key, value []byte, decode decodeFunc) (*held, error) {
-	in, err := t.readHeld(int64(binary.BigEndian.Uint64(key)), value)
+	in, err := states.ReadRecord(value)
 	if err != nil {
 		return nil, states.Damaged(key, err)
 	}
+	in.Topic, in.Partition, in.Offset = t.source.Topic, t.source.Partition, int64(binary.BigEndian.Uint64(key))
 	d, err := decode(in)
 	if err != nil {
 		return nil, fmt.Errorf("the event at offset %d, which waits for an earlier one: %w", in.Offset, err)

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -39,6 +40,7 @@ type lane struct {
 
 	publication publication
 	skips       skips
+	unread      unread
 	letters     deadLetters
 	marks       dueMarks
 	outOfOrder  outOfOrder
@@ -47,9 +49,9 @@ type lane struct {
 	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
-	settled atomic.Int64 // next at the last flush before a commit: all committed events are below
-	stuck   atomic.Int64 // number of blocked aggregates in the store
-	refused refusals     // has a lock of its own
+	settled atomic.Int64   // next at the last flush before a commit: all committed events are below
+	stuck   atomic.Int64   // number of blocked aggregates in the store
+	refused query.Refusals // has a lock of its own
 }
 
 // newLane returns an empty lane.
@@ -228,6 +230,9 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.skips.write(b, l.part); err != nil {
 		return err
 	}
+	if err := l.unread.write(b, l.part); err != nil {
+		return err
+	}
 	l.marks.write(b, l.part)
 	l.letters.write(b, l.part)
 	if l.next != l.position {
@@ -286,7 +291,7 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved = false
+	l.skips.unsaved, l.unread.unsaved = false, false
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
 		return err

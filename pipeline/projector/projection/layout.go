@@ -31,6 +31,7 @@ var (
 	markLoaded    = []byte("loaded")   // lane.loaded
 	markSent      = []byte("sent")     // deadLetters.sentBelow
 	markHeard     = []byte("heard")    // followed.heard, followed.published
+	markUnread    = []byte("unread")   // unread.ranges, in JSON
 	markBackfill  = []byte("backfill") // next and until of the index; only while it is behind the states
 )
 

@@ -226,6 +226,11 @@ func (r *loader) finish(end int64) error {
 		putMark(b, l.part, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
+	l.unread.set(from.Unread)
+	l.unread.unsaved = len(from.Unread) > 0
+	if err := l.unread.write(b, l.part); err != nil {
+		return err
+	}
 	b.SetPosition(l.part, from.Redo)
 	return b.Commit()
 }

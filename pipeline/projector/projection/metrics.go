@@ -7,6 +7,7 @@ type Metrics struct {
 	events    *prometheus.CounterVec
 	snapshots *prometheus.CounterVec
 	blocked   *prometheus.GaugeVec
+	unread    *prometheus.GaugeVec
 
 	unreadable *prometheus.CounterVec
 }
@@ -27,11 +28,15 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Aggregates in this worker's partitions whose events wait for a release (projector blocked lists them).",
 		}, []string{"projection"}),
 	}
+	m.unread = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "millrace_projection_unread_offsets",
+		Help: "Offsets in this worker's partitions that the topic had deleted before the projection read them. The states lack their events.",
+	}, []string{"projection"})
 	m.unreadable = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "millrace_projection_unreadable_snapshots_total",
 		Help: "Records of a snapshots topic that could not be read, and were skipped. Each restore counts them. The aggregate of an unreadable snapshot is blocked.",
 	}, []string{"projection"})
-	reg.MustRegister(m.events, m.snapshots, m.blocked, m.unreadable)
+	reg.MustRegister(m.events, m.snapshots, m.blocked, m.unread, m.unreadable)
 	return m
 }
 
@@ -41,6 +46,7 @@ func (m *Metrics) register(p *Projection) {
 		p.results[o] = m.events.WithLabelValues(p.Label(), result)
 	}
 	p.unreadable = m.unreadable.WithLabelValues(p.Label())
+	p.unreadNow = m.unread.WithLabelValues(p.Label())
 	p.blockedNow = m.blocked.WithLabelValues(p.Label())
 	p.published = m.snapshots.WithLabelValues(p.Label())
 }

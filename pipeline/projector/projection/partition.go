@@ -127,7 +127,7 @@ func (p *Partition) At(next int64) query.Position {
 		reached = max(next, read.Reached())
 	}
 	read.Position, read.Done = reached, 0
-	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds()}
+	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.all()}
 }
 
 // progress returns how far the reader of the partition is; after a revocation, how far it
@@ -157,7 +157,7 @@ func (p *Partition) Status(id string, a *fold.Aggregate) string { return p.lane.
 // Refused returns the outcome of an event that an aggregate refused recently; any aggregate
 // if that is "".
 func (p *Partition) Refused(eventID, aggregate string) (query.Outcome, bool) {
-	return p.lane.refused.get(eventID, aggregate)
+	return p.lane.refused.Get(eventID, aggregate)
 }
 
 // Blocked returns the blocked aggregates, in no order, and the next offset to fold. ok

@@ -34,7 +34,7 @@
 //  2. feeds.mu
 //  3. Subscription.mu
 //
-// Set.mu, Handler.wakeMu, refusals.mu and erasedIDs.mu may be taken at any point,
+// Set.mu, Handler.wakeMu, erasedIDs.mu and the lock of query.Refusals may be taken at any point,
 // because no other lock is taken while one of them is held. No two units are locked at the same time.
 // No callback of [Config] runs while a lock is held, except for the clock (Now,
 // After) and the registry, which a handler asks under unit.mu for a schema that it
@@ -95,7 +95,12 @@ type Config struct {
 
 	// Follows marks partitions that another worker owns: this Set publishes nothing
 	// and reads the owner's snapshots topic.
-	Follows   bool
+	Follows bool
+	// AcceptLoss continues at the start of the log if events were deleted before a
+	// partition read them. The gap is part of its positions. A Set that follows continues
+	// with what the owner has.
+	AcceptLoss bool
+
 	NoHistory bool        // keep states only, without an index of the past
 	Memory    int         // bytes that states may take, approximately; DefaultMemory
 	Flush     FlushPolicy // when to write to the store; defaultFlush if it is zero
@@ -136,6 +141,7 @@ type Projection struct {
 	results    [outcomes]prometheus.Counter
 	published  prometheus.Counter
 	blockedNow prometheus.Gauge
+	unreadNow  prometheus.Gauge
 	unreadable prometheus.Counter
 }
 
@@ -257,6 +263,9 @@ func (s *Set) assign(u *unit) {
 	delete(s.left, u.key)
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
+	for _, l := range u.lanes {
+		l.projection.unreadNow.Add(float64(l.unread.total()))
+	}
 }
 
 // Leave gives a partition up, if it is assigned. It waits for a running fold or

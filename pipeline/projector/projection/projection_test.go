@@ -34,6 +34,7 @@ type world struct {
 	t                  testing.TB
 	types              []*codec.Schema
 	log                []pipeline.Record
+	logStart           int64                      // everything below is deleted
 	snapshots          map[string]pipeline.Record // compacted, committed
 	writes             []string                   // keys of committed snapshots, in order
 	committedSnapshots []pipeline.Record          // committed records of the snapshots topic, by offset
@@ -82,14 +83,27 @@ type foldWorker struct {
 // start opens the store and assigns the partition.
 func (w *world) start() *foldWorker {
 	w.t.Helper()
-	fw := w.open(w.disk)
-	fw.handler = fw.ps.NewHandler()
-	from, err := fw.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: w.committed, End: int64(len(w.log))}})
+	fw, err := w.tryStart()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	fw.at = from[0]
 	return fw
+}
+
+// tryStart is start, for a partition that may not be opened. The store is open even after
+// an error.
+func (w *world) tryStart() (*foldWorker, error) {
+	w.t.Helper()
+	fw := w.open(w.disk)
+	fw.handler = fw.ps.NewHandler()
+	from, err := fw.handler.Assign(w.t.Context(), []kafka.Partition{{Topic: projectiontest.EventsTopic, Committed: w.committed, Start: w.logStart, End: int64(len(w.log))}})
+	if err != nil {
+		return fw, err
+	}
+	if fw.at = from[0]; fw.at < w.logStart {
+		w.t.Fatalf("it reads from offset %d, and the log starts at %d", fw.at, w.logStart)
+	}
+	return fw, nil
 }
 
 // open opens the store on a disk, for a worker without partitions.

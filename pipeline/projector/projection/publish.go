@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/store"
@@ -94,7 +95,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due) && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.due) && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -237,10 +238,10 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due = false
+		l.skips.due, l.unread.due = false, false
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -258,7 +259,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.letters.outbox = false, nil
+	l.skips.due, l.unread.due, l.letters.outbox = false, false, nil
 }
 
 // Keys of records on the snapshots topic that are not snapshots. They begin with a zero
@@ -285,6 +286,8 @@ type checkpoint struct {
 	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
 	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
 	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
+
+	Unread []query.Unread `json:"unread,omitempty"` // deleted before they were read
 }
 
 // readCheckpoint reads what a record with checkpointKey has.
@@ -316,7 +319,7 @@ func (l *lane) continues(c *checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next}
+	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.all()}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

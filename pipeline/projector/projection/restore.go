@@ -2,6 +2,7 @@ package projection
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -56,6 +57,11 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 	if ok && next >= o.at.Start && next <= o.at.End {
 		return o.fromStore(part, next)
 	}
+	if ok && next < o.at.Start && o.acceptsLoss() {
+		if l, err := o.jump(ctx, part, next); l != nil || err != nil {
+			return l, err
+		}
+	}
 	if ok {
 		o.log.Warn("the store does not fit the log; restoring this partition again", "position", next, "log_start", o.at.Start, "log_end", o.at.End)
 	}
@@ -95,6 +101,7 @@ func (o *opening) fromStore(part *store.Part, next int64) (*lane, error) {
 	if err := o.resume(l); err != nil {
 		return nil, err
 	}
+	o.clampToLog(l)
 	batch := o.set.cfg.Store.NewBatch()
 	l.writeSent(batch)
 	if err := batch.Commit(); err != nil {
@@ -108,9 +115,6 @@ func (o *opening) fromStore(part *store.Part, next int64) (*lane, error) {
 // usable snapshots.
 func (o *opening) fromLog(loaded *lane) (*lane, error) {
 	at := o.at
-	if at.Start > 0 {
-		o.log.Warn("there are no usable snapshots, and the beginning of the log is deleted: states lack the deleted events", "log_start", at.Start)
-	}
 	// The load may have written states before it found no usable checkpoint.
 	part, err := o.set.cfg.Store.Reset(loaded.part)
 	if err != nil {
@@ -126,7 +130,10 @@ func (o *opening) fromLog(loaded *lane) (*lane, error) {
 	l.writeSent(batch)
 	l.follow.write(batch, part)
 	batch.SetPosition(part, at.Start)
-	if err := batch.Commit(); err != nil {
+	if at.Start > 0 {
+		l.addUnread(0, at.Start)
+	}
+	if err := errors.Join(l.unread.write(batch, part), batch.Commit()); err != nil {
 		return nil, err
 	}
 	l.next, l.position, l.counted, l.publication.published = at.Start, at.Start, at.Start, at.Start
@@ -139,15 +146,23 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 	at, from := o.at, found.from
 	snapshots := o.projection.Spec.Snapshots
 	switch {
-	case from.Redo < at.Start:
-		return nil, pipeline.Fatal("the snapshots on %s reach up to offset %d, but %s now starts at %d: events in between are gone. Bring them back, or delete %s to start over from what is left",
-			snapshots, from.Redo, at.Topic, at.Start, snapshots)
+	case from.Redo < at.Start && !o.acceptsLoss():
+		return nil, pipeline.Fatal("the snapshots on %s reach up to offset %d, but %s now starts at %d: events in between are gone. Bring them back, or continue without them with --accept-loss",
+			snapshots, from.Redo, at.Topic, at.Start)
 	case from.Next > at.End:
 		return nil, pipeline.Fatal("the snapshots on %s reach up to offset %d, but %s ends at %d: it was truncated. Delete %s to start over from what is left",
 			snapshots, from.Next, at.Topic, at.End, snapshots)
 	}
 	l.next, l.position, l.counted = from.Redo, from.Redo, from.Next
 	l.publication.published, l.publication.saved = from.Next, from.Next
+	if from.Redo < at.Start {
+		l.addUnread(from.Redo, at.Start)
+		l.next, l.position = at.Start, at.Start
+		l.counted, l.publication.published = max(from.Next, at.Start), max(from.Next, at.Start)
+		if err := o.saveJump(l); err != nil {
+			return nil, err
+		}
+	}
 	if err := l.own.load(o.decode); err != nil {
 		return nil, err
 	}
@@ -176,6 +191,10 @@ func (o *opening) resume(l *lane) error {
 	if err := l.skips.load(l.part); err != nil {
 		return err
 	}
+	if err := l.unread.load(l.part); err != nil {
+		return err
+	}
+	l.unread.due = l.unread.below() > l.publication.saved
 	if err := l.own.load(o.decode); err != nil {
 		return err
 	}
@@ -256,7 +275,7 @@ func (o *opening) resumeIndex(l *lane) error {
 	}
 	var next, until int64
 	ok, err := readMark(l.part, markBackfill, &next, &until)
-	if !ok || err != nil || !l.catchUp(next, until) {
+	if !ok || err != nil || !l.catchUp(max(next, o.at.Start), until) {
 		return err
 	}
 	return l.shadow.load(o.decode)

@@ -192,7 +192,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 		return bad
 	}
 	if read && !t.isShadow() {
-		t.lane.refused.addRejected(t.folder.EventID(), string(id), bad)
+		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
 	if t.skips.has(in.Offset) {
 		t.count(in, isSkipped)
@@ -316,7 +316,7 @@ func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now i
 	}
 	// Without history, an earlier number may also be that of a duplicate.
 	if number == a.Number {
-		t.lane.refused.addConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
+		t.lane.refused.AddConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
 	}
 }
 
@@ -376,7 +376,7 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
 	t.count(in, isLate)
 	if !t.isShadow() {
-		t.lane.refused.addLate(t.folder.EventID(), a.ID)
+		t.lane.refused.AddLate(t.folder.EventID(), a.ID)
 	}
 }
 

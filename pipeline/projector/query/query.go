@@ -337,8 +337,16 @@ type Position struct {
 	Partition int32 `json:"partition" doc:"Partition of the events' topic."`
 	Offset    int64 `json:"offset" doc:"Next offset to fold. The answer includes all earlier events."`
 	// Lag and Seconds are those of a reader of the log: see kafka.PartitionProgress.
-	Lag     int64   `json:"lag" doc:"Number of offsets up to the end of the log that the answer does not include; 0 if it includes all committed events."`
-	Seconds float64 `json:"lag_seconds" doc:"Age in seconds of the last record that was folded, by its timestamp, while there is a lag; since the worker got the partition if it has folded none yet. 0 if there is no lag."`
+	Lag     int64    `json:"lag" doc:"Number of offsets up to the end of the log that the answer does not include; 0 if it includes all committed events."`
+	Seconds float64  `json:"lag_seconds" doc:"Age in seconds of the last record that was folded, by its timestamp, while there is a lag; since the worker got the partition if it has folded none yet. 0 if there is no lag."`
+	Unread  []Unread `json:"unread,omitempty" doc:"Ranges of offsets that the topic had deleted before this projection read them. The states lack their events."`
+}
+
+// Unread is a range of offsets that the log deleted before a projection read them.
+type Unread struct {
+	From    int64         `json:"from" doc:"First offset."`
+	To      int64         `json:"to" doc:"Offset after the last one."`
+	Noticed pipeline.Time `json:"noticed" doc:"When the projection continued without them."`
 }
 
 // An Aggregate is an aggregate's state and its origin.
