@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -44,7 +45,7 @@ func newFollowed() *followed {
 
 func (f *followed) write(b *store.Batch, part *store.Part) {
 	if f != nil && f.heard != f.saved {
-		putMark(b, part, markHeard, f.heard, f.published)
+		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
 	}
 }
 

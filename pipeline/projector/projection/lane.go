@@ -258,7 +258,7 @@ func (l *lane) writeShadow(b *store.Batch) error {
 		b.Delete(l.part, familyMark, shadowFamilies.clock)
 		return nil
 	}
-	putMark(b, l.part, markBackfill, next, until)
+	states.PutLongs(b, l.part, familyMark, markBackfill, next, until)
 	return l.shadow.write(b)
 }
 
@@ -367,7 +367,7 @@ func (l *lane) deleteExpired(b *store.Batch) error {
 func (l *lane) expired(limit int64, b *store.Batch) (ids []string, err error) {
 	v := l.part.View()
 	defer v.Close() //nolint:errcheck // only read
-	err = v.Scan(familyWindow, nil, windowKey(limit, ""), false, func(key, _ []byte) bool {
+	err = v.Scan(familyWindow, nil, states.WindowKey(limit, ""), false, func(key, _ []byte) bool {
 		ids = append(ids, string(key[8:]))
 		b.Delete(l.part, familyWindow, append([]byte(nil), key...))
 		return len(ids) < deleteAtOnce
