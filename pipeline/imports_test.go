@@ -45,7 +45,8 @@ var imports = map[string][]string{
 	"pipeline/expr/raw":       {"pipeline/codec"},
 	"pipeline/expr/wording":   {cel},
 	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
-	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity"},
+	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity", "pipeline/stage/reshape"},
+	"pipeline/stage/reshape":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
 	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
 	"pipeline/topology/avsc":  {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
 	"pipeline/topology/align": {yaml},                              // places of characters in a YAML file

@@ -35,7 +35,7 @@ func rulesOf(spec Spec, typ int) (rules []On) {
 // compileRules compiles the rules of an event type. It returns the paths of the event
 // that they read, and appends those of the state to statePaths.
 func (t *typeFold) compileRules(env *expr.Env, spec Spec, rules []On, numbered bool, statePaths *[][]string) (paths [][]string, faults []expr.Fault) {
-	condition := func(src expr.Source, what string) (p *expr.Program) {
+	condition := func(env *expr.Env, src expr.Source, what string) (p *expr.Program) {
 		if src.Text == "" {
 			return nil
 		}
@@ -48,9 +48,12 @@ func (t *typeFold) compileRules(env *expr.Env, spec Spec, rules []On, numbered b
 		return p
 	}
 	for i, on := range rules {
-		r := rule{when: condition(on.When, "a when"), deletes: on.Delete, deleteIf: condition(on.DeleteIf, "a delete"), revives: on.Revive}
-		read, more := t.compileSets(&r, env, spec, on.Set, statePaths)
+		r := rule{when: condition(env, on.When, "a when"), deletes: on.Delete, revives: on.Revive}
+		applies := env.Also(r.when.Ensures(true))
+		r.deleteIf = condition(applies, on.DeleteIf, "a delete")
+		read, more := t.compileSets(&r, applies, spec, on.Set, statePaths)
 		paths, faults = append(paths, read...), append(faults, more...)
+		env = env.Also(r.when.Ensures(false)) // where a later rule applies
 		t.rules = append(t.rules, r)
 		if on.When.Text == "" && i < len(rules)-1 {
 			faults = append(faults, expr.Fault{Source: rules[i+1].When, Type: t.schema.Name(), Msg: fmt.Sprintf("rule %d never applies: rule %d has no condition", i+2, i+1), Hint: "add when to each rule but the last"})

@@ -99,6 +99,38 @@ func TestRulesWithFaults(t *testing.T) {
 }
 
 // A condition that fails rejects the event, and the aggregate is unchanged.
+// A rule knows that its own condition is true, and those of the rules before it are false.
+func TestTheConditionsOfRulesGuardAgainstNull(t *testing.T) {
+	event := parse(t, `{"type":"record","name":"Change","fields":[{"name":"op","type":"string"},{"name":"n","type":["null","long"],"default":null}]}`)
+	for _, test := range []struct {
+		name  string
+		rules []On
+		want  string // the places of warnings, as index of a rule
+	}{
+		{"no condition", []On{{Set: []Set{{src("n"), src("n + 1")}}}}, "[0]"},
+		{"its own", []On{{When: src("n != null"), Set: []Set{{src("n"), src("n + 1")}}, DeleteIf: src("n > 7")}}, "[]"},
+		{"its own does not tell", []On{{When: src("op == 'c'"), Set: []Set{{src("n"), src("n + 1")}}}, {Set: []Set{{src("n"), src("n + 2")}}}}, "[0 1]"},
+		{"the one before", []On{{When: src("n == null"), Delete: true}, {When: src("n > 3"), Set: []Set{{src("n"), src("n + 1")}}}, {Set: []Set{{src("sum"), src("n + 2")}}}}, "[]"},
+		{"one that is false tells nothing", []On{{When: src("n != null && n > 3"), Delete: true}, {Set: []Set{{src("n"), src("n + 1")}}}}, "[1]"},
+	} {
+		spec := rowSpec(t)
+		spec.Types, spec.On = []*codec.Schema{event}, test.rules
+		for i, on := range spec.On {
+			for j := range on.Set {
+				on.Set[j].Value.Line = i
+			}
+			spec.On[i].DeleteIf.Line = i
+		}
+		got := []int{}
+		for _, w := range compile(t, spec).Warnings() {
+			got = append(got, w.Source.Line)
+		}
+		if fmt.Sprint(got) != test.want {
+			t.Errorf("%s: warnings in the rules %v, want %s", test.name, got, test.want)
+		}
+	}
+}
+
 func TestAConditionThatFailsRejectsTheEvent(t *testing.T) {
 	for _, on := range []On{{When: src("1 / n > 0")}, {DeleteIf: src("1 / n > 0")}} {
 		folder := compile(t, rowSpec(t, on)).NewFolder()

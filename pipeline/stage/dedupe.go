@@ -63,6 +63,9 @@ func newDedupe(in Input) (Built, []expr.Fault) {
 	within, _ := in.Args.Find("within")
 	s := &dedupe{ids: make([]*expr.Program, len(in.Types)), within: within.Duration.Milliseconds()}
 	var faults []expr.Fault
+	if !given && in.NoIdentity != "" {
+		return nil, []expr.Fault{fault(in.At, "add by: EXPRESSION, or put it before that stage", "a dedupe needs an id, and %s", in.NoIdentity)}
+	}
 	if !given && len(in.Identity) == 0 {
 		return nil, []expr.Fault{fault(in.At, "add by: EXPRESSION, or set the id of the topic", "a dedupe needs an id, but events without an envelope have no id of their own")}
 	}

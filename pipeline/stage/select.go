@@ -2,6 +2,7 @@ package stage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/raw"
+	"millrace/pipeline/stage/reshape"
 )
 
 // ReasonNullRecord is the reason of a rejection by a select stage.
@@ -26,14 +29,14 @@ func Select() Kind {
 			"on_error: skip is not allowed, because an event cannot pass in its old form.",
 		Params: []Param{
 			{Name: "from", Form: Word, Doc: "The path of a record in the event, such as after. Its fields become the event. If the record is null, the event is rejected with the reason null_record, unless delete is true for it."},
-			{Name: "keep", Form: Words, Doc: "The fields that stay, without those of nested records; all others are removed. Set either keep or drop."},
-			{Name: "drop", Form: Words, Doc: "The fields that are removed; all others stay. Set either keep or drop."},
-			{Name: "rename", Form: Texts, Doc: "Maps fields that stay to their new names."},
+			{Name: "keep", Form: Words, Doc: "The fields that stay; all others are removed. A path leads into a record, also one that may be null (address.city), and with [] into the items of an array or the entries of a map (items[].price). Set either keep or drop."},
+			{Name: "drop", Form: Words, Doc: "The fields that are removed, by name or path as in keep; all others stay. Set either keep or drop."},
+			{Name: "rename", Form: Texts, Doc: "Maps fields that stay, by name or path as in keep, to their new names. With to: maps fields of the record to fields of the new type."},
 			{Name: "type", Form: Word, Doc: "The name of the new type after keep, drop, rename or from. Without a namespace, the one of the record stays. " +
 				"By default, it is the name of the record that holds the fields, and the output topic gets a schema of this name with the fields that stay."},
 			{Name: "to", Form: Word, Doc: "The new type: a record in the schemas directory. Fields of the same name are copied, or converted if they have another type that holds every value. " +
-				"set computes other fields. The rest have their defaults; a field without a default is a fault. Set either to, or keep, drop, rename and type."},
-			{Name: "set", Form: Assignments, Doc: "With to: maps the path of a field of the new type to its value. Expressions see the event as it was before this stage, from included."},
+				"set computes other fields. The rest have their defaults; a field without a default is a fault. Set either to, or keep, drop and type."},
+			{Name: "set", Form: Assignments, Doc: "With to: maps the path of a field of the new type, or of an entry of a map in it, to its value. Expressions see the event as it was before this stage, from included."},
 			{Name: "delete", Form: Expression, Doc: "Events for which this is true become tombstones with the key of the event (if a stage set a new one, that one). " +
 				"They reach no further stage, so stages that set keys or topics must stand before this one."},
 		},
@@ -55,6 +58,14 @@ type Reshaper interface {
 	// Deletes reports whether events of a type can become deletions.
 	Deletes(typ int) bool
 
+	// Follow returns the fields of the new schema that depend on some fields of the old
+	// one, for a type that gets another schema. fate reports whether it also depends on
+	// them if the event passes.
+	Follow(typ int, of [][]string) (fields [][]string, fate bool)
+
+	// ReadsAfter returns the fields of the new schema that the stage itself uses.
+	ReadsAfter(typ int) [][]string
+
 	// BindReshaped sets the layouts of the events after the stage, by type. It is called
 	// once, before Bind.
 	BindReshaped(layouts []*codec.Layout)
@@ -62,29 +73,51 @@ type Reshaper interface {
 
 type selectStage struct {
 	types []*selection // by type; nil if the stage does not handle the type
+	null  error        // the rejection of an event without the record of from
 
 	// Owned by the clone: Process writes them.
 	scope   expr.Scope
 	scratch resolve.Scratch
 	values  [][]byte
+	entry   [1]raw.Entry
 }
 
 // A selection is how events of one type are changed.
 type selection struct {
-	delete  *expr.Program // nil: none is a deletion
-	from    *origin       // nil: the whole event
+	delete  *expr.Program   // nil: none is a deletion
+	from    *reshape.Origin // nil: the whole event
 	project *resolve.Projection
-	paths   [][]string // of the fields to set
-	sets    []*expr.Program
+	mapping reshape.Mapping
+	sets    []*expr.Program // of the fields that the mapping has as given
+	entries []entry         // of maps, set after the fields
 	out     *codec.Schema
 	layout  *codec.Layout // of out
+}
+
+// An entry of a map in the new event is set to a value.
+type entry struct {
+	path  []string
+	node  *codec.Node // of the map
+	slot  int         // in the layout of the new event
+	key   []byte
+	value *expr.Program
+}
+
+// programs returns all expressions of a selection.
+func (sel *selection) programs() []*expr.Program {
+	all := append([]*expr.Program{sel.delete}, sel.sets...)
+	for i := range sel.entries {
+		all = append(all, sel.entries[i].value)
+	}
+	return all
 }
 
 func newSelect(in Input) (Built, []expr.Fault) {
 	if faults := checkSelect(in); len(faults) > 0 {
 		return nil, faults
 	}
-	s := &selectStage{types: make([]*selection, len(in.Types))}
+	from, _ := in.Args.Find("from")
+	s := &selectStage{types: make([]*selection, len(in.Types)), null: pipeline.Reject(ReasonNullRecord, "%s is null", from.Value.Text)}
 	var faults []expr.Fault
 	for i, t := range in.Types {
 		if !t.On {
@@ -110,7 +143,7 @@ func checkSelect(in Input) (faults []expr.Fault) {
 	if has("keep") && has("drop") {
 		faults = append(faults, fault(given["drop"].Key, "keep: [FIELD], or drop: [FIELD]", "a select takes keep or drop, not both"))
 	}
-	for _, name := range []string{"keep", "drop", "rename", "type"} {
+	for _, name := range []string{"keep", "drop", "type"} {
 		if has("to") && has(name) {
 			faults = append(faults, fault(given[name].Key, "the type of to has the fields: remove "+name, "a select takes to or %s, not both", name))
 		}
@@ -137,11 +170,12 @@ func newSelection(in Input, t Type) (*selection, []expr.Fault) {
 	}
 	if from, ok := in.Args.Find("from"); ok {
 		var err error
-		if sel.from, record, err = newOrigin(t.Schema, from.Value.Text); err != nil {
+		if sel.from, record, err = reshape.NewOrigin(t.Schema, from.Value.Text); err != nil {
 			return nil, expr.PlaceErrors(from.Value, t.Name, err)
 		}
-		for i := range sel.from.path {
-			env = env.Also(expr.Facts{}.NotNull(strings.Join(sel.from.path[:i+1], ".")))
+		sel.mapping.From = sel.from.Path()
+		for i := range sel.mapping.From {
+			env = env.Also(expr.Facts{}.NotNull(strings.Join(sel.mapping.From[:i+1], ".")))
 		}
 	}
 	to, ok := in.Args.Find("to")
@@ -159,43 +193,30 @@ func newSelection(in Input, t Type) (*selection, []expr.Fault) {
 // fields makes a selection that keeps some fields of a record.
 func (sel *selection) fields(in Input, t Type, record *codec.Node) (faults []expr.Fault) {
 	keep, keeps := in.Args.Find("keep")
-	drop, drops := in.Args.Find("drop")
-	rename, _ := in.Args.Find("rename")
+	drop, _ := in.Args.Find("drop")
 	name, _ := in.Args.Find("type")
-	stays := func(field string) bool {
-		is := func(w expr.Source) bool { return w.Text == field }
-		return (!keeps || slices.ContainsFunc(keep.Words, is)) && (!drops || !slices.ContainsFunc(drop.Words, is))
-	}
-	check := func(field expr.Source) {
-		if f := unknownField(t, record, field); f != nil {
-			faults = append(faults, *f)
-		}
+	parts := reshape.Fields{Drop: texts(drop.Words)}
+	if keeps {
+		parts.Keep = append([]string{}, texts(keep.Words)...)
 	}
 	for _, w := range append(slices.Clone(keep.Words), drop.Words...) {
-		check(w)
-	}
-	names := map[string]string{}
-	for _, e := range rename.Entries {
-		check(e.Key)
-		names[e.Key.Text] = e.Value.Text
-		if record.Field(e.Key.Text) != nil && !stays(e.Key.Text) {
-			faults = append(faults, fault(e.Key, "keep it, or remove it here", "%s is renamed, but it does not stay", e.Key.Text))
+		if err := reshape.Check(record, record.Name, w.Text); err != nil {
+			faults = append(faults, expr.PlaceErrors(w, t.Name, err)...)
 		}
 	}
-	if keeps && len(keep.Words) == 0 || len(faults) == 0 && !slices.ContainsFunc(record.Fields, func(f codec.Field) bool { return stays(f.Name) }) {
-		faults = append(faults, expr.Fault{Source: in.At, Type: t.Name, Msg: "no field of " + record.Name + " stays", Hint: "to remove events, use a filter"})
-	}
-	if len(faults) > 0 {
+	names, more := newNames(in, t, record, parts)
+	if faults = append(faults, more...); len(faults) > 0 {
 		return faults
 	}
-	of := codec.Selection{Keep: stays, Names: names, Name: name.Value.Text}
-	if sel.from != nil {
-		of.From = sel.from.path
-	}
 	var err error
-	if sel.out, err = t.Schema.Select(of); err != nil {
-		return []expr.Fault{{Source: in.At, Type: t.Name, Msg: err.Error(), Hint: "declare the new type in the schemas directory, and name it with to"}}
+	if sel.out, err = t.Schema.Select(codec.Selection{From: sel.mapping.From, Keep: parts.Part, Names: names, Name: name.Value.Text}); err != nil {
+		hint := "select the same fields wherever a type is used, or declare the new type in the schemas directory and name it with to"
+		if errors.Is(err, codec.ErrNoField) {
+			hint = "drop the record as a whole; to remove events, use a filter"
+		}
+		return []expr.Fault{{Source: in.At, Type: t.Name, Msg: err.Error(), Hint: hint}}
 	}
+	sel.mapping.Names, sel.mapping.Out = names, sel.out.Root()
 	var gaps []resolve.Gap
 	sel.project, gaps = resolve.NewProjection(record, sel.out.Root(), names, nil)
 	for _, g := range gaps {
@@ -204,21 +225,26 @@ func (sel *selection) fields(in Input, t Type, record *codec.Node) (faults []exp
 	return faults
 }
 
-// unknownField returns the fault of a name that is no field of a record.
-func unknownField(t Type, record *codec.Node, field expr.Source) *expr.Fault {
-	if record.Field(field.Text) != nil {
-		return nil
+// newNames returns the new names of fields, by path.
+func newNames(in Input, t Type, record *codec.Node, parts reshape.Fields) (names map[string]string, faults []expr.Fault) {
+	rename, _ := in.Args.Find("rename")
+	names = map[string]string{}
+	for _, e := range rename.Entries {
+		names[e.Key.Text] = e.Value.Text
+		if err := reshape.Check(record, record.Name, e.Key.Text); err != nil {
+			faults = append(faults, expr.PlaceErrors(e.Key, t.Name, err)...)
+		} else if !parts.Stays(e.Key.Text) {
+			faults = append(faults, fault(e.Key, "keep it, or remove it here", "%s is renamed, but it does not stay", e.Key.Text))
+		}
 	}
-	var names []string
-	for i := range record.Fields {
-		names = append(names, record.Fields[i].Name)
+	return names, faults
+}
+
+func texts(words []expr.Source) (out []string) {
+	for _, w := range words {
+		out = append(out, w.Text)
 	}
-	f := expr.Fault{Source: field, Type: t.Name, Msg: fmt.Sprintf("%s has no field %s", record.Name, field.Text), Hint: expr.Suggest(field.Text, names)}
-	if strings.Contains(field.Text, ".") {
-		f.Msg = fmt.Sprintf("a select keeps whole fields of %s, and %s is within one", record.Name, field.Text)
-		f.Hint = "select fields of one record, with from: PATH, or compute fields of another type with to and set"
-	}
-	return &f
+	return out
 }
 
 // convert makes a selection that makes events of another type.
@@ -227,31 +253,30 @@ func (sel *selection) convert(in Input, t Type, env *expr.Env, record *codec.Nod
 	if err != nil {
 		return []expr.Fault{{Source: to.Value, Type: t.Name, Msg: err.Error()}}
 	}
+	names, faults := newNames(in, t, record, reshape.Fields{})
+	rename, _ := in.Args.Find("rename")
+	for _, e := range rename.Entries {
+		switch {
+		case strings.ContainsAny(e.Key.Text, ".["):
+			faults = append(faults, expr.Fault{Source: e.Key, Type: t.Name, Msg: fmt.Sprintf("with to, rename maps whole fields, and %s is within one", e.Key.Text), Hint: "set: {FIELD: EXPRESSION}"})
+		case sel.out.Root().Field(e.Value.Text) == nil:
+			faults = append(faults, expr.PlaceErrors(e.Value, t.Name, reshape.Check(sel.out.Root(), sel.out.Name(), e.Value.Text))...)
+		}
+	}
 	set, _ := in.Args.Find("set")
-	var given []string
 	for _, e := range set.Entries {
-		field, err := target.Target(e.Key.Text)
-		if err != nil {
-			faults = append(faults, expr.PlaceErrors(e.Key, t.Name, err)...)
-			continue
-		}
-		if field.Entry {
-			faults = append(faults, expr.Fault{Source: e.Key, Type: t.Name, Msg: fmt.Sprintf("a select sets whole fields, and %s is an entry of a map", e.Key.Text), Hint: "set the entry with an enrich stage after it"})
-			continue
-		}
-		p, more := env.CompileAt(e.Value, t.Name, field.Want())
-		if len(more) > 0 {
-			faults = append(faults, more...)
-			continue
-		}
-		given = append(given, strings.Join(field.Path, "."))
-		sel.paths, sel.sets = append(sel.paths, field.Path), append(sel.sets, p)
+		faults = append(faults, sel.assign(t, env, target, e)...)
 	}
 	if len(faults) > 0 {
 		return faults
 	}
+	var given []string
+	for _, path := range sel.mapping.Given {
+		given = append(given, strings.Join(path, "."))
+	}
+	sel.mapping.Names, sel.mapping.Out = names, sel.out.Root()
 	var gaps []resolve.Gap
-	sel.project, gaps = resolve.NewProjection(record, sel.out.Root(), nil, given)
+	sel.project, gaps = resolve.NewProjection(record, sel.out.Root(), names, given)
 	for _, g := range gaps {
 		path := g.Path
 		if n := sel.out.Root().Field(path); n != nil && n.Type.Kind == codec.Record {
@@ -263,14 +288,32 @@ func (sel *selection) convert(in Input, t Type, env *expr.Env, record *codec.Nod
 	return faults
 }
 
+// assign adds an assignment of set.
+func (sel *selection) assign(t Type, env, target *expr.Env, given Entry) []expr.Fault {
+	field, err := target.Target(given.Key.Text)
+	if err != nil {
+		return expr.PlaceErrors(given.Key, t.Name, err)
+	}
+	p, faults := env.CompileAt(given.Value, t.Name, field.Want())
+	if len(faults) > 0 {
+		return faults
+	}
+	if field.Entry {
+		sel.entries = append(sel.entries, entry{path: field.Path, node: field.Node, key: []byte(field.Key), value: p})
+		return nil
+	}
+	sel.mapping.Given, sel.sets = append(sel.mapping.Given, field.Path), append(sel.sets, p)
+	return nil
+}
+
 func (s *selectStage) Reads(typ int) [][]string {
 	sel := s.types[typ]
 	if sel == nil {
 		return nil
 	}
-	paths := appendPaths(nil, append([]*expr.Program{sel.delete}, sel.sets...)...)
+	paths := appendPaths(nil, sel.programs()...)
 	if sel.from != nil {
-		paths = append(paths, sel.from.leaves...)
+		paths = append(paths, sel.from.Leaves()...)
 	}
 	return paths
 }
@@ -284,12 +327,51 @@ func (s *selectStage) Volatile(typ int) (fields [][]string, fate bool) {
 	if sel == nil {
 		return nil, false
 	}
+	return sel.settable(clocked), clocked(sel.delete)
+}
+
+// settable returns the fields and entries that are set by the expressions for which is
+// returns true.
+func (sel *selection) settable(is func(*expr.Program) bool) (fields [][]string) {
 	for i, p := range sel.sets {
-		if clocked(p) {
-			fields = append(fields, sel.paths[i])
+		if is(p) {
+			fields = append(fields, sel.mapping.Given[i])
 		}
 	}
-	return fields, clocked(sel.delete)
+	for i := range sel.entries {
+		if e := &sel.entries[i]; is(e.value) {
+			fields = append(fields, append(slices.Clone(e.path), string(e.key)))
+		}
+	}
+	return fields
+}
+
+// Follow implements [Reshaper].
+func (s *selectStage) Follow(typ int, of [][]string) (fields [][]string, fate bool) {
+	sel := s.types[typ]
+	reads := func(p *expr.Program) bool {
+		return p != nil && slices.ContainsFunc(p.Paths(0), func(read []string) bool {
+			return slices.ContainsFunc(of, func(f []string) bool { return overlap(read, f) })
+		})
+	}
+	fields, fate = sel.mapping.Follow(of)
+	return append(fields, sel.settable(reads)...), fate || reads(sel.delete)
+}
+
+// overlap reports whether one path is a prefix of the other.
+func overlap(a, b []string) bool {
+	n := min(len(a), len(b))
+	return slices.Equal(a[:n], b[:n])
+}
+
+// ReadsAfter implements [Reshaper].
+func (s *selectStage) ReadsAfter(typ int) (paths [][]string) {
+	if sel := s.types[typ]; sel != nil {
+		for i := range sel.entries {
+			paths = append(paths, sel.entries[i].path)
+		}
+	}
+	return paths
 }
 
 // Reshaped implements [Reshaper].
@@ -308,6 +390,9 @@ func (s *selectStage) BindReshaped(layouts []*codec.Layout) {
 	for typ, sel := range s.types {
 		if sel != nil {
 			sel.layout = layouts[typ]
+			for i := range sel.entries {
+				sel.entries[i].slot = sel.layout.Slot(sel.entries[i].path...)
+			}
 		}
 	}
 }
@@ -317,7 +402,7 @@ func (s *selectStage) Bind(layouts []*codec.Layout) error {
 		if sel == nil {
 			continue
 		}
-		for _, p := range append([]*expr.Program{sel.delete}, sel.sets...) {
+		for _, p := range sel.programs() {
 			if p == nil {
 				continue
 			}
@@ -326,13 +411,13 @@ func (s *selectStage) Bind(layouts []*codec.Layout) error {
 			}
 		}
 		if sel.from != nil {
-			sel.from.bind(layouts[typ])
+			sel.from.Bind(layouts[typ])
 		}
 	}
 	return nil
 }
 
-func (s *selectStage) Clone() Built { return &selectStage{types: s.types} }
+func (s *selectStage) Clone() Built { return &selectStage{types: s.types, null: s.null} }
 
 func (s *selectStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	sel := s.types[e.Type]
@@ -348,17 +433,20 @@ func (s *selectStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Ve
 			return pipeline.Delete, nil
 		}
 	}
-	record, err := sel.record(e)
+	record, err := s.record(e, sel)
 	if err != nil {
 		return pipeline.Drop, err
 	}
 	s.values = s.values[:0]
 	for _, p := range sel.sets {
-		enc, err := appendIn(&s.scope, e, p)
-		if err != nil {
+		if s.values, err = s.value(e, p); err != nil {
 			return pipeline.Drop, err
 		}
-		s.values = append(s.values, enc)
+	}
+	for i := range sel.entries {
+		if s.values, err = s.value(e, sel.entries[i].value); err != nil {
+			return pipeline.Drop, err
+		}
 	}
 	n := len(e.Arena)
 	if e.Arena, err = sel.project.Append(e.Arena, record, s.values, &s.scratch); err != nil {
@@ -369,14 +457,45 @@ func (s *selectStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Ve
 		e.View.Reset(body, 0)
 		return pipeline.Pass, nil
 	}
-	return verdict(sel.layout.Walk(body, &e.View))
+	if err := sel.layout.Walk(body, &e.View); err != nil {
+		return pipeline.Drop, err
+	}
+	return verdict(s.setEntries(e, sel))
+}
+
+// value appends the value of an expression to the values.
+func (s *selectStage) value(e *pipeline.Event, p *expr.Program) ([][]byte, error) {
+	enc, err := appendIn(&s.scope, e, p)
+	return append(s.values, enc), err
+}
+
+// setEntries sets the entries of maps in the new event. Their values follow those of the
+// fields.
+func (s *selectStage) setEntries(e *pipeline.Event, sel *selection) (err error) {
+	for i := range sel.entries {
+		set := &sel.entries[i]
+		s.entry[0] = raw.Entry{Key: set.key, Value: s.values[len(sel.sets)+i]}
+		n := len(e.Arena)
+		if e.Arena, err = raw.AppendMap(e.Arena, set.node, e.Get(set.slot), s.entry[:]); err != nil {
+			return badBody(err)
+		}
+		e.Set(set.slot, e.Arena[n:len(e.Arena):len(e.Arena)])
+	}
+	return nil
 }
 
 // record returns the encoding of the record whose fields are selected.
-func (sel *selection) record(e *pipeline.Event) ([]byte, error) {
+func (s *selectStage) record(e *pipeline.Event, sel *selection) ([]byte, error) {
 	switch {
 	case sel.from != nil:
-		return sel.from.record(e)
+		enc, null, err := sel.from.Record(e)
+		switch {
+		case err != nil:
+			return nil, badBody(err)
+		case null:
+			return nil, s.null
+		}
+		return enc, nil
 	case !e.Changed():
 		return e.Body, nil
 	}

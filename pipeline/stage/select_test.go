@@ -17,6 +17,24 @@ func TestSelect(t *testing.T) {
 			want:   []string{`data.id="u-1!/o-1" metadata.seen="u-1!/o-1" type="OrderPaid" -data.items[0] -data.items[1] -data.total_amount -data.user_id`},
 		},
 		{
+			name:   "fields of records and items are dropped, kept and renamed",
+			stages: `select: {on: [OrderCreated], drop: ["data.items[].price", data.user_id], rename: {"data.items[].quantity": count, data.id: number, version: v}}`,
+			in:     []string{order},
+			want:   []string{`data.items[0].count=2 data.items[1].count=1 data.number="o-1" v=1 -data.id -data.items[0].price -data.items[0].quantity -data.items[1].price -data.items[1].quantity -data.user_id -version`},
+		},
+		{
+			name:   "only some fields of a record are kept",
+			stages: `select: {on: [OrderCreated], keep: [id, type, timestamp, "data.items[].product_id", data.id]}`,
+			in:     []string{order},
+			want:   []string{`-data.items[0].price -data.items[0].quantity -data.items[1].price -data.items[1].quantity -data.total_amount -data.user_id -metadata -version`},
+		},
+		{
+			name:   "entries of maps are set, and renamed fields take the place of others",
+			stages: "- select: {on: [OrderCreated], to: OrderPaid, rename: {id: type, type: id}, set: {data.id: data.id, metadata.source: type + '?', metadata.seen: id}}",
+			in:     []string{order},
+			want:   []string{`id="OrderCreated" metadata.seen="4707dafd-3ce1-5973-9f7b-1c9c452822e7" metadata.source="OrderCreated?" type="4707dafd-3ce1-5973-9f7b-1c9c452822e7" -data.items[0] -data.items[1] -data.total_amount -data.user_id`},
+		},
+		{
 			name:   "each part of a split is selected",
 			stages: "- split: {on: [OrderCreated], field: data.items}\n- select: {on: [OrderCreated], delete: \"data.items[0].quantity == 1\", drop: [metadata]}",
 			in:     []string{order},
@@ -35,13 +53,22 @@ func TestSelectFaults(t *testing.T) {
 	checkBad(t, []badCase{
 		{"keep and drop", `select: {keep: [id], drop: [id]}`, `drop: [id]} ^ a select takes keep or drop, not both; keep: [FIELD], or drop: [FIELD]`},
 		{"an unknown field", `select: {on: [OrderCreated], drop: [metadat]}`, `metadat]} ^ shop.OrderCreated has no field metadat; did you mean "metadata"?`},
-		{"a nested field", `select: {on: [OrderCreated], drop: [data.items]}`, `data.items]} ^ a select keeps whole fields of shop.OrderCreated, and data.items is within one; select fields of one record, with from: PATH, or compute fields of another type with to and set`},
+		{"an unknown nested field", `select: {on: [OrderCreated], drop: [data.itms]}`, `data.itms]} ^ shop.OrderCreated has no field data.itms; did you mean "items"?`},
+		{"a field of items without []", `select: {on: [OrderCreated], keep: [id, data.items.price]}`, `data.items.p ^ data.items of shop.OrderCreated is array of shop.Item, and has no fields; write data.items[].FIELD for a field of the items`},
+		{"a field within text", `select: {on: [OrderCreated], drop: [id.x]}`, `id.x]} ^ id of shop.OrderCreated is string (uuid), and has no fields`},
+		{"the items of no array", `select: {on: [OrderCreated], drop: ["id[].x"]}`, `id[].x"]} ^ id of shop.OrderCreated is string (uuid), and [] is for arrays and maps`},
+		{"all items", `select: {on: [OrderCreated], drop: ["data.items[]"]}`, `data.items[] ^ data.items[] is not a field; name the array or map, or a field of its items`},
+		{"a renamed field that is dropped", `select: {on: [OrderCreated], drop: [data], rename: {data.id: number}}`, `data.id: num ^ data.id is renamed, but it does not stay; keep it, or remove it here`},
+		{"no field of a record stays", `select: {on: [OrderPaid], drop: [data.id]}`, `select: {on: ^ selecting fields of shop.OrderPaid: data: no field stays; drop the record as a whole; to remove events, use a filter`},
+		{"rename to a field that the new type lacks", `select: {on: [OrderCreated], to: OrderCreated, rename: {id: identity}}`, `identity}} ^ shop.OrderCreated has no field identity`},
+		{"rename of a nested field with to", `select: {on: [OrderCreated], to: OrderCreated, rename: {data.id: id}}`, `data.id: id} ^ with to, rename maps whole fields, and data.id is within one; set: {FIELD: EXPRESSION}`},
 		{"from without a record", `select: {on: [OrderCreated], from: id}`, `id} ^ id of shop.OrderCreated is string (uuid), and from needs a record; name a record, or a record that may be null`},
 		{"a field without value and default", `select: {on: [UserCreated], to: OrderCreated}`, `OrderCreated ^ data of shop.OrderCreated cannot be filled from shop.UserCreated: shop.UserCreatedData is not shop.OrderCreatedData: the names differ, and it is no alias; set: {data.FIELD: EXPRESSION}`},
 		{"set without to", `select: {on: [OrderCreated], drop: [metadata], set: {id: id}}`, `set: {id: id ^ set of a select needs to; add to: TYPE, or set fields with an enrich stage`},
 		{"on_error skip", `select: {on: [OrderCreated], drop: [metadata], on_error: skip}`, `select: {on: ^ stage select gives events another schema, so it cannot skip one: it would pass in its old form; use on_error: dead_letter or stop`},
 		{"a later stage that moves", "- select: {on: [OrderCreated], drop: [metadata], delete: version > 1}\n- rekey: {key: id}", `rekey: {key: ^ stage rekey sets the key, the topic or the number of events, but select before it writes tombstones, which do not reach it; put it before select`},
 		{"a field that no longer exists", "- select: {on: [OrderCreated], drop: [metadata]}\n- enrich: {on: [OrderCreated], set: {metadata.x: id}}", `metadata.x:  ^ shop.OrderCreated has no field metadata; only UserCreated, UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled have this field: limit the stage with on: [UserCreated, UserUpdated, UserDeleted, OrderPaid, OrderShipped, Sampled]`},
+		{"a dedupe after it", "- select: {on: [OrderCreated], drop: [metadata]}\n- dedupe: {within: 1h}", `dedupe: {wit ^ a dedupe needs an id, and stage select before it gives events another schema; add by: EXPRESSION, or put it before that stage`},
 		{"an output without an envelope", `select: {on: [OrderCreated], from: data}`, `shop.enriche ^ shop.OrderCreatedData has no valid field type, which every event needs; every event needs id and type (string) and timestamp (timestamp-micros); if these records have no such fields, set envelope: none on the topic`},
 	})
 }

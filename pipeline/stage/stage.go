@@ -165,8 +165,11 @@ type Input struct {
 	// Identity is nil if the events have none, or no longer have one because an earlier
 	// stage split them.
 	Identity identity.Identity
-	Bare     *expr.Bare
-	From     string
+
+	// NoIdentity says which stage before this one took the identity away; "" if none did.
+	NoIdentity string
+	Bare       *expr.Bare
+	From       string
 
 	Tables map[string]*Table
 	Topics []string // the declared topics

@@ -215,9 +215,10 @@ func lacksRequired(kind stage.Kind, args stage.Args) bool {
 func (b *builder) input(s Stage, args stage.Args, key expr.Source) (in stage.Input, ok bool) {
 	in = stage.Input{
 		At: key, Name: s.Name, Tables: b.tables, Schema: b.schema, File: b.o.File,
-		ID: b.eventID(key), Identity: b.identity(), Bare: b.from.Bare, From: b.from.Name, Args: b.ownArgs(args),
+		ID: b.eventID(key), Bare: b.from.Bare, From: b.from.Name, Args: b.ownArgs(args),
 		Types: make([]stage.Type, len(b.schemas)),
 	}
+	in.Identity, in.NoIdentity = b.identity()
 	for _, t := range b.plan.Topics {
 		in.Topics = append(in.Topics, t.Name)
 	}
@@ -337,13 +338,19 @@ func (b *builder) eventID(at expr.Source) expr.Source {
 	return expr.Source{Text: "id", Line: at.Line, Col: at.Col}
 }
 
-// identity returns what identifies the events at this stage. Without an envelope, all
-// parts of a split event would have the same identity.
-func (b *builder) identity() identity.Identity {
-	if b.pipeline.reshapes() || b.splits() && (b.from.Bare != nil || !b.from.Identity.HasID()) {
-		return nil
+// identity returns what identifies the events at this stage, or which stage took it away.
+// Without an envelope, all parts of a split event would have the same identity.
+func (b *builder) identity() (id identity.Identity, taken string) {
+	for _, s := range b.pipeline.Stages {
+		_, splits := s.Built.(pipeline.Splitter)
+		switch _, reshapes := s.Built.(stage.Reshaper); {
+		case reshapes:
+			return nil, "stage " + s.Name + " before it gives events another schema"
+		case splits && len(b.from.Identity) > 0 && (b.from.Bare != nil || !b.from.Identity.HasID()):
+			return nil, "all parts that stage " + s.Name + " before it makes of an event have the same one"
+		}
 	}
-	return b.from.Identity
+	return b.from.Identity, ""
 }
 
 // on reports, by event type, whether a stage handles it. It returns nil, with a
@@ -517,6 +524,11 @@ func (b *builder) layouts(typ int) error {
 		}
 		if b.from.Bare == nil && i == len(sections)-1 && b.writesCloudEvents(typ) {
 			paths = append(paths, []string{"id"}, []string{"timestamp"})
+		}
+		if i > 0 {
+			if r, ok := b.pipeline.Stages[s.First-1].Built.(stage.Reshaper); ok {
+				paths = append(paths, r.ReadsAfter(typ)...)
+			}
 		}
 		var err error
 		if s.Layout, err = codec.NewDerivedLayout(s.Base, s.Schema, paths); err != nil {

@@ -47,7 +47,8 @@ type projector struct {
 }
 
 // NewProjection returns the projection of a record w to a record r. names maps fields of
-// w to fields of r with other names. given are the paths of the fields of r whose values
+// w to fields of r with other names; they take the place of fields of w with these names.
+// given are the paths of the fields of r whose values
 // the caller of Append gives. The projection is valid if there is no Gap.
 func NewProjection(w, r *codec.Node, names map[string]string, given []string) (*Projection, []Gap) {
 	p := projector{compiler{done: map[[2]*codec.Node]*reading{}}, &Projection{}, given, map[string]span{}, nil}
@@ -80,6 +81,9 @@ func (p *projector) source(w *codec.Node, at string, names map[string]string) {
 			name = other
 		}
 		path, from := join2(at, name), len(p.cells)
+		if at == "" && name == f.Name && renamed(names, name) {
+			path = "" // another field takes its place
+		}
 		if f.Type.Kind == codec.Record && p.divided(path) {
 			p.source(f.Type, path, nil)
 		} else {
@@ -87,6 +91,16 @@ func (p *projector) source(w *codec.Node, at string, names map[string]string) {
 		}
 		p.spans[path] = span{f.Type, from, len(p.cells)}
 	}
+}
+
+// renamed reports whether a field has a new name.
+func renamed(names map[string]string, to string) bool {
+	for _, name := range names {
+		if name == to {
+			return true
+		}
+	}
+	return false
 }
 
 func join2(at, name string) string {

@@ -55,15 +55,23 @@ func (c *comparison) normalize() error {
 	return nil
 }
 
-// volatileFields returns the fields of a type that can differ when the same event is
-// processed again, and the stages that can decide differently. Both depend on now(), a
-// table or a service, directly or through a field that an earlier stage set.
+// volatileFields returns the fields of the output of a type that can differ when the same
+// event is processed again, and the stages that can decide differently. Both depend on
+// now(), a table or a service, directly or through a field that an earlier stage set.
 func volatileFields(pl *topology.Pipeline, typ int) (fields [][]string, deciding []string) {
 	for _, s := range pl.Stages {
 		if !s.On[typ] {
 			continue
 		}
 		own, fate := stage.Volatile(s.Built, typ)
+		if r, ok := s.Built.(stage.Reshaper); ok && r.Reshaped(typ) != nil {
+			follow, decides := r.Follow(typ, fields)
+			fields = append(own, follow...) // of the new schema
+			if fate || decides {
+				deciding = append(deciding, s.Name)
+			}
+			continue
+		}
 		if slices.ContainsFunc(s.Built.Reads(typ), func(read []string) bool {
 			return slices.ContainsFunc(fields, func(f []string) bool { return overlap(read, f) })
 		}) {

@@ -257,6 +257,62 @@ pipelines:
 	}
 }
 
+// A select gives events another schema: the fields that cannot be compared are those of the
+// new schema, and the stages before it set none of them.
+func TestVolatileFieldsFollowASelect(t *testing.T) {
+	b := processortest.NewBench(t, harness.PlainTopology)
+	const stamp = `{name: stamp, add: {at: {type: timestamp-millis, value: "now()"}, more: {type: long, value: "n"}}}`
+	for name, c := range map[string]struct{ stages, fields, deciding string }{
+		"left out":         {"- enrich: " + stamp + "\n- select: {drop: [at]}", "", ""},
+		"renamed":          {"- enrich: " + stamp + "\n- select: {keep: [at, n], rename: {at: seen}}", "seen", ""},
+		"all left out":     {"- enrich: " + stamp + "\n- select: {keep: [n]}\n- filter: {keep: n > 0}", "", ""},
+		"of no other type": {"- enrich: " + stamp + "\n- select: {to: Page, set: {title: string(at)}}", "title", ""},
+		"own":              {"- select: {to: Page, set: {title: string(now())}}\n- filter: {name: by, keep: title != ''}", "title", "by"},
+		"a deletion":       {"- enrich: " + stamp + "\n- select: {keep: [n], delete: at < now()}", "", "select"},
+		"followed":         {"- enrich: " + stamp + "\n- select: {keep: [at, n], rename: {at: a}}\n- select: {name: second, rename: {a: b}}\n- enrich: {set: {n: int(b)}}", "b n", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan := b.Load(`
+name: t
+topics: {in: {partitions: 1, types: [Click], envelope: none}, out: {partitions: 1, envelope: none}, dead: {partitions: 1}}
+pipelines:
+  p:
+    from: in
+    to: out
+    dead_letter: dead
+    stages:
+      ` + strings.ReplaceAll(c.stages, "\n", "\n      ") + "\n")
+			fields, deciding := verify.VolatileFields(plan.Pipelines[0], 0)
+			var names []string
+			for _, f := range fields {
+				names = append(names, strings.Join(f, "."))
+			}
+			if got := strings.Join(names, " "); got != c.fields || strings.Join(deciding, " ") != c.deciding {
+				t.Errorf("volatile fields %q and stages %q, want %q and %q", got, deciding, c.fields, c.deciding)
+			}
+		})
+	}
+}
+
+// The output agrees behind a stage that sets now() and a select, which lacks the field or
+// renames it.
+func TestVerifyAgreesAfterASelect(t *testing.T) {
+	text := strings.TrimRight(harness.PlainTopology, "\n") + `
+      - enrich: {name: stamp, add: {at: {type: timestamp-millis, value: "now()"}, gone: {type: timestamp-millis, value: "now()"}}}
+      - select: {delete: n % 5 == 4, drop: [gone], rename: {at: seen}, type: Seen}
+`
+	b := processortest.NewBench(t, text)
+	stop := b.Start("0")
+	b.Clicks(60)
+	b.CaughtUp()
+	stop()
+	code, out := b.Processor(b.File(text), "verify")
+	if code != cli.ExitOK {
+		t.Errorf("exit code %d", code)
+	}
+	harness.WantLines(t, out, "the output is as expected", "Seen.seen")
+}
+
 // Records that retention deleted are not missing. The report notes that they are lost.
 func TestVerifyAcceptsThatOldRecordsAreDeleted(t *testing.T) {
 	for topic, note := range map[string]string{"in": "a source lost its oldest events", "out": "an output topic lost its oldest records"} {

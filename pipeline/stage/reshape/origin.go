@@ -1,4 +1,4 @@
-package stage
+package reshape
 
 import (
 	"fmt"
@@ -9,14 +9,14 @@ import (
 	"millrace/pipeline/expr"
 )
 
-// An origin is a record in an event, or a record that may be null.
-type origin struct {
+// An Origin is a record in an event, or a record that may be null. It is immutable after
+// Bind and safe for concurrent use.
+type Origin struct {
 	path   []string
 	leaves [][]string // of the event: one that holds the record, or all those of a plain record
 	slots  []int      // of the leaves
 	hops   []hop      // from the one leaf to the record
 	last   *codec.Node
-	null   error // the rejection of an event without the record
 }
 
 // A hop leads into a value: into the branch of a nullable record, or to a field of a
@@ -27,9 +27,10 @@ type hop struct {
 	branch int64
 }
 
-// newOrigin returns the record at a path of a schema, and its type.
-func newOrigin(s *codec.Schema, path string) (*origin, *codec.Node, error) {
-	o := &origin{path: strings.Split(path, "."), null: pipeline.Reject(ReasonNullRecord, "%s is null", path)}
+// NewOrigin returns the record at a path of a schema, and its type. Errors are of type
+// [expr.Errors].
+func NewOrigin(s *codec.Schema, path string) (*Origin, *codec.Node, error) {
+	o := &Origin{path: strings.Split(path, ".")}
 	n, leaf := s.Root(), 0 // leaf is the length of the path of the leaf; 0: not reached
 	for i, name := range o.path {
 		at := -1
@@ -39,11 +40,7 @@ func newOrigin(s *codec.Schema, path string) (*origin, *codec.Node, error) {
 			}
 		}
 		if at < 0 {
-			var names []string
-			for f := range n.Fields {
-				names = append(names, n.Fields[f].Name)
-			}
-			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(o.path[:i+1], ".")), Hint: expr.Suggest(name, names)}}
+			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(o.path[:i+1], ".")), Hint: expr.Suggest(name, fieldsOf(n))}}
 		}
 		if leaf > 0 {
 			o.hops = append(o.hops, hop{node: n, field: at})
@@ -69,6 +66,14 @@ func newOrigin(s *codec.Schema, path string) (*origin, *codec.Node, error) {
 	return o, n, nil
 }
 
+// fieldsOf returns the names of the fields of a record.
+func fieldsOf(n *codec.Node) (names []string) {
+	for f := range n.Fields {
+		names = append(names, n.Fields[f].Name)
+	}
+	return names
+}
+
 // appendLeaves appends the paths of the leaves of a record. A record cannot hold itself
 // without a union, an array or a map between.
 func appendLeaves(paths [][]string, n *codec.Node, at []string) [][]string {
@@ -83,46 +88,50 @@ func appendLeaves(paths [][]string, n *codec.Node, at []string) [][]string {
 	return paths
 }
 
-func (o *origin) bind(l *codec.Layout) {
+// Path returns the path of the record.
+func (o *Origin) Path() []string { return o.path }
+
+// Leaves returns the paths of the leaves of the event that hold the record.
+func (o *Origin) Leaves() [][]string { return o.leaves }
+
+// Bind resolves the leaves to the slots of a layout.
+func (o *Origin) Bind(l *codec.Layout) {
 	o.slots = make([]int, len(o.leaves))
 	for i, path := range o.leaves {
 		o.slots[i] = l.Slot(path...)
 	}
 }
 
-// record returns the encoding of the record. A rejection means that it is null.
-func (o *origin) record(e *pipeline.Event) ([]byte, error) {
+// Record returns the encoding of the record, or that it is null. A walk has accepted the
+// event.
+func (o *Origin) Record(e *pipeline.Event) (enc []byte, null bool, err error) {
 	if len(o.hops) == 0 { // the encoding of a record is that of its fields
 		n := len(e.Arena)
 		for _, slot := range o.slots {
 			e.Arena = append(e.Arena, e.Get(slot)...)
 		}
-		return e.Arena[n:len(e.Arena):len(e.Arena)], nil
+		return e.Arena[n:len(e.Arena):len(e.Arena)], false, nil
 	}
-	enc := e.Get(o.slots[0])
+	enc = e.Get(o.slots[0])
 	for i := range o.hops {
 		h := &o.hops[i]
 		if h.node == nil {
 			branch, rest, err := codec.ReadLong(enc)
-			if err != nil {
-				return nil, badBody(err)
-			}
-			if branch != h.branch {
-				return nil, o.null
+			if err != nil || branch != h.branch {
+				return nil, err == nil, err
 			}
 			enc = rest
 			continue
 		}
 		for f := range h.field {
-			var err error
 			if enc, err = codec.Skip(h.node.Fields[f].Type, enc); err != nil {
-				return nil, badBody(err)
+				return nil, false, err
 			}
 		}
 	}
 	rest, err := codec.Skip(o.last, enc)
 	if err != nil {
-		return nil, badBody(err)
+		return nil, false, err
 	}
-	return enc[: len(enc)-len(rest) : len(enc)-len(rest)], nil
+	return enc[: len(enc)-len(rest) : len(enc)-len(rest)], false, nil
 }
