@@ -279,7 +279,7 @@ func (l *link) failed(err error, onError OnError) (skipped bool, _ error) {
 	reject, ok := rejection(err)
 	switch {
 	case !ok:
-	case onError == Skip:
+	case onError == Skip && !reject.Final:
 		l.counts.Skipped++
 		return true, nil
 	case onError == Stop:
@@ -351,7 +351,9 @@ func splitProcess(ctx context.Context, s Splitter, e *Event, next func(*Event) e
 }
 
 // panicked returns the error for a recovered panic of a stage.
-func panicked(p any) error { return &RejectError{ReasonPanic, &PanicError{p, debug.Stack()}} }
+func panicked(p any) error {
+	return &RejectError{Reason: ReasonPanic, Err: &PanicError{p, debug.Stack()}}
+}
 
 // Counts calls f with the counts of each stage since the last call, and clears
 // them. A nil f discards the counts. Discard the counts of an aborted batch,

@@ -93,11 +93,12 @@ func Reasons() []Reason {
 type RejectError struct {
 	Reason Reason
 	Err    error
+	Final  bool // the event cannot pass the stage, whatever its OnError is
 }
 
 // Reject returns a RejectError with a formatted message.
 func Reject(reason Reason, format string, args ...any) error {
-	return &RejectError{reason, fmt.Errorf(format, args...)}
+	return &RejectError{Reason: reason, Err: fmt.Errorf(format, args...)}
 }
 
 func (e *RejectError) Error() string { return string(e.Reason) + ": " + e.Err.Error() }

@@ -34,23 +34,27 @@ var imports = map[string][]string{
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
 	"pipeline/expr": {
 		"pipeline", "pipeline/codec", "pipeline/decimal",
-		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/within", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
 	},
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
-	// of CEL, the analysis of nulls, values in their encoding, the words of messages,
-	// time zones.
-	"pipeline/expr/escape":    {cel},
-	"pipeline/expr/library":   {"pipeline/decimal", cel, uuid, xxhash},
-	"pipeline/expr/nulls":     {"pipeline/codec", cel},
-	"pipeline/expr/raw":       {"pipeline/codec"},
-	"pipeline/expr/wording":   {cel},
-	"pipeline/expr/zone":      {"pipeline/expr/wording", cel},
-	"pipeline/stage":          {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/identity", "pipeline/stage/reshape"},
-	"pipeline/stage/reshape":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
-	"pipeline/fold":           {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
-	"pipeline/topology/avsc":  {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
-	"pipeline/topology/align": {yaml},                              // places of characters in a YAML file
-	"pipeline/topology":       {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	// of CEL, the analysis of nulls, the places of fields, values in their encoding, the
+	// words of messages, time zones.
+	"pipeline/expr/escape":     {cel},
+	"pipeline/expr/library":    {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/nulls":      {"pipeline/codec", cel},
+	"pipeline/expr/within":     {"pipeline/codec", "pipeline/expr/raw", "pipeline/expr/wording"},
+	"pipeline/expr/raw":        {"pipeline/codec"},
+	"pipeline/expr/wording":    {cel},
+	"pipeline/expr/zone":       {"pipeline/expr/wording", cel},
+	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
+	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},      // values that a mask hides
+	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
+	"pipeline/stage/responses": {},
+	"pipeline/stage/uuids":     {},
+	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
+	"pipeline/topology/avsc":   {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
+	"pipeline/topology/align":  {yaml},                              // places of characters in a YAML file
+	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve"},
@@ -116,7 +120,7 @@ var imports = map[string][]string{
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
 	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
-		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
+		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
 	},
 

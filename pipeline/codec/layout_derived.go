@@ -23,8 +23,8 @@ type NewField struct {
 // result depends only on the schema and the fields, so a registry receives the same
 // schema each time.
 //
-// A field cannot be added to a record that the schema uses in several places, because
-// it would appear in all of them.
+// A path can lead through unions that have one record among their branches, or one with the
+// next name of the path. A record type that the schema uses in several places gets the field in all of them.
 func (s *Schema) With(fields []NewField) (*Schema, error) {
 	if s.avro == nil {
 		return nil, fmt.Errorf("%s has no schema document to add fields to", s.Name())
@@ -43,39 +43,92 @@ func (s *Schema) With(fields []NewField) (*Schema, error) {
 	return ParseSchema(derived.String())
 }
 
-// add adds one field to root, the tree of s. added holds the paths of the fields that
-// were added before.
+// add adds one field to root, the tree of s. added holds the records and names of the
+// fields that were added before.
 func (s *Schema) add(root *avro.SchemaNode, f NewField, added map[string]bool) error {
 	if len(f.Path) == 0 {
 		return errors.New("the path is empty")
 	}
-	record, in := s.Root(), root
+	record := s.Root()
 	for i, name := range f.Path[:len(f.Path)-1] {
-		at := slices.IndexFunc(record.Fields, func(f Field) bool { return f.Name == name })
-		path := strings.Join(f.Path[:i+1], ".")
-		if at < 0 {
+		field, path := record.Field(name), strings.Join(f.Path[:i+1], ".")
+		if field == nil {
 			return fmt.Errorf("there is no record %s", path)
 		}
-		if record = record.Fields[at].Type; record.Kind != Record {
-			return fmt.Errorf("%s is %s, not a record", path, record)
+		next := ""
+		if i+2 < len(f.Path) {
+			next = f.Path[i+1]
 		}
-		in = &in.Fields[at].Type
+		inner, err := onlyRecord(field.Type, next)
+		if err != nil {
+			return fmt.Errorf("%s is %s, %w", path, field.Type, err)
+		}
+		record = inner
 	}
-	name, path := f.Path[len(f.Path)-1], strings.Join(f.Path, ".")
+	name := f.Path[len(f.Path)-1]
 	switch {
 	case record.Kind != Record:
 		return fmt.Errorf("%s is not a record", s.Name())
-	case record.Field(name) != nil || added[path]:
+	case record.Field(name) != nil || added[record.Name+"."+name]:
 		return errors.New("the field already exists")
-	case s.uses(record) > 1:
-		return fmt.Errorf("the record %s is used in several places, so the field would appear in all of them", record.Name)
 	}
 	field, err := s.parseField(record, name, f)
 	if err != nil {
 		return err
 	}
-	added[path] = true
+	in := definition(root, record.Name)
+	if in == nil {
+		return fmt.Errorf("the schema does not define %s", record.Name)
+	}
+	added[record.Name+"."+name] = true
 	in.Fields = append(in.Fields, *field)
+	return nil
+}
+
+// onlyRecord returns the record that a value of the type is, unless it is of another branch
+// of a union. Of several records, it is the one with the field next; "" is the field of none.
+func onlyRecord(n *Node, next string) (*Node, error) {
+	if n.Kind == Record {
+		return n, nil
+	}
+	var records, having []*Node
+	for _, b := range n.Branches {
+		if b.Kind == Record {
+			records = append(records, b)
+			if b.Field(next) != nil {
+				having = append(having, b)
+			}
+		}
+	}
+	switch {
+	case len(records) == 0:
+		return nil, errors.New("not a record")
+	case len(records) == 1:
+		return records[0], nil
+	case len(having) == 1:
+		return having[0], nil
+	}
+	return nil, errors.New("which has several records")
+}
+
+// definition returns the node of a schema document that defines a record; nil if n has
+// none.
+func definition(n *avro.SchemaNode, name string) *avro.SchemaNode {
+	if n == nil || (n.Type == "record" || n.Type == "error") && definedName(n) == name {
+		return n
+	}
+	parts := []*avro.SchemaNode{n.Items, n.Values}
+	for i := range n.Fields {
+		parts = append(parts, &n.Fields[i].Type)
+	}
+	for i := range n.Branches {
+		parts = append(parts, &n.Branches[i])
+	}
+	for _, part := range parts {
+		if found := definition(part, name); found != nil {
+			return found
+		}
+	}
 	return nil
 }
 
@@ -130,29 +183,11 @@ func nullFirst(typ json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(append([]json.RawMessage{json.RawMessage(`"null"`)}, slices.DeleteFunc(branches, isNull)...))
 }
 
-// uses returns the number of places where the schema uses the record.
-func (s *Schema) uses(record *Node) int {
-	count := 0
-	seen := map[*Node]bool{}
-	var visit func(n *Node)
-	visit = func(n *Node) {
-		if n == record {
-			count++
-		}
-		if n == nil || seen[n] {
-			return
-		}
-		seen[n] = true
-		visit(n.Elem)
-		for _, b := range n.Branches {
-			visit(b)
-		}
-		for i := range n.Fields {
-			visit(n.Fields[i].Type)
-		}
-	}
-	visit(s.Root())
-	return count
+// Splices reports whether [NewDerivedLayout] can add the fields of derived to bodies of
+// base. It cannot if they are within an array, a map or a union.
+func Splices(base, derived *Schema) bool {
+	l := &Layout{}
+	return l.compile(base.Root(), derived.Root(), "", nil, 1) == nil
 }
 
 // NewDerivedLayout returns a layout that walks bodies of base and has slots of

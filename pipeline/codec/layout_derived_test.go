@@ -67,12 +67,15 @@ func TestWithRefusesInvalidFields(t *testing.T) {
 	s := mustParse(t, `{"type":"record","name":"E","fields":[
 		{"name":"a","type":{"type":"record","name":"Part","fields":[{"name":"x","type":"int"}]}},
 		{"name":"parts","type":{"type":"array","items":"Part"}},
-		{"name":"sub","type":["null",{"type":"record","name":"Sub","fields":[{"name":"x","type":"int"}]}]}]}`)
+		{"name":"sub","type":["null",{"type":"record","name":"Sub","fields":[{"name":"x","type":"int"}]}]},
+		{"name":"two","type":["Part","Sub"]}]}`)
 	for _, test := range []struct{ path, typ, def, want string }{
 		{"a.x", "int", "", "adding a.x to E: the field already exists"},
 		{"b.x", "int", "", "adding b.x to E: there is no record b"},
-		{"a.y", "int", "", "adding a.y to E: the record Part is used in several places, so the field would appear in all of them"},
-		{"sub.y", "int", "", "adding sub.y to E: sub is null or Sub, not a record"},
+		{"sub.x", "int", "", "adding sub.x to E: the field already exists"},
+		{"sub.y.z", "int", "", "adding sub.y.z to E: there is no record sub.y"},
+		{"parts.y", "int", "", "adding parts.y to E: parts is array of Part, not a record"},
+		{"two.y", "int", "", "adding two.y to E: two is Part or Sub, which has several records"},
 		{"n", "int", "1.5", "default"},
 		{"n", "int", "nope", "adding n to E: the default nope is not JSON"},
 		{"n", "Unknown", "1", "Unknown"},
@@ -85,6 +88,42 @@ func TestWithRefusesInvalidFields(t *testing.T) {
 	}
 	if _, err := s.With([]NewField{{Path: []string{"n"}, Type: "int"}, {Path: []string{"n"}, Type: "int"}}); err == nil {
 		t.Error("adding a field twice was accepted")
+	}
+	if _, err := s.With([]NewField{{Path: []string{"a", "n"}, Type: "int"}, {Path: []string{"sub", "n"}, Type: "int"}}); err != nil {
+		t.Error(err)
+	}
+}
+
+// A field can be added through unions, and to a record type that is defined elsewhere or
+// contains itself. The document defines each type once. A layout can only splice the field
+// in where no union, array or map is around it.
+func TestWithAddsFieldsToSharedAndNullableRecords(t *testing.T) {
+	s := mustParse(t, `{"type":"record","name":"E","namespace":"x.y","fields":[
+		{"name":"a","type":{"type":"record","name":"Plain","fields":[]}},
+		{"name":"b","type":"Plain"},
+		{"name":"before","type":["null",{"type":"record","name":"Row","namespace":"z","doc":"A row.","fields":[{"name":"v","type":"int"},{"name":"kid","type":["Row","null"]}]}]},
+		{"name":"after","type":["z.Row","string","null"]}]}`)
+	for _, test := range []struct {
+		path    string
+		splices bool
+	}{{"b.n", true}, {"after.n", false}, {"after.kid.kid.n", false}} {
+		derived, err := s.With([]NewField{{Path: strings.Split(test.path, "."), Type: "int"}})
+		if err != nil {
+			t.Fatalf("%s: %v", test.path, err)
+		}
+		if Splices(s, derived) != test.splices {
+			t.Errorf("%s: Splices is %t", test.path, !test.splices)
+		}
+		if got := strings.ReplaceAll(derived.String(), " ", ""); strings.Count(got, `"fields"`) != 3 || strings.Count(got, `"name":"n"`) != 1 {
+			t.Errorf("%s: %s", test.path, derived)
+		}
+		row, plain := derived.Root().Field("after").Type.Branches[0], derived.Root().Field("a").Type
+		if row != derived.Root().Field("before").Type.Branches[1] || row.Field("kid").Type.Branches[0] != row || plain != derived.Root().Field("b").Type {
+			t.Errorf("%s: the uses of a type differ: %s", test.path, derived)
+		}
+		if (row.Field("n") != nil) == (plain.Field("n") != nil) || row.Name != "z.Row" || row.Doc != "A row." || plain.Name != "x.y.Plain" {
+			t.Errorf("%s: %s", test.path, derived)
+		}
 	}
 }
 

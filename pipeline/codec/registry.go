@@ -25,6 +25,10 @@ var (
 	// ErrIncompatible means that the schema is incompatible with the schemas that are
 	// registered under the subject. A retry does not help.
 	ErrIncompatible = errors.New("schema is incompatible")
+
+	// ErrRefused means that the registry does not let this user do what was asked: it
+	// needs another user (401, 403), or it is in read-only mode.
+	ErrRefused = errors.New("the schema registry refuses")
 )
 
 // Limits of the communication with a registry.
@@ -342,10 +346,14 @@ func (c *references) text(ctx context.Context, s sr.Schema, depth int) (string, 
 
 // Register registers the schema under the subject, unless it is registered already,
 // and returns its id. The error wraps [ErrIncompatible] if the registry refuses the
-// schema as incompatible.
+// schema as incompatible, and [ErrRefused] if it does not let this user register it.
 func (r *Registry) Register(ctx context.Context, subject string, s *Schema) (int, error) {
 	id, err := r.client.RegisterSchema(ctx, subject, sr.Schema{Schema: s.String()}, -1, -1)
 	if code(err) == sr.ErrIncompatibleSchema.Code {
+		// Some registries give their reasons only in the answer to a check.
+		if reasons := r.Compatible(ctx, subject, s); errors.Is(reasons, ErrIncompatible) {
+			return 0, reasons
+		}
 		return 0, r.incompatible(subject, s, shorten(err.Error()))
 	}
 	if err != nil {
@@ -393,7 +401,8 @@ func (r *Registry) Versions(ctx context.Context, subject string) ([]Version, err
 }
 
 // SetCompatibility sets the compatibility level of the subject, such as
-// BACKWARD_TRANSITIVE.
+// BACKWARD_TRANSITIVE. The error wraps [ErrRefused] if the registry does not let this user
+// set it.
 func (r *Registry) SetCompatibility(ctx context.Context, subject, level string) error {
 	var l sr.CompatibilityLevel
 	if err := l.UnmarshalText([]byte(level)); err != nil {
@@ -447,10 +456,6 @@ func (r *Registry) Ping(ctx context.Context) error {
 	return nil
 }
 
-// TopicSubject returns the subject of an event type's schema on a topic, by Confluent's
-// TopicRecordNameStrategy.
-func TopicSubject(topic string, s *Schema) string { return topic + "-" + s.Name() }
-
 // code returns the registry's own error code. It returns 0 if there is none: then the
 // error is not an answer of the registry to the request.
 func code(err error) int {
@@ -468,6 +473,19 @@ func unknownRequest(err error) bool {
 		(answer.StatusCode == http.StatusNotFound || answer.StatusCode == http.StatusMethodNotAllowed)
 }
 
+// refused reports whether an answer says that this user may not do what was asked.
+func refused(answer *sr.ResponseError) bool {
+	return answer.StatusCode == http.StatusUnauthorized || answer.StatusCode == http.StatusForbidden ||
+		answer.ErrorCode == sr.ErrOperationNotPermitted.Code
+}
+
+// A refusal is an error that wraps [ErrRefused] too, whose text it does not repeat.
+type refusal struct{ err error }
+
+func (r refusal) Error() string        { return r.err.Error() }
+func (r refusal) Unwrap() error        { return r.err }
+func (r refusal) Is(target error) bool { return target == ErrRefused }
+
 // explain wraps an error with the operation, the registry's URLs and a hint for the
 // operator.
 func (r *Registry) explain(what string, err error) error {
@@ -484,6 +502,8 @@ func (r *Registry) explain(what string, err error) error {
 		hint = "; check user and password, or the token, of the registry"
 	case s == http.StatusForbidden:
 		hint = "; this user lacks the permission: ask the operator of the registry"
+	case answer.ErrorCode == sr.ErrOperationNotPermitted.Code:
+		hint = "; is the registry, or the subject, in read-only mode?"
 	case unknownRequest(err):
 		hint = "; is that a schema registry, and is the path of its URL complete?"
 	case s == http.StatusTooManyRequests:
@@ -491,7 +511,11 @@ func (r *Registry) explain(what string, err error) error {
 	case s >= http.StatusInternalServerError:
 		hint = "; check the registry's log"
 	}
-	return fmt.Errorf("%s: the schema registry at %s answers %d: %s%s", what, r.where, answer.StatusCode, shorten(answer.Error()), hint)
+	err = fmt.Errorf("%s: the schema registry at %s answers %d: %s%s", what, r.where, answer.StatusCode, shorten(answer.Error()), hint)
+	if refused(answer) {
+		err = refusal{err}
+	}
+	return err
 }
 
 // shorten limits a message, because a proxy may answer with a whole page.

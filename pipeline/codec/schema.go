@@ -277,9 +277,14 @@ func (b *builder) node(in *avro.SchemaNode, namespace string, depth int) (*Node,
 // name sets the full name of a named type and registers it. The caller does so before it
 // builds the fields, because they may refer to the type.
 func (b *builder) name(n *Node, in *avro.SchemaNode) {
-	n.Name = in.Name
-	if in.Namespace != "" && !strings.Contains(in.Name, ".") {
-		n.Name = in.Namespace + "." + in.Name
-	}
+	n.Name = definedName(in)
 	b.named[n.Name] = n
+}
+
+// definedName returns the full name of the type that a node defines.
+func definedName(in *avro.SchemaNode) string {
+	if in.Namespace != "" && !strings.Contains(in.Name, ".") {
+		return in.Namespace + "." + in.Name
+	}
+	return in.Name
 }

@@ -30,17 +30,18 @@ type EncoderConfig struct {
 // makes one for another goroutine. [Encoder.Register], [Encoder.SetLimits] and
 // [Encoder.UseKeys] complete the configuration: call them before the first Encode.
 type Encoder struct {
-	topic   string
-	types   []*Type
-	keys    *codec.Schema    // of Avro keys; nil for other formats
-	keyID   int              // of keys in the registry; 0 before Register
-	byName  map[string]*Type // nil: the name is ambiguous
-	newID   func() string
-	now     func() time.Time
-	headers *topicHeaders // nil: records get no headers
-	limits  kafka.Limits
-	gate    *kafka.Gate   // of the topic, by limits
-	ring    *keyring.Ring // nil: nothing is encrypted, or nothing is sent
+	topic    string
+	subjects codec.SubjectNames // of the topic
+	types    []*Type
+	keys     *codec.Schema    // of Avro keys; nil for other formats
+	keyID    int              // of keys in the registry; 0 before Register
+	byName   map[string]*Type // nil: the name is ambiguous
+	newID    func() string
+	now      func() time.Time
+	headers  *topicHeaders // nil: records get no headers
+	limits   kafka.Limits
+	gate     *kafka.Gate   // of the topic, by limits
+	ring     *keyring.Ring // nil: nothing is encrypted, or nothing is sent
 
 	// Of the current event:
 	json    codec.JSON
@@ -51,8 +52,12 @@ type Encoder struct {
 // NewEncoder returns an encoder. An error names the types that the key does not fit,
 // or is about the encryption.
 func NewEncoder(cfg EncoderConfig) (*Encoder, error) {
-	e := &Encoder{topic: cfg.Topic.Name, keys: cfg.Topic.KeyFormat.Schema, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
+	e := &Encoder{topic: cfg.Topic.Name, subjects: cfg.Topic.Subjects, keys: cfg.Topic.KeyFormat.Schema, byName: map[string]*Type{}, newID: cfg.NewID, now: cfg.Now}
 	e.SetLimits(nil)
+	if len(cfg.Topic.Types) > 1 && cfg.Topic.Subjects == codec.TopicName {
+		return nil, fmt.Errorf("%s has %d event types, but with subjects: topic its subject %s holds one: use subjects: topic_record, or a topic for each type",
+			cfg.Topic.Name, len(cfg.Topic.Types), cfg.Topic.Subject(cfg.Topic.Types[0]))
+	}
 	var faults []error
 	for _, s := range cfg.Topic.Types {
 		t, err := newType(s, cfg.Topic, strings.Split(cfg.Key, "."))
@@ -104,11 +109,10 @@ func (e *Encoder) nameTypes() {
 }
 
 // Register sets the schema ids of the types, and of Avro keys, from the registry. If
-// create is set, it registers the schemas that are missing there. The subject of the keys
-// is the topic with -key.
+// create is set, it registers the schemas that are missing there.
 func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) error {
 	for _, t := range e.types {
-		id, err := EnsureSchema(ctx, registry, e.topic, t.Schema, create)
+		id, err := EnsureSchema(ctx, registry, e.subjects.Value(e.topic, t.Schema), t.Schema, create)
 		if err != nil {
 			return fmt.Errorf("schema of %s: %w", t.Schema.Name(), err)
 		}
@@ -118,7 +122,7 @@ func (e *Encoder) Register(ctx context.Context, registry Registry, create bool) 
 		return nil
 	}
 	var err error
-	if e.keyID, err = ensure(ctx, registry, e.topic+"-key", e.keys, create); err != nil {
+	if e.keyID, err = EnsureSchema(ctx, registry, codec.KeySubject(e.topic), e.keys, create); err != nil {
 		return fmt.Errorf("schema of the keys, %s: %w", e.keys.Name(), err)
 	}
 	return nil

@@ -2,18 +2,23 @@ package expr
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/within"
 )
 
 // A Target is a part of an event that a stage sets: a field that is not a record,
 // or one entry of a map field.
 type Target struct {
-	Path  []string    // of the field
-	Node  *codec.Node // the type of the field
-	Entry bool        // the target is one entry of the map
-	Key   string      // of the entry: the text after the path of the map, including dots
+	Path  []string      // of the leaf of the event that is or holds the field
+	Place *within.Place // of the field in the leaf, below a union; nil if it is the leaf
+	Whole []string      // the path of the field
+	Node  *codec.Node   // the type of the field
+	Entry bool          // the target is one entry of the map
+	Key   string        // of the entry: the text after the path of the map, including dots
+	There Facts         // what is known about an event that has the field
 
 	text, record string // the path as written and the name of the schema, for messages
 }
@@ -37,41 +42,39 @@ func (e *Env) Target(path string) (Target, error) {
 	if root == nil {
 		return fail(0, "", "there is no event to set %s in", path)
 	}
-	t := Target{text: path, record: root.Schema.Name()}
-	record := root.Schema.Root()
-	at := 0
-	for rest := path; ; {
-		name, after, more := strings.Cut(rest, ".")
-		if name == "" {
-			return fail(at, "a.b.c", "%q is not a path", path)
-		}
-		f := record.Field(name)
-		t.Path = append(t.Path, name)
-		if f == nil && name == eventName && len(t.Path) == 1 && more {
-			return fail(0, "write "+after, "%s has no field event: the path of a field to set does not start with event", t.record)
-		}
-		if f == nil {
-			return fail(at, nearest(name, fieldNames(record)), "%s has no field %s", t.record, strings.Join(t.Path, "."))
-		}
-		t.Node = f.Type
-		at += len(name) + 1
-		switch full := strings.Join(t.Path, "."); {
-		case f.Type.Kind == codec.Record && more:
-			record, rest = f.Type, after
-			continue
-		case f.Type.Kind == codec.Record:
-			return fail(0, "name one of its fields: "+listed(fieldNames(f.Type), 4), "%s is a whole record (%s)", full, f.Type.Name)
-		case e.leaves[e.pathOf(root, full)].known != nil:
-			return fail(0, "", "%s is %q in every %s and cannot be set", full, *e.leaves[e.pathOf(root, full)].known, t.record)
-		case more && f.Type.Kind == codec.Map && after == "":
-			return fail(at-1, full+".KEY", "the key is missing")
-		case more && f.Type.Kind == codec.Map:
-			t.Entry, t.Key = true, after
-		case more:
-			return fail(at, "", "%s is %s, which has no fields to set", full, avroWord(f.Type))
-		}
-		return t, nil
+	record := root.Schema.Name()
+	if after, ok := strings.CutPrefix(path, eventName+"."); ok && root.Schema.Root().Field(eventName) == nil {
+		return fail(0, "write "+after, "%s has no field event: the path of a field to set does not start with event", record)
 	}
+	found, fault := within.Finder{Schema: root.Schema, Word: avroWord, Same: same}.Find(path)
+	if fault != nil {
+		return fail(fault.At, fault.Hint, "%s", fault.Msg)
+	}
+	if l := e.leaves[e.pathOf(root, strings.Join(found.Leaf, "."))]; l != nil && l.known != nil {
+		return fail(0, "", "%s is %q in every %s and cannot be set", strings.Join(found.Leaf, "."), *l.known, record)
+	}
+	t := Target{Path: found.Leaf, Place: found.Place, Whole: found.Path, Node: found.Node, Entry: found.Entry, Key: found.Key, text: path, record: record}
+	for _, union := range found.Unions {
+		t.There = t.There.NotNull(e.pathOf(root, union))
+	}
+	return t, nil
+}
+
+// Of returns an environment for the same place with another schema of the event, which
+// has all fields of the old one. It collects its own warnings.
+func (e *Env) Of(s *codec.Schema) (*Env, error) {
+	roots := slices.Clone(e.roots)
+	for i := range roots {
+		if roots[i].Name == "" {
+			roots[i].Schema = s
+			break
+		}
+	}
+	out, err := NewEnv(roots...)
+	if err == nil {
+		out.Clock, out.Known, out.warnings = e.Clock, e.Known, new([]Fault)
+	}
+	return out, err
 }
 
 // top returns the first root with fields at top level, or nil.

@@ -35,11 +35,17 @@ it lists the schemas that the events of each type are written with, and how they
 identical, resolved (with the fields that are dropped, defaulted or converted, and the values
 that reject their event), or unreadable.
 
+With --subjects, it prints only the schemas of the whole topology that the programs write
+with, one JSON object with subject and schema a line: for registering them before the programs
+start, which then need no right to register. Later versions of a projection write to topics
+of their own, and so need subjects of their own if the topic is part of the subject.
+
 With --acls, it prints only the commands that grant these permissions. A worker needs
 all of them except DescribeConfigs. Without DescribeConfigs, it does not know the size
 limits of the topics and uses the default.`,
 		Example: `  processor explain
   processor explain enrich --json
+  processor explain --subjects > schemas.jsonl
   processor explain --acls --principal User:processor | sh`,
 		Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -52,6 +58,7 @@ limits of the topics and uses the default.`,
 		flags.Lookup(name).Hidden = true // accepted and ignored, so all flags of run can be given
 	}
 	flags.BoolVar(&x.asJSON, "json", false, "print JSON")
+	flags.BoolVar(&x.subjects, "subjects", false, "print the schemas that the programs write with, and their subjects")
 	flags.BoolVar(&x.acls, "acls", false, "print the commands of kafka-acls.sh that grant the permissions of a worker")
 	flags.StringVar(&x.principal, "principal", "User:processor", "`principal` of the permissions, for --acls")
 	return cmd
@@ -62,6 +69,7 @@ type explainer struct {
 	worker    *worker.Flags
 	asJSON    bool
 	acls      bool
+	subjects  bool
 	principal string
 }
 
@@ -156,6 +164,9 @@ func (x *explainer) run(ctx context.Context, names []string, writers bool) error
 	t, err := x.worker.Topology.Load(x.env)
 	if err != nil {
 		return err
+	}
+	if x.subjects {
+		return printSubjects(x.env.Stdout, subjectsOf(t))
 	}
 	pipelines, err := worker.SelectPipelines(t, x.worker.Topology.File, names)
 	if err != nil {
@@ -295,7 +306,7 @@ func newStagePlan(t *topology.Topology, pl *topology.Pipeline, at int) stagePlan
 		}
 		plan.On = append(plan.On, name)
 		reads.add(name, s.Built.Reads(i))
-		writes.add(name, s.Built.Writes(i))
+		writes.add(name, stage.Sets(s.Built, i))
 		if gate, ok := s.Built.(stage.Gate); ok && !gate.Passes(i) {
 			plan.Stops = append(plan.Stops, name)
 		}
@@ -353,31 +364,56 @@ func (u fieldUses) plans(all int) []fieldPlan {
 
 func newSchemaPlan(pl *topology.Pipeline, typ int) schemaPlan {
 	in, out := pl.Types[typ], pl.Output[typ]
-	plan := schemaPlan{Type: in.ShortName(), Reads: codec.TopicSubject(pl.From.Name, in)}
+	plan := schemaPlan{Type: in.ShortName(), Reads: pl.From.Subject(in)}
 	for _, t := range pl.Targets[typ] {
-		plan.Writes = append(plan.Writes, codec.TopicSubject(t.Name, out))
+		plan.Writes = append(plan.Writes, t.Subject(out))
 	}
-	if len(pl.Sections[typ]) > 1 {
+	if pl.Sections[typ].Reshaped() {
 		plan.Becomes = out.Name()
 		return plan
 	}
-	addedFields("", in.Root(), out.Root(), 0, &plan.Adds)
+	plan.Adds = addedFields(in.Root(), out.Root())
 	return plan
 }
 
-// addedFields appends the fields of after, and of its nested records, that are not in
-// before.
-func addedFields(path string, before, after *codec.Node, depth int, added *[]string) {
-	const maxDepth = 32 // a record type can contain itself
-	if before == nil || before.Kind != codec.Record || after.Kind != codec.Record || depth > maxDepth {
+// An addition finds the fields of a schema that an earlier form of it does not have.
+type addition struct {
+	fields []string
+	around []*codec.Node // a record type can contain itself
+	left   int           // types to visit: n types, each used twice by the next, have 2^n places
+}
+
+// addedFields returns the fields of after, also within values, that are not in before.
+func addedFields(before, after *codec.Node) []string {
+	a := addition{left: 1 << 14}
+	a.visit("", before, after)
+	return a.fields
+}
+
+func (a *addition) visit(path string, before, after *codec.Node) {
+	if a.left--; a.left < 0 || before == after || before.Kind != after.Kind || slices.Contains(a.around, after) {
 		return
 	}
-	for i := range after.Fields {
-		f := &after.Fields[i]
-		if have := before.Field(f.Name); have != nil {
-			addedFields(path+f.Name+".", have.Type, f.Type, depth+1, added)
-		} else {
-			*added = append(*added, fmt.Sprintf("%s%s: %s", path, f.Name, f.Type))
+	switch after.Kind {
+	case codec.Array, codec.Map:
+		a.visit(path+"[]", before.Elem, after.Elem)
+	case codec.Union:
+		for i := range min(len(before.Branches), len(after.Branches)) {
+			a.visit(path, before.Branches[i], after.Branches[i])
+		}
+	case codec.Record:
+		a.around = append(a.around, after)
+		defer func() { a.around = a.around[:len(a.around)-1] }()
+		if path != "" {
+			path += "."
+		}
+		for i := range after.Fields {
+			f := &after.Fields[i]
+			if have := before.Field(f.Name); have != nil {
+				a.visit(path+f.Name, have.Type, f.Type)
+			} else {
+				a.fields = append(a.fields, fmt.Sprintf("%s%s: %s", path, f.Name, f.Type))
+			}
 		}
 	}
 }

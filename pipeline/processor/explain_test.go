@@ -206,7 +206,7 @@ func (f *feeder) feed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	id, err := registry.Register(ctx, codec.TopicSubject("in", schema), schema)
+	id, err := registry.Register(ctx, codec.TopicRecordName.Value("in", schema), schema)
 	if err != nil {
 		return err
 	}

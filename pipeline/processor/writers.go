@@ -33,11 +33,16 @@ const (
 )
 
 // addWriters adds the schemas of the registry to the plans of the pipeline's types. It
-// looks under the subjects of the usual strategies.
+// looks under the subjects of all strategies, because a foreign writer may use another one
+// than the topic.
 func addWriters(ctx context.Context, registry *codec.Registry, pl *topology.Pipeline, plans []schemaPlan) error {
-	subjects := []string{pl.From.Name + "-value"}
+	var subjects []string
 	for _, s := range pl.Types {
-		subjects = append(subjects, codec.TopicSubject(pl.From.Name, s), s.Name())
+		for _, names := range []codec.SubjectNames{codec.TopicName, codec.TopicRecordName, codec.RecordName} {
+			if subject := names.Value(pl.From.Name, s); !slices.Contains(subjects, subject) {
+				subjects = append(subjects, subject)
+			}
+		}
 	}
 	for _, subject := range subjects {
 		versions, err := registry.Versions(ctx, subject)

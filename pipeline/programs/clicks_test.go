@@ -44,7 +44,7 @@ func newClickSender(t *testing.T, box *sandbox.Sandbox, topic string) *clickSend
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
-	id, err := registry.Register(t.Context(), codec.TopicSubject(topic, schema), schema)
+	id, err := registry.Register(t.Context(), codec.TopicRecordName.Value(topic, schema), schema)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -93,7 +93,7 @@ func occupy(t *testing.T, box *sandbox.Sandbox, topic, schema string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := registry.Register(t.Context(), codec.TopicSubject(topic, s), s); err != nil {
+	if _, err := registry.Register(t.Context(), codec.TopicRecordName.Value(topic, s), s); err != nil {
 		t.Fatal(err)
 	}
 }

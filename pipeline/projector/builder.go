@@ -139,7 +139,7 @@ func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projecti
 
 func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Cluster) (projection.Spec, error) {
 	pr := v.projection
-	id, err := event.EnsureSchema(ctx, b.w.Registry, v.record.Snapshots, pr.Fold.Snapshot(), !b.w.Flags.NoRegister && !b.options.replica)
+	id, err := event.EnsureSchema(ctx, b.w.Registry, pr.Snapshots.Subjects.Value(v.record.Snapshots, pr.Fold.Snapshot()), pr.Fold.Snapshot(), !b.w.Flags.NoRegister && !b.options.replica)
 	if err != nil {
 		return projection.Spec{}, err
 	}

@@ -64,7 +64,7 @@ func TestReceiptsAreWrittenOnceForEventsWithoutOutput(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			pageID, err := b.Registry.Register(t.Context(), codec.TopicSubject("in", page), page)
+			pageID, err := b.Registry.Register(t.Context(), codec.TopicRecordName.Value("in", page), page)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -30,7 +30,8 @@ type registryState struct {
 	Format        int                      `json:"format"` // 1
 	NextID        int                      `json:"next_id"`
 	Compatibility string                   `json:"compatibility"`
-	Schemas       map[int]storedSchema     `json:"schemas"` // by id
+	Mode          string                   `json:"mode,omitempty"` // "" means read and write
+	Schemas       map[int]storedSchema     `json:"schemas"`        // by id
 	Subjects      map[string]storedSubject `json:"subjects"`
 }
 
@@ -41,9 +42,10 @@ type storedSchema struct {
 }
 
 // storedSubject holds the versions of a subject in ascending order. A subject may have
-// a level and no versions.
+// a level or a mode, and no versions.
 type storedSubject struct {
 	Compatibility string          `json:"compatibility,omitempty"` // "" means the registry's level
+	Mode          string          `json:"mode,omitempty"`          // "" means the registry's mode
 	Versions      []storedVersion `json:"versions,omitempty"`
 }
 
@@ -455,9 +457,7 @@ func (s *registryState) drop(subject string, versions []int, permanent bool) {
 		}
 	}
 	s.Subjects[subject] = sub
-	if len(sub.Versions) == 0 && sub.Compatibility == "" {
-		delete(s.Subjects, subject)
-	}
+	s.dropEmpty(subject)
 	used := s.used(true)
 	maps.DeleteFunc(s.Schemas, func(id int, _ storedSchema) bool { return !used[id] })
 }

@@ -16,9 +16,6 @@ import (
 // maxRequest is the maximum size of a request in bytes.
 const maxRequest = 2 << 20
 
-// registryMode is the only mode that this registry supports.
-const registryMode = "READWRITE"
-
 // registryAPI serves a registry over HTTP. It implements the part of Confluent's
 // "Schema Registry API Reference" that common clients need. It does not support
 // contexts, exporters, rules, and schema types other than Avro.
@@ -61,10 +58,11 @@ func (a registryAPI) handler() http.Handler {
 		"POST /compatibility/subjects/{subject}/versions":           a.checkAll,
 		"POST /compatibility/subjects/{subject}/versions/{version}": a.checkOne,
 
-		"GET /mode":           a.getMode,
-		"PUT /mode":           a.putMode,
-		"GET /mode/{subject}": a.getMode,
-		"PUT /mode/{subject}": a.putMode,
+		"GET /mode":              a.getMode,
+		"PUT /mode":              a.putMode,
+		"GET /mode/{subject}":    a.getMode,
+		"PUT /mode/{subject}":    a.putMode,
+		"DELETE /mode/{subject}": a.deleteMode,
 	} {
 		mux.HandleFunc(pattern, a.serve(f))
 	}
@@ -299,7 +297,7 @@ func (a registryAPI) postVersion(r *http.Request) (any, error) {
 		return nil, fail(sr.ErrOperationNotPermitted, "the request sets an id or version, but this registry does not support IMPORT mode")
 	}
 	var out sr.SubjectSchema
-	err := a.change(func(s *registryState) error {
+	err := a.write(r.PathValue("subject"), func(s *registryState) error {
 		v, err := s.register(r.PathValue("subject"), in.Schema)
 		out = s.describe(r.PathValue("subject"), v)
 		return err
@@ -356,7 +354,7 @@ func (a registryAPI) getReferencedBy(r *http.Request) (any, error) {
 
 func (a registryAPI) deleteSubjectRequest(r *http.Request) (any, error) {
 	var versions []int
-	err := a.change(func(s *registryState) (err error) {
+	err := a.write(r.PathValue("subject"), func(s *registryState) (err error) {
 		versions, err = s.deleteSubject(r.PathValue("subject"), flagged(r, "permanent"))
 		return err
 	})
@@ -368,7 +366,7 @@ func (a registryAPI) deleteVersionRequest(r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = a.change(func(s *registryState) (err error) {
+	err = a.write(r.PathValue("subject"), func(s *registryState) (err error) {
 		number, err = s.deleteVersion(r.PathValue("subject"), number, flagged(r, "permanent"))
 		return err
 	})
@@ -425,7 +423,7 @@ func (a registryAPI) deleteConfig(r *http.Request) (any, error) {
 }
 
 func (a registryAPI) setLevel(subject, level string) error {
-	return a.change(func(s *registryState) error {
+	return a.write(subject, func(s *registryState) error {
 		if subject == "" {
 			s.Compatibility = level
 			return nil
@@ -433,9 +431,7 @@ func (a registryAPI) setLevel(subject, level string) error {
 		sub := s.Subjects[subject]
 		sub.Compatibility = level
 		s.Subjects[subject] = sub
-		if level == "" && len(sub.Versions) == 0 {
-			delete(s.Subjects, subject)
-		}
+		s.dropEmpty(subject)
 		return nil
 	})
 }
@@ -477,21 +473,4 @@ func (s *registryState) answerCheck(r *http.Request, against []storedVersion) (a
 		answer.Messages = faults
 	}
 	return answer, nil
-}
-
-func (a registryAPI) getMode(*http.Request) (any, error) {
-	return map[string]string{"mode": registryMode}, nil
-}
-
-func (a registryAPI) putMode(r *http.Request) (any, error) {
-	var in struct {
-		Mode string `json:"mode"`
-	}
-	if err := decode(r, &in); err != nil {
-		return nil, err
-	}
-	if strings.ToUpper(in.Mode) != registryMode {
-		return nil, fail(sr.ErrInvalidMode, "mode %q: this registry supports only %s", in.Mode, registryMode)
-	}
-	return map[string]string{"mode": registryMode}, nil
 }

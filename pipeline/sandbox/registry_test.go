@@ -200,6 +200,16 @@ func TestAnswersMatchConfluentRegistry(t *testing.T) {
 		{"GET", "/schemas/types", "", `200 ["AVRO"]`},
 		{"GET", "/mode", "", `200 {"mode":"READWRITE"}`},
 		{"PUT", "/mode", `{"mode":"IMPORT"}`, `422 {"error_code":42204,`},
+		{"PUT", "/mode", `{"mode":"READONLY"}`, `200 {"mode":"READONLY"}`},
+		{"POST", "/subjects/s/versions", schema, `422 {"error_code":42205,`},
+		{"PUT", "/config/s", `{"compatibility":"FULL"}`, `422 {"error_code":42205,`},
+		{"GET", "/mode/s", "", `404 {"error_code":40409,`},
+		{"GET", "/mode/s?defaultToGlobal=true", "", `200 {"mode":"READONLY"}`},
+		{"PUT", "/mode", `{"mode":"READWRITE"}`, `200 {"mode":"READWRITE"}`},
+		{"PUT", "/mode/s", `{"mode":"READONLY"}`, `200 {"mode":"READONLY"}`},
+		{"GET", "/mode/s", "", `200 {"mode":"READONLY"}`},
+		{"POST", "/subjects/s/versions", schema, `422 {"error_code":42205,`},
+		{"DELETE", "/mode/s", "", `200 {"mode":"READONLY"}`},
 		{"GET", "/nothing", "", `404 {"error_code":404,`},
 		{"GET", "/schemas/ids/1", "", `404 {"error_code":40403,`},
 		{"GET", "/schemas/guids/0", "", `404 {"error_code":40403,`},
@@ -301,7 +311,7 @@ func TestCodecRegistryClient(t *testing.T) {
 		t.Error(err)
 	}
 	s := parse(t, order(id))
-	subject := codec.TopicSubject("shop.events", s)
+	subject := codec.TopicRecordName.Value("shop.events", s)
 	if subject != "shop.events-shop.Order" {
 		t.Errorf("subject %s", subject)
 	}

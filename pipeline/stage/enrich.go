@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
 )
 
@@ -35,10 +36,13 @@ add: {data.total_cents: {type: long, value: int(data.total_amount * 100.0)}}`,
 }
 
 // setDoc describes the parameter set of several stages.
-const setDoc = "Maps the path of an existing field or of a map entry (metadata.KEY) to its new value."
+const setDoc = "Maps the path of an existing field or of a map entry (metadata.KEY) to its new value. " +
+	"A path can lead through records that can be null, and through unions with a record: after.email. " +
+	"If the event has no such record, nothing is set, and the expression is not evaluated."
 
 // addDoc describes the parameter add of several stages.
-const addDoc = "Maps the path of a new field to its type and value."
+const addDoc = "Maps the path of a new field to its type and value. The path can lead through records that can be null, as in set. " +
+	"A record type that the schema uses in several places (such as before and after) gets the field in all of them; in the others it has its default."
 
 // addTypes lists the types of fields that can be added, with their defaults.
 var addTypes = []struct{ word, avro, zero string }{
@@ -89,21 +93,14 @@ type enrichStage struct{ enrich }
 // upcast. It does not implement Built, so a stage that embeds it must have its own
 // Process, Reads, Volatile, Bind and Clone.
 type enrich struct {
-	sets  [][]assignment  // by type: the fields to set, in the order of the file
-	grown []*codec.Schema // by type: the schema after the stage; nil if unchanged
-	scope expr.Scope      // owned by the clone: Process writes it
-}
+	sets     [][]assignment  // by type: the fields to set, in the order of the file
+	grown    []*codec.Schema // by type: the schema after the stage; nil if unchanged
+	rebuilds []*rebuild      // by type; nil if there is none
 
-// An assignment computes the new value of a leaf: the whole value or, for a map, some
-// of its entries.
-type assignment struct {
-	path     []string
-	node     *codec.Node
-	slot     int
-	programs []*expr.Program // one for the whole value, or one per key
-	keys     [][]byte        // of the entries to set; nil: the whole value is set
-	update   *expr.MapUpdate // sets the entries; owned by the clone
-	result   []byte          // for the current event; owned by the clone
+	// Owned by the clone: Process writes them.
+	scope   expr.Scope
+	scratch resolve.Scratch
+	spare   pipeline.View
 }
 
 func newEnrich(in Input) (Built, []expr.Fault) {
@@ -118,44 +115,27 @@ func newEnrich(in Input) (Built, []expr.Fault) {
 		if !t.On {
 			continue
 		}
-		for _, given := range set.Entries {
-			faults = append(faults, s.assign(i, t, given)...)
+		more := s.compile(i, t, set, add)
+		if len(more) == 0 {
+			again, ok, gaps := s.rebuilt(i, t, in.At)
+			if more = gaps; ok {
+				more = append(more, s.compile(i, again, set, add)...)
+			}
 		}
-		for _, given := range add.Items {
-			faults = append(faults, s.add(i, t, given)...)
-		}
+		faults = append(faults, more...)
 	}
 	return s, faults
 }
 
-// assign compiles one assignment for one type.
-func (s *enrich) assign(typ int, t Type, given Entry) []expr.Fault {
-	target, err := t.Env.Target(given.Key.Text)
-	if err != nil {
-		return expr.PlaceErrors(given.Key, t.Name, err)
+// compile compiles the parameters set and add for one type.
+func (s *enrich) compile(typ int, t Type, set, add Arg) (faults []expr.Fault) {
+	for _, given := range set.Entries {
+		faults = append(faults, s.assign(typ, t, given)...)
 	}
-	p, faults := t.Env.CompileAt(given.Value, t.Name, target.Want())
-	if len(faults) > 0 {
-		return faults
+	for _, given := range add.Items {
+		faults = append(faults, s.add(typ, t, given)...)
 	}
-	path := strings.Join(target.Path, ".")
-	for i := range s.sets[typ] {
-		a := &s.sets[typ][i]
-		if strings.Join(a.path, ".") != path {
-			continue
-		}
-		if a.keys == nil || !target.Entry {
-			return []expr.Fault{fault(given.Key, "", "%s is set twice", path)}
-		}
-		a.keys, a.programs = append(a.keys, []byte(target.Key)), append(a.programs, p) // the key is new: a mapping has no duplicate paths
-		return nil
-	}
-	a := assignment{path: target.Path, node: target.Node, slot: -1, programs: []*expr.Program{p}}
-	if target.Entry {
-		a.keys = [][]byte{[]byte(target.Key)}
-	}
-	s.sets[typ] = append(s.sets[typ], a)
-	return nil
+	return faults
 }
 
 // add adds one field to one type. The expression for its value cannot read the new
@@ -164,6 +144,9 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	word, _ := given.Args.Find("type")
 	value, _ := given.Args.Find("value")
 	doc, _ := given.Args.Find("doc")
+	if s.Rebuilds(typ) { // t has the field already
+		return s.assign(typ, t, Entry{given.Key, value.Value})
+	}
 	schema := t.Schema
 	if s.grown[typ] != nil {
 		schema = s.grown[typ]
@@ -178,6 +161,9 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 		return []expr.Fault{{Source: given.Key, Type: t.Name, Msg: err.Error(), Hint: hint}}
 	}
 	s.grown[typ] = grown
+	if !codec.Splices(schema, grown) {
+		return checkAdded(t, grown, given.Key, value.Value)
+	}
 	node := grown.Root()
 	for _, name := range field.Path {
 		node = node.Field(name).Type
@@ -186,14 +172,31 @@ func (s *enrich) add(typ int, t Type, given Item) []expr.Fault {
 	if len(faults) > 0 {
 		return faults
 	}
-	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, node: node, slot: -1, programs: []*expr.Program{p}})
+	s.sets[typ] = append(s.sets[typ], assignment{path: field.Path, field: field.Path, before: -1, node: node, slot: -1, programs: []*expr.Program{p}})
 	return nil
+}
+
+// checkAdded checks the value of a field that is added within a value. When all fields are
+// known, it is compiled for the new schema.
+func checkAdded(t Type, grown *codec.Schema, path, value expr.Source) []expr.Fault {
+	env, err := t.Env.Of(grown)
+	if err != nil {
+		return []expr.Fault{{Source: path, Type: t.Name, Msg: err.Error()}}
+	}
+	target, err := env.Target(path.Text)
+	if err != nil {
+		return expr.PlaceErrors(path, t.Name, err)
+	}
+	_, faults := t.Env.Also(target.There).CompileAt(value, t.Name, target.Want())
+	return faults
 }
 
 // Schemas implements [FieldAdder].
 func (s *enrich) Schemas() []*codec.Schema { return s.grown }
 
 func (s *enrichStage) Reads(typ int) [][]string { return s.paths(typ, 0) }
+
+var _ FieldSetter = (*enrichStage)(nil)
 
 // paths returns the fields that the expressions for a type read in a view.
 func (s *enrich) paths(typ, view int) (paths [][]string) {
@@ -205,10 +208,20 @@ func (s *enrich) paths(typ, view int) (paths [][]string) {
 	return paths
 }
 
-// Writes returns the fields that are set in events of a type.
+// Writes returns the leaves that hold the fields that are set in events of a type.
 func (s *enrich) Writes(typ int) (paths [][]string) {
-	for _, a := range s.sets[typ] {
-		paths = append(paths, a.path)
+	for i := range s.sets[typ] {
+		if a := &s.sets[typ][i]; a.before < 0 {
+			paths = append(paths, a.path)
+		}
+	}
+	return paths
+}
+
+// Sets implements [FieldSetter].
+func (s *enrich) Sets(typ int) (paths [][]string) {
+	for i := range s.sets[typ] {
+		paths = append(paths, s.sets[typ][i].field)
 	}
 	return paths
 }
@@ -226,9 +239,9 @@ func (s *enrich) clockedPaths(typ int) (fields [][]string) {
 			switch {
 			case !clocked(p):
 			case a.keys == nil:
-				fields = append(fields, a.path)
+				fields = append(fields, a.field)
 			default:
-				fields = append(fields, append(slices.Clone(a.path), string(a.keys[k])))
+				fields = append(fields, append(slices.Clone(a.field), string(a.keys[k])))
 			}
 		}
 	}
@@ -238,7 +251,7 @@ func (s *enrich) clockedPaths(typ int) (fields [][]string) {
 // Ensures implements [Ensurer].
 func (s *enrichStage) Ensures(typ int) (known expr.Facts) {
 	for _, a := range s.sets[typ] {
-		path := strings.Join(a.path, ".")
+		path := strings.Join(a.field, ".")
 		for k, p := range a.programs {
 			at := path
 			if a.keys != nil {
@@ -264,6 +277,9 @@ func (s *enrichStage) Bind(layouts []*codec.Layout) error {
 
 // bind binds the expressions for one type to the layouts of all views.
 func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
+	if s.Rebuilds(typ) {
+		s.rebuilds[typ].layout = layouts[0]
+	}
 	for i := range s.sets[typ] {
 		a := &s.sets[typ][i]
 		a.slot = layouts[0].Slot(a.path...)
@@ -279,7 +295,7 @@ func (s *enrich) bind(typ int, layouts ...*codec.Layout) error {
 func (s *enrichStage) Clone() Built { return &enrichStage{*s.clone()} }
 
 func (s *enrich) clone() *enrich {
-	c := &enrich{sets: make([][]assignment, len(s.sets)), grown: s.grown}
+	c := &enrich{sets: make([][]assignment, len(s.sets)), grown: s.grown, rebuilds: s.rebuilds}
 	for typ, sets := range s.sets {
 		c.sets[typ] = slices.Clone(sets)
 		for i := range sets {
@@ -292,28 +308,11 @@ func (s *enrich) clone() *enrich {
 }
 
 func (s *enrichStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
+	}
 	s.scope.Reset(e.Started, &e.View)
 	return verdict(s.apply(e))
-}
-
-// apply sets the fields of an event. The caller resets the scope to the event first.
-func (s *enrich) apply(e *pipeline.Event) (err error) {
-	sets := s.sets[e.Type]
-	for i := range sets {
-		a := &sets[i]
-		if a.keys == nil {
-			a.result, err = appendIn(&s.scope, e, a.programs[0])
-		} else {
-			n := len(e.Arena)
-			e.Arena, err = a.update.Append(e.Arena, &s.scope, e.Get(a.slot))
-			a.result = e.Arena[n:len(e.Arena):len(e.Arena)]
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for i := range sets {
-		e.Set(sets[i].slot, sets[i].result)
-	}
-	return nil
 }

@@ -14,6 +14,8 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/expr/raw"
+	"millrace/pipeline/expr/within"
+	"millrace/pipeline/stage/uuids"
 )
 
 // A Func is a stage that is written in Go. A program with such stages adds them to the
@@ -179,7 +181,8 @@ type Fields struct {
 
 type declaredField struct {
 	typ   int
-	path  []string // to a leaf of the schema
+	path  []string // of the leaf of the schema that is or holds the field
+	field []string // of the field
 	entry []byte   // the key, if the field is an entry of the leaf; else nil
 	write bool
 }
@@ -191,9 +194,9 @@ func (f *Fields) written(typ int) (paths [][]string) {
 		switch {
 		case d.typ != typ || !d.write:
 		case d.entry == nil:
-			paths = append(paths, d.path)
+			paths = append(paths, d.field)
 		default:
-			paths = append(paths, append(slices.Clone(d.path), string(d.entry)))
+			paths = append(paths, append(slices.Clone(d.field), string(d.entry)))
 		}
 	}
 	return paths
@@ -238,12 +241,19 @@ func Read[T Value](f *Fields, path string) Reader[T] { return Reader[T]{slots[T]
 // Write declares that a stage sets a field. The path is as in [Read].
 func Write[T Value](f *Fields, path string) Writer[T] { return Writer[T]{slots[T](f, path, true)} }
 
-// Get returns the current value of the field. ok is false if the field is null, or if
-// the map has no such entry. A []byte or Raw is not copied: it belongs to the event, and
+// Get returns the current value of the field. ok is false if the field or a record around
+// it is null, or if the map has no such entry. A []byte or Raw is not copied: it belongs to the event, and
 // the caller must not change it.
 func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
 	s := &r.slots[e.Type]
 	enc := e.Get(s.at)
+	if s.place != nil {
+		start, end, ok, err := s.place.Span(enc)
+		if err != nil || !ok {
+			return v, false
+		}
+		enc = enc[start:end]
+	}
 	if s.entry != nil {
 		var value []byte
 		found := false
@@ -266,29 +276,41 @@ func (r Reader[T]) Get(e *pipeline.Event) (v T, ok bool) {
 	return s.get(enc)
 }
 
-// Set sets the field. If the field's type cannot hold the value, the error has
-// [pipeline.ClassReject], with [ReasonGo].
+// Set sets the field. It has no effect if a record around the field is null. If the field's
+// type cannot hold the value, the error has [pipeline.ClassReject], with [ReasonGo].
 func (w Writer[T]) Set(e *pipeline.Event, v T) error {
 	s := &w.slots[e.Type]
-	n := len(e.Arena)
-	if s.branch >= 0 {
-		e.Arena = codec.AppendLong(e.Arena, s.branch)
+	old := e.Get(s.at)
+	start, end := 0, len(old)
+	if s.place != nil {
+		var ok bool
+		var err error
+		if start, end, ok, err = s.place.Span(old); err != nil {
+			return badBody(err)
+		} else if !ok {
+			return nil
+		}
 	}
-	arena, err := s.put(e.Arena, v)
+	n := len(e.Arena)
+	arena := append(e.Arena, old[:start]...)
+	value := len(arena)
+	if s.branch >= 0 {
+		arena = codec.AppendLong(arena, s.branch)
+	}
+	arena, err := s.put(arena, v)
 	if err != nil {
-		e.Arena = e.Arena[:n]
 		return pipeline.Reject(ReasonGo, "%s: %w", s.path, err)
 	}
-	enc := arena[n:len(arena):len(arena)]
 	if s.entry != nil {
+		enc := arena[value:len(arena):len(arena)]
 		n = len(arena)
-		if arena, err = raw.AppendMap(arena, s.node, e.Get(s.at), []raw.Entry{{Key: s.entry, Value: enc}}); err != nil {
+		arena = append(arena, old[:start]...)
+		if arena, err = raw.AppendMap(arena, s.node, old[start:end], []raw.Entry{{Key: s.entry, Value: enc}}); err != nil {
 			return badBody(err)
 		}
-		enc = arena[n:len(arena):len(arena)]
 	}
-	e.Arena = arena
-	e.Set(s.at, enc)
+	e.Arena = append(arena, old[end:]...)
+	e.Set(s.at, e.Arena[n:len(e.Arena):len(e.Arena)])
 	return nil
 }
 
@@ -299,10 +321,11 @@ const ReasonGo pipeline.Reason = "go"
 // A slot describes a field in events of one type and how to read and set it.
 type slot[T Value] struct {
 	path   string
-	at     int         // slot of the leaf in the view
-	node   *codec.Node // of the leaf
-	entry  []byte      // the key, if the field is an entry of the leaf; else nil
-	branch int64       // the branch of the value if it is nullable; else -1
+	at     int           // slot of the leaf in the view
+	place  *within.Place // of the field in the leaf; nil if it is the leaf
+	node   *codec.Node   // of the field
+	entry  []byte        // the key, if the field is an entry of the leaf; else nil
+	branch int64         // the branch of the value if it is nullable; else -1
 	get    func(enc []byte) (T, bool)
 	put    func(dst []byte, v T) ([]byte, error)
 }
@@ -318,7 +341,7 @@ func slots[T Value](f *Fields, path string, write bool) []slot[T] {
 			f.fail(t, err)
 			continue
 		}
-		s := slot[T]{path: path, at: -1, node: target.Node, branch: -1}
+		s := slot[T]{path: path, at: -1, place: target.Place, node: target.Node, branch: -1}
 		n := target.Node
 		if target.Entry {
 			n, s.entry = n.Elem, []byte(target.Key)
@@ -333,7 +356,11 @@ func slots[T Value](f *Fields, path string, write bool) []slot[T] {
 			f.fail(t, fmt.Errorf("%s of %s is %s, which cannot be used as a Go %T", path, t.Name, n, v))
 			continue
 		}
-		f.declared = append(f.declared, declaredField{i, target.Path, s.entry, write})
+		whole := target.Whole
+		if whole == nil {
+			whole = target.Path
+		}
+		f.declared = append(f.declared, declaredField{i, target.Path, whole, s.entry, write})
 		if f.layouts != nil {
 			s.at = f.layouts[i].Slot(target.Path...)
 		}
@@ -408,7 +435,7 @@ func checkText(n *codec.Node, text []byte) error {
 	switch {
 	case !utf8.Valid(text):
 		return errNotUTF8
-	case n.Logical == "uuid" && !parseUUID(&id, text):
+	case n.Logical == "uuid" && !uuids.Parse(&id, text):
 		return errNotUUID
 	}
 	return nil

@@ -12,12 +12,12 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/stage/responses"
 )
 
 // The reasons of rejections by an http stage.
@@ -105,7 +105,7 @@ type call struct {
 	abort        bool // abort the batch if the service is unavailable, else reject the event
 	concurrency  int
 	client       *http.Client
-	cache        *responseCache
+	cache        *responses.Cache
 
 	// Owned by the clone.
 	missed  int
@@ -143,7 +143,14 @@ func newHTTP(in Input) (Built, []expr.Fault) {
 	}
 	for i, t := range in.Types {
 		if t.On {
-			faults = append(faults, s.compile(i, t, in.Args)...)
+			more := s.exchange(i, t, in.Args)
+			if len(more) == 0 {
+				again, ok, gaps := s.rebuilt(i, t, in.At)
+				if more = gaps; ok {
+					more = append(more, s.exchange(i, again, in.Args)...)
+				}
+			}
+			faults = append(faults, more...)
 		}
 	}
 	keep, entries := time.Minute, int64(10_000)
@@ -155,7 +162,7 @@ func newHTTP(in Input) (Built, []expr.Fault) {
 			entries = a.Number
 		}
 	}
-	s.cache = &responseCache{keep: keep, limit: int(entries+1) / 2}
+	s.cache = responses.New(keep, entries)
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.MaxIdleConnsPerHost, transport.MaxIdleConns = s.concurrency, 4*s.concurrency
 	transport.MaxResponseHeaderBytes = 64 << 10
@@ -184,8 +191,9 @@ func (s *call) parseResponse(in Input, response Arg) []expr.Fault {
 	return expr.PlaceErrors(response.Value, "", err)
 }
 
-// compile compiles the expressions for one type.
-func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
+// exchange compiles the expressions of the request and the response for one type.
+func (s *call) exchange(typ int, t Type, args Args) (faults []expr.Fault) {
+	s.named[typ] = nil
 	text := func(src expr.Source, what string) *expr.Program {
 		p, more := t.Env.CompileAt(src, t.Name, expr.Value(&codec.Node{Kind: codec.String}, what, t.Name))
 		faults = append(faults, more...)
@@ -209,13 +217,8 @@ func (s *call) compile(typ int, t Type, args Args) (faults []expr.Fault) {
 		return append(faults, expr.PlaceErrors(address.Key, t.Name, err)...)
 	}
 	set, _ := args.Find("set")
-	for _, given := range set.Entries {
-		faults = append(faults, s.assign(typ, t, given)...)
-	}
 	add, _ := args.Find("add")
-	for _, given := range add.Items {
-		faults = append(faults, s.add(typ, t, given)...)
-	}
+	faults = append(faults, s.compile(typ, t, set, add)...)
 	if s.views[typ], err = codec.NewLayout(s.schema, s.paths(typ, 1)); err != nil {
 		faults = append(faults, expr.PlaceErrors(address.Key, t.Name, err)...)
 	}
@@ -229,7 +232,7 @@ func (s *call) Reads(typ int) [][]string {
 
 // Volatile implements [Built]: all effects depend on the responses of the service.
 func (s *call) Volatile(typ int) (fields [][]string, fate bool) {
-	return s.Writes(typ), s.urls[typ] != nil
+	return s.Sets(typ), s.urls[typ] != nil
 }
 
 func (s *call) Bind(layouts []*codec.Layout) error {
@@ -289,7 +292,7 @@ var (
 // SetTransport implements [Requester].
 func (s *call) SetTransport(transport http.RoundTripper) {
 	s.client.Transport = transport
-	s.cache = &responseCache{keep: s.cache.keep, limit: s.cache.limit}
+	s.cache = s.cache.Cleared()
 }
 
 // SpareService implements [Requester].
@@ -299,6 +302,11 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if s.urls[e.Type] == nil {
 		return pipeline.Pass, nil
 	}
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
+	}
 	if s.spared != nil {
 		s.spared()
 		return pipeline.Pass, nil
@@ -307,13 +315,13 @@ func (s *call) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict
 	if err := s.prepare(e); err != nil {
 		return pipeline.Drop, err
 	}
-	response, ok := s.cache.get(s.request)
+	response, ok := s.cache.Get(s.request)
 	if !ok {
 		var err error
 		if response, err = s.send(ctx); err != nil {
 			return pipeline.Drop, err
 		}
-		s.cache.put(s.request, response)
+		s.cache.Put(s.request, response)
 	}
 	if len(response) == 0 { // missing
 		switch s.missing {
@@ -508,45 +516,4 @@ func prune(n *codec.Node, v any) {
 			}
 		}
 	}
-}
-
-// responseCache caches responses by request, in two generations. When the young
-// generation is full, it becomes the old one, and the previous old one is deleted. It
-// is safe for concurrent use.
-type responseCache struct {
-	keep  time.Duration
-	limit int // maximum number of responses per generation
-
-	mu         sync.Mutex
-	young, old map[string]cachedResponse // guarded by mu
-}
-
-type cachedResponse struct {
-	body  []byte // as Avro; empty if the status is 404 or 410
-	until time.Time
-}
-
-func (c *responseCache) get(request []byte) ([]byte, bool) {
-	c.mu.Lock()
-	a, ok := c.young[string(request)]
-	if !ok {
-		a, ok = c.old[string(request)]
-	}
-	c.mu.Unlock()
-	if !ok || !time.Now().Before(a.until) {
-		return nil, false
-	}
-	return a.body, true
-}
-
-func (c *responseCache) put(request, body []byte) {
-	if c.limit == 0 || c.keep <= 0 {
-		return
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.young) >= c.limit || c.young == nil {
-		c.old, c.young = c.young, map[string]cachedResponse{}
-	}
-	c.young[string(request)] = cachedResponse{body, time.Now().Add(c.keep)}
 }

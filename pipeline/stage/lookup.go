@@ -146,14 +146,21 @@ func newLookup(in Input) (Built, []expr.Fault) {
 	}
 	for i, t := range in.Types {
 		if t.On {
-			faults = append(faults, s.compile(i, t, key, set, add)...)
+			more := s.expressions(i, t, key, set, add)
+			if len(more) == 0 {
+				again, ok, gaps := s.rebuilt(i, t, in.At)
+				if more = gaps; ok {
+					more = append(more, s.expressions(i, again, key, set, add)...)
+				}
+			}
+			faults = append(faults, more...)
 		}
 	}
 	return s, faults
 }
 
-// compile compiles the expressions for one type.
-func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Fault) {
+// expressions compiles the expressions for one type.
+func (s *lookup) expressions(typ int, t Type, key, set, add Arg) (faults []expr.Fault) {
 	var err error
 	if key.Name != "" {
 		text := &codec.Node{Kind: codec.Union, Branches: []*codec.Node{{Kind: codec.Null}, {Kind: codec.String}}}
@@ -164,12 +171,7 @@ func (s *lookup) compile(typ int, t Type, key, set, add Arg) (faults []expr.Faul
 	if t.Env, err = t.With(expr.Root{Name: "row", Schema: s.table.Schema, View: 1}); err != nil {
 		return append(faults, expr.PlaceErrors(key.Key, t.Name, err)...)
 	}
-	for _, given := range set.Entries {
-		faults = append(faults, s.assign(typ, t, given)...)
-	}
-	for _, given := range add.Items {
-		faults = append(faults, s.add(typ, t, given)...)
-	}
+	faults = append(faults, s.compile(typ, t, set, add)...)
 	if s.views[typ], err = codec.NewLayout(s.table.Schema, s.paths(typ, 1)); err != nil {
 		faults = append(faults, expr.PlaceErrors(key.Key, t.Name, err)...)
 	}
@@ -182,7 +184,7 @@ func (s *lookup) Reads(typ int) [][]string {
 
 // Volatile implements [Built]: all effects depend on the rows of the table.
 func (s *lookup) Volatile(typ int) (fields [][]string, fate bool) {
-	return s.Writes(typ), s.views[typ] != nil && s.policy != missingKeep
+	return s.Sets(typ), s.views[typ] != nil && s.policy != missingKeep
 }
 
 func (s *lookup) Bind(layouts []*codec.Layout) error {
@@ -234,6 +236,11 @@ func (s *lookup) MaxDelay() time.Duration {
 func (s *lookup) Process(ctx context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
 	if s.views[e.Type] == nil {
 		return pipeline.Pass, nil
+	}
+	if s.rebuilds != nil {
+		if err := s.rebuild(e); err != nil {
+			return pipeline.Drop, err
+		}
 	}
 	s.scope.Reset(e.Started, &e.View)
 	key, found, err := s.key(e)

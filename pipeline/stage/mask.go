@@ -2,19 +2,14 @@ package stage
 
 import (
 	"context"
-	"crypto/hmac"
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"hash"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/stage/hide"
 )
 
 // Mask is the stage that hides values.
@@ -44,14 +39,15 @@ type mask struct {
 	key, salt []byte
 
 	// Owned by the clone: Process writes them.
-	digester *digester
+	digester *hide.Digester
 	values   [][]byte // the new values, by edit of the event's type
 }
 
 // A leafEdit is the edit of one leaf.
 type leafEdit struct {
-	path []string
-	slot int
+	path   []string
+	fields [][]string // the paths of the edited fields below a nullable record
+	slot   int
 	*edit
 }
 
@@ -59,7 +55,7 @@ type leafEdit struct {
 // and branch is set. An edit does not change after newMask.
 type edit struct {
 	node    *codec.Node
-	hide    hider       // hides the whole value
+	hide    hide.Hider  // hides the whole value
 	fields  []*edit     // edits of the fields of a record; nil for an unchanged field
 	elem    *edit       // edit of each item of an array or entry of a map
 	entries []entryEdit // edits of some entries of a map
@@ -86,16 +82,16 @@ func newMask(in Input) (Built, []expr.Fault) {
 		faults = append(faults, fault(fields.Key, "fields: {data.email: hash}", "a mask needs at least one field to hide"))
 	}
 	for _, given := range fields.Entries {
-		m, err := parseMethod(given.Value.Text)
+		m, err := hide.Parse(given.Value.Text)
 		if err != nil {
 			hint := ""
-			if !slices.Contains(maskWords, m.word) {
+			if !m.Known() {
 				hint = "use hash, redact, keep_first N or keep_last N"
 			}
 			faults = append(faults, fault(given.Value, hint, "%v", err))
 			continue
 		}
-		hashed = hashed || m.word == maskHash
+		hashed = hashed || m.Hashes()
 		for i, t := range in.Types {
 			if t.On {
 				faults = append(faults, s.add(i, t, given, m)...)
@@ -111,46 +107,12 @@ func newMask(in Input) (Built, []expr.Fault) {
 	if len(faults) > 0 {
 		return nil, faults
 	}
-	s.digester = newDigester(s.key, s.salt)
+	s.digester = hide.NewDigester(s.key, s.salt)
 	return s, nil
 }
 
-// The methods of mask.
-const (
-	maskHash      = "hash"
-	maskRedact    = "redact"
-	maskKeepFirst = "keep_first"
-	maskKeepLast  = "keep_last"
-)
-
-var maskWords = []string{maskHash, maskRedact, maskKeepFirst, maskKeepLast}
-
-// A method is a way to hide a value.
-type method struct {
-	word string
-	n    int // number of characters to keep, for keep_first and keep_last
-}
-
-func parseMethod(text string) (m method, err error) {
-	word, number, more := strings.Cut(text, " ")
-	m.word = word
-	switch word {
-	case maskHash, maskRedact:
-		if more {
-			return m, fmt.Errorf("%s takes no argument, but is written as %q", word, text)
-		}
-		return m, nil
-	case maskKeepFirst, maskKeepLast:
-		if m.n, err = strconv.Atoi(strings.TrimSpace(number)); err != nil || m.n < 1 || m.n > 1000 {
-			return m, fmt.Errorf("%s needs the number of characters to keep, from 1 to 1000, as in %s 4", word, word)
-		}
-		return m, nil
-	}
-	return m, fmt.Errorf("%q is not a method to hide a value", text)
-}
-
 // add adds the edit for one path to one event type.
-func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
+func (s *mask) add(typ int, t Type, given Entry, m hide.Method) []expr.Fault {
 	p := maskPath{source: given.Key, typ: t}
 	leaf, steps := p.source.Text, ""
 	if i := strings.Index(leaf, "[]"); i >= 0 {
@@ -162,7 +124,7 @@ func (s *mask) add(typ int, t Type, given Entry, m method) []expr.Fault {
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
-	e := s.leaf(typ, target)
+	e := s.leaf(typ, target, inner)
 	var failed *expr.Fault
 	if target.Entry {
 		e, failed = p.entry(e, target.Key)
@@ -200,16 +162,19 @@ func cutNullable(record *codec.Node, path string) (leaf, steps string) {
 	}
 }
 
-// leaf returns the edit of a leaf, and creates it if necessary.
-func (s *mask) leaf(typ int, target expr.Target) *edit {
-	for _, e := range s.edits[typ] {
-		if slices.Equal(e.path, target.Path) {
-			return e.edit
-		}
+// leaf returns the edit of a leaf, and creates it if necessary. inner is the path from a
+// nullable record, which is the leaf, to the field; "" for other leaves.
+func (s *mask) leaf(typ int, target expr.Target, inner string) *edit {
+	i := slices.IndexFunc(s.edits[typ], func(e leafEdit) bool { return slices.Equal(e.path, target.Path) })
+	if i < 0 {
+		i = len(s.edits[typ])
+		s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: &edit{node: target.Node}})
 	}
-	e := &edit{node: target.Node}
-	s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: e})
-	return e
+	e := &s.edits[typ][i]
+	if inner != "" {
+		e.fields = append(e.fields, slices.Concat(e.path, strings.Split(inner[1:], ".")))
+	}
+	return e.edit
 }
 
 // A maskPath is one path of the parameter fields, for one event type. Its methods
@@ -318,18 +283,18 @@ func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *exp
 func (p maskPath) before(steps string) string { return strings.TrimSuffix(p.source.Text, steps) }
 
 // hide makes e hide its whole value.
-func (p maskPath) hide(e *edit, m method) *expr.Fault {
+func (p maskPath) hide(e *edit, m hide.Method) *expr.Fault {
 	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branch != nil {
 		return p.overlaps(e)
 	}
-	if e.node.Tag != "" && m.word != maskRedact {
-		return p.fault("use redact", "%s of %s is encrypted, so %s cannot be applied to its value", p.source.Text, p.typ.Name, m.word)
+	if e.node.Tag != "" && !m.Redacts() {
+		return p.fault("use redact", "%s of %s is encrypted, so %s cannot be applied to its value", p.source.Text, p.typ.Name, m)
 	}
-	hide, msg, hint := m.hider(e.node)
-	if hide == nil {
+	hider, msg, hint := m.Hider(e.node)
+	if hider == nil {
 		return p.fault(hint, "%s of %s %s", p.source.Text, p.typ.Name, msg)
 	}
-	e.hide, e.by = hide, p.source.Text
+	e.hide, e.by = hider, p.source.Text
 	return nil
 }
 
@@ -341,199 +306,9 @@ func fieldNames(n *codec.Node) []string {
 	return names
 }
 
-// A hider appends the replacement of a value to dst. Values are in Avro encoding.
-type hider = func(d *digester, dst, value []byte) ([]byte, error)
-
-// hider returns the function that hides values of a schema node. If the method does not
-// support the node, it returns nil, the problem and a hint.
-func (m method) hider(n *codec.Node) (h hider, msg, hint string) {
-	if m.word == maskRedact {
-		blank, ok := appendBlank(nil, n)
-		if !ok {
-			return nil, fmt.Sprintf("is %s, which has no neutral value", n), "hide its parts, or make it nullable"
-		}
-		return func(_ *digester, dst, _ []byte) ([]byte, error) { return append(dst, blank...), nil }, "", ""
-	}
-	if other, _, branch, ok := n.Nullable(); ok {
-		inner, msg, hint := m.hider(other)
-		if inner == nil {
-			return nil, msg, hint
-		}
-		return func(d *digester, dst, value []byte) ([]byte, error) {
-			at, rest, err := codec.ReadLong(value)
-			if err != nil || at != int64(branch) {
-				return append(dst, value...), err
-			}
-			return inner(d, codec.AppendLong(dst, at), rest)
-		}, "", ""
-	}
-	switch {
-	case m.word == maskHash && n.Kind == codec.String && n.Logical == "uuid":
-		return hashUUIDText, "", ""
-	case m.word == maskHash && isUUID(n):
-		return hashUUID, "", ""
-	case m.word == maskHash && n.Kind == codec.String:
-		return hashText, "", ""
-	case m.word == maskHash && n.Kind == codec.Bytes && n.Logical == "":
-		return hashBytes, "", ""
-	case m.word == maskHash:
-		return nil, fmt.Sprintf("is %s, but hash is for strings, UUIDs and plain bytes", n), "use redact"
-	case n.Kind == codec.String && n.Logical == "":
-		return func(_ *digester, dst, value []byte) ([]byte, error) { return m.keep(dst, value) }, "", ""
-	}
-	hint = "use redact"
-	if n.Kind == codec.String || n.Kind == codec.Bytes {
-		hint = "use redact or hash"
-	}
-	return nil, fmt.Sprintf("is %s, but %s is for strings without a logical type", n, m.word), hint
-}
-
-func isUUID(n *codec.Node) bool {
-	return n.Kind == codec.Fixed && n.Logical == "uuid" && n.Size == 16
-}
-
-const (
-	blankText = "***"
-	blankUUID = "00000000-0000-0000-0000-000000000000"
-)
-
-// appendBlank appends the neutral value of a schema node, and reports whether there is
-// one.
-func appendBlank(dst []byte, n *codec.Node) ([]byte, bool) {
-	switch n.Kind {
-	case codec.Null:
-		return dst, true
-	case codec.Boolean, codec.Int, codec.Long, codec.Array, codec.Map:
-		return append(dst, 0), true
-	case codec.Float:
-		return codec.AppendFloat(dst, 0), true
-	case codec.Double:
-		return codec.AppendDouble(dst, 0), true
-	case codec.Bytes:
-		if n.Logical == "decimal" {
-			return codec.AppendBytes(dst, []byte{0}), true
-		}
-		return codec.AppendBytes(dst, nil), true
-	case codec.Fixed:
-		return append(dst, make([]byte, n.Size)...), true
-	case codec.String:
-		if n.Logical == "uuid" {
-			return codec.AppendString(dst, blankUUID), true
-		}
-		return codec.AppendString(dst, blankText), true
-	case codec.Union:
-		for i, branch := range n.Branches {
-			if branch.Kind == codec.Null {
-				return codec.AppendLong(dst, int64(i)), true
-			}
-		}
-	}
-	return dst, false // an enum, a record, a union without null
-}
-
-// keep appends a text and replaces the characters that are not kept with *.
-func (m method) keep(dst, value []byte) ([]byte, error) {
-	text, _, err := codec.ReadText(value)
-	if err != nil {
-		return dst, err
-	}
-	hidden := utf8.RuneCount(text)
-	kept := text[len(text):]
-	if hidden > m.n {
-		hidden -= m.n
-		if m.word == maskKeepFirst {
-			kept = text[:after(text, m.n)]
-		} else {
-			kept = text[after(text, hidden):]
-		}
-	}
-	dst = codec.AppendLong(dst, int64(len(kept)+hidden))
-	if m.word == maskKeepFirst {
-		dst = append(dst, kept...)
-	}
-	for range hidden {
-		dst = append(dst, '*')
-	}
-	if m.word == maskKeepLast {
-		dst = append(dst, kept...)
-	}
-	return dst, nil
-}
-
-// after returns the byte offset after the first n characters of a text.
-func after(text []byte, n int) (at int) {
-	for range n {
-		_, size := utf8.DecodeRune(text[at:])
-		at += size
-	}
-	return at
-}
-
-// A digester computes digests. A clone of mask owns it.
-type digester struct {
-	hash hash.Hash
-	salt []byte
-	sum  [sha256.Size]byte
-	id   [16]byte
-}
-
-func newDigester(key, salt []byte) *digester {
-	if len(key) > 0 {
-		return &digester{hash: hmac.New(sha256.New, key)}
-	}
-	return &digester{hash: sha256.New(), salt: salt}
-}
-
-// of returns the digest of a value. It is valid until the next call.
-func (d *digester) of(value []byte) []byte {
-	d.hash.Reset()
-	d.hash.Write(d.salt) // Write of a hash.Hash never returns an error
-	d.hash.Write(value)
-	return d.hash.Sum(d.sum[:0])
-}
-
-func hashText(d *digester, dst, value []byte) ([]byte, error) {
-	text, _, err := codec.ReadText(value)
-	if err != nil {
-		return dst, err
-	}
-	sum := d.of(text)
-	return hex.AppendEncode(codec.AppendLong(dst, int64(hex.EncodedLen(len(sum)))), sum), nil
-}
-
-func hashBytes(d *digester, dst, value []byte) ([]byte, error) {
-	content, _, err := codec.ReadText(value)
-	if err != nil {
-		return dst, err
-	}
-	return codec.AppendBytes(dst, d.of(content)), nil
-}
-
-// hashUUID appends a version 8 UUID (RFC 9562, 5.8) with the bits of the digest.
-func hashUUID(d *digester, dst, value []byte) ([]byte, error) {
-	copy(d.id[:], d.of(value))
-	stamp(&d.id, 8)
-	return append(dst, d.id[:]...), nil
-}
-
-// hashUUIDText hashes the 16 bytes of the UUID, not its text, so a UUID has the same
-// digest as a string and as a fixed. A text that is not a UUID is hashed as text.
-func hashUUIDText(d *digester, dst, value []byte) ([]byte, error) {
-	text, _, err := codec.ReadText(value)
-	if err != nil {
-		return dst, err
-	}
-	if parseUUID(&d.id, text) {
-		text = d.id[:]
-	}
-	copy(d.id[:], d.of(text))
-	stamp(&d.id, 8)
-	return appendUUID(codec.AppendLong(dst, 36), &d.id), nil
-}
-
 // append appends the edited form of the value at the start of enc, and returns the bytes
 // after the value.
-func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error) {
+func (e *edit) append(d *hide.Digester, dst, enc []byte) (out, rest []byte, err error) {
 	switch {
 	case e.hide != nil:
 		if rest, err = codec.Skip(e.node, enc); err != nil {
@@ -562,7 +337,7 @@ func (e *edit) append(d *digester, dst, enc []byte) (out, rest []byte, err error
 
 // appendBlocks appends the blocks of an array or a map. Its edit is for all items or for
 // some entries.
-func (e *edit) appendBlocks(d *digester, dst, enc []byte) (out, rest []byte, err error) {
+func (e *edit) appendBlocks(d *hide.Digester, dst, enc []byte) (out, rest []byte, err error) {
 	for {
 		count, rest, err := codec.ReadBlock(enc)
 		dst = codec.AppendLong(dst, count)
@@ -598,7 +373,7 @@ func (e *edit) ofEntry(key []byte) *edit {
 }
 
 // keepOr copies the value at the start of enc, or edits it if e is not nil.
-func keepOr(e *edit, n *codec.Node, d *digester, dst, enc []byte) (out, rest []byte, err error) {
+func keepOr(e *edit, n *codec.Node, d *hide.Digester, dst, enc []byte) (out, rest []byte, err error) {
 	if e != nil {
 		return e.append(d, dst, enc)
 	}
@@ -617,6 +392,18 @@ func (s *mask) Writes(typ int) (paths [][]string) {
 	return paths
 }
 
+// Sets implements [FieldSetter].
+func (s *mask) Sets(typ int) (paths [][]string) {
+	for _, e := range s.edits[typ] {
+		if len(e.fields) > 0 {
+			paths = append(paths, e.fields...)
+		} else {
+			paths = append(paths, e.path)
+		}
+	}
+	return paths
+}
+
 // Volatile implements [Built]: masked values depend only on the value, the key and the
 // salt.
 func (s *mask) Volatile(int) (fields [][]string, fate bool) { return nil, false }
@@ -631,7 +418,7 @@ func (s *mask) Bind(layouts []*codec.Layout) error {
 }
 
 func (s *mask) Clone() Built {
-	return &mask{edits: s.edits, key: s.key, salt: s.salt, digester: newDigester(s.key, s.salt)}
+	return &mask{edits: s.edits, key: s.key, salt: s.salt, digester: hide.NewDigester(s.key, s.salt)}
 }
 
 func (s *mask) Process(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {

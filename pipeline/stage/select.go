@@ -294,6 +294,10 @@ func (sel *selection) assign(t Type, env, target *expr.Env, given Entry) []expr.
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
+	if field.Place != nil {
+		return []expr.Fault{{Source: given.Key, Type: t.Name, Hint: "set it with an enrich stage after it",
+			Msg: fmt.Sprintf("a select sets whole fields and entries of maps, and %s is within %s, which can be null", given.Key.Text, strings.Join(field.Path, "."))}}
+	}
 	p, faults := env.CompileAt(given.Value, t.Name, field.Want())
 	if len(faults) > 0 {
 		return faults

@@ -7,6 +7,9 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
+	"millrace/pipeline/stage/hide"
+	"millrace/pipeline/stage/uuids"
 )
 
 // ReasonTooManyItems is the reason of a rejection by a split stage.
@@ -17,7 +20,7 @@ func Split() Kind {
 	return Kind{
 		Name: "split",
 		Doc: "Splits an event into one event per item of an array. Each new event is a copy of the event with a single item in the array. " +
-			"An event whose array is empty or null is filtered. " +
+			"An event whose array is empty or null, or within a record that is null, is filtered. " +
 			"If events have an id, the id of each new event is a version 5 UUID. Its name is the index of the item in decimal digits, from 0, and its namespace is the id of the original event. " +
 			"If that id is not a UUID, the namespace is the version 5 UUID of the id in the OID namespace. So a repeated split creates the same ids.",
 		Params: []Param{
@@ -45,7 +48,9 @@ type split struct {
 
 // A cut describes how to split events of one type.
 type cut struct {
-	path  []string
+	path  []string      // of the leaf that is or holds the array
+	place *within.Place // of the array in the leaf; nil if it is the leaf
+	field []string      // the path of the array
 	array *codec.Node
 	union int64 // the branch of the array if it is nullable; else -1
 
@@ -106,7 +111,7 @@ func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 	if err != nil {
 		return nil, expr.PlaceErrors(field, t.Name, err)
 	}
-	c := &cut{path: target.Path, array: target.Node, union: -1}
+	c := &cut{path: target.Path, place: target.Place, field: target.Whole, array: target.Node, union: -1}
 	if other, _, branch, ok := target.Node.Nullable(); ok {
 		c.array, c.union = other, int64(branch)
 	}
@@ -116,7 +121,7 @@ func newCut(t Type, field expr.Source) (*cut, []expr.Fault) {
 	// Without an envelope, a field named id is not necessarily the event's id.
 	if _, envelope := t.Consts["type"]; envelope {
 		if f := t.Schema.Root().Field("id"); f != nil {
-			c.uuid = isUUID(f.Type)
+			c.uuid = hide.IsUUID(f.Type)
 			c.named = c.uuid || f.Type.Kind == codec.String
 		}
 	}
@@ -128,6 +133,17 @@ var idPath = []string{"id"}
 func (s *split) Reads(typ int) [][]string { return s.cut(typ, s.set.paths(typ, 0)) }
 
 func (s *split) Writes(typ int) [][]string { return s.cut(typ, s.set.Writes(typ)) }
+
+// Sets implements [FieldSetter].
+func (s *split) Sets(typ int) [][]string {
+	paths := s.set.Sets(typ)
+	if c := s.cuts[typ]; c != nil {
+		if paths = append(paths, c.field); c.named {
+			paths = append(paths, idPath)
+		}
+	}
+	return paths
+}
 
 func (s *split) Volatile(typ int) (fields [][]string, fate bool) {
 	return s.set.clockedPaths(typ), false
@@ -174,6 +190,16 @@ func (s *split) Split(_ context.Context, e *pipeline.Event, next func(*pipeline.
 	whole := *e
 	defer func() { arena := e.Arena; *e = whole; e.Arena = arena[:len(whole.Arena)] }()
 	array := whole.Get(c.slot)
+	if c.place != nil {
+		start, end, ok, err := c.place.Span(array)
+		if err != nil {
+			return badBody(err)
+		}
+		if !ok {
+			return nil // a record around it is null
+		}
+		array = array[start:end]
+	}
 	if c.union >= 0 {
 		branch, rest, err := codec.ReadLong(array)
 		if err != nil {
@@ -221,10 +247,20 @@ func items(n *codec.Node, array []byte) (count int64, err error) {
 // fill makes e, a copy of the whole event, the event of one item.
 func (s *split) fill(c *cut, e, whole *pipeline.Event, item []byte, index int64) error {
 	n := len(e.Arena)
+	var after []byte // the part of the leaf after the array
+	if c.place != nil {
+		leaf := whole.Get(c.slot)
+		start, end, _, err := c.place.Span(leaf)
+		if err != nil {
+			return badBody(err)
+		}
+		e.Arena, after = append(e.Arena, leaf[:start]...), leaf[end:]
+	}
 	if c.union >= 0 {
 		e.Arena = codec.AppendLong(e.Arena, c.union)
 	}
 	e.Arena = append(append(codec.AppendLong(e.Arena, 1), item...), 0)
+	e.Arena = append(e.Arena, after...)
 	e.Set(c.slot, e.Arena[n:len(e.Arena):len(e.Arena)])
 	if c.named {
 		n = len(e.Arena)
@@ -256,15 +292,15 @@ func (c *cut) appendID(dst, id []byte, index int64) ([]byte, error) {
 		if err != nil {
 			return dst, badBody(err)
 		}
-		if !parseUUID(&space, text) {
-			uuid5(&space, oidSpace, text)
+		if !uuids.Parse(&space, text) {
+			uuids.V5(&space, uuids.OIDSpace, text)
 		}
 	}
 	var digits [20]byte
 	var part [16]byte
-	uuid5(&part, space, strconv.AppendInt(digits[:0], index, 10))
+	uuids.V5(&part, space, strconv.AppendInt(digits[:0], index, 10))
 	if c.uuid {
 		return append(dst, part[:]...), nil
 	}
-	return appendUUID(codec.AppendLong(dst, 36), &part), nil
+	return uuids.Append(codec.AppendLong(dst, 36), &part), nil
 }

@@ -165,6 +165,15 @@ func (s *upcast) Writes(typ int) [][]string {
 	return paths
 }
 
+// Sets implements [FieldSetter].
+func (s *upcast) Sets(typ int) [][]string {
+	paths := s.set.Sets(typ)
+	if s.on[typ] && s.below > 0 {
+		paths = append(paths, versionPath)
+	}
+	return paths
+}
+
 func (s *upcast) Volatile(typ int) (fields [][]string, fate bool) {
 	return s.set.clockedPaths(typ), false
 }

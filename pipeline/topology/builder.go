@@ -96,7 +96,7 @@ func (b *builder) checkCloudEvents() {
 // one has no envelope.
 func (b *builder) lacksEnvelope(t target) (lacks bool) {
 	for i, s := range b.schemas {
-		if len(b.pipeline.Sections[i]) > 1 && slices.Contains(b.pipeline.Targets[i], t.Topic) {
+		if b.pipeline.Sections[i].Reshaped() && slices.Contains(b.pipeline.Targets[i], t.Topic) {
 			lacks = !b.checkEnvelope(t.at, s) || lacks
 		}
 	}
@@ -322,7 +322,7 @@ func (b *builder) schema(name string) (*codec.Schema, error) {
 
 // consts returns the fields whose value follows from the event type.
 func (b *builder) consts(typ int) map[string]string {
-	if b.from.Bare != nil || len(b.pipeline.Sections[typ]) > 1 {
+	if b.from.Bare != nil || b.pipeline.Sections[typ].Reshaped() {
 		return nil // the field type of another schema can have any value
 	}
 	return map[string]string{"type": short(b.schemas[typ])}
@@ -429,7 +429,7 @@ func (b *builder) applyEffects(s Stage) {
 
 // learn updates what is known about the events of a type after a stage.
 func (b *builder) learn(s Stage, typ int) {
-	for _, path := range s.Built.Writes(typ) {
+	for _, path := range stage.Sets(s.Built, typ) {
 		b.known[typ] = b.known[typ].Without(strings.Join(path, "."))
 	}
 	if ensurer, ok := s.Built.(stage.Ensurer); ok && s.OnError != pipeline.Skip {
@@ -451,7 +451,12 @@ func (b *builder) reshape(r stage.Reshaper) {
 
 // grow takes over the schemas that a stage changed.
 func (b *builder) grow(g stage.FieldAdder) {
+	rebuilder, rebuilds := g.(stage.Rebuilder)
 	for i, grown := range g.Schemas() {
+		if grown != nil && rebuilds && rebuilder.Rebuilds(i) {
+			b.pipeline.Sections[i].Last().Schema = b.schemas[i]
+			b.pipeline.Sections[i] = append(b.pipeline.Sections[i], stage.Section{First: len(b.pipeline.Stages) - 1, Base: grown, Rebuilt: true})
+		}
 		if grown != nil {
 			b.schemas[i], b.envs[i] = grown, nil
 		}
@@ -501,9 +506,9 @@ func (b *builder) bind() error {
 			}
 		}
 		if r, ok := s.Built.(stage.Reshaper); ok {
-			r.BindReshaped(b.layoutsAt(at + 1))
+			r.BindReshaped(b.sectionLayouts(func(s stage.Sections) *stage.Section { return s.Arriving(at + 1) }))
 		}
-		if err := s.Built.Bind(b.layoutsAt(at)); err != nil {
+		if err := s.Built.Bind(b.sectionLayouts(func(s stage.Sections) *stage.Section { return s.At(at) })); err != nil {
 			return fmt.Errorf("stage %s: %w", s.Name, err)
 		}
 	}
@@ -525,7 +530,7 @@ func (b *builder) layouts(typ int) error {
 		if b.from.Bare == nil && i == len(sections)-1 && b.writesCloudEvents(typ) {
 			paths = append(paths, []string{"id"}, []string{"timestamp"})
 		}
-		if i > 0 {
+		if i > 0 && !s.Rebuilt {
 			if r, ok := b.pipeline.Stages[s.First-1].Built.(stage.Reshaper); ok {
 				paths = append(paths, r.ReadsAfter(typ)...)
 			}
@@ -538,11 +543,11 @@ func (b *builder) layouts(typ int) error {
 	return nil
 }
 
-// layoutsAt returns the layouts of the events at a stage, by type.
-func (b *builder) layoutsAt(stage int) []*codec.Layout {
+// sectionLayouts returns the layouts of one section of each type.
+func (b *builder) sectionLayouts(of func(stage.Sections) *stage.Section) []*codec.Layout {
 	out := make([]*codec.Layout, len(b.pipeline.Types))
 	for typ := range out {
-		out[typ] = b.pipeline.Sections[typ].At(stage).Layout
+		out[typ] = of(b.pipeline.Sections[typ]).Layout
 	}
 	return out
 }

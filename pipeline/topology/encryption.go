@@ -255,7 +255,7 @@ func (b *builder) keepsSubject(s Stage, at expr.Source) {
 		if path == "" || !s.On[i] {
 			continue
 		}
-		for _, w := range s.Built.Writes(i) {
+		for _, w := range stage.Sets(s.Built, i) {
 			if strings.Join(w, ".") == path {
 				b.at(at, "set another field", "stage %s sets %s of %s, which holds the subject's id: the encrypted fields could not be decrypted any more", s.Name, path, b.names[i])
 				b.failed = true

@@ -70,6 +70,8 @@ type topic struct {
 	envelope bool          // it declares its envelope
 	headers  expr.Source   // the name of its parameter headers; no line if not declared
 
+	written *codec.Schema // the first type that a pipeline writes to it; nil if none does
+
 	checked bool // the expressions of Bare were compiled
 	bad     bool // and have faults
 

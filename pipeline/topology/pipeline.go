@@ -212,10 +212,11 @@ func (l *loader) addOutput(p *declared, t *topic, at expr.Source) {
 		if !slices.Contains(p.pipeline.Targets[i], t.Topic) {
 			continue
 		}
-		if len(p.pipeline.Sections[i]) > 1 && t.Bare == nil && !l.checkEnvelope(at, s) {
+		if p.pipeline.Sections[i].Reshaped() && t.Bare == nil && !l.checkEnvelope(at, s) {
 			t.unsure = true
 			continue
 		}
+		l.checkOneType(p, t, s, at)
 		j := slices.IndexFunc(t.Types, func(have *codec.Schema) bool { return have.Name() == s.Name() })
 		switch {
 		case j < 0 && t.typed && !t.unsure:
@@ -229,6 +230,17 @@ func (l *loader) addOutput(p *declared, t *topic, at expr.Source) {
 		case !codec.SameBytes(s, t.Types[j]):
 			l.at(at, "declare types on the topic, with a schema that can read both forms", "%s writes %s to %s in another form than a pipeline before it", p.what, short(s), t.Name)
 		}
+	}
+}
+
+// checkOneType checks that the subject of a type that a pipeline writes holds no other type.
+func (l *loader) checkOneType(p *declared, t *topic, s *codec.Schema, at expr.Source) {
+	if t.written == nil {
+		t.written = s
+	}
+	if t.Subjects == codec.TopicName && t.written.Name() != s.Name() {
+		l.at(at, "set subjects: topic_record on the topic, or write each type to a topic of its own",
+			"%s writes %s to %s, but with subjects: topic the subject %s holds one type, here %s", p.what, short(s), t.Name, t.Subject(s), short(t.written))
 	}
 }
 

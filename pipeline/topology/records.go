@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"millrace/pipeline"
+	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
@@ -12,8 +13,8 @@ import (
 )
 
 // This file says what the records of a topic are apart from their values: the format of
-// their keys, how they got their partitions, what a record without a value means, and
-// what identifies an event. A topic that a pipeline writes inherits what it does not
+// their keys, how they got their partitions, what a record without a value means, what
+// identifies an event, and where the registry has the schemas. A topic that a pipeline writes inherits what it does not
 // declare.
 
 // Tombstone says what a record without a value (a tombstone) means on a topic.
@@ -52,12 +53,17 @@ var recordParams = []stage.Param{
 	{Name: "identity", Form: stage.Words,
 		Doc: "What identifies an event: id, paths of string fields, keys of maps of strings (metadata.source), or headers (headers.ce_source). " +
 			"The default is [id]; with headers: cloudevents it is the source and the id of the CloudEvent."},
+	{Name: "subjects", Form: stage.Word, Values: []string{string(codec.TopicRecordName), string(codec.TopicName), string(codec.RecordName)}, Default: string(codec.TopicRecordName),
+		Doc: "The subjects of the schemas in the registry: topic_record is TOPIC-RECORD with the full name of the record, topic is TOPIC-value and allows one event type to be written, record is the full name of the record. " +
+			"The subject of Avro keys is TOPIC-key in each case."},
 }
 
 // readRecords reads what a topic declares about its records.
 func (l *loader) readRecords(t *topic, args stage.Args) {
 	arg, given := args.Find("key_format")
 	t.keyFormat = given
+	subjects, _ := args.Find("subjects")
+	t.Subjects = codec.SubjectNames(subjects.Value.Text)
 	t.KeyFormat.Kind = keyformat.Kind(arg.Value.Text)
 	l.readKeySchema(t, args)
 	t.Partitioner = pipeline.Murmur2

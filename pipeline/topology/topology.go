@@ -101,6 +101,9 @@ type Topic struct {
 	Tombstone   Tombstone
 	Identity    identity.Identity
 
+	// Subjects says under which subjects the schemas of the records are in the registry.
+	Subjects codec.SubjectNames
+
 	// Headers are the headers of the topic's records. Source is the CloudEvents
 	// source of events that come without one; it is set if Headers is CloudEvents.
 	Headers Headers
@@ -109,6 +112,10 @@ type Topic struct {
 	// Snapshots is the projection that publishes its states on the topic, or nil.
 	Snapshots *Projection
 }
+
+// Subject returns the subject of the schema of values on the topic. Everything that
+// registers a schema or looks it up uses it, or [codec.KeySubject] for keys.
+func (t *Topic) Subject(s *codec.Schema) string { return t.Subjects.Value(t.Name, s) }
 
 // Headers selects the headers that records of a topic get in addition to the
 // headers that they came with.

@@ -74,5 +74,11 @@ func (r *IDs) Lookup(context.Context, string, *codec.Schema) (int, error) {
 // Register is never called: no schema is missing.
 func (*IDs) Register(context.Context, string, *codec.Schema) (int, error) { panic("registered") }
 
+// Versions is never called: no schema is missing.
+func (*IDs) Versions(context.Context, string) ([]codec.Version, error) { panic("versions read") }
+
+// Schema is never called: no schema is missing.
+func (*IDs) Schema(context.Context, codec.SchemaRef) (*codec.Schema, error) { panic("schema read") }
+
 // SetCompatibility is never called: no schema is missing.
 func (*IDs) SetCompatibility(context.Context, string, string) error { panic("compatibility set") }

@@ -121,7 +121,7 @@ func outputIDs(ctx context.Context, registry event.Registry, pl *topology.Pipeli
 	}
 	for i, s := range pl.Output {
 		for _, topic := range pl.Targets[i] {
-			id, err := event.EnsureSchema(ctx, registry, topic.Name, s, register)
+			id, err := event.EnsureSchema(ctx, registry, topic.Subject(s), s, register)
 			if err != nil {
 				return nil, err
 			}

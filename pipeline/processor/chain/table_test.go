@@ -97,7 +97,7 @@ func pageRecord(b *processortest.Bench, id, title string) *pipeline.Record {
 
 func registerPage(b *processortest.Bench, topic string, s *codec.Schema) int {
 	b.Helper()
-	id, err := b.Registry.Register(b.Context(), codec.TopicSubject(topic, s), s)
+	id, err := b.Registry.Register(b.Context(), codec.TopicRecordName.Value(topic, s), s)
 	if err != nil {
 		b.Fatal(err)
 	}

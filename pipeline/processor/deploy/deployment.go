@@ -9,7 +9,6 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/processor/chain"
@@ -201,7 +200,8 @@ func writeDeployment(ctx context.Context, e *cli.Env, w *worker.Worker) error {
 	for _, pl := range w.Topology.Pipelines {
 		for i, s := range pl.Output {
 			for _, topic := range pl.Targets[i] {
-				if ids[codec.TopicSubject(topic.Name, s)], err = event.EnsureSchema(ctx, w.Registry, topic.Name, s, false); err != nil {
+				subject := topic.Subject(s)
+				if ids[subject], err = event.EnsureSchema(ctx, w.Registry, subject, s, false); err != nil {
 					return err
 				}
 			}

@@ -216,7 +216,7 @@ func partitionsText(n int) string {
 func (in *inspection) checkSchemas(ctx context.Context, pl *topology.Pipeline) error {
 	for i, s := range pl.Output {
 		for _, topic := range pl.Targets[i] {
-			subject := codec.TopicSubject(topic.Name, s)
+			subject := topic.Subject(s)
 			state, text, err := outputState(ctx, in.worker.Registry, subject, s)
 			if err != nil {
 				return err

@@ -231,7 +231,7 @@ func (p *plan) schemas(ctx context.Context, w *worker.Worker) (map[string]int, e
 	for _, pl := range w.Topology.Pipelines {
 		for i, s := range pl.Output {
 			for _, topic := range pl.Targets[i] {
-				subject := codec.TopicSubject(topic.Name, s)
+				subject := topic.Subject(s)
 				if planned[subject] {
 					continue
 				}
@@ -247,7 +247,7 @@ func (p *plan) schemas(ctx context.Context, w *worker.Worker) (map[string]int, e
 
 // schema plans the registration of one schema, or adds its id to ids.
 func (p *plan) schema(ctx context.Context, w *worker.Worker, topic *topology.Topic, s *codec.Schema, ids map[string]int) error {
-	subject := codec.TopicSubject(topic.Name, s)
+	subject := topic.Subject(s)
 	id, err := w.Registry.Lookup(ctx, subject, s)
 	if err == nil {
 		ids[subject] = id
@@ -261,7 +261,7 @@ func (p *plan) schema(ctx context.Context, w *worker.Worker, topic *topology.Top
 		p.refuse(editSchema, subject, "keep the old fields and give new fields defaults, or write to another topic", "%s", text)
 	default:
 		p.Steps = append(p.Steps, step{doRegister, subject, "compatible with the registered versions", func(ctx context.Context) error {
-			_, err := event.EnsureSchema(ctx, w.Registry, topic.Name, s, true)
+			_, err := event.EnsureSchema(ctx, w.Registry, subject, s, true)
 			return err
 		}})
 	}

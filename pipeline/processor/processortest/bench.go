@@ -66,7 +66,7 @@ func NewBench(t *testing.T, text string) *Bench {
 	b.Plan = b.Load(text)
 	pl := b.Plan.Pipelines[0]
 	for _, s := range pl.Types {
-		id, err := b.Registry.Register(t.Context(), codec.TopicSubject(pl.From.Name, s), s)
+		id, err := b.Registry.Register(t.Context(), pl.From.Subject(s), s)
 		if err != nil {
 			t.Fatal(err)
 		}

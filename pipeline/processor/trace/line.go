@@ -64,7 +64,7 @@ func SchemaAt(pl *topology.Pipeline, m pipeline.Moment, at int, e *pipeline.Even
 	if m == pipeline.Passed && !e.Delete { // a deletion keeps its form
 		at++
 	}
-	return pl.Sections[e.Type].At(at).Schema
+	return pl.Sections[e.Type].Arriving(at).Schema
 }
 
 // StageTombstone stands for the stage of a tombstone, which no stage sees.

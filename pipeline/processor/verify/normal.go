@@ -1,7 +1,7 @@
 package verify
 
 import (
-	"fmt"
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/raw"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
 )
@@ -75,7 +76,7 @@ func volatileFields(pl *topology.Pipeline, typ int) (fields [][]string, deciding
 		if slices.ContainsFunc(s.Built.Reads(typ), func(read []string) bool {
 			return slices.ContainsFunc(fields, func(f []string) bool { return overlap(read, f) })
 		}) {
-			writes := s.Built.Writes(typ)
+			writes := stage.Sets(s.Built, typ)
 			own = append(own, writes...)
 			fate = fate || len(writes) == 0
 		}
@@ -119,43 +120,103 @@ type normal struct {
 
 // A normalLeaf is a part of a body that is removed, entirely or in part.
 type normalLeaf struct {
-	path []string
-	node *codec.Node
-	keys []raw.Entry // the keys to remove from a map; nil removes the whole leaf
+	path  []string
+	whole bool
+	parts []normalPart // in no order; they do not overlap
 }
 
-// newNormal returns a normal that removes fields of s. A path ends at the first node
-// that is not a record.
+// A normalPart is a field that is or is within a leaf.
+type normalPart struct {
+	field string        // dotted
+	place *within.Place // of the field in the leaf; nil if it is the leaf
+	node  *codec.Node
+	keys  []raw.Entry // the keys to remove from a map; nil removes the whole field
+}
+
+// newNormal returns a normal that removes fields of s. The last step of a field can be the
+// key of a map.
 func newNormal(s *codec.Schema, fields [][]string) (*normal, error) {
 	n := &normal{}
+	finder := within.Finder{Schema: s, Word: (*codec.Node).String, Same: func(a, b *codec.Node) bool { return a.String() == b.String() }}
 	var paths [][]string
 	for _, field := range fields {
-		node, i := s.Root(), 0
-		for ; node.Kind == codec.Record && i < len(field); i++ {
-			f := node.Field(field[i])
-			if f == nil {
-				return nil, fmt.Errorf("%s has no %s", s.Name(), strings.Join(field, "."))
-			}
-			node = f.Type
+		found, fault := finder.Find(strings.Join(field, "."))
+		if fault != nil {
+			return nil, errors.New(fault.Msg)
 		}
-		at := slices.IndexFunc(n.leaves, func(l normalLeaf) bool { return slices.Equal(l.path, field[:i]) })
+		at := slices.IndexFunc(n.leaves, func(l normalLeaf) bool { return slices.Equal(l.path, found.Leaf) })
 		if at < 0 {
 			at = len(n.leaves)
-			n.leaves = append(n.leaves, normalLeaf{path: field[:i], node: node, keys: []raw.Entry{}})
-			paths = append(paths, field[:i])
+			n.leaves = append(n.leaves, normalLeaf{path: found.Leaf})
+			paths = append(paths, found.Leaf)
 		}
-		leaf := &n.leaves[at]
-		switch {
-		case leaf.keys == nil:
-		case i == len(field) || node.Kind != codec.Map:
-			leaf.keys = nil
-		case !slices.ContainsFunc(leaf.keys, func(e raw.Entry) bool { return string(e.Key) == field[i] }):
-			leaf.keys = append(leaf.keys, raw.Entry{Key: []byte(field[i]), Value: []byte{}})
-		}
+		n.leaves[at].add(found)
 	}
 	var err error
 	n.layout, err = codec.NewLayout(s, paths)
 	return n, err
+}
+
+// add adds a field to what is removed from the leaf.
+func (l *normalLeaf) add(found within.Found) {
+	part := normalPart{field: strings.Join(found.Path, "."), place: found.Place, node: found.Node}
+	if found.Entry {
+		part.keys = []raw.Entry{{Key: []byte(found.Key), Value: []byte{}}}
+	}
+	if l.whole = l.whole || part.place == nil && part.keys == nil; l.whole {
+		l.parts = nil
+		return
+	}
+	for i := range l.parts {
+		have := &l.parts[i]
+		switch {
+		case have.field == part.field && have.keys != nil && part.keys != nil:
+			if !slices.ContainsFunc(have.keys, func(e raw.Entry) bool { return string(e.Key) == found.Key }) {
+				have.keys = append(have.keys, part.keys...)
+			}
+			return
+		case part.field == have.field || strings.HasPrefix(part.field, have.field+".") && have.keys == nil:
+			have.keys = nil
+			return
+		case strings.HasPrefix(have.field, part.field+"."):
+			*have = part
+			return
+		}
+	}
+	l.parts = append(l.parts, part)
+}
+
+// rest returns the leaf without the fields.
+func (l *normalLeaf) rest(leaf []byte) ([]byte, error) {
+	type cut struct {
+		start, end int
+		by         []byte
+	}
+	var cuts []cut
+	for _, part := range l.parts {
+		c := cut{end: len(leaf)}
+		if part.place != nil {
+			var ok bool
+			var err error
+			if c.start, c.end, ok, err = part.place.Span(leaf); err != nil {
+				return nil, err
+			} else if !ok {
+				continue
+			}
+		}
+		if part.keys != nil {
+			var err error
+			if c.by, err = raw.AppendMap(nil, part.node, leaf[c.start:c.end], part.keys); err != nil {
+				return nil, err
+			}
+		}
+		cuts = append(cuts, c)
+	}
+	slices.SortFunc(cuts, func(a, b cut) int { return b.start - a.start }) // from the end: the earlier places stay valid
+	for _, c := range cuts {
+		leaf = slices.Concat(leaf[:c.start], c.by, leaf[c.end:])
+	}
+	return leaf, nil
 }
 
 // of returns the body without the fields. The result is valid until the next call. It
@@ -170,11 +231,11 @@ func (n *normal) of(body []byte) []byte {
 	}
 	for _, leaf := range n.leaves {
 		slot := n.layout.Slot(leaf.path...)
-		if leaf.keys == nil {
+		if leaf.whole {
 			n.view.Set(slot, nil)
 			continue
 		}
-		rest, err := raw.AppendMap(nil, leaf.node, n.view.Get(slot), leaf.keys)
+		rest, err := leaf.rest(n.view.Get(slot))
 		if err != nil {
 			return body
 		}

@@ -1,0 +1,136 @@
+package stage_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"millrace/pipeline"
+	"millrace/pipeline/codec"
+	"millrace/pipeline/expr"
+	"millrace/pipeline/stage"
+	"millrace/pipeline/topology"
+)
+
+// newTrips returns a chain over events with nullable records.
+func newTrips(t *testing.T, stages string) (*run, *topology.Topology) {
+	t.Helper()
+	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: fmt.Appendf(nil, `
+name: t
+topics: {in: {partitions: 4, types: [Trip], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}
+tables: {members: {file: members.jsonl, key: id, schema: Member}}
+pipelines: {p: {from: in, to: out, dead_letter: dead, stages: [%s]}}
+`, stages)}, topology.Options{
+		Schemas: fstest.MapFS{"Member.avsc": visits["Member.avsc"], "Trip.avsc": {Data: []byte(`{"type": "record", "name": "Trip", "fields": [
+			{"name": "version", "type": "int"},
+			{"name": "rider", "type": [{"type": "record", "name": "Rider", "fields": [
+				{"name": "id", "type": "string"}, {"name": "name", "type": "string"}, {"name": "tags", "type": {"type": "map", "values": "string"}},
+				{"name": "under", "type": ["null", "Rider"]}]}, "null"]}]}`)}},
+		File:   func(string) ([]byte, error) { return []byte("{}"), nil },
+		Stages: withGo(swap),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.Tables) > 0 {
+		plan.Tables[0].Rows = someMembers(t)
+	}
+	return &run{t: t, pipeline: plan.Pipelines[0], chain: plan.Pipelines[0].Chain()}, plan
+}
+
+// swap is a Go stage that exchanges texts within a nullable record.
+var swap = stage.Func{Name: "swap", Doc: "Exchanges texts.", New: func(f *stage.Fields, _ map[string]string) (pipeline.StageFunc, stage.Volatility, error) {
+	from, to, tag := stage.Read[string](f, "rider.tags.from"), stage.Write[string](f, "rider.under.name"), stage.Write[string](f, "rider.tags.to")
+	return func(_ context.Context, e *pipeline.Event) (pipeline.Verdict, error) {
+		v, ok := from.Get(e)
+		if !ok {
+			v = "none"
+		}
+		if err := to.Set(e, v); err != nil {
+			return pipeline.Drop, err
+		}
+		return pipeline.Pass, tag.Set(e, v+"!")
+	}, stage.Deterministic, nil
+}}
+
+func rider(id, name, tags, under string) string {
+	return `{"id":"` + id + `","name":"` + name + `","tags":{` + tags + `},"under":` + under + `}`
+}
+
+func trip(rider string) string { return `{"version":1,"rider":` + rider + `}` }
+
+// Every stage that sets fields reaches those within nullable records, and leaves an event
+// without the record as it is.
+func TestStagesSetFieldsWithinNullableRecords(t *testing.T) {
+	s := newService(t)
+	request := `http: {url: "'` + s.URL + `' + (rider == null ? '/gone' : '/member')", query: {user: "rider == null ? '' : rider.id"}, response: Member, missing: keep, `
+	const find = `lookup: {table: members, key: "rider == null ? null : rider.id", `
+	one, none := trip(rider("u1", "x", "", rider("u2", "y", `"from":"a"`, "null"))), trip("null")
+	for _, test := range []struct{ stages, in, want string }{
+		{find + `set: {rider.name: row.name, rider.under.tags.a: row.id}}`, one, trip(rider("u1", "Ada", "", rider("u2", "y", `"from":"a","a":"u1"`, "null")))},
+		{find + `set: {rider.name: row.name, rider.under.tags.a: row.id}}`, none, none},
+		{find + `add: {rider.city: {type: string?, value: row.address.city}}}`, trip(rider("u1", "x", "", "null")), trip(`{"id":"u1","name":"x","tags":{},"under":null,"city":"London"}`)},
+		{find + `add: {rider.city: {type: string?, value: row.address.city}}}`, trip(rider("u9", "x", "", "null")), trip(`{"id":"u9","name":"x","tags":{},"under":null,"city":null}`)},
+		{find + `add: {rider.city: {type: string?, value: row.address.city}}}`, none, none},
+		{request + `set: {rider.name: response.body.name}}`, one, strings.Replace(one, `"x"`, `"GET "`, 1)},
+		{request + `set: {rider.name: response.body.name}}`, none, none},
+		{request + `add: {rider.status: {type: int, value: response.status}}}`, trip(rider("u1", "x", "", "null")), trip(`{"id":"u1","name":"x","tags":{},"under":null,"status":200}`)},
+		{request + `add: {rider.under.status: {type: int, value: response.status}}}`, trip(rider("u1", "x", "", rider("u2", "y", "", "null"))),
+			trip(`{"id":"u1","name":"x","tags":{},"under":{"id":"u2","name":"y","tags":{},"under":null,"status":200},"status":0}`)},
+		{`upcast: {below: 2, set: {rider.name: "rider.name + '2'"}}`, one, strings.Replace(strings.Replace(one, `"x"`, `"x2"`, 1), `"version":1`, `"version":2`, 1)},
+		{`upcast: {below: 2, set: {rider.name: "rider.name + '2'"}}`, none, `{"version":2,"rider":null}`},
+		{`go: {use: swap}`, trip(rider("u1", "x", `"from":"a"`, rider("u2", "y", "", "null"))), trip(rider("u1", "x", `"from":"a","to":"a!"`, rider("u2", "a", "", "null")))},
+		{`go: {use: swap}`, trip(rider("u1", "x", "", "null")), trip(rider("u1", "x", `"to":"none!"`, "null"))},
+		{`go: {use: swap}`, none, none},
+		{`mask: {fields: {rider.under.name: redact}}}, {filter: {keep: "rider == null || rider.under == null || rider.under.name == '***'"}`, one, strings.Replace(one, `"y"`, `"***"`, 1)},
+	} {
+		r, _ := newTrips(t, "{"+test.stages+"}")
+		for range 2 { // the second time, memory is reused
+			if got, err := r.process(test.in); got != test.want || err != nil {
+				t.Errorf("%s\ngot  %s, %v\nwant %s", test.stages, got, err, test.want)
+			}
+		}
+	}
+}
+
+// The default of an added field can nest an event more deeply than any reader accepts. Such
+// an event is rejected, even if the stage skips events, because later stages do not know its
+// old form.
+func TestEventWithoutRoomForAnAddedFieldIsRejected(t *testing.T) {
+	r, _ := newTrips(t, `{enrich: {on_error: skip, add: {rider.extra: {type: int?, value: "1"}}}}`)
+	for depth, want := range map[int]string{30: "", 31: "bad_body"} {
+		body := codec.AppendLong([]byte{2}, 0)
+		for range depth {
+			body = append(body, "\x00\x00\x00\x02"...)
+		}
+		body = append(body, "\x00\x00\x00\x00"...)
+		passed := false
+		err := r.processBody(body, &pipeline.Record{}, func(e *pipeline.Event) error {
+			passed = true
+			return codec.Validate(r.pipeline.Output[0].Root(), e.Append(nil))
+		})
+		if string(pipeline.ReasonOf(err)) != want || passed != (want == "") {
+			t.Errorf("%d riders: %v", depth, err)
+		}
+	}
+}
+
+// What a filter ensures about a nullable record holds after a stage that sets a field within
+// it.
+func TestFactsAboutNullableRecordsHoldAfterSets(t *testing.T) {
+	for _, stages := range []string{
+		`{filter: {keep: rider != null}}, {enrich: {set: {rider.name: "'x'"}}}, {rekey: {key: rider.id}}`,
+		`{filter: {keep: rider != null}}, {mask: {fields: {rider.name: redact}}}, {rekey: {key: rider.id}}`,
+		`{filter: {keep: rider != null}}, {enrich: {add: {rider.n: {type: int, value: "1"}}}}, {rekey: {key: string(rider.n)}}`,
+		`{enrich: {set: {rider.name: "rider.name + rider.id"}}}`,
+	} {
+		_, plan := newTrips(t, stages)
+		for _, w := range plan.Warnings() {
+			if w.Rule == string(expr.RuleNull) {
+				t.Errorf("%s: %v", stages, w)
+			}
+		}
+	}
+}
