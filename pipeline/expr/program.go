@@ -473,11 +473,11 @@ func (c *compiler) valueClosure(p *Program) error {
 // plan prepares the interpreter.
 func (p *Program) plan(e *Env, ast *celast.AST) error {
 	var err error
-	p.slow, err = e.cel.PlanProgram(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost))
+	p.slow, err = e.cel.PlanProgram(ast, cel.EvalOptions(cel.OptOptimize), cel.CostLimit(maxCost), library.NoNullOrder())
 	if err != nil {
 		// OptOptimize evaluates constants, and one fails. Plan without it: the
 		// constant may never be reached.
-		p.slow, err = e.cel.PlanProgram(ast, cel.CostLimit(maxCost))
+		p.slow, err = e.cel.PlanProgram(ast, cel.CostLimit(maxCost), library.NoNullOrder())
 	}
 	return err
 }

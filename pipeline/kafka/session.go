@@ -317,7 +317,11 @@ func (s *session) groupOptions(stop func()) []kgo.Opt {
 			s.revokeMissed(cl)
 			cfg.Metrics.rebalanced(cfg.Group, "assigned")
 			s.log.Info("partitions assigned", "partitions", ps)
-			s.state.set("")
+			if len(ps) > 0 {
+				s.state.set("opening its partitions") // until the end of assign
+			} else {
+				s.state.set("")
+			}
 		}),
 		kgo.OnPartitionsRevoked(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("revoked", ps) }),
 		kgo.OnPartitionsLost(func(_ context.Context, _ *kgo.Client, ps map[string][]int32) { s.revoke("lost", ps) }),
@@ -435,6 +439,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		}
 		s.loop.progress.assigned(now)
 	}
+	s.state.set("")
 	return at, nil
 }
 

@@ -112,6 +112,7 @@ func (p *program) run(ctx context.Context) error {
 	}
 	g.Go(func() error { return p.announcer.run(ctx) })
 	g.Go(func() error { return p.restores.run(ctx) })
+	g.Go(func() error { return p.compactWhenReady(ctx) })
 	g.Go(func() error { return p.receipts.Run(ctx) })
 	g.Go(func() error {
 		select {
@@ -125,6 +126,22 @@ func (p *program) run(ctx context.Context) error {
 		return p.supervisor.run(ctx)
 	})
 	return g.Wait()
+}
+
+// compactWhenReady lets the store compact once the worker is ready: until then, it would take
+// time from the start.
+func (p *program) compactWhenReady(ctx context.Context) error {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for p.readiness.ready() != nil || p.readiness.joined() != nil {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	p.supervisor.store.Compact()
+	return nil
 }
 
 // begin makes sure that each projection has a live version: at first, the version that

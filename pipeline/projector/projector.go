@@ -130,7 +130,7 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	kept, err := store.Open(c.options.dataDir, store.Options{Logger: w.Log, Fatal: exitWithoutStore(w.Log)})
+	kept, err := store.Open(c.options.dataDir, store.Options{Logger: w.Log, Fatal: exitWithoutStore(w.Log), HoldCompactions: true})
 	if err != nil {
 		return err
 	}

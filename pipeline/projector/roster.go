@@ -152,6 +152,18 @@ func (r *readiness) started() error {
 	return nil
 }
 
+// joined returns nil if all sessions of the live versions are members of their groups, with
+// open partitions.
+func (r *readiness) joined() error {
+	var faults []error
+	for _, l := range r.roster.all() {
+		if l.answers.Load() && l.loop != nil {
+			faults = append(faults, l.loop.Ready())
+		}
+	}
+	return errors.Join(faults...)
+}
+
 // ready returns nil if the live versions run here, and have nothing left to restore.
 func (r *readiness) ready() error {
 	groups := map[string]bool{}

@@ -15,12 +15,12 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 )
 
-// Sizes of ingested tables, in bytes. A family smaller than minTable shares a table with
-// its neighbors. A table that exceeds maxTable gets no more entries.
-const (
-	minTable = 1 << 20
-	maxTable = 64 << 20
-)
+// A family that takes less than this part of the smallest ingested batch shares a table with
+// its neighbors.
+const minTablePart = 8
+
+// maxTable is the size from which an ingested table gets no more entries, in bytes.
+const maxTable = 64 << 20
 
 // A Batch collects changes of one or more parts, which [Batch.Commit] applies
 // atomically. The last of several changes to an entry wins. A Batch is not safe for
@@ -292,6 +292,7 @@ func (b *Batch) Commit() error {
 	if err := commit(); err != nil {
 		return b.store.check(err)
 	}
+	b.store.wrote(b.bytes)
 	b.Reset()
 	return nil
 }
@@ -326,6 +327,7 @@ func (b *Batch) ingest() error {
 		}
 	}()
 	w := tableWriter{batch: b}
+	minTable := b.store.ingestBytes / minTablePart
 	for _, r := range b.runs {
 		// A large family has tables of its own. If its keys only ever grow, its tables
 		// overlap with no others and are never compacted.

@@ -54,6 +54,7 @@ func (s *Store) Drop(projection string) error {
 // until the next compaction of its tables, so Purge flushes and compacts the part.
 func (p *Part) Purge() error {
 	s := p.store
+	s.Compact()
 	if err := s.db.Flush(); err != nil {
 		return s.check(err)
 	}

@@ -44,6 +44,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -57,6 +58,8 @@ import (
 const (
 	format        = "millrace store 2\n"
 	formatVersion = pebble.FormatValueSeparation // 24
+	level0Stop    = 64                           // overlapping tables in level 0 at which writes stop
+	maxHeld       = 64 << 20                     // bytes that are written at most while compactions are held
 )
 
 // Options configure a [Store]. The zero value is ready to use.
@@ -76,6 +79,10 @@ type Options struct {
 	// memtable, because its tables would be small, and some are never compacted into
 	// larger ones.
 	IngestBytes int
+
+	// HoldCompactions makes compactions wait until [Store.Compact], so that they take
+	// nothing from a start. They begin by themselves if much is written before.
+	HoldCompactions bool
 }
 
 // A Store is open in one process at a time. It is safe for concurrent use.
@@ -87,6 +94,9 @@ type Store struct {
 	lock *pebble.Lock
 
 	space *space
+
+	compactions *compactions
+	held        atomic.Int64 // bytes that may be written until compactions begin
 
 	ingestBytes int
 	writer      sstable.WriterOptions // of tables to be ingested
@@ -111,7 +121,7 @@ var ErrInUse = errors.New("in use")
 // empties a store that is damaged or has another format. It refuses a directory that is
 // not a store and not empty.
 func Open(dir string, o Options) (_ *Store, err error) {
-	s := &Store{dir: dir, fs: o.FS, log: o.Logger, parts: map[partName]*Part{}, finders: map[*Finder]struct{}{}}
+	s := &Store{dir: dir, fs: o.FS, log: o.Logger, parts: map[partName]*Part{}, finders: map[*Finder]struct{}{}, compactions: newCompactions()}
 	if s.fs == nil {
 		s.fs = vfs.Default
 	}
@@ -298,13 +308,14 @@ func (s *Store) open(o Options) error {
 		// tables collect in level 0 until a compaction is worth its cost; the large
 		// LBaseMaxBytes lets it write directly to the lowest level.
 		L0CompactionThreshold: 16,
-		L0StopWritesThreshold: 64,
+		L0StopWritesThreshold: level0Stop,
 		LBaseMaxBytes:         4 << 30,
 		MaxOpenFiles:          512,
 		WALBytesPerSync:       1 << 20,
 		EventListener:         &pebble.EventListener{DataCorruption: func(i pebble.DataCorruptionInfo) { s.damaged(i.Details) }},
 	}
 	opts.TargetFileSizes[0] = 16 << 20 // doubles with each level
+	opts.Experimental.CompactionScheduler = s.compactions
 	for i := range opts.Levels {
 		opts.Levels[i].FilterPolicy = bloom.FilterPolicy(10)
 	}
@@ -317,7 +328,25 @@ func (s *Store) open(o Options) error {
 	if err := s.loadParts(); err != nil {
 		return errors.Join(err, db.Close())
 	}
+	s.held.Store(maxHeld)
+	// Too many tables in level 0 would stop the writes.
+	if !o.HoldCompactions || db.Metrics().Levels[0].Sublevels >= level0Stop/2 {
+		s.Compact()
+	}
 	return nil
+}
+
+// Compact allows compactions, if they were held.
+func (s *Store) Compact() {
+	s.held.Store(0)
+	s.compactions.start()
+}
+
+// wrote notes that a batch was written. Compactions that are held begin after maxHeld.
+func (s *Store) wrote(bytes int) {
+	if left := s.held.Load(); left > 0 && s.held.Add(-int64(bytes)) <= 0 {
+		s.compactions.start()
+	}
 }
 
 // Waiting returns an error that wraps [ErrNoSpace] while the store waits for its disk to

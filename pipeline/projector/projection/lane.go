@@ -242,8 +242,20 @@ func (l *lane) write(b *store.Batch) error {
 	if l.index == nil {
 		return nil
 	}
-	l.index.Write(b)
+	if err := l.index.Write(b, l.next, l.backfill()); err != nil {
+		return err
+	}
 	return l.writeShadow(b)
+}
+
+// backfill returns the offset from which the index catches up; -1 if it is not behind.
+func (l *lane) backfill() int64 {
+	if l.shadow != nil {
+		if next, until := l.index.Backfill(); next < until {
+			return next
+		}
+	}
+	return -1
 }
 
 // writeShadow adds to the batch what the store does not have yet of the past that is

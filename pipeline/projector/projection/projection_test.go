@@ -50,6 +50,7 @@ type world struct {
 	clock              *fakeClock // the real one if nil
 	seldom             bool       // flush as rarely as a worker with a long backlog
 	configure          func(*Config)
+	stored             store.Options // but for its file system
 }
 
 func newWorld(t testing.TB) *world {
@@ -116,7 +117,9 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	if w.wrap != nil {
 		fs = w.wrap(disk)
 	}
-	if fw.store, err = store.Open("data", store.Options{FS: fs}); err != nil {
+	options := w.stored
+	options.FS = fs
+	if fw.store, err = store.Open("data", options); err != nil {
 		w.t.Fatal(err)
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}

@@ -269,14 +269,17 @@ func (o *opening) resumeDue(l *lane) error {
 	return nil
 }
 
-// resumeIndex reads the filter and continues a catch-up that was interrupted.
+// resumeIndex opens the index and continues a catch-up that was interrupted.
 func (o *opening) resumeIndex(l *lane) error {
-	if err := l.index.Load(); err != nil {
-		return err
-	}
 	var next, until int64
 	ok, err := states.ReadLongs(l.part, familyMark, markBackfill, &next, &until)
-	if !ok || err != nil || !l.catchUp(max(next, o.at.Start), until) {
+	if err != nil {
+		return err
+	}
+	if !ok || !l.catchUp(max(next, o.at.Start), until) {
+		return l.index.Load(l.next, -1)
+	}
+	if err := l.index.Load(l.next, next); err != nil {
 		return err
 	}
 	return l.shadow.load(o.decode)

@@ -35,8 +35,9 @@ func NewIndex(part *store.Part) *Index {
 	return &Index{part: part, recent: map[eventName]int64{}, filter: filter{part: part}}
 }
 
-// Load reads what the store has.
-func (x *Index) Load() error { return x.filter.load() }
+// Load reads what the store has. next is the position of the partition, and backfill that
+// of the index if it catches up, else -1, as of the last Write.
+func (x *Index) Load(next, backfill int64) error { return x.filter.load(next, backfill) }
 
 // CatchUp makes the index catch up from next to until, while the events are folded into
 // the past. It returns false if there is nothing to catch up with.
@@ -82,6 +83,11 @@ func (x *Index) Known(aggregate, id []byte, offset int64) (bool, error) {
 	x.lastName = eventNameOf(id)
 	x.lastName.scope = scopeOf(aggregate)
 	x.lastHash = x.lastName.hash()
+	if x.filter.unread {
+		if err := x.filter.readMore(filterPiece); err != nil {
+			return false, err
+		}
+	}
 	if !x.filter.mayHave(x.lastHash) {
 		return false, nil
 	}
@@ -89,7 +95,7 @@ func (x *Index) Known(aggregate, id []byte, offset int64) (bool, error) {
 		return at != offset, nil
 	}
 	for i := range x.filter.layers {
-		if !x.filter.layers[i].has(x.lastHash) {
+		if !x.filter.layerMayHave(i, x.lastHash) {
 			continue
 		}
 		var ok bool
@@ -200,8 +206,10 @@ func (x *Index) loadClocks(a *Aggregate, before int64) error {
 }
 
 // Write adds to the batch what the store does not have yet, except for the entries of
-// Add.
-func (x *Index) Write(b *store.Batch) { x.filter.write(b) }
+// Add. next and backfill are the positions for the next Load.
+func (x *Index) Write(b *store.Batch, next, backfill int64) error {
+	return x.filter.write(b, next, backfill)
+}
 
 // Written notes that the batch is in the store.
 func (x *Index) Written() {

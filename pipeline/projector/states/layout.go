@@ -19,6 +19,8 @@ const (
 	FamilyShadow   store.Family = 7 // like FamilyState, for the past that is being indexed
 	familyFilter   store.Family = 8 // see filter
 	familyConflict store.Family = 17
+
+	familyFilterHead store.Family = 18 // nothing -> filterHead
 )
 
 // Damaged is the error of an entry whose checksum is right but which cannot be read.
