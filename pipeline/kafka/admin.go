@@ -124,48 +124,15 @@ func awaitTopics(ctx context.Context, adm *kadm.Client, names []string) (kadm.Me
 	}
 }
 
-// Lag returns how many offsets below the topics' last stable offsets the group has
-// not committed. Partitions without a committed offset count from their start.
-func Lag(ctx context.Context, cfg Config, group string, topics ...string) (_ int64, err error) {
-	defer func() { err = trimDial(err) }()
-	opts, err := cfg.Options()
-	if err != nil {
-		return 0, err
-	}
-	cl, err := kgo.NewClient(opts...)
-	if err != nil {
-		return 0, err
-	}
-	defer cl.Close()
-	adm := kadm.NewClient(cl)
-	// Read the committed offsets first: ends that are read later are not lower.
-	committed, err := adm.FetchOffsets(ctx, group)
-	if err != nil {
-		return 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
-	}
-	starts, err := adm.ListStartOffsets(ctx, topics...)
-	if err == nil {
-		err = starts.Error()
-	}
-	if err != nil {
-		return 0, fmt.Errorf("reading the start offsets of topics: %w", err)
-	}
-	ends, err := adm.ListCommittedOffsets(ctx, topics...)
-	if err == nil {
-		err = ends.Error()
-	}
-	if err != nil {
-		return 0, fmt.Errorf("reading the end offsets of topics: %w", err)
-	}
-	var lag int64
-	ends.Each(func(end kadm.ListedOffset) {
-		at, _ := starts.Lookup(end.Topic, end.Partition)
-		from := at.Offset
-		if c, ok := committed.Lookup(end.Topic, end.Partition); ok && c.Err == nil {
-			from = max(from, c.At)
+// Lag returns how many offsets of topics a group has not passed, by [GroupProgress].
+func Lag(ctx context.Context, cfg Config, group string, topics ...string) (lag int64, err error) {
+	for _, topic := range topics {
+		done, total, err := GroupProgress(ctx, cfg, group, topic)
+		if err != nil {
+			return 0, err
 		}
-		lag += max(0, end.Offset-from)
-	})
+		lag += total - done
+	}
 	return lag, nil
 }
 

@@ -27,6 +27,7 @@ type batch struct {
 	in      pipeline.Record
 
 	preparer preparer
+	fewer    int // after an error of the handler: how many records could be handled without it, at least 1
 
 	// Decaying sums over earlier batches, for the average record size.
 	handled, size int // records, and bytes of their keys and values
@@ -59,7 +60,7 @@ type part struct {
 type readTo struct {
 	next int64     // next offset to read
 	end  int64     // last stable offset
-	time time.Time // timestamp of the last record
+	time time.Time // timestamp of the last record that is no transaction marker; zero if there is none
 }
 
 type topicCount struct {
@@ -104,7 +105,7 @@ func (b *batch) begin() {
 	b.began = time.Now()
 	// Halve the weight of earlier batches: record sizes may change.
 	b.handled, b.size = (b.handled+b.records)/2, (b.size+b.bytes)/2
-	b.records, b.bytes = 0, 0
+	b.records, b.bytes, b.fewer = 0, 0, 0
 	clear(b.read)
 	b.written = b.written[:0]
 	b.pending = b.pending[:0] // left from a batch that was aborted
@@ -194,6 +195,7 @@ func (b *batch) settled() bool {
 func (b *batch) handle(ctx context.Context, h pipeline.Handler, fetches kgo.Fetches) error {
 	b.part.fetched = append(b.part.fetched, fetches)
 	if err := b.preparer.prepare(ctx, h, fetches); err != nil {
+		b.fewer = max(1, b.records, fetches.NumRecords()/2)
 		return err
 	}
 	for _, fetch := range fetches {
@@ -227,15 +229,22 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 		}
 		setRecord(in, topic, p.Partition, r)
 		if err := b.pass(ctx, h, in); err != nil {
+			b.fewer = max(1, b.records)
 			return fmt.Errorf("%s offset %d: %w", topicPartition{topic, p.Partition}, r.Offset, err)
 		}
 		b.records++
 		b.bytes += len(r.Key) + len(r.Value)
 	}
 	last := p.Records[len(p.Records)-1]
-	at := readTo{next: last.Offset + 1, time: readTime(last.Timestamp), end: p.LastStableOffset}
+	at := readTo{next: last.Offset + 1, end: p.LastStableOffset, time: b.read[topicPartition{topic, p.Partition}].time}
 	if at.end < 0 {
 		at.end = p.HighWatermark
+	}
+	for _, r := range slices.Backward(p.Records) {
+		if !r.Attrs.IsControl() {
+			at.time = readTime(r.Timestamp)
+			break
+		}
 	}
 	b.read[topicPartition{topic, p.Partition}] = at
 	return nil

@@ -93,15 +93,14 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 	return f, nil
 }
 
-// Add makes the Follower read a partition from an offset on. end is the last known
-// end of the partition's committed records.
-func (f *Follower) Add(topic string, partition int32, from, end int64) {
-	tp := topicPartition{topic, partition}
-	f.progress.set(PartitionProgress{Topic: topic, Partition: partition, Position: from, End: end}, time.Time{})
+// Add makes the Follower read a partition from a position on.
+func (f *Follower) Add(from PartitionProgress) {
+	tp := topicPartition{from.Topic, from.Partition}
+	f.progress.assigned(from)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.added++
-	f.at[tp] = followedAt{from, f.added}
+	f.at[tp] = followedAt{from.Position, f.added}
 	f.interrupt()
 }
 
@@ -120,6 +119,11 @@ func (f *Follower) Remove(topic string, partition int32) {
 
 // Progress returns the position in each partition.
 func (f *Follower) Progress() []PartitionProgress { return f.progress.all() }
+
+// ProgressOf returns the position in one partition, zero if it is not read.
+func (f *Follower) ProgressOf(topic string, partition int32) PartitionProgress {
+	return f.progress.of(topic, partition)
+}
 
 // Ready returns nil if brokers answer and the last batch was handled, else an error
 // with the reason.
@@ -181,6 +185,7 @@ func (f *Follower) runClient(ctx context.Context) (handled bool, err error) {
 		return false, &pipeline.FatalError{Err: err}
 	}
 	defer cl.Close()
+	defer f.progress.watchEndsWith(ctx, cl)()
 	reads := map[topicPartition]int{} // followedAt.added, by partition that the client reads
 	for {
 		poll, cancel := context.WithCancel(ctx)
@@ -270,7 +275,7 @@ func (f *Follower) batch(ctx, poll context.Context, cl *kgo.Client, fetches kgo.
 		return errors.Join(err, ended)
 	}
 	for tp, read := range b.read {
-		f.progress.set(PartitionProgress{Topic: tp.topic, Partition: tp.partition, Position: read.next, End: read.end}, read.time)
+		f.progress.committed(tp, read)
 	}
 	for _, fetches := range b.fetched {
 		fetches.EachRecord((*kgo.Record).Recycle)
@@ -305,7 +310,7 @@ func (b *followBatch) partition(ctx context.Context, p *kgo.FetchTopicPartition)
 	if !ok || len(p.Records) == 0 {
 		return nil // the partition was removed since the fetch, or the fetch is empty
 	}
-	before, last := at.next, time.Time{}
+	before, last := at.next, b.read[tp].time
 	for _, r := range p.Records {
 		if r.Offset < at.next {
 			continue
@@ -317,8 +322,9 @@ func (b *followBatch) partition(ctx context.Context, p *kgo.FetchTopicPartition)
 				break
 			}
 			b.bytes += len(r.Key) + len(r.Value)
+			last = readTime(r.Timestamp)
 		}
-		at.next, last = r.Offset+1, readTime(r.Timestamp)
+		at.next = r.Offset + 1
 	}
 	if at.next == before {
 		return err

@@ -90,7 +90,7 @@ func TestAFollowerReadsOnlyAddedPartitionsAndLeavesNoTrace(t *testing.T) {
 			t.Error("it read a partition before one was added")
 		}
 		for p := range int32(3) {
-			f.Add("in", p, 0, 0)
+			f.Add(PartitionProgress{Topic: "in", Partition: p})
 		}
 		await(t, "all records", func() bool { return len(h.all()) == 300 })
 		wantEach(t, h.all(), 300)
@@ -127,7 +127,7 @@ func TestAFollowerReadsOnlyAddedPartitionsAndLeavesNoTrace(t *testing.T) {
 			})
 		})
 		// Added again, the partition is read from the given offset.
-		f.Add("in", 1, int64(before), 0)
+		f.Add(PartitionProgress{Topic: "in", Partition: 1, Position: int64(before)})
 		await(t, "the records of the partition that was added again", func() bool { return len(h.of(1)) == ends[1] })
 		wantEach(t, h.all(), 600)
 		if err := stop(); err != nil {
@@ -164,7 +164,7 @@ func TestAFollowerDoesNotSeeRecordsOfAbortedTransactions(t *testing.T) {
 		}
 		h := &taker{}
 		f, _ := follow(t, c, h)
-		f.Add("in", 0, 0, 0)
+		f.Add(PartitionProgress{Topic: "in"})
 		// The position also passes the markers.
 		await(t, "the end of the partition", func() bool { p := f.Progress(); return len(p) == 1 && p[0].Position == 8 && p[0].End == 8 })
 		if got := h.all(); !slices.Equal(got, []string{"1", "3"}) {
@@ -186,8 +186,8 @@ func TestAFollowerRepeatsARecordThatItsHandlerRefused(t *testing.T) {
 			return nil
 		}}
 		f, _ := follow(t, c, h)
-		f.Add("in", 0, 0, 0)
-		f.Add("in", 1, 0, 0)
+		f.Add(PartitionProgress{Topic: "in"})
+		f.Add(PartitionProgress{Topic: "in", Partition: 1})
 		await(t, "all records", func() bool { return len(h.all()) == 200 })
 		wantEach(t, h.all(), 200)
 		if refused != 3 {
@@ -202,7 +202,7 @@ func TestAFollowerEndsWithAnErrorThatARetryCannotFix(t *testing.T) {
 		c := newBubbleCluster(t, 1)
 		inject(t, c, 0, 10)
 		f, stop := follow(t, c, &taker{})
-		f.Add("in", 0, 1000, 1000)
+		f.Add(PartitionProgress{Topic: "in", Partition: 0, Position: 1000, End: 1000})
 		await(t, "the error", func() bool { return f.Ready() != nil })
 		if err := stop(); !errors.Is(err, ErrOffsetGone) {
 			t.Errorf("%v, want that the offset is gone", err)
@@ -210,7 +210,7 @@ func TestAFollowerEndsWithAnErrorThatARetryCannotFix(t *testing.T) {
 
 		broken := pipeline.Fatal("broken")
 		f, stop = follow(t, c, &taker{refuse: func(*pipeline.Record) error { return broken }})
-		f.Add("in", 0, 0, 0)
+		f.Add(PartitionProgress{Topic: "in"})
 		await(t, "the error", func() bool { return f.Ready() != nil })
 		if err := stop(); !errors.Is(err, broken) {
 			t.Errorf("%v, want what the handler said", err)

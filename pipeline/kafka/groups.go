@@ -12,7 +12,10 @@ import (
 )
 
 // GroupProgress returns how many offsets of a topic a group has passed (done), out of
-// all offsets between the partitions' starts and their last stable offsets (total).
+// all offsets between the partitions' starts and their last stable offsets (total). The
+// difference is the group's lag, the sum of [PartitionProgress.Lag] over its workers: a
+// partition without a committed offset counts from its start, and committed offsets pass
+// transaction markers, because a loop also commits batches of nothing else.
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
 	defer func() { err = trimDial(err) }()
 	adm, err := admin(cfg)

@@ -22,6 +22,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kgo"
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
@@ -75,6 +76,15 @@ type Assigner interface {
 	// Revoke reports that the partitions are no longer assigned. Only their Topic
 	// and Partition are set.
 	Revoke(ps []Partition)
+}
+
+// A Rereader is an [Assigner] that may read records again that it has handled before, to
+// complete something else. They are no lag.
+type Rereader interface {
+	Assigner
+	// Handled returns the offset below which everything is handled in a partition that
+	// Assign has just assigned.
+	Handled(topic string, partition int32) int64
 }
 
 // DefaultMemory is the default of [LoopConfig].Memory, in bytes.
@@ -242,10 +252,22 @@ func (l *Loop) Run(ctx context.Context) error {
 	for _, s := range l.sessions {
 		g.Go(func() error { return s.run(ctx, stopped) })
 	}
+	g.Go(func() error {
+		l.progress.watchEnds(ctx, l.clients)
+		return nil
+	})
 	if len(l.cfg.Known) > 0 {
 		g.Go(func() error { return watch(ctx, l.cfg.Known, l.sessions[0].client.Load) })
 	}
 	return g.Wait()
+}
+
+// clients returns the clients of the sessions; nil for one that has none.
+func (l *Loop) clients() (all []*kgo.Client) {
+	for _, s := range l.sessions {
+		all = append(all, s.client.Load())
+	}
+	return all
 }
 
 // Ready returns nil if every session is a member of the group, its last batch
@@ -267,18 +289,10 @@ func (l *Loop) Ready() error {
 // Progress returns the positions of this process's sessions in their partitions.
 func (l *Loop) Progress() []PartitionProgress { return l.progress.all() }
 
-// PartitionProgress is the position of a reader in a partition.
-type PartitionProgress struct {
-	Topic     string
-	Partition int32
-	Position  int64 // next offset to read after the last committed batch
-	End       int64 // last known last stable offset
-
-	last time.Time // timestamp of the last record below Position
+// ProgressOf returns the position in one partition, zero if it is not assigned.
+func (l *Loop) ProgressOf(topic string, partition int32) PartitionProgress {
+	return l.progress.of(topic, partition)
 }
-
-// Lag returns the number of offsets between Position and End.
-func (p PartitionProgress) Lag() int64 { return max(0, p.End-p.Position) }
 
 // state is the reason why a session is not ready, "" if it is ready.
 type state struct {

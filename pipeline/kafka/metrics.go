@@ -43,21 +43,21 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		lag: &lagAtScrape{
 			records: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_consumer_lag_records",
-				Help: "Offsets between the committed position and the last stable offset. Transaction markers below the position do not count.",
+				Help: "Lag: offsets between the committed position and the end of the log (the last stable offset); 0 when everything is read.",
 			}, []string{"group", "topic", "partition"}),
 			seconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_consumer_lag_seconds",
-				Help: "Age of the last committed record, by its timestamp, while more records wait; 0 if none wait.",
+				Help: "Age of the last committed record, by its timestamp, while there is a lag; the time since the assignment if none was read yet; 0 without a lag.",
 			}, []string{"group", "topic", "partition"}),
 		},
 		followed: &lagAtScrape{
 			records: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_followed_lag_records",
-				Help: "Offsets between the position in a followed partition (read without a group) and its last stable offset. One series per followed partition.",
+				Help: "Lag in a followed partition, which is read without a group: offsets between the position and the end of the log. One series per followed partition.",
 			}, []string{"group", "topic", "partition"}),
 			seconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 				Name: "millrace_followed_lag_seconds",
-				Help: "Age of the last record read from a followed partition, by its timestamp, while more records wait; 0 if none wait.",
+				Help: "Age of the last record read from a followed partition, by its timestamp, while there is a lag; the time since it is followed if none was read yet; 0 without a lag.",
 			}, []string{"group", "topic", "partition"}),
 		},
 		assigned: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -147,18 +147,14 @@ func (l *lagAtScrape) Describe(out chan<- *prometheus.Desc) {
 func (l *lagAtScrape) Collect(out chan<- prometheus.Metric) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	now := time.Now()
 	l.records.Reset()
 	l.seconds.Reset()
 	for _, loop := range l.loops {
 		for _, at := range loop.all() {
 			labels := []string{loop.group, at.Topic, strconv.Itoa(int(at.Partition))}
-			age := 0.0
-			if at.Lag() > 0 && !at.last.IsZero() {
-				// Not negative if the record has a timestamp in the future.
-				age = max(0, time.Since(at.last).Seconds())
-			}
 			l.records.WithLabelValues(labels...).Set(float64(at.Lag()))
-			l.seconds.WithLabelValues(labels...).Set(age)
+			l.seconds.WithLabelValues(labels...).Set(at.Age(now).Seconds())
 		}
 	}
 	l.records.Collect(out)

@@ -86,6 +86,15 @@ func (s *suspect) narrow(n int, last recordAt, why error) bool {
 	return true
 }
 
+// wait makes the next batches small enough to commit the records before one that cannot be
+// handled at the moment: n records could be handled, 0 if it is unknown. So those do not
+// wait for it, and the lag shows its place.
+func (s *suspect) wait(n int) {
+	if n > 0 && (s.most == 0 || n < s.most) {
+		s.most = n
+	}
+}
+
 // passed widens the batches after a commit, unless a record is still to be given up: it
 // may come after records of other partitions. last is the place of the last record.
 func (s *suspect) passed(last recordAt) {

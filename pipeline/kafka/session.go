@@ -220,6 +220,7 @@ func (s *session) runClient(ctx, stopped context.Context) (anyCommitted bool, er
 					continue
 				}
 			}
+			s.suspect.wait(b.fewer)
 			s.state.set(err.Error())
 			s.log.Warn("batch rolled back; trying again", "err", err, "wait", wait.String())
 			wait = sleep(ctx, wait)
@@ -453,7 +454,11 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 			// returns to it when a batch aborts.
 			at[p.Topic][p.Partition] = kgo.NewOffset().At(from[i])
 		}
-		s.loop.progress.set(PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from[i], End: p.End}, time.Time{})
+		now := PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from[i], End: p.End}
+		if r, ok := s.handler.(Rereader); ok {
+			now.Done = min(p.Committed, r.Handled(p.Topic, p.Partition))
+		}
+		s.loop.progress.assigned(now)
 	}
 	s.state.set("")
 	return at, nil
@@ -643,7 +648,7 @@ func (s *session) end(cl client, b *batch, commit bool) (committed bool, err err
 	} else if committed {
 		result = "committed"
 		for tp, at := range b.read {
-			s.loop.progress.set(PartitionProgress{Topic: tp.topic, Partition: tp.partition, Position: at.next, End: at.end}, at.time)
+			s.loop.progress.committed(tp, at)
 			s.held.committed(tp, at.next)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -83,9 +84,12 @@ func startProjector(ctx context.Context, topology, dir string, box *sandbox.Sand
 		Notify: func() (<-chan os.Signal, func()) { return signals, func() {} },
 	}
 	exit := make(chan int, 1)
+	if !slices.Contains(flags, "-r") {
+		flags = append(flags, "-r", box.RegistryURL())
+	}
 	go func() {
 		exit <- env.Main(append([]string{
-			"run", "-t", topology, "-b", box.Brokers()[0], "-r", box.RegistryURL(), "--sessions", "1", "--commit-interval", "20ms",
+			"run", "-t", topology, "-b", box.Brokers()[0], "--sessions", "1", "--commit-interval", "20ms",
 			"--listen", "127.0.0.1:0", "--listen-file", listening, "--data-dir", filepath.Join(dir, "projector"),
 		}, flags...), programs.Projector)
 	}()

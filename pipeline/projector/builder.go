@@ -185,12 +185,15 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	}
 	if l.follows {
 		l.follower = newGroupFollower(b, l, l.group)
-		cfg.Hidden, cfg.Follows, cfg.End, cfg.Ends = hidden, true, l.follower.end, l.follower.ends
+		cfg.Hidden, cfg.Follows, cfg.Progress, cfg.Ends = hidden, true, l.follower.progressOf, l.follower.ends
 		l.set = projection.New(cfg)
 		return l.follower.attach(b, l.set, specs)
 	}
 	own := cfg
-	own.Hidden, own.End, own.Metrics = hidden, l.end, b.metrics
+	own.Hidden, own.Metrics = hidden, b.metrics
+	own.Progress = func(topic string, partition int32) kafka.PartitionProgress {
+		return l.loop.ProgressOf(topic, partition)
+	} // the loop is made later
 	if !b.options.standby {
 		l.set = projection.New(own)
 		return nil
@@ -201,7 +204,7 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	own.Memory, cfg.Memory = own.Memory/4*3, own.Memory/4
 	l.set = projection.New(own)
 	cfg.Restore = b.restores.reader(b.w.Kafka, standbyName(l.group))
-	cfg.Follows, cfg.End, cfg.Ends = true, l.follower.end, l.follower.ends
+	cfg.Follows, cfg.Progress, cfg.Ends = true, l.follower.progressOf, l.follower.ends
 	return l.follower.attach(b, projection.New(cfg), specs)
 }
 

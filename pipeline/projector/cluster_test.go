@@ -110,7 +110,9 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 			return nil
 		},
 		Hidden: func(_ projection.Key, left bool) bool { return left && w.others.exist() || w.behind.Load() },
-		End:    func(string, int32) int64 { return 1 << 30 }, // readers ask for it while events are added
+		Progress: func(topic string, partition int32) kafka.PartitionProgress {
+			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: 1 << 30}
+		}, // readers ask for it while events are added
 	})
 	w.handler = set.NewHandler()
 	one := set.Projection("user")

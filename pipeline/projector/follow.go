@@ -134,9 +134,9 @@ func (f *groupFollower) Progress() (all []kafka.PartitionProgress) {
 	return all
 }
 
-// end returns the last known end of a partition.
-func (f *groupFollower) end(topic string, partition int32) int64 {
-	return endIn(f.session(projection.Key{Topic: topic, Partition: partition}).Progress(), topic, partition)
+// progressOf returns the position in one partition.
+func (f *groupFollower) progressOf(topic string, partition int32) kafka.PartitionProgress {
+	return f.session(projection.Key{Topic: topic, Partition: partition}).ProgressOf(topic, partition)
 }
 
 // ends asks Kafka for the end of a partition.
@@ -295,9 +295,9 @@ func (f *groupFollower) addToSession(key projection.Key, at kafka.Partition, fro
 	}
 	s := f.session(key)
 	for topic, offset := range from.Snapshots {
-		s.Add(topic, key.Partition, offset, offset)
+		s.Add(kafka.PartitionProgress{Topic: topic, Partition: key.Partition, Position: offset})
 	}
-	s.Add(key.Topic, key.Partition, from.From, at.End)
+	s.Add(kafka.PartitionProgress{Topic: key.Topic, Partition: key.Partition, Position: from.From, Done: from.Handled, End: at.End})
 	f.phases[key] = followReading
 	delete(f.tries, key)
 	delete(f.why, key)

@@ -75,21 +75,6 @@ func (l *groupLoop) run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// end returns the last known end of a partition that the loop reads.
-func (l *groupLoop) end(topic string, partition int32) int64 {
-	return endIn(l.loop.Progress(), topic, partition)
-}
-
-// endIn returns the last known end of a partition.
-func endIn(progress []kafka.PartitionProgress, topic string, partition int32) int64 {
-	for _, at := range progress {
-		if at.Topic == topic && at.Partition == partition {
-			return at.End
-		}
-	}
-	return 0
-}
-
 // sets returns the partitions of this worker and those that it follows.
 func (l *groupLoop) sets() []*projection.Set {
 	if l.follower == nil || l.follower.set == l.set {
@@ -127,7 +112,7 @@ type groupHandler struct {
 }
 
 var (
-	_ kafka.Assigner    = (*groupHandler)(nil)
+	_ kafka.Rereader    = (*groupHandler)(nil)
 	_ kafka.Waker       = (*groupHandler)(nil)
 	_ kafka.SizeLimited = (*groupHandler)(nil)
 )
@@ -149,6 +134,11 @@ func (h *groupHandler) Assign(ctx context.Context, ps []kafka.Partition) ([]int6
 	}
 	h.announcer.changed()
 	return from, err
+}
+
+// Handled implements [kafka.Rereader].
+func (h *groupHandler) Handled(topic string, partition int32) int64 {
+	return h.handler.Handled(topic, partition)
 }
 
 // Revoke implements [kafka.Assigner].

@@ -104,7 +104,7 @@ func listProjections(ctx context.Context, a *api) error {
 	if done, err := a.get(ctx, &all, "projections"); done || err != nil {
 		return err
 	}
-	t := a.table("NAME", "FOLD", "EVENTS", "SNAPSHOTS", "PARTITIONS", "FOLDED", "LAG")
+	t := a.table("NAME", "FOLD", "EVENTS", "SNAPSHOTS", "PARTITIONS", "OFFSETS", "LAG")
 	t.empty = "no projections"
 	for _, p := range all.Projections {
 		var folded, lag int64

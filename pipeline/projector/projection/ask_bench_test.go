@@ -42,7 +42,9 @@ func newAsking(b *testing.B) *asking {
 		b.Fatal(err)
 	}
 	ps := projection.New(projection.Config{
-		Store: s, Registry: eventtest.SchemaList(types), End: func(string, int32) int64 { return 1 << 40 },
+		Store: s, Registry: eventtest.SchemaList(types), Progress: func(topic string, partition int32) kafka.PartitionProgress {
+			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: 1 << 40}
+		},
 		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
 		Projections: []projection.Spec{{
 			Fold: projectiontest.UserFold(b, "user", "active"), Events: kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, Types: types,

@@ -68,7 +68,9 @@ func openBenched(b *testing.B, dir string, history bool, restore RestoreFunc) *b
 	}
 	w := &benched{store: s, types: projectiontest.UserTypes(b), fold: projectiontest.UserFold(b, "user", "active")}
 	w.ps = New(Config{
-		Store: s, Registry: eventtest.SchemaList(w.types), Restore: restore, NoHistory: !history, End: func(string, int32) int64 { return 1 << 40 },
+		Store: s, Registry: eventtest.SchemaList(w.types), Restore: restore, NoHistory: !history, Progress: func(topic string, partition int32) kafka.PartitionProgress {
+			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: 1 << 40}
+		},
 		Projections: []Spec{{
 			Fold: w.fold, Events: kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}, Types: w.types,
 			Identity: "bench", Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100,

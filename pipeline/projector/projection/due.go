@@ -188,14 +188,14 @@ func (d *deadLetters) write(b *store.Batch, part *store.Part) {
 	for offset := range d.unsaved {
 		missed, ok := d.due[offset]
 		if !ok {
-			b.Delete(part, familyLetter, offsetKey(offset))
+			b.Delete(part, familyLetter, states.OffsetKey(offset))
 			continue
 		}
 		var value []byte
 		for _, start := range missed {
 			value = codec.AppendLong(value, start)
 		}
-		b.Put(part, familyLetter, offsetKey(offset), value)
+		b.Put(part, familyLetter, states.OffsetKey(offset), value)
 	}
 }
 

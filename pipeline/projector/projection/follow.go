@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -44,7 +45,7 @@ func newFollowed() *followed {
 
 func (f *followed) write(b *store.Batch, part *store.Part) {
 	if f != nil && f.heard != f.saved {
-		putMark(b, part, markHeard, f.heard, f.published)
+		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
 	}
 }
 
@@ -72,6 +73,7 @@ func (l *lane) frontier() int64 {
 // Followed describes a partition that is followed.
 type Followed struct {
 	From      int64            // next offset of the events to read
+	Handled   int64            // everything below is folded
 	Snapshots map[string]int64 // next offset to read of each snapshots topic
 }
 
@@ -95,7 +97,8 @@ func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(c
 		out.Snapshots[topic] = l.follow.heard
 		out.From = min(out.From, l.followFrom())
 	}
-	u.read = out.From
+	u.assigned(at, out.From, s.cfg.Now())
+	out.Handled = u.folded()
 	s.assign(u)
 	return out, nil
 }
@@ -353,6 +356,7 @@ func (u *unit) endFollowed(s *Set) error {
 	if u.revoked {
 		return nil
 	}
+	u.settle()
 	for _, l := range u.lanes {
 		l.followPublished()
 	}

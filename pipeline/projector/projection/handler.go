@@ -39,7 +39,7 @@ type Handler struct {
 
 var (
 	_ pipeline.Handler  = (*Handler)(nil)
-	_ kafka.Assigner    = (*Handler)(nil)
+	_ kafka.Rereader    = (*Handler)(nil)
 	_ kafka.SizeLimited = (*Handler)(nil)
 )
 
@@ -69,7 +69,7 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 			return nil, err
 		}
 		from[i] = u.from()
-		u.read, u.settled = from[i], from[i]
+		u.assigned(p, from[i], h.set.cfg.Now())
 		h.set.assign(u)
 		u.mu.Lock()
 		u.handler = h
@@ -82,6 +82,19 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 		h.set.opening.Add(-1)
 	}
 	return from, nil
+}
+
+// Handled implements [kafka.Rereader].
+func (h *Handler) Handled(topic string, partition int32) int64 {
+	h.set.mu.Lock()
+	u := h.set.units[Key{topic, partition}]
+	h.set.mu.Unlock()
+	if u == nil {
+		return 0
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.folded()
 }
 
 // Revoke implements [kafka.Assigner]. It waits for a running fold or write, and stores
@@ -191,6 +204,7 @@ func (h *Handler) flush(u *unit, out pipeline.Emitter) error {
 			return err
 		}
 	}
+	u.settle()
 	for _, l := range u.lanes {
 		if err := l.publish(out, u.read, &h.arena, h.limits); err != nil {
 			return err

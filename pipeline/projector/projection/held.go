@@ -145,10 +145,10 @@ func (t *track) applyGap(a *states.Aggregate, h *held, now int64, b *store.Batch
 func (t *track) writeHeld(b *store.Batch) {
 	for offset, h := range t.heldNow {
 		if h == nil {
-			b.Delete(t.part, t.families.held, offsetKey(offset))
+			b.Delete(t.part, t.families.held, states.OffsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, offsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
+		b.Put(t.part, t.families.held, states.OffsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
 	}
 }
 

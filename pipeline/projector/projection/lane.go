@@ -49,9 +49,9 @@ type lane struct {
 	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
-	recorded atomic.Int64   // time of the last record, in milliseconds since 1970; 0 if there was none
-	stuck    atomic.Int64   // number of blocked aggregates in the store
-	refused  query.Refusals // has a lock of its own
+	settled atomic.Int64   // next at the last flush before a commit: all committed events are below
+	stuck   atomic.Int64   // number of blocked aggregates in the store
+	refused query.Refusals // has a lock of its own
 }
 
 // newLane returns an empty lane.
@@ -132,7 +132,6 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		return err
 	}
 	l.next = max(l.next, in.Offset+1)
-	l.recorded.Store(in.Time.UnixMilli())
 	if l.shadow != nil {
 		l.index.Passed(in.Offset + 1)
 	}
@@ -271,7 +270,7 @@ func (l *lane) writeShadow(b *store.Batch) error {
 		b.Delete(l.part, familyMark, shadowFamilies.clock)
 		return nil
 	}
-	putMark(b, l.part, markBackfill, next, until)
+	states.PutLongs(b, l.part, familyMark, markBackfill, next, until)
 	return l.shadow.write(b)
 }
 
@@ -380,7 +379,7 @@ func (l *lane) deleteExpired(b *store.Batch) error {
 func (l *lane) expired(limit int64, b *store.Batch) (ids []string, err error) {
 	v := l.part.View()
 	defer v.Close() //nolint:errcheck // only read
-	err = v.Scan(familyWindow, nil, windowKey(limit, ""), false, func(key, _ []byte) bool {
+	err = v.Scan(familyWindow, nil, states.WindowKey(limit, ""), false, func(key, _ []byte) bool {
 		ids = append(ids, string(key[8:]))
 		b.Delete(l.part, familyWindow, append([]byte(nil), key...))
 		return len(ids) < deleteAtOnce

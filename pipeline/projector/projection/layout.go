@@ -1,12 +1,6 @@
 package projection
 
-import (
-	"encoding/binary"
-
-	"millrace/pipeline/codec"
-	"millrace/pipeline/projector/states"
-	"millrace/pipeline/store"
-)
+import "millrace/pipeline/store"
 
 // The families of entries that the store keeps of a lane, beside those of package
 // states, which have the numbers 2 to 8.
@@ -34,36 +28,3 @@ var (
 	markUnread    = []byte("unread")   // unread.ranges, in JSON
 	markBackfill  = []byte("backfill") // next and until of the index; only while it is behind the states
 )
-
-// readMark reads the numbers of a key of familyMark. It returns false if the store does
-// not have the key.
-func readMark(part *store.Part, key []byte, into ...*int64) (bool, error) {
-	value, ok, err := part.Get(nil, familyMark, key)
-	if !ok || err != nil {
-		return false, err
-	}
-	r := states.Fields{Rest: value}
-	for _, n := range into {
-		*n = r.Long()
-	}
-	if r.Err != nil {
-		return false, states.Damaged(key, r.Err)
-	}
-	return true, nil
-}
-
-// putMark adds numbers to a batch, under a key of familyMark.
-func putMark(b *store.Batch, part *store.Part, key []byte, numbers ...int64) {
-	var value []byte
-	for _, n := range numbers {
-		value = codec.AppendLong(value, n)
-	}
-	b.Put(part, familyMark, key, value)
-}
-
-func offsetKey(offset int64) []byte { return binary.BigEndian.AppendUint64(nil, uint64(offset)) }
-
-// windowKey orders windows by their start.
-func windowKey(start int64, id string) []byte {
-	return append(binary.BigEndian.AppendUint64(nil, uint64(start)^1<<63), id...)
-}

@@ -181,7 +181,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	r.batch.Put(l.part, states.FamilyState, in.Key, r.value)
 	if l.fold.Window().Size > 0 {
 		if _, start, ok := fold.ParseWindowID(string(in.Key)); ok {
-			r.batch.Put(l.part, familyWindow, windowKey(start, string(in.Key)), nil)
+			r.batch.Put(l.part, familyWindow, states.WindowKey(start, string(in.Key)), nil)
 		}
 	}
 	if r.found.aggregates++; r.found.aggregates%restoreBatch != 0 {
@@ -198,12 +198,12 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 func (r *loader) finish(end int64) error {
 	l, b, from := r.lane, r.batch, &r.found.from
 	r.found.until = max(r.found.until, from.Next)
-	putMark(b, l.part, markHeard, end, from.Next)
-	putMark(b, l.part, markPublished, from.Next)
+	states.PutLongs(b, l.part, familyMark, markHeard, end, from.Next)
+	states.PutLongs(b, l.part, familyMark, markPublished, from.Next)
 	if from.Clock != nil {
-		putMark(b, l.part, ownFamilies.clock, *from.Clock)
+		states.PutLongs(b, l.part, familyMark, ownFamilies.clock, *from.Clock)
 	}
-	putMark(b, l.part, markLoaded, r.found.until)
+	states.PutLongs(b, l.part, familyMark, markLoaded, r.found.until)
 	for id, q := range r.blocked {
 		if !q.lost() && !q.rewind(from.Next) {
 			continue // it was blocked later
@@ -223,7 +223,7 @@ func (r *loader) finish(end int64) error {
 	}
 	if l.index != nil {
 		// The states are valid only together with what the index has to catch up.
-		putMark(b, l.part, markBackfill, 0, r.found.until)
+		states.PutLongs(b, l.part, familyMark, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
 	l.unread.set(from.Unread)

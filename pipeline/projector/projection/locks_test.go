@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/projectiontest"
 )
 
@@ -42,10 +43,10 @@ func TestCallbacksRunWithoutALock(t *testing.T) {
 		}
 	}
 	w.configure = func(cfg *Config) {
-		end, tail := cfg.End, cfg.Tail
-		cfg.End = func(topic string, partition int32) int64 {
-			check("End")
-			return end(topic, partition)
+		progress, tail := cfg.Progress, cfg.Tail
+		cfg.Progress = func(topic string, partition int32) kafka.PartitionProgress {
+			check("Progress")
+			return progress(topic, partition)
 		}
 		cfg.Tail = func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error {
 			check("Tail")
@@ -64,7 +65,7 @@ func TestCallbacksRunWithoutALock(t *testing.T) {
 		p.Hidden()
 		p.At(0)
 	}
-	for _, callback := range []string{"End", "Tail", "Hidden", "wake"} {
+	for _, callback := range []string{"Progress", "Tail", "Hidden", "wake"} {
 		if !called[callback] {
 			t.Errorf("%s was not called", callback)
 		}

@@ -8,6 +8,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 )
@@ -114,21 +115,36 @@ func (p *Partition) Freshen() { p.unit.freshen(p.set) }
 // false if there is none.
 func (p *Partition) Position() (next int64, ok bool, err error) { return p.lane.part.Position() }
 
-// At returns the position of the partition when next was the next offset to fold.
+// At returns the position of the partition for an answer from a view of the store in which
+// next was the next offset to fold. Its lag is that of the reader, unless the view has less.
 func (p *Partition) At(next int64) query.Position {
-	end := p.set.cfg.End(p.unit.key.Topic, p.Number())
-	at := query.Position{Partition: p.Number(), Offset: next, Lag: max(0, end-next), Unread: p.lane.unread.all()}
-	if at.Lag == 0 {
-		at.Seconds = new(float64)
-	} else if recorded := p.lane.recorded.Load(); recorded > 0 {
-		seconds := max(0, p.set.cfg.Now().Sub(time.UnixMilli(recorded)).Seconds())
-		at.Seconds = &seconds
+	read := p.progress()
+	// The reader passes offsets without an event, such as transaction markers; next does
+	// not. So a view with all events that the reader has passed is as far as the reader.
+	// The order matters: events below the position just read are below settled.
+	reached := next
+	if next >= p.lane.settled.Load() {
+		reached = max(next, read.Reached())
 	}
-	return at
+	read.Position, read.Done = reached, 0
+	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.all()}
+}
+
+// progress returns how far the reader of the partition is; after a revocation, how far it
+// was, with the end that is known now.
+func (p *Partition) progress() kafka.PartitionProgress {
+	now := p.set.cfg.Progress(p.unit.key.Topic, p.Number())
+	if now.Topic != "" && p.Assigned() { // in this order: the progress of the next owner begins after Assigned ends
+		p.unit.seen.Store(&now)
+		return now
+	}
+	seen := *p.unit.seen.Load()
+	seen.End = max(seen.End, now.End)
+	return seen
 }
 
 // End returns the last known end of the partition in the log.
-func (p *Partition) End() int64 { return p.set.cfg.End(p.unit.key.Topic, p.Number()) }
+func (p *Partition) End() int64 { return p.progress().End }
 
 // Describe returns an aggregate for an answer.
 func (p *Partition) Describe(id string, a *fold.Aggregate, at query.Position) query.Aggregate {

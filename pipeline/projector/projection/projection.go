@@ -82,9 +82,9 @@ type Config struct {
 	// LogStart returns the first offset of a partition. Without it, a release does not
 	// check whether events are deleted.
 	LogStart func(ctx context.Context, topic string, partition int32) (int64, error)
-	// End returns the last known end of a partition; 0 if it is nil. It must be safe
-	// for concurrent use.
-	End func(topic string, partition int32) int64
+	// Progress returns how far the reader of a partition is; zero if it is nil. It must be
+	// safe for concurrent use.
+	Progress func(topic string, partition int32) kafka.PartitionProgress
 	// Ends asks Kafka for the end of a partition after its snapshots were read. It is
 	// needed where the owner continues meanwhile, which is if Follows is set.
 	Ends func(ctx context.Context, topic string, partition int32) (int64, error)
@@ -185,8 +185,8 @@ type topic struct {
 func New(cfg Config) *Set {
 	cfg.Memory = cmp.Or(cfg.Memory, DefaultMemory)
 	cfg.Flush = cmp.Or(cfg.Flush, defaultFlush)
-	if cfg.End == nil {
-		cfg.End = func(string, int32) int64 { return 0 }
+	if cfg.Progress == nil {
+		cfg.Progress = func(string, int32) kafka.PartitionProgress { return kafka.PartitionProgress{} }
 	}
 	if cfg.Metrics == nil {
 		cfg.Metrics = NewMetrics(prometheus.NewRegistry())

@@ -126,7 +126,9 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	cfg := Config{
 		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: NewMetrics(prometheus.NewRegistry()),
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
-		End:    func(string, int32) int64 { return int64(len(w.log)) },
+		Progress: func(topic string, partition int32) kafka.PartitionProgress {
+			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
+		},
 		Projections: []Spec{{
 			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish,

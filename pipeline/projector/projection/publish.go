@@ -66,7 +66,7 @@ func (p *publication) setBlockedDue(id string) {
 
 func (p *publication) write(b *store.Batch, part *store.Part) {
 	if p.published != p.saved {
-		putMark(b, part, markPublished, p.published)
+		states.PutLongs(b, part, familyMark, markPublished, p.published)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -179,7 +180,7 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 // offset of a group that is away for long.
 func (l *lane) writeSent(b *store.Batch) {
 	if l.projection.Spec.Late != "" {
-		putMark(b, l.part, markSent, l.letters.sentBelow)
+		states.PutLongs(b, l.part, familyMark, markSent, l.letters.sentBelow)
 	}
 }
 
@@ -211,13 +212,13 @@ func (o *opening) resume(l *lane) error {
 // resumeMarks reads the numbers that the store has of a lane.
 func (o *opening) resumeMarks(l *lane) error {
 	p := &l.publication
-	if _, err := readMark(l.part, markPublished, &p.saved); err != nil {
+	if _, err := states.ReadLongs(l.part, familyMark, markPublished, &p.saved); err != nil {
 		return err
 	}
 	p.published = max(p.saved, o.at.Start)
 	l.counted = max(l.next, p.saved) // after a restore from snapshots, next may be the lower checkpoint.Redo
 	var heard, published, sent int64
-	ok, err := readMark(l.part, markHeard, &heard, &published)
+	ok, err := states.ReadLongs(l.part, familyMark, markHeard, &heard, &published)
 	if err != nil {
 		return err
 	}
@@ -229,10 +230,10 @@ func (o *opening) resumeMarks(l *lane) error {
 		// group's offset was reset since.
 		p.floor = max(p.floor, min(published, o.at.End))
 	}
-	if _, err := readMark(l.part, markLoaded, &l.loaded); err != nil {
+	if _, err := states.ReadLongs(l.part, familyMark, markLoaded, &l.loaded); err != nil {
 		return err
 	}
-	_, err = readMark(l.part, markSent, &sent)
+	_, err = states.ReadLongs(l.part, familyMark, markSent, &sent)
 	l.letters.sentBelow = max(l.letters.sentBelow, sent)
 	return err
 }
@@ -271,7 +272,7 @@ func (o *opening) resumeDue(l *lane) error {
 // resumeIndex opens the index and continues a catch-up that was interrupted.
 func (o *opening) resumeIndex(l *lane) error {
 	var next, until int64
-	ok, err := readMark(l.part, markBackfill, &next, &until)
+	ok, err := states.ReadLongs(l.part, familyMark, markBackfill, &next, &until)
 	if err != nil {
 		return err
 	}

@@ -422,7 +422,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
 		if a.Version == 1 && !t.isShadow() {
-			b.Put(t.part, familyWindow, windowKey(r.start, a.ID), nil)
+			b.Put(t.part, familyWindow, states.WindowKey(r.start, a.ID), nil)
 			t.lane.windows.opened(r.start)
 		}
 		t.changed(a)
@@ -510,7 +510,7 @@ func (t *track) write(b *store.Batch) error {
 		return err
 	}
 	if t.ticked {
-		putMark(b, t.part, t.families.clock, t.clock)
+		states.PutLongs(b, t.part, familyMark, t.families.clock, t.clock)
 	}
 	return nil
 }
@@ -526,7 +526,7 @@ func (t *track) written(memory int) error {
 
 // load reads what the store has. decode decodes held events.
 func (t *track) load(decode decodeFunc) error {
-	if _, err := readMark(t.part, t.families.clock, &t.clock); err != nil {
+	if _, err := states.ReadLongs(t.part, familyMark, t.families.clock, &t.clock); err != nil {
 		return err
 	}
 	v := t.part.View()

@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/store"
 )
 
@@ -29,6 +31,8 @@ type unit struct {
 	flushed time.Time    // last flush
 	handled time.Time    // end of the last batch
 	queried time.Time    // last flush for a question
+
+	seen atomic.Pointer[kafka.PartitionProgress] // of the reader, when it was asked for last; not nil once assigned
 
 	stopAlarm func() bool // stops the timer of the next flush; nil if none is set
 }
@@ -68,6 +72,31 @@ func (u *unit) wants(offset int64) bool {
 // sampleCost is the number of records per measurement of the cost of folding.
 const sampleCost = 64
 
+// assigned notes from which offset the unit is read. The caller has the only reference.
+func (u *unit) assigned(p kafka.Partition, from int64, now time.Time) {
+	u.read, u.settled = from, from
+	u.seen.Store(&kafka.PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from, End: p.End, Last: now})
+	u.settle()
+}
+
+// settle notes that a batch is about to be committed. The caller has the lock, or the only
+// reference.
+func (u *unit) settle() {
+	for _, l := range u.lanes {
+		l.settled.Store(l.next)
+	}
+}
+
+// folded returns the offset below which all lanes have folded everything. The caller has
+// the lock, or the only reference.
+func (u *unit) folded() int64 {
+	next := u.lanes[0].next
+	for _, l := range u.lanes {
+		next = min(next, l.next)
+	}
+	return next
+}
+
 // addCost takes the duration of folding one record into the lanes' averages.
 func (u *unit) addCost(d time.Duration) {
 	each := d / time.Duration(len(u.lanes))
@@ -94,7 +123,7 @@ func (u *unit) revoke(s *Set) error {
 }
 
 // mustSave reports whether the folded events are to be stored at the end of a batch. It
-// takes the lock itself, because End must be called without it.
+// takes the lock itself, because Progress must be called without it.
 func (u *unit) mustSave(s *Set) bool {
 	u.mu.Lock()
 	u.handled = s.cfg.Now()
@@ -102,7 +131,7 @@ func (u *unit) mustSave(s *Set) bool {
 	due := u.events <= p.Little || u.events >= p.Much || u.entries.Bytes() >= p.Bytes || u.handled.Sub(u.flushed) >= p.After
 	read := u.read
 	u.mu.Unlock()
-	return due || read >= s.cfg.End(u.key.Topic, u.key.Partition)
+	return due || read >= s.cfg.Progress(u.key.Topic, u.key.Partition).End
 }
 
 // save writes the folded events to the store, in one step.

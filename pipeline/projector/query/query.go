@@ -336,10 +336,9 @@ func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, 
 type Position struct {
 	Partition int32 `json:"partition" doc:"Partition of the events' topic."`
 	Offset    int64 `json:"offset" doc:"Next offset to fold. The answer includes all earlier events."`
-	Lag       int64 `json:"lag" doc:"Number of offsets from there to the end of the log."`
-	// Seconds is the age of the last folded record: 0 if the lag is 0, and nil if the
-	// age is unknown.
-	Seconds *float64 `json:"lag_seconds,omitempty" doc:"Age of the last folded record in seconds; 0 if there is no lag. Omitted while it is unknown."`
+	// Lag and Seconds are those of a reader of the log: see kafka.PartitionProgress.
+	Lag     int64    `json:"lag" doc:"Number of offsets up to the end of the log that the answer does not include; 0 if it includes all committed events."`
+	Seconds float64  `json:"lag_seconds" doc:"Age in seconds of the last record that was folded, by its timestamp, while there is a lag; since the worker got the partition if it has folded none yet. 0 if there is no lag."`
 	Unread  []Unread `json:"unread,omitempty" doc:"Ranges of offsets that the topic had deleted before this projection read them. The states lack their events."`
 }
 

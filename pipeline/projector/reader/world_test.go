@@ -102,11 +102,12 @@ func (w *world) start() *foldWorker {
 			}
 			return nil
 		},
-		End: func(string, int32) int64 {
+		Progress: func(topic string, partition int32) kafka.PartitionProgress {
+			at := kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
 			if w.end != nil {
-				return w.end()
+				at.End = w.end()
 			}
-			return int64(len(w.log))
+			return at
 		},
 		Now: func() time.Time {
 			if w.now != nil {
