@@ -62,8 +62,10 @@ var imports = map[string][]string{
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka":            {"pipeline", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka":            {"pipeline", "pipeline/kafka/gauges", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
 	"pipeline/kafka/pool":       {franz},
+	"pipeline/kafka/gauges":     {franz, prometheus},
+	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/nearest"}, // settings with the names of other clients
 	"pipeline/store":            {"pipeline", pebble, prometheus},       // never what it stores
 	"pipeline/rows":             {},                                     // memory for tables and states, never what a row is
@@ -139,13 +141,13 @@ var imports = map[string][]string{
 		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
-		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/store",
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
-		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
+		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/keyring", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
 	},
 
@@ -159,7 +161,7 @@ var imports = map[string][]string{
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {
@@ -299,7 +301,7 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The table is itself to say what the design says.
 func TestTableOfImportsKeepsTheDesign(t *testing.T) {
-	clients := []string{"pipeline/kafka", "pipeline/kafka/pool", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
+	clients := []string{"pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/kafka/pool", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
 	for pkg := range imports {
 		for _, client := range franzKafka {
 			if allowed(pkg, client) && !slices.Contains(clients, pkg) {

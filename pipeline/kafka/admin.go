@@ -135,27 +135,3 @@ func Lag(ctx context.Context, cfg Config, group string, topics ...string) (lag i
 	}
 	return lag, nil
 }
-
-// CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
-func CommittedSum(ctx context.Context, cfg Config, group string) (_ int64, err error) {
-	defer func() { err = trimDial(err) }()
-	opts, err := cfg.Options()
-	if err != nil {
-		return 0, err
-	}
-	cl, err := kgo.NewClient(opts...)
-	if err != nil {
-		return 0, err
-	}
-	defer cl.Close()
-	committed, err := kadm.NewClient(cl).FetchOffsets(ctx, group)
-	if err == nil {
-		err = committed.Error()
-	}
-	if err != nil {
-		return 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
-	}
-	var sum int64
-	committed.Each(func(o kadm.OffsetResponse) { sum += max(0, o.At) })
-	return sum, nil
-}

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/plugin/kprom"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka/gauges"
 )
 
 // maxDecompressBatchBytes bounds the decompressed size of one fetched batch, so a few
@@ -308,13 +309,13 @@ func slogLevel(level kgo.LogLevel) slog.Level {
 // client is the first number that no other client of the process uses.
 type clientMetrics struct {
 	*kprom.Metrics
-	gauges *renamedGauges
+	gauges prometheus.Collector
 	reg    prometheus.Registerer // wrapped with the client label once its number is known
 }
 
 func (m *clientMetrics) OnNewClient(cl *kgo.Client) {
 	m.Metrics.OnNewClient(cl)
-	m.gauges = newRenamedGauges(m.Metrics, cl)
+	m.gauges = gauges.Renamed(m.Metrics, cl)
 	for n := 0; ; n++ {
 		reg := prometheus.WrapRegistererWith(prometheus.Labels{"client": strconv.Itoa(n)}, m.reg)
 		err := reg.Register(m.gauges)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/admin"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/topology"
 )
@@ -71,7 +72,7 @@ func (s *supervisor) leave(ctx context.Context, group string) {
 	if s.replica || s.left[group] {
 		return
 	}
-	err := kafka.RemoveMembers(ctx, s.w.Kafka, group, s.w.Flags.Instance)
+	err := admin.RemoveMembers(ctx, s.w.Kafka, group, s.w.Flags.Instance)
 	if s.left[group] = err == nil; err != nil && ctx.Err() == nil {
 		s.w.Log.Warn("cannot leave the group of the earlier release; trying again", "group", group, "err", err)
 	}

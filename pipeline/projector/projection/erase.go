@@ -209,7 +209,7 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	}
 	if l.index != nil {
 		read := func(ev *states.Event) ([]byte, string, error) { return e.readEvent(ctx, ev) }
-		if err := l.index.Erase(e.batch, e.view, []byte(id), scopeOf(l.fold, aggregateKey(l.fold, id)), &a, read); err != nil {
+		if err := l.index.Erase(e.batch, e.view, []byte(id), scopeOf(l.fold, l.fold.AggregateKey(id)), &a, read); err != nil {
 			return err
 		}
 	}

@@ -1,7 +1,6 @@
 package projection
 
 import (
-	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
 )
@@ -10,7 +9,7 @@ import (
 // false if the id does not tell: then it is a partition that is the same on every worker.
 func (p *Projection) Home(id string) (partition int32, sure bool) {
 	f, n := p.Spec.Fold, p.Spec.Events.Partitions
-	key := aggregateKey(f, id)
+	key := f.AggregateKey(id)
 	if n <= 1 {
 		return 0, true
 	}
@@ -23,14 +22,4 @@ func (p *Projection) Home(id string) (partition int32, sure bool) {
 		return kafka.PartitionOf(key, n), false
 	}
 	return kafka.PartitionBy(f.Partitioner(), record, n), true
-}
-
-// aggregateKey returns the key of an aggregate: its id, without its window.
-func aggregateKey(f *fold.Fold, id string) []byte {
-	if f.Window().Size > 0 {
-		if key, _, ok := fold.ParseWindowID(id); ok {
-			id = key
-		}
-	}
-	return []byte(id)
 }

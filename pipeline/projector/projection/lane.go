@@ -11,7 +11,6 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -171,11 +170,11 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 	if in.Offset < l.publication.published || deadletter.IsTaken(in, l.source.TopicID) || bad == nil && !l.fold.Folds(d.Type) {
 		return nil
 	}
-	key := keyOf(l.fold, in, d.Key)
+	key := l.fold.RecordID(in, d.Key)
 	if bad == nil {
 		var err error
 		if key, err = l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); err != nil {
-			key = keyOf(l.fold, in, d.Key)
+			key = l.fold.RecordID(in, d.Key)
 		}
 	}
 	if len(key) == 0 {
@@ -201,20 +200,6 @@ func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error 
 		}
 	}
 	return nil
-}
-
-// keyOf returns the key of a record as its aggregate's id, where the event does not
-// contain the id; nil if the key is not the id, or cannot be one. key is nil if the keys
-// are text.
-func keyOf(f *fold.Fold, in *pipeline.Record, key *keyformat.Key) []byte {
-	id := in.Key
-	if key != nil {
-		id = key.Text
-	}
-	if !f.KeyIsAggregateID() || fold.CheckID(id) != nil {
-		return nil
-	}
-	return id
 }
 
 // write adds to the batch everything that the store does not have yet.

@@ -150,10 +150,10 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if bad == nil && !l.fold.Folds(d.Type) {
 			return nil
 		}
-		id := keyOf(l.fold, in, d.Key)
+		id := l.fold.RecordID(in, d.Key)
 		if bad == nil {
 			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
-				id = keyOf(l.fold, in, d.Key)
+				id = l.fold.RecordID(in, d.Key)
 			} else if l.fold.Window().Size > 0 {
 				clock = max(clock, folder.Time())
 			}

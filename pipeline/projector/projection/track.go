@@ -212,7 +212,7 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 			return id, t.misplaced(id, d.Key, in.Partition)
 		}
 	}
-	return keyOf(t.fold, in, d.Key), bad
+	return t.fold.RecordID(in, d.Key), bad
 }
 
 // reasonMispartitioned is the reason code of an event that is not in the partition of

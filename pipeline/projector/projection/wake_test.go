@@ -10,7 +10,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/admin"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/topology"
 )
@@ -244,7 +244,7 @@ func TestAWorkerOnABrokerPublishesWithoutAnEvent(t *testing.T) {
 		t.Errorf("%d snapshots were published too early", n)
 	}
 	committed := func() int64 {
-		at, err := kafka.CommittedSum(t.Context(), c.cfg, "shop-projector")
+		at, err := admin.CommittedSum(t.Context(), c.cfg, "shop-projector")
 		if err != nil {
 			t.Fatal(err)
 		}

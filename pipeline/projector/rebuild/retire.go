@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/admin"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/worker"
 )
@@ -63,12 +63,12 @@ func (o *operator) retire(ctx context.Context, name string, number int, snapshot
 		if err := awaitRelease(ctx, w, r.Group); err != nil {
 			return err
 		}
-		if err := kafka.DeleteGroup(ctx, w.Kafka, r.Group); err != nil {
+		if err := admin.DeleteGroup(ctx, w.Kafka, r.Group); err != nil {
 			return err
 		}
 	}
 	if number > 1 || snapshots {
-		if err := kafka.DeleteTopic(ctx, w.Kafka, r.Snapshots); err != nil {
+		if err := admin.DeleteTopic(ctx, w.Kafka, r.Snapshots); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/admin"
 	"millrace/pipeline/sandbox"
 	"millrace/pipeline/worker"
 )
@@ -195,7 +196,7 @@ func (d *demo) killAtWork(ctx context.Context, sent <-chan error) error {
 	err := d.await(ctx, func() (bool, error) {
 		for name, group := range victims {
 			allSent := len(sent) > 0 // read before the lag, or events in between would count as done
-			committed, err := kafka.CommittedSum(ctx, d.cluster(), group)
+			committed, err := admin.CommittedSum(ctx, d.cluster(), group)
 			if err != nil {
 				return false, err
 			}

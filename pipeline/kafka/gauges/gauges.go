@@ -1,4 +1,5 @@
-package kafka
+// Package gauges gives the metrics of a Kafka client names that fit their types.
+package gauges
 
 import (
 	"strings"
@@ -15,7 +16,8 @@ type renamedGauges struct {
 	own    []prometheus.Collector
 }
 
-func newRenamedGauges(all prometheus.Collector, cl *kgo.Client) *renamedGauges {
+// Renamed returns the metrics of a client, with new names for two gauges.
+func Renamed(all prometheus.Collector, cl *kgo.Client) prometheus.Collector {
 	g := &renamedGauges{all: all, hidden: map[*prometheus.Desc]bool{}, own: []prometheus.Collector{
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_kafka_buffered_produce_records", Help: "Records that the client has buffered for writing."},
 			func() float64 { return float64(cl.BufferedProduceRecords()) }),
