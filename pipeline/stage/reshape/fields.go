@@ -58,8 +58,8 @@ func within(path, other string) bool {
 func Check(record *codec.Node, name, path string) error {
 	n, done := record, ""
 	for i, part := range strings.Split(path, ".") {
-		field, items, _ := strings.Cut(part, "[]")
-		items = strings.TrimPrefix(part, field)
+		field, _, _ := strings.Cut(part, "[]")
+		items := strings.TrimPrefix(part, field)
 		if other, _, _, ok := n.Nullable(); ok {
 			n = other
 		}
