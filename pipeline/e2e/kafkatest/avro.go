@@ -6,9 +6,6 @@ import (
 	_ "embed"
 	"encoding/hex"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 )
 
@@ -43,29 +40,17 @@ func ResolveWithAvroForJava(ctx context.Context, all []Resolution) ([]Resolved, 
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "millrace-avro-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "Resolve.java")
-	if err := os.WriteFile(program, resolveProgram, 0o600); err != nil {
-		return nil, err
-	}
 	var in bytes.Buffer
 	for _, r := range all {
 		fmt.Fprintf(&in, "%s\n%s\n%x\n", r.Writer, r.Reader, r.Value)
 	}
-	cmd := exec.CommandContext(ctx, "java", "-Dorg.slf4j.simpleLogger.defaultLogLevel=error", "-cp", filepath.Join(jars, "*"), program)
-	var errors bytes.Buffer
-	cmd.Stdin, cmd.Stderr = &in, &errors
-	out, err := cmd.Output()
+	out, err := runJava(ctx, "Resolve.java", resolveProgram, []string{jars}, &in)
 	if err != nil {
-		return nil, fmt.Errorf("running Apache Avro for Java (it needs a JDK): %w\n%s", err, errors.Bytes())
+		return nil, fmt.Errorf("resolving with Apache Avro for Java: %w", err)
 	}
 	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
 	if len(lines) != len(all) {
-		return nil, fmt.Errorf("Apache Avro for Java answered %d of %d values\n%s", len(lines), len(all), errors.Bytes())
+		return nil, fmt.Errorf("Apache Avro for Java answered %d of %d values", len(lines), len(all))
 	}
 	resolved := make([]Resolved, len(all))
 	for i, line := range lines {

@@ -1,14 +1,10 @@
 package kafkatest
 
 import (
-	"bytes"
 	"context"
 	_ "embed"
 	"encoding/json"
 	"fmt"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -41,24 +37,12 @@ func (b *Broker) Rows(ctx context.Context, registry, topic string) ([]Row, error
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "millrace-rows-")
+	out, err := runJava(ctx, "Rows.java", rowsJava, []string{kafka, avro}, nil, strings.Join(b.brokers, ","), registry, topic)
 	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(dir) // best effort
-	source := filepath.Join(dir, "Rows.java")
-	if err := os.WriteFile(source, rowsJava, 0o600); err != nil {
-		return nil, err
-	}
-	classes := strings.Join([]string{filepath.Join(kafka, "*"), filepath.Join(avro, "*")}, string(os.PathListSeparator))
-	cmd := exec.CommandContext(ctx, "java", "-Xmx256m", "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classes, source, strings.Join(b.brokers, ","), registry, topic)
-	var out, log bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &log
-	if err := cmd.Run(); err != nil {
-		return nil, fmt.Errorf("reading %s in Java: %w\n%s", topic, err, &log)
+		return nil, fmt.Errorf("reading %s in Java: %w", topic, err)
 	}
 	var rows []Row
-	for line := range strings.Lines(out.String()) {
+	for line := range strings.Lines(string(out)) {
 		row, err := parseRow(strings.TrimSuffix(line, "\n"))
 		if err != nil {
 			return nil, fmt.Errorf("%w in the row %q", err, line)
