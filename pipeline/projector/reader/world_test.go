@@ -103,9 +103,11 @@ func (w *world) start() *foldWorker {
 			return nil
 		},
 		Progress: func(topic string, partition int32) kafka.PartitionProgress {
-			at := kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
+			at := kafka.PartitionProgress{Topic: topic, Partition: partition}
 			if w.end != nil {
-				at.End = w.end()
+				at.End = w.end() // while log grows
+			} else {
+				at.End = int64(len(w.log))
 			}
 			return at
 		},
