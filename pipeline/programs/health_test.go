@@ -1,6 +1,7 @@
 package programs_test
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"os"
@@ -55,7 +56,9 @@ func TestUnknownSchemasAreInReadyzAndAMetric(t *testing.T) {
 		}
 		return true
 	}
-	if !until(t, func() bool { return shown("millrace_schemas_unknown 0", func(reason string) bool { return reason == "" }) }) {
+	if !until(t, func() bool {
+		return shown("millrace_schemas_unknown 0", func(reason string) bool { return reason == "" })
+	}) {
 		t.Fatal("the workers are not ready, or show schemas before any record")
 	}
 
@@ -76,6 +79,70 @@ func TestUnknownSchemasAreInReadyzAndAMetric(t *testing.T) {
 		for _, address := range workers {
 			status, reasons := readyChecks(address)
 			t.Errorf("%s: %d %v", address, status, reasons)
+		}
+	}
+}
+
+const peopleTopology = `
+name: t
+encryption: {key_topic: people.keys, subject: {Person: id}}
+topics:
+  in: {partitions: 1, types: [Person], envelope: none, id: id}
+  people: {partitions: 1, config: {retention.ms: "-1"}}
+  dead: {partitions: 1}
+  receipts: {partitions: 1}
+pipelines:
+  p: {from: in, to: people, dead_letter: dead, receipts: receipts}
+projections:
+  count: {from: people, key: id, state: Count, on: {Person: {set: {n: state.n + 1}}}, snapshots: counts}
+`
+
+// A projector that shows the data of people is not ready while it cannot learn who was
+// forgotten. One that shows no data is ready, and reports it.
+func TestKeysThatCannotBeReadAreInReadyzAndAMetric(t *testing.T) {
+	dir := t.TempDir()
+	box := harness.Sandbox(t)
+	file := clickTopology(t, dir, peopleTopology)
+	harness.Write(t, filepath.Join(dir, "schemas", "Person.avsc"), []byte(`{"type": "record", "name": "Person", "fields": [{"name": "id", "type": "string"}, {"name": "email", "type": "string", "millrace.pii": true}]}`))
+	keks := filepath.Join(dir, "keks")
+	harness.Write(t, keks, []byte("a "+base64.StdEncoding.EncodeToString(make([]byte, 32))+"\n"))
+	begin := func(name string, flags ...string) (address string) {
+		t.Helper()
+		own := filepath.Join(dir, name)
+		if err := os.Mkdir(own, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		address, stop, err := startProjector(t.Context(), file, own, box, append(flags, "--instance", name)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+		})
+		return address
+	}
+	shows, hides := begin("shows", "--kek-file", keks), begin("hides", "--no-decrypt")
+	shown := func(address string, status int, reason, keys string) bool {
+		got, reasons := readyChecks(address)
+		_, metrics := get("http://" + address + "/metrics")
+		return got == status && strings.HasPrefix(reasons["keys"], reason) && (reasons["keys"] == "") == (reason == "") && reasons["receipts"] == "" &&
+			hasLines(metrics, `millrace_following{follower="keys",topic="people.keys"} `+keys, `millrace_following{follower="receipts",topic="receipts"} 1`)
+	}
+	if !until(t, func() bool { return shown(shows, http.StatusOK, "", "1") && shown(hides, http.StatusOK, "", "1") }) {
+		t.Fatal("the projectors are not ready")
+	}
+	if _, err := admin(t, box).DeleteTopics(t.Context(), "people.keys"); err != nil {
+		t.Fatal(err)
+	}
+	const reason = "the key topic people.keys is not followed: reading topic people.keys: "
+	if !until(t, func() bool {
+		return shown(shows, http.StatusServiceUnavailable, reason, "0") && shown(hides, http.StatusOK, reason, "0")
+	}) {
+		for _, address := range []string{shows, hides} {
+			status, reasons := readyChecks(address)
+			t.Errorf("%d %v", status, reasons)
 		}
 	}
 }
