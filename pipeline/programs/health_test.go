@@ -12,6 +12,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline/harness"
+	"millrace/pipeline/producer"
 	"millrace/pipeline/programs"
 )
 
@@ -133,6 +134,18 @@ func TestKeysThatCannotBeReadAreInReadyzAndAMetric(t *testing.T) {
 	if !until(t, func() bool { return shown(shows, http.StatusOK, "", "1") && shown(hides, http.StatusOK, "", "1") }) {
 		t.Fatal("the projectors are not ready")
 	}
+	listening := filepath.Join(dir, "producer.address")
+	server := run(producer.Command, box, "serve", "--topic", "in", "--key", "id", "-t", file, "--kek-file", keks, "--listen", "127.0.0.1:0", "--listen-file", listening)
+	if address := awaitAddress(t, listening); !until(t, func() bool {
+		status, body := get("http://" + address + "/readyz?verbose")
+		_, metrics := get("http://" + address + "/metrics")
+		return status == http.StatusOK && strings.Contains(body, `"keys"`) && hasLines(metrics, `millrace_following{follower="keys",topic="people.keys"} 1`)
+	}) {
+		status, body := get("http://" + address + "/readyz?verbose")
+		t.Errorf("the producer that encrypts does not show that it reads the keys: %d %s", status, body)
+	}
+	server.stop(t)
+
 	if _, err := admin(t, box).DeleteTopics(t.Context(), "people.keys"); err != nil {
 		t.Fatal(err)
 	}
