@@ -80,13 +80,13 @@ var imports = map[string][]string{
 	},
 	"pipeline/deadletter": {"pipeline", "pipeline/event"}, // the headers of dead letters
 	"pipeline/receipt": { // what became of events that were not written
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/rows",
 		"pipeline/event", "pipeline/deadletter", "pipeline/identity",
 		"pipeline/projector/query", // an outcome as the projector's API says it
 		prometheus, sync,
 	},
 	"pipeline/keyring": { // data keys of subjects on their topic
-		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/seal",
+		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/seal",
 		"pipeline/cli",             // its flags
 		"pipeline/projector/query", // how an encrypted field is shown
 		pflag, prometheus,
@@ -104,7 +104,7 @@ var imports = map[string][]string{
 	// The processor. Its tools are siblings that do not know each other.
 	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
 	"pipeline/processor/chain": { // one pipeline; expr for the keys of rows
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/rows",
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/rows",
 		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue

@@ -73,6 +73,7 @@ type Registry struct {
 	known    map[SchemaRef]*Schema // never evicted: a registry never changes a schema
 	rejected map[SchemaRef]rejection
 	inFlight map[SchemaRef]*request
+	unknown  map[SchemaRef]time.Time // when the registry last said that it lacks the schema; see unknown.go
 }
 
 // A rejection is the error for a schema that is unknown or unreadable, cached for a
@@ -82,9 +83,10 @@ type rejection struct {
 	until time.Time
 }
 
-// A request is the lookup of a schema in flight. The goroutine that sends it sets the
-// other fields before it closes done; afterwards they do not change.
+// A request is the lookup of a schema in flight. began never changes. The goroutine that
+// sends it sets the other fields before it closes done; afterwards they do not change.
 type request struct {
+	began     time.Time
 	done      chan struct{}
 	schema    *Schema
 	err       error
@@ -127,6 +129,7 @@ func NewRegistry(cfg RegistryConfig) (*Registry, error) {
 		known:    map[SchemaRef]*Schema{},
 		rejected: map[SchemaRef]rejection{},
 		inFlight: map[SchemaRef]*request{},
+		unknown:  map[SchemaRef]time.Time{},
 	}, nil
 }
 
@@ -214,7 +217,7 @@ func (r *Registry) lookUp(ref SchemaRef) (q *request, mine bool, s *Schema, err 
 	if q, ok := r.inFlight[ref]; ok {
 		return q, false, nil, nil
 	}
-	q = &request{done: make(chan struct{})}
+	q = &request{began: r.now(), done: make(chan struct{})}
 	r.inFlight[ref] = q
 	return q, true, nil, nil
 }
@@ -227,9 +230,13 @@ func (r *Registry) send(ctx context.Context, ref SchemaRef, q *request) {
 	switch {
 	case q.err == nil:
 		r.known[ref] = q.schema
+		delete(r.unknown, ref)
 	case pipeline.ClassOf(q.err) == pipeline.ClassReject:
 		r.evictExpired()
 		r.rejected[ref] = rejection{q.err, r.now().Add(unknownKept)}
+		if pipeline.ReasonOf(q.err) == pipeline.ReasonUnknownSchema {
+			r.noteUnknown(ref)
+		}
 	default:
 		q.withdrawn = ctx.Err() != nil
 	}

@@ -22,19 +22,21 @@ type Tail struct {
 	since   time.Time     // older records are skipped; zero: none are
 	recheck time.Duration // how often Run checks for added partitions
 
-	mu     sync.Mutex      // guards the fields below
-	next   map[int32]int64 // next offset to read, by partition
+	progress progress
+
+	mu     sync.Mutex      // guards the fields below; progress and link are locked after it
 	target map[int32]int64 // end of the partition at the first call of Run; nil before it
-	end    map[int32]int64 // last known end of the committed records
 	loaded chan struct{}   // closed when every partition has been read up to its target
 	known  bool            // whether the offsets above have been read
 	err    error           // error of the last Run; nil while Run works
+	taking bool            // err is of a record or a fetch: it stays until these work again
+	link   *link           // of the client; nil while Run does not run
 	id     string          // of the topic at the first call of Run
 }
 
 // NewTail returns a Tail of a topic.
 func NewTail(cfg Config, topic string) *Tail {
-	return &Tail{cfg: cfg, topic: topic, recheck: time.Minute, next: map[int32]int64{}, loaded: make(chan struct{})}
+	return &Tail{cfg: cfg, topic: topic, recheck: time.Minute, loaded: make(chan struct{})}
 }
 
 // NewTailSince returns a Tail that starts, in each partition, at the first record
@@ -53,16 +55,22 @@ func (t *Tail) Loaded() <-chan struct{} { return t.loaded }
 func (t *Tail) Lag() (n int64, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for p, next := range t.next {
-		n += max(0, max(t.end[p], t.target[p])-next)
+	for _, at := range t.progress.all() {
+		n += max(0, max(at.End, t.target[at.Partition])-at.Position)
 	}
 	return n, t.known
 }
 
-// Err returns the error with which the last Run ended, nil while Run works.
+// Err returns the error with which the last Run ended, or that no broker answers; nil while
+// Run works.
 func (t *Tail) Err() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.err == nil && t.link != nil {
+		if outage := t.link.outage(); outage != "" {
+			return fmt.Errorf("reading topic %s: %s", t.topic, outage)
+		}
+	}
 	return t.err
 }
 
@@ -87,11 +95,12 @@ func (t *Tail) Follow(ctx context.Context, f func(*pipeline.Record) error, retry
 // the error of f or of reading the topic. It may then be called again, and continues
 // after the last record that f took without an error.
 func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err error) {
+	taking := false
 	defer func() {
 		err = trimDial(err)
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.err = err
+		t.err, t.taking, t.link = err, taking, nil
 	}()
 	cl, err := t.newClient()
 	if err != nil {
@@ -105,10 +114,12 @@ func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err err
 	if err != nil {
 		return fmt.Errorf("reading topic %s: %w", t.topic, err)
 	}
+	taking = true
 	cl.AddConsumePartitions(map[string]map[int32]kgo.Offset{t.topic: from})
-	checked := time.Now()
+	defer t.progress.watchEndsWith(ctx, cl)()
+	check := time.Now().Add(min(t.recheck, 2*fetchWait)) // an idle topic shows soon that it can be read
 	for {
-		poll, cancel := context.WithDeadline(ctx, checked.Add(t.recheck))
+		poll, cancel := context.WithDeadline(ctx, check)
 		fetches := cl.PollFetches(poll)
 		due := poll.Err() != nil
 		cancel()
@@ -119,7 +130,7 @@ func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err err
 			if err := t.checkPartitions(ctx, cl, len(from)); err != nil {
 				return err
 			}
-			checked = time.Now()
+			check = time.Now().Add(t.recheck)
 			fetches = withoutDeadline(fetches)
 		}
 		if err := fetches.Err(); err != nil {
@@ -128,7 +139,14 @@ func (t *Tail) Run(ctx context.Context, f func(*pipeline.Record) error) (err err
 		if err := t.takeAll(fetches, f); err != nil {
 			return err
 		}
+		t.works()
 	}
+}
+
+func (t *Tail) works() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.err = nil
 }
 
 func (t *Tail) newClient() (*kgo.Client, error) {
@@ -136,7 +154,13 @@ func (t *Tail) newClient() (*kgo.Client, error) {
 	if err != nil {
 		return nil, err
 	}
+	link := newLink()
+	t.mu.Lock()
+	t.link = link
+	t.mu.Unlock()
 	return kgo.NewClient(append(opts,
+		kgo.WithHooks(link),
+		kgo.FetchMaxWait(fetchWait),
 		kgo.FetchIsolationLevel(kgo.ReadCommitted()),
 		kgo.KeepControlRecords(), // see session.fetchOptions
 		kgo.ConsumeResetOffset(kgo.NoResetOffset()),
@@ -200,25 +224,30 @@ func (t *Tail) startOffsets(ctx context.Context, cl *kgo.Client) (map[int32]kgo.
 	defer t.mu.Unlock()
 	first := t.target == nil
 	if first {
-		t.target, t.end = map[int32]int64{}, map[int32]int64{}
+		t.target = map[int32]int64{}
 	}
 	from := map[int32]kgo.Offset{}
 	for p, start := range starts[t.topic] {
 		end, _ := ends.Lookup(t.topic, p)
-		if t.next[p] > end.Offset {
-			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: the topic was recreated or truncated; restart to read it from its start", p, end.Offset, t.next[p])
+		at := t.progress.of(t.topic, p)
+		if at.Position > end.Offset {
+			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: the topic was recreated or truncated; restart to read it from its start", p, end.Offset, at.Position)
 		}
-		t.next[p] = max(t.next[p], start.Offset)
+		at.Position = max(at.Position, start.Offset)
+		t.progress.assigned(PartitionProgress{Topic: t.topic, Partition: p, Position: at.Position, End: at.End})
 		if first {
 			t.target[p] = end.Offset
 		}
-		from[p] = kgo.NewOffset().At(t.next[p])
+		from[p] = kgo.NewOffset().At(at.Position)
 	}
 	if len(from) == 0 {
-		t.target, t.end = nil, nil
+		t.target = nil
 		return nil, errors.New("it does not exist")
 	}
-	t.known, t.err = true, nil
+	t.known = true
+	if !t.taking {
+		t.err = nil
+	}
 	t.closeIfLoaded()
 	return from, nil
 }
@@ -276,10 +305,11 @@ func (t *Tail) take(p *kgo.FetchPartition, f func(*pipeline.Record) error) (err 
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	tp := topicPartition{t.topic, p.Partition}
 	if next >= 0 {
-		t.next[p.Partition] = next
+		t.progress.committed(tp, readTo{next: next, end: p.LastStableOffset})
 	}
-	t.end[p.Partition] = max(t.end[p.Partition], p.LastStableOffset)
+	t.progress.ends(tp, p.LastStableOffset)
 	t.closeIfLoaded()
 	return err
 }
@@ -293,7 +323,7 @@ func (t *Tail) closeIfLoaded() {
 	default:
 	}
 	for p, target := range t.target {
-		if t.next[p] < target {
+		if t.progress.of(t.topic, p).Position < target {
 			return
 		}
 	}

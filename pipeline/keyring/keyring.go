@@ -24,6 +24,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/gauges"
 	"millrace/pipeline/seal"
 	"millrace/pipeline/topology"
 )
@@ -81,7 +82,7 @@ func New(cfg Config) *Ring {
 	cfg.Metrics.MustRegister(k.hidden, k.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_encryption_subjects",
 		Help: "Data subjects that have a key, or had one and were forgotten.",
-	}, func() float64 { return float64(k.cache.Len()) }))
+	}, func() float64 { return float64(k.cache.Len()) }), gauges.Following("keys", cfg.Topic, k.Following))
 	return k
 }
 
@@ -103,6 +104,15 @@ func (k *Ring) Run(ctx context.Context) error {
 	return k.tail.Follow(ctx, take, func(err error, _ time.Duration) {
 		k.log.Warn("reading the key topic failed; retrying", "topic", k.topic, "err", err)
 	})
+}
+
+// Following returns nil while the topic is followed. Otherwise the process knows neither new
+// keys nor who was forgotten meanwhile.
+func (k *Ring) Following() error {
+	if err := k.tail.Err(); err != nil {
+		return fmt.Errorf("the key topic %s is not followed: %w", k.topic, err)
+	}
+	return nil
 }
 
 // take applies a record of the key topic. A record that cannot be parsed concerns

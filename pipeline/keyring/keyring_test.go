@@ -9,7 +9,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"millrace/pipeline"
+	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/keyring/keyringtest"
 	"millrace/pipeline/seal"
@@ -181,4 +185,40 @@ func keysGone(b *keyringtest.Box, subject string) bool {
 		}
 	}
 	return true
+}
+
+func TestRingSaysThatItsTopicIsNotFollowed(t *testing.T) {
+	b := keyringtest.NewBox(t, 1)
+	cfg, reg := b.Config(keyringtest.KEKs(t, "a"), b.Writer()), prometheus.NewRegistry()
+	cfg.Topic, cfg.Metrics = "late.keys", reg
+	k := keyring.New(cfg)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- k.Run(ctx) }()
+	defer func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	following := func() (n float64) {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range families {
+			if f.GetName() == "millrace_following" {
+				n = f.GetMetric()[0].GetGauge().GetValue()
+			}
+		}
+		return n
+	}
+	harness.Awaited(t, "the missing topic", func() bool {
+		err := k.Following()
+		return err != nil && strings.Contains(err.Error(), "the key topic late.keys is not followed: reading topic late.keys: ") && following() == 0
+	})
+	if _, err := kafka.EnsureTopics(t.Context(), cfg.Kafka, []kafka.TopicSpec{{Name: cfg.Topic, Partitions: 1}}, true); err != nil {
+		t.Fatal(err)
+	}
+	harness.Awaited(t, "the topic", func() bool { return k.Following() == nil && following() == 1 })
 }

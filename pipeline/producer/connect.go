@@ -23,7 +23,8 @@ type connection struct {
 	topic   *topology.Topic
 	encoder *event.Encoder
 	writer  keyring.RecordWriter
-	close   func() // closes the writer and stops following the keys
+	keys    *keyring.Ring // nil if nothing is encrypted
+	close   func()        // closes the writer and stops following the keys
 	kafka   kafka.Config
 	known   map[string]kafka.TopicInfo // the topics as they were found; nil in a dry run
 	forget  func(topic string)         // makes the writer accept a topic that was created again
@@ -127,6 +128,7 @@ func (c *connection) watch(ctx context.Context) error {
 func (p *producer) followKeys(ctx context.Context, c *connection, cfg keyring.Config) error {
 	ring := keyring.New(cfg)
 	c.encoder.UseKeys(ring)
+	c.keys = ring
 	// After an interrupt, the lines that were read are still sent, so the keys are
 	// followed until close.
 	following, stop := context.WithCancel(context.WithoutCancel(ctx))

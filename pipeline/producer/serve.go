@@ -114,6 +114,9 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
 		server.Ready("kafka", cfg.Ping)
 	}
+	if c.keys != nil {
+		server.Ready("keys", func(context.Context) error { return c.keys.Following() })
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Run(ctx) })
 	g.Go(func() error { return c.follow(ctx) })

@@ -153,6 +153,14 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 		w.Server.Report("projection "+pr.Name, func(context.Context) error { return p.supervisor.roster.whyHeld(pr.Name) })
 	}
 	w.Server.Ready("restore", func(context.Context) error { return p.readiness.ready() })
+	if keys != nil {
+		check := w.Server.Ready // a stale ring shows the data of subjects that were forgotten meanwhile
+		if c.options.noDecrypt {
+			check = w.Server.Report // it shows no data
+		}
+		check("keys", func(context.Context) error { return keys.Following() })
+	}
+	w.Server.Report("receipts", func(context.Context) error { return p.receipts.Following() })
 	w.Server.Ready("disk", func(context.Context) error {
 		_, err := kept.Waiting()
 		return err

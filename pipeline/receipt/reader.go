@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"sync"
@@ -15,6 +16,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/gauges"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/topology"
 )
@@ -43,7 +45,8 @@ type Reader struct {
 	newest        time.Time  // time of the newest receipt
 	taken         int        // receipts so far
 	tails         map[string]*kafka.Tail
-	contents      []content // by number
+	failed        map[string]error // by topic: why its tail does not run; no entry while it runs
+	contents      []content        // by number
 	numbers       map[content]uint32
 }
 
@@ -63,7 +66,7 @@ const receiptsMemory = 64 << 20
 func NewReader(cfg kafka.Config, topics []*topology.Topic, span time.Duration, now func() time.Time, log *slog.Logger, reg prometheus.Registerer) *Reader {
 	r := &Reader{
 		topics: topics, span: span, most: receiptsMemory, cfg: cfg, Ensure: func(context.Context) error { return nil }, now: now, log: log,
-		recent: rows.New(), older: rows.New(), begun: now().Add(-span), since: now().Add(-span), tails: map[string]*kafka.Tail{}, numbers: map[content]uint32{},
+		recent: rows.New(), older: rows.New(), begun: now().Add(-span), since: now().Add(-span), tails: map[string]*kafka.Tail{}, failed: map[string]error{}, numbers: map[content]uint32{},
 		rejected: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "millrace_receipts_rejected_total", Help: "Records of a receipts topic that are not receipts."}, []string{"topic"}),
 	}
 	reg.MustRegister(r.rejected,
@@ -76,7 +79,41 @@ func NewReader(cfg kafka.Config, topics []*topology.Topic, span time.Duration, n
 			lag, _ := r.lag()
 			return float64(lag)
 		}))
+	for _, topic := range topics {
+		reg.MustRegister(gauges.Following("receipts", topic.Name, func() error { return r.following(topic.Name) }))
+	}
 	return r
+}
+
+// Following returns nil while all topics are followed.
+func (r *Reader) Following() error {
+	var faults []error
+	for _, topic := range r.topics {
+		if err := r.following(topic.Name); err != nil {
+			faults = append(faults, fmt.Errorf("the receipts topic %s is not followed: %w", topic.Name, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// following returns nil while a topic is followed.
+func (r *Reader) following(topic string) error {
+	r.mu.Lock()
+	tail, err := r.tails[topic], r.failed[topic]
+	r.mu.Unlock()
+	if err != nil || tail == nil {
+		return err
+	}
+	return tail.Err()
+}
+
+// setFailed sets why the tail of a topic does not run, nil if it runs.
+func (r *Reader) setFailed(topic string, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.failed[topic] = err; err == nil {
+		delete(r.failed, topic)
+	}
 }
 
 // lag returns the number of offsets that are not read yet; ok is false while it is
@@ -118,11 +155,13 @@ func (r *Reader) follow(ctx context.Context, topic string) error {
 		}
 		err := r.Ensure(ctx)
 		if err == nil {
+			r.setFailed(topic, nil) // the tail keeps its last error until it works
 			err = tail.Run(ctx, r.Take)
 		}
 		if ctx.Err() != nil {
 			return nil
 		}
+		r.setFailed(topic, err)
 		r.log.Warn("reading receipts failed; retrying", "topic", topic, "err", err, "wait", wait)
 		if pipeline.ClassOf(err) == pipeline.ClassFatal {
 			tail = nil // the topic was recreated: its offsets mean something else

@@ -94,6 +94,7 @@ func (f *Flags) Start() (*Worker, error) {
 	if w.Server, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
 		return nil, err
 	}
+	w.reportSchemas()
 	w.SetNotReady("starting")
 	return w, nil
 }

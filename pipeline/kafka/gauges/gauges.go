@@ -1,4 +1,5 @@
-// Package gauges gives the metrics of a Kafka client names that fit their types.
+// Package gauges has metrics of Kafka clients: it gives those of a client names that fit their
+// types, and shows whether a topic is followed.
 package gauges
 
 import (

@@ -19,6 +19,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/gauges"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/stage"
 	"millrace/pipeline/topology"
@@ -124,7 +125,7 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 	}, func() float64 {
 		lag, _ := t.tail.Lag()
 		return float64(lag)
-	}))
+	}), gauges.Following("table "+t.name, decl.Topic.Name, t.tail.Err))
 	return t, nil
 }
 
