@@ -214,10 +214,7 @@ func unknownField(n *Node, m map[string]any) error {
 	if !have {
 		return nil
 	}
-	names := make([]string, len(n.Fields))
-	for i := range n.Fields {
-		names[i] = n.Fields[i].Name
-	}
+	names := n.FieldNames()
 	msg := "unknown field" + didYouMean(unknown, names)
 	if msg == "unknown field" {
 		msg += fmt.Sprintf("; %s has %s", n.Name, strings.Join(names, ", "))

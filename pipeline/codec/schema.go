@@ -13,6 +13,7 @@ package codec
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/twmb/avro"
@@ -101,6 +102,29 @@ func (n *Node) Nullable() (other *Node, null, branch int, ok bool) {
 		return n.Branches[0], 1, 0, true
 	}
 	return nil, 0, 0, false
+}
+
+// NotNull returns the type of the values that are not null: the other type of a union of
+// null and one other type, and each other node itself.
+func (n *Node) NotNull() *Node {
+	if other, _, _, ok := n.Nullable(); ok {
+		return other
+	}
+	return n
+}
+
+// HoldsNull reports whether null is a value of the type.
+func (n *Node) HoldsNull() bool {
+	return n.Kind == Null || n.Kind == Union && slices.ContainsFunc(n.Branches, (*Node).HoldsNull)
+}
+
+// FieldNames returns the names of a record's fields, in their order.
+func (n *Node) FieldNames() []string {
+	names := make([]string, len(n.Fields))
+	for i := range n.Fields {
+		names[i] = n.Fields[i].Name
+	}
+	return names
 }
 
 // String returns a readable form of the type: "string", "array of shop.Item",

@@ -30,9 +30,7 @@ func (f *Field) tag() (tag, fault string) {
 		return "", fmt.Sprintf("%s must be true or a name, not %v", PII, f.pii)
 	}
 	n := f.Type
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	if n.Kind != String && n.Kind != Bytes || n.Logical != "" {
 		return "", fmt.Sprintf("it is %s: only string and bytes without a logical type, or a union of one of them and null, can be encrypted", f.Type)
 	}

@@ -29,7 +29,7 @@ const mapInsert = "cel.@mapInsert" // the function that transformMap expands to
 // parts calls do with each expression that becomes a part of a value of type n,
 // and with the type of that part. It returns false if e has no parts.
 func parts(e celast.Expr, n *codec.Node, do func(part celast.Expr, n *codec.Node)) bool {
-	n = inner(n)
+	n = n.NotNull()
 	switch e.Kind() {
 	case celast.ListKind:
 		if n.Kind != codec.Array {
@@ -104,7 +104,7 @@ func (r *resolver) shape(e celast.Expr, n *codec.Node) {
 	if parts(e, n, r.shape) {
 		return
 	}
-	if n = inner(n); n.Kind != codec.Record || e.Kind() != celast.MapKind {
+	if n = n.NotNull(); n.Kind != codec.Record || e.Kind() != celast.MapKind {
 		return
 	}
 	for _, entry := range e.AsMap().Entries() {
@@ -130,7 +130,7 @@ func entryName(entry celast.EntryExpr) string {
 // recordLiteral returns the map inside the dyn() that shape added, if n is a
 // record.
 func recordLiteral(e celast.Expr, n *codec.Node) (celast.Expr, bool) {
-	if inner(n).Kind != codec.Record || e.Kind() != celast.CallKind || e.AsCall().FunctionName() != "dyn" {
+	if n.NotNull().Kind != codec.Record || e.Kind() != celast.CallKind || e.AsCall().FunctionName() != "dyn" {
 		return nil, false
 	}
 	arg := e.AsCall().Args()[0]
@@ -139,7 +139,7 @@ func recordLiteral(e celast.Expr, n *codec.Node) (celast.Expr, bool) {
 
 // fitRecord reports the faults of a map that is a record of type n.
 func (c *compiler) fitRecord(e celast.Expr, n *codec.Node, known facts) {
-	n = inner(n)
+	n = n.NotNull()
 	var names []string
 	for _, entry := range e.AsMap().Entries() {
 		key, value := entry.AsMapEntry().Key(), entry.AsMapEntry().Value()
@@ -149,7 +149,7 @@ func (c *compiler) fitRecord(e celast.Expr, n *codec.Node, known facts) {
 		case name == "":
 			c.fail(c.leftmost(key), "as in {'"+n.Fields[0].Name+"': ...}", "the keys of a %s must be string literals", n.Name)
 		case f == nil:
-			c.fail(c.leftmost(key), nearest(name, fieldNames(n)), "%s has no field %s", n.Name, name)
+			c.fail(c.leftmost(key), nearest(name, n.FieldNames()), "%s has no field %s", n.Name, name)
 		case slices.Contains(names, name):
 			c.fail(c.leftmost(key), "", "%s is set twice", name)
 		default:
@@ -188,9 +188,9 @@ func (c *compiler) becomes(from, to *codec.Node, depth int) bool {
 			}
 			continue
 		}
-		a, b := inner(was.Type), inner(f.Type)
+		a, b := was.Type.NotNull(), f.Type.NotNull()
 		switch {
-		case holdsNull(was.Type) && !holdsNull(f.Type):
+		case was.Type.HoldsNull() && !f.Type.HoldsNull():
 			return false
 		case a.Kind == codec.Record && b.Kind == codec.Record:
 			if !c.becomes(a, b, depth+1) {

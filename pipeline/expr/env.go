@@ -115,7 +115,7 @@ func NewEnv(roots ...Root) (*Env, error) {
 			return nil, fmt.Errorf("schema %s is not a record", r.Schema.Name())
 		}
 		if r.Name == "" && i > 0 {
-			for _, name := range fieldNames(r.Schema.Root()) {
+			for _, name := range r.Schema.Root().FieldNames() {
 				if of, twice := top[name]; twice {
 					return nil, fmt.Errorf("field %s is in both %s and %s", name, of, r.Schema.Name())
 				}
@@ -256,7 +256,7 @@ func (r *records) FindStructFieldNames(name string) ([]string, bool) {
 	if !ok {
 		return r.Registry.FindStructFieldNames(name)
 	}
-	return fieldNames(n), true
+	return n.FieldNames(), true
 }
 
 func (r *records) FindStructFieldType(name, field string) (*types.FieldType, bool) {
@@ -287,14 +287,6 @@ func (r *records) FindStructFieldType(name, field string) (*types.FieldType, boo
 			return got, nil
 		},
 	}, true
-}
-
-func fieldNames(n *codec.Node) []string {
-	names := make([]string, len(n.Fields))
-	for i := range n.Fields {
-		names[i] = n.Fields[i].Name
-	}
-	return names
 }
 
 // kindOf returns the CEL kind of values of n. The kind of a union is dyn.

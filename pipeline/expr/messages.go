@@ -96,7 +96,7 @@ func (x *explainer) undefined(e *Error, m []string) {
 	if i := slices.IndexFunc(x.misses, func(m miss) bool { return m.field == field }); i >= 0 {
 		record := x.misses[i].record
 		e.Msg = fmt.Sprintf("%s has no field %s", record.Name, field)
-		e.Hint = wording.Nearest(field, fieldNames(record))
+		e.Hint = wording.Nearest(field, record.FieldNames())
 		x.misses = slices.Delete(x.misses, i, i+1)
 	}
 }

@@ -213,7 +213,7 @@ func checkerMessages(env *Env, src string, want Want) (out []string) {
 		return nil
 	}
 	r := newResolver(env, src, parsed.NativeRep())
-	r.text = want.node != nil && kindOf(inner(want.node)) == types.StringKind
+	r.text = want.node != nil && kindOf(want.node.NotNull()) == types.StringKind
 	r.walk(parsed.NativeRep().Expr())
 	if want.node != nil {
 		r.shape(parsed.NativeRep().Expr(), want.node)

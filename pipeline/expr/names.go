@@ -54,7 +54,7 @@ func (e *Env) hiddenField(name string, root *Root) *codec.Node {
 		return nil
 	}
 	if f := event.Schema.Root().Field(name); f != nil {
-		return inner(f.Type)
+		return f.Type.NotNull()
 	}
 	return nil
 }

@@ -64,7 +64,7 @@ func (c *compiler) warnOfNull(parsed *celast.AST) {
 			whole := atom.ID == parsed.Expr().ID()
 			zero := nulls.Zero(c.ast.GetType(atom.ID))
 			condition := zero == "false" || whole && c.want.node == nil
-			if whole && c.want.node != nil && holdsNull(c.want.node) {
+			if whole && c.want.node != nil && c.want.node.HoldsNull() {
 				condition, zero = false, "null"
 			}
 			hint = "write " + src.Rewrite(atom, guards[atom], condition, zero)

@@ -366,7 +366,7 @@ func (e *Env) check(src string, want Want) (*compiler, error) {
 	escape.Unmask(parsed.NativeRep().Expr(), words, func(macro celast.Expr, word string) {
 		r.fail(r.offset(macro.ID()), "", "%s is a reserved word", word)
 	})
-	r.text = want.node != nil && kindOf(inner(want.node)) == types.StringKind
+	r.text = want.node != nil && kindOf(want.node.NotNull()) == types.StringKind
 	r.walk(parsed.NativeRep().Expr())
 	if want.node != nil {
 		r.shape(parsed.NativeRep().Expr(), want.node)
@@ -545,10 +545,10 @@ func (c *compiler) leftmost(e celast.Expr) int {
 func (c *compiler) symbols(e celast.Expr) {
 	check := func(enum, text celast.Expr) {
 		l := c.leafOf(enum)
-		if l == nil || inner(l.node).Kind != codec.Enum || text.Kind() != celast.LiteralKind {
+		if l == nil || l.node.NotNull().Kind != codec.Enum || text.Kind() != celast.LiteralKind {
 			return
 		}
-		symbols := inner(l.node).Symbols
+		symbols := l.node.NotNull().Symbols
 		if v, ok := text.AsLiteral().(types.String); ok && !slices.Contains(symbols, string(v)) {
 			c.fail(c.leftmost(text), nearest(string(v), symbols), "%s is never %q: it is one of %s", l.path, string(v), listed(symbols, 12))
 		}
@@ -594,13 +594,13 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 			return
 		}
 		if parts(e, to.node, func(part celast.Expr, n *codec.Node) {
-			if n == inner(to.node) { // the part has the type of the whole, as in list + list
+			if n == to.node.NotNull() { // the part has the type of the whole, as in list + list
 				c.fit(part, place{n, to.field, to.of}, known)
 				return
 			}
 			name := to.field
 			if !strings.HasPrefix(name, "an item of ") && !strings.HasPrefix(name, "an entry of ") {
-				name = map[codec.Kind]string{codec.Array: "an item of ", codec.Map: "an entry of "}[inner(to.node).Kind] + name
+				name = map[codec.Kind]string{codec.Array: "an item of ", codec.Map: "an entry of "}[to.node.NotNull().Kind] + name
 			}
 			c.fit(part, place{n, name, to.of}, known)
 		}) {
@@ -627,23 +627,23 @@ func (c *compiler) fit(e celast.Expr, to place, known facts) {
 	}
 	n := to.node
 	switch {
-	case nullOnly && !holdsNull(n):
+	case nullOnly && !n.HoldsNull():
 		c.fail(c.leftmost(e), "", "%s is %s in %s, but this is null", to.field, avroWord(n), to.of)
 	case !nullOnly && !c.holds(n, t):
-		hint := c.fitHint(e, inner(n), t.Kind())
+		hint := c.fitHint(e, n.NotNull(), t.Kind())
 		switch {
 		case hint != "":
-		case kindOf(inner(n)) == types.IntKind && t.Kind() == types.DoubleKind:
+		case kindOf(n.NotNull()) == types.IntKind && t.Kind() == types.DoubleKind:
 			hint = "convert it with int(x), which drops the fraction"
-		case kindOf(inner(n)) == types.StringKind && inner(n).Kind != codec.Enum && slices.Contains([]types.Kind{types.IntKind, types.DoubleKind, types.BoolKind, types.TimestampKind, types.DurationKind}, t.Kind()):
+		case kindOf(n.NotNull()) == types.StringKind && n.NotNull().Kind != codec.Enum && slices.Contains([]types.Kind{types.IntKind, types.DoubleKind, types.BoolKind, types.TimestampKind, types.DurationKind}, t.Kind()):
 			hint = "convert it with string(x)"
-		case kindOf(inner(n)) == types.TimestampKind && t.Kind() == types.StringKind:
+		case kindOf(n.NotNull()) == types.TimestampKind && t.Kind() == types.StringKind:
 			hint = "convert RFC 3339 with timestamp(x)"
-		case inner(n).Kind == codec.Array && t.Kind() != types.ListKind && c.holds(inner(n).Elem, t):
+		case n.NotNull().Kind == codec.Array && t.Kind() != types.ListKind && c.holds(n.NotNull().Elem, t):
 			hint = "for a list with one item, write [x]"
 		}
 		c.fail(c.leftmost(e), hint, "%s is %s in %s, but this is %s", to.field, avroWord(n), to.of, article(celWord(t)))
-	case null && !holdsNull(n):
+	case null && !n.HoldsNull():
 		path := ""
 		if e.Kind() == celast.IdentKind {
 			path = strings.TrimPrefix(e.AsIdent(), fieldMark)
@@ -668,19 +668,6 @@ func ternary(e celast.Expr) (cond, yes, no celast.Expr, ok bool) {
 
 func isIdent(e celast.Expr, name string) bool {
 	return e.Kind() == celast.IdentKind && e.AsIdent() == name
-}
-
-// inner returns the type of a nullable type when it is not null, and other types
-// unchanged.
-func inner(n *codec.Node) *codec.Node {
-	if other, _, _, ok := n.Nullable(); ok {
-		return other
-	}
-	return n
-}
-
-func holdsNull(n *codec.Node) bool {
-	return n.Kind == codec.Null || n.Kind == codec.Union && slices.ContainsFunc(n.Branches, holdsNull)
 }
 
 // holds reports whether values of CEL type t can be encoded as n.

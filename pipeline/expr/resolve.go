@@ -157,7 +157,7 @@ func (r *resolver) path(e celast.Expr) {
 		full = join(full, field)
 		f := record.Field(field)
 		if f == nil {
-			hint := nearest(field, fieldNames(record))
+			hint := nearest(field, record.FieldNames())
 			if hidden := r.env.hiddenField(name, root); hidden != nil && hasMember(hidden, field) {
 				hint = fmt.Sprintf("%s is %s here; for the field %s of the event, write event.%s", name, r.env.meaning(root), name, join(name, rel))
 			}
@@ -177,7 +177,7 @@ func (r *resolver) path(e celast.Expr) {
 
 // wholeRecord reports a path that ends at a record.
 func (r *resolver) wholeRecord(e, base celast.Expr, name, full string, root *Root, record *codec.Node) {
-	names := fieldNames(record)
+	names := record.FieldNames()
 	for i := range names {
 		names[i] = join(full, names[i])
 	}
@@ -252,9 +252,7 @@ func (r *resolver) rest(e celast.Expr, steps []celast.Expr, l *leaf) {
 		return
 	}
 	n := l.node
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	switch kindOf(n) {
 	case types.MapKind, types.StructKind, types.DynKind:
 		return
@@ -304,7 +302,7 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 	for i := range r.env.roots {
 		if root := &r.env.roots[i]; root.Name == "" {
 			top = root
-			names = append(names, fieldNames(root.Schema.Root())...)
+			names = append(names, root.Schema.Root().FieldNames()...)
 		} else {
 			names = append(names, root.Name)
 		}
@@ -399,7 +397,7 @@ func (r *resolver) nullComparison(e celast.Expr, args []celast.Expr, not bool) {
 		operand = args[1]
 	}
 	r.walk(operand)
-	if l := r.leafOf(operand); l != nil && !holdsNull(l.node) {
+	if l := r.leafOf(operand); l != nil && !l.node.HoldsNull() {
 		e.SetKindCase(r.make.NewLiteral(e.ID(), types.Bool(not)))
 		return
 	}

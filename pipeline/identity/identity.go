@@ -84,10 +84,7 @@ func Find(s *codec.Schema, path []string) (leaf []string, key string, node *code
 			return nil, "", nil
 		}
 		n = f.Type
-		value, rest := n, path[i+1:]
-		if other, _, _, ok := n.Nullable(); ok {
-			value = other
-		}
+		value, rest := n.NotNull(), path[i+1:]
 		switch {
 		case value.Kind == codec.String && len(rest) == 0:
 			return path, "", n

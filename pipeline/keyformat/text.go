@@ -287,9 +287,7 @@ func (f Format) Encode(text string, idOf func(*codec.Schema) int) ([]byte, error
 // jsonOf returns a text as the value of a type. Texts of types that are no strings in JSON
 // are JSON.
 func jsonOf(n *codec.Node, text string) any {
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	switch n.Kind {
 	case codec.String, codec.Enum, codec.Bytes, codec.Fixed:
 		return text

@@ -120,9 +120,7 @@ func (one *sealedField) content(v *pipeline.View) (content, head []byte, ok bool
 
 func (one *sealedField) isText() bool {
 	n := one.node
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	return n.Kind == codec.String
 }
 

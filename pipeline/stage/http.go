@@ -493,9 +493,7 @@ func (s *call) encode(status int, text []byte) ([]byte, error) {
 // prune removes the fields that are not in the schema from a JSON value, because a
 // service may add fields at any time.
 func prune(n *codec.Node, v any) {
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	switch v := v.(type) {
 	case map[string]any:
 		for name, inner := range v {

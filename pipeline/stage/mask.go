@@ -268,7 +268,7 @@ func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *exp
 	}
 	i := slices.IndexFunc(e.node.Fields, func(f codec.Field) bool { return f.Name == name })
 	if i < 0 {
-		return nil, "", p.fault(expr.Suggest(name, fieldNames(e.node)), "%s has no field %s", e.node.Name, name)
+		return nil, "", p.fault(expr.Suggest(name, e.node.FieldNames()), "%s has no field %s", e.node.Name, name)
 	}
 	if e.fields == nil {
 		e.fields = make([]*edit, len(e.node.Fields))
@@ -296,14 +296,6 @@ func (p maskPath) hide(e *edit, m hide.Method) *expr.Fault {
 	}
 	e.hide, e.by = hider, p.source.Text
 	return nil
-}
-
-func fieldNames(n *codec.Node) []string {
-	names := make([]string, len(n.Fields))
-	for i := range n.Fields {
-		names[i] = n.Fields[i].Name
-	}
-	return names
 }
 
 // append appends the edited form of the value at the start of enc, and returns the bytes

@@ -274,9 +274,7 @@ func (b *builder) hintTypes(faults []expr.Fault) []expr.Fault {
 // the other type counts.
 func hasField(n *codec.Node, path []string) bool {
 	for _, name := range path {
-		if other, _, _, ok := n.Nullable(); ok {
-			n = other
-		}
+		n = n.NotNull()
 		f := n.Field(name)
 		if n.Kind != codec.Record || f == nil {
 			return false

@@ -129,9 +129,7 @@ func badSubject(s *codec.Schema, path string) (msg, hint string) {
 	if n.Tag != "" {
 		return fmt.Sprintf("%s of %s is encrypted, so it cannot hold the subject's id", path, s.Name()), "name a field that is not tagged"
 	}
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	if n.Kind != codec.String && n.Kind != codec.Int && n.Kind != codec.Long {
 		return fmt.Sprintf("%s of %s is %s, but a subject's id must be a string, an int or a long", path, s.Name(), n), ""
 	}

@@ -85,7 +85,7 @@ func (c *Checker) Null(e celast.Expr, known Facts) bool {
 
 // result checks an expression whose value becomes a value of type n.
 func (c *Checker) result(e celast.Expr, n *codec.Node, known Facts) {
-	to := inner(n)
+	to := n.NotNull()
 	switch e.Kind() {
 	case celast.ListKind:
 		if to.Kind == codec.Array {
@@ -133,13 +133,13 @@ func (c *Checker) result(e celast.Expr, n *codec.Node, known Facts) {
 
 // fits reports a value that can be null, or can contain null, where n cannot.
 func (c *Checker) fits(e celast.Expr, v *value, n *codec.Node) {
-	if v.null && !holdsNull(n) {
+	if v.null && !n.HoldsNull() {
 		c.find(e, v, false)
 		return
 	}
-	to := inner(n)
+	to := n.NotNull()
 	if to.Kind == codec.Array || to.Kind == codec.Map {
-		if items := c.items(v); items != nil && items.null && !holdsNull(to.Elem) {
+		if items := c.items(v); items != nil && items.null && !to.Elem.HoldsNull() {
 			c.find(e, items, false)
 		}
 	}
@@ -220,7 +220,7 @@ func (c *Checker) ident(name, path string, known Facts) *value {
 
 // typed returns a value of type n at a path.
 func typed(n *codec.Node, path string, known Facts) *value {
-	return &value{node: inner(n), null: holdsNull(n) && !known[path], path: path}
+	return &value{node: n.NotNull(), null: n.HoldsNull() && !known[path], path: path}
 }
 
 // member is of.name, or of[name] for a string.
@@ -329,17 +329,6 @@ func either(a, b *value) *value {
 }
 
 func items(v *value) *value { return (*Checker)(nil).items(v) }
-
-func inner(n *codec.Node) *codec.Node {
-	if other, _, _, ok := n.Nullable(); ok {
-		return other
-	}
-	return n
-}
-
-func holdsNull(n *codec.Node) bool {
-	return n.Kind == codec.Null || n.Kind == codec.Union && slices.ContainsFunc(n.Branches, holdsNull)
-}
 
 func fieldOf(n *codec.Node, name string) *codec.Node {
 	if f := n.Field(name); f != nil {

@@ -55,7 +55,7 @@ func (f Finder) Find(path string) (Found, *Fault) {
 		field := record.Field(name)
 		out.Leaf = append(out.Leaf, name)
 		if field == nil {
-			return out, faultAt(at, wording.Nearest(name, names(record)), "%s has no field %s", f.Schema.Name(), strings.Join(out.Leaf, "."))
+			return out, faultAt(at, wording.Nearest(name, record.FieldNames()), "%s has no field %s", f.Schema.Name(), strings.Join(out.Leaf, "."))
 		}
 		at += len(name) + 1
 		if field.Type.Kind == codec.Record && more {
@@ -65,7 +65,7 @@ func (f Finder) Find(path string) (Found, *Fault) {
 		text := ""
 		if more {
 			text = path[at:]
-			if text == "" && inner(field.Type).Kind != codec.Map {
+			if text == "" && field.Type.NotNull().Kind != codec.Map {
 				return out, faultAt(at, "a.b.c", "%q is not a path", path)
 			}
 		}
@@ -103,7 +103,7 @@ func (w *search) find(n *codec.Node, at int, rest string, more bool) (*Place, *F
 	upTo := w.path[:max(0, at-1)] // the path of the value
 	switch {
 	case !more && n.Kind == codec.Record:
-		return nil, faultAt(0, "name one of its fields: "+wording.List(names(n), 4), "%s is a whole record (%s)", w.path, n.Name)
+		return nil, faultAt(0, "name one of its fields: "+wording.List(n.FieldNames(), 4), "%s is a whole record (%s)", w.path, n.Name)
 	case !more:
 		return w.end(n, false, "")
 	case n.Kind == codec.Map && rest == "":
@@ -122,7 +122,7 @@ func (w *search) find(n *codec.Node, at int, rest string, more bool) (*Place, *F
 			p, fault := w.find(n.Fields[i].Type, at+len(name)+1, after, more)
 			return &Place{node: n, next: []*Place{p}, field: i}, fault
 		}
-		return nil, faultAt(at, wording.Nearest(name, names(n)), "%s has no field %s", n.Name, name)
+		return nil, faultAt(at, wording.Nearest(name, n.FieldNames()), "%s has no field %s", n.Name, name)
 	case n.Kind == codec.Union:
 		return w.union(n, at, rest)
 	}
@@ -168,19 +168,4 @@ func (w *search) end(n *codec.Node, entry bool, key string) (*Place, *Fault) {
 	}
 	w.node, w.entry, w.key = n, entry, key
 	return &Place{node: n}, nil
-}
-
-func inner(n *codec.Node) *codec.Node {
-	if other, _, _, ok := n.Nullable(); ok {
-		return other
-	}
-	return n
-}
-
-func names(n *codec.Node) []string {
-	out := make([]string, len(n.Fields))
-	for i := range n.Fields {
-		out[i] = n.Fields[i].Name
-	}
-	return out
 }

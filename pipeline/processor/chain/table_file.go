@@ -196,9 +196,7 @@ func (f *fileReader) column(name string) (column, error) {
 // a default, it is null or an empty text.
 func (c *column) put(row map[string]any, cell string) {
 	node := c.field.Type
-	if other, _, _, ok := node.Nullable(); ok {
-		node = other
-	}
+	node = node.NotNull()
 	var v any
 	switch {
 	case cell == "" && c.field.HasDefault:

@@ -297,9 +297,7 @@ func newSorting(state *codec.Schema, text string) (*sorting, error) {
 }
 
 func sortable(n *codec.Node) bool {
-	if other, _, _, ok := n.Nullable(); ok {
-		n = other
-	}
+	n = n.NotNull()
 	switch n.Kind {
 	case codec.Boolean, codec.Int, codec.Long, codec.Float, codec.Double, codec.String, codec.Enum:
 		return true

@@ -60,9 +60,7 @@ func Check(record *codec.Node, name, path string) error {
 	for i, part := range strings.Split(path, ".") {
 		field, _, _ := strings.Cut(part, "[]")
 		items := strings.TrimPrefix(part, field)
-		if other, _, _, ok := n.Nullable(); ok {
-			n = other
-		}
+		n = n.NotNull()
 		at := field
 		if i > 0 {
 			at = done + "." + field
@@ -72,13 +70,11 @@ func Check(record *codec.Node, name, path string) error {
 		}
 		f := n.Field(field)
 		if f == nil {
-			return &expr.Error{Msg: fmt.Sprintf("%s has no field %s", name, at), Hint: expr.Suggest(field, fieldsOf(n))}
+			return &expr.Error{Msg: fmt.Sprintf("%s has no field %s", name, at), Hint: expr.Suggest(field, n.FieldNames())}
 		}
 		n, done = f.Type, at
 		for items != "" {
-			if other, _, _, ok := n.Nullable(); ok {
-				n = other
-			}
+			n = n.NotNull()
 			if n.Kind != codec.Array && n.Kind != codec.Map {
 				return &expr.Error{Msg: fmt.Sprintf("%s of %s is %s, and [] is for arrays and maps", done, name, n)}
 			}
@@ -144,9 +140,7 @@ func (m *Mapping) Follow(of [][]string) (fields [][]string, record bool) {
 func (m *Mapping) to(path []string) (to []string) {
 	n, at := m.Out, ""
 	for i, name := range path {
-		if other, _, _, ok := n.Nullable(); ok {
-			n = other
-		}
+		n = n.NotNull()
 		if n.Kind != codec.Record {
 			return append(to, path[i:]...) // the key of a map
 		}

@@ -40,7 +40,7 @@ func NewOrigin(s *codec.Schema, path string) (*Origin, *codec.Node, error) {
 			}
 		}
 		if at < 0 {
-			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(o.path[:i+1], ".")), Hint: expr.Suggest(name, fieldsOf(n))}}
+			return nil, nil, expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(o.path[:i+1], ".")), Hint: expr.Suggest(name, n.FieldNames())}}
 		}
 		if leaf > 0 {
 			o.hops = append(o.hops, hop{node: n, field: at})
@@ -64,14 +64,6 @@ func NewOrigin(s *codec.Schema, path string) (*Origin, *codec.Node, error) {
 		o.leaves = appendLeaves(nil, n, o.path)
 	}
 	return o, n, nil
-}
-
-// fieldsOf returns the names of the fields of a record.
-func fieldsOf(n *codec.Node) (names []string) {
-	for f := range n.Fields {
-		names = append(names, n.Fields[f].Name)
-	}
-	return names
 }
 
 // appendLeaves appends the paths of the leaves of a record. A record cannot hold itself
