@@ -71,7 +71,7 @@ func operations(ops []kadm.ACLOperation) (out Operations) {
 // Objects that we may not describe are in Hidden, without an error.
 func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return Description{}, err
 	}
@@ -199,7 +199,7 @@ func (d *Description) group(ctx context.Context, adm *kadm.Client, name string) 
 // them. It returns an error for each topic that could not.
 func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +237,7 @@ func (s TopicSpec) request() (partitions int32, replication int16, config map[st
 // SetTopicConfig sets the given settings of a topic and leaves the others unchanged.
 func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return err
 	}
@@ -267,7 +267,7 @@ type Bounds struct{ Start, End int64 }
 // these are committed or aborted.
 func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err
 	}

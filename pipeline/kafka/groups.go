@@ -16,7 +16,7 @@ import (
 // transaction markers, because a loop also commits batches of nothing else.
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return 0, 0, err
 	}

@@ -39,11 +39,7 @@ const identityEvery = 2 * time.Second
 // another number of partitions. While the topics cannot be described, it continues.
 func Watch(ctx context.Context, cfg Config, known map[string]TopicInfo) error {
 	cfg.Registerer = nil // no metrics for requests this rare
-	opts, err := cfg.Options()
-	if err != nil {
-		return err
-	}
-	cl, err := kgo.NewClient(opts...)
+	cl, err := openClient(cfg)
 	if err != nil {
 		return err
 	}

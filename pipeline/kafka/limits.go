@@ -84,11 +84,7 @@ func (l Limits) Largest(topics ...string) (topic string, bytes int) {
 // ReadLimits returns the limits of topics. See fetchLimits for the error.
 func ReadLimits(ctx context.Context, cfg Config, topics ...string) (Limits, error) {
 	cfg.Registerer = nil // no metrics for such a short-lived client
-	opts, err := cfg.Options()
-	if err != nil {
-		return nil, err
-	}
-	cl, err := kgo.NewClient(opts...)
+	cl, err := openClient(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -21,7 +21,7 @@ import (
 // would then be missing.
 func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return 0, err
 	}
@@ -47,7 +47,7 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 // LastStableOffsets returns the last stable offsets of a topic, by partition.
 func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int
 // DeleteBefore deletes the records of a topic below the given offsets, by partition.
 func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
 	defer func() { err = trimDial(err) }()
-	adm, err := admin(cfg)
+	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return err
 	}
@@ -90,15 +90,20 @@ func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int3
 	return errors.Join(faults...)
 }
 
-// admin returns a client for admin requests. The caller closes it.
-func admin(cfg Config) (*kadm.Client, error) {
-	opts, err := cfg.Options()
-	if err != nil {
-		return nil, err
-	}
-	cl, err := kgo.NewClient(opts...)
+// NewAdmin returns a client for admin requests. The caller closes it.
+func NewAdmin(cfg Config) (*kadm.Client, error) {
+	cl, err := openClient(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return kadm.NewClient(cl), nil
+}
+
+// openClient returns a client without further options. The caller closes it.
+func openClient(cfg Config) (*kgo.Client, error) {
+	opts, err := cfg.Options()
+	if err != nil {
+		return nil, err
+	}
+	return kgo.NewClient(opts...)
 }

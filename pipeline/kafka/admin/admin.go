@@ -11,7 +11,6 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
-	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline/kafka"
 )
@@ -19,7 +18,7 @@ import (
 // CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
 func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (_ int64, err error) {
 	defer func() { err = cfg.Explain(err) }()
-	adm, err := client(cfg)
+	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return 0, err
 	}
@@ -41,27 +40,13 @@ func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (_ int64,
 // does not exist.
 func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error) {
 	defer func() { err = cfg.Explain(err) }()
-	adm, err := client(cfg)
+	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
 	}
 	defer adm.Close()
-	described, err := adm.DescribeGroups(ctx, group)
-	if err != nil {
-		return fmt.Errorf("describing group %s: %w", group, err)
-	}
-	leave := kadm.LeaveGroup(group)
-	static := 0
-	for _, m := range described[group].Members {
-		if m.InstanceID != nil {
-			leave.InstanceIDs(*m.InstanceID)
-			static++
-		}
-	}
-	if static > 0 {
-		if left, err := adm.LeaveGroup(ctx, leave); err != nil || left.Error() != nil {
-			return fmt.Errorf("removing the static members of group %s: %w", group, errors.Join(err, left.Error()))
-		}
+	if err := removeStatic(ctx, adm, group, func(string) bool { return true }); err != nil {
+		return err
 	}
 	out, err := adm.DeleteGroup(ctx, group)
 	if err == nil {
@@ -77,36 +62,41 @@ func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error
 // for them. The ids of static members are transactional ids: GROUP-INSTANCE-SESSION.
 func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string) (err error) {
 	defer func() { err = cfg.Explain(err) }()
-	adm, err := client(cfg)
+	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
 	}
 	defer adm.Close()
+	return removeStatic(ctx, adm, group, func(id string) bool {
+		session, ours := strings.CutPrefix(id, group+"-"+instance+"-")
+		_, err := strconv.Atoi(session)
+		return ours && err == nil
+	})
+}
+
+// removeStatic removes the static members whose ids are chosen from a group.
+func removeStatic(ctx context.Context, adm *kadm.Client, group string, chosen func(id string) bool) error {
 	described, err := adm.DescribeGroups(ctx, group)
 	if err != nil {
 		return fmt.Errorf("describing group %s: %w", group, err)
 	}
-	leave := kadm.LeaveGroup(group)
-	found := false
+	var ids []string
 	for _, m := range described[group].Members {
-		if m.InstanceID == nil {
-			continue
-		}
-		session, ours := strings.CutPrefix(*m.InstanceID, group+"-"+instance+"-")
-		if _, err := strconv.Atoi(session); ours && err == nil {
-			leave.InstanceIDs(*m.InstanceID)
-			found = true
+		if m.InstanceID != nil && chosen(*m.InstanceID) {
+			ids = append(ids, *m.InstanceID)
 		}
 	}
-	if !found {
+	if len(ids) == 0 {
 		return nil
 	}
+	leave := kadm.LeaveGroup(group)
+	leave.InstanceIDs(ids...)
 	left, err := adm.LeaveGroup(ctx, leave)
 	if err == nil {
 		err = left.Error()
 	}
 	if err != nil {
-		return fmt.Errorf("removing the static members %s-%s from group %s: %w", group, instance, group, err)
+		return fmt.Errorf("removing the static members of group %s (%s): %w", group, strings.Join(ids, ", "), err)
 	}
 	return nil
 }
@@ -114,7 +104,7 @@ func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string
 // DeleteTopic deletes a topic. It returns nil if the topic does not exist.
 func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) (err error) {
 	defer func() { err = cfg.Explain(err) }()
-	adm, err := client(cfg)
+	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
 	}
@@ -127,17 +117,4 @@ func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) (err error
 		return fmt.Errorf("deleting topic %s: %w", topic, err)
 	}
 	return nil
-}
-
-// client returns a client for admin requests. The caller closes it.
-func client(cfg kafka.Config) (*kadm.Client, error) {
-	opts, err := cfg.Options()
-	if err != nil {
-		return nil, err
-	}
-	cl, err := kgo.NewClient(opts...)
-	if err != nil {
-		return nil, err
-	}
-	return kadm.NewClient(cl), nil
 }
