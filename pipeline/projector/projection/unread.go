@@ -105,11 +105,11 @@ func (o *opening) acceptsLoss() bool { return o.set.cfg.AcceptLoss && !o.set.cfg
 // jump makes the store continue at the log's start, if it has everything that an owner
 // has published, although the log lacks the events after its position.
 func (o *opening) jump(ctx context.Context, part *store.Part, next int64) (*lane, error) {
-	published, err := o.published(ctx, part)
+	l := o.newLane(part)
+	published, err := o.published(ctx, l)
 	if err != nil || next < published {
 		return nil, err // the snapshots have more
 	}
-	l := o.newLane(part)
 	if err := l.unread.load(part); err != nil {
 		return nil, err
 	}
@@ -130,10 +130,9 @@ func (o *opening) saveJump(l *lane) error {
 	return batch.Commit()
 }
 
-// published returns the offset that the last checkpoint claims; 0 if no checkpoint can be
-// continued.
-func (o *opening) published(ctx context.Context, part *store.Part) (next int64, err error) {
-	l := o.newLane(part)
+// published returns the offset that the last checkpoint claims; 0 if the lane can continue
+// no checkpoint.
+func (o *opening) published(ctx context.Context, l *lane) (next int64, err error) {
 	_, err = o.set.cfg.Restore(ctx, o.projection.Spec.Snapshots, o.at.Partition, func(in *pipeline.Record) error {
 		if string(in.Key) == string(checkpointKey) {
 			if c, err := readCheckpoint(in.Value); err == nil && l.continues(&c) {
