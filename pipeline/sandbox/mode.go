@@ -25,11 +25,14 @@ func (s *registryState) mode(subject string) string {
 	return readWrite
 }
 
-// dropEmpty removes a subject that holds nothing.
-func (s *registryState) dropEmpty(subject string) {
-	if sub := s.Subjects[subject]; sub.Compatibility == "" && sub.Mode == "" && len(sub.Versions) == 0 {
+// update changes a subject. It removes one that holds nothing.
+func (s *registryState) update(subject string, change func(*storedSubject)) {
+	sub := s.Subjects[subject]
+	if change(&sub); sub.Compatibility == "" && sub.Mode == "" && len(sub.Versions) == 0 {
 		delete(s.Subjects, subject)
+		return
 	}
+	s.Subjects[subject] = sub
 }
 
 // write is change for a subject that is not in read-only mode; "" is the registry.
@@ -86,10 +89,7 @@ func (a registryAPI) setMode(subject, mode string) error {
 			s.Mode = mode
 			return nil
 		}
-		sub := s.Subjects[subject]
-		sub.Mode = mode
-		s.Subjects[subject] = sub
-		s.dropEmpty(subject)
+		s.update(subject, func(sub *storedSubject) { sub.Mode = mode })
 		return nil
 	})
 }

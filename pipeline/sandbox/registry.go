@@ -446,18 +446,17 @@ func (s *registryState) used(deleted bool) map[int]bool {
 // drop deletes versions of a subject. A permanent delete also deletes schemas without
 // a version. Ids are never reused.
 func (s *registryState) drop(subject string, versions []int, permanent bool) {
-	sub := s.Subjects[subject]
-	sub.Versions = slices.Clone(sub.Versions)
-	if permanent {
-		sub.Versions = slices.DeleteFunc(sub.Versions, func(v storedVersion) bool { return slices.Contains(versions, v.Version) })
-	}
-	for i, v := range sub.Versions {
-		if slices.Contains(versions, v.Version) {
-			sub.Versions[i].Deleted = true
+	s.update(subject, func(sub *storedSubject) {
+		sub.Versions = slices.Clone(sub.Versions)
+		if permanent {
+			sub.Versions = slices.DeleteFunc(sub.Versions, func(v storedVersion) bool { return slices.Contains(versions, v.Version) })
 		}
-	}
-	s.Subjects[subject] = sub
-	s.dropEmpty(subject)
+		for i, v := range sub.Versions {
+			if slices.Contains(versions, v.Version) {
+				sub.Versions[i].Deleted = true
+			}
+		}
+	})
 	used := s.used(true)
 	maps.DeleteFunc(s.Schemas, func(id int, _ storedSchema) bool { return !used[id] })
 }

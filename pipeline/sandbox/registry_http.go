@@ -428,10 +428,7 @@ func (a registryAPI) setLevel(subject, level string) error {
 			s.Compatibility = level
 			return nil
 		}
-		sub := s.Subjects[subject]
-		sub.Compatibility = level
-		s.Subjects[subject] = sub
-		s.dropEmpty(subject)
+		s.update(subject, func(sub *storedSubject) { sub.Compatibility = level })
 		return nil
 	})
 }
