@@ -29,7 +29,7 @@ type Selection struct {
 	Name  string                 // of the record; without a namespace, the one of the record stays. "": the name stays
 }
 
-// ErrNoField is the error of a selection from a record of which no field stays.
+// ErrNoField is the error of a selection that keeps no field of a record.
 var ErrNoField = errors.New("no field stays")
 
 // Select returns the schema of a selection from s. Docs, defaults, logical types and

@@ -441,7 +441,7 @@ func (w *changeWorld) states(projector *worker) (out map[string]map[string]any, 
 }
 
 // checkOrders sends flattened changes of orders through a pipeline that looks up their
-// customers, some of which were deleted.
+// customers. Some of these were deleted.
 func (w *changeWorld) checkOrders(customers *sourceTable) {
 	t := w.t
 	t.Helper()

@@ -32,7 +32,7 @@ const (
 	handOverCount      = `{"type":"record","name":"Count","fields":[{"name":"n","type":"long","default":0}]}`
 )
 
-// A handOver is a topology under a steady load, of which a test stops and starts workers.
+// A handOver is a topology under a steady load. A test stops and starts its workers.
 // Each partition has one key and the events 0, 1, 2 and so on.
 type handOver struct {
 	t       *testing.T

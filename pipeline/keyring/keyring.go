@@ -107,7 +107,7 @@ func (k *Ring) Run(ctx context.Context) error {
 }
 
 // Following returns nil while the topic is followed. Otherwise the process knows neither new
-// keys nor who was forgotten meanwhile.
+// keys nor which subjects were forgotten since.
 func (k *Ring) Following() error {
 	if err := k.tail.Err(); err != nil {
 		return fmt.Errorf("the key topic %s is not followed: %w", k.topic, err)

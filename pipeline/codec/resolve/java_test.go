@@ -60,7 +60,7 @@ func TestKafkaConsumersWithAvroForJavaReadTheSame(t *testing.T) {
 			t.Errorf("%s as %s: %x becomes %x, %v; in Java: %x, %s", q.Writer, q.Reader, q.Value, q.ours, q.err, java.Value, java.Fault)
 		}
 	}
-	t.Logf("%d values, of which %d are rejected; %d differ", len(all), rejected, differ)
+	t.Logf("%d values: %d are rejected, %d differ", len(all), rejected, differ)
 	if len(all) < n || rejected < n/20 || rejected > n*19/20 {
 		t.Errorf("the samples are useless: %d values, %d rejected", len(all), rejected)
 	}

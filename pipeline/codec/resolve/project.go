@@ -11,7 +11,7 @@ import (
 // names. Fields of the same name are copied as bytes, or converted if they have another
 // type. It is immutable and safe for concurrent use.
 type Projection struct {
-	cells []*codec.Node // the values at the start of the source record that are told apart
+	cells []*codec.Node // the parts of the source record that are copied or skipped one by one
 	parts []projected   // of the target, in its order
 	whole bool          // the bytes stay the same
 }
@@ -71,8 +71,8 @@ func (p *projector) divided(path string) bool {
 	return slices.ContainsFunc(p.given, func(g string) bool { return strings.HasPrefix(g, path+".") })
 }
 
-// source adds the cells of a record. A record of which only some fields are copied has one
-// cell for each.
+// source adds the cells of a record. If only some of its fields are copied, each field is a
+// cell.
 func (p *projector) source(w *codec.Node, at string, names map[string]string) {
 	for i := range w.Fields {
 		f := &w.Fields[i]
