@@ -89,7 +89,6 @@ func NewFollower(cfg FollowerConfig) (*Follower, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	f := &Follower{cfg: cfg, link: newLink(), at: map[topicPartition]followedAt{}, interrupt: func() {}}
-	cfg.Metrics.follows(cfg.Group, &f.progress)
 	return f, nil
 }
 
@@ -142,6 +141,7 @@ func (f *Follower) Ready() error {
 // an error of [pipeline.ClassFatal] or one that wraps ErrOffsetGone. It may be called
 // again after it has returned.
 func (f *Follower) Run(ctx context.Context) error {
+	defer f.cfg.Metrics.follows(f.cfg.Group, &f.progress)()
 	for wait := minBackoff; ctx.Err() == nil; {
 		handled, err := f.runClient(ctx)
 		err = trimDial(err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
@@ -238,6 +239,29 @@ func (w *lagWorld) hold(r *rand.Rand) {
 		w.await(w.end() - k)
 	}
 	w.held.Store(-1)
+}
+
+// A worker starts a loop again that has ended. The metrics show one loop, and none when no
+// loop runs.
+func TestALoopThatHasEndedHasNoLag(t *testing.T) {
+	c := newCluster(t, 2)
+	inject(t, c, 0, 10)
+	metrics := NewMetrics(prometheus.NewRegistry())
+	for range 2 {
+		cfg := testConfig(c, &copier{})
+		cfg.Metrics = metrics
+		_, stop := start(t, cfg)
+		waitFor(t, func() bool { return testutil.CollectAndCount(metrics.lag) == 4 }) // two series for each partition
+		if n := len(metrics.lag.loops); n != 1 {
+			t.Errorf("%d loops have a lag, want 1", n)
+		}
+		if err := stop(); err != nil {
+			t.Fatal(err)
+		}
+		if n := testutil.CollectAndCount(metrics.lag); n != 0 {
+			t.Errorf("%d series of lag are left", n)
+		}
+	}
 }
 
 // A loop that hangs in its handler knows what has arrived since.

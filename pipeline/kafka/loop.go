@@ -229,7 +229,6 @@ func NewLoop(cfg LoopConfig) (*Loop, error) {
 		return nil, err
 	}
 	l := &Loop{cfg: cfg}
-	cfg.Metrics.watch(cfg.Group, &l.progress)
 	for i := range cfg.Sessions {
 		l.sessions = append(l.sessions, &session{
 			loop:   l,
@@ -247,6 +246,7 @@ func NewLoop(cfg LoopConfig) (*Loop, error) {
 // leaves the group and returns nil. It returns early only with an error of
 // [pipeline.ClassFatal].
 func (l *Loop) Run(ctx context.Context) error {
+	defer l.cfg.Metrics.watch(l.cfg.Group, &l.progress)()
 	stopped := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range l.sessions {

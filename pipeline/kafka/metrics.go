@@ -1,6 +1,7 @@
 package kafka
 
 import (
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -101,20 +102,20 @@ func (m *Metrics) ended(group, result string, records int, took time.Duration, w
 	}
 }
 
-// watch adds a loop to the lag metrics.
-func (m *Metrics) watch(group string, p *progress) {
+// watch adds a loop to the lag metrics, until unwatch is called.
+func (m *Metrics) watch(group string, p *progress) (unwatch func()) {
 	if m == nil {
-		return
+		return func() {}
 	}
-	m.lag.watch(group, p)
+	return m.lag.watch(group, p)
 }
 
-// follows adds a follower to its lag metrics.
-func (m *Metrics) follows(group string, p *progress) {
+// follows adds a follower to its lag metrics, until unwatch is called.
+func (m *Metrics) follows(group string, p *progress) (unwatch func()) {
 	if m == nil {
-		return
+		return func() {}
 	}
-	m.followed.watch(group, p)
+	return m.followed.watch(group, p)
 }
 
 // lagAtScrape computes the lag at scrape time. So the lag in seconds of a loop that
@@ -131,10 +132,16 @@ type loopProgress struct {
 	*progress
 }
 
-func (l *lagAtScrape) watch(group string, p *progress) {
+func (l *lagAtScrape) watch(group string, p *progress) (unwatch func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.loops = append(l.loops, loopProgress{group, p})
+	one := loopProgress{group, p}
+	l.loops = append(l.loops, one)
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.loops = slices.DeleteFunc(l.loops, func(other loopProgress) bool { return other == one })
+	}
 }
 
 // Describe implements [prometheus.Collector].
