@@ -62,14 +62,15 @@ var imports = map[string][]string{
 	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka":            {"pipeline", "pipeline/kafka/gauges", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka":            {"pipeline", "pipeline/kafka/auth", "pipeline/kafka/gauges", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka/auth":       {franz + "/pkg/sasl"},                                                                                        // TLS, SASL and secrets: no client
 	"pipeline/kafka/pool":       {franz},
 	"pipeline/kafka/gauges":     {franz, prometheus},
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
-	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/nearest"}, // settings with the names of other clients
-	"pipeline/store":            {"pipeline", pebble, prometheus},       // never what it stores
-	"pipeline/rows":             {},                                     // memory for tables and states, never what a row is
-	"pipeline/seal":             {"pipeline/rows"},                      // never Avro nor Kafka: the standard library's crypto
+	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
+	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
+	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
+	"pipeline/seal":             {"pipeline/rows"},                                             // never Avro nor Kafka: the standard library's crypto
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
@@ -94,7 +95,7 @@ var imports = map[string][]string{
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties", // flags become their configurations
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
