@@ -90,10 +90,10 @@ func (r *loader) take(in *pipeline.Record) error {
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sentBelow = max(l.letters.sentBelow, sent)
+		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 	case internalrecord.OfBlocked:
@@ -200,8 +200,8 @@ func (r *loader) finish(end int64) error {
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if len(l.skips.offsets) > 0 {
-		value, err := internalrecord.EncodeSkipped(l.skips.offsets)
+	if l.skips.offsets.Len() > 0 {
+		value, err := l.skips.offsets.Encode()
 		if err != nil {
 			return err
 		}
@@ -212,9 +212,8 @@ func (r *loader) finish(end int64) error {
 		states.PutLongs(b, l.part, familyMark, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
-	l.unread.set(from.Unread)
-	l.unread.unsaved = len(from.Unread) > 0
-	if err := l.unread.write(b, l.part); err != nil {
+	l.unread.Set(from.Unread)
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
 	b.SetPosition(l.part, from.Redo)

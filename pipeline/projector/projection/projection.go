@@ -77,6 +77,11 @@ type Config struct {
 	Restore     RestoreFunc
 	Projections []Spec
 
+	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
+	// within a partition. Before, it waits until all transactions have ended that have
+	// written below the ends of the partitions at the time of the call. Without it, all
+	// records are read with Restore.
+	Recent func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error
 	// Tail reads events again for a release. Without it, nothing can be released.
 	Tail TailFunc
 	// LogStart returns the first offset of a partition. Without it, a release does not
@@ -266,7 +271,7 @@ func (s *Set) assign(u *unit) {
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
 	for _, l := range u.lanes {
-		l.projection.unreadNow.Add(float64(l.unread.total()))
+		l.projection.unreadNow.Add(float64(l.unread.Total()))
 	}
 }
 

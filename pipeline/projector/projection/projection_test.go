@@ -51,7 +51,8 @@ type world struct {
 	clock              *fakeClock // the real one if nil
 	seldom             bool       // flush as rarely as a worker with a long backlog
 	configure          func(*Config)
-	stored             store.Options // but for its file system
+	stored             store.Options          // but for its file system
+	wrote              func(*pipeline.Record) // gets each committed record of the snapshots topic; nil for none
 }
 
 func newWorld(t testing.TB) *world {
@@ -143,6 +144,16 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 		}
 		return w.offset, nil
 	}
+	cfg.Recent = func(_ context.Context, _ string, _ []int32, n int64, f func(*pipeline.Record) error) error {
+		for _, r := range slices.SortedFunc(maps.Values(w.snapshots), func(a, b pipeline.Record) int { return int(a.Offset - b.Offset) }) {
+			if r.Offset >= w.offset-n {
+				if err := f(&r); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
 	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
 		for i := from; i < int64(len(w.log)); i++ {
 			if err := f(&w.log[i]); err != nil {
@@ -187,6 +198,9 @@ func (fw *foldWorker) commit() {
 		}
 		r.Offset = fw.offset
 		fw.offset++
+		if fw.wrote != nil {
+			fw.wrote(&r)
+		}
 		fw.committedSnapshots = append(fw.committedSnapshots, r)
 		if r.Value == nil { // compaction
 			delete(fw.snapshots, string(r.Key))

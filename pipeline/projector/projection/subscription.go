@@ -93,7 +93,7 @@ func (f *feeds) send(l *lane, next int64) {
 			s.add(all)
 		}
 	}
-	if unsent := l.outOfOrder.unsent; len(unsent) > 0 {
+	if unsent := l.outOfOrder.Unsent(); len(unsent) > 0 {
 		l.states.EachDue(func(id []byte, _ *states.Aggregate) { delete(unsent, string(id)) })
 	}
 }
@@ -111,7 +111,7 @@ func (l *lane) committed(at query.Position) Committed {
 		if !a.Deleted && l.own.blocked[name] != nil {
 			one.Status = fold.Blocked // the store may not have that yet
 		}
-		if next, ok := l.outOfOrder.unsent[name]; ok {
+		if next, ok := l.outOfOrder.Unsent()[name]; ok {
 			one.Next, one.OutOfOrder = next, true
 		}
 		out.Aggregates = append(out.Aggregates, one)
