@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace/pipeline"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
@@ -49,9 +50,9 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 			q.Queued++
 		}
 	}
-	t.blocked[id], t.blocks[id], t.sum = q, true, ""
+	t.blocked[id], t.blocks[id] = q, true
 	result := isBlocked
-	if q.Reason == reasonMispartitioned {
+	if q.Reason == home.Mispartitioned {
 		result = isMispartitioned
 	}
 	t.count(in, result)
@@ -63,7 +64,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 // unblock removes a blocked aggregate.
 func (t *track) unblock(id string) {
 	delete(t.blocked, id)
-	t.blocks[id], t.sum = true, ""
+	t.blocks[id] = true
 }
 
 // queue adds an event of a blocked aggregate to the events that wait.
