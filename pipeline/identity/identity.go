@@ -75,9 +75,9 @@ func (id Identity) Names() []string {
 
 // Find returns the leaf of a schema that holds the text at a path: a string, which may
 // be null, or a map of strings, whose key is then the rest of the path. It returns nil
-// if there is no such leaf.
+// if there is no such leaf. The path may start with "event".
 func Find(s *codec.Schema, path []string) (leaf []string, key string, node *codec.Node) {
-	n := s.Root()
+	n, path := s.Root(), expr.FieldPath(s, path)
 	for i, name := range path {
 		f := n.Field(name)
 		if n.Kind != codec.Record || f == nil {
@@ -121,7 +121,7 @@ func (id Identity) Compile(s *codec.Schema, bare *expr.Bare, topic string) (*Rea
 	for _, p := range id {
 		c := part{Part: p, slot: -1}
 		if p.ID && bare != nil && bare.ID.Text != "" {
-			only := expr.Bare{ID: bare.ID}
+			only := expr.Bare{ID: bare.ID, RecordKey: bare.RecordKey}
 			t, faults := only.Compile(s, topic)
 			if len(faults) > 0 {
 				return nil, faults
