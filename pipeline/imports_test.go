@@ -131,12 +131,13 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
-	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
+	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states", prometheus,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
