@@ -19,7 +19,7 @@ func TestMappingFollowsRenamedAndMovedFields(t *testing.T) {
 	}
 	m := Mapping{From: []string{"data"}, Out: out.Root()}
 	m.Rename([]Moved{{"after", "row"}, {"after.email", "row.mail"}, {"after.at.city", "city"}, {"count", "row.n"}})
-	if got := fmt.Sprint(m.Names, m.Moves); got != "map[after:row after.at.city: after.email:mail count:][{after.at.city city} {count row.n}]" {
+	if got := fmt.Sprint(m.Names, m.Moves); got != "map[after:row after.at.city: after.email:mail count:] [{after.at.city city} {count row.n}]" {
 		t.Error(got)
 	}
 	m.Given = [][]string{{"city"}, {"row", "n"}}
