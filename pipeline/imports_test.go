@@ -48,9 +48,10 @@ var imports = map[string][]string{
 	"pipeline/expr/raw":        {"pipeline/codec"},
 	"pipeline/expr/wording":    {"pipeline/nearest", cel},
 	"pipeline/expr/zone":       {"pipeline/expr/wording", cel},
-	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
-	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},      // values that a mask hides
-	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
+	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/access", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
+	"pipeline/stage/access":    {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values as Go types
+	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values that a mask hides
+	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within"}, // the paths of the stage select
 	"pipeline/stage/responses": {},
 	"pipeline/stage/uuids":     {},
 	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/metadata", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
