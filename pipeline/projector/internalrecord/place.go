@@ -61,3 +61,14 @@ func PlaceOf(id string, value []byte) (Place, error) {
 	}
 	return q.Place(), nil
 }
+
+// LostIn returns the ids of the aggregates whose snapshot is lost, by its offset.
+func LostIn(all map[string]*Blocked) map[int64]string {
+	lost := map[int64]string{}
+	for _, q := range all {
+		if q.IsLost() {
+			lost[q.Offset] = q.ID
+		}
+	}
+	return lost
+}

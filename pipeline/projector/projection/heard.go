@@ -114,7 +114,7 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 	if !all {
 		return true, nil
 	}
-	r, err := o.set.readRecords(ctx, l, l.own.lost())
+	r, err := o.set.readRecords(ctx, l, internalrecord.LostIn(l.own.blocked))
 	if err != nil {
 		return false, err
 	}
@@ -153,17 +153,6 @@ func (o *opening) canRelease(l *lane) bool {
 	// While the index catches up, it does not know all duplicates. A follower waits for it.
 	fills := len(released) > 0 && l.shadow != nil && l.follow == nil
 	return !fills && len(released) <= maxHeard && !o.cannotRelease(slices.Values(released))
-}
-
-// lost returns the ids of the aggregates whose snapshot is lost, by its offset.
-func (t *track) lost() map[int64]string {
-	lost := map[int64]string{}
-	for _, q := range t.blocked {
-		if q.IsLost() {
-			lost[q.Offset] = q.ID
-		}
-	}
-	return lost
 }
 
 // readRecords reads all records of a lane's partition beside the snapshots. It takes no
@@ -246,7 +235,7 @@ func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	}
 	todo = l.heard.todo.Overruled(l.next, l.own.blocked)
 	if todo.ReadAll {
-		return todo, l.own.lost()
+		return todo, internalrecord.LostIn(l.own.blocked)
 	}
 	erased := func(id string) bool { return l.projection.Fence.Has([]byte(id)) } // and released with that
 	for _, id := range todo.Release {

@@ -291,6 +291,7 @@ func (s *Set) Leave(key Key) {
 		return
 	}
 	s.lanes.Add(-int64(len(u.lanes)))
+	defer s.feeds.wakeWaiting() // releases wait for what is not published any more
 	if err := u.revoke(s); err != nil {
 		// The store stays behind, and the next owner continues from there.
 		s.cfg.Log.Warn("the last events of a revoked partition are not in the store; they will be folded again", "topic", key.Topic, "partition", key.Partition, "err", err)

@@ -27,6 +27,7 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
+	urgent   bool            // a release is due: the policy does not delay it
 	blocked  map[string]bool // ids of aggregates whose blocked record is due
 	sending  bool            // the open transaction contains the due records
 	deferred []string        // ids for blocked, after the open transaction
@@ -78,6 +79,8 @@ func (l *lane) isDue(read int64) bool {
 	}
 	p := &l.publication
 	switch policy := p.policy; {
+	case p.urgent:
+		return true
 	case policy.Events > 0:
 		return read-p.published >= policy.Events
 	case policy.Every > 0:
@@ -100,7 +103,7 @@ func (l *lane) hasDue(read int64) bool {
 // are read. ok is false if there is nothing to publish, or if that depends on more
 // records.
 func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
-	if p := &l.publication; p.policy.Every > 0 && l.hasDue(read) {
+	if p := &l.publication; p.policy.Every > 0 && !p.urgent && l.hasDue(read) {
 		return p.sentAt.Add(p.policy.Every), true
 	}
 	return l.now(), l.isDue(read)
@@ -237,6 +240,7 @@ func (l *lane) ended(committed bool, read int64) {
 	if sent {
 		clear(p.blocked)
 		l.skips.due, l.unread.Due, l.heard.due = false, false, false
+		p.urgent = l.skips.deferred || len(p.deferred) > 0
 		p.sentAt = l.now()
 	}
 	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {

@@ -413,7 +413,7 @@ func (fw *foldWorker) decoder() *event.Decoder {
 // release releases an aggregate and publishes.
 func (fw *foldWorker) release(id string, skip bool) Released {
 	fw.t.Helper()
-	r, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
+	r, _, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
 	if err != nil {
 		fw.t.Fatal(err)
 	}
@@ -542,7 +542,7 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 		t.Errorf("folded again: %q", got)
 	}
 	fw.stop()
-	if _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
+	if _, _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
 		t.Error("an aggregate that is not blocked was released")
 	}
 }
