@@ -47,9 +47,10 @@ var imports = map[string][]string{
 	"pipeline/expr/raw":        {"pipeline/codec"},
 	"pipeline/expr/wording":    {"pipeline/nearest", cel},
 	"pipeline/expr/zone":       {"pipeline/expr/wording", cel},
-	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
-	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},      // values that a mask hides
-	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
+	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/access", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
+	"pipeline/stage/access":    {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values as Go types
+	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values that a mask hides
+	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within"}, // the paths of the stage select
 	"pipeline/stage/responses": {},
 	"pipeline/stage/uuids":     {},
 	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
@@ -132,20 +133,26 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
-	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
+	"pipeline/projector/fill":           {"pipeline", "pipeline/event", "pipeline/fold", "pipeline/deadletter", "pipeline/kafka", "pipeline/store", "pipeline/projector/states"}, // filling a history, never what it indexes
+	"pipeline/projector/home":           {"pipeline", "pipeline/fold", "pipeline/kafka", "pipeline/keyformat"},                                                                   // where an aggregate belongs
+	"pipeline/projector/measure":        {prometheus},
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                 // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/pending":        {"pipeline", "pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
 		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,
+		"pipeline/projector/changes", "pipeline/projector/fill", "pipeline/projector/home", "pipeline/projector/measure", "pipeline/projector/pending",
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
+		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states", "pipeline/projector/changes",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
-		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
