@@ -50,9 +50,6 @@ func (x *Index) CatchUp(next, until int64, past *Table) bool {
 	return true
 }
 
-// Extend makes the index catch up to an offset at least.
-func (x *Index) Extend(until int64) { x.until = max(x.until, until) }
-
 // Backfill returns the offsets that the index has reached and must reach.
 func (x *Index) Backfill() (next, until int64) { return x.next, x.until }
 
@@ -126,7 +123,7 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 		return err
 	}
 	x.key = offsetKey(x.key[:0], in.Offset)
-	x.value = appendEvent(x.value[:0], in, before, a, f.HasIdentity())
+	x.value = appendEvent(x.value[:0], in, before, a, f)
 	b.Put(x.part, familyHistory, x.key, x.value)
 	if a.Version%KeyframeEvery == 0 {
 		x.key = versionKey(x.key[:0], []byte(a.ID), a.Version)
