@@ -77,6 +77,9 @@ type Config struct {
 	Restore     RestoreFunc
 	Projections []Spec
 
+	// Settled reads a partition of the topics of a projection with a topic of internal
+	// records, which needs it.
+	Settled SettledFunc
 	// Tail reads events again for a release. Without it, nothing can be released.
 	Tail TailFunc
 	// LogStart returns the first offset of a partition. Without it, a release does not
@@ -116,6 +119,11 @@ type Config struct {
 // end at the time of the call, and returns that end.
 type RestoreFunc func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error)
 
+// SettledFunc calls f with each record of a partition from an offset to the high watermark
+// at the time of the call, or later, and returns the offset after the last one. It waits
+// for open transactions.
+type SettledFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error)
+
 // TailFunc calls f with each record of a partition from an offset to the end.
 type TailFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error
 
@@ -129,9 +137,13 @@ type Spec struct {
 	Identity string // changes when data in the store becomes unusable: see [Identity]
 
 	Snapshots  string // topic
+	Internal   string // topic of internal records; "" if they are on Snapshots
 	SnapshotID int    // schema id of snapshots
-	Late       string // topic for dead letters of late events; "" discards them
-	Publish    topology.Publish
+	// SnapshotsTopicID is Kafka's id of Snapshots, if Internal is set: a checkpoint is about
+	// the snapshots on that topic only.
+	SnapshotsTopicID string
+	Late             string // topic for dead letters of late events; "" discards them
+	Publish          topology.Publish
 }
 
 // Projection is a projection of a [Set].
