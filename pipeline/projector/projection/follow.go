@@ -47,24 +47,24 @@ func newFollowed() *followed {
 
 func (f *followed) write(b *store.Batch, l *lane) {
 	if f != nil && f.heard != f.saved {
-		putHeard(b, l, readEnds{f.heard, f.snapshots}, f.published)
+		putHeard(b, l, internalrecord.Offsets{Internal: f.heard, Snapshots: f.snapshots}, f.published)
 	}
 }
 
 // putHeard stores what was heard of the owner of a lane.
-func putHeard(b *store.Batch, l *lane, heard readEnds, published int64) {
-	numbers := []int64{heard.internal, published}
+func putHeard(b *store.Batch, l *lane, heard internalrecord.Offsets, published int64) {
+	numbers := []int64{heard.Internal, published}
 	if l.projection.Spec.Internal != "" {
-		numbers = append(numbers, heard.snapshots)
+		numbers = append(numbers, heard.Snapshots)
 	}
 	states.PutLongs(b, l.part, familyMark, markHeard, numbers...)
 }
 
 // loadHeard reads what putHeard has stored.
-func loadHeard(l *lane) (heard readEnds, published int64, ok bool, err error) {
-	into := []*int64{&heard.internal, &published}
+func loadHeard(l *lane) (heard internalrecord.Offsets, published int64, ok bool, err error) {
+	into := []*int64{&heard.Internal, &published}
 	if l.projection.Spec.Internal != "" {
-		into = append(into, &heard.snapshots)
+		into = append(into, &heard.Snapshots)
 	}
 	ok, err = states.ReadLongs(l.part, familyMark, markHeard, into...)
 	return heard, published, ok, err

@@ -58,7 +58,7 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	}
 	end, err := o.readLayout(ctx, r)
 	if l.follow != nil {
-		l.follow.heard, l.follow.snapshots, l.follow.published = end.internal, end.snapshots, 0
+		l.follow.heard, l.follow.snapshots, l.follow.published = end.Internal, end.Snapshots, 0
 		if r.found.usable {
 			l.follow.published = max(0, r.found.from.Next)
 		}
@@ -198,7 +198,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 
 // finish stores everything that comes with the snapshots, and the position. The topics were
 // read up to end.
-func (r *loader) finish(end readEnds) error {
+func (r *loader) finish(end internalrecord.Offsets) error {
 	l, b, from := r.lane, r.batch, &r.found.from
 	r.found.until = max(r.found.until, from.Next)
 	putHeard(b, l, end, from.Next)

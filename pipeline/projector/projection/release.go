@@ -162,7 +162,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 		if (q.IsLost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
 			return nil
 		}
-		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
+		e := missedEvent{in: in.Clone(), d: d, bad: bad, clock: clock}
 		e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
 		r.events = append(r.events, e)
 		return nil

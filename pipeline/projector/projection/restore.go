@@ -230,7 +230,7 @@ func (o *opening) resumeMarks(l *lane) error {
 	}
 	if ok {
 		if f := l.follow; f != nil {
-			f.heard, f.saved, f.snapshots, f.published = heard.internal, heard.internal, heard.snapshots, published
+			f.heard, f.saved, f.snapshots, f.published = heard.Internal, heard.Internal, heard.Snapshots, published
 		}
 		// What this worker heard when it followed may be more than is committed, if the
 		// group's offset was reset since.
