@@ -233,7 +233,7 @@ func TestStatesThatAreFoldedAgainReplaceTheRecordsOfBlockedAggregates(t *testing
 	}
 }
 
-// Only the records of each topic count, whoever wrote the others.
+// Only the records that belong on a topic count. Another program may have written others.
 func TestRecordsOnTheWrongTopicOfAProjectionAreSkipped(t *testing.T) {
 	w := newWorld(t)
 	w.some(10)
