@@ -37,8 +37,8 @@ func (t *Transactions) Next() (name string, header pipeline.Header) {
 // Topics are the topics that owners of a partition publish on.
 type Topics struct{ Internal, Snapshots string }
 
-// Offsets are offsets of the same partition of [Topics].
-type Offsets struct{ Internal, Snapshots int64 }
+// Ends are offsets in the same partition of [Topics].
+type Ends struct{ Internal, Snapshots int64 }
 
 // ReadFunc calls f with each record of a topic from an offset to the high watermark at the
 // time of the call, or later, and returns the offset after the last one. It waits for open
@@ -58,7 +58,7 @@ var errCut = errors.New("the checkpoint is found")
 //
 // Transactions are sequential, and the last snapshot was not replaced by a later one. So
 // everything of earlier transactions was read, and nothing of later ones.
-func ReadCut(ctx context.Context, read ReadFunc, topics Topics, internal, snapshots func(*pipeline.Record) error) (at Offsets, err error) {
+func ReadCut(ctx context.Context, read ReadFunc, topics Topics, internal, snapshots func(*pipeline.Record) error) (at Ends, err error) {
 	var known, last string
 	if at.Internal, err = read(ctx, topics.Internal, 0, func(in *pipeline.Record) error {
 		if c, ok := checkpointIn(in); ok {

@@ -37,22 +37,22 @@ type followed struct {
 	marked  map[string]int64
 	deleted map[string]bool // nulls on the topic, of aggregates that exist here
 
-	released map[string]bool // ids that the owner released, since its last checkpoint
-	foreign  bool            // the owner's snapshots were reported to be by another fold
+	blocked map[string]internalrecord.Place // where the owner's records since its last checkpoint say that aggregates are blocked
+	foreign bool                            // the owner's snapshots were reported to be by another fold
 }
 
 func newFollowed() *followed {
-	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, released: map[string]bool{}}
+	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, blocked: map[string]internalrecord.Place{}}
 }
 
 func (f *followed) write(b *store.Batch, l *lane) {
 	if f != nil && f.heard != f.saved {
-		putHeard(b, l, internalrecord.Offsets{Internal: f.heard, Snapshots: f.snapshots}, f.published)
+		putHeard(b, l, internalrecord.Ends{Internal: f.heard, Snapshots: f.snapshots}, f.published)
 	}
 }
 
 // putHeard stores what was heard of the owner of a lane.
-func putHeard(b *store.Batch, l *lane, heard internalrecord.Offsets, published int64) {
+func putHeard(b *store.Batch, l *lane, heard internalrecord.Ends, published int64) {
 	numbers := []int64{heard.Internal, published}
 	if l.projection.Spec.Internal != "" {
 		numbers = append(numbers, heard.Snapshots)
@@ -61,7 +61,7 @@ func putHeard(b *store.Batch, l *lane, heard internalrecord.Offsets, published i
 }
 
 // loadHeard reads what putHeard has stored.
-func loadHeard(l *lane) (heard internalrecord.Offsets, published int64, ok bool, err error) {
+func loadHeard(l *lane) (heard internalrecord.Ends, published int64, ok bool, err error) {
 	into := []*int64{&heard.Internal, &published}
 	if l.projection.Spec.Internal != "" {
 		into = append(into, &heard.Snapshots)
@@ -101,8 +101,11 @@ type Followed struct {
 // OpenFollowed opens a partition to follow it. start returns the first offset of the
 // same partition of a topic that owners publish on.
 func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(ctx context.Context, topic string) (int64, error)) (Followed, error) {
-	t := s.topics[at.Topic]
-	u, err := s.open(ctx, at, s.NewDecoder(t.projections[0]))
+	last, err := s.lastOf(ctx, []kafka.Partition{at})
+	if err != nil {
+		return Followed{}, err
+	}
+	u, err := s.open(ctx, at, s.NewDecoder(s.topics[at.Topic].projections[0]), last)
 	if err != nil {
 		return Followed{}, err
 	}
@@ -161,16 +164,14 @@ func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
 	if u == nil {
 		return errRevoked
 	}
-	released, err := u.hear(l, in)
+	checkpoint, err := u.hear(l, in)
 	if err != nil {
 		return fmt.Errorf("reading what the owner of partition %d published: %w", in.Partition, err)
 	}
-	for _, id := range released {
-		if err := f.release(ctx, u, l, id); err != nil {
-			return fmt.Errorf("releasing %q, which its owner released: %w", id, err)
-		}
+	if !checkpoint {
+		return nil
 	}
-	return nil
+	return f.reconcile(ctx, u)
 }
 
 // find returns the lane of a projection's partition.
@@ -191,54 +192,59 @@ func (u *unit) lane(p *Projection) *lane {
 	return u.lanes[i]
 }
 
-// hear takes in a record that the owner published. It returns the aggregates that are
-// blocked here and that the owner has released.
-func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error) {
+// reconcile releases what the owner of a unit has released.
+func (f *Follower) reconcile(ctx context.Context, u *unit) error {
+	return f.handler.set.reconcile(ctx, u, f.handler.decoders[u.key.Topic])
+}
+
+// hear takes in a record that the owner published. It returns whether that is a
+// checkpoint.
+func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.revoked {
-		return nil, nil
+		return false, nil
 	}
-	if spec := &l.projection.Spec; in.Topic != spec.internal() {
+	if in.Topic != l.projection.Spec.internal() {
 		if in.Offset < l.follow.snapshots {
-			return nil, nil
+			return false, nil
 		}
 		l.follow.read = in.Offset + 1
-		return nil, l.hearSnapshot(in)
+		return false, l.hearSnapshot(in)
 	}
 	if in.Offset < l.follow.heard {
-		return nil, nil
+		return false, nil
 	}
 	switch kind, id := internalrecord.KindOf(in.Key); kind {
 	case internalrecord.OfCheckpoint:
 		c, err := internalrecord.DecodeCheckpoint(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
-			return nil, nil
+			return false, nil
 		}
-		return l.hearCheckpoint(&c, in.Offset)
+		return true, l.hearCheckpoint(&c, in.Offset)
 	case internalrecord.OfSent:
 		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sent(sent)
+		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.skips.unsaved = true
 	case internalrecord.OfBlocked:
-		if delete(l.follow.released, id); in.Value == nil {
-			l.follow.released[id] = true
+		if at, err := internalrecord.PlaceOf(id, in.Value); err == nil { // the owner has reported the others
+			l.follow.blocked[id] = at
 		}
 	case internalrecord.OfLater:
 	case internalrecord.Other:
 		if in.Topic == l.projection.Spec.Snapshots {
-			return nil, l.hearSnapshot(in)
+			return false, l.hearSnapshot(in)
 		}
 	}
-	return nil, nil
+	return false, nil
 }
 
 // hearSnapshot takes in a snapshot of the owner, or its deletion.
@@ -256,7 +262,7 @@ func (l *lane) hearSnapshot(in *pipeline.Record) error {
 
 // hearDeletion takes in that the owner has deleted the snapshot of an aggregate.
 func (l *lane) hearDeletion(id string) error {
-	if l.marks.ids[id] {
+	if l.marks.Has(id) {
 		l.follow.deleted[id] = true
 		return nil
 	}
@@ -291,7 +297,7 @@ func (l *lane) hearWindow(id string) error {
 
 // hearCheckpoint takes in the owner's checkpoint: the records before it are complete up
 // to there.
-func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) (released []string, err error) {
+func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) error {
 	f := l.follow
 	f.heard, f.snapshots = at+1, max(f.snapshots, f.read)
 	if !l.continues(c) {
@@ -300,23 +306,18 @@ func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) (released 
 			l.log.Warn("the owner's snapshots are of another fold, or the owner finds duplicates in another way (--no-history): states may differ, and a hand-over starts from the log",
 				"projection", l.projection.Label(), "partition", l.source.Partition, "fold", c.Fold, "dedupe", c.Dedupe)
 		}
-		clear(f.released)
-		return nil, nil
+		clear(f.blocked)
+		return nil
 	}
 	f.foreign = false
 	l.hearUnread(c.Unread)
 	f.published = max(f.published, c.Next)
 	l.followPublished()
-	for id, q := range l.own.blocked {
-		// A release that the owner reported before it read the event is about an
-		// earlier event.
-		if !q.IsLost() && l.skips.has(q.Offset) || f.released[id] && max(q.First(), q.Since-1) < c.Next {
-			released = append(released, id)
-		}
+	for id, at := range f.blocked {
+		l.heard.todo.Hear(id, at, c.Next)
 	}
-	clear(f.released)
-	slices.Sort(released)
-	return released, l.clearPublishedMarks(l.next)
+	clear(f.blocked)
+	return l.clearPublishedMarks(l.next)
 }
 
 // followPublished sets published to what the owner has published, as far as it is
@@ -331,10 +332,7 @@ func (l *lane) followPublished() {
 // below read has been read.
 func (l *lane) clearPublishedMarks(read int64) error {
 	f := l.follow
-	for id, due := range l.marks.ids {
-		if !due {
-			continue
-		}
+	for id := range l.marks.All() {
 		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
@@ -343,7 +341,7 @@ func (l *lane) clearPublishedMarks(read int64) error {
 			f.marked[id] = read
 		}
 		if f.deleted[id] || !a.Gone && f.published >= f.marked[id] {
-			l.marks.set(id, false)
+			l.marks.Set(id, false)
 			delete(f.marked, id)
 			delete(f.deleted, id)
 		}
@@ -352,42 +350,18 @@ func (l *lane) clearPublishedMarks(read int64) error {
 	return nil
 }
 
-// release releases an aggregate that its owner has released.
-func (f *Follower) release(ctx context.Context, u *unit, l *lane, id string) error {
-	skip, blocked := u.isSkipped(l, id)
-	if !blocked {
-		return nil // it was released before
-	}
-	s := f.handler.set
-	out, err := s.release(ctx, l.projection, id, skip, f.handler.decoders[u.key.Topic])
-	if err != nil {
-		return err
-	}
-	s.cfg.Log.Info("released an aggregate that its owner has released", "projection", l.projection.Label(), "partition", u.key.Partition, "id", id, "skip", skip, "events", out.Events, "blocked_again", out.Blocked != nil)
-	return nil
-}
-
-// isSkipped reports whether an aggregate is blocked, and at an event that is skipped.
-func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.revoked {
-		return false, false
-	}
-	q := l.own.blocked[id]
-	// The owner has folded a lost aggregate again, whatever the log lacked.
-	return q != nil && (q.IsLost() || l.skips.has(q.Offset)), q != nil
-}
-
 // EndBatch implements [kafka.FollowHandler].
-func (f *Follower) EndBatch(context.Context) error {
+func (f *Follower) EndBatch(ctx context.Context) error {
 	h := f.handler
 	for _, u := range h.batch {
+		if err := f.reconcile(ctx, u); err != nil {
+			return err
+		}
 		if err := u.endFollowed(h.set); err != nil {
 			return pipeline.Fatal("%w", err) // of the store
 		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -412,7 +386,7 @@ func (u *unit) endFollowed(s *Set) error {
 		}
 	}
 	for _, l := range u.lanes {
-		s.feeds.send(l, u.read)
+		s.send(l, u.read)
 		l.dropDue()
 		l.follow.done = max(l.follow.done, u.read)
 		if err := l.clearPublishedMarks(u.read); err != nil {

@@ -39,7 +39,7 @@ func (t *transaction) next(spec *Spec) {
 }
 
 // readLayout reads the snapshots and the internal records of a partition.
-func (o *opening) readLayout(ctx context.Context, r *loader) (at internalrecord.Offsets, err error) {
+func (o *opening) readLayout(ctx context.Context, r *loader) (at internalrecord.Ends, err error) {
 	spec := &o.projection.Spec
 	if spec.Internal == "" {
 		at.Internal, err = o.set.cfg.Restore(ctx, spec.Snapshots, o.at.Partition, r.take)

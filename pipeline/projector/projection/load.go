@@ -107,10 +107,10 @@ func (r *loader) take(in *pipeline.Record) error {
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sentBelow = max(l.letters.sentBelow, sent)
+		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 	case internalrecord.OfBlocked:
@@ -198,7 +198,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 
 // finish stores everything that comes with the snapshots, and the position. The topics were
 // read up to end.
-func (r *loader) finish(end internalrecord.Offsets) error {
+func (r *loader) finish(end internalrecord.Ends) error {
 	l, b, from := r.lane, r.batch, &r.found.from
 	r.found.until = max(r.found.until, from.Next)
 	putHeard(b, l, end, from.Next)
@@ -217,8 +217,8 @@ func (r *loader) finish(end internalrecord.Offsets) error {
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if len(l.skips.offsets) > 0 {
-		value, err := internalrecord.EncodeSkipped(l.skips.offsets)
+	if l.skips.offsets.Len() > 0 {
+		value, err := l.skips.offsets.Encode()
 		if err != nil {
 			return err
 		}
@@ -229,9 +229,8 @@ func (r *loader) finish(end internalrecord.Offsets) error {
 		states.PutLongs(b, l.part, familyMark, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
-	l.unread.set(from.Unread)
-	l.unread.unsaved = len(from.Unread) > 0
-	if err := l.unread.write(b, l.part); err != nil {
+	l.unread.Set(from.Unread)
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
 	b.SetPosition(l.part, from.Redo)

@@ -127,7 +127,7 @@ func (p *Partition) At(next int64) query.Position {
 		reached = max(next, read.Reached())
 	}
 	read.Position, read.Done = reached, 0
-	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.all()}
+	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.All()}
 }
 
 // progress returns how far the reader of the partition is; after a revocation, how far it

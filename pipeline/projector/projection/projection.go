@@ -31,8 +31,7 @@
 // Locks are taken in this order:
 //
 //  1. unit.mu
-//  2. feeds.mu
-//  3. Subscription.mu
+//  2. the locks of package changes
 //
 // Set.mu, Handler.wakeMu, erasedIDs.mu and the lock of query.Refusals may be taken at any point,
 // because no other lock is taken while one of them is held. No two units are locked at the same time.
@@ -61,6 +60,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/changes"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
@@ -80,6 +80,11 @@ type Config struct {
 	// Settled reads a partition of the topics of a projection with a topic of internal
 	// records, which needs it.
 	Settled SettledFunc
+	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
+	// within a partition. Before, it waits until all transactions have ended that have
+	// written below the ends of the partitions at the time of the call. Without it, all
+	// records are read with Restore.
+	Recent func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error
 	// Tail reads events again for a release. Without it, nothing can be released.
 	Tail TailFunc
 	// LogStart returns the first offset of a partition. Without it, a release does not
@@ -178,7 +183,7 @@ type Set struct {
 
 	lanes   atomic.Int64 // number of assigned lanes, which share the memory
 	opening atomic.Int64 // number of partitions that sessions got and have not opened yet
-	feeds   feeds
+	feeds   changes.Hub
 
 	mu       sync.Mutex     // guards the fields below; see the package comment
 	units    map[Key]*unit  // assigned
@@ -278,7 +283,7 @@ func (s *Set) assign(u *unit) {
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
 	for _, l := range u.lanes {
-		l.projection.unreadNow.Add(float64(l.unread.total()))
+		l.projection.unreadNow.Add(float64(l.unread.Total()))
 	}
 }
 

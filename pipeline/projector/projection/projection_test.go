@@ -53,7 +53,8 @@ type world struct {
 	clock              *fakeClock // the real one if nil
 	seldom             bool       // flush as rarely as a worker with a long backlog
 	configure          func(*Config)
-	stored             store.Options // but for its file system
+	stored             store.Options          // but for its file system
+	wrote              func(*pipeline.Record) // gets each committed record of the snapshots topic; nil for none
 }
 
 func newWorld(t testing.TB) *world {
@@ -154,6 +155,15 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 			defer func() { *w.records(topic) = all }()
 			return w.read(topic, from, f)
 		}
+	}
+	cfg.Recent = func(_ context.Context, topic string, _ []int32, n int64, f func(*pipeline.Record) error) error {
+		_, err := w.read(topic, 0, func(in *pipeline.Record) error {
+			if in.Offset < int64(len(*w.records(topic)))-n {
+				return nil
+			}
+			return f(in)
+		})
+		return err
 	}
 	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
 		for i := from; i < int64(len(w.log)); i++ {
@@ -258,7 +268,11 @@ func (fw *foldWorker) commit() {
 		if want := fw.publishedTo(string(r.Key)); r.Topic != want {
 			fw.t.Errorf("%q is written to %s, want %s", r.Key, r.Topic, want)
 		}
-		if fw.write(&r); r.Value != nil {
+		fw.write(&r)
+		if fw.wrote != nil {
+			fw.wrote(&r)
+		}
+		if r.Value != nil {
 			fw.writes = append(fw.writes, string(r.Key))
 		}
 	}

@@ -94,7 +94,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.due) && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -118,7 +118,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 	}
 	l.publication.sending = true
 	l.publication.transaction.next(&l.projection.Spec)
-	l.marks.send()
+	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
 		return nil
@@ -202,7 +202,7 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	if !l.skips.due {
 		return nil
 	}
-	value, err := internalrecord.EncodeSkipped(l.skips.offsets)
+	value, err := l.skips.offsets.Encode()
 	if err == nil {
 		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
@@ -217,7 +217,7 @@ func (l *lane) reserved(key string, value []byte) *pipeline.Record {
 // ended notes the end of the transaction for which publish was called. Due
 // records stay due until a transaction commits.
 func (l *lane) ended(committed bool, read int64) {
-	l.letters.outbox = nil
+	l.outbox = nil
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
@@ -229,18 +229,18 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if p.sending {
 		l.states.Published(sent)
-		l.marks.ended(sent)
+		l.marks.Ended(sent)
 	}
 	p.sending = false
 	if committed {
-		l.letters.sent(read)
+		l.letters.Sent(read)
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.due = false, false
+		l.skips.due, l.unread.Due, l.heard.due = false, false, false
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -258,7 +258,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.due, l.letters.outbox = false, false, nil
+	l.skips.due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -282,7 +282,8 @@ func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.all(), SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

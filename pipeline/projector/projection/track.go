@@ -63,6 +63,7 @@ type track struct {
 	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
 	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
+	sum     string          // of all blocked aggregates; "" if it is out of date
 
 	missed []int64 // scratch
 	key    []byte
@@ -144,11 +145,11 @@ func (t *track) markDue(id string) {
 	if l == nil {
 		return
 	}
-	l.marks.set(id, true)
+	l.marks.Set(id, true)
 	l.publication.setBlockedDue(id)
 	if a, err := t.states.Get([]byte(id)); err == nil { // otherwise the mark is enough
 		if a.Version > 0 {
-			l.outOfOrder.add(id, l.next)
+			l.outOfOrder.Add(id, l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -187,7 +188,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	read := bad == nil
 	if read {
-		bad = t.attempt(id, in, foldEvent{d.Type, d.Body, d.Key, t.clock, false}, b)
+		bad = t.attempt(id, in, foldEvent{typ: d.Type, body: d.Body, key: d.Key, clock: t.clock}, b)
 	}
 	if bad == nil || pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
@@ -195,7 +196,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if read && !t.isShadow() {
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
-	if t.skips.has(in.Offset) {
+	if t.skips.offsets.Has(in.Offset) {
 		t.count(in, isSkipped)
 		return nil
 	}
@@ -258,6 +259,9 @@ type foldEvent struct {
 	// released marks an event of a blocked aggregate: no snapshot contains it, whatever
 	// the snapshots contain of other aggregates.
 	released bool
+	// waited marks an event that was held before its aggregate was blocked: it is held again,
+	// although the aggregate may have events without numbers meanwhile.
+	waited bool
 }
 
 // attempt folds the event that was read last, or holds it. After an error of
@@ -294,7 +298,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case numbered && number <= a.Number:
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
-	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
+	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
 		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
 		t.count(in, isHeld)
 		return nil
@@ -386,7 +390,7 @@ func (t *track) changed(a *states.Aggregate) {
 	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.add(a.ID, l.next)
+			l.outOfOrder.Add(a.ID, l.next)
 		}
 		l.publication.setDue(a)
 	}
