@@ -35,27 +35,29 @@ var imports = map[string][]string{
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
 	"pipeline/expr": {
 		"pipeline", "pipeline/codec", "pipeline/decimal",
-		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/within", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/metadata", "pipeline/expr/nulls", "pipeline/expr/within", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
 	},
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
-	// of CEL, the analysis of nulls, the places of fields, values in their encoding, the
+	// of CEL, the key and the headers of records, the analysis of nulls, the places of fields, values in their encoding, the
 	// words of messages, time zones.
 	"pipeline/expr/escape":     {cel},
 	"pipeline/expr/library":    {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/metadata":   {"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/keyformat", cel},
 	"pipeline/expr/nulls":      {"pipeline/codec", cel},
 	"pipeline/expr/within":     {"pipeline/codec", "pipeline/expr/raw", "pipeline/expr/wording"},
 	"pipeline/expr/raw":        {"pipeline/codec"},
 	"pipeline/expr/wording":    {"pipeline/nearest", cel},
 	"pipeline/expr/zone":       {"pipeline/expr/wording", cel},
-	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
-	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},      // values that a mask hides
-	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
+	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/access", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
+	"pipeline/stage/access":    {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values as Go types
+	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values that a mask hides
+	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within"}, // the paths of the stage select
 	"pipeline/stage/responses": {},
 	"pipeline/stage/uuids":     {},
-	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
+	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/metadata", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
 	"pipeline/topology/avsc":   {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
 	"pipeline/topology/align":  {yaml},                              // places of characters in a YAML file
-	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/within", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/metadata", "pipeline/expr/within", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr/within"},

@@ -47,6 +47,14 @@ func (r *Reader) Read(ctx context.Context, in *pipeline.Record) (*Key, error) {
 	return k.orError()
 }
 
+// Raw returns what expressions read: the key of the record, or the body of an Avro key.
+func (k *Key) Raw() []byte {
+	if k.format.Kind == Avro {
+		return k.Body
+	}
+	return k.raw
+}
+
 func (k *Key) orError() (*Key, error) {
 	if k.Err == nil || pipeline.ClassOf(k.Err) == pipeline.ClassReject {
 		return k, nil

@@ -30,12 +30,16 @@ type followWorker struct {
 // follow starts a follower on a disk.
 func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	w.t.Helper()
+	outer := w.configure
 	w.configure = func(cfg *Config) {
+		if outer != nil {
+			outer(cfg)
+		}
 		cfg.Follows, cfg.Metrics = true, nil
 		cfg.Ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
 	}
 	fw := &followWorker{foldWorker: w.open(disk), own: disk}
-	w.configure = nil
+	w.configure = outer
 	fw.h = fw.ps.NewFollower()
 	fw.handler = fw.h.handler
 	at := kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, Start: w.logStart, End: int64(len(w.log))}

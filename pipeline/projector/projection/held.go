@@ -145,7 +145,7 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, states.OffsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, states.OffsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
+		b.Put(t.part, t.families.held, states.OffsetKey(offset), states.AppendRecord(nil, &h.in, t.fold))
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,6 +30,7 @@ type world struct {
 	types   []*codec.Schema
 	fold    *fold.Fold
 	log     []pipeline.Record
+	keys    []*codec.Schema // of Avro keys; the first has the schema id after those of types
 	disk    *vfs.MemFS
 	history bool
 
@@ -87,7 +89,7 @@ func (w *world) start() *foldWorker {
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}
 	cfg := projection.Config{
-		Store: fw.store, Registry: eventtest.SchemaList(w.types), NoHistory: !w.history,
+		Store: fw.store, Registry: eventtest.SchemaList(append(slices.Clone(w.types), w.keys...)), NoHistory: !w.history,
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
 		Projections: []projection.Spec{{
 			Fold: w.fold, Events: events, Types: w.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
