@@ -3,6 +3,7 @@ package internalrecord
 import (
 	"fmt"
 	"hash/fnv"
+	"iter"
 )
 
 // Place is the place of the event that blocks an aggregate, or of its snapshot if that is
@@ -71,4 +72,14 @@ func LostIn(all map[string]*Blocked) map[int64]string {
 		}
 	}
 	return lost
+}
+
+// InLog reports whether the events of all aggregates are in a log that starts at an offset.
+func InLog(all iter.Seq[*Blocked], start int64) bool {
+	for q := range all {
+		if q.IsLost() || q.First() < start {
+			return false
+		}
+	}
+	return true
 }

@@ -3,7 +3,6 @@ package projection
 import (
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -25,9 +24,6 @@ type heard struct {
 	todo handover.Heard
 	due  bool // no checkpoint has the sums
 }
-
-// internal returns the topic of the records that are not snapshots.
-func (s *Spec) internal() string { return s.Snapshots }
 
 // blockedSum identifies all blocked aggregates.
 func (t *track) blockedSum() string {
@@ -107,7 +103,7 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 		next := min(c.Next, o.at.End)
 		l.publication.floor = next
 		l.heard.todo.Compare(next, c.Blocked)
-		if l.next >= next || o.cannotRelease(maps.Values(l.own.blocked)) {
+		if l.next >= next || !internalrecord.InLog(maps.Values(l.own.blocked), o.at.Start) {
 			all = all || internalrecord.SumBlocked(l.own.blocked, next) != c.Blocked
 		}
 	}
@@ -127,17 +123,6 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 	return !conflict && o.canRelease(l), nil
 }
 
-// cannotRelease reports whether the events of some blocked aggregates are not all in the
-// log.
-func (o *opening) cannotRelease(all iter.Seq[*internalrecord.Blocked]) bool {
-	for q := range all {
-		if q.IsLost() || q.First() < o.at.Start {
-			return true
-		}
-	}
-	return false
-}
-
 // maxHeard is the number of releases up to which a store is brought up to its owner. Above,
 // the snapshots are read again, which is faster.
 const maxHeard = 10_000
@@ -152,7 +137,7 @@ func (o *opening) canRelease(l *lane) bool {
 	}
 	// While the index catches up, it does not know all duplicates. A follower waits for it.
 	fills := len(released) > 0 && l.shadow != nil && l.follow == nil
-	return !fills && len(released) <= maxHeard && !o.cannotRelease(slices.Values(released))
+	return !fills && len(released) <= maxHeard && internalrecord.InLog(slices.Values(released), o.at.Start)
 }
 
 // readRecords reads all records of a lane's partition beside the snapshots. It takes no
