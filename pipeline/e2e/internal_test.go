@@ -11,9 +11,9 @@ import (
 	"github.com/twmb/franz-go/pkg/kgo"
 )
 
-// records returns the keys of all committed records of a topic with two partitions, and
-// of those with a value.
-func (b *rebuildBox) records(topic string) (keys, values []string) {
+// recordsOf returns the keys of all committed records of a topic, and the values of those
+// that have one.
+func (b *rebuildBox) recordsOf(topic string, partitions int) (keys, values []string) {
 	b.t.Helper()
 	cl, err := kgo.NewClient(kgo.SeedBrokers(b.brokers...), kgo.ConsumeTopics(topic), kgo.FetchIsolationLevel(kgo.ReadCommitted()), kgo.KeepControlRecords(), kgo.ConsumeStartOffset(kgo.NewOffset().AtStart()))
 	if err != nil {
@@ -21,7 +21,7 @@ func (b *rebuildBox) records(topic string) (keys, values []string) {
 	}
 	defer cl.Close()
 	ends := map[int32]bool{}
-	for len(ends) < 2 {
+	for len(ends) < partitions {
 		fetches := cl.PollFetches(b.t.Context())
 		if err := fetches.Err(); err != nil {
 			b.t.Fatal(err)
@@ -67,10 +67,15 @@ func TestARebuildPutsInternalRecordsOnATopicOfTheirOwn(t *testing.T) {
 		}
 		return err
 	})
-	w.stop()
-
 	const snapshots = "rebuilt.user.snapshots.v2"
-	keys, values := b.records(snapshots)
+	var keys, values []string
+	b.await("the snapshot of the update", func() error {
+		if keys, values = b.recordsOf(snapshots, 2); len(values) <= rebuildUsers {
+			return fmt.Errorf("%d snapshots", len(values))
+		}
+		return nil
+	})
+	w.stop()
 	for _, key := range keys {
 		if !strings.HasPrefix(key, "u-") {
 			t.Errorf("the key %q is on %s", key, snapshots)
@@ -81,10 +86,7 @@ func TestARebuildPutsInternalRecordsOnATopicOfTheirOwn(t *testing.T) {
 			t.Errorf("%q is on %s", value, snapshots)
 		}
 	}
-	if len(values) <= rebuildUsers {
-		t.Errorf("%d snapshots, want more than %d", len(values), rebuildUsers)
-	}
-	keys, _ = b.records(snapshots + ".internal")
+	keys, _ = b.recordsOf(snapshots+".internal", 2)
 	for _, key := range keys {
 		if key != "\x00checkpoint" {
 			t.Errorf("the key %q is on %s.internal", key, snapshots)
