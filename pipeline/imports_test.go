@@ -69,6 +69,7 @@ var imports = map[string][]string{
 	"pipeline/kafka/pool":       {franz},
 	"pipeline/kafka/gauges":     {franz, prometheus},
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
+	"pipeline/kafka/recent":     {"pipeline", "pipeline/kafka", franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
 	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
 	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
@@ -134,26 +135,23 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
-	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
-	"pipeline/projector/fill":           {"pipeline", "pipeline/event", "pipeline/fold", "pipeline/deadletter", "pipeline/kafka", "pipeline/store", "pipeline/projector/states"}, // filling a history, never what it indexes
-	"pipeline/projector/home":           {"pipeline", "pipeline/fold", "pipeline/kafka", "pipeline/keyformat"},                                                                   // where an aggregate belongs
-	"pipeline/projector/measure":        {prometheus},
-	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                 // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
-	"pipeline/projector/pending":        {"pipeline", "pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                              // no I/O
+	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"},
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,
-		"pipeline/projector/changes", "pipeline/projector/fill", "pipeline/projector/home", "pipeline/projector/measure", "pipeline/projector/pending",
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states",
+		"pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states", "pipeline/projector/changes",
+		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
-		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/store",
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
-		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
@@ -311,7 +309,7 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The table is itself to say what the design says.
 func TestTableOfImportsKeepsTheDesign(t *testing.T) {
-	clients := []string{"pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/kafka/pool", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
+	clients := []string{"pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/kafka/pool", "pipeline/kafka/recent", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
 	for pkg := range imports {
 		for _, client := range franzKafka {
 			if allowed(pkg, client) && !slices.Contains(clients, pkg) {

@@ -13,9 +13,9 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/recent"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/control"
-	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/receipt"
@@ -30,7 +30,7 @@ type builder struct {
 	w         *worker.Worker
 	store     *store.Store
 	keys      *keyring.Ring // nil if nothing is encrypted
-	metrics   *measure.Metrics
+	metrics   *projection.Metrics
 	loops     *kafka.Metrics
 	restores  *restores
 	receipts  *receipt.Reader
@@ -166,6 +166,9 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log, Drift: b.drift,
 		AcceptLoss: b.w.Flags.AcceptLoss,
 		Restore:    b.restores.reader(b.w.Kafka, l.group),
+		Recent: func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error {
+			return recent.Read(ctx, b.w.Kafka, topic, partitions, n, f)
+		},
 		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
 			bounds, err := kafka.TopicBounds(ctx, b.w.Kafka, topic, false)
 			return bounds[partition].Start, err
@@ -240,7 +243,6 @@ func (b *builder) newLoop(ctx context.Context, l *groupLoop, specs []projection.
 		}
 	}
 	b.w.FitMemory(ctx, &cfg, "--sessions")
-	l.fillers = b.w.Sessions()
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
 	}

@@ -27,8 +27,13 @@ type Blocked struct {
 	Lost   []string        `json:"lost,omitempty"`  // keys of snapshots that cannot be read
 }
 
-// ReasonBadSnapshot is the reason code of an aggregate whose snapshot cannot be read.
-const ReasonBadSnapshot pipeline.Reason = "bad_snapshot"
+const (
+	// ReasonBadSnapshot is the reason code of an aggregate whose snapshot cannot be read.
+	ReasonBadSnapshot pipeline.Reason = "bad_snapshot"
+	// ReasonGap is the reason code of an aggregate that is blocked because an event is
+	// missing.
+	ReasonGap pipeline.Reason = "gap"
+)
 
 // IsLost reports whether the aggregate is blocked because its snapshot cannot be read.
 func (q *Blocked) IsLost() bool { return q.Reason == ReasonBadSnapshot }
@@ -58,6 +63,18 @@ func (q *Blocked) First() int64 {
 		first = min(first, offset)
 	}
 	return first
+}
+
+// LastOffset returns the offset of the last event that waits.
+func (q *Blocked) LastOffset() int64 {
+	last := q.Last
+	if !q.IsLost() {
+		last = max(last, q.Offset)
+	}
+	for _, offset := range q.Held {
+		last = max(last, offset)
+	}
+	return last
 }
 
 // Clone returns a deep copy.

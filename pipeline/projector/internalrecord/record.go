@@ -81,6 +81,11 @@ type Checkpoint struct {
 	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
 	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
 
+	// What its owner had decided: [Offsets.Sum] of the skipped events, and [SumBlocked].
+	// Older releases write none.
+	Skipped string `json:"skipped,omitempty"`
+	Blocked string `json:"blocked,omitempty"`
+
 	Unread []query.Unread `json:"unread,omitempty"` // deleted before they were read
 }
 

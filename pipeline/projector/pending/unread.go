@@ -2,6 +2,7 @@ package pending
 
 import (
 	"encoding/json"
+	"slices"
 	"sync/atomic"
 
 	"millrace/pipeline/projector/query"
@@ -11,14 +12,20 @@ import (
 
 // Unread are the ranges of offsets that the log deleted before a partition read them, in
 // order. They are in the store and in every checkpoint, so answers show them as long as
-// the states exist.
+// the states exist. All and Total may be called from any goroutine.
 type Unread struct {
-	ranges  atomic.Pointer[[]query.Unread] // readers take no lock; nobody changes the slice
-	Due     bool                           // no committed checkpoint has the last range
-	Unsaved bool                           // the store lacks some
+	family  store.Family
+	key     []byte
+	ranges  atomic.Pointer[[]query.Unread] // nobody changes the slice
+	unsaved bool                           // the store lacks some
+
+	Due bool // no committed checkpoint has the last range
 }
 
-// All returns the ranges. It needs no lock.
+// Keep sets where the store has the ranges. It must be called first.
+func (u *Unread) Keep(family store.Family, key []byte) { u.family, u.key = family, key }
+
+// All returns the ranges.
 func (u *Unread) All() []query.Unread {
 	if all := u.ranges.Load(); all != nil {
 		return *all
@@ -42,35 +49,46 @@ func (u *Unread) Below() int64 {
 	return 0
 }
 
-// Set sets the ranges, if there are any.
+// Add adds a range, which is due.
+func (u *Unread) Add(r query.Unread) {
+	u.Set(append(slices.Clone(u.All()), r))
+	u.Due = true
+}
+
+// Set replaces the ranges by those of a checkpoint.
 func (u *Unread) Set(ranges []query.Unread) {
 	if len(ranges) > 0 {
 		u.ranges.Store(&ranges)
+		u.unsaved = true
 	}
 }
 
-// Load reads what the store has under a key.
-func (u *Unread) Load(part *store.Part, family store.Family, key []byte) error {
-	value, ok, err := part.Get(nil, family, key)
+// Load reads what the store has.
+func (u *Unread) Load(part *store.Part) error {
+	value, ok, err := part.Get(nil, u.family, u.key)
 	if !ok || err != nil {
 		return err
 	}
 	var ranges []query.Unread
 	if err := json.Unmarshal(value, &ranges); err != nil {
-		return states.Damaged(key, err)
+		return states.Damaged(u.key, err)
 	}
 	u.Set(ranges)
+	u.unsaved = false
 	return nil
 }
 
-// Write adds to the batch what the store does not have, under a key.
-func (u *Unread) Write(b *store.Batch, part *store.Part, family store.Family, key []byte) error {
-	if !u.Unsaved {
+// Write adds to the batch what the store lacks.
+func (u *Unread) Write(b *store.Batch, part *store.Part) error {
+	if !u.unsaved {
 		return nil
 	}
 	value, err := json.Marshal(u.All())
 	if err == nil {
-		b.Put(part, family, key, value)
+		b.Put(part, u.family, u.key, value)
 	}
 	return err
 }
+
+// Written notes that the store has what Write added.
+func (u *Unread) Written() { u.unsaved = false }

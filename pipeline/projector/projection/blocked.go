@@ -5,7 +5,6 @@ import (
 	"slices"
 
 	"millrace/pipeline"
-	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
@@ -50,9 +49,9 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 			q.Queued++
 		}
 	}
-	t.blocked[id], t.blocks[id] = q, true
+	t.blocked[id], t.blocks[id], t.sum = q, true, ""
 	result := isBlocked
-	if q.Reason == home.Mispartitioned {
+	if q.Reason == reasonMispartitioned {
 		result = isMispartitioned
 	}
 	t.count(in, result)
@@ -64,7 +63,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 // unblock removes a blocked aggregate.
 func (t *track) unblock(id string) {
 	delete(t.blocked, id)
-	t.blocks[id] = true
+	t.blocks[id], t.sum = true, ""
 }
 
 // queue adds an event of a blocked aggregate to the events that wait.

@@ -15,19 +15,16 @@ import (
 
 // skips are the offsets of events that a release skipped.
 type skips struct {
-	offsets  map[int64]bool
+	offsets  internalrecord.Offsets
 	unsaved  bool // the store lacks some
 	due      bool // the snapshots topic lacks some
 	deferred bool // like due, after the open transaction
 }
 
-func newSkips() skips { return skips{offsets: map[int64]bool{}} }
-
-func (s *skips) has(offset int64) bool { return s.offsets[offset] }
-
 // add skips an offset. sending reports that a transaction is open.
 func (s *skips) add(offset int64, sending bool) {
-	s.offsets[offset], s.unsaved = true, true
+	s.offsets.Add(offset)
+	s.unsaved = true
 	if sending {
 		s.deferred = true
 	} else {
@@ -35,19 +32,10 @@ func (s *skips) add(offset int64, sending bool) {
 	}
 }
 
-// decode adds the offsets of an encoded list.
-func (s *skips) decode(value []byte) error {
-	offsets, err := internalrecord.DecodeSkipped(value)
-	for _, offset := range offsets {
-		s.offsets[offset] = true
-	}
-	return err
-}
-
 func (s *skips) load(part *store.Part) error {
 	value, ok, err := part.Get(nil, familyMark, markSkipped)
 	if ok && err == nil {
-		if err = s.decode(value); err != nil {
+		if err = s.offsets.Decode(value); err != nil {
 			err = states.Damaged(markSkipped, err)
 		}
 	}
@@ -58,7 +46,7 @@ func (s *skips) write(b *store.Batch, part *store.Part) error {
 	if !s.unsaved {
 		return nil
 	}
-	value, err := internalrecord.EncodeSkipped(s.offsets)
+	value, err := s.offsets.Encode()
 	if err == nil {
 		b.Put(part, familyMark, markSkipped, value)
 	}
@@ -74,7 +62,7 @@ const stageFold = "fold"
 
 // addLetter notes that an event came too late for some windows.
 func (l *lane) addLetter(in *pipeline.Record, key []byte, missed []int64) {
-	if l.projection.Spec.Late == "" || in.Offset < l.letters.SentBelow {
+	if l.projection.Spec.Late == "" || in.Offset < l.letters.SentBelow() {
 		return
 	}
 	l.letters.Add(in.Offset, missed)
@@ -92,13 +80,13 @@ func (l *lane) postLetter(in *pipeline.Record, key []byte, missed []int64) {
 	if l.fold.Bare() {
 		deadletter.AddEnvelope(event.Derived{ID: l.folder.EventID(), Key: key, Time: time.UnixMicro(l.folder.Time())}, &letter)
 	}
-	l.letters.Outbox = append(l.letters.Outbox, letter)
+	l.outbox = append(l.outbox, letter)
 }
 
 // emitLetters emits the dead letters of the batch, with a size and a time that their topic
 // accepts.
 func (l *lane) emitLetters(out pipeline.Emitter, read int64, limits kafka.Limits) {
-	box := l.letters.Outbox
+	box := l.outbox
 	if len(box) == 0 {
 		return
 	}
@@ -108,5 +96,5 @@ func (l *lane) emitLetters(out pipeline.Emitter, read int64, limits kafka.Limits
 		deadletter.Truncate(&box[i], gate.MaxRecord())
 		out.Emit(&box[i])
 	}
-	out.Emit(l.reserved(internalrecord.SentKey, internalrecord.EncodeSent(max(read, l.letters.SentBelow))))
+	out.Emit(l.reserved(internalrecord.SentKey, internalrecord.EncodeSent(max(read, l.letters.SentBelow()))))
 }

@@ -9,7 +9,6 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/internalrecord"
-	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -36,24 +35,23 @@ type followed struct {
 	marked  map[string]int64
 	deleted map[string]bool // nulls on the topic, of aggregates that exist here
 
-	released map[string]bool  // ids that the owner released, since its last checkpoint
-	later    pending.Releases // when the history is filled
-	foreign  bool             // the owner's snapshots were reported to be by another fold
+	blocked map[string]internalrecord.Place // where the owner's records since its last checkpoint say that aggregates are blocked
+	foreign bool                            // the owner's snapshots were reported to be by another fold
 }
 
 func newFollowed() *followed {
-	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, released: map[string]bool{}}
+	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, blocked: map[string]internalrecord.Place{}}
 }
 
 func (f *followed) write(b *store.Batch, part *store.Part) {
-	if f != nil && f.later.Heard(f.heard) != f.saved {
-		states.PutLongs(b, part, familyMark, markHeard, f.later.Heard(f.heard), f.published)
+	if f != nil && f.heard != f.saved {
+		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
 	}
 }
 
 func (f *followed) written() {
 	if f != nil {
-		f.saved = f.later.Heard(f.heard)
+		f.saved = f.heard
 	}
 }
 
@@ -82,8 +80,11 @@ type Followed struct {
 // OpenFollowed opens a partition to follow it. start returns the first offset of the
 // same partition of a snapshots topic.
 func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(ctx context.Context, topic string) (int64, error)) (Followed, error) {
-	t := s.topics[at.Topic]
-	u, err := s.open(ctx, at, s.NewDecoder(t.projections[0]))
+	last, err := s.lastOf(ctx, []kafka.Partition{at})
+	if err != nil {
+		return Followed{}, err
+	}
+	u, err := s.open(ctx, at, s.NewDecoder(s.topics[at.Topic].projections[0]), last)
 	if err != nil {
 		return Followed{}, err
 	}
@@ -135,21 +136,14 @@ func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
 	if u == nil {
 		return errRevoked
 	}
-	released, err := u.hear(l, in)
+	checkpoint, err := u.hear(l, in)
 	if err != nil {
 		return fmt.Errorf("reading what the owner of partition %d published: %w", in.Partition, err)
 	}
-	return f.releaseAll(ctx, u, l, released)
-}
-
-// releaseAll releases what the owner has released.
-func (f *Follower) releaseAll(ctx context.Context, u *unit, l *lane, ids []string) error {
-	for _, id := range ids {
-		if err := f.release(ctx, u, l, id); err != nil {
-			return fmt.Errorf("releasing %q, which its owner released: %w", id, err)
-		}
+	if !checkpoint {
+		return nil
 	}
-	return nil
+	return f.reconcile(ctx, u)
 }
 
 // find returns the lane of a projection's partition.
@@ -170,22 +164,26 @@ func (u *unit) lane(p *Projection) *lane {
 	return u.lanes[i]
 }
 
-// hear takes in a record of the snapshots topic. It returns the aggregates that are
-// blocked here and that the owner has released.
-func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error) {
+// reconcile releases what the owner of a unit has released.
+func (f *Follower) reconcile(ctx context.Context, u *unit) error {
+	return f.handler.set.reconcile(ctx, u, f.handler.decoders[u.key.Topic])
+}
+
+// hear takes in a record of the snapshots topic. It returns whether that is a checkpoint.
+func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.revoked || in.Offset < l.follow.heard {
-		return nil, nil
+		return false, nil
 	}
 	switch kind, id := internalrecord.KindOf(in.Key); kind {
 	case internalrecord.OfCheckpoint:
 		c, err := internalrecord.DecodeCheckpoint(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
-			return nil, nil
+			return false, nil
 		}
-		return l.hearCheckpoint(&c, in.Offset)
+		return true, l.hearCheckpoint(&c, in.Offset)
 	case internalrecord.OfSent:
 		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
@@ -193,19 +191,19 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error)
 		}
 		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.skips.unsaved = true
 	case internalrecord.OfBlocked:
-		if delete(l.follow.released, id); in.Value == nil {
-			l.follow.released[id] = true
+		if at, err := internalrecord.PlaceOf(id, in.Value); err == nil { // the owner has reported the others
+			l.follow.blocked[id] = at
 		}
 	case internalrecord.OfLater:
 	case internalrecord.Other:
-		return nil, l.hearSnapshot(in)
+		return false, l.hearSnapshot(in)
 	}
-	return nil, nil
+	return false, nil
 }
 
 // hearSnapshot takes in a snapshot of the owner, or its deletion.
@@ -223,7 +221,7 @@ func (l *lane) hearSnapshot(in *pipeline.Record) error {
 
 // hearDeletion takes in that the owner has deleted the snapshot of an aggregate.
 func (l *lane) hearDeletion(id string) error {
-	if l.marks.IDs[id] {
+	if l.marks.Has(id) {
 		l.follow.deleted[id] = true
 		return nil
 	}
@@ -258,9 +256,8 @@ func (l *lane) hearWindow(id string) error {
 
 // hearCheckpoint takes in the owner's checkpoint: the records before it are complete up
 // to there.
-func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) (released []string, err error) {
+func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) error {
 	f := l.follow
-	before := f.heard
 	f.heard = at + 1
 	if !l.continues(c) {
 		if !f.foreign {
@@ -268,50 +265,18 @@ func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) (released 
 			l.log.Warn("the owner's snapshots are of another fold, or the owner finds duplicates in another way (--no-history): states may differ, and a hand-over starts from the log",
 				"projection", l.projection.Label(), "partition", l.source.Partition, "fold", c.Fold, "dedupe", c.Dedupe)
 		}
-		clear(f.released)
-		return nil, nil
+		clear(f.blocked)
+		return nil
 	}
 	f.foreign = false
 	l.hearUnread(c.Unread)
 	f.published = max(f.published, c.Next)
 	l.followPublished()
-	for id, q := range l.own.blocked {
-		// A release that the owner reported before it read the event is about an
-		// earlier event.
-		if !q.IsLost() && l.skips.has(q.Offset) || f.released[id] && max(q.First(), q.Since-1) < c.Next {
-			released = append(released, id)
-		}
+	for id, at := range f.blocked {
+		l.heard.todo.Hear(id, at, c.Next)
 	}
-	clear(f.released)
-	slices.Sort(released)
-	return l.postpone(released, before), l.clearPublishedMarks(l.next)
-}
-
-// postpone returns what can be released now: nothing while the history is filled, because a
-// release recognizes duplicates. heard is what was heard before the release.
-func (l *lane) postpone(released []string, heard int64) []string {
-	if l.shadow == nil || len(released) == 0 {
-		return released
-	}
-	l.follow.later.Add(released, heard)
-	return nil
-}
-
-// releasePostponed releases what was postponed, if the history is complete.
-func (f *Follower) releasePostponed(ctx context.Context, u *unit, l *lane) error {
-	u.mu.Lock()
-	var ids []string
-	if !u.revoked && l.shadow == nil {
-		ids = l.follow.later.IDs()
-	}
-	u.mu.Unlock()
-	if err := f.releaseAll(ctx, u, l, ids); err != nil || len(ids) == 0 {
-		return err
-	}
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	l.follow.later.Done()
-	return nil
+	clear(f.blocked)
+	return l.clearPublishedMarks(l.next)
 }
 
 // followPublished sets published to what the owner has published, as far as it is
@@ -326,10 +291,7 @@ func (l *lane) followPublished() {
 // below read has been read.
 func (l *lane) clearPublishedMarks(read int64) error {
 	f := l.follow
-	for id, due := range l.marks.IDs {
-		if !due {
-			continue
-		}
+	for id := range l.marks.All() {
 		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
@@ -347,47 +309,18 @@ func (l *lane) clearPublishedMarks(read int64) error {
 	return nil
 }
 
-// release releases an aggregate that its owner has released.
-func (f *Follower) release(ctx context.Context, u *unit, l *lane, id string) error {
-	skip, blocked := u.isSkipped(l, id)
-	if !blocked {
-		return nil // it was released before
-	}
-	s := f.handler.set
-	out, err := s.release(ctx, l.projection, id, skip, f.handler.decoders[u.key.Topic])
-	if err != nil {
-		return err
-	}
-	s.cfg.Log.Info("released an aggregate that its owner has released", "projection", l.projection.Label(), "partition", u.key.Partition, "id", id, "skip", skip, "events", out.Events, "blocked_again", out.Blocked != nil)
-	return nil
-}
-
-// isSkipped reports whether an aggregate is blocked, and at an event that is skipped.
-func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.revoked {
-		return false, false
-	}
-	q := l.own.blocked[id]
-	// The owner has folded a lost aggregate again, whatever the log lacked.
-	return q != nil && (q.IsLost() || l.skips.has(q.Offset)), q != nil
-}
-
 // EndBatch implements [kafka.FollowHandler].
 func (f *Follower) EndBatch(ctx context.Context) error {
 	h := f.handler
 	for _, u := range h.batch {
+		if err := f.reconcile(ctx, u); err != nil {
+			return err
+		}
 		if err := u.endFollowed(h.set); err != nil {
 			return pipeline.Fatal("%w", err) // of the store
 		}
-		for _, l := range u.lanes {
-			if err := f.releasePostponed(ctx, u, l); err != nil {
-				return err
-			}
-		}
 	}
-	h.set.feeds.Wake()
+	h.set.feeds.wakeWaiting()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -412,7 +345,7 @@ func (u *unit) endFollowed(s *Set) error {
 		}
 	}
 	for _, l := range u.lanes {
-		s.send(l, u.read)
+		s.feeds.send(l, u.read)
 		l.dropDue()
 		l.follow.done = max(l.follow.done, u.read)
 		if err := l.clearPublishedMarks(u.read); err != nil {

@@ -40,7 +40,6 @@ type Handler struct {
 var (
 	_ pipeline.Handler  = (*Handler)(nil)
 	_ kafka.Rereader    = (*Handler)(nil)
-	_ kafka.Pauser      = (*Handler)(nil)
 	_ kafka.SizeLimited = (*Handler)(nil)
 )
 
@@ -62,10 +61,14 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 	left := int64(len(ps))
 	h.set.opening.Add(left)
 	defer func() { h.set.opening.Add(-left) }() // after an error
+	last, err := h.set.lastOf(ctx, ps)
+	if err != nil {
+		return nil, err
+	}
 	for i, p := range ps {
 		// A session that failed may not have learned that it lost the partition.
 		h.set.Leave(Key{p.Topic, p.Partition})
-		u, err := h.set.open(ctx, p, h.decoders[p.Topic])
+		u, err := h.set.open(ctx, p, h.decoders[p.Topic], last)
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +165,14 @@ func (h *Handler) lock(in *pipeline.Record) *unit {
 
 // fold passes an event to all lanes that need it.
 func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error {
-	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, u.folds)
+	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, func(typ int) bool {
+		for _, l := range u.lanes {
+			if l.fold.Folds(typ) {
+				return true
+			}
+		}
+		return false
+	})
 	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
 	}
@@ -176,9 +186,12 @@ func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error 
 
 // Flush implements [pipeline.Handler]: it stores the folded events, if it is time,
 // and emits the due records.
-func (h *Handler) Flush(_ context.Context, out pipeline.Emitter) error {
+func (h *Handler) Flush(ctx context.Context, out pipeline.Emitter) error {
 	h.addWoken()
 	for _, u := range h.batch {
+		if err := h.set.reconcile(ctx, u, h.decoders[u.key.Topic]); err != nil {
+			return err
+		}
 		if err := h.flush(u, out); err != nil {
 			return err
 		}
@@ -214,7 +227,7 @@ func (h *Handler) EndBatch(committed bool) {
 			h.requestFlush(u)
 		}
 	}
-	h.set.feeds.Wake()
+	h.set.feeds.wakeWaiting()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -227,7 +240,7 @@ func (h *Handler) endBatch(u *unit, committed bool) (due bool) {
 	defer u.mu.Unlock()
 	for _, l := range u.lanes {
 		if committed {
-			h.set.send(l, u.read)
+			h.set.feeds.send(l, u.read)
 		}
 		l.ended(committed, u.read)
 		if u.revoked {

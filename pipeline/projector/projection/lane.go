@@ -11,7 +11,6 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/projector/fill"
 	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
@@ -33,7 +32,6 @@ type lane struct {
 	own    *track        // of states; nil after free
 	index  *states.Index // nil without history, and after free
 	shadow *track        // of the past that is being indexed; nil if the index is not behind
-	fill   *fill.Fill    // how the past is indexed beside the session; nil if the session does it, or nothing is to do
 
 	next     int64 // everything below is folded
 	position int64 // next as the store has it
@@ -42,19 +40,20 @@ type lane struct {
 
 	publication publication
 	skips       skips
+	heard       heard
 	unread      pending.Unread
 	letters     pending.Letters
+	outbox      []pipeline.Record // dead letters of the open batch
 	marks       pending.Marks
-	outOfOrder  pending.Changes
+	outOfOrder  pending.OutOfOrder
 	windows     windowStarts
 	follow      *followed // nil if the partition is this worker's
-	erased      pending.Erased
+	erased      erasedIDs
 
 	// Readers use these without the unit's lock.
 	settled atomic.Int64   // next at the last flush before a commit: all committed events are below
 	stuck   atomic.Int64   // number of blocked aggregates in the store
 	refused query.Refusals // has a lock of its own
-	filled  fill.Progress  // of the history in the store
 }
 
 // newLane returns an empty lane.
@@ -62,12 +61,13 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 	l := &lane{
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
 		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
-		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: pending.NewLetters(), marks: pending.NewMarks(), outOfOrder: pending.NewChanges(),
+		publication: newPublication(p.Spec.Publish, cfg.Now()), letters: pending.NewLetters(familyLetter), marks: pending.NewMarks(familyDue), outOfOrder: pending.NewOutOfOrder(familyOutOfOrder),
 		windows: windowStarts{first: noTime, unsaved: math.MaxInt64},
 	}
 	if !cfg.NoHistory {
 		l.index = states.NewIndex(part)
 	}
+	l.unread.Keep(familyMark, markUnread)
 	l.own = l.newTrack(l.states, ownFamilies)
 	l.own.lane = l
 	if cfg.Follows {
@@ -92,17 +92,12 @@ func (l *lane) tracks() []*track {
 // from returns the offset to read from: where folding, publishing or the index
 // continues, whichever is behind.
 func (l *lane) from() int64 {
-	from := min(l.next, l.publication.published)
-	for offset := range l.letters.Due {
-		from = min(from, offset)
-	}
-	return min(from, l.indexFrom())
+	return min(l.letters.First(min(l.next, l.publication.published)), l.indexFrom())
 }
 
-// indexFrom returns the offset from which the session reads for the index; next if it does
-// not.
+// indexFrom returns the offset from which the index catches up; next if it is not behind.
 func (l *lane) indexFrom() int64 {
-	if l.shadow == nil || l.fill != nil {
+	if l.shadow == nil {
 		return l.next
 	}
 	next, _ := l.index.Backfill()
@@ -111,12 +106,7 @@ func (l *lane) indexFrom() int64 {
 
 // wants reports whether the lane needs the record at an offset.
 func (l *lane) wants(offset int64) bool {
-	return offset >= min(l.next, l.publication.published) || len(l.letters.Due) > 0 || l.indexes(offset)
-}
-
-// indexes reports whether the session adds the event at an offset to the index of the past.
-func (l *lane) indexes(offset int64) bool {
-	return l.shadow != nil && l.fill == nil && l.index.Lacks(offset)
+	return offset >= min(l.next, l.publication.published) || l.letters.Len() > 0 || l.shadow != nil && l.index.Lacks(offset)
 }
 
 // handle takes an event, or a record that is no valid event (bad). An event that is
@@ -124,7 +114,7 @@ func (l *lane) indexes(offset int64) bool {
 func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	l.pack()
 	d, bad = asTombstone(l.fold, in, d, bad)
-	if l.indexes(in.Offset) {
+	if l.shadow != nil && l.index.Lacks(in.Offset) {
 		// The past is folded beside the states, which are ahead of it. An invalid
 		// event was reported when it was folded for the states.
 		if err := l.shadow.take(in, d, bad, b); err != nil {
@@ -132,16 +122,16 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		}
 	}
 	var err error
-	if in.Offset < l.next {
-		err = l.markAgain(in, d, bad)
-	} else if err = l.decide(in, d, bad); err == nil {
+	if in.Offset >= l.next {
 		err = l.own.take(in, d, bad, b)
+	} else {
+		err = l.markAgain(in, d, bad)
 	}
 	if err != nil {
 		return err
 	}
 	l.next = max(l.next, in.Offset+1)
-	if l.shadow != nil && l.fill == nil {
+	if l.shadow != nil {
 		l.index.Passed(in.Offset + 1)
 	}
 	return nil
@@ -167,7 +157,7 @@ func (l *lane) pack() {
 // markAgain marks the records that are due because of an event that is folded, but is not
 // in committed snapshots, or whose dead letter is not in a committed transaction.
 func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error {
-	if missed, ok := l.letters.Due[in.Offset]; ok {
+	if missed, ok := l.letters.Missed(in.Offset); ok {
 		var id []byte
 		if bad == nil {
 			var err error
@@ -217,7 +207,7 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.own.write(b); err != nil {
 		return err
 	}
-	l.outOfOrder.Write(b, l.part, familyOutOfOrder)
+	l.outOfOrder.Write(b, l.part)
 	if err := l.deleteExpired(b); err != nil {
 		return err
 	}
@@ -225,20 +215,16 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.skips.write(b, l.part); err != nil {
 		return err
 	}
-	if err := l.unread.Write(b, l.part, familyMark, markUnread); err != nil {
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
-	l.marks.Write(b, l.part, familyDue)
-	l.letters.Write(b, l.part, familyLetter)
+	l.marks.Write(b, l.part)
+	l.letters.Write(b, l.part)
 	if l.next != l.position {
 		b.SetPosition(l.part, l.next)
 	}
 	l.follow.write(b, l.part)
 	if l.index == nil {
-		return nil
-	}
-	if l.fill != nil {
-		l.putBackfill(b)
 		return nil
 	}
 	if err := l.index.Write(b, l.next, l.backfill()); err != nil {
@@ -279,12 +265,10 @@ func (l *lane) shadowWritten(memory int) error {
 	if l.shadow == nil {
 		return nil
 	}
-	l.filled.Set(l.index.Backfill())
 	if err := l.shadow.written(memory); err != nil || !l.index.Ended() {
 		return err
 	}
 	l.shadow = nil
-	l.endFill()
 	return errors.Join(l.part.Clear(states.FamilyShadow), l.part.Clear(familyShadowHeld), l.part.Clear(familyShadowBlocked))
 }
 
@@ -296,7 +280,6 @@ func (l *lane) catchUp(next, until int64) bool {
 		return false
 	}
 	l.shadow = shadow
-	l.filled.Set(next, until)
 	return true
 }
 
@@ -305,7 +288,8 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved, l.unread.Unsaved = false, false
+	l.skips.unsaved = false
+	l.unread.Written()
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
 		return err
@@ -315,7 +299,7 @@ func (l *lane) written(memory int) error {
 	l.outOfOrder.Written()
 	l.windows.unsaved = math.MaxInt64
 	l.follow.written()
-	if l.index == nil || l.fill != nil {
+	if l.index == nil {
 		return nil
 	}
 	l.index.Written()
@@ -331,10 +315,7 @@ func (l *lane) countBlocked() {
 }
 
 // free releases the memory that answers do not need.
-func (l *lane) free() {
-	l.states, l.own, l.index, l.shadow = nil, nil, nil, nil
-	l.endFill()
-}
+func (l *lane) free() { l.states, l.own, l.index, l.shadow = nil, nil, nil, nil }
 
 // windowStarts bounds the search for expired windows.
 type windowStarts struct {

@@ -90,10 +90,10 @@ func (r *loader) take(in *pipeline.Record) error {
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.SentBelow = max(l.letters.SentBelow, sent)
+		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 	case internalrecord.OfBlocked:
@@ -200,8 +200,8 @@ func (r *loader) finish(end int64) error {
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if len(l.skips.offsets) > 0 {
-		value, err := internalrecord.EncodeSkipped(l.skips.offsets)
+	if l.skips.offsets.Len() > 0 {
+		value, err := l.skips.offsets.Encode()
 		if err != nil {
 			return err
 		}
@@ -213,8 +213,7 @@ func (r *loader) finish(end int64) error {
 	}
 	l.writeSent(b)
 	l.unread.Set(from.Unread)
-	l.unread.Unsaved = len(from.Unread) > 0
-	if err := l.unread.Write(b, l.part, familyMark, markUnread); err != nil {
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
 	b.SetPosition(l.part, from.Redo)

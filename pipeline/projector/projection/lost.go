@@ -16,7 +16,7 @@ import (
 // older release that checked less. Nothing else is affected by it:
 //
 //   - A snapshot, or the record of a blocked aggregate, is lost. Its aggregate is blocked
-//     from the log's start on, with the reason bad_snapshot. A release folds all of
+//     from the log's start on, with the reason internalrecord.ReasonBadSnapshot. A release folds all of
 //     its events again, and so computes the state.
 //   - The rest is skipped: a record with a key that no aggregate has, and facts that
 //     other records have as well, such as a checkpoint, of which earlier ones exist.
@@ -56,7 +56,7 @@ func (r *loader) blockLost() {
 			continue
 		}
 		before := r.blocked[q.ID]
-		if before != nil && before.Reason == internalrecord.ReasonBadSnapshot {
+		if before != nil && before.IsLost() {
 			q.Lost = before.Lost
 		}
 		q.Last = max(0, r.found.from.Next-1)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -25,7 +24,6 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/internalrecord"
-	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -53,13 +51,13 @@ type world struct {
 	clock              *fakeClock // the real one if nil
 	seldom             bool       // flush as rarely as a worker with a long backlog
 	configure          func(*Config)
-	broken             int           // how many records of the log a filler can read; no limit if negative
-	stored             store.Options // but for its file system
+	stored             store.Options          // but for its file system
+	wrote              func(*pipeline.Record) // gets each committed record of the snapshots topic; nil for none
 }
 
 func newWorld(t testing.TB) *world {
 	return &world{t: t, types: projectiontest.UserTypes(t), snapshots: map[string]pipeline.Record{}, committed: -1, topicID: "t-1",
-		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true, broken: -1}
+		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true}
 }
 
 func (w *world) add(typ int, id string) {
@@ -81,7 +79,6 @@ type foldWorker struct {
 	ps      *Set
 	handler *Handler
 	at      int64 // next offset to be read
-	before  int64 // at after the last commit
 	out     harness.Emitted
 	logged  bytes.Buffer
 }
@@ -109,7 +106,6 @@ func (w *world) tryStart() (*foldWorker, error) {
 	if fw.at = from[0]; fw.at < w.logStart {
 		w.t.Fatalf("it reads from offset %d, and the log starts at %d", fw.at, w.logStart)
 	}
-	fw.before = fw.at
 	return fw, nil
 }
 
@@ -130,7 +126,7 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}
 	cfg := Config{
-		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: measure.NewMetrics(prometheus.NewRegistry()),
+		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: NewMetrics(prometheus.NewRegistry()),
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
 		Progress: func(topic string, partition int32) kafka.PartitionProgress {
 			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
@@ -148,12 +144,18 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 		}
 		return w.offset, nil
 	}
-	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
-		for i := max(from, w.logStart); i < int64(len(w.log)); i++ {
-			if w.broken == 0 {
-				return errBroken
+	cfg.Recent = func(_ context.Context, _ string, _ []int32, n int64, f func(*pipeline.Record) error) error {
+		for _, r := range slices.SortedFunc(maps.Values(w.snapshots), func(a, b pipeline.Record) int { return int(a.Offset - b.Offset) }) {
+			if r.Offset >= w.offset-n {
+				if err := f(&r); err != nil {
+					return err
+				}
 			}
-			w.broken--
+		}
+		return nil
+	}
+	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
+		for i := from; i < int64(len(w.log)); i++ {
 			if err := f(&w.log[i]); err != nil {
 				return err
 			}
@@ -173,48 +175,11 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	return fw
 }
 
-var errBroken = errors.New("the connection is broken")
-
-// paused reports whether the session may not read.
-func (fw *foldWorker) paused() bool { return fw.handler.Paused(projectiontest.EventsTopic, 0) }
-
-// fill fills the history until nothing is left.
-func (fw *foldWorker) fill() {
-	fw.t.Helper()
-	for fw.fillSome(-1) {
-	}
-}
-
-// fillSome reads the ids of the past, or n records for the history. It returns false if
-// nothing is left to do.
-func (fw *foldWorker) fillSome(n int) bool {
-	fw.t.Helper()
-	work := fw.ps.claimFill()
-	if work == nil {
-		return false
-	}
-	if len(fw.ps.assignedUnits()[0].unreadIDs()) == 0 {
-		fw.broken = n
-	}
-	err := work(fw.t.Context())
-	fw.broken = -1
-	if err != nil && !errors.Is(err, errBroken) {
-		fw.t.Fatal(err)
-	}
-	return true
-}
-
-// batch reads up to n records and flushes. commit and EndBatch, or abort, must follow. A
-// batch with an event that waits for the history is rolled back, and an empty one follows.
+// batch reads up to n records and flushes. commit and EndBatch, or abort, must follow.
 func (fw *foldWorker) batch(n int) {
 	fw.t.Helper()
-	for ; n > 0 && fw.at < int64(len(fw.log)) && !fw.paused(); n-- {
-		err := fw.handler.Handle(fw.t.Context(), &fw.log[fw.at], &fw.out)
-		if errors.Is(err, kafka.ErrPaused) {
-			fw.abort(fw.before)
-			break
-		}
-		if err != nil {
+	for ; n > 0 && fw.at < int64(len(fw.log)); n-- {
+		if err := fw.handler.Handle(fw.t.Context(), &fw.log[fw.at], &fw.out); err != nil {
 			fw.t.Fatal(err)
 		}
 		fw.at++
@@ -233,6 +198,9 @@ func (fw *foldWorker) commit() {
 		}
 		r.Offset = fw.offset
 		fw.offset++
+		if fw.wrote != nil {
+			fw.wrote(&r)
+		}
 		fw.committedSnapshots = append(fw.committedSnapshots, r)
 		if r.Value == nil { // compaction
 			delete(fw.snapshots, string(r.Key))
@@ -242,14 +210,14 @@ func (fw *foldWorker) commit() {
 		fw.writes = append(fw.writes, string(r.Key))
 	}
 	fw.committed = max(fw.committed, fw.at) // as the loop does
-	fw.out, fw.before = nil, fw.at
+	fw.out = nil
 }
 
 // abort rolls the batch back. from is the next offset that the client reads.
 func (fw *foldWorker) abort(from int64) {
 	fw.out = nil
 	fw.handler.EndBatch(false)
-	fw.at, fw.before = from, from
+	fw.at = from
 }
 
 // stop gives the partition up and closes the store.
@@ -266,18 +234,14 @@ func (fw *foldWorker) close() {
 	}
 }
 
-// run reads to the end of the log, in small batches, and fills the history.
+// run reads to the end of the log, in small batches.
 func (fw *foldWorker) run() {
 	fw.t.Helper()
 	for fw.at < int64(len(fw.log)) {
-		if fw.paused() {
-			fw.fill()
-		}
 		fw.batch(7)
 		fw.commit()
 		fw.handler.EndBatch(true)
 	}
-	fw.fill()
 }
 
 // publishNow publishes everything that a policy holds back.
@@ -472,10 +436,10 @@ func TestWithoutTheStoreAWorkerRestoresFromSnapshotsAndTheTail(t *testing.T) {
 		if !strings.Contains(fw.logged.String(), "restored from snapshots") {
 			t.Errorf("logged %s", fw.logged.String())
 		}
-		// The states are restored immediately; the history is filled beside the session.
+		// The states are restored immediately; the index needs the log.
 		same(t, "store", fw.states(), want)
-		if fw.at != 40 {
-			t.Errorf("history %v: reads from %d, want 40", history, fw.at)
+		if want := map[bool]int64{false: 40, true: 0}[history]; fw.at != want {
+			t.Errorf("history %v: reads from %d, want %d", history, fw.at, want)
 		}
 		fw.run()
 		same(t, "store", fw.states(), w.folded())
@@ -643,7 +607,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 	fw := w.start()
 	for range rapid.IntRange(0, 12).Draw(rt, "steps") {
 		start := fw.at
-		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "move", "more", "fill", "fill"}).Draw(rt, "step") {
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "move", "more"}).Draw(rt, "step") {
 		case "batch":
 			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
 			fw.commit()
@@ -692,8 +656,6 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 			other.stop()
 			w.disk = mine
 			fw = w.start()
-		case "fill":
-			fw.fillSome(rapid.IntRange(1, 40).Draw(rt, "read"))
 		case "more":
 			add(rapid.IntRange(1, 10).Draw(rt, "more"))
 		}

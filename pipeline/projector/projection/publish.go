@@ -93,7 +93,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due) && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -200,7 +200,7 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	if !l.skips.due {
 		return nil
 	}
-	value, err := internalrecord.EncodeSkipped(l.skips.offsets)
+	value, err := l.skips.offsets.Encode()
 	if err == nil {
 		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
@@ -210,13 +210,13 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 // reserved returns a record on the snapshots topic that is no snapshot. A nil value
 // deletes the record.
 func (l *lane) reserved(key string, value []byte) *pipeline.Record {
-	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
+	return &pipeline.Record{Topic: l.projection.Spec.internal(), Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
 }
 
 // ended notes the end of the transaction for which publish was called. Due
 // records stay due until a transaction commits.
 func (l *lane) ended(committed bool, read int64) {
-	l.letters.Outbox = nil
+	l.outbox = nil
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
@@ -236,10 +236,10 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.Due = false, false
+		l.skips.due, l.unread.Due, l.heard.due = false, false, false
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -257,7 +257,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.Due, l.letters.Outbox = false, false, nil
+	l.skips.due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -281,7 +281,7 @@ func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.All()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All()}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

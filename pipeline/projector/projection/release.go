@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"millrace/pipeline"
@@ -21,6 +22,9 @@ var ErrNotBlocked = errors.New("is not blocked")
 // ErrBusy is the error of a release that could not keep up with the events that come.
 var ErrBusy = errors.New("events come faster than they are read; try again")
 
+// ErrBehind is the error of a release in a partition that was just taken over.
+var ErrBehind = errors.New("the partition moved to this worker, which does not have everything yet that was published of it; try again")
+
 // errReadEnough ends a read of the log.
 var errReadEnough = errors.New("enough")
 
@@ -36,8 +40,7 @@ type Released struct {
 
 // Release folds the missed events of a blocked aggregate: from the event that blocked it
 // on, or, with skip, from the event after it. The aggregate may be blocked again. It
-// fails with ErrNotBlocked or ErrBusy, or with [query.ErrFilling] while the history is being
-// filled after a restore.
+// fails with ErrNotBlocked, ErrBusy or ErrBehind.
 func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
 	return s.release(ctx, p, id, skip, s.NewDecoder(p))
 }
@@ -49,14 +52,14 @@ func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, 
 		if !found {
 			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
 		}
-		if err := u.canRelease(l); err != nil {
-			return Released{}, fmt.Errorf("%q waits, because a release has to recognize duplicates: %w", id, err)
+		if u.isBehind(l) {
+			return Released{}, fmt.Errorf("%q: %w", id, ErrBehind)
 		}
 		r := &release{id: id, skip: skip, found: q}
 		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
 			return Released{}, err
 		}
-		if err := r.readMissed(ctx, s, l, dec); err != nil {
+		if err := readMissed(ctx, s, l, []*release{r}, dec); err != nil {
 			return Released{}, err
 		}
 		out, done, err := r.fold(s, u, l)
@@ -93,17 +96,6 @@ func (u *unit) findBlocked(p *Projection, id string) (*lane, internalrecord.Bloc
 	return nil, internalrecord.Blocked{}, false
 }
 
-// canRelease returns an error that wraps [query.ErrFilling] while the history of a lane is
-// being filled.
-func (u *unit) canRelease(l *lane) error {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.revoked || l.shadow == nil {
-		return nil
-	}
-	return l.complete()
-}
-
 // knownTo returns the offset of the last event in the state of an aggregate, -1 if there
 // is none.
 func (u *unit) knownTo(l *lane, id string) int64 {
@@ -136,55 +128,79 @@ type missedEvent struct {
 	clock int64
 }
 
-// readMissed reads the missed events from the log. It takes no lock.
-func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.Decoder) error {
-	q := &r.found
-	folder := l.fold.NewFolder()
-	clock := int64(noTime)
-	if q.Clock != nil {
-		clock = *q.Clock
+// readMissed reads the missed events of some releases from the log, in one pass. It takes
+// no lock. dec is a decoder that no other goroutine uses.
+func readMissed(ctx context.Context, s *Set, l *lane, rs []*release, dec *event.Decoder) error {
+	m := missed{ctx: ctx, lane: l, dec: dec, folder: l.fold.NewFolder(), byID: map[string]*release{}, byOffset: map[int64]*release{}, clock: noTime, last: -1}
+	from := int64(math.MaxInt64)
+	for _, r := range rs {
+		q := &r.found
+		from, m.last = min(from, q.First()), max(m.last, q.LastOffset())
+		m.byID[q.ID] = r
+		if !q.IsLost() {
+			m.byOffset[q.Offset] = r
+		}
+		for _, offset := range q.Held {
+			m.byOffset[offset] = r
+		}
 	}
-	from, last := q.First(), q.Last
-	if !q.IsLost() {
-		last = max(last, q.Offset)
-	}
-	for _, offset := range q.Held {
-		last = max(last, offset)
-	}
-	read := func(in *pipeline.Record) error {
-		if in.Offset > last {
-			return errReadEnough
-		}
-		if deadletter.IsTaken(in, l.source.TopicID) {
-			return nil
-		}
-		d, bad := dec.DecodeWithKey(ctx, in, l.fold.Folds)
-		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
-			return bad
-		}
-		d, bad = asTombstone(l.fold, in, d, bad)
-		if bad == nil && !l.fold.Folds(d.Type) {
-			return nil
-		}
-		id := l.fold.RecordID(in, d.Key)
-		if bad == nil {
-			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
-				id = l.fold.RecordID(in, d.Key)
-			} else if l.fold.Window().Size > 0 {
-				clock = max(clock, folder.Time())
-			}
-		}
-		if (q.IsLost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
-			return nil
-		}
-		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
-		e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
-		r.events = append(r.events, e)
+	if len(rs) == 0 {
 		return nil
 	}
-	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, read); err != nil && !errors.Is(err, errReadEnough) {
-		return fmt.Errorf("reading the events that %q missed: %w", q.ID, err)
+	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, m.read); err != nil && !errors.Is(err, errReadEnough) {
+		return fmt.Errorf("reading the events that %q missed: %w", rs[0].id, err)
 	}
+	return nil
+}
+
+// missed reads the events that releases missed.
+type missed struct {
+	ctx      context.Context
+	lane     *lane
+	dec      *event.Decoder
+	folder   *fold.Folder
+	byID     map[string]*release
+	byOffset map[int64]*release // of an event that is missed whatever its aggregate seems to be
+	last     int64              // last offset to read
+	clock    int64              // latest event time
+}
+
+func (m *missed) read(in *pipeline.Record) error {
+	l := m.lane
+	if in.Offset > m.last {
+		return errReadEnough
+	}
+	if deadletter.IsTaken(in, l.source.TopicID) {
+		return nil
+	}
+	d, bad := m.dec.DecodeWithKey(m.ctx, in, l.fold.Folds)
+	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
+		return bad
+	}
+	d, bad = asTombstone(l.fold, in, d, bad)
+	if bad == nil && !l.fold.Folds(d.Type) {
+		return nil
+	}
+	id := l.fold.RecordID(in, d.Key)
+	if bad == nil {
+		if id, bad = m.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
+			id = l.fold.RecordID(in, d.Key)
+		} else if l.fold.Window().Size > 0 {
+			m.clock = max(m.clock, m.folder.Time())
+		}
+	}
+	r := m.byOffset[in.Offset]
+	if r == nil {
+		if r = m.byID[string(id)]; r == nil || in.Offset < r.found.Since || in.Offset > r.found.LastOffset() {
+			return nil
+		}
+	}
+	e := missedEvent{in: copied(in), d: d, bad: bad, clock: m.clock}
+	if clock := r.found.Clock; clock != nil {
+		e.clock = max(e.clock, *clock)
+	}
+	e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
+	r.events = append(r.events, e)
 	return nil
 }
 
@@ -247,7 +263,7 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 		t.queue(again, &e.in)
 		return nil
 	}
-	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap && !q.IsLost() {
+	if r.skip && e.in.Offset == q.Offset && q.Reason != internalrecord.ReasonGap && !q.IsLost() {
 		t.count(&e.in, isSkipped)
 		return nil
 	}
@@ -258,15 +274,16 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 			bad = t.misplaced(id, e.d.Key, e.in.Partition)
 		}
 	}
+	waited := slices.Contains(q.Held, e.in.Offset) || q.Reason == internalrecord.ReasonGap && e.in.Offset == q.Offset
 	if bad == nil {
-		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true}, u.entries)
+		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true, waited}, u.entries)
 	}
 	switch {
 	case bad == nil:
 		return nil
 	case pipeline.ClassOf(bad) != pipeline.ClassReject:
 		return bad
-	case t.skips.has(e.in.Offset):
+	case t.skips.offsets.Has(e.in.Offset):
 		t.count(&e.in, isSkipped)
 		return nil
 	}

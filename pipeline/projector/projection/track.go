@@ -9,8 +9,8 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
-	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -63,6 +63,7 @@ type track struct {
 	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
 	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
+	sum     string          // of all blocked aggregates; "" if it is out of date
 
 	missed []int64 // scratch
 	key    []byte
@@ -187,7 +188,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	read := bad == nil
 	if read {
-		bad = t.attempt(id, in, foldEvent{d.Type, d.Body, d.Key, t.clock, false}, b)
+		bad = t.attempt(id, in, foldEvent{typ: d.Type, body: d.Body, key: d.Key, clock: t.clock}, b)
 	}
 	if bad == nil || pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
@@ -195,7 +196,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if read && !t.isShadow() {
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
-	if t.skips.has(in.Offset) {
+	if t.skips.offsets.Has(in.Offset) {
 		t.count(in, isSkipped)
 		return nil
 	}
@@ -216,9 +217,36 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 	return t.fold.RecordID(in, d.Key), bad
 }
 
-// misplaced rejects an event that is not in the partition of its aggregate.
+// reasonMispartitioned is the reason code of an event that is not in the partition of
+// its aggregate.
+const reasonMispartitioned pipeline.Reason = "mispartitioned"
+
+// misplaced rejects an event that is not in the partition of its aggregate. If it
+// were folded, the aggregate would have a second state, beside the one in the right
+// partition.
+//
+// That is the partition of the record key that the aggregate has: the key of the event's
+// record if its text form is the id. key is nil if the keys are text.
 func (t *track) misplaced(id []byte, key *keyformat.Key, partition int32) error {
-	return home.Check(t.fold, id, key, t.projection.Spec.Events, partition, &t.key)
+	partitions := t.projection.Spec.Events.Partitions
+	if t.fold.AnyPartition() || partitions <= 1 {
+		return nil
+	}
+	record := id
+	if key != nil {
+		var err error
+		if record, err = key.AppendLike(t.key[:0], id); err != nil { // the id tells what is wrong
+			return pipeline.Reject(reasonMispartitioned, "%q is not the text form of a key in %s, the key_format of %s, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
+				id, t.fold.Keys(), t.source.Topic)
+		}
+		t.key = record
+	}
+	home := kafka.PartitionBy(t.fold.Partitioner(), record, partitions)
+	if home == partition {
+		return nil
+	}
+	return pipeline.Reject(reasonMispartitioned, "%q belongs in partition %d of %s, and this event is in %d: it was written under another key or by another partitioner. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
+		id, home, t.source.Topic, partition)
 }
 
 // foldEvent is an event that is to be folded, and the clock of the track when the event
@@ -231,6 +259,9 @@ type foldEvent struct {
 	// released marks an event of a blocked aggregate: no snapshot contains it, whatever
 	// the snapshots contain of other aggregates.
 	released bool
+	// waited marks an event that was held before its aggregate was blocked: it is held again,
+	// although the aggregate may have events without numbers meanwhile.
+	waited bool
 }
 
 // attempt folds the event that was read last, or holds it. After an error of
@@ -267,7 +298,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case numbered && number <= a.Number:
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
-	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
+	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
 		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: copied(in)})
 		t.count(in, isHeld)
 		return nil
@@ -283,7 +314,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
 	t.count(in, isConflict)
 	if t.index != nil {
-		if t.indexes(now) {
+		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
 			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
 		}
 		return
@@ -307,23 +338,16 @@ func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	scope := t.fold.Scope(id)
-	known, err := t.index.Known(scope, t.folder.EventID(), offset)
-	if known || err != nil || t.isShadow() || t.lane.fill == nil {
-		return known, err
-	}
-	return t.lane.fill.Duplicate(scope, t.folder.EventID(), offset, offset < max(t.lane.loaded, t.lane.counted))
+	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
 }
 
-// indexes reports whether the track adds what happens at the offset now to the index. The
-// shadow does up to the offset at which the states came from snapshots, or up to which the
-// tail was folded meanwhile.
-func (t *track) indexes(now int64) bool {
-	if t.isShadow() {
-		return true
+// scopeOf returns the aggregate within which ids of events are compared, nil for the
+// partition.
+func scopeOf(f *fold.Fold, id []byte) []byte {
+	if f.PartitionIDs() {
+		return nil
 	}
-	_, until := t.index.Backfill()
-	return t.lane.fill == nil && now >= until
+	return id
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
@@ -372,16 +396,14 @@ func (t *track) changed(a *states.Aggregate) {
 	}
 }
 
-// remember adds the event that was just applied to the index.
+// remember adds the event that was just applied to the index. The shadow indexes the
+// events up to the offset at which the states came from snapshots.
 func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
 	t.count(in, isApplied)
 	if t.index == nil {
 		return nil
 	}
-	if !t.isShadow() && t.lane.fill != nil {
-		t.lane.fill.Applied(t.folder.EventID(), in.Offset)
-	}
-	if !t.indexes(now) {
+	if _, until := t.index.Backfill(); !t.isShadow() && now < until {
 		return nil
 	}
 	return t.index.Add(b, a, last, in, t.folder)

@@ -523,7 +523,7 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 	if got := fw.texts()["k"]; got != "blocked a" {
 		t.Fatalf("%q", got)
 	}
-	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(reasonGap) {
+	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(internalrecord.ReasonGap) {
 		t.Errorf("%+v: the missing event is not there yet", r)
 	}
 	if r := fw.release("k", true); r.Blocked != nil || fw.texts()["k"] != "gap a c d e" {

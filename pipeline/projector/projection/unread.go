@@ -2,7 +2,6 @@ package projection
 
 import (
 	"context"
-	"slices"
 
 	"millrace/pipeline"
 	"millrace/pipeline/projector/internalrecord"
@@ -13,23 +12,20 @@ import (
 // addUnread notes that the log deleted the offsets up to its start before the lane read
 // them. The next checkpoint has the range.
 func (l *lane) addUnread(from, to int64) {
-	l.unread.Set(append(slices.Clone(l.unread.All()), query.Unread{From: from, To: to, Noticed: pipeline.Time(l.now().UTC())}))
-	l.unread.Due, l.unread.Unsaved = true, true
+	l.unread.Add(query.Unread{From: from, To: to, Noticed: pipeline.Time(l.now().UTC())})
 	l.log.Warn("the log deleted events before this projection read them: its states lack them",
 		"projection", l.projection.Label(), "topic", l.source.Topic, "partition", l.source.Partition, "from", from, "to", to, "offsets", to-from)
 }
 
 // hearUnread takes in what the owner of a followed partition has not read.
 func (l *lane) hearUnread(ranges []query.Unread) {
-	own := l.unread.All()
-	if len(ranges) <= len(own) {
+	if len(ranges) <= len(l.unread.All()) {
 		return
 	}
 	l.log.Warn("the log deleted events before their owner read them; states here may have them and differ from those of the owner",
 		"projection", l.projection.Label(), "partition", l.source.Partition, "ranges", len(ranges))
 	before := l.unread.Total()
 	l.unread.Set(ranges)
-	l.unread.Unsaved = true
 	l.projection.unreadNow.Add(float64(l.unread.Total() - before))
 }
 
@@ -45,21 +41,21 @@ func (o *opening) jump(ctx context.Context, part *store.Part, next int64) (*lane
 	if err != nil || next < published {
 		return nil, err // the snapshots have more
 	}
-	if err := l.unread.Load(part, familyMark, markUnread); err != nil {
+	if err := l.unread.Load(part); err != nil {
 		return nil, err
 	}
 	l.addUnread(next, o.at.Start)
 	if err := o.saveJump(l); err != nil {
 		return nil, err
 	}
-	return o.fromStore(part, o.at.Start)
+	return o.fromStore(ctx, part, o.at.Start)
 }
 
 // saveJump stores that a lane continues at the log's start.
 func (o *opening) saveJump(l *lane) error {
 	batch := o.set.cfg.Store.NewBatch()
 	batch.SetPosition(l.part, o.at.Start)
-	if err := l.unread.Write(batch, l.part, familyMark, markUnread); err != nil {
+	if err := l.unread.Write(batch, l.part); err != nil {
 		return err
 	}
 	return batch.Commit()
@@ -82,14 +78,7 @@ func (o *opening) published(ctx context.Context, l *lane) (next int64, err error
 // clampToLog drops what needs records that the log has deleted: the index continues at
 // the log's start, and no dead letter is written for a late event that is gone.
 func (o *opening) clampToLog(l *lane) {
-	dropped := 0
-	for offset := range l.letters.Due {
-		if offset < o.at.Start {
-			l.letters.Drop(offset)
-			dropped++
-		}
-	}
-	if dropped > 0 {
+	if dropped := l.letters.Drop(o.at.Start); dropped > 0 {
 		o.log.Error("late events were deleted from the log before their dead letters were written", "events", dropped, "log_start", o.at.Start)
 	}
 }

@@ -29,12 +29,7 @@ func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, er
 	if history {
 		// The history before the refusals: a refused event may have been released and
 		// applied since.
-		filling := complete(ps)
-		out, ok, err := r.applied(ps, e)
-		if err == nil && !ok {
-			err = filling // else a part of the history would look like all of it
-		}
-		if ok || err != nil {
+		if out, ok, err := r.applied(ps, e); ok || err != nil {
 			return out, err
 		}
 	}
