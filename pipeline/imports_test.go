@@ -139,14 +139,15 @@ var imports = map[string][]string{
 	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
 	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                              // no I/O
 	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"},
+	"pipeline/projector/changes":        {"pipeline/projector/query"}, // queues of changes for feeds
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
 		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states",
-		"pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
+		"pipeline/projector/changes", "pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
+		"pipeline/projector/query", "pipeline/projector/changes", "pipeline/projector/projection", "pipeline/projector/states",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",

@@ -227,7 +227,7 @@ func (h *Handler) EndBatch(committed bool) {
 			h.requestFlush(u)
 		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -240,7 +240,7 @@ func (h *Handler) endBatch(u *unit, committed bool) (due bool) {
 	defer u.mu.Unlock()
 	for _, l := range u.lanes {
 		if committed {
-			h.set.feeds.send(l, u.read)
+			h.set.send(l, u.read)
 		}
 		l.ended(committed, u.read)
 		if u.revoked {

@@ -26,9 +26,6 @@ type heard struct {
 	due  bool // no checkpoint has the sums
 }
 
-// internal returns the topic of the records that are not snapshots.
-func (s *Spec) internal() string { return s.Snapshots }
-
 // blockedSum identifies all blocked aggregates.
 func (t *track) blockedSum() string {
 	if t.sum == "" {

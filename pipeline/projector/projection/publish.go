@@ -27,9 +27,10 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
-	blocked  map[string]bool // ids of aggregates whose blocked record is due
-	sending  bool            // the open transaction contains the due records
-	deferred []string        // ids for blocked, after the open transaction
+	blocked     map[string]bool // ids of aggregates whose blocked record is due
+	transaction transaction     // the open one, or the last
+	sending     bool            // the open transaction contains the due records
+	deferred    []string        // ids for blocked, after the open transaction
 }
 
 func newPublication(policy topology.Publish, now time.Time) publication {
@@ -116,6 +117,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
+	l.publication.transaction.next(&l.projection.Spec)
 	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
@@ -141,7 +143,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.headers}
 	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
@@ -153,7 +155,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 		r.Value = mem.Keep(value)
 		if a.Tombstone {
-			r.Headers = tombstoneHeader
+			r.Headers = l.publication.transaction.tombstone
 		}
 	}
 	out.Emit(&r)
@@ -207,8 +209,7 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	return err
 }
 
-// reserved returns a record on the snapshots topic that is no snapshot. A nil value
-// deletes the record.
+// reserved returns an internal record. A nil value deletes the record.
 func (l *lane) reserved(key string, value []byte) *pipeline.Record {
 	return &pipeline.Record{Topic: l.projection.Spec.internal(), Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
 }
@@ -277,11 +278,12 @@ func (l *lane) dedupe() string {
 
 // continues reports whether the snapshots of a checkpoint can be continued here.
 func (l *lane) continues(c *internalrecord.Checkpoint) bool {
-	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe()
+	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe() && c.SnapshotsID == l.projection.Spec.SnapshotsTopicID
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

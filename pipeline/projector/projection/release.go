@@ -195,7 +195,7 @@ func (m *missed) read(in *pipeline.Record) error {
 			return nil
 		}
 	}
-	e := missedEvent{in: copied(in), d: d, bad: bad, clock: m.clock}
+	e := missedEvent{in: in.Clone(), d: d, bad: bad, clock: m.clock}
 	if clock := r.found.Clock; clock != nil {
 		e.clock = max(e.clock, *clock)
 	}

@@ -299,7 +299,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: copied(in)})
+		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
 		t.count(in, isHeld)
 		return nil
 	}
@@ -493,16 +493,6 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 		t.ready = append(t.ready, windowed{a, next, start})
 	}
 	return nil
-}
-
-// copied returns a deep copy of a record.
-func copied(in *pipeline.Record) pipeline.Record {
-	c := *in
-	c.Key, c.Value, c.Headers = bytes.Clone(in.Key), bytes.Clone(in.Value), nil
-	for _, h := range in.Headers {
-		c.Headers = append(c.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
-	}
-	return c
 }
 
 // write adds to the batch what the store does not have yet.
