@@ -350,15 +350,17 @@ func (s *Set) Ready() error {
 func (s *Set) layout() string { return fmt.Sprintf(" layout 2 history %v", !s.cfg.NoHistory) }
 
 // Identity returns the identity of a projection's part of the store: it differs if the
-// part was made from another log or by another fold.
-func Identity(cluster string, events, snapshots kafka.TopicInfo, f *fold.Fold) string {
+// part was made from another log or by another fold. internal is zero if internal records
+// are on the snapshots topic.
+func Identity(cluster string, events, snapshots, internal kafka.TopicInfo, f *fold.Fold) string {
 	id, err := json.Marshal(struct {
 		Cluster    string `json:"cluster"`
 		TopicID    string `json:"topic_id"`
 		Partitions int    `json:"partitions"`
 		Snapshots  string `json:"snapshots_id"`
+		Internal   string `json:"internal_id,omitempty"`
 		Fold       string `json:"fold"` // covers the state's schema
-	}{cluster, events.ID, events.Partitions, snapshots.ID, f.Hash()})
+	}{cluster, events.ID, events.Partitions, snapshots.ID, internal.ID, f.Hash()})
 	if err != nil {
 		panic(err) // strings and numbers
 	}

@@ -134,7 +134,7 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
 		},
 		Projections: []Spec{{
-			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: w.snapshotsID}, w.fold),
+			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: w.snapshotsID}, kafka.TopicInfo{}, w.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish,
 		}},
 	}
