@@ -103,11 +103,11 @@ func (w *lagWorld) send(n int) {
 
 // end returns the end of the log.
 func (w *lagWorld) end() int64 {
-	ends, err := LastStableOffsets(w.t.Context(), w.c.config(), "in")
+	bounds, err := TopicBounds(w.t.Context(), w.c.config(), "in", false)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return ends[0]
+	return bounds[0].End
 }
 
 // deleteRead deletes records that the group has passed.

@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
 )
@@ -116,7 +117,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 	}
 	t.blocked[id], t.blocks[id] = q, true
 	result := isBlocked
-	if q.Reason == reasonMispartitioned {
+	if q.Reason == home.Mispartitioned {
 		result = isMispartitioned
 	}
 	t.count(in, result)

@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -35,8 +36,9 @@ type followed struct {
 	marked  map[string]int64
 	deleted map[string]bool // nulls on the topic, of aggregates that exist here
 
-	released map[string]bool // ids that the owner released, since its last checkpoint
-	foreign  bool            // the owner's snapshots were reported to be by another fold
+	released map[string]bool  // ids that the owner released, since its last checkpoint
+	later    pending.Releases // when the history is filled
+	foreign  bool             // the owner's snapshots were reported to be by another fold
 }
 
 func newFollowed() *followed {
@@ -44,14 +46,14 @@ func newFollowed() *followed {
 }
 
 func (f *followed) write(b *store.Batch, part *store.Part) {
-	if f != nil && f.heard != f.saved {
-		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
+	if f != nil && f.later.Heard(f.heard) != f.saved {
+		states.PutLongs(b, part, familyMark, markHeard, f.later.Heard(f.heard), f.published)
 	}
 }
 
 func (f *followed) written() {
 	if f != nil {
-		f.saved = f.heard
+		f.saved = f.later.Heard(f.heard)
 	}
 }
 
@@ -137,7 +139,12 @@ func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
 	if err != nil {
 		return fmt.Errorf("reading what the owner of partition %d published: %w", in.Partition, err)
 	}
-	for _, id := range released {
+	return f.releaseAll(ctx, u, l, released)
+}
+
+// releaseAll releases what the owner has released.
+func (f *Follower) releaseAll(ctx context.Context, u *unit, l *lane, ids []string) error {
+	for _, id := range ids {
 		if err := f.release(ctx, u, l, id); err != nil {
 			return fmt.Errorf("releasing %q, which its owner released: %w", id, err)
 		}
@@ -186,7 +193,7 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sent(sent)
+		l.letters.Sent(sent)
 	case key == string(skippedKey):
 		if err := l.skips.decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
@@ -210,7 +217,7 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error)
 
 // hearDeletion takes in that the owner has deleted the snapshot of an aggregate.
 func (l *lane) hearDeletion(id string) error {
-	if l.marks.ids[id] {
+	if l.marks.IDs[id] {
 		l.follow.deleted[id] = true
 		return nil
 	}
@@ -247,6 +254,7 @@ func (l *lane) hearWindow(id string) error {
 // to there.
 func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err error) {
 	f := l.follow
+	before := f.heard
 	f.heard = at + 1
 	if !l.continues(c) {
 		if !f.foreign {
@@ -270,7 +278,34 @@ func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err e
 	}
 	clear(f.released)
 	slices.Sort(released)
-	return released, l.clearPublishedMarks(l.next)
+	return l.postpone(released, before), l.clearPublishedMarks(l.next)
+}
+
+// postpone returns what can be released now: nothing while the history is filled, because a
+// release recognizes duplicates. heard is what was heard before the release.
+func (l *lane) postpone(released []string, heard int64) []string {
+	if l.shadow == nil || len(released) == 0 {
+		return released
+	}
+	l.follow.later.Add(released, heard)
+	return nil
+}
+
+// releasePostponed releases what was postponed, if the history is complete.
+func (f *Follower) releasePostponed(ctx context.Context, u *unit, l *lane) error {
+	u.mu.Lock()
+	var ids []string
+	if !u.revoked && l.shadow == nil {
+		ids = l.follow.later.IDs()
+	}
+	u.mu.Unlock()
+	if err := f.releaseAll(ctx, u, l, ids); err != nil || len(ids) == 0 {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	l.follow.later.Done()
+	return nil
 }
 
 // followPublished sets published to what the owner has published, as far as it is
@@ -285,7 +320,7 @@ func (l *lane) followPublished() {
 // below read has been read.
 func (l *lane) clearPublishedMarks(read int64) error {
 	f := l.follow
-	for id, due := range l.marks.ids {
+	for id, due := range l.marks.IDs {
 		if !due {
 			continue
 		}
@@ -297,7 +332,7 @@ func (l *lane) clearPublishedMarks(read int64) error {
 			f.marked[id] = read
 		}
 		if f.deleted[id] || !a.Gone && f.published >= f.marked[id] {
-			l.marks.set(id, false)
+			l.marks.Set(id, false)
 			delete(f.marked, id)
 			delete(f.deleted, id)
 		}
@@ -334,14 +369,19 @@ func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
 }
 
 // EndBatch implements [kafka.FollowHandler].
-func (f *Follower) EndBatch(context.Context) error {
+func (f *Follower) EndBatch(ctx context.Context) error {
 	h := f.handler
 	for _, u := range h.batch {
 		if err := u.endFollowed(h.set); err != nil {
 			return pipeline.Fatal("%w", err) // of the store
 		}
+		for _, l := range u.lanes {
+			if err := f.releasePostponed(ctx, u, l); err != nil {
+				return err
+			}
+		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -366,7 +406,7 @@ func (u *unit) endFollowed(s *Set) error {
 		}
 	}
 	for _, l := range u.lanes {
-		s.feeds.send(l, u.read)
+		s.send(l, u.read)
 		l.dropDue()
 		l.follow.done = max(l.follow.done, u.read)
 		if err := l.clearPublishedMarks(u.read); err != nil {

@@ -11,6 +11,8 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/fill"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -31,6 +33,7 @@ type lane struct {
 	own    *track        // of states; nil after free
 	index  *states.Index // nil without history, and after free
 	shadow *track        // of the past that is being indexed; nil if the index is not behind
+	fill   *fill.Fill    // how the past is indexed beside the session; nil if the session does it, or nothing is to do
 
 	next     int64 // everything below is folded
 	position int64 // next as the store has it
@@ -39,18 +42,19 @@ type lane struct {
 
 	publication publication
 	skips       skips
-	unread      unread
-	letters     deadLetters
-	marks       dueMarks
-	outOfOrder  outOfOrder
+	unread      pending.Unread
+	letters     pending.Letters
+	marks       pending.Marks
+	outOfOrder  pending.Changes
 	windows     windowStarts
 	follow      *followed // nil if the partition is this worker's
-	erased      erasedIDs
+	erased      pending.Erased
 
 	// Readers use these without the unit's lock.
 	settled atomic.Int64   // next at the last flush before a commit: all committed events are below
 	stuck   atomic.Int64   // number of blocked aggregates in the store
 	refused query.Refusals // has a lock of its own
+	filled  fill.Progress  // of the history in the store
 }
 
 // newLane returns an empty lane.
@@ -58,7 +62,7 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 	l := &lane{
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
 		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
-		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: newDeadLetters(), marks: newDueMarks(), outOfOrder: newOutOfOrder(),
+		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: pending.NewLetters(), marks: pending.NewMarks(), outOfOrder: pending.NewChanges(),
 		windows: windowStarts{first: noTime, unsaved: math.MaxInt64},
 	}
 	if !cfg.NoHistory {
@@ -89,15 +93,16 @@ func (l *lane) tracks() []*track {
 // continues, whichever is behind.
 func (l *lane) from() int64 {
 	from := min(l.next, l.publication.published)
-	for offset := range l.letters.due {
+	for offset := range l.letters.Due {
 		from = min(from, offset)
 	}
 	return min(from, l.indexFrom())
 }
 
-// indexFrom returns the offset from which the index catches up; next if it is not behind.
+// indexFrom returns the offset from which the session reads for the index; next if it does
+// not.
 func (l *lane) indexFrom() int64 {
-	if l.shadow == nil {
+	if l.shadow == nil || l.fill != nil {
 		return l.next
 	}
 	next, _ := l.index.Backfill()
@@ -106,7 +111,12 @@ func (l *lane) indexFrom() int64 {
 
 // wants reports whether the lane needs the record at an offset.
 func (l *lane) wants(offset int64) bool {
-	return offset >= min(l.next, l.publication.published) || len(l.letters.due) > 0 || l.shadow != nil && l.index.Lacks(offset)
+	return offset >= min(l.next, l.publication.published) || len(l.letters.Due) > 0 || l.indexes(offset)
+}
+
+// indexes reports whether the session adds the event at an offset to the index of the past.
+func (l *lane) indexes(offset int64) bool {
+	return l.shadow != nil && l.fill == nil && l.index.Lacks(offset)
 }
 
 // handle takes an event, or a record that is no valid event (bad). An event that is
@@ -114,7 +124,7 @@ func (l *lane) wants(offset int64) bool {
 func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	l.pack()
 	d, bad = asTombstone(l.fold, in, d, bad)
-	if l.shadow != nil && l.index.Lacks(in.Offset) {
+	if l.indexes(in.Offset) {
 		// The past is folded beside the states, which are ahead of it. An invalid
 		// event was reported when it was folded for the states.
 		if err := l.shadow.take(in, d, bad, b); err != nil {
@@ -131,7 +141,7 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		return err
 	}
 	l.next = max(l.next, in.Offset+1)
-	if l.shadow != nil {
+	if l.shadow != nil && l.fill == nil {
 		l.index.Passed(in.Offset + 1)
 	}
 	return nil
@@ -157,7 +167,7 @@ func (l *lane) pack() {
 // markAgain marks the records that are due because of an event that is folded, but is not
 // in committed snapshots, or whose dead letter is not in a committed transaction.
 func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error {
-	if missed, ok := l.letters.due[in.Offset]; ok {
+	if missed, ok := l.letters.Due[in.Offset]; ok {
 		var id []byte
 		if bad == nil {
 			var err error
@@ -207,7 +217,7 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.own.write(b); err != nil {
 		return err
 	}
-	l.outOfOrder.write(b, l.part)
+	l.outOfOrder.Write(b, l.part, familyOutOfOrder)
 	if err := l.deleteExpired(b); err != nil {
 		return err
 	}
@@ -215,16 +225,20 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.skips.write(b, l.part); err != nil {
 		return err
 	}
-	if err := l.unread.write(b, l.part); err != nil {
+	if err := l.unread.Write(b, l.part, familyMark, markUnread); err != nil {
 		return err
 	}
-	l.marks.write(b, l.part)
-	l.letters.write(b, l.part)
+	l.marks.Write(b, l.part, familyDue)
+	l.letters.Write(b, l.part, familyLetter)
 	if l.next != l.position {
 		b.SetPosition(l.part, l.next)
 	}
 	l.follow.write(b, l.part)
 	if l.index == nil {
+		return nil
+	}
+	if l.fill != nil {
+		l.putBackfill(b)
 		return nil
 	}
 	if err := l.index.Write(b, l.next, l.backfill()); err != nil {
@@ -265,10 +279,12 @@ func (l *lane) shadowWritten(memory int) error {
 	if l.shadow == nil {
 		return nil
 	}
+	l.filled.Set(l.index.Backfill())
 	if err := l.shadow.written(memory); err != nil || !l.index.Ended() {
 		return err
 	}
 	l.shadow = nil
+	l.endFill()
 	return errors.Join(l.part.Clear(states.FamilyShadow), l.part.Clear(familyShadowHeld), l.part.Clear(familyShadowBlocked))
 }
 
@@ -280,6 +296,7 @@ func (l *lane) catchUp(next, until int64) bool {
 		return false
 	}
 	l.shadow = shadow
+	l.filled.Set(next, until)
 	return true
 }
 
@@ -288,17 +305,17 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved, l.unread.unsaved = false, false
+	l.skips.unsaved, l.unread.Unsaved = false, false
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
 		return err
 	}
-	l.marks.written()
-	l.letters.written()
-	l.outOfOrder.written()
+	l.marks.Written()
+	l.letters.Written()
+	l.outOfOrder.Written()
 	l.windows.unsaved = math.MaxInt64
 	l.follow.written()
-	if l.index == nil {
+	if l.index == nil || l.fill != nil {
 		return nil
 	}
 	l.index.Written()
@@ -314,7 +331,10 @@ func (l *lane) countBlocked() {
 }
 
 // free releases the memory that answers do not need.
-func (l *lane) free() { l.states, l.own, l.index, l.shadow = nil, nil, nil, nil }
+func (l *lane) free() {
+	l.states, l.own, l.index, l.shadow = nil, nil, nil, nil
+	l.endFill()
+}
 
 // windowStarts bounds the search for expired windows.
 type windowStarts struct {

@@ -92,7 +92,7 @@ func (r *loader) take(in *pipeline.Record) error {
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sentBelow = max(l.letters.sentBelow, sent)
+		l.letters.SentBelow = max(l.letters.SentBelow, sent)
 	case key == string(skippedKey):
 		// Skips are about the log, and so apply to every fold of it.
 		if err := l.skips.decode(in.Value); err != nil {
@@ -226,9 +226,9 @@ func (r *loader) finish(end int64) error {
 		states.PutLongs(b, l.part, familyMark, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
-	l.unread.set(from.Unread)
-	l.unread.unsaved = len(from.Unread) > 0
-	if err := l.unread.write(b, l.part); err != nil {
+	l.unread.Set(from.Unread)
+	l.unread.Unsaved = len(from.Unread) > 0
+	if err := l.unread.Write(b, l.part, familyMark, markUnread); err != nil {
 		return err
 	}
 	b.SetPosition(l.part, from.Redo)

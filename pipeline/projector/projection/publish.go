@@ -95,7 +95,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.due) && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due) && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -118,7 +118,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
-	l.marks.send()
+	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
 		return nil
@@ -218,7 +218,7 @@ func (l *lane) reserved(key, value []byte) *pipeline.Record {
 // ended notes the end of the transaction for which publish was called. Due
 // records stay due until a transaction commits.
 func (l *lane) ended(committed bool, read int64) {
-	l.letters.outbox = nil
+	l.letters.Outbox = nil
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
@@ -230,18 +230,18 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if p.sending {
 		l.states.Published(sent)
-		l.marks.ended(sent)
+		l.marks.Ended(sent)
 	}
 	p.sending = false
 	if committed {
-		l.letters.sent(read)
+		l.letters.Sent(read)
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.due = false, false
+		l.skips.due, l.unread.Due = false, false
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -259,7 +259,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.due, l.letters.outbox = false, false, nil
+	l.skips.due, l.unread.Due, l.letters.Outbox = false, false, nil
 }
 
 // Keys of records on the snapshots topic that are not snapshots. They begin with a zero
@@ -319,7 +319,7 @@ func (l *lane) continues(c *checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.all()}
+	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.All()}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

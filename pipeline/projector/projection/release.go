@@ -35,7 +35,8 @@ type Released struct {
 
 // Release folds the missed events of a blocked aggregate: from the event that blocked it
 // on, or, with skip, from the event after it. The aggregate may be blocked again. It
-// fails with ErrNotBlocked or ErrBusy.
+// fails with ErrNotBlocked or ErrBusy, or with [query.ErrFilling] while the history is being
+// filled after a restore.
 func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
 	return s.release(ctx, p, id, skip, s.NewDecoder(p))
 }
@@ -46,6 +47,9 @@ func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, 
 		u, l, q, found := s.findBlocked(p, id)
 		if !found {
 			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
+		}
+		if err := u.canRelease(l); err != nil {
+			return Released{}, fmt.Errorf("%q waits, because a release has to recognize duplicates: %w", id, err)
 		}
 		r := &release{id: id, skip: skip, found: q}
 		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
@@ -86,6 +90,17 @@ func (u *unit) findBlocked(p *Projection, id string) (*lane, blocked, bool) {
 		}
 	}
 	return nil, blocked{}, false
+}
+
+// canRelease returns an error that wraps [query.ErrFilling] while the history of a lane is
+// being filled.
+func (u *unit) canRelease(l *lane) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.revoked || l.shadow == nil {
+		return nil
+	}
+	return l.complete()
 }
 
 // knownTo returns the offset of the last event in the state of an aggregate, -1 if there

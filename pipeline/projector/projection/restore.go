@@ -89,7 +89,7 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 func (o *opening) newLane(part *store.Part) *lane {
 	l := newLane(o.projection, o.source, part, &o.set.cfg)
 	if o.at.Committed <= o.at.End { // otherwise the offset is of an earlier topic of that name
-		l.letters.sentBelow = max(0, o.at.Committed)
+		l.letters.SentBelow = max(0, o.at.Committed)
 	}
 	return l
 }
@@ -123,7 +123,7 @@ func (o *opening) fromLog(loaded *lane) (*lane, error) {
 	}
 	l := o.newLane(part)
 	// These facts are about the log, whichever fold reads it.
-	l.letters.sentBelow, l.follow = loaded.letters.sentBelow, loaded.follow
+	l.letters.SentBelow, l.follow = loaded.letters.SentBelow, loaded.follow
 	for offset := range loaded.skips.offsets {
 		l.skips.add(offset, false)
 	}
@@ -134,7 +134,7 @@ func (o *opening) fromLog(loaded *lane) (*lane, error) {
 	if at.Start > 0 {
 		l.addUnread(0, at.Start)
 	}
-	if err := errors.Join(l.unread.write(batch, part), batch.Commit()); err != nil {
+	if err := errors.Join(l.unread.Write(batch, part, familyMark, markUnread), batch.Commit()); err != nil {
 		return nil, err
 	}
 	l.next, l.position, l.counted, l.publication.published = at.Start, at.Start, at.Start, at.Start
@@ -169,8 +169,8 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 	}
 	l.countBlocked()
 	l.loaded = found.until
-	if l.index != nil {
-		l.catchUp(at.Start, found.until)
+	if l.index != nil && l.catchUp(at.Start, found.until) {
+		l.startFill(o.set)
 	}
 	o.log.Info("restored from snapshots", "aggregates", found.aggregates, "took", took, "rate", int(float64(found.aggregates)/took.Seconds()), "next", from.Next, "tail", at.End-from.Next)
 	return l, nil
@@ -180,7 +180,7 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 // offset of a group that is away for long.
 func (l *lane) writeSent(b *store.Batch) {
 	if l.projection.Spec.Late != "" {
-		states.PutLongs(b, l.part, familyMark, markSent, l.letters.sentBelow)
+		states.PutLongs(b, l.part, familyMark, markSent, l.letters.SentBelow)
 	}
 }
 
@@ -192,10 +192,10 @@ func (o *opening) resume(l *lane) error {
 	if err := l.skips.load(l.part); err != nil {
 		return err
 	}
-	if err := l.unread.load(l.part); err != nil {
+	if err := l.unread.Load(l.part, familyMark, markUnread); err != nil {
 		return err
 	}
-	l.unread.due = l.unread.below() > l.publication.saved
+	l.unread.Due = l.unread.Below() > l.publication.saved
 	if err := l.own.load(o.decode); err != nil {
 		return err
 	}
@@ -234,7 +234,7 @@ func (o *opening) resumeMarks(l *lane) error {
 		return err
 	}
 	_, err = states.ReadLongs(l.part, familyMark, markSent, &sent)
-	l.letters.sentBelow = max(l.letters.sentBelow, sent)
+	l.letters.SentBelow = max(l.letters.SentBelow, sent)
 	return err
 }
 
@@ -242,7 +242,7 @@ func (o *opening) resumeMarks(l *lane) error {
 func (o *opening) resumeDue(l *lane) error {
 	v := l.part.View()
 	defer v.Close() //nolint:errcheck // only read
-	if err := l.letters.load(v); err != nil {
+	if err := l.letters.Load(v, familyLetter); err != nil {
 		return err
 	}
 	var ids []string
@@ -254,7 +254,7 @@ func (o *opening) resumeDue(l *lane) error {
 	}
 	for _, id := range ids {
 		if l.fold.CheckStateID([]byte(id)) != nil {
-			l.marks.set(id, false) // of an older release, which took any key
+			l.marks.Set(id, false) // of an older release, which took any key
 			continue
 		}
 		a, err := l.states.Get([]byte(id))
@@ -279,7 +279,12 @@ func (o *opening) resumeIndex(l *lane) error {
 	if !ok || !l.catchUp(max(next, o.at.Start), until) {
 		return l.index.Load(l.next, -1)
 	}
-	if err := l.index.Load(l.next, next); err != nil {
+	if l.startFill(o.set) {
+		err = l.index.Load(besideSession, next)
+	} else {
+		err = l.index.Load(l.next, next)
+	}
+	if err != nil {
 		return err
 	}
 	return l.shadow.load(o.decode)

@@ -9,8 +9,8 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -143,11 +143,11 @@ func (t *track) markDue(id string) {
 	if l == nil {
 		return
 	}
-	l.marks.set(id, true)
+	l.marks.Set(id, true)
 	l.publication.setBlockedDue(id)
 	if a, err := t.states.Get([]byte(id)); err == nil { // otherwise the mark is enough
 		if a.Version > 0 {
-			l.outOfOrder.add(id, l.next)
+			l.outOfOrder.Add(id, l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -215,36 +215,9 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 	return t.fold.RecordID(in, d.Key), bad
 }
 
-// reasonMispartitioned is the reason code of an event that is not in the partition of
-// its aggregate.
-const reasonMispartitioned pipeline.Reason = "mispartitioned"
-
-// misplaced rejects an event that is not in the partition of its aggregate. If it
-// were folded, the aggregate would have a second state, beside the one in the right
-// partition.
-//
-// That is the partition of the record key that the aggregate has: the key of the event's
-// record if its text form is the id. key is nil if the keys are text.
+// misplaced rejects an event that is not in the partition of its aggregate.
 func (t *track) misplaced(id []byte, key *keyformat.Key, partition int32) error {
-	partitions := t.projection.Spec.Events.Partitions
-	if t.fold.AnyPartition() || partitions <= 1 {
-		return nil
-	}
-	record := id
-	if key != nil {
-		var err error
-		if record, err = key.AppendLike(t.key[:0], id); err != nil { // the id tells what is wrong
-			return pipeline.Reject(reasonMispartitioned, "%q is not the text form of a key in %s, the key_format of %s, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-				id, t.fold.Keys(), t.source.Topic)
-		}
-		t.key = record
-	}
-	home := kafka.PartitionBy(t.fold.Partitioner(), record, partitions)
-	if home == partition {
-		return nil
-	}
-	return pipeline.Reject(reasonMispartitioned, "%q belongs in partition %d of %s, and this event is in %d: it was written under another key or by another partitioner. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-		id, home, t.source.Topic, partition)
+	return home.Check(t.fold, id, key, t.projection.Spec.Events, partition, &t.key)
 }
 
 // foldEvent is an event that is to be folded, and the clock of the track when the event
@@ -309,7 +282,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
 	t.count(in, isConflict)
 	if t.index != nil {
-		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
+		if t.indexes(now) {
 			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
 		}
 		return
@@ -333,16 +306,23 @@ func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
+	scope := t.fold.Scope(id)
+	known, err := t.index.Known(scope, t.folder.EventID(), offset)
+	if known || err != nil || t.isShadow() || t.lane.fill == nil {
+		return known, err
+	}
+	return t.lane.fill.Duplicate(scope, t.folder.EventID(), offset, offset < max(t.lane.loaded, t.lane.counted))
 }
 
-// scopeOf returns the aggregate within which ids of events are compared, nil for the
-// partition.
-func scopeOf(f *fold.Fold, id []byte) []byte {
-	if f.PartitionIDs() {
-		return nil
+// indexes reports whether the track adds what happens at the offset now to the index. The
+// shadow does up to the offset at which the states came from snapshots, or up to which the
+// tail was folded meanwhile.
+func (t *track) indexes(now int64) bool {
+	if t.isShadow() {
+		return true
 	}
-	return id
+	_, until := t.index.Backfill()
+	return t.lane.fill == nil && now >= until
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
@@ -385,20 +365,22 @@ func (t *track) changed(a *states.Aggregate) {
 	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.add(a.ID, l.next)
+			l.outOfOrder.Add(a.ID, l.next)
 		}
 		l.publication.setDue(a)
 	}
 }
 
-// remember adds the event that was just applied to the index. The shadow indexes the
-// events up to the offset at which the states came from snapshots.
+// remember adds the event that was just applied to the index.
 func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
 	t.count(in, isApplied)
 	if t.index == nil {
 		return nil
 	}
-	if _, until := t.index.Backfill(); !t.isShadow() && now < until {
+	if !t.isShadow() && t.lane.fill != nil {
+		t.lane.fill.Applied(t.folder.EventID(), in.Offset)
+	}
+	if !t.indexes(now) {
 		return nil
 	}
 	return t.index.Add(b, a, last, in, t.folder)
