@@ -105,7 +105,7 @@ var imports = map[string][]string{
 	// The processor. Its tools are siblings that do not know each other.
 	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
 	"pipeline/processor/chain": { // one pipeline; expr for the keys of rows
-		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/rows",
+		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/rows",
 		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue

@@ -54,6 +54,8 @@ func TestEveryCallNamesTheBrokersThatItCannotReach(t *testing.T) {
 		"ReadPartition": func(ctx context.Context) error { _, err := ReadPartition(ctx, cfg, "in", 0, 0, ignore); return err },
 		"ReadRange":     func(ctx context.Context) error { return ReadRange(ctx, cfg, "in", 0, Bounds{0, 1}, ignore) },
 		"ReadSettled":   func(ctx context.Context) error { _, err := ReadSettled(ctx, cfg, "in", 0, ignore); return err },
+		"CommittedEnds": func(ctx context.Context) error { _, err := LastStableOffsets(ctx, cfg, "in"); return err },
+		"DeleteBefore":  func(ctx context.Context) error { return DeleteBefore(ctx, cfg, "in", map[int32]int64{0: 1}) },
 		"WriteOnce":     func(ctx context.Context) error { return WriteOnce(ctx, cfg, record) },
 		"Tail.Run":      func(ctx context.Context) error { return NewTail(cfg, "in").Run(ctx, ignore) },
 	} {

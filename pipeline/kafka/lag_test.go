@@ -103,11 +103,11 @@ func (w *lagWorld) send(n int) {
 
 // end returns the end of the log.
 func (w *lagWorld) end() int64 {
-	bounds, err := TopicBounds(w.t.Context(), w.c.config(), "in", false)
+	ends, err := LastStableOffsets(w.t.Context(), w.c.config(), "in")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	return bounds[0].End
+	return ends[0]
 }
 
 // deleteRead deletes records that the group has passed.

@@ -52,6 +52,23 @@ func TestReadSettledWaitsForOpenTransactions(t *testing.T) {
 	}
 }
 
+func TestDeleteBeforeLeavesTheRest(t *testing.T) {
+	c := newCluster(t, 1)
+	inject(t, c, 0, 10)
+	cfg := c.config()
+	if err := DeleteBefore(t.Context(), cfg, "in", map[int32]int64{0: 7}); err != nil {
+		t.Fatal(err)
+	}
+	got := readAll(t.Context(), t, c, "in")
+	if want := []string{"000007", "000008", "000009"}; !slices.Equal(got, want) {
+		t.Errorf("%v remain, want %v", got, want)
+	}
+	ends, err := LastStableOffsets(t.Context(), cfg, "in")
+	if err != nil || ends[0] != 10 {
+		t.Errorf("ends %v, error %v", ends, err)
+	}
+}
+
 // Run ends with an error when partitions have been added, and the next Run reads them
 // from their start.
 func TestTailFindsNewPartitions(t *testing.T) {

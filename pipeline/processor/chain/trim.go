@@ -4,7 +4,7 @@ import (
 	"context"
 	"time"
 
-	"millrace/pipeline/kafka/admin"
+	"millrace/pipeline/kafka"
 )
 
 // The interval of the deletion of records from a state topic, and its timeout. The
@@ -43,12 +43,12 @@ func (k *keepers) trim(s *keptStage) error {
 	if len(before) == 0 {
 		return nil
 	}
-	return admin.DeleteBefore(ctx, k.client, s.topic, before)
+	return kafka.DeleteBefore(ctx, k.client, s.topic, before)
 }
 
 // mark adds a mark for the current end of each partition that grew.
 func (k *keepers) mark(ctx context.Context, s *keptStage) error {
-	ends, err := admin.LastStableOffsets(ctx, k.client, s.topic)
+	ends, err := kafka.LastStableOffsets(ctx, k.client, s.topic)
 	if err != nil {
 		return err
 	}

@@ -14,7 +14,6 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/kafka/admin"
 	"millrace/pipeline/processor/processortest"
 	"millrace/pipeline/processor/verify"
 )
@@ -323,7 +322,7 @@ func TestVerifyAcceptsThatOldRecordsAreDeleted(t *testing.T) {
 			b.Clicks(60)
 			b.CaughtUp()
 			stop()
-			if err := admin.DeleteBefore(t.Context(), b.Config(), topic, map[int32]int64{0: 3, 1: 2}); err != nil {
+			if err := kafka.DeleteBefore(t.Context(), b.Config(), topic, map[int32]int64{0: 3, 1: 2}); err != nil {
 				t.Fatal(err)
 			}
 			code, out := b.Processor(b.File(harness.PlainTopology), "verify")
