@@ -73,19 +73,24 @@ func (f *Fill) Close() {
 	}
 }
 
-// Duplicate reports whether an event, which the history does not have, was applied before. It
-// fails with ErrUndecided if that is not known yet. doubt reports that a snapshot may contain
-// the event. Its scope is the aggregate of [states.Index.Known].
+// Decide fails with ErrUndecided if it is not known yet whether an event, which the history
+// does not have, was applied before. Its scope is the aggregate of [states.Index.Known].
+func (f *Fill) Decide(scope, id []byte, offset int64) error {
+	if len(id) == 0 || f.ids != nil && !f.unread && !f.ids.Full() && f.ids.Decide(scope, id, offset) != states.Undecided {
+		return nil
+	}
+	f.waits = true
+	return ErrUndecided
+}
+
+// Duplicate reports whether an event that Decide has decided was applied before. doubt
+// reports that a snapshot may contain the event.
 func (f *Fill) Duplicate(scope, id []byte, offset int64, doubt bool) (bool, error) {
 	if len(id) == 0 {
 		return false, nil
 	}
-	decision := states.Undecided
-	if f.ids != nil && !f.unread {
-		decision = f.ids.Decide(scope, id, offset)
-	}
+	decision := f.ids.Decide(scope, id, offset)
 	if decision == states.Undecided {
-		f.waits = true
 		return false, ErrUndecided
 	}
 	if doubt {

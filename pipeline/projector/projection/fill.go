@@ -8,7 +8,9 @@ import (
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
+	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/fill"
 	"millrace/pipeline/projector/query"
@@ -65,6 +67,24 @@ func (l *lane) isFilled() bool {
 	l.index.Extend(l.next)
 	next, until := l.index.Backfill()
 	return next >= until
+}
+
+// decide fails with fill.ErrUndecided if an event of the tail may be a duplicate. That is
+// known before the event has any effect, such as the end of the wait of held events: the
+// shadow does not see an event that waits.
+func (l *lane) decide(in *pipeline.Record, d event.Decoded, bad error) error {
+	if l.fill == nil || bad != nil || !l.fold.Folds(d.Type) || deadletter.IsTaken(in, l.source.TopicID) {
+		return nil
+	}
+	id, err := l.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key))
+	if err != nil {
+		return nil //nolint:nilerr // it is not folded
+	}
+	scope := l.fold.Scope(id)
+	if known, err := l.index.Known(scope, l.folder.EventID(), in.Offset); known || err != nil {
+		return err
+	}
+	return l.fill.Decide(scope, l.folder.EventID(), in.Offset)
 }
 
 // takePast takes an event of the past.

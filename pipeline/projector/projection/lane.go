@@ -132,10 +132,10 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		}
 	}
 	var err error
-	if in.Offset >= l.next {
-		err = l.own.take(in, d, bad, b)
-	} else {
+	if in.Offset < l.next {
 		err = l.markAgain(in, d, bad)
+	} else if err = l.decide(in, d, bad); err == nil {
+		err = l.own.take(in, d, bad, b)
 	}
 	if err != nil {
 		return err

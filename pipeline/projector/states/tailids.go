@@ -48,6 +48,9 @@ func NewTailIDs(events int64, memory int) *TailIDs {
 // Bytes returns the size of the filter.
 func (t *TailIDs) Bytes() int { return 8 * len(t.filter) }
 
+// Full reports that there is no room for more ids of the tail.
+func (t *TailIDs) Full() bool { return len(t.tail) >= tailMost }
+
 // AddPast adds an event of the past. The aggregate is as for [Index.Known].
 func (t *TailIDs) AddPast(aggregate, id []byte) {
 	if len(id) == 0 {
@@ -92,8 +95,6 @@ func (t *TailIDs) Decide(aggregate, id []byte, offset int64) Decision {
 		return Undecided
 	}
 	switch at, ok := t.tail[t.last]; {
-	case !ok && len(t.tail) >= tailMost:
-		return Undecided
 	case !ok || at.offset == offset:
 		return IsNew
 	case at.doubt:
