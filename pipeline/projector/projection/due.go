@@ -1,11 +1,6 @@
 package projection
 
 import (
-	"encoding/json"
-	"fmt"
-	"maps"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +8,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -39,21 +35,13 @@ func (s *skips) add(offset int64, sending bool) {
 	}
 }
 
-func (s *skips) encode() ([]byte, error) { return json.Marshal(slices.Sorted(maps.Keys(s.offsets))) }
-
 // decode adds the offsets of an encoded list.
 func (s *skips) decode(value []byte) error {
-	if value == nil {
-		return nil
-	}
-	var offsets []int64
-	if err := json.Unmarshal(value, &offsets); err != nil {
-		return fmt.Errorf("the list of skipped offsets: %w", err)
-	}
+	offsets, err := internalrecord.DecodeSkipped(value)
 	for _, offset := range offsets {
 		s.offsets[offset] = true
 	}
-	return nil
+	return err
 }
 
 func (s *skips) load(part *store.Part) error {
@@ -70,7 +58,7 @@ func (s *skips) write(b *store.Batch, part *store.Part) error {
 	if !s.unsaved {
 		return nil
 	}
-	value, err := s.encode()
+	value, err := internalrecord.EncodeSkipped(s.offsets)
 	if err == nil {
 		b.Put(part, familyMark, markSkipped, value)
 	}
@@ -120,5 +108,5 @@ func (l *lane) emitLetters(out pipeline.Emitter, read int64, limits kafka.Limits
 		deadletter.Truncate(&box[i], gate.MaxRecord())
 		out.Emit(&box[i])
 	}
-	out.Emit(l.reserved(sentKey, strconv.AppendInt(nil, max(read, l.letters.SentBelow), 10)))
+	out.Emit(l.reserved(internalrecord.SentKey, internalrecord.EncodeSent(max(read, l.letters.SentBelow))))
 }

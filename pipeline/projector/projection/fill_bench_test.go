@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"millrace/pipeline"
+	"millrace/pipeline/projector/internalrecord"
 )
 
 // lastSnapshots keeps the last record of each key.
@@ -51,13 +52,13 @@ func BenchmarkFill(b *testing.B) {
 
 		w = openBenched(b, b.TempDir(), true, func(_ context.Context, _ string, _ int32, do func(*pipeline.Record) error) (int64, error) {
 			for key, r := range snapshots {
-				if key != string(checkpointKey) {
+				if key != string(internalrecord.CheckpointKey) {
 					if err := do(&r); err != nil {
 						return 0, err
 					}
 				}
 			}
-			r := snapshots[string(checkpointKey)]
+			r := snapshots[string(internalrecord.CheckpointKey)]
 			return int64(len(snapshots)), do(&r)
 		}, func(_ context.Context, _ string, _ int32, from int64, do func(*pipeline.Record) error) error {
 			for n := from; n < int64(size); n++ {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -178,41 +178,47 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error)
 	if u.revoked || in.Offset < l.follow.heard {
 		return nil, nil
 	}
-	key := string(in.Key)
-	id, isBlocked := strings.CutPrefix(key, blockedKeys)
-	switch {
-	case key == string(checkpointKey):
-		c, err := readCheckpoint(in.Value)
+	switch kind, id := internalrecord.KindOf(in.Key); kind {
+	case internalrecord.OfCheckpoint:
+		c, err := internalrecord.DecodeCheckpoint(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 			return nil, nil
 		}
 		return l.hearCheckpoint(&c, in.Offset)
-	case key == string(sentKey):
-		sent, err := readSent(in.Value)
+	case internalrecord.OfSent:
+		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.letters.Sent(sent)
-	case key == string(skippedKey):
+	case internalrecord.OfSkipped:
 		if err := l.skips.decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.skips.unsaved = true
-	case isBlocked:
+	case internalrecord.OfBlocked:
 		if delete(l.follow.released, id); in.Value == nil {
 			l.follow.released[id] = true
 		}
-	case strings.HasPrefix(key, fold.ReservedKeys):
-		// written by a later version of the program
-	case l.fold.CheckStateID(in.Key) != nil:
-		// no aggregate has this key
-	case in.Value == nil:
-		return nil, l.hearDeletion(key)
-	case l.fold.Window().Size > 0:
-		return nil, l.hearWindow(key)
+	case internalrecord.OfLater:
+	case internalrecord.Other:
+		return nil, l.hearSnapshot(in)
 	}
 	return nil, nil
+}
+
+// hearSnapshot takes in a snapshot of the owner, or its deletion.
+func (l *lane) hearSnapshot(in *pipeline.Record) error {
+	switch {
+	case l.fold.CheckStateID(in.Key) != nil:
+		return nil // no aggregate has this key
+	case in.Value == nil:
+		return l.hearDeletion(string(in.Key))
+	case l.fold.Window().Size > 0:
+		return l.hearWindow(string(in.Key))
+	}
+	return nil
 }
 
 // hearDeletion takes in that the owner has deleted the snapshot of an aggregate.
@@ -252,7 +258,7 @@ func (l *lane) hearWindow(id string) error {
 
 // hearCheckpoint takes in the owner's checkpoint: the records before it are complete up
 // to there.
-func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err error) {
+func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) (released []string, err error) {
 	f := l.follow
 	before := f.heard
 	f.heard = at + 1
@@ -272,7 +278,7 @@ func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err e
 	for id, q := range l.own.blocked {
 		// A release that the owner reported before it read the event is about an
 		// earlier event.
-		if !q.lost() && l.skips.has(q.Offset) || f.released[id] && max(q.first(), q.Since-1) < c.Next {
+		if !q.IsLost() && l.skips.has(q.Offset) || f.released[id] && max(q.First(), q.Since-1) < c.Next {
 			released = append(released, id)
 		}
 	}
@@ -365,7 +371,7 @@ func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
 	}
 	q := l.own.blocked[id]
 	// The owner has folded a lost aggregate again, whatever the log lacked.
-	return q != nil && (q.lost() || l.skips.has(q.Offset)), q != nil
+	return q != nil && (q.IsLost() || l.skips.has(q.Offset)), q != nil
 }
 
 // EndBatch implements [kafka.FollowHandler].

@@ -13,6 +13,7 @@ import (
 
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/topology"
 )
@@ -308,7 +309,7 @@ func TestAnOwnerThatContinuesInAFollowersStorePublishesTheRest(t *testing.T) {
 		}
 	}
 	for _, key := range w.writes[before:] {
-		if key != string(checkpointKey) && !ids[key] {
+		if key != internalrecord.CheckpointKey && !ids[key] {
 			t.Errorf("%q was published again", key)
 		}
 	}

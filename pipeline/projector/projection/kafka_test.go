@@ -14,6 +14,7 @@ import (
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/store"
 )
@@ -195,7 +196,7 @@ func (c *cluster) agree() map[string]int {
 			want[id] = string(c.fold.AppendSnapshot(nil, []byte(id), a))
 		}
 		c.read(projectiontest.SnapshotsTopic, p, func(r *pipeline.Record) {
-			if string(r.Key) == string(checkpointKey) {
+			if string(r.Key) == internalrecord.CheckpointKey {
 				return
 			}
 			times[string(r.Key)]++

@@ -4,12 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -21,7 +20,7 @@ const restoreBatch = 1 << 16
 type loaded struct {
 	usable     bool // there is a checkpoint, and it is of this fold
 	aggregates int
-	from       checkpoint
+	from       internalrecord.Checkpoint
 	until      int64 // every snapshot ends before; some may reach beyond from.Next
 	damaged    int64 // offset of the last checkpoint, if that cannot be read; otherwise -1
 }
@@ -33,11 +32,11 @@ type loader struct {
 	progress func(aggregates int)
 
 	found   loaded
-	blocked map[string]*blocked
-	lost    map[string]*blocked // by the key of the record: see lost.go
-	end     int64               // of the log; 0 if it grows meanwhile
-	a       fold.Aggregate      // scratch
-	value   []byte              // scratch
+	blocked map[string]*internalrecord.Blocked
+	lost    map[string]*internalrecord.Blocked // by the key of the record: see lost.go
+	end     int64                              // of the log; 0 if it grows meanwhile
+	a       fold.Aggregate                     // scratch
+	value   []byte                             // scratch
 }
 
 // load fills a lane's part of the store from the snapshots on Kafka. If they are not
@@ -46,7 +45,7 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	s, key := o.set, Key{o.at.Topic, o.at.Partition}
 	s.setProgress(key, "restoring %s, partition %d, from snapshots", o.projection.Label(), key.Partition)
 	defer s.clearProgress(key)
-	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*blocked{}, lost: map[string]*blocked{}, found: loaded{damaged: -1}}
+	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*internalrecord.Blocked{}, lost: map[string]*internalrecord.Blocked{}, found: loaded{damaged: -1}}
 	r.progress = func(aggregates int) {
 		s.setProgress(key, "restoring %s, partition %d, from snapshots: %d so far", o.projection.Label(), key.Partition, aggregates)
 		o.log.Info("restoring from snapshots", "aggregates", aggregates)
@@ -81,51 +80,38 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 
 // take takes a record of the snapshots topic. Its errors are those of the store.
 func (r *loader) take(in *pipeline.Record) error {
-	l, key := r.lane, string(in.Key)
-	delete(r.lost, key)
-	id, isBlocked := strings.CutPrefix(key, blockedKeys)
-	switch {
-	case key == string(checkpointKey):
+	l := r.lane
+	delete(r.lost, string(in.Key))
+	switch kind, id := internalrecord.KindOf(in.Key); kind {
+	case internalrecord.OfCheckpoint:
 		r.takeCheckpoint(in)
-	case key == string(sentKey):
-		sent, err := readSent(in.Value)
+	case internalrecord.OfSent:
+		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.letters.SentBelow = max(l.letters.SentBelow, sent)
-	case key == string(skippedKey):
+	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
 		if err := l.skips.decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-	case isBlocked:
+	case internalrecord.OfBlocked:
 		r.takeBlocked(id, in)
-	case strings.HasPrefix(key, fold.ReservedKeys):
-		// written by a later version of the program
-	case in.Value == nil:
+	case internalrecord.OfLater:
+	case internalrecord.Other:
+		if in.Value != nil {
+			return r.takeSnapshot(in)
+		}
 		r.batch.Delete(l.part, states.FamilyState, in.Key)
-	default:
-		return r.takeSnapshot(in)
 	}
 	return nil
-}
-
-// readSent reads the value of a record with sentKey.
-func readSent(value []byte) (offset int64, err error) {
-	offset, err = strconv.ParseInt(string(value), 10, 64)
-	if err == nil && offset < 0 {
-		err = fmt.Errorf("the offset %d is negative", offset)
-	}
-	if err != nil {
-		return 0, err
-	}
-	return offset, nil
 }
 
 // takeCheckpoint takes a checkpoint. If it cannot be read, the one before is valid: it
 // claims less.
 func (r *loader) takeCheckpoint(in *pipeline.Record) {
-	c, err := readCheckpoint(in.Value)
+	c, err := internalrecord.DecodeCheckpoint(in.Value)
 	if err != nil {
 		r.lane.skipUnreadable(in, err, effectIgnored)
 		r.found.damaged = in.Offset
@@ -139,7 +125,7 @@ func (r *loader) takeBlocked(id string, in *pipeline.Record) {
 	if in.Value == nil {
 		return
 	}
-	q, err := decodeBlocked(id, in.Value)
+	q, err := internalrecord.DecodeBlocked(id, in.Value)
 	if err != nil {
 		r.lose(id, in, err)
 		return
@@ -205,17 +191,17 @@ func (r *loader) finish(end int64) error {
 	}
 	states.PutLongs(b, l.part, familyMark, markLoaded, r.found.until)
 	for id, q := range r.blocked {
-		if !q.lost() && !q.rewind(from.Next) {
+		if !q.IsLost() && !q.Rewind(from.Next) {
 			continue // it was blocked later
 		}
-		value, err := q.encode()
+		value, err := q.Encode()
 		if err != nil {
 			return err
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
 	if len(l.skips.offsets) > 0 {
-		value, err := l.skips.encode()
+		value, err := internalrecord.EncodeSkipped(l.skips.offsets)
 		if err != nil {
 			return err
 		}

@@ -168,7 +168,7 @@ func (p *Partition) Blocked() (items []query.BlockedAggregate, next int64, ok bo
 		return nil, 0, false
 	}
 	for _, q := range p.lane.own.blocked {
-		items = append(items, q.item(p.Number()))
+		items = append(items, blockedItem(q, p.Number()))
 	}
 	return items, p.lane.next, true
 }

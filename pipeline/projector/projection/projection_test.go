@@ -24,6 +24,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
@@ -559,8 +560,8 @@ func TestACrashBetweenStoreAndCommitLosesNoSnapshot(t *testing.T) {
 	fw.batch(3)
 	fw.commit()
 	fw.handler.EndBatch(true)
-	var c checkpoint
-	if err := json.Unmarshal(w.snapshots[string(checkpointKey)].Value, &c); err != nil {
+	var c internalrecord.Checkpoint
+	if err := json.Unmarshal(w.snapshots[internalrecord.CheckpointKey].Value, &c); err != nil {
 		t.Fatal(err)
 	}
 	// The states are those at offset 40: none of them may be published for offset 13.

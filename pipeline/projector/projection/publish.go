@@ -1,8 +1,6 @@
 package projection
 
 import (
-	"encoding/json"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -11,7 +9,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/store"
@@ -133,7 +131,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 	}
 	value, err := l.checkpoint(max(read, l.publication.published))
 	if err == nil {
-		out.Emit(l.reserved(checkpointKey, value))
+		out.Emit(l.reserved(internalrecord.CheckpointKey, value))
 	}
 	return err
 }
@@ -189,11 +187,11 @@ func (l *lane) emitBlocked(out pipeline.Emitter) error {
 		var value []byte
 		if q := l.own.blocked[id]; q != nil {
 			var err error
-			if value, err = q.encode(); err != nil {
+			if value, err = q.Encode(); err != nil {
 				return err
 			}
 		}
-		out.Emit(l.reserved([]byte(blockedKeys+id), value))
+		out.Emit(l.reserved(internalrecord.BlockedKey(id), value))
 	}
 	return nil
 }
@@ -202,17 +200,17 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	if !l.skips.due {
 		return nil
 	}
-	value, err := l.skips.encode()
+	value, err := internalrecord.EncodeSkipped(l.skips.offsets)
 	if err == nil {
-		out.Emit(l.reserved(skippedKey, value))
+		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
 	return err
 }
 
 // reserved returns a record on the snapshots topic that is no snapshot. A nil value
 // deletes the record.
-func (l *lane) reserved(key, value []byte) *pipeline.Record {
-	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Value: value, Time: l.now()}
+func (l *lane) reserved(key string, value []byte) *pipeline.Record {
+	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
 }
 
 // ended notes the end of the transaction for which publish was called. Due
@@ -262,42 +260,6 @@ func (l *lane) dropDue() {
 	l.skips.due, l.unread.Due, l.letters.Outbox = false, false, nil
 }
 
-// Keys of records on the snapshots topic that are not snapshots. They begin with a zero
-// byte (fold.ReservedKeys), which ids of aggregates do not. Each record is in the
-// partition that it describes.
-var (
-	checkpointKey = []byte("\x00checkpoint")
-	skippedKey    = []byte("\x00skipped") // skipped offsets, in JSON
-	// sentKey is the key of the record with the offset below which all late events are
-	// dead letters, in decimal digits. The group's offset is the same, but the brokers
-	// forget it when the group is away for long.
-	sentKey = []byte("\x00sent")
-)
-
-// blockedKeys is the prefix of the keys of blocked records.
-const blockedKeys = fold.ReservedKeys + "blocked\x00"
-
-// checkpoint is the value of the record that states how far the snapshots of a
-// partition reach, in JSON.
-type checkpoint struct {
-	Fold    string `json:"fold"`            // hash
-	TopicID string `json:"topic_id"`        // of the events
-	Dedupe  string `json:"dedupe"`          // how duplicates were found: dedupeIndex or dedupeLast
-	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
-	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
-	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
-
-	Unread []query.Unread `json:"unread,omitempty"` // deleted before they were read
-}
-
-// readCheckpoint reads what a record with checkpointKey has.
-func readCheckpoint(value []byte) (c checkpoint, err error) {
-	if err = json.Unmarshal(value, &c); err == nil && (c.Fold == "" || c.Redo < 0 || c.Next < c.Redo) {
-		err = errors.New("it is not a checkpoint")
-	}
-	return c, err
-}
-
 // With an index, an event is a duplicate if its id was applied at any time; without, if
 // it has the id of the event before. Snapshots made one way cannot be continued the
 // other way.
@@ -314,17 +276,17 @@ func (l *lane) dedupe() string {
 }
 
 // continues reports whether the snapshots of a checkpoint can be continued here.
-func (l *lane) continues(c *checkpoint) bool {
+func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe()
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.All()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.All()}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}
 	if l.own.clock != noTime {
 		c.Clock = &l.own.clock
 	}
-	return json.Marshal(c)
+	return c.Encode()
 }

@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 )
 
@@ -67,29 +68,29 @@ func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, 
 }
 
 // findBlocked returns a blocked aggregate, as a copy, and its lane.
-func (s *Set) findBlocked(p *Projection, id string) (*unit, *lane, blocked, bool) {
+func (s *Set) findBlocked(p *Projection, id string) (*unit, *lane, internalrecord.Blocked, bool) {
 	for _, u := range s.assignedUnits() {
 		if l, q, ok := u.findBlocked(p, id); ok {
 			return u, l, q, true
 		}
 	}
-	return nil, nil, blocked{}, false
+	return nil, nil, internalrecord.Blocked{}, false
 }
 
 // findBlocked returns a blocked aggregate, as a copy, and its lane. A revoked unit has
 // none, because its lanes are freed.
-func (u *unit) findBlocked(p *Projection, id string) (*lane, blocked, bool) {
+func (u *unit) findBlocked(p *Projection, id string) (*lane, internalrecord.Blocked, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.revoked {
-		return nil, blocked{}, false
+		return nil, internalrecord.Blocked{}, false
 	}
 	for _, l := range u.lanes {
 		if q := l.own.blocked[id]; q != nil && l.projection == p {
-			return l, q.clone(), true
+			return l, q.Clone(), true
 		}
 	}
-	return nil, blocked{}, false
+	return nil, internalrecord.Blocked{}, false
 }
 
 // canRelease returns an error that wraps [query.ErrFilling] while the history of a lane is
@@ -123,7 +124,7 @@ func (u *unit) knownTo(l *lane, id string) int64 {
 type release struct {
 	id     string
 	skip   bool
-	found  blocked // the aggregate when the release began
+	found  internalrecord.Blocked // the aggregate when the release began
 	events []missedEvent
 }
 
@@ -143,8 +144,8 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 	if q.Clock != nil {
 		clock = *q.Clock
 	}
-	from, last := q.first(), q.Last
-	if !q.lost() {
+	from, last := q.First(), q.Last
+	if !q.IsLost() {
 		last = max(last, q.Offset)
 	}
 	for _, offset := range q.Held {
@@ -173,7 +174,7 @@ func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.De
 				clock = max(clock, folder.Time())
 			}
 		}
-		if (q.lost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
+		if (q.IsLost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
 			return nil
 		}
 		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
@@ -209,7 +210,7 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 	if now := t.blocked[q.ID]; now == nil || now.Last != q.Last || now.Offset != q.Offset {
 		return out, false, false, nil
 	}
-	if r.skip && !q.lost() {
+	if r.skip && !q.IsLost() {
 		l.skips.add(q.Offset, l.publication.sending)
 	}
 	t.unblock(q.ID)
@@ -228,7 +229,7 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 		return out, false, false, err
 	}
 	if again := t.blocked[q.ID]; again != nil {
-		item := again.item(l.source.Partition)
+		item := blockedItem(again, l.source.Partition)
 		out.Blocked = &item
 	}
 	t.markDue(q.ID)
@@ -246,7 +247,7 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 		t.queue(again, &e.in)
 		return nil
 	}
-	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap && !q.lost() {
+	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap && !q.IsLost() {
 		t.count(&e.in, isSkipped)
 		return nil
 	}

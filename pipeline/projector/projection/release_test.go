@@ -7,6 +7,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 )
 
@@ -59,7 +60,7 @@ func TestAReleaseDuringAnOpenTransactionIsPublishedAfterARestart(t *testing.T) {
 	w.counted("k", 0, 0, "b")
 	fw := w.start()
 	fw.run()
-	if _, ok := w.snapshots[blockedKeys+"k"]; !ok {
+	if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; !ok {
 		t.Fatal("the blocked record is not published")
 	}
 	w.counted("j", 0, 0, "c")
@@ -72,10 +73,10 @@ func TestAReleaseDuringAnOpenTransactionIsPublishedAfterARestart(t *testing.T) {
 	fw = w.start()
 	w.counted("j", 0, 0, "d")
 	fw.run()
-	if _, ok := w.snapshots[blockedKeys+"k"]; ok {
+	if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; ok {
 		t.Error("the blocked record of a released aggregate is still published")
 	}
-	if _, ok := w.snapshots[string(skippedKey)]; !ok {
+	if _, ok := w.snapshots[internalrecord.SkippedKey]; !ok {
 		t.Error("the skipped offset is not published")
 	}
 	wants(t, fw, map[string]string{"k": "a b", "j": "c d"})

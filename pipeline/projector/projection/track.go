@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/home"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -60,7 +61,7 @@ type track struct {
 	held    []*held
 	heldOf  map[string][]*held
 	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
-	blocked map[string]*blocked
+	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
 
 	missed []int64 // scratch
@@ -90,7 +91,7 @@ func (l *lane) newTrack(s *states.Table, f families) *track {
 	return &track{
 		projection: l.projection, fold: l.fold, source: l.source, part: l.part, folder: l.folder, skips: &l.skips, index: l.index,
 		states: s, families: f, clock: noTime,
-		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*blocked{}, blocks: map[string]bool{},
+		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
 	}
 }
 
@@ -519,8 +520,8 @@ func (t *track) load(decode decodeFunc) error {
 			t.blocks[string(key)] = true // of an older release, which took any key; the next write removes it
 			return true
 		}
-		var q *blocked
-		if q, bad = decodeBlocked(string(key), value); bad != nil {
+		var q *internalrecord.Blocked
+		if q, bad = internalrecord.DecodeBlocked(string(key), value); bad != nil {
 			bad = states.Damaged(key, bad)
 			return false
 		}

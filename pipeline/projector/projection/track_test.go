@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -103,7 +104,7 @@ func (w *world) lettersAt() (offsets []string) {
 func (w *world) all() map[string]string {
 	out := map[string]string{}
 	for k, r := range w.snapshots {
-		if k != string(checkpointKey) && k != string(sentKey) {
+		if k != internalrecord.CheckpointKey && k != internalrecord.SentKey {
 			out[k] = string(r.Value)
 		}
 	}
@@ -468,7 +469,7 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 		wants(t, fw, want)
 		fw.stop()
 		w.disk = vfs.NewCrashableMem()
-		delete(w.snapshots, string(checkpointKey)) // as for another fold
+		delete(w.snapshots, internalrecord.CheckpointKey) // as for another fold
 		fw = w.start()
 		fw.run()
 		wants(t, fw, want)
@@ -534,7 +535,7 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	fw.stop()
-	w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{string(skippedKey): w.snapshots[string(skippedKey)]}
+	w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{internalrecord.SkippedKey: w.snapshots[internalrecord.SkippedKey]}
 	fw = w.start()
 	fw.run()
 	if got := fw.texts()["k"]; got != "gap a c d e" {

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace/pipeline"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
 )
@@ -68,8 +69,8 @@ func (o *opening) saveJump(l *lane) error {
 // no checkpoint.
 func (o *opening) published(ctx context.Context, l *lane) (next int64, err error) {
 	_, err = o.set.cfg.Restore(ctx, o.projection.Spec.Snapshots, o.at.Partition, func(in *pipeline.Record) error {
-		if string(in.Key) == string(checkpointKey) {
-			if c, err := readCheckpoint(in.Value); err == nil && l.continues(&c) {
+		if string(in.Key) == internalrecord.CheckpointKey {
+			if c, err := internalrecord.DecodeCheckpoint(in.Value); err == nil && l.continues(&c) {
 				next = c.Next
 			}
 		}

@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka/admin"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/topology"
 )
@@ -124,7 +125,7 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 	if got := strings.Join(slices.Sorted(slices.Values(w.writes)), " "); got != "\x00checkpoint a b" {
 		t.Errorf("%q was published", got)
 	}
-	if got := string(w.snapshots[string(checkpointKey)].Value); !strings.Contains(got, `"next":2`) {
+	if got := string(w.snapshots[internalrecord.CheckpointKey].Value); !strings.Contains(got, `"next":2`) {
 		t.Errorf("the checkpoint is %s", got)
 	}
 	if clock.pass(time.Hour); woken() {
@@ -188,7 +189,7 @@ func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 		if err := w.fold.ReadSnapshot(r.Value[5:], []byte("k"), &a); err != nil || w.textsOf(a.State) != "a b" {
 			t.Errorf("%+v: the snapshot has %q, %v", test.policy, w.textsOf(a.State), err)
 		}
-		if _, ok := w.snapshots[blockedKeys+"k"]; ok {
+		if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; ok {
 			t.Errorf("%+v: the snapshots topic still has the blocked record", test.policy)
 		}
 		fw.stop()
