@@ -9,7 +9,7 @@ import (
 	"millrace/pipeline"
 )
 
-// pauser is a waker that pauses partition 0 at an offset until it may go on.
+// pauser is a waker that pauses partition 0 at an offset until passes is set.
 type pauser struct {
 	waker
 	at     int64 // of the record that pauses it
