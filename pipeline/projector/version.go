@@ -86,6 +86,10 @@ type plan struct {
 	// lost has the live versions that this release cannot compile, by projection.
 	lost map[string]*lostVersion
 
+	// later has the projections that cannot start here, because a later release made their
+	// live version, with the reason.
+	later map[string]error
+
 	// unknown has why other versions cannot be compiled, by label.
 	unknown map[string]error
 }
@@ -98,10 +102,9 @@ type lostVersion struct {
 	successor *wantedVersion // nil if there is none yet
 }
 
-// newPlan returns what is to run here. It fails if a live version was made by a later
-// release.
-func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
-	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, unknown: map[string]error{}}
+// newPlan returns what is to run here.
+func newPlan(t *topology.Topology, state *control.State) *plan {
+	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, later: map[string]error{}, unknown: map[string]error{}}
 	for _, pr := range t.Projections {
 		live := state.Live[pr.Name].Version
 		var newest *wantedVersion
@@ -116,7 +119,7 @@ func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
 					newest = &p.groups[group][len(p.groups[group])-1]
 				}
 			case n == live && record.Definition.Meaning() > topology.Semantics:
-				return nil, pipeline.Fatal("version %d of projection %s, which is live, was made by release %s, which is newer than this one: use that release, or return to an earlier version with `projector rollback %s`", n, pr.Name, record.By, pr.Name)
+				p.later[pr.Name] = pipeline.Fatal("version %d of projection %s, which is live, was made by release %s, which is newer than this one: use that release, or return to an earlier version with `projector rollback %s`", n, pr.Name, record.By, pr.Name)
 			case n == live:
 				p.lost[pr.Name] = &lostVersion{record: record, err: err}
 			default:
@@ -129,7 +132,7 @@ func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
 			lost.successor = &v
 		}
 	}
-	return p, nil
+	return p
 }
 
 // answers reports whether questions are answered from a version.
