@@ -135,23 +135,28 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
-	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
-	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                              // no I/O
-	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"},
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
+	"pipeline/projector/fill":           {"pipeline", "pipeline/event", "pipeline/fold", "pipeline/deadletter", "pipeline/kafka", "pipeline/store", "pipeline/projector/states"}, // filling a history, never what it indexes
+	"pipeline/projector/home":           {"pipeline", "pipeline/fold", "pipeline/kafka", "pipeline/keyformat"},                                                                   // where an aggregate belongs
+	"pipeline/projector/measure":        {prometheus},
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                                                                              // no I/O
+	"pipeline/projector/missed":         {"pipeline", "pipeline/deadletter", "pipeline/event", "pipeline/fold", "pipeline/projector/internalrecord"},                        // reading the log for releases
+	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/internalrecord", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states",
-		"pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,
+		"pipeline/projector/changes", "pipeline/projector/fill", "pipeline/projector/home", "pipeline/projector/handover", "pipeline/projector/measure", "pipeline/projector/missed", "pipeline/projector/pending",
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
+		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states", "pipeline/projector/changes",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
-		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections

@@ -6,9 +6,11 @@
 package pending
 
 import (
+	"errors"
 	"iter"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -118,3 +120,22 @@ func (o *OutOfOrder) Write(b *store.Batch, part *store.Part) {
 
 // Written notes that the store has what Write added.
 func (o *OutOfOrder) Written() { clear(o.unsaved) }
+
+// ReadChanges returns the entries of OutOfOrder in a view whose offset is in the range from
+// first to last, both included.
+func ReadChanges(v *states.View, family store.Family, first, last int64) (map[string]int64, error) {
+	changed := map[string]int64{}
+	var bad error
+	err := v.Scan(family, func(id, value []byte) bool {
+		var next int64
+		if next, _, bad = codec.ReadLong(value); bad != nil {
+			bad = states.Damaged(id, bad)
+			return false
+		}
+		if next >= first && next <= last {
+			changed[string(id)] = next
+		}
+		return true
+	})
+	return changed, errors.Join(bad, err)
+}

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"millrace/pipeline"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
@@ -51,7 +52,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 	}
 	t.blocked[id], t.blocks[id], t.sum = q, true, ""
 	result := isBlocked
-	if q.Reason == reasonMispartitioned {
+	if q.Reason == home.Mispartitioned {
 		result = isMispartitioned
 	}
 	t.count(in, result)

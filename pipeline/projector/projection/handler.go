@@ -40,6 +40,7 @@ type Handler struct {
 var (
 	_ pipeline.Handler  = (*Handler)(nil)
 	_ kafka.Rereader    = (*Handler)(nil)
+	_ kafka.Pauser      = (*Handler)(nil)
 	_ kafka.SizeLimited = (*Handler)(nil)
 )
 
@@ -165,14 +166,7 @@ func (h *Handler) lock(in *pipeline.Record) *unit {
 
 // fold passes an event to all lanes that need it.
 func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error {
-	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, func(typ int) bool {
-		for _, l := range u.lanes {
-			if l.fold.Folds(typ) {
-				return true
-			}
-		}
-		return false
-	})
+	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, u.folds)
 	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
 	}
@@ -227,7 +221,7 @@ func (h *Handler) EndBatch(committed bool) {
 			h.requestFlush(u)
 		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -240,7 +234,7 @@ func (h *Handler) endBatch(u *unit, committed bool) (due bool) {
 	defer u.mu.Unlock()
 	for _, l := range u.lanes {
 		if committed {
-			h.set.feeds.send(l, u.read)
+			h.set.send(l, u.read)
 		}
 		l.ended(committed, u.read)
 		if u.revoked {

@@ -102,7 +102,7 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 		return false, err
 	}
 	// The brokers may have forgotten up to where dead letters were sent.
-	all := !ok || c.Skipped != l.skips.offsets.Sum() || l.follow == nil && o.at.Committed < 0 && o.projection.Spec.Late != ""
+	all := !ok || c.Skipped != l.skips.Offsets.Sum() || l.follow == nil && o.at.Committed < 0 && o.projection.Spec.Late != ""
 	if ok && l.continues(&c) {
 		next := min(c.Next, o.at.End)
 		l.publication.floor = next
@@ -118,7 +118,7 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	here := handover.Decided{Next: l.next, Skipped: &l.skips.offsets, Blocked: l.own.blocked}
+	here := handover.Decided{Next: l.next, Skipped: &l.skips.Offsets, Blocked: l.own.blocked}
 	for _, h := range l.own.held {
 		here.Held = append(here.Held, h.offset())
 	}
@@ -198,9 +198,9 @@ func (s *Set) readRecords(ctx context.Context, l *lane, lost map[int64]string) (
 // hearRecords takes in what readRecords has read. end is the end of the log.
 func (l *lane) hearRecords(r *internalrecord.Records, end int64) {
 	for offset := range r.Skipped.All() {
-		l.skips.offsets.Add(offset)
+		l.skips.Offsets.Add(offset)
 	}
-	l.skips.unsaved, l.skips.due = true, l.follow == nil && l.skips.offsets.Len() > r.Skipped.Len()
+	l.skips.Unsaved, l.skips.Due = true, l.follow == nil && l.skips.Offsets.Len() > r.Skipped.Len()
 	l.letters.Sent(r.Sent)
 	l.heard.due = l.follow == nil && r.Found && r.Checkpoint.Skipped == "" // of an older release, which has no sums
 	if l.heard.todo.Forget(); r.Found && l.continues(&r.Checkpoint) {      // the states of another fold say nothing of those here
@@ -241,7 +241,7 @@ func (s *Set) reconcile(ctx context.Context, u *unit, dec *event.Decoder) error 
 func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || !l.heard.todo.Waits() || l.follow != nil && l.shadow != nil {
+	if u.revoked || !l.heard.todo.Waits() || l.shadow != nil { // without its history, a release does not recognize duplicates
 		return handover.Todo{}, nil
 	}
 	todo = l.heard.todo.Overruled(l.next, l.own.blocked)
@@ -263,13 +263,6 @@ func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	return todo, nil
 }
 
-// isBehind reports whether another owner may have released what is blocked here.
-func (u *unit) isBehind(l *lane) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return l.heard.todo.Waits()
-}
-
 // releaseAtOnce is the number of aggregates whose events are read from the log in one pass.
 const releaseAtOnce = 1000
 
@@ -280,7 +273,7 @@ func (s *Set) releaseHeard(ctx context.Context, u *unit, l *lane, ids []string, 
 	for _, id := range ids {
 		if q := l.own.blocked[id]; !u.revoked && q != nil {
 			// That owner has folded a lost aggregate again, whatever the log lacked.
-			rs = append(rs, &release{id: id, skip: q.IsLost() || l.skips.offsets.Has(q.Offset), found: q.Clone()})
+			rs = append(rs, &release{id: id, skip: q.IsLost() || l.skips.Offsets.Has(q.Offset), found: q.Clone()})
 		}
 	}
 	u.mu.Unlock()

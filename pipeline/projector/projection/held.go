@@ -91,7 +91,7 @@ func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) e
 		if err == nil || pipeline.ClassOf(err) != pipeline.ClassReject {
 			return err
 		}
-		if t.skips.offsets.Has(h.offset()) {
+		if t.skips.Offsets.Has(h.offset()) {
 			t.count(&h.in, isSkipped)
 			return nil
 		}
@@ -110,7 +110,7 @@ func (t *track) expire(now int64, b *store.Batch) error {
 		if err != nil {
 			return err
 		}
-		if !apply && !t.skips.offsets.Has(h.offset()) {
+		if !apply && !t.skips.Offsets.Has(h.offset()) {
 			err := pipeline.Reject(internalrecord.ReasonGap, "number %d came, and number %d did not within %d records", h.number, a.Number+1, wait)
 			if err := t.block(h.id, &h.in, now, err); err != nil {
 				return err

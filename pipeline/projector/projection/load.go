@@ -93,7 +93,7 @@ func (r *loader) take(in *pipeline.Record) error {
 		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.offsets.Decode(in.Value); err != nil {
+		if err := l.skips.Offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 	case internalrecord.OfBlocked:
@@ -200,8 +200,8 @@ func (r *loader) finish(end int64) error {
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if l.skips.offsets.Len() > 0 {
-		value, err := l.skips.offsets.Encode()
+	if l.skips.Offsets.Len() > 0 {
+		value, err := l.skips.Offsets.Encode()
 		if err != nil {
 			return err
 		}

@@ -93,7 +93,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.Due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -197,10 +197,10 @@ func (l *lane) emitBlocked(out pipeline.Emitter) error {
 }
 
 func (l *lane) emitSkips(out pipeline.Emitter) error {
-	if !l.skips.due {
+	if !l.skips.Due {
 		return nil
 	}
-	value, err := l.skips.offsets.Encode()
+	value, err := l.skips.Offsets.Encode()
 	if err == nil {
 		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
@@ -236,10 +236,10 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.Due, l.heard.due = false, false, false
+		l.skips.Due, l.unread.Due, l.heard.due = false, false, false
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.Due && !l.unread.Due && !l.heard.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -247,8 +247,8 @@ func (l *lane) ended(committed bool, read int64) {
 		p.setBlockedDue(id)
 	}
 	p.deferred = p.deferred[:0]
-	if l.skips.deferred {
-		l.skips.due, l.skips.deferred = true, false
+	if l.skips.Deferred {
+		l.skips.Due, l.skips.Deferred = true, false
 	}
 }
 
@@ -257,7 +257,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
+	l.skips.Due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -281,7 +281,7 @@ func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.Offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All()}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

@@ -9,9 +9,11 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/missed"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -46,7 +48,7 @@ type track struct {
 
 	// Shared with the lane.
 	folder *fold.Folder // holds the event that was read last
-	skips  *skips
+	skips  *pending.Skips
 	index  *states.Index // nil without history
 
 	// lane gets the effects of decisions: due records, counts and log lines. It is nil in a
@@ -196,7 +198,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if read && !t.isShadow() {
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
-	if t.skips.offsets.Has(in.Offset) {
+	if t.skips.Offsets.Has(in.Offset) {
 		t.count(in, isSkipped)
 		return nil
 	}
@@ -217,36 +219,9 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 	return t.fold.RecordID(in, d.Key), bad
 }
 
-// reasonMispartitioned is the reason code of an event that is not in the partition of
-// its aggregate.
-const reasonMispartitioned pipeline.Reason = "mispartitioned"
-
-// misplaced rejects an event that is not in the partition of its aggregate. If it
-// were folded, the aggregate would have a second state, beside the one in the right
-// partition.
-//
-// That is the partition of the record key that the aggregate has: the key of the event's
-// record if its text form is the id. key is nil if the keys are text.
+// misplaced rejects an event that is not in the partition of its aggregate.
 func (t *track) misplaced(id []byte, key *keyformat.Key, partition int32) error {
-	partitions := t.projection.Spec.Events.Partitions
-	if t.fold.AnyPartition() || partitions <= 1 {
-		return nil
-	}
-	record := id
-	if key != nil {
-		var err error
-		if record, err = key.AppendLike(t.key[:0], id); err != nil { // the id tells what is wrong
-			return pipeline.Reject(reasonMispartitioned, "%q is not the text form of a key in %s, the key_format of %s, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-				id, t.fold.Keys(), t.source.Topic)
-		}
-		t.key = record
-	}
-	home := kafka.PartitionBy(t.fold.Partitioner(), record, partitions)
-	if home == partition {
-		return nil
-	}
-	return pipeline.Reject(reasonMispartitioned, "%q belongs in partition %d of %s, and this event is in %d: it was written under another key or by another partitioner. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-		id, home, t.source.Topic, partition)
+	return home.Check(t.fold, id, key, t.projection.Spec.Events, partition, &t.key)
 }
 
 // foldEvent is an event that is to be folded, and the clock of the track when the event
@@ -299,7 +274,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: copied(in)})
+		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: missed.Copy(in)})
 		t.count(in, isHeld)
 		return nil
 	}
@@ -314,7 +289,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
 	t.count(in, isConflict)
 	if t.index != nil {
-		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
+		if t.indexes(now) {
 			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
 		}
 		return
@@ -338,16 +313,23 @@ func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
+	scope := t.fold.Scope(id)
+	known, err := t.index.Known(scope, t.folder.EventID(), offset)
+	if known || err != nil || t.isShadow() || t.lane.fill == nil {
+		return known, err
+	}
+	return t.lane.fill.Duplicate(scope, t.folder.EventID(), offset, offset < max(t.lane.loaded, t.lane.counted))
 }
 
-// scopeOf returns the aggregate within which ids of events are compared, nil for the
-// partition.
-func scopeOf(f *fold.Fold, id []byte) []byte {
-	if f.PartitionIDs() {
-		return nil
+// indexes reports whether the track adds what happens at the offset now to the index. The
+// shadow does up to the offset at which the states came from snapshots, or up to which the
+// tail was folded meanwhile.
+func (t *track) indexes(now int64) bool {
+	if t.isShadow() {
+		return true
 	}
-	return id
+	_, until := t.index.Backfill()
+	return t.lane.fill == nil && now >= until
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
@@ -396,14 +378,16 @@ func (t *track) changed(a *states.Aggregate) {
 	}
 }
 
-// remember adds the event that was just applied to the index. The shadow indexes the
-// events up to the offset at which the states came from snapshots.
+// remember adds the event that was just applied to the index.
 func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
 	t.count(in, isApplied)
 	if t.index == nil {
 		return nil
 	}
-	if _, until := t.index.Backfill(); !t.isShadow() && now < until {
+	if !t.isShadow() && t.lane.fill != nil {
+		t.lane.fill.Applied(t.folder.EventID(), in.Offset)
+	}
+	if !t.indexes(now) {
 		return nil
 	}
 	return t.index.Add(b, a, last, in, t.folder)
@@ -427,8 +411,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
 		if a.Version == 1 && !t.isShadow() {
-			b.Put(t.part, familyWindow, states.WindowKey(r.start, a.ID), nil)
-			t.lane.windows.opened(r.start)
+			t.lane.windows.Open(b, t.part, r.start, a.ID)
 		}
 		t.changed(a)
 		if i < len(t.ready)-1 {
@@ -493,16 +476,6 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 		t.ready = append(t.ready, windowed{a, next, start})
 	}
 	return nil
-}
-
-// copied returns a deep copy of a record.
-func copied(in *pipeline.Record) pipeline.Record {
-	c := *in
-	c.Key, c.Value, c.Headers = bytes.Clone(in.Key), bytes.Clone(in.Value), nil
-	for _, h := range in.Headers {
-		c.Headers = append(c.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
-	}
-	return c
 }
 
 // write adds to the batch what the store does not have yet.

@@ -50,6 +50,9 @@ func (x *Index) CatchUp(next, until int64, past *Table) bool {
 	return true
 }
 
+// Extend makes the index catch up to an offset at least.
+func (x *Index) Extend(until int64) { x.until = max(x.until, until) }
+
 // Backfill returns the offsets that the index has reached and must reach.
 func (x *Index) Backfill() (next, until int64) { return x.next, x.until }
 
