@@ -69,8 +69,15 @@ func operations(ops []kadm.ACLOperation) (out Operations) {
 
 // Describe reads the state of topics, groups and transactional ids. It changes nothing.
 // Objects that we may not describe are in Hidden, without an error.
-func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
-	defer func() { err = trimDial(err) }()
+func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (out Description, err error) {
+	err = Patiently(ctx, cfg, func() error {
+		out, err = describe(ctx, cfg, topics, groups, txnIDs)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return Description{}, err
@@ -197,8 +204,15 @@ func (d *Description) group(ctx context.Context, adm *kadm.Client, name string) 
 
 // CheckTopics asks the brokers whether the topics could be created, without creating
 // them. It returns an error for each topic that could not.
-func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
-	defer func() { err = trimDial(err) }()
+func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (out map[string]error, err error) {
+	err = Patiently(ctx, cfg, func() error {
+		out, err = checkTopics(ctx, cfg, specs)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func checkTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err
@@ -235,8 +249,11 @@ func (s TopicSpec) request() (partitions int32, replication int16, config map[st
 }
 
 // SetTopicConfig sets the given settings of a topic and leaves the others unchanged.
-func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
-	defer func() { err = trimDial(err) }()
+func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) error {
+	return trimDial(Patiently(ctx, cfg, func() error { return setTopicConfig(ctx, cfg, topic, set) }))
+}
+
+func setTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return err
@@ -265,8 +282,15 @@ type Bounds struct{ Start, End int64 }
 // TopicBounds returns the bounds of a topic's partitions. If settled is set, they end
 // at the current high watermarks, and TopicBounds waits until all transactions below
 // these are committed or aborted.
-func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
-	defer func() { err = trimDial(err) }()
+func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (out map[int32]Bounds, err error) {
+	err = Patiently(ctx, cfg, func() error {
+		out, err = topicBounds(ctx, cfg, topic, settled)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func topicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err

@@ -15,7 +15,14 @@ import (
 // partition without a committed offset counts from its start, and committed offsets pass
 // transaction markers, because a loop also commits batches of nothing else.
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
-	defer func() { err = trimDial(err) }()
+	err = Patiently(ctx, cfg, func() error {
+		done, total, err = groupProgress(ctx, cfg, group, topic)
+		return err
+	})
+	return done, total, trimDial(err)
+}
+
+func groupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return 0, 0, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline"
@@ -26,16 +27,12 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 		return 0, err
 	}
 	defer adm.Close()
-	ends, err := adm.ListEndOffsets(ctx, topic)
-	if err != nil {
+	var last kadm.ListedOffset
+	if err := Patiently(ctx, cfg, func() (err error) {
+		last, err = endOffset(ctx, adm, topic, partition)
+		return err
+	}); err != nil {
 		return 0, err
-	}
-	last, ok := ends.Lookup(topic, partition)
-	if !ok {
-		return 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
-	}
-	if last.Err != nil {
-		return 0, fmt.Errorf("end offset of %s: %w", topicPartition{topic, partition}, last.Err)
 	}
 	for wait := minBackoff / 10; ; wait = sleep(ctx, wait) {
 		if end, err = ReadPartition(ctx, cfg, topic, partition, end, f); err != nil || end >= last.Offset {
@@ -44,9 +41,41 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 	}
 }
 
+// endOffset returns the high watermark of a partition.
+func endOffset(ctx context.Context, adm *kadm.Client, topic string, partition int32) (kadm.ListedOffset, error) {
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return kadm.ListedOffset{}, err
+	}
+	last, ok := ends.Lookup(topic, partition)
+	if !ok {
+		return last, unlisted(ends, topic, partition)
+	}
+	if last.Err != nil {
+		return last, fmt.Errorf("end offset of %s: %w", topicPartition{topic, partition}, last.Err)
+	}
+	return last, nil
+}
+
+// unlisted returns why an answer lacks a partition.
+func unlisted(answer kadm.ListedOffsets, topic string, partition int32) error {
+	tp := topicPartition{topic, partition}
+	if err := answer.Error(); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return fmt.Errorf("%s: %w", tp, err)
+	}
+	return fmt.Errorf("%s does not exist", tp)
+}
+
 // LastStableOffsets returns the last stable offsets of a topic, by partition.
-func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
-	defer func() { err = trimDial(err) }()
+func LastStableOffsets(ctx context.Context, cfg Config, topic string) (out map[int32]int64, err error) {
+	err = Patiently(ctx, cfg, func() error {
+		out, err = lastStableOffsets(ctx, cfg, topic)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func lastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return nil, err
@@ -66,8 +95,11 @@ func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int
 }
 
 // DeleteBefore deletes the records of a topic below the given offsets, by partition.
-func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
-	defer func() { err = trimDial(err) }()
+func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
+	return trimDial(Patiently(ctx, cfg, func() error { return deleteBefore(ctx, cfg, topic, before) }))
+}
+
+func deleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
 	adm, err := NewAdmin(cfg)
 	if err != nil {
 		return err

@@ -177,6 +177,31 @@ func TestSelectReachesIntoNullableRecords(t *testing.T) {
 	}
 }
 
+// A select that reaches into nullable records allocates nothing per event. (An expression
+// that reads one is interpreted, and allocates.)
+func TestSelectIntoNullableRecordsAllocatesNothing(t *testing.T) {
+	r, _ := newTrips(t, `{select: {to: Ride, rename: {rider.name: rider.label, rider.under.id: who, version: rider.under.of}, set: {version: "7", rider.tags.c: "'d'", rider.id: "'n'"}}}`)
+	body, err := codec.EncodeJSON(r.pipeline.Types[0], parseJSON(t, trip(rider("u1", "x", `"a":"b"`, rider("u2", "y", "", "null")))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e pipeline.Event
+	record, layout := &pipeline.Record{}, r.pipeline.Layouts[0]
+	out := make([]byte, 0, 1<<10)
+	keep := func(e *pipeline.Event) error { out = e.Append(out[:0]); return nil }
+	if n := testing.AllocsPerRun(200, func() {
+		e.Record, e.OldType, e.Arena = record, -1, e.Arena[:0]
+		if err := layout.Walk(body, &e.View); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.chain.Process(t.Context(), &e, keep); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
 // What a filter ensures about a nullable record holds after a stage that sets a field within
 // it.
 func TestFactsAboutNullableRecordsHoldAfterSets(t *testing.T) {

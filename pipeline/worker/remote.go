@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/topology"
 )
 
@@ -45,6 +46,7 @@ func (f *RemoteFlags) Open() (*Worker, error) {
 	if err := w.configure(f.kafka, f.registry, nil); err != nil {
 		return nil, err
 	}
+	w.Kafka.Patience = kafka.CommandPatience
 	return w, nil
 }
 

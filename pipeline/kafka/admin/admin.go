@@ -16,8 +16,15 @@ import (
 )
 
 // CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
-func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (_ int64, err error) {
-	defer func() { err = cfg.Explain(err) }()
+func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (sum int64, err error) {
+	err = kafka.Patiently(ctx, cfg, func() error {
+		sum, err = committedSum(ctx, cfg, group)
+		return err
+	})
+	return sum, cfg.Explain(err)
+}
+
+func committedSum(ctx context.Context, cfg kafka.Config, group string) (int64, error) {
 	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return 0, err
@@ -38,8 +45,11 @@ func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (_ int64,
 // DeleteGroup deletes a group. It first removes static members, which do not leave
 // the group when they stop; other members must have left. It returns nil if the group
 // does not exist.
-func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
+func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) error {
+	return cfg.Explain(kafka.Patiently(ctx, cfg, func() error { return deleteGroup(ctx, cfg, group) }))
+}
+
+func deleteGroup(ctx context.Context, cfg kafka.Config, group string) error {
 	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
@@ -60,8 +70,11 @@ func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error
 
 // RemoveMembers removes the static members of an instance from a group, which would wait
 // for them. The ids of static members are transactional ids: GROUP-INSTANCE-SESSION.
-func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
+func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string) error {
+	return cfg.Explain(kafka.Patiently(ctx, cfg, func() error { return removeMembers(ctx, cfg, group, instance) }))
+}
+
+func removeMembers(ctx context.Context, cfg kafka.Config, group, instance string) error {
 	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
@@ -102,8 +115,11 @@ func removeStatic(ctx context.Context, adm *kadm.Client, group string, chosen fu
 }
 
 // DeleteTopic deletes a topic. It returns nil if the topic does not exist.
-func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
+func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) error {
+	return cfg.Explain(kafka.Patiently(ctx, cfg, func() error { return deleteTopic(ctx, cfg, topic) }))
+}
+
+func deleteTopic(ctx context.Context, cfg kafka.Config, topic string) error {
 	adm, err := kafka.NewAdmin(cfg)
 	if err != nil {
 		return err
