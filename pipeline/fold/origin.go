@@ -20,11 +20,11 @@ type Origin struct {
 }
 
 // OriginOf returns the origin of the event in a record. key is the record's key as it was
-// read, nil if the format of the keys is text.
-func OriginOf(in *pipeline.Record, key *keyformat.Key) Origin {
-	o := Origin{Key: in.Key, Time: in.Time.UnixMicro(), Headers: in.Headers, RawKey: in.Key}
+// read, nil if the format of the keys is text. It is small enough to be inlined.
+func OriginOf(in *pipeline.Record, key *keyformat.Key) (o Origin) {
+	o = Origin{Key: in.Key, Time: in.Time.UnixMicro(), Headers: in.Headers, RawKey: in.Key}
 	if key != nil {
-		o.Key, o.BadKey, o.RawKey = key.Text, key.Err, key.Raw()
+		o.Key, o.BadKey, o.RawKey = key.Text, key.Err, key.Value
 	}
 	return o
 }

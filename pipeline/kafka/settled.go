@@ -21,6 +21,12 @@ import (
 // transaction has reached the partition. Up to the last stable offset, the last batch
 // would then be missing.
 func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
+	return ReadSettledFrom(ctx, cfg, topic, partition, 0, f)
+}
+
+// ReadSettledFrom is [ReadSettled] from an offset.
+func ReadSettledFrom(ctx context.Context, cfg Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error) {
+	end = from
 	defer func() { err = trimDial(err) }()
 	adm, err := NewAdmin(cfg)
 	if err != nil {

@@ -128,7 +128,7 @@ func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVer
 	l.start(ctx, s.ended)
 	s.roster.add(l)
 	for _, v := range l.wanted {
-		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Fold, "group", group, "live", v.isLive(state))
+		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Hash(), "group", group, "live", v.isLive(state))
 	}
 	return l, nil
 }

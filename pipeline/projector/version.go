@@ -57,6 +57,34 @@ func versionSnapshots(pr *topology.Projection, n int) string {
 	return fmt.Sprintf("%s.v%d", pr.Snapshots.Name, n)
 }
 
+// maxTopicName is the length of the longest name of a topic.
+const maxTopicName = 249
+
+// SetInternal puts the internal records of a new version on a topic of their own.
+func SetInternal(record *control.VersionRecord, t *topology.Topology, pr *topology.Projection) error {
+	name := record.Snapshots + ".internal"
+	if len(name) > maxTopicName {
+		return fmt.Errorf("version %d of projection %s needs a topic %s, whose name is longer than %d characters: give the projection a shorter name for its snapshots", record.Version, pr.Name, name, maxTopicName)
+	}
+	if t.Topic(name) != nil {
+		return fmt.Errorf("version %d of projection %s needs the topic %s for records of its own, and the topology declares a topic of that name: give that topic another name", record.Version, pr.Name, name)
+	}
+	record.SetInternal(name)
+	return nil
+}
+
+// internalLag is how long a version's internal records are not compacted, in milliseconds.
+// A restore reads those of the transactions that commit meanwhile.
+const internalLag = "3600000"
+
+// internalTopic returns the definition of a version's topic of internal records.
+func internalTopic(pr *topology.Projection, name string) *topology.Topic {
+	return &topology.Topic{
+		Name: name, Partitions: pr.From.Partitions, Replication: pr.Snapshots.Replication,
+		Config: map[string]string{"cleanup.policy": "compact", "min.compaction.lag.ms": internalLag},
+	}
+}
+
 // snapshotsTopic returns the definition of a version's snapshots topic: it is compacted,
 // and has as many partitions as the topic of the events.
 func snapshotsTopic(pr *topology.Projection, name string) *topology.Topic {
@@ -163,7 +191,7 @@ func (p *plan) follows(group string) bool {
 // the projection otherwise, the version is compiled from its record.
 func wantVersion(t *topology.Topology, pr *topology.Projection, record control.VersionRecord) (v wantedVersion, group string, err error) {
 	v, group = wantedVersion{name: pr.Name, record: record, projection: pr}, record.Group
-	if f := pr.Fold.WithHash(record.Fold); f != nil {
+	if f := pr.Fold.WithHash(record.Hash()); f != nil {
 		if f != pr.Fold {
 			with := *pr
 			with.Fold, v.projection = f, &with
@@ -174,8 +202,8 @@ func wantVersion(t *topology.Topology, pr *topology.Projection, record control.V
 	if err != nil {
 		return v, "", err
 	}
-	if hash := compiled.Fold.Hash(); hash != record.Fold {
-		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: release %s, which made it, gives it another meaning", hash, record.Fold, record.By)
+	if hash := compiled.Fold.Hash(); hash != record.Hash() {
+		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: release %s, which made it, gives it another meaning", hash, record.Hash(), record.By)
 	}
 	v.projection = compiled
 	if !same {
@@ -198,7 +226,7 @@ func signature(wanted []wantedVersion, follows bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "follows %v\n", follows)
 	for _, v := range wanted {
-		fmt.Fprintf(&b, "%s %d %s %s\n", v.name, v.record.Version, v.record.Fold, v.record.Snapshots)
+		fmt.Fprintf(&b, "%s %d %s %s %s\n", v.name, v.record.Version, v.record.Fold, v.record.Snapshots, v.record.Internal)
 	}
 	return b.String()
 }

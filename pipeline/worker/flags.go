@@ -1,7 +1,10 @@
 package worker
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -92,6 +95,9 @@ func (f *Flags) Start() (*Worker, error) {
 		return nil, err
 	}
 	if w.Server, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; each worker on a machine also needs its own --instance, and a projector its own --data-dir", err)
+		}
 		return nil, err
 	}
 	w.reportSchemas()

@@ -79,7 +79,7 @@ func NewServer(cfg ServerConfig) (*Server, error) {
 	l, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("%s is in use, perhaps by another worker; choose another address with --listen, or a free port with --listen 127.0.0.1:0", cfg.Listen)
+			return nil, fmt.Errorf("%s is in use, perhaps by another worker; choose another address with --listen, or a free port with --listen 127.0.0.1:0 (%w)", cfg.Listen, syscall.EADDRINUSE)
 		}
 		return nil, fmt.Errorf("--listen: %w", err)
 	}

@@ -38,6 +38,12 @@ const (
 // IsLost reports whether the aggregate is blocked because its snapshot cannot be read.
 func (q *Blocked) IsLost() bool { return q.Reason == ReasonBadSnapshot }
 
+// Bounds of what an owner keeps of a blocked aggregate. The log has the other offsets.
+const (
+	MaxQueue = 1000 // offsets in Queue
+	MaxError = 1000 // bytes of Error
+)
+
 // Encode returns the value of the record.
 func (q *Blocked) Encode() ([]byte, error) { return json.Marshal(q) }
 

@@ -3,6 +3,7 @@ package internalrecord
 import (
 	"fmt"
 	"hash/fnv"
+	"iter"
 )
 
 // Place is the place of the event that blocks an aggregate, or of its snapshot if that is
@@ -60,4 +61,25 @@ func PlaceOf(id string, value []byte) (Place, error) {
 		return Place{}, err
 	}
 	return q.Place(), nil
+}
+
+// LostIn returns the ids of the aggregates whose snapshot is lost, by its offset.
+func LostIn(all map[string]*Blocked) map[int64]string {
+	lost := map[int64]string{}
+	for _, q := range all {
+		if q.IsLost() {
+			lost[q.Offset] = q.ID
+		}
+	}
+	return lost
+}
+
+// InLog reports whether the events of all aggregates are in a log that starts at an offset.
+func InLog(all iter.Seq[*Blocked], start int64) bool {
+	for q := range all {
+		if q.IsLost() || q.First() < start {
+			return false
+		}
+	}
+	return true
 }

@@ -87,6 +87,11 @@ type Checkpoint struct {
 	Blocked string `json:"blocked,omitempty"`
 
 	Unread []query.Unread `json:"unread,omitempty"` // deleted before they were read
+
+	// For snapshots on another topic than the checkpoint, Kafka's id of that topic, and the
+	// name that snapshots of the same transaction have in a header.
+	SnapshotsID string `json:"snapshots_id,omitempty"`
+	Transaction string `json:"transaction,omitempty"`
 }
 
 // Encode returns the value of the checkpoint's record.

@@ -3,7 +3,6 @@
 package missed
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -109,21 +108,11 @@ func (m *reader) take(in *pipeline.Record) error {
 			return nil
 		}
 	}
-	e := Event{In: Copy(in), Event: d, Bad: bad, Clock: m.clock}
+	e := Event{In: in.Clone(), Event: d, Bad: bad, Clock: m.clock}
 	if clock := a.Blocked.Clock; clock != nil {
 		e.Clock = max(e.Clock, *clock)
 	}
 	e.Event.Body, e.Event.Key = slices.Clone(d.Body), d.Key.Clone()
 	a.Events = append(a.Events, e)
 	return nil
-}
-
-// Copy returns a deep copy of a record.
-func Copy(in *pipeline.Record) pipeline.Record {
-	c := *in
-	c.Key, c.Value, c.Headers = bytes.Clone(in.Key), bytes.Clone(in.Value), nil
-	for _, h := range in.Headers {
-		c.Headers = append(c.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
-	}
-	return c
 }

@@ -16,15 +16,9 @@ import (
 // The offsets that a release skipped are kept too, so every replay of the log makes the
 // same decisions.
 
-// maxQueue bounds the offsets that are kept per aggregate. The log has the others.
-const maxQueue = 1000
-
 // maxBlocked bounds the blocked aggregates of a partition. More than that have a common
 // cause, and are not released one by one.
 const maxBlocked = 100_000
-
-// maxBlockedError bounds the length of the error text that is kept.
-const maxBlockedError = 1000
 
 // blockedItem returns a blocked aggregate for an answer.
 func blockedItem(q *internalrecord.Blocked, partition int32) query.BlockedAggregate {
@@ -37,7 +31,7 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 		return fmt.Errorf("%d aggregates in partition %d of %s are blocked, which is the limit: the cause is not single events. The last one is %q: %w", len(t.blocked), in.Partition, in.Topic, id, err)
 	}
 	text := err.Error()
-	q := &internalrecord.Blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), maxBlockedError)], Time: pipeline.Time(in.Time)}
+	q := &internalrecord.Blocked{ID: id, Offset: in.Offset, Since: since, Reason: pipeline.ReasonOf(err), Error: text[:min(len(text), internalrecord.MaxError)], Time: pipeline.Time(in.Time)}
 	if t.clock != noTime {
 		clock := t.clock
 		q.Clock = &clock
@@ -72,7 +66,7 @@ func (t *track) queue(q *internalrecord.Blocked, in *pipeline.Record) {
 	if in.Offset < max(q.Since, q.Last+1) {
 		return // it was decided before
 	}
-	if len(q.Queue) < maxQueue {
+	if len(q.Queue) < internalrecord.MaxQueue {
 		q.Queue = append(q.Queue, in.Offset)
 	}
 	q.Queued++

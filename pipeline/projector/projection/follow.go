@@ -24,7 +24,9 @@ import (
 // followed is what a lane knows of its owner, if that is another worker. The lock of
 // the unit guards it. Methods accept nil: nothing is followed.
 type followed struct {
-	heard     int64 // offset of the snapshots topic: everything below was taken in
+	heard     int64 // offset of the internal records: everything below was taken in
+	snapshots int64 // the same for snapshots, if they are on another topic
+	read      int64 // next offset of that topic
 	published int64 // the owner has published everything below, which may be ahead of this lane
 	saved     int64 // heard as the store has it
 	done      int64 // changes below were sent to feeds
@@ -43,10 +45,29 @@ func newFollowed() *followed {
 	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, blocked: map[string]internalrecord.Place{}}
 }
 
-func (f *followed) write(b *store.Batch, part *store.Part) {
+func (f *followed) write(b *store.Batch, l *lane) {
 	if f != nil && f.heard != f.saved {
-		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
+		putHeard(b, l, internalrecord.Ends{Internal: f.heard, Snapshots: f.snapshots}, f.published)
 	}
+}
+
+// putHeard stores what was heard of the owner of a lane.
+func putHeard(b *store.Batch, l *lane, heard internalrecord.Ends, published int64) {
+	numbers := []int64{heard.Internal, published}
+	if l.projection.Spec.Internal != "" {
+		numbers = append(numbers, heard.Snapshots)
+	}
+	states.PutLongs(b, l.part, familyMark, markHeard, numbers...)
+}
+
+// loadHeard reads what putHeard has stored.
+func loadHeard(l *lane) (heard internalrecord.Ends, published int64, ok bool, err error) {
+	into := []*int64{&heard.Internal, &published}
+	if l.projection.Spec.Internal != "" {
+		into = append(into, &heard.Snapshots)
+	}
+	ok, err = states.ReadLongs(l.part, familyMark, markHeard, into...)
+	return heard, published, ok, err
 }
 
 func (f *followed) written() {
@@ -74,11 +95,11 @@ func (l *lane) frontier() int64 {
 type Followed struct {
 	From      int64            // next offset of the events to read
 	Handled   int64            // everything below is folded
-	Snapshots map[string]int64 // next offset to read of each snapshots topic
+	Snapshots map[string]int64 // next offset to read of each topic that owners publish on
 }
 
 // OpenFollowed opens a partition to follow it. start returns the first offset of the
-// same partition of a snapshots topic.
+// same partition of a topic that owners publish on.
 func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(ctx context.Context, topic string) (int64, error)) (Followed, error) {
 	last, err := s.lastOf(ctx, []kafka.Partition{at})
 	if err != nil {
@@ -90,14 +111,21 @@ func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(c
 	}
 	out := Followed{From: u.lanes[0].followFrom(), Snapshots: map[string]int64{}}
 	for _, l := range u.lanes {
-		topic := l.projection.Spec.Snapshots
-		first, err := start(ctx, topic)
-		if err != nil {
+		hear := func(topic string, from *int64) error {
+			first, err := start(ctx, topic)
+			*from = max(*from, first)
+			out.Snapshots[topic] = *from
+			return err
+		}
+		if err := hear(l.projection.Spec.internal(), &l.follow.heard); err != nil {
 			return Followed{}, err
 		}
-		l.follow.heard = max(l.follow.heard, first)
+		if l.projection.Spec.Internal != "" {
+			if err := hear(l.projection.Spec.Snapshots, &l.follow.snapshots); err != nil {
+				return Followed{}, err
+			}
+		}
 		l.follow.done = l.next
-		out.Snapshots[topic] = l.follow.heard
 		out.From = min(out.From, l.followFrom())
 	}
 	u.assigned(at, out.From, s.cfg.Now())
@@ -110,17 +138,17 @@ func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(c
 // [kafka.FollowHandler].
 type Follower struct {
 	handler   *Handler
-	snapshots map[string]*Projection // by topic
+	published map[string]*Projection // by topic
 }
 
 var _ kafka.FollowHandler = (*Follower)(nil)
 
 // NewFollower returns a follower for one session.
 func (s *Set) NewFollower() *Follower {
-	f := &Follower{handler: s.NewHandler(), snapshots: map[string]*Projection{}}
+	f := &Follower{handler: s.NewHandler(), published: map[string]*Projection{}}
 	for _, t := range s.topics {
 		for _, p := range t.projections {
-			f.snapshots[p.Spec.Snapshots] = p
+			f.published[p.Spec.Snapshots], f.published[p.Spec.internal()] = p, p
 		}
 	}
 	return f
@@ -128,7 +156,7 @@ func (s *Set) NewFollower() *Follower {
 
 // Handle implements [kafka.FollowHandler].
 func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
-	p := f.snapshots[in.Topic]
+	p := f.published[in.Topic]
 	if p == nil {
 		return f.handler.Handle(ctx, in, nil)
 	}
@@ -169,11 +197,22 @@ func (f *Follower) reconcile(ctx context.Context, u *unit) error {
 	return f.handler.set.reconcile(ctx, u, f.handler.decoders[u.key.Topic])
 }
 
-// hear takes in a record of the snapshots topic. It returns whether that is a checkpoint.
+// hear takes in a record that the owner published. It returns whether that is a
+// checkpoint.
 func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || in.Offset < l.follow.heard {
+	if u.revoked {
+		return false, nil
+	}
+	if in.Topic != l.projection.Spec.internal() {
+		if in.Offset < l.follow.snapshots {
+			return false, nil
+		}
+		l.follow.read = in.Offset + 1
+		return false, l.hearSnapshot(in)
+	}
+	if in.Offset < l.follow.heard {
 		return false, nil
 	}
 	switch kind, id := internalrecord.KindOf(in.Key); kind {
@@ -201,7 +240,9 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error)
 		}
 	case internalrecord.OfLater:
 	case internalrecord.Other:
-		return false, l.hearSnapshot(in)
+		if in.Topic == l.projection.Spec.Snapshots {
+			return false, l.hearSnapshot(in)
+		}
 	}
 	return false, nil
 }
@@ -258,7 +299,7 @@ func (l *lane) hearWindow(id string) error {
 // to there.
 func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) error {
 	f := l.follow
-	f.heard = at + 1
+	f.heard, f.snapshots = at+1, max(f.snapshots, f.read)
 	if !l.continues(c) {
 		if !f.foreign {
 			f.foreign = true

@@ -32,9 +32,10 @@ type Handler struct {
 	arena    rows.Arena
 	limits   kafka.Limits // of the topics that are written
 
-	wake   func() // asks the session for a batch; set once, before the session starts
-	wakeMu sync.Mutex
-	woken  []*unit // to be flushed with the next batch, even without a record; guarded by wakeMu
+	wake       func() // asks the session for a batch; set once, before the session starts
+	hasSession bool   // set with wake
+	wakeMu     sync.Mutex
+	woken      []*unit // to be flushed with the next batch, even without a record; guarded by wakeMu
 }
 
 var (

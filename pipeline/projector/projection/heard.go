@@ -3,7 +3,6 @@ package projection
 import (
 	"context"
 	"fmt"
-	"iter"
 	"maps"
 	"math"
 	"slices"
@@ -25,9 +24,6 @@ type heard struct {
 	todo handover.Heard
 	due  bool // no checkpoint has the sums
 }
-
-// internal returns the topic of the records that are not snapshots.
-func (s *Spec) internal() string { return s.Snapshots }
 
 // blockedSum identifies all blocked aggregates.
 func (t *track) blockedSum() string {
@@ -107,14 +103,14 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 		next := min(c.Next, o.at.End)
 		l.publication.floor = next
 		l.heard.todo.Compare(next, c.Blocked)
-		if l.next >= next || o.cannotRelease(maps.Values(l.own.blocked)) {
+		if l.next >= next || !internalrecord.InLog(maps.Values(l.own.blocked), o.at.Start) {
 			all = all || internalrecord.SumBlocked(l.own.blocked, next) != c.Blocked
 		}
 	}
 	if !all {
 		return true, nil
 	}
-	r, err := o.set.readRecords(ctx, l, l.own.lost())
+	r, err := o.set.readRecords(ctx, l, internalrecord.LostIn(l.own.blocked))
 	if err != nil {
 		return false, err
 	}
@@ -125,17 +121,6 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 	conflict := r.Found && l.continues(&r.Checkpoint) && handover.Conflicts(here, r)
 	l.hearRecords(r, o.at.End)
 	return !conflict && o.canRelease(l), nil
-}
-
-// cannotRelease reports whether the events of some blocked aggregates are not all in the
-// log.
-func (o *opening) cannotRelease(all iter.Seq[*internalrecord.Blocked]) bool {
-	for q := range all {
-		if q.IsLost() || q.First() < o.at.Start {
-			return true
-		}
-	}
-	return false
 }
 
 // maxHeard is the number of releases up to which a store is brought up to its owner. Above,
@@ -152,18 +137,7 @@ func (o *opening) canRelease(l *lane) bool {
 	}
 	// While the index catches up, it does not know all duplicates. A follower waits for it.
 	fills := len(released) > 0 && l.shadow != nil && l.follow == nil
-	return !fills && len(released) <= maxHeard && !o.cannotRelease(slices.Values(released))
-}
-
-// lost returns the ids of the aggregates whose snapshot is lost, by its offset.
-func (t *track) lost() map[int64]string {
-	lost := map[int64]string{}
-	for _, q := range t.blocked {
-		if q.IsLost() {
-			lost[q.Offset] = q.ID
-		}
-	}
-	return lost
+	return !fills && len(released) <= maxHeard && internalrecord.InLog(slices.Values(released), o.at.Start)
 }
 
 // readRecords reads all records of a lane's partition beside the snapshots. It takes no
@@ -246,7 +220,7 @@ func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	}
 	todo = l.heard.todo.Overruled(l.next, l.own.blocked)
 	if todo.ReadAll {
-		return todo, l.own.lost()
+		return todo, internalrecord.LostIn(l.own.blocked)
 	}
 	erased := func(id string) bool { return l.projection.Fence.Has([]byte(id)) } // and released with that
 	for _, id := range todo.Release {

@@ -105,7 +105,7 @@ func (c *cluster) work(instance string, disk *world) *loopWorker {
 			return kafka.ReadPartition(ctx, c.cfg, topic, partition, 0, f)
 		},
 		Projections: []Spec{{
-			Fold: c.fold, Events: events, Types: c.types, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], c.fold),
+			Fold: c.fold, Events: events, Types: c.types, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], kafka.TopicInfo{}, c.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Publish: c.publish,
 		}},
 	}

@@ -231,7 +231,7 @@ func (l *lane) write(b *store.Batch) error {
 	if l.next != l.position {
 		b.SetPosition(l.part, l.next)
 	}
-	l.follow.write(b, l.part)
+	l.follow.write(b, l)
 	if l.index == nil {
 		return nil
 	}

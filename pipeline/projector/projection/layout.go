@@ -24,7 +24,7 @@ var (
 	markSkipped   = []byte("skipped")  // skipped offsets, in JSON
 	markLoaded    = []byte("loaded")   // lane.loaded
 	markSent      = []byte("sent")     // lane.letters, SentBelow
-	markHeard     = []byte("heard")    // followed.heard, followed.published
+	markHeard     = []byte("heard")    // followed.heard, followed.published; followed.snapshots if Spec.Internal is set
 	markUnread    = []byte("unread")   // lane.unread, in JSON
 	markBackfill  = []byte("backfill") // next and until of the index; only while it is behind the states
 )

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -21,8 +23,9 @@ type loaded struct {
 	usable     bool // there is a checkpoint, and it is of this fold
 	aggregates int
 	from       internalrecord.Checkpoint
-	until      int64 // every snapshot ends before; some may reach beyond from.Next
-	damaged    int64 // offset of the last checkpoint, if that cannot be read; otherwise -1
+	until      int64    // every snapshot ends before; some may reach beyond from.Next
+	damaged    int64    // offset of the last checkpoint, if that cannot be read; otherwise -1
+	stale      []string // ids of blocked records, if nothing is usable
 }
 
 // loader fills a lane's part of the store from snapshots.
@@ -53,9 +56,9 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	if s.cfg.Ends == nil {
 		r.end = o.at.End
 	}
-	end, err := s.cfg.Restore(ctx, o.projection.Spec.Snapshots, key.Partition, r.take)
+	end, err := o.readLayout(ctx, r)
 	if l.follow != nil {
-		l.follow.heard, l.follow.published = end, 0
+		l.follow.heard, l.follow.snapshots, l.follow.published = end.Internal, end.Snapshots, 0
 		if r.found.usable {
 			l.follow.published = max(0, r.found.from.Next)
 		}
@@ -68,17 +71,31 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 		return loaded{}, err
 	}
 	if !r.found.usable {
+		if err := o.checkInternal(r); err != nil {
+			return loaded{}, err
+		}
 		if f := &r.found; f.damaged >= 0 && f.aggregates > 0 && o.at.Start > 0 {
 			return loaded{}, pipeline.Fatal("the checkpoint at offset %d of %s, partition %d, cannot be read, and %s starts at %d: the states cannot be folded again from it. Delete %s to start over from what is left",
-				f.damaged, o.projection.Spec.Snapshots, key.Partition, key.Topic, o.at.Start, o.projection.Spec.Snapshots)
+				f.damaged, o.projection.Spec.internal(), key.Partition, key.Topic, o.at.Start, o.projection.Spec.Snapshots)
 		}
-		return loaded{}, nil
+		return loaded{stale: slices.Sorted(maps.Keys(r.blocked))}, nil
 	}
 	r.blockLost()
 	return r.found, r.finish(end)
 }
 
-// take takes a record of the snapshots topic. Its errors are those of the store.
+// checkInternal refuses to fold events again that the log lacks if the snapshots have their
+// states, and only the internal records are lost. A follower has no choice.
+func (o *opening) checkInternal(r *loader) error {
+	spec := &o.projection.Spec
+	if spec.Internal == "" || r.found.from.Fold != "" || r.found.damaged >= 0 || r.found.aggregates == 0 || o.at.Start == 0 || r.lane.follow != nil {
+		return nil
+	}
+	return pipeline.Fatal("%s, partition %d, has no checkpoint for the snapshots on %s, and %s starts at %d: the states cannot be folded again from it. Restore the records of %s, or delete %s to start over from what is left",
+		spec.Internal, o.at.Partition, spec.Snapshots, o.at.Topic, o.at.Start, spec.Internal, spec.Snapshots)
+}
+
+// take takes a record of the snapshots topic or of the internal records. Its errors are those of the store.
 func (r *loader) take(in *pipeline.Record) error {
 	l := r.lane
 	delete(r.lost, string(in.Key))
@@ -179,12 +196,12 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	return r.batch.Commit()
 }
 
-// finish stores everything that comes with the snapshots, and the position. end is the
-// end of the snapshots topic.
-func (r *loader) finish(end int64) error {
+// finish stores everything that comes with the snapshots, and the position. The topics were
+// read up to end.
+func (r *loader) finish(end internalrecord.Ends) error {
 	l, b, from := r.lane, r.batch, &r.found.from
 	r.found.until = max(r.found.until, from.Next)
-	states.PutLongs(b, l.part, familyMark, markHeard, end, from.Next)
+	putHeard(b, l, end, from.Next)
 	states.PutLongs(b, l.part, familyMark, markPublished, from.Next)
 	if from.Clock != nil {
 		states.PutLongs(b, l.part, familyMark, ownFamilies.clock, *from.Clock)

@@ -45,7 +45,7 @@ func (r *loader) lose(id string, in *pipeline.Record, why error) {
 	}
 	l.skipUnreadable(in, why, effectBlocked)
 	text := fmt.Sprintf("the record at offset %d of %s cannot be read: %s. A release folds the events of the aggregate again, from the start of %s", in.Offset, in.Topic, why, l.source.Topic)
-	r.lost[string(in.Key)] = &internalrecord.Blocked{ID: id, Offset: in.Offset, Reason: internalrecord.ReasonBadSnapshot, Error: text[:min(len(text), maxBlockedError)], Time: pipeline.Time(in.Time)}
+	r.lost[string(in.Key)] = &internalrecord.Blocked{ID: id, Offset: in.Offset, Reason: internalrecord.ReasonBadSnapshot, Error: text[:min(len(text), internalrecord.MaxError)], Time: pipeline.Time(in.Time)}
 }
 
 // blockLost blocks the aggregates of which records are lost, when everything is read.

@@ -18,14 +18,9 @@ import (
 	"millrace/pipeline/projector/states"
 )
 
-// garbage writes a record of another program to the snapshots topic.
+// garbage writes a record of another program to the topic of its key.
 func (w *world) garbage(key string, value []byte) {
-	r := pipeline.Record{Topic: projectiontest.SnapshotsTopic, Key: []byte(key), Value: value, Offset: w.offset, Time: time.UnixMilli(1)}
-	w.offset++
-	w.committedSnapshots = append(w.committedSnapshots, r)
-	if w.snapshots[key] = r; value == nil {
-		delete(w.snapshots, key)
-	}
+	w.write(&pipeline.Record{Topic: w.publishedTo(key), Key: []byte(key), Value: value, Time: time.UnixMilli(1)})
 }
 
 // restored loses the store of a stopped worker and starts a new one, from the snapshots.

@@ -80,6 +80,9 @@ type Config struct {
 	Restore     RestoreFunc
 	Projections []Spec
 
+	// Settled reads a partition of the topics of a projection with a topic of internal
+	// records, which needs it.
+	Settled SettledFunc
 	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
 	// within a partition. Before, it waits until all transactions have ended that have
 	// written below the ends of the partitions at the time of the call. Without it, all
@@ -126,6 +129,11 @@ type Config struct {
 // end at the time of the call, and returns that end.
 type RestoreFunc func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error)
 
+// SettledFunc calls f with each record of a partition from an offset to the high watermark
+// at the time of the call, or later, and returns the offset after the last one. It waits
+// for open transactions.
+type SettledFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error)
+
 // TailFunc calls f with each record of a partition from an offset to the end.
 type TailFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error
 
@@ -139,9 +147,13 @@ type Spec struct {
 	Identity string // changes when data in the store becomes unusable: see [Identity]
 
 	Snapshots  string // topic
+	Internal   string // topic of internal records; "" if they are on Snapshots
 	SnapshotID int    // schema id of snapshots
-	Late       string // topic for dead letters of late events; "" discards them
-	Publish    topology.Publish
+	// SnapshotsTopicID is Kafka's id of Snapshots, if Internal is set: a checkpoint is about
+	// the snapshots on that topic only.
+	SnapshotsTopicID string
+	Late             string // topic for dead letters of late events; "" discards them
+	Publish          topology.Publish
 }
 
 // Projection is a projection of a [Set].
@@ -316,6 +328,7 @@ func (s *Set) Leave(key Key) {
 		return
 	}
 	s.lanes.Add(-int64(len(u.lanes)))
+	defer s.feeds.Wake() // releases wait for what is not published any more
 	if err := u.revoke(s); err != nil {
 		// The store stays behind, and the next owner continues from there.
 		s.cfg.Log.Warn("the last events of a revoked partition are not in the store; they will be folded again", "topic", key.Topic, "partition", key.Partition, "err", err)
@@ -362,15 +375,17 @@ func (s *Set) Ready() error {
 func (s *Set) layout() string { return fmt.Sprintf(" layout 2 history %v", !s.cfg.NoHistory) }
 
 // Identity returns the identity of a projection's part of the store: it differs if the
-// part was made from another log or by another fold.
-func Identity(cluster string, events, snapshots kafka.TopicInfo, f *fold.Fold) string {
+// part was made from another log or by another fold. internal is zero if internal records
+// are on the snapshots topic.
+func Identity(cluster string, events, snapshots, internal kafka.TopicInfo, f *fold.Fold) string {
 	id, err := json.Marshal(struct {
 		Cluster    string `json:"cluster"`
 		TopicID    string `json:"topic_id"`
 		Partitions int    `json:"partitions"`
 		Snapshots  string `json:"snapshots_id"`
+		Internal   string `json:"internal_id,omitempty"`
 		Fold       string `json:"fold"` // covers the state's schema
-	}{cluster, events.ID, events.Partitions, snapshots.ID, f.Hash()})
+	}{cluster, events.ID, events.Partitions, snapshots.ID, internal.ID, f.Hash()})
 	if err != nil {
 		panic(err) // strings and numbers
 	}

@@ -27,9 +27,11 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
-	blocked  map[string]bool // ids of aggregates whose blocked record is due
-	sending  bool            // the open transaction contains the due records
-	deferred []string        // ids for blocked, after the open transaction
+	urgent      bool            // a release is due: the policy does not delay it
+	blocked     map[string]bool // ids of aggregates whose blocked record is due
+	transaction transaction     // the open one, or the last
+	sending     bool            // the open transaction contains the due records
+	deferred    []string        // ids for blocked, after the open transaction
 }
 
 func newPublication(policy topology.Publish, now time.Time) publication {
@@ -78,6 +80,8 @@ func (l *lane) isDue(read int64) bool {
 	}
 	p := &l.publication
 	switch policy := p.policy; {
+	case p.urgent:
+		return true
 	case policy.Events > 0:
 		return read-p.published >= policy.Events
 	case policy.Every > 0:
@@ -100,7 +104,7 @@ func (l *lane) hasDue(read int64) bool {
 // are read. ok is false if there is nothing to publish, or if that depends on more
 // records.
 func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
-	if p := &l.publication; p.policy.Every > 0 && l.hasDue(read) {
+	if p := &l.publication; p.policy.Every > 0 && !p.urgent && l.hasDue(read) {
 		return p.sentAt.Add(p.policy.Every), true
 	}
 	return l.now(), l.isDue(read)
@@ -116,6 +120,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
+	l.publication.transaction.next(&l.projection.Spec)
 	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
@@ -141,7 +146,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.headers}
 	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
@@ -153,7 +158,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 		r.Value = mem.Keep(value)
 		if a.Tombstone {
-			r.Headers = tombstoneHeader
+			r.Headers = l.publication.transaction.tombstone
 		}
 	}
 	out.Emit(&r)
@@ -207,8 +212,7 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	return err
 }
 
-// reserved returns a record on the snapshots topic that is no snapshot. A nil value
-// deletes the record.
+// reserved returns an internal record. A nil value deletes the record.
 func (l *lane) reserved(key string, value []byte) *pipeline.Record {
 	return &pipeline.Record{Topic: l.projection.Spec.internal(), Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
 }
@@ -237,6 +241,7 @@ func (l *lane) ended(committed bool, read int64) {
 	if sent {
 		clear(p.blocked)
 		l.skips.Due, l.unread.Due, l.heard.due = false, false, false
+		p.urgent = l.skips.Deferred || len(p.deferred) > 0
 		p.sentAt = l.now()
 	}
 	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.Due && !l.unread.Due && !l.heard.due {
@@ -277,11 +282,12 @@ func (l *lane) dedupe() string {
 
 // continues reports whether the snapshots of a checkpoint can be continued here.
 func (l *lane) continues(c *internalrecord.Checkpoint) bool {
-	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe()
+	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe() && c.SnapshotsID == l.projection.Spec.SnapshotsTopicID
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.Offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.Offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}

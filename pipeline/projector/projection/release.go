@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/event"
@@ -24,6 +25,12 @@ var ErrBusy = errors.New("events come faster than they are read; try again")
 // ErrBehind is the error of a release in a partition that was just taken over.
 var ErrBehind = errors.New("the partition moved to this worker, which does not have everything yet that was published of it; try again")
 
+// ErrUnpublished is the error of a release that another owner of the partition may not know.
+var ErrUnpublished = errors.New("it is released here, but that is not published yet; check whether it is still blocked, and release it again if so")
+
+// publishTimeout is how long a release waits until it is published.
+const publishTimeout = 15 * time.Second
+
 // errReadEnough ends a read of the log.
 var errReadEnough = errors.New("enough")
 
@@ -39,35 +46,72 @@ type Released struct {
 
 // Release folds the missed events of a blocked aggregate: from the event that blocked it
 // on, or, with skip, from the event after it. The aggregate may be blocked again. It
-// fails with ErrNotBlocked, ErrBusy or ErrBehind, or with [query.ErrFilling] while the history
-// is being filled after a restore.
+// returns when the result is published, so that the next owner of the partition knows it.
+// It fails with ErrNotBlocked, ErrBusy, ErrBehind or ErrUnpublished, or with
+// [query.ErrFilling] while the history is being filled after a restore.
 func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
-	return s.release(ctx, p, id, skip, s.NewDecoder(p))
+	out, u, err := s.release(ctx, p, id, skip, s.NewDecoder(p))
+	if err == nil {
+		err = s.awaitPublished(ctx, u, u.lane(p), id)
+	}
+	return out, err
 }
 
-// release is Release with a decoder that no other goroutine uses.
-func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, dec *event.Decoder) (Released, error) {
+// awaitPublished waits until the snapshot of an aggregate is in a committed transaction.
+// Without a session, nothing is published.
+func (s *Set) awaitPublished(ctx context.Context, u *unit, l *lane, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	for {
+		changed := s.Changed()
+		due, revoked := u.isUnpublished(l, id)
+		switch {
+		case !due:
+			return nil
+		case revoked:
+			return fmt.Errorf("%q: %w: the partition moved", id, ErrUnpublished)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%q: %w: %w", id, ErrUnpublished, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// isUnpublished reports whether the session has still to publish an aggregate.
+func (u *unit) isUnpublished(l *lane, id string) (due, revoked bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.handler == nil || !u.handler.hasSession {
+		return false, false
+	}
+	return l.marks.Has(id), u.revoked
+}
+
+// release is Release with a decoder that no other goroutine uses. It does not wait.
+func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, dec *event.Decoder) (out Released, u *unit, err error) {
 	for range releaseTries {
 		u, l, q, found := s.findBlocked(p, id)
 		if !found {
-			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
+			return Released{}, nil, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
 		}
 		if err := u.canRelease(l); err != nil {
-			return Released{}, fmt.Errorf("%q waits: %w", id, err)
+			return Released{}, nil, fmt.Errorf("%q waits: %w", id, err)
 		}
 		r := &release{id: id, skip: skip, found: q}
 		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
-			return Released{}, err
+			return Released{}, nil, err
 		}
 		if err := readMissed(ctx, s, l, []*release{r}, dec); err != nil {
-			return Released{}, err
+			return Released{}, nil, err
 		}
 		out, done, err := r.fold(s, u, l)
 		if done || err != nil {
-			return out, err
+			return out, u, err
 		}
 	}
-	return Released{}, fmt.Errorf("%q: %w", id, ErrBusy)
+	return Released{}, nil, fmt.Errorf("%q: %w", id, ErrBusy)
 }
 
 // findBlocked returns a blocked aggregate, as a copy, and its lane.
@@ -199,6 +243,7 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 		out.Blocked = &item
 	}
 	t.markDue(q.ID)
+	l.publication.urgent = true
 	err = u.save(s)
 	return out, true, u.arm(s, 0), err
 }

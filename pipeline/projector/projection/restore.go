@@ -84,7 +84,7 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 		return nil, err
 	}
 	if !found.usable {
-		return o.fromLog(l)
+		return o.fromLog(l, found)
 	}
 	return o.fromSnapshots(l, found, time.Since(began))
 }
@@ -121,25 +121,31 @@ func (o *opening) fromStore(ctx context.Context, part *store.Part, next int64) (
 	return l, nil
 }
 
-// fromLog starts at the log's start. loaded is the lane after a load that found no
-// usable snapshots.
-func (o *opening) fromLog(loaded *lane) (*lane, error) {
+// fromLog starts at the log's start. before is the lane after a load that found no usable
+// snapshots.
+func (o *opening) fromLog(before *lane, found loaded) (*lane, error) {
 	at := o.at
 	// The load may have written states before it found no usable checkpoint.
-	part, err := o.set.cfg.Store.Reset(loaded.part)
+	part, err := o.set.cfg.Store.Reset(before.part)
 	if err != nil {
 		return nil, err
 	}
 	l := o.newLane(part)
 	// These facts are about the log, whichever fold reads it.
-	l.letters.Sent(loaded.letters.SentBelow())
-	l.follow = loaded.follow
-	for offset := range loaded.skips.Offsets.All() {
+	l.letters.Sent(before.letters.SentBelow())
+	l.follow = before.follow
+	for offset := range before.skips.Offsets.All() {
 		l.skips.Add(offset, false)
 	}
 	batch := o.set.cfg.Store.NewBatch()
 	l.writeSent(batch)
-	l.follow.write(batch, part)
+	l.follow.write(batch, l)
+	// The records of aggregates that were blocked in other states are replaced.
+	for _, id := range found.stale {
+		l.own.markDue(id)
+		l.pack()
+	}
+	l.marks.Write(batch, part)
 	batch.SetPosition(part, at.Start)
 	if at.Start > 0 {
 		l.addUnread(0, at.Start)
@@ -228,14 +234,14 @@ func (o *opening) resumeMarks(l *lane) error {
 	}
 	p.published = max(p.saved, o.at.Start)
 	l.counted = max(l.next, p.saved) // after a restore from snapshots, next may be the lower checkpoint.Redo
-	var heard, published, sent int64
-	ok, err := states.ReadLongs(l.part, familyMark, markHeard, &heard, &published)
+	var sent int64
+	heard, published, ok, err := loadHeard(l)
 	if err != nil {
 		return err
 	}
 	if ok {
 		if f := l.follow; f != nil {
-			f.heard, f.saved, f.published = heard, heard, published
+			f.heard, f.saved, f.snapshots, f.published = heard.Internal, heard.Internal, heard.Snapshots, published
 		}
 		// What this worker heard when it followed may be more than is committed, if the
 		// group's offset was reset since.

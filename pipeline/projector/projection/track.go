@@ -12,7 +12,6 @@ import (
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
-	"millrace/pipeline/projector/missed"
 	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -274,7 +273,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: missed.Copy(in)})
+		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
 		t.count(in, isHeld)
 		return nil
 	}

@@ -186,7 +186,7 @@ func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		apply := rapid.Bool().Draw(rt, "apply")
 		w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
-		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 		add := func(n int) { w.addRandomNumbered(rt, n) }
 		add(rapid.IntRange(1, 30).Draw(rt, "events"))
@@ -210,7 +210,7 @@ func compare(rt *rapid.T, w *world, fw *foldWorker, at time.Duration) {
 	fw.stop()
 
 	straight := *w
-	straight.disk, straight.snapshots, straight.letters, straight.committed, straight.offset = vfs.NewCrashableMem(), map[string]pipeline.Record{}, nil, -1, 0
+	straight.disk, straight.snapshots, straight.letters, straight.committed, straight.committedSnapshots, straight.committedInternal = vfs.NewCrashableMem(), map[string]pipeline.Record{}, nil, -1, nil, nil
 	// The same batches at the end, because windows are deleted with a flush after they
 	// were written.
 	straight.log = w.log[:len(w.log)-2]
@@ -341,7 +341,7 @@ func TestWindowsAreTheSameOnEveryReplay(t *testing.T) {
 		w := newCounts(t, func(s *fold.Spec) {
 			s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Retention: keep}
 		})
-		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 		clock := &eventClock{}
 		add := func(n int) {
@@ -413,7 +413,7 @@ func (fw *foldWorker) decoder() *event.Decoder {
 // release releases an aggregate and publishes.
 func (fw *foldWorker) release(id string, skip bool) Released {
 	fw.t.Helper()
-	r, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
+	r, _, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
 	if err != nil {
 		fw.t.Fatal(err)
 	}
@@ -542,7 +542,7 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 		t.Errorf("folded again: %q", got)
 	}
 	fw.stop()
-	if _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
+	if _, _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
 		t.Error("an aggregate that is not blocked was released")
 	}
 }

@@ -64,7 +64,7 @@ func (o *opening) saveJump(l *lane) error {
 // published returns the offset that the last checkpoint claims; 0 if the lane can continue
 // no checkpoint.
 func (o *opening) published(ctx context.Context, l *lane) (next int64, err error) {
-	_, err = o.set.cfg.Restore(ctx, o.projection.Spec.Snapshots, o.at.Partition, func(in *pipeline.Record) error {
+	_, err = o.set.cfg.Restore(ctx, o.projection.Spec.internal(), o.at.Partition, func(in *pipeline.Record) error {
 		if string(in.Key) == internalrecord.CheckpointKey {
 			if c, err := internalrecord.DecodeCheckpoint(in.Value); err == nil && l.continues(&c) {
 				next = c.Next

@@ -92,7 +92,7 @@ func (w *world) start() *foldWorker {
 		Store: fw.store, Registry: eventtest.SchemaList(append(slices.Clone(w.types), w.keys...)), NoHistory: !w.history,
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
 		Projections: []projection.Spec{{
-			Fold: w.fold, Events: events, Types: w.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
+			Fold: w.fold, Events: events, Types: w.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, kafka.TopicInfo{}, w.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic,
 		}},
 		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
