@@ -34,9 +34,10 @@ type world struct {
 	disk    *vfs.MemFS
 	history bool
 
-	rare bool             // flush as rarely as a worker with a long backlog
-	now  func() time.Time // time.Now if nil
-	end  func() int64     // end of the topic as the worker knows it; the end of log if nil
+	rare    bool             // flush as rarely as a worker with a long backlog
+	now     func() time.Time // time.Now if nil
+	end     func() int64     // end of the topic as the worker knows it; the end of log if nil
+	reading func()           // is called when the log is read again
 }
 
 func newWorld(t testing.TB) *world {
@@ -97,6 +98,9 @@ func (w *world) start() *foldWorker {
 		}},
 		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
 		Tail: func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
+			if w.reading != nil {
+				w.reading()
+			}
 			for i := from; i < int64(len(w.log)); i++ {
 				if err := f(&w.log[i]); err != nil {
 					return err
