@@ -156,6 +156,7 @@ type typeFold struct {
 	number int // the sequence number
 
 	keyAt    within.Field // the aggregate id in the leaf; a string that may be null
+	keyNull  int64        // the branch of null in the aggregate id's union; -1 if it cannot be null
 	micros   int64        // microseconds per unit of time
 	branch   int64        // the branch of the sequence number in its union; -1 if it is a long
 	idBranch int64        // the branch of the event id in its union; -1 if it is a string
@@ -309,7 +310,10 @@ func (t *typeFold) bind(paths [][]string, identified, numbered bool) (err error)
 		t.id = t.layout.Slot("id")
 	}
 	if t.keyAt.Leaf != nil {
-		t.key = t.layout.Slot(t.keyAt.Leaf...)
+		t.key, t.keyNull = t.layout.Slot(t.keyAt.Leaf...), -1
+		if _, null, _, ok := t.keyAt.Node.Nullable(); ok {
+			t.keyNull = int64(null)
+		}
 	}
 	if t.micros > 0 {
 		t.time = t.layout.Slot("timestamp")
@@ -514,9 +518,9 @@ func (f *Folder) readKey(t *typeFold) ([]byte, error) {
 	if !ok {
 		return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is missing: %s", f.spec.Key.Text, t.keyAt.Missing())
 	}
-	if _, null, _, nullable := t.keyAt.Node.Nullable(); nullable {
+	if t.keyNull >= 0 {
 		var branch int64
-		if branch, enc, err = codec.ReadLong(enc); err == nil && branch == int64(null) {
+		if branch, enc, err = codec.ReadLong(enc); err == nil && branch == t.keyNull {
 			return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is null", f.spec.Key.Text)
 		}
 	}

@@ -38,7 +38,7 @@ type Cluster struct {
 // Another number is a fatal error and is never corrected, because keys move when it
 // changes. Missing topics are created if create is set.
 func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (out Cluster, err error) {
-	err = Patiently(ctx, cfg, func() error {
+	err = patiently(ctx, cfg, func() error {
 		out, err = ensureTopics(ctx, cfg, specs, create)
 		return err
 	})

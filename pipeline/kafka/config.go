@@ -53,7 +53,7 @@ type Config struct {
 	Partitioners map[string]pipeline.Partitioner
 
 	// Patience is how long requests about topics and groups wait for brokers that are
-	// still starting: see [Patiently]. Zero: such an error is returned.
+	// still starting. Zero: such an error is returned.
 	Patience time.Duration
 
 	// DialTimeout bounds a connection attempt, TLS included; 10 s if zero.

@@ -14,8 +14,8 @@ import (
 // CommandPatience is the [Config.Patience] of commands that make a few requests and end.
 const CommandPatience = 30 * time.Second
 
-// starting are the errors of a cluster that has just started, or of which a broker has: a
-// coordinator or leader is not there yet. The client repeats only some of their requests.
+// starting are the errors of a cluster in which a broker has just started: a coordinator or
+// a leader does not exist yet. The client repeats only some of the requests.
 var starting = []error{
 	kerr.CoordinatorNotAvailable, kerr.CoordinatorLoadInProgress, kerr.NotCoordinator,
 	kerr.LeaderNotAvailable, kerr.NotLeaderForPartition, kerr.ReplicaNotAvailable, kerr.BrokerNotAvailable,
@@ -35,10 +35,10 @@ func isStarting(err error) bool {
 	return false
 }
 
-// Patiently calls f until it succeeds, or fails with another error than that the cluster is
+// patiently calls f until it succeeds, or fails with another error than that the cluster is
 // still starting, at most for [Config.Patience]. f must have the same effect if it is called
 // again.
-func Patiently(ctx context.Context, cfg Config, f func() error) error {
+func patiently(ctx context.Context, cfg Config, f func() error) error {
 	began, wait := time.Now(), minBackoff
 	for {
 		err := f()

@@ -152,7 +152,7 @@ func TestTheWaitForBrokersThatAreStartingIsBounded(t *testing.T) {
 func TestOtherErrorsAreNotWaitedFor(t *testing.T) {
 	for _, err := range []error{kerr.TopicAuthorizationFailed, kerr.UnknownTopicOrPartition, &pipeline.FatalError{Err: kerr.LeaderNotAvailable}, context.Canceled} {
 		n := 0
-		if got := Patiently(t.Context(), Config{Patience: time.Hour}, func() error { n++; return err }); !errors.Is(got, err) || n != 1 {
+		if got := patiently(t.Context(), Config{Patience: time.Hour}, func() error { n++; return err }); !errors.Is(got, err) || n != 1 {
 			t.Errorf("%v: called %d times, and returned %v", err, n, got)
 		}
 	}

@@ -31,7 +31,7 @@ func ReadPartition(ctx context.Context, cfg Config, topic string, partition int3
 	}
 	defer cl.Close()
 	var start int64
-	if err := Patiently(ctx, cfg, func() (err error) {
+	if err := patiently(ctx, cfg, func() (err error) {
 		start, end, err = bounds(ctx, cl, topic, partition)
 		return err
 	}); err != nil {

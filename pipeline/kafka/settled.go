@@ -28,13 +28,8 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 func ReadSettledFrom(ctx context.Context, cfg Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error) {
 	end = from
 	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return 0, err
-	}
-	defer adm.Close()
 	var last kadm.ListedOffset
-	if err := Patiently(ctx, cfg, func() (err error) {
+	if err := Administer(ctx, cfg, func(adm *kadm.Client) (err error) {
 		last, err = endOffset(ctx, adm, topic, partition)
 		return err
 	}); err != nil {
@@ -74,67 +69,54 @@ func unlisted(answer kadm.ListedOffsets, topic string, partition int32) error {
 
 // LastStableOffsets returns the last stable offsets of a topic, by partition.
 func LastStableOffsets(ctx context.Context, cfg Config, topic string) (out map[int32]int64, err error) {
-	err = Patiently(ctx, cfg, func() error {
-		out, err = lastStableOffsets(ctx, cfg, topic)
-		return err
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		listed, err := adm.ListCommittedOffsets(ctx, topic)
+		if err != nil {
+			return err
+		}
+		out = map[int32]int64{}
+		listed.Each(func(o kadm.ListedOffset) {
+			if o.Err == nil {
+				out[o.Partition] = o.Offset
+			}
+		})
+		return listed.Error()
 	})
 	return out, trimDial(err)
 }
 
-func lastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer adm.Close()
-	listed, err := adm.ListCommittedOffsets(ctx, topic)
-	if err != nil {
-		return nil, err
-	}
-	ends := map[int32]int64{}
-	listed.Each(func(o kadm.ListedOffset) {
-		if o.Err == nil {
-			ends[o.Partition] = o.Offset
-		}
-	})
-	return ends, listed.Error()
-}
-
 // DeleteBefore deletes the records of a topic below the given offsets, by partition.
 func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
-	return trimDial(Patiently(ctx, cfg, func() error { return deleteBefore(ctx, cfg, topic, before) }))
-}
-
-func deleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
 	var offsets kadm.Offsets
 	for p, at := range before {
 		offsets.AddOffset(topic, p, at, -1)
 	}
-	deleted, err := adm.DeleteRecords(ctx, offsets)
+	return trimDial(Administer(ctx, cfg, func(adm *kadm.Client) error {
+		deleted, err := adm.DeleteRecords(ctx, offsets)
+		if err != nil {
+			return err
+		}
+		var faults []error
+		deleted.Each(func(d kadm.DeleteRecordsResponse) {
+			if d.Err != nil {
+				faults = append(faults, fmt.Errorf("deleting old records of %s: %w", topicPartition{topic, d.Partition}, d.Err))
+			}
+		})
+		return errors.Join(faults...)
+	}))
+}
+
+// Administer opens a client for admin requests, and calls f with it, again while the brokers
+// are still starting, at most for [Config.Patience]. f must have the same effect if it is
+// called again.
+func Administer(ctx context.Context, cfg Config, f func(*kadm.Client) error) error {
+	cl, err := openClient(cfg)
 	if err != nil {
 		return err
 	}
-	var faults []error
-	deleted.Each(func(d kadm.DeleteRecordsResponse) {
-		if d.Err != nil {
-			faults = append(faults, fmt.Errorf("deleting old records of %s: %w", topicPartition{topic, d.Partition}, d.Err))
-		}
-	})
-	return errors.Join(faults...)
-}
-
-// NewAdmin returns a client for admin requests. The caller closes it.
-func NewAdmin(cfg Config) (*kadm.Client, error) {
-	cl, err := openClient(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return kadm.NewClient(cl), nil
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	return patiently(ctx, cfg, func() error { return f(adm) })
 }
 
 // openClient returns a client without further options. The caller closes it.

@@ -10,7 +10,7 @@
 // them with its own: skips when it opens the partition, because they must be known before
 // the event is folded; blocked aggregates when it has folded everything below the
 // checkpoint. If a sum differs, it reads all records beside the snapshots, and releases
-// what is not blocked there.
+// the aggregates that these records do not block.
 //
 // Start at [Heard].
 package handover
@@ -87,15 +87,15 @@ func (h *Heard) Overrules(q *internalrecord.Blocked) bool {
 	return theirs.overrules(q)
 }
 
-// Todo is what is to be done when everything below an offset is folded.
+// Todo lists what a worker must do when it has folded everything below an offset.
 type Todo struct {
 	ReadAll bool     // a sum differs: all records must be read, for HearAll. The rest is empty
 	Release []string // aggregates, in order; Done must follow
 	Publish []string // aggregates whose record on the topic is out of date
 }
 
-// Overruled returns what is to be done when everything below next is folded and the given
-// aggregates are blocked.
+// Overruled returns what the worker must do when it has folded everything below next and
+// has the given aggregates as blocked.
 func (h *Heard) Overruled(next int64, blocked map[string]*internalrecord.Blocked) (todo Todo) {
 	if h.next > 0 && next >= h.next {
 		if internalrecord.SumBlocked(blocked, h.next) != h.blocked {

@@ -188,8 +188,7 @@ func (f *Follower) find(p *Projection, partition int32) (*unit, *lane) {
 
 // lane returns the lane of a projection.
 func (u *unit) lane(p *Projection) *lane {
-	i := slices.IndexFunc(u.lanes, func(l *lane) bool { return l.projection == p })
-	return u.lanes[i]
+	return u.lanes[slices.IndexFunc(u.lanes, func(l *lane) bool { return l.projection == p })]
 }
 
 // reconcile releases what the owner of a unit has released.

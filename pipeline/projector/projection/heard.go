@@ -177,7 +177,8 @@ func (l *lane) hearRecords(r *internalrecord.Records, end int64) {
 	l.skips.Unsaved, l.skips.Due = true, l.follow == nil && l.skips.Offsets.Len() > r.Skipped.Len()
 	l.letters.Sent(r.Sent)
 	l.heard.due = l.follow == nil && r.Found && r.Checkpoint.Skipped == "" // of an older release, which has no sums
-	if l.heard.todo.Forget(); r.Found && l.continues(&r.Checkpoint) {      // the states of another fold say nothing of those here
+	l.heard.todo.Forget()
+	if r.Found && l.continues(&r.Checkpoint) { // otherwise the records are about the states of another fold
 		l.heard.todo.HearAll(r.Blocked, min(r.Checkpoint.Next, end))
 	}
 }
