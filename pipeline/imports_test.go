@@ -140,10 +140,10 @@ var imports = map[string][]string{
 	"pipeline/projector/fill":           {"pipeline", "pipeline/event", "pipeline/fold", "pipeline/deadletter", "pipeline/kafka", "pipeline/store", "pipeline/projector/states"}, // filling a history, never what it indexes
 	"pipeline/projector/home":           {"pipeline", "pipeline/fold", "pipeline/kafka", "pipeline/keyformat"},                                                                   // where an aggregate belongs
 	"pipeline/projector/measure":        {prometheus},
-	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
-	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                                                                              // no I/O
-	"pipeline/projector/missed":         {"pipeline", "pipeline/deadletter", "pipeline/event", "pipeline/fold", "pipeline/projector/internalrecord"},                        // reading the log for releases
-	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/internalrecord", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                                                                                                               // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                                                                                                                                                   // no I/O
+	"pipeline/projector/missed":         {"pipeline", "pipeline/deadletter", "pipeline/event", "pipeline/fold", "pipeline/projector/internalrecord"},                                                                                             // reading the log for releases
+	"pipeline/projector/pending":        {"pipeline", "pipeline/codec", "pipeline/event", "pipeline/fold", "pipeline/keyformat", "pipeline/store", "pipeline/projector/internalrecord", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
 		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,

@@ -40,3 +40,50 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	reg.MustRegister(m.Events, m.Snapshots, m.Blocked, m.Unread, m.Unreadable)
 	return m
 }
+
+// Result is the result of an event.
+type Result uint8
+
+// The results of events. Metrics.Events says what they mean.
+const (
+	Ignored Result = iota
+	Queued
+	Blocked
+	Mispartitioned
+	Rejected
+	Skipped
+	Duplicate
+	Late
+	Conflict
+	Held
+	Applied
+	Erased
+	Redriven
+	results
+)
+
+// names are the values of the label result.
+var names = [results]string{"ignored", "queued", "blocked", "mispartitioned", "rejected", "skipped", "duplicate", "late", "conflict", "held", "applied", "erased", "redriven"}
+
+func (r Result) String() string { return names[r] }
+
+// Projection has the metrics of one projection.
+type Projection struct {
+	Events     [results]prometheus.Counter // by Result
+	Published  prometheus.Counter
+	Blocked    prometheus.Gauge
+	Unread     prometheus.Gauge
+	Unreadable prometheus.Counter
+}
+
+// Of returns the metrics of the projection with a label.
+func (m *Metrics) Of(label string) Projection {
+	p := Projection{
+		Published: m.Snapshots.WithLabelValues(label), Blocked: m.Blocked.WithLabelValues(label),
+		Unread: m.Unread.WithLabelValues(label), Unreadable: m.Unreadable.WithLabelValues(label),
+	}
+	for r, name := range names {
+		p.Events[r] = m.Events.WithLabelValues(label, name)
+	}
+	return p
+}

@@ -1,5 +1,5 @@
 // Package pending has what a partition of a projection keeps of work that is not done:
-// snapshots and dead letters that are to be published, and changes that are to be sent.
+// events that wait for an earlier one, snapshots and dead letters that are to be published.
 //
 // Each type tracks which of its entries the store lacks: Write adds them to a batch, and
 // Written notes that the batch is in the store. The caller guards the values.

@@ -164,7 +164,7 @@ func (e *erasure) windows(id string) (ids []string, err error) {
 // dropWaiting removes held and queued events of an aggregate.
 func (e *erasure) dropWaiting(id string) {
 	for _, t := range e.lane.tracks() {
-		t.unhold(slices.Clone(t.heldOf[id])...)
+		t.held.Remove(t.held.Of(id)...)
 		if t.blocked[id] == nil {
 			continue
 		}

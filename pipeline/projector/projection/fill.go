@@ -35,7 +35,7 @@ func (l *lane) startFill(s *Set) bool {
 	}
 	next, _ := l.index.Backfill()
 	l.index.Extend(l.next)
-	l.fill = fill.New(s.cfg.Store.NewBatch(), next, l.next-next, len(l.own.held) > 0, &s.idMemory, s.cfg.Memory/2, s.cfg.Now())
+	l.fill = fill.New(s.cfg.Store.NewBatch(), next, l.next-next, len(l.own.held.All()) > 0, &s.idMemory, s.cfg.Memory/2, s.cfg.Now())
 	return true
 }
 

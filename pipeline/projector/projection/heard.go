@@ -40,24 +40,12 @@ var newest = [...]int64{1 << 8, 1 << 16}
 // checkpoints are the last checkpoints of partitions.
 type checkpoints map[*Projection]map[int32]internalrecord.Checkpoint
 
-// lastCheckpoints reads the last checkpoints of partitions, as far as they are among the
-// newest records. Before, it waits until the transactions of earlier owners have ended.
+// lastCheckpoints reads the last checkpoints of partitions: see [internalrecord.LastCheckpoints].
 func (s *Set) lastCheckpoints(ctx context.Context, p *Projection, partitions []int32, n int64) (map[int32]internalrecord.Checkpoint, error) {
-	found := map[int32]internalrecord.Checkpoint{}
 	if s.cfg.Recent == nil {
-		return found, nil
+		return nil, nil
 	}
-	err := s.cfg.Recent(ctx, p.Spec.internal(), partitions, n, func(in *pipeline.Record) error {
-		if string(in.Key) == internalrecord.CheckpointKey {
-			// If it cannot be read, the one before may be behind the states.
-			delete(found, in.Partition)
-			if c, err := internalrecord.DecodeCheckpoint(in.Value); err == nil {
-				found[in.Partition] = c
-			}
-		}
-		return nil
-	})
-	return found, err
+	return internalrecord.LastCheckpoints(ctx, s.cfg.Recent, p.Spec.internal(), partitions, n)
 }
 
 // lastOf reads the last checkpoints of all projections of partitions.
@@ -115,8 +103,8 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 		return false, err
 	}
 	here := handover.Decided{Next: l.next, Skipped: &l.skips.Offsets, Blocked: l.own.blocked}
-	for _, h := range l.own.held {
-		here.Held = append(here.Held, h.offset())
+	for _, h := range l.own.held.All() {
+		here.Held = append(here.Held, h.Offset())
 	}
 	conflict := r.Found && l.continues(&r.Checkpoint) && handover.Conflicts(here, r)
 	l.hearRecords(r, o.at.End)
@@ -144,28 +132,14 @@ func (o *opening) canRelease(l *lane) bool {
 // lock. A snapshot that is lost here is lost for the owner, too, unless it was replaced.
 func (s *Set) readRecords(ctx context.Context, l *lane, lost map[int64]string) (*internalrecord.Records, error) {
 	l.log.Info("another owner of the partition has skipped or released other events, or cannot be compared; reading what it published", "projection", l.projection.Label(), "partition", l.source.Partition)
-	r := &internalrecord.Records{Blocked: map[string]internalrecord.Place{}}
 	spec := &l.projection.Spec
-	topics := []string{spec.internal()}
-	if len(lost) > 0 && spec.internal() != spec.Snapshots {
-		topics = append(topics, spec.Snapshots)
+	r, err := internalrecord.ReadRecords(func(topic string, f func(*pipeline.Record) error) error {
+		_, err := s.cfg.Restore(ctx, topic, l.source.Partition, f)
+		return err
+	}, internalrecord.Topics{Internal: spec.internal(), Snapshots: spec.Snapshots}, lost, func(in *pipeline.Record, err error) { l.skipUnreadable(in, err, effectIgnored) })
+	if err != nil {
+		return nil, fmt.Errorf("reading what earlier owners of the partition published: %w", err)
 	}
-	still := map[string]internalrecord.Place{}
-	for _, topic := range topics {
-		_, err := s.cfg.Restore(ctx, topic, l.source.Partition, func(in *pipeline.Record) error {
-			if id, ok := lost[in.Offset]; ok && topic == spec.Snapshots {
-				still[id] = internalrecord.Place{Offset: in.Offset, Lost: true}
-			}
-			if err := r.Take(in.Key, in.Value); err != nil {
-				l.skipUnreadable(in, err, effectIgnored)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("reading what earlier owners of the partition published: %w", err)
-		}
-	}
-	maps.Copy(r.Blocked, still)
 	return r, nil
 }
 

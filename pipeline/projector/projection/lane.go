@@ -325,7 +325,7 @@ func (l *lane) written(memory int) error {
 func (l *lane) countBlocked() {
 	n := int64(len(l.own.blocked))
 	if before := l.stuck.Swap(n); n != before {
-		l.projection.blockedNow.Add(float64(n - before))
+		l.projection.metrics.Blocked.Add(float64(n - before))
 	}
 }
 

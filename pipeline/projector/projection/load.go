@@ -160,7 +160,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	_, body, err := codec.Unframe(in)
 	if err == nil {
 		err = l.fold.ReadSnapshot(body, in.Key, a)
-		_, a.Tombstone = in.Header(tombstoneHeader[0].Key)
+		_, a.Tombstone = in.Header(internalrecord.TombstoneHeader)
 		a.Tombstone = a.Tombstone && a.Deleted
 	}
 	switch {

@@ -64,6 +64,7 @@ import (
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/fill"
 	"millrace/pipeline/projector/home"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
@@ -83,11 +84,9 @@ type Config struct {
 	// Settled reads a partition of the topics of a projection with a topic of internal
 	// records, which needs it.
 	Settled SettledFunc
-	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
-	// within a partition. Before, it waits until all transactions have ended that have
-	// written below the ends of the partitions at the time of the call. Without it, all
-	// records are read with Restore.
-	Recent func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error
+	// Recent reads the newest records of partitions. Without it, all records are read with
+	// Restore.
+	Recent internalrecord.RecentFunc
 	// Tail reads events again for a release, and for the history after a restore from
 	// snapshots: see [Set.Fill]. Without it, nothing can be released, and the session reads
 	// the log again for the history.
@@ -161,11 +160,7 @@ type Projection struct {
 	Spec  Spec          // immutable
 	Fence control.Fence // erased aggregates, whose events are not folded
 
-	results    [outcomes]prometheus.Counter
-	published  prometheus.Counter
-	blockedNow prometheus.Gauge
-	unreadNow  prometheus.Gauge
-	unreadable prometheus.Counter
+	metrics measure.Projection
 }
 
 // Name returns the name of the projection in the topology.
@@ -233,8 +228,7 @@ func New(cfg Config) *Set {
 	s := &Set{cfg: cfg, topics: map[string]*topic{}, units: map[Key]*unit{}, left: map[Key]*unit{}, progress: map[Key]string{}}
 	for _, spec := range cfg.Projections {
 		spec.Label = cmp.Or(spec.Label, spec.Fold.Name())
-		p := &Projection{Spec: spec}
-		p.register(cfg.Metrics)
+		p := &Projection{Spec: spec, metrics: cfg.Metrics.Of(spec.Label)}
 		t := s.topics[spec.Events.Name]
 		if t == nil {
 			t = &topic{name: spec.Events.Name, id: spec.Events.ID, types: spec.Types}
@@ -243,17 +237,6 @@ func New(cfg Config) *Set {
 		t.projections = append(t.projections, p)
 	}
 	return s
-}
-
-// register sets the counters of a projection.
-func (p *Projection) register(m *measure.Metrics) {
-	for o, result := range outcomeNames {
-		p.results[o] = m.Events.WithLabelValues(p.Label(), result)
-	}
-	p.unreadable = m.Unreadable.WithLabelValues(p.Label())
-	p.unreadNow = m.Unread.WithLabelValues(p.Label())
-	p.blockedNow = m.Blocked.WithLabelValues(p.Label())
-	p.published = m.Snapshots.WithLabelValues(p.Label())
 }
 
 // Projection returns the projection with a label, nil if there is none.
@@ -307,7 +290,7 @@ func (s *Set) assign(u *unit) {
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
 	for _, l := range u.lanes {
-		l.projection.unreadNow.Add(float64(l.unread.Total()))
+		l.projection.metrics.Unread.Add(float64(l.unread.Total()))
 	}
 	s.fills.Changed()
 }

@@ -27,11 +27,11 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
-	urgent      bool            // a release is due: the policy does not delay it
-	blocked     map[string]bool // ids of aggregates whose blocked record is due
-	transaction transaction     // the open one, or the last
-	sending     bool            // the open transaction contains the due records
-	deferred    []string        // ids for blocked, after the open transaction
+	urgent      bool                       // a release is due: the policy does not delay it
+	blocked     map[string]bool            // ids of aggregates whose blocked record is due
+	transaction internalrecord.Transaction // the open one, or the last
+	sending     bool                       // the open transaction contains the due records
+	deferred    []string                   // ids for blocked, after the open transaction
 }
 
 func newPublication(policy topology.Publish, now time.Time) publication {
@@ -120,7 +120,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
-	l.publication.transaction.next(&l.projection.Spec)
+	l.publication.transaction.Next(l.projection.Spec.Internal != "")
 	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
@@ -146,7 +146,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.headers}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.Headers}
 	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
@@ -158,7 +158,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 		r.Value = mem.Keep(value)
 		if a.Tombstone {
-			r.Headers = l.publication.transaction.tombstone
+			r.Headers = l.publication.transaction.Tombstones
 		}
 	}
 	out.Emit(&r)
@@ -175,10 +175,6 @@ func (l *lane) isSettled(id []byte, a *states.Aggregate) bool {
 	_, start, ok := fold.ParseWindowID(string(id))
 	return ok && start < limit
 }
-
-// tombstoneHeader marks the snapshot of an aggregate that a tombstone deleted: another
-// event creates it again. Readers of states need not know. Nothing changes the slice.
-var tombstoneHeader = []pipeline.Header{{Key: "millrace.tombstone", Value: []byte("true")}}
 
 // snapshotTime returns the time of a snapshot's record: the event time, which is in the
 // snapshot as well, within what every broker and client accepts. Brokers refuse times that
@@ -228,7 +224,7 @@ func (l *lane) ended(committed bool, read int64) {
 	p := &l.publication
 	sent := p.sending && committed
 	if sent {
-		l.projection.published.Add(float64(l.states.Due()))
+		l.projection.metrics.Published.Add(float64(l.states.Due()))
 	}
 	if p.sending {
 		l.states.Published(sent)
@@ -287,9 +283,9 @@ func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
 	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.Offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
-		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
-	if len(l.own.held) > 0 {
-		c.Redo = min(next, l.own.held[0].offset())
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.Name}
+	if held := l.own.held.All(); len(held) > 0 {
+		c.Redo = min(next, held[0].Offset())
 	}
 	if l.own.clock != noTime {
 		c.Clock = &l.own.clock

@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/missed"
 	"millrace/pipeline/projector/query"
 )
@@ -259,7 +260,7 @@ func (r *release) foldOne(t *track, e *missed.Event, u *unit) error {
 		return nil
 	}
 	if r.skip && e.In.Offset == q.Offset && q.Reason != internalrecord.ReasonGap && !q.IsLost() {
-		t.count(&e.In, isSkipped)
+		t.count(&e.In, measure.Skipped)
 		return nil
 	}
 	bad := e.Bad
@@ -279,7 +280,7 @@ func (r *release) foldOne(t *track, e *missed.Event, u *unit) error {
 	case pipeline.ClassOf(bad) != pipeline.ClassReject:
 		return bad
 	case t.skips.Offsets.Has(e.In.Offset):
-		t.count(&e.In, isSkipped)
+		t.count(&e.In, measure.Skipped)
 		return nil
 	}
 	return t.block(q.ID, &e.In, e.In.Offset+1, bad)

@@ -108,7 +108,7 @@ func (o *opening) fromStore(ctx context.Context, part *store.Part, next int64) (
 		return nil, err
 	}
 	if ok, err := o.hear(ctx, l); !ok {
-		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
+		l.projection.metrics.Blocked.Sub(float64(l.stuck.Load()))
 		return nil, err
 	}
 	o.clampToLog(l)

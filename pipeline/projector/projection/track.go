@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -59,9 +60,7 @@ type track struct {
 
 	clock   int64 // latest event time so far, in microseconds since 1970; noTime if there is none
 	ticked  bool  // the store lacks the clock
-	held    []*held
-	heldOf  map[string][]*held
-	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
+	held    pending.Held
 	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
 	sum     string          // of all blocked aggregates; "" if it is out of date
@@ -93,40 +92,17 @@ func (l *lane) newTrack(s *states.Table, f families) *track {
 	return &track{
 		projection: l.projection, fold: l.fold, source: l.source, part: l.part, folder: l.folder, skips: &l.skips, index: l.index,
 		states: s, families: f, clock: noTime,
-		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
+		held: pending.NewHeld(f.held), blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
 	}
 }
 
 // isShadow reports whether the track is of the past that is being indexed.
 func (t *track) isShadow() bool { return t.lane == nil }
 
-// outcome is the result of an event.
-type outcome uint8
-
-const (
-	isIgnored outcome = iota
-	isQueued
-	isBlocked
-	isMispartitioned
-	isRejected
-	isSkipped
-	isDuplicate
-	isLate
-	isConflict
-	isHeld
-	isApplied
-	isErased
-	isRedriven
-	outcomes
-)
-
-// outcomeNames are the values of the label result.
-var outcomeNames = [outcomes]string{"ignored", "queued", "blocked", "mispartitioned", "rejected", "skipped", "duplicate", "late", "conflict", "held", "applied", "erased", "redriven"}
-
-// count counts the outcome of an event, once.
-func (t *track) count(in *pipeline.Record, o outcome) {
+// count counts an event, once.
+func (t *track) count(in *pipeline.Record, r measure.Result) {
 	if !t.isShadow() && in.Offset >= t.lane.counted {
-		t.projection.results[o].Inc()
+		t.projection.metrics.Events[r].Inc()
 	}
 }
 
@@ -163,11 +139,11 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 		return err
 	}
 	if deadletter.IsTaken(in, t.source.TopicID) {
-		t.count(in, isRedriven)
+		t.count(in, measure.Redriven)
 		return nil
 	}
 	if bad == nil && !t.fold.Folds(d.Type) {
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 		return nil
 	}
 	id, bad := t.read(in, d, bad)
@@ -176,11 +152,11 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	if len(id) == 0 {
 		t.complain(in, bad, "event cannot be folded, and its aggregate is unknown")
-		t.count(in, isRejected)
+		t.count(in, measure.Rejected)
 		return nil
 	}
 	if t.projection.Fence.Has(id) {
-		t.count(in, isErased)
+		t.count(in, measure.Erased)
 		return nil
 	}
 	if q := t.blocked[string(id)]; q != nil {
@@ -198,7 +174,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
 	if t.skips.Offsets.Has(in.Offset) {
-		t.count(in, isSkipped)
+		t.count(in, measure.Skipped)
 		return nil
 	}
 	return t.block(string(id), in, in.Offset+1, bad)
@@ -246,7 +222,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		return err
 	}
 	if known {
-		t.count(in, isDuplicate)
+		t.count(in, measure.Duplicate)
 		return nil
 	}
 	if t.fold.Window().Size > 0 {
@@ -262,7 +238,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	decided := !t.isShadow() && in.Offset < t.lane.counted && !e.released
 	switch {
 	case t.sameID(a):
-		t.count(in, isDuplicate)
+		t.count(in, measure.Duplicate)
 		return nil
 	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
 		t.late(in, a)
@@ -273,8 +249,8 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
-		t.count(in, isHeld)
+		t.held.Add(&pending.HeldEvent{ID: string(id), Number: number, Type: e.typ, Body: bytes.Clone(e.body), Key: e.key.Clone(), In: in.Clone()})
+		t.count(in, measure.Held)
 		return nil
 	}
 	if err := t.apply(a, in, in.Offset, b); err != nil {
@@ -286,7 +262,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 // conflict notes that the event that was read last is in conflict with an earlier one. now
 // is the offset that is being read, as for apply.
 func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
-	t.count(in, isConflict)
+	t.count(in, measure.Conflict)
 	if t.index != nil {
 		if t.indexes(now) {
 			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
@@ -350,7 +326,7 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 		t.late(in, a)
 		return nil
 	case result != fold.Applied:
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 		return nil
 	}
 	a.Offset = in.Offset
@@ -360,7 +336,7 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 
 // late counts an event of a deleted aggregate.
 func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
-	t.count(in, isLate)
+	t.count(in, measure.Late)
 	if !t.isShadow() {
 		t.lane.refused.AddLate(t.folder.EventID(), a.ID)
 	}
@@ -379,7 +355,7 @@ func (t *track) changed(a *states.Aggregate) {
 
 // remember adds the event that was just applied to the index.
 func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
-	t.count(in, isApplied)
+	t.count(in, measure.Applied)
 	if t.index == nil {
 		return nil
 	}
@@ -429,12 +405,12 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 	switch {
 	case len(t.ready) > 0 || len(t.missed) > 0:
 	case t.outcome == fold.Late:
-		t.count(in, isLate)
+		t.count(in, measure.Late)
 	case t.outcome == fold.Ignored:
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 	}
 	if len(t.missed) > 0 {
-		t.count(in, isLate)
+		t.count(in, measure.Late)
 		if !t.isShadow() {
 			t.lane.addLetter(in, key, t.missed)
 		}
@@ -482,7 +458,7 @@ func (t *track) write(b *store.Batch) error {
 	if err := t.states.Write(b); err != nil {
 		return err
 	}
-	t.writeHeld(b)
+	t.held.Write(b, t.part, t.fold)
 	if err := t.writeBlocked(b); err != nil {
 		return err
 	}
@@ -495,7 +471,7 @@ func (t *track) write(b *store.Batch) error {
 // written notes that what write added is in the store. memory is the number of bytes
 // that the states may take.
 func (t *track) written(memory int) error {
-	clear(t.heldNow)
+	t.held.Written()
 	clear(t.blocks)
 	t.ticked = false
 	return t.states.Written(memory)
@@ -524,14 +500,5 @@ func (t *track) load(decode decodeFunc) error {
 	}); err != nil || bad != nil {
 		return cmp.Or(bad, err)
 	}
-	err := v.Scan(t.families.held, nil, nil, false, func(key, value []byte) bool {
-		var h *held
-		if h, bad = t.loadHeld(key, value, decode); bad != nil {
-			return false
-		}
-		t.hold(h)
-		return true
-	})
-	clear(t.heldNow)
-	return cmp.Or(bad, err)
+	return t.held.Load(v, t.source, t.folder, decode)
 }

@@ -131,8 +131,8 @@ func (u *unit) revoke(s *Set) error {
 	err := u.save(s)
 	for _, l := range u.lanes {
 		err = errors.Join(err, u.savePast(s, l))
-		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
-		l.projection.unreadNow.Sub(float64(l.unread.Total()))
+		l.projection.metrics.Blocked.Sub(float64(l.stuck.Load()))
+		l.projection.metrics.Unread.Sub(float64(l.unread.Total()))
 		if !l.publication.sending { // otherwise when the transaction has ended
 			l.free()
 		}
