@@ -69,8 +69,8 @@ func (d *Held) Remove(gone ...*HeldEvent) {
 
 // First returns the event of an aggregate with the lowest number; of two with the same
 // number, the first in the log. It returns nil if there is none.
-func (d *Held) First(id string) *HeldEvent {
-	of := d.of[id]
+func (d *Held) First(id []byte) *HeldEvent {
+	of := d.of[string(id)]
 	if len(of) == 0 {
 		return nil
 	}

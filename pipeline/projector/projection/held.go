@@ -52,7 +52,7 @@ func (t *track) retry(a *states.Aggregate, h *pending.HeldEvent, now int64, b *s
 			t.count(&h.In, measure.Skipped)
 			return nil
 		}
-		return t.block(a.ID, &h.In, now, err)
+		return t.block(string(a.ID), &h.In, now, err)
 	}
 	return nil
 }
@@ -86,7 +86,7 @@ func (t *track) expire(now int64, b *store.Batch) error {
 // and those that follow without a gap.
 func (t *track) applyGap(a *states.Aggregate, h *pending.HeldEvent, now int64, b *store.Batch) error {
 	for t.blocked[h.ID] == nil && slices.Contains(t.held.All(), h) {
-		if err := t.retry(a, t.held.First(h.ID), now, b); err != nil {
+		if err := t.retry(a, t.held.First([]byte(h.ID)), now, b); err != nil {
 			return err
 		}
 	}

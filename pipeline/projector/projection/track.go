@@ -265,13 +265,13 @@ func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now i
 	t.count(in, measure.Conflict)
 	if t.index != nil {
 		if t.indexes(now) {
-			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
+			t.index.AddConflict(b, a.ID, t.folder.EventID(), number)
 		}
 		return
 	}
 	// Without history, an earlier number may also be that of a duplicate.
 	if number == a.Number {
-		t.lane.refused.AddConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
+		t.lane.refused.AddConflict(t.folder.EventID(), string(a.ID), number, string(a.EventID))
 	}
 }
 
@@ -338,7 +338,7 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
 	t.count(in, measure.Late)
 	if !t.isShadow() {
-		t.lane.refused.AddLate(t.folder.EventID(), a.ID)
+		t.lane.refused.AddLate(t.folder.EventID(), string(a.ID))
 	}
 }
 
@@ -347,7 +347,7 @@ func (t *track) changed(a *states.Aggregate) {
 	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.Add(a.ID, l.next)
+			l.outOfOrder.Add(string(a.ID), l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -386,7 +386,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
 		if a.Version == 1 && !t.isShadow() {
-			t.lane.windows.Open(b, t.part, r.start, a.ID)
+			t.lane.windows.Open(b, t.part, r.start, string(a.ID))
 		}
 		t.changed(a)
 		if i < len(t.ready)-1 {

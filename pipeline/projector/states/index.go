@@ -129,7 +129,7 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 	x.value = appendEvent(x.value[:0], in, before, a, f)
 	b.Put(x.part, familyHistory, x.key, x.value)
 	if a.Version%KeyframeEvery == 0 {
-		x.key = versionKey(x.key[:0], []byte(a.ID), a.Version)
+		x.key = versionKey(x.key[:0], a.ID, a.Version)
 		x.value = fold.AppendAggregate(x.value[:0], &a.Aggregate)
 		b.Put(x.part, familyKeyframe, x.key, x.value)
 	}
@@ -185,7 +185,7 @@ func (x *Index) advance(a *Aggregate, before, recorded int64) error {
 func (x *Index) loadClocks(a *Aggregate, before int64) error {
 	if x.past != nil {
 		// The store may not have the event yet.
-		past, err := x.past.Get([]byte(a.ID))
+		past, err := x.past.Get(a.ID)
 		if err != nil {
 			return err
 		}
