@@ -55,6 +55,26 @@ func (fw *foldWorker) straight() {
 	other.stop()
 }
 
+// A worker that restarts while its history is filled publishes before that is complete.
+func TestEventsArePublishedAfterARestartDuringTheFill(t *testing.T) {
+	fw := lost(t)
+	fw.fillSome(0)
+	fw.fillSome(10)
+	for range 3 {
+		fw.stop()
+		fw = fw.world.start()
+		fw.fillSome(0) // the ids
+		fw.add(projectiontest.UserUpdated, "u-last")
+		fw.next()
+		if err := fw.complete(); !errors.Is(err, query.ErrFilling) {
+			t.Errorf("the history is said to be %v", err)
+		}
+		same(t, "published", fw.published(), fw.folded())
+	}
+	fw.fill()
+	fw.straight()
+}
+
 // While the history is filled, new events are folded and published, also duplicates of new
 // events. The history has them in the end.
 func TestTheTailIsFoldedWhileTheHistoryIsFilled(t *testing.T) {

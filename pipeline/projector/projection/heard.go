@@ -190,7 +190,7 @@ func (s *Set) reconcile(ctx context.Context, u *unit, dec *event.Decoder) error 
 func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || !l.heard.todo.Waits() || l.shadow != nil { // without its history, a release does not recognize duplicates
+	if u.revoked || !l.heard.todo.Waits() {
 		return handover.Todo{}, nil
 	}
 	todo = l.heard.todo.Overruled(l.next, l.own.blocked)
@@ -204,6 +204,9 @@ func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 		}
 	}
 	todo.Release = slices.DeleteFunc(todo.Release, erased)
+	if l.shadow != nil {
+		todo.Release = nil // without its history, a release does not recognize duplicates
+	}
 	if l.follow == nil {
 		for _, id := range slices.DeleteFunc(todo.Publish, erased) {
 			l.own.markDue(id)
