@@ -42,6 +42,9 @@ type Env struct {
 	// SetGCPercent sets the target of the garbage collector, as [debug.SetGCPercent] does.
 	SetGCPercent func(percent int) int
 
+	// Umask sets the mode bits that new files do not get, as [syscall.Umask] does.
+	Umask func(mask int) int
+
 	// Build is the output of the command version.
 	Build Build
 
@@ -65,6 +68,7 @@ func NewEnv() *Env {
 		},
 		Exit:         os.Exit, //nolint:forbidigo // this is where the process ends: everything else goes through Env
 		SetGCPercent: debug.SetGCPercent,
+		Umask:        umask,
 		Build:        ReadBuild(),
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"millrace/pipeline/private"
 )
 
 // Main runs a program and returns its exit code. args are the arguments after the program's
@@ -18,9 +20,14 @@ import (
 // A command whose context a signal canceled returns nil if it had nothing left to do, as a
 // worker that was stopped, or the context's error if it did not finish.
 //
+// The files of the program, and of its libraries, belong to its user only.
+//
 // Flags that are bound to environment variables ([Env.BindEnv]) have their values when RunE
 // is called.
 func (e *Env) Main(args []string, root func(*Env) *cobra.Command) int {
+	if e.Umask != nil {
+		e.Umask(private.Umask)
+	}
 	ctx, stop := e.untilSignal()
 	defer stop()
 
