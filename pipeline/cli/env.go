@@ -50,6 +50,8 @@ type Env struct {
 
 	// Stages are the available kinds of stages, by name. nil means [stage.Builtin].
 	Stages map[string]stage.Kind
+
+	logs logs // the loggers of this run
 }
 
 // NewEnv returns the environment of this process.

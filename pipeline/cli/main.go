@@ -30,6 +30,7 @@ func (e *Env) Main(args []string, root func(*Env) *cobra.Command) int {
 	}
 	ctx, stop := e.untilSignal()
 	defer stop()
+	defer e.logs.flush()
 
 	cmd := root(e)
 	program := cmd.Name()
@@ -163,6 +164,7 @@ func (e *Env) untilSignal() (context.Context, func()) {
 		}
 		select {
 		case <-signals:
+			e.logs.flush()
 			e.Exit(128 + int(syscall.SIGINT))
 		case <-done:
 		}
