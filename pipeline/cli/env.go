@@ -51,7 +51,7 @@ type Env struct {
 	// Stages are the available kinds of stages, by name. nil means [stage.Builtin].
 	Stages map[string]stage.Kind
 
-	logs logs // the loggers of this run
+	logs *logs // the loggers of this run; nil outside of [Env.Main]
 }
 
 // NewEnv returns the environment of this process.

@@ -51,7 +51,9 @@ func (f *LogFlags) Logger() (*slog.Logger, error) {
 		return nil, Usagef("--log-format: %q is neither text nor json", f.format)
 	}
 	log := slog.New(newSampler(handler))
-	f.env.logs.add(log)
+	if f.env.logs != nil {
+		f.env.logs.add(log)
+	}
 	return log, nil
 }
 

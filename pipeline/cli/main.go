@@ -28,6 +28,7 @@ func (e *Env) Main(args []string, root func(*Env) *cobra.Command) int {
 	if e.Umask != nil {
 		e.Umask(private.Umask)
 	}
+	e.logs = &logs{}
 	ctx, stop := e.untilSignal()
 	defer stop()
 	defer e.logs.flush()
