@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"pipeline": {},
 	"schemas":  {}, // the embedded .avsc files
 
+	"pipeline/private": {}, // files that only their owner can read
 	"pipeline/nearest": {}, // what a misspelled name means
 	"pipeline/decimal": {}, // exact decimals: the standard library's math/big
 
@@ -71,7 +72,7 @@ var imports = map[string][]string{
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
 	"pipeline/kafka/recent":     {"pipeline", "pipeline/kafka", franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
-	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
+	"pipeline/store":            {"pipeline", "pipeline/private", pebble, prometheus},          // never what it stores
 	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
 	"pipeline/seal":             {"pipeline/rows"},                                             // never Avro nor Kafka: the standard library's crypto
 
@@ -98,11 +99,11 @@ var imports = map[string][]string{
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", // flags become their configurations
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", "pipeline/private", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
-		"pipeline", "pipeline/cli", "pipeline/codec", "pipeline/kafka", "pipeline/topology", cobra, pflag, prometheus, sync,
+		"pipeline", "pipeline/cli", "pipeline/codec", "pipeline/kafka", "pipeline/private", "pipeline/topology", cobra, pflag, prometheus, sync,
 	},
 
 	// The processor. Its tools are siblings that do not know each other.
@@ -126,7 +127,7 @@ var imports = map[string][]string{
 		"pipeline/projector/control", // the record of what was applied is on the control topic
 	},
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
-	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
+	"pipeline/processor/scaffold": {"pipeline/cli", "pipeline/private", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
 		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
@@ -169,12 +170,12 @@ var imports = map[string][]string{
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
-		"pipeline/cli", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
+		"pipeline/cli", "pipeline/private", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.
-	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox":      {"pipeline", "pipeline/private", franz, avro, registry, sync},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {
