@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/worker"
 )
@@ -119,6 +120,11 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	if errors.Is(err, reader.ErrNotHere) {
 		w.Header().Del("Content-Type")
 		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		return
+	}
+	if errors.Is(err, query.ErrFilling) {
+		w.Header().Del("Content-Type")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	if err == nil {
