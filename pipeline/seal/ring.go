@@ -23,8 +23,9 @@ import (
 // compaction would keep the last of two data keys that were created at the same time.
 // But producers use the first, so its ciphertexts would be lost.
 //
-// The erased record must stay. The null does not: brokers delete it after a while, and
-// then a producer could create a new key for the subject.
+// The erased record must stay, because a null alone does not: brokers delete it after
+// delete.retention.ms, and then a producer could create a new key for the subject.
+// Whatever record has the key erased/SUBJECT, also a null, the subject was forgotten.
 const (
 	recordFormat = 1
 	keyHead      = "key/"
@@ -59,6 +60,13 @@ func recordKey(subject string, id KeyID) []byte { return []byte(keyHead + id.Str
 func NewErasure(subject string, now time.Time) (Record, error) {
 	value, err := json.Marshal(erasedRecord{recordFormat, now.UTC()})
 	return Record{[]byte(erasedHead + subject), value}, err
+}
+
+// MarkOf returns the subject that a record with this key marks as forgotten, whatever its
+// value is. ok is false for other records.
+func MarkOf(key []byte) (subject string, ok bool) {
+	subject, _, isKey, err := parseKey(key)
+	return subject, err == nil && !isKey
 }
 
 // ParseRecordKey parses the key of a record. It returns the subject, and whether the record is
@@ -112,9 +120,12 @@ func NewRing(keks *KEKs) *Ring {
 	return &Ring{keks: keks, rows: rows.New(), fresh: map[string][]*DataKey{}}
 }
 
+// noTime is the time of an erasure whose record has none.
+const noTime = 1
+
 // entry is the state of a subject.
 type entry struct {
-	erased int64     // time of erasure, in seconds since 1970; 0 if it is not erased
+	erased int64     // time of the first mark with a time, in seconds since 1970; 0 if it is not erased
 	keys   []wrapped // in the order of the last record of each
 }
 
@@ -170,13 +181,11 @@ func (r *Ring) Apply(in Record) error {
 		}
 		// At the end, where it is for a reader after compaction.
 		e.keys = append(e.keys, wrapped{id, v.KEK, v.Wrapped})
-	case in.Value == nil:
-		e.erased = 0
-	default:
+	case e.erased <= noTime:
 		var v erasedRecord
-		// Fail safe: a record that cannot be parsed still marks the subject as forgotten.
+		// Fail safe: a null, or a record that cannot be parsed, still marks the subject.
 		if err := json.Unmarshal(in.Value, &v); err != nil || v.Time.Unix() <= 0 {
-			v.Time = time.Unix(1, 0)
+			v.Time = time.Unix(noTime, 0)
 		}
 		e.erased = v.Time.Unix()
 	}
@@ -202,6 +211,9 @@ func (r *Ring) find(subject string, id *KeyID) (*DataKey, error) {
 	defer r.mu.Unlock()
 	row, ok := r.rows.Get([]byte(subject))
 	e := readEntry(row)
+	if e.erased == noTime {
+		return nil, ErrErased
+	}
 	if e.erased != 0 {
 		return nil, fmt.Errorf("%w (%s)", ErrErased, time.Unix(e.erased, 0).UTC().Format(time.DateOnly))
 	}
