@@ -44,7 +44,7 @@ func TestTaggedFieldsAreSealedAndShown(t *testing.T) {
 	}
 	for data, want := range map[string]string{
 		`{"id":"u-1","email":"anna@example.com","mail":"","photo":null,"city":"Ulm"}`: "[data.email]",
-		`{"id":"u-1","email":"","mail":"sealedx","photo":"/////w==","city":"Ulm"}`:     "[data.mail data.photo]",
+		`{"id":"u-1","email":"","mail":"sealedx","photo":"/////w==","city":"Ulm"}`:    "[data.mail data.photo]",
 	} {
 		body := keyringtest.Body(t, s, data)
 		shown, err := f.Open(body, ring)

@@ -32,11 +32,45 @@ const (
 	erasedHead   = "erased/"
 )
 
+// While a key moves to another key-encryption key, it is wrapped by both, so that a process
+// without the new one can read it, also one of an earlier release. The newest is the last.
 type keyRecord struct {
 	Format  int       `json:"format"`
 	KEK     string    `json:"kek"`
 	Wrapped []byte    `json:"wrapped"`
-	Time    time.Time `json:"time"`
+	Time    time.Time `json:"time"` // of the creation of the key
+	More    []moreBox `json:"more,omitempty"`
+}
+
+type moreBox struct {
+	KEK     string `json:"kek"`
+	Wrapped []byte `json:"wrapped"`
+}
+
+// newKeyRecord returns the value of the record of a key.
+func newKeyRecord(w wrapped, at time.Time) keyRecord {
+	v := keyRecord{Format: recordFormat, KEK: w.boxes[0].kek, Wrapped: w.boxes[0].bytes, Time: at}
+	for _, b := range w.boxes[1:] {
+		v.More = append(v.More, moreBox{b.kek, b.bytes})
+	}
+	return v
+}
+
+// parseValue parses the value of the record of a key.
+func parseValue(id KeyID, value []byte) (v keyRecord, w wrapped, err error) {
+	err = json.Unmarshal(value, &v)
+	w = wrapped{id, []box{{v.KEK, v.Wrapped}}}
+	for _, b := range v.More {
+		w.boxes = append(w.boxes, box{b.KEK, b.Wrapped})
+	}
+	bad := err != nil || v.Format != recordFormat || len(w.boxes) > 255
+	for _, b := range w.boxes {
+		bad = bad || !kekID.MatchString(b.kek) || len(b.bytes) == 0 || len(b.bytes) > 255
+	}
+	if bad {
+		return v, w, fmt.Errorf("the key %s of a subject has a format that this version cannot read", id)
+	}
+	return v, w, nil
 }
 
 type erasedRecord struct {
@@ -50,7 +84,7 @@ type Record struct{ Key, Value []byte }
 // NewKey generates a data key for a subject and returns its record.
 func (k *KEKs) NewKey(subject string, now time.Time) (Record, error) {
 	w := k.wrap(subject)
-	value, err := json.Marshal(keyRecord{recordFormat, w.kek, w.box, now.UTC()})
+	value, err := json.Marshal(newKeyRecord(w, now.UTC()))
 	return Record{recordKey(subject, w.id), value}, err
 }
 
@@ -132,9 +166,11 @@ type entry struct {
 func (e *entry) append(dst []byte) []byte {
 	dst = binary.AppendVarint(dst, e.erased)
 	for _, k := range e.keys {
-		dst = append(dst, k.id[:]...)
-		dst = append(append(dst, byte(len(k.kek))), k.kek...)
-		dst = append(append(dst, byte(len(k.box))), k.box...)
+		dst = append(append(dst, k.id[:]...), byte(len(k.boxes)))
+		for _, b := range k.boxes {
+			dst = append(append(dst, byte(len(b.kek))), b.kek...)
+			dst = append(append(dst, byte(len(b.bytes))), b.bytes...)
+		}
 	}
 	return dst
 }
@@ -149,10 +185,13 @@ func readEntry(row []byte) (e entry) {
 	for row = row[n:]; len(row) > 0; {
 		var k wrapped
 		row = row[copy(k.id[:], row):]
-		n := 1 + int(row[0])
-		k.kek, row = string(row[1:n]), row[n:]
-		n = 1 + int(row[0])
-		k.box, row = row[1:n:n], row[n:]
+		k.boxes, row = make([]box, row[0]), row[1:]
+		for i := range k.boxes {
+			n := 1 + int(row[0])
+			k.boxes[i].kek, row = string(row[1:n]), row[n:]
+			n = 1 + int(row[0])
+			k.boxes[i].bytes, row = row[1:n:n], row[n:]
+		}
 		e.keys = append(e.keys, k)
 	}
 	return e
@@ -175,12 +214,12 @@ func (r *Ring) Apply(in Record) error {
 		if in.Value == nil {
 			break
 		}
-		var v keyRecord
-		if err := json.Unmarshal(in.Value, &v); err != nil || v.Format != recordFormat || !kekID.MatchString(v.KEK) || len(v.Wrapped) == 0 || len(v.Wrapped) > 255 {
-			return fmt.Errorf("the key %s of a subject has a format that this version cannot read", id)
+		_, w, err := parseValue(id, in.Value)
+		if err != nil {
+			return err
 		}
 		// At the end, where it is for a reader after compaction.
-		e.keys = append(e.keys, wrapped{id, v.KEK, v.Wrapped})
+		e.keys = append(e.keys, w)
 	case e.erased <= noTime:
 		var v erasedRecord
 		// Fail safe: a null, or a record that cannot be parsed, still marks the subject.
