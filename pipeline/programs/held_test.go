@@ -455,3 +455,56 @@ func TestAProjectionOfALaterReleaseDoesNotHoldUpTheOthers(t *testing.T) {
 	}
 	projector.stop(t)
 }
+
+// A record of the control topic that a later release wrote in a newer format holds up its
+// projection only, while the projector runs and at the next start. Without it, the
+// projection runs again.
+func TestAControlRecordInANewerFormatHoldsUpItsProjectionOnly(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, heldProjections)
+	box := harness.Sandbox(t)
+	write := func(key string, value any) {
+		t.Helper()
+		if err := control.WriteRecords(t.Context(), kafka.Config{Brokers: box.Brokers()}, "t-control", time.Now(), control.Record{Key: key, Value: value}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func() (projector *program, address string) {
+		listening := filepath.Join(t.TempDir(), "address")
+		projector = run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", listening, "--data-dir", filepath.Join(dir, "data"))
+		awaitReady(t, listening)
+		return projector, addressOf(t, listening)
+	}
+	projector, address := start()
+	clicks := newClickSender(t, box, "in")
+	clicks.send(1)
+	awaitState(t, address, "strict", "e-1", 1)
+	newer := map[string]int{"format": control.Format + 1, "version": 7}
+	n := int64(1)
+	for key, last := range map[string]any{
+		control.LiveKey("strict"):             control.LiveRecord{Format: control.Format, Version: 1},
+		control.ForgottenKey("strict", "e-9"): nil,
+	} {
+		write(key, newer)
+		for range 2 {
+			awaitHeld(t, address, map[string]string{"projection strict": fmt.Sprintf("the record %q of the control topic", key)})
+			_, reasons := readyChecks(address)
+			harness.WantLines(t, reasons["projection strict"], "the record is in format 2, but this program knows format 1: use the newer program")
+			n++
+			clicks.send(n)
+			awaitState(t, address, "sum", fmt.Sprint("e-", n), n)
+			if status, body := get("http://" + address + "/v1/projections/strict/e-1"); status != http.StatusServiceUnavailable || !strings.Contains(body, "use the newer program") {
+				t.Errorf("a question about it: %d %s", status, body)
+			}
+			if _, metrics := get("http://" + address + "/metrics"); !hasLines(metrics, `millrace_projection_running{projection="sum"} 1`, `millrace_projection_running{projection="strict"} 0`, "millrace_control_unreadable_records 1") {
+				t.Errorf("metrics of the projections:\n%s", metrics)
+			}
+			projector.stop(t)
+			projector, address = start()
+		}
+		write(key, last)
+		awaitHeld(t, address, nil)
+		awaitState(t, address, "strict", fmt.Sprint("e-", n), n)
+	}
+	projector.stop(t)
+}

@@ -31,6 +31,9 @@ func (p *program) begin(ctx context.Context) error {
 	}
 	first := map[string][]control.Record{}
 	for _, pr := range p.w.Topology.Projections {
+		if state.Newer(pr.Name) != nil {
+			continue // the supervisor shows it
+		}
 		if _, ok := state.Live[pr.Name]; ok {
 			p.compare(state, pr)
 			continue
@@ -49,7 +52,7 @@ func (p *program) begin(ctx context.Context) error {
 	}
 	var records []control.Record
 	for _, pr := range p.w.Topology.Projections {
-		if _, ok := state.Live[pr.Name]; !ok {
+		if _, ok := state.Live[pr.Name]; !ok && state.Newer(pr.Name) == nil {
 			records = append(records, first[pr.Name]...)
 		}
 	}

@@ -171,6 +171,9 @@ func (p *program) awaitVersions(ctx context.Context) error {
 		return err
 	}
 	for _, pr := range p.w.Topology.Projections {
+		if state.Newer(pr.Name) != nil {
+			continue // the supervisor shows it
+		}
 		if _, ok := state.Live[pr.Name]; !ok {
 			return fmt.Errorf("projection %s has no version yet: a replica waits until a worker of the group has started with it (projector run without --replica)", pr.Name)
 		}

@@ -277,6 +277,9 @@ func (s *supervisor) dropRetired(state *control.State) error {
 		for n := range numbers {
 			keep[versionLabel(name, n)] = true
 		}
+		for _, n := range state.NewerVersions(name) {
+			keep[versionLabel(name, n)] = true
+		}
 	}
 	for _, label := range s.store.Projections() {
 		name, _, _ := strings.Cut(label, "@")

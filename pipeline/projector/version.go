@@ -118,8 +118,8 @@ type plan struct {
 	// lost has the live versions that this release cannot compile, by projection.
 	lost map[string]*lostVersion
 
-	// later has the projections that cannot start here, because a later release made their
-	// live version, with the reason.
+	// later has the projections that cannot run here, because a later release made their
+	// live version or wrote their records, with the reason.
 	later map[string]error
 
 	// unknown has why other versions cannot be compiled, by label.
@@ -138,6 +138,10 @@ type lostVersion struct {
 func newPlan(t *topology.Topology, state *control.State) *plan {
 	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, later: map[string]error{}, unknown: map[string]error{}}
 	for _, pr := range t.Projections {
+		if err := state.Newer(pr.Name); err != nil {
+			p.later[pr.Name] = err
+			continue
+		}
 		live := state.Live[pr.Name].Version
 		var newest *wantedVersion
 		for _, n := range state.Numbers(pr.Name) {

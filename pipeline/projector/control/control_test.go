@@ -79,11 +79,60 @@ func TestTheLaterOfTwoWorkersThatClaimAPartitionOwnsIt(t *testing.T) {
 	}
 }
 
-func TestRecordsInAnotherFormatAreRefused(t *testing.T) {
-	for _, key := range []string{LiveKey("user"), VersionKey("user", 2), DiffKey("user"), ForgottenKey("user", "u"), WorkerPrefix + "w"} {
-		err := newState().apply(controlRecord(t, 5, key, map[string]int{"format": 2}))
-		if err == nil || !strings.Contains(err.Error(), "use the newer program") || pipeline.ClassOf(err) != pipeline.ClassFatal {
-			t.Errorf("%s: %v", key, err)
+// A record in a newer format changes nothing and is noted. It concerns its projection only,
+// and only if that must not run without it, until a good record or a null comes.
+func TestARecordInANewerFormatConcernsItsProjectionOnly(t *testing.T) {
+	for _, tt := range []struct {
+		key   string
+		alone bool // also stops a projection of which nothing else is known
+		stops bool // stops a projection whose version 1 is live
+	}{
+		{LiveKey("user"), true, true},
+		{VersionKey("user", 1), true, true},
+		{VersionKey("user", 2), true, false},
+		{ForgottenKey("user", "u"), true, true},
+		{DiffKey("user"), false, false},
+		{WorkerPrefix + "w", false, false},
+	} {
+		for _, known := range []bool{false, true} {
+			s := newState()
+			apply := func(offset int64, key string, value any) {
+				t.Helper()
+				if err := s.apply(controlRecord(t, offset, key, value)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if known {
+				apply(0, VersionKey("user", 1), VersionRecord{Format: 1, Version: 1, Fold: "a"})
+				apply(1, LiveKey("user"), LiveRecord{Format: 1, Version: 1})
+			}
+			apply(5, tt.key, map[string]int{"format": 2})
+			stops := tt.alone
+			if known {
+				stops = tt.stops
+				if s.Live["user"].Version != 1 || s.Versions["user"][1].Fold != "a" {
+					t.Errorf("%s changes the state to %+v", tt.key, s)
+				}
+			}
+			err := s.clone().Newer("user")
+			if (err != nil) != stops {
+				t.Errorf("%s, known %v: %v, want an error %v", tt.key, known, err, stops)
+			} else if stops && (pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), tt.key) || !strings.Contains(err.Error(), "offset 5: the record is in format 2, but this program knows format 1: use the newer program")) {
+				t.Errorf("%s: %v", tt.key, err)
+			}
+			if err := s.Newer("use"); err != nil {
+				t.Errorf("%s stops another projection: %v", tt.key, err)
+			}
+			if s.Unreadable[tt.key] == "" {
+				t.Errorf("%s is not noted", tt.key)
+			}
+			if tt.key == VersionKey("user", 2) && s.NextVersion("user") != 3 {
+				t.Errorf("the number of a version in a newer format is given again: %d", s.NextVersion("user"))
+			}
+			apply(6, tt.key, nil)
+			if err := s.Newer("user"); err != nil || len(s.Unreadable) > 0 || len(s.NewerVersions("user")) > 0 {
+				t.Errorf("%s is gone: %v %v", tt.key, err, s.Unreadable)
+			}
 		}
 	}
 }
@@ -133,9 +182,7 @@ func FuzzControl(f *testing.F) {
 	f.Fuzz(func(t *testing.T, key string, value []byte) {
 		s := newState()
 		if err := s.apply(&pipeline.Record{Key: []byte(key), Value: value}); err != nil {
-			if !strings.Contains(err.Error(), "use the newer program") {
-				t.Fatal(err)
-			}
+			t.Fatal(err)
 		} else {
 			s.clone()
 			for _, versions := range s.Versions {

@@ -28,8 +28,7 @@ func NewFollower(cfg kafka.Config, topic string) *Follower {
 	return &Follower{Tail: kafka.NewTail(cfg, topic), Topic: topic, Log: slog.New(slog.DiscardHandler), state: newState(), changed: make(chan struct{})}
 }
 
-// Run follows the topic. It returns nil when the context ends, and an error if a record is in
-// a newer format. It retries after other errors, with a backoff of 100 ms to 5 s, and reports
+// Run follows the topic until the context ends. It retries after other errors, with a backoff of 100 ms to 5 s, and reports
 // each of them to report.
 func (c *Follower) Run(ctx context.Context, report func(error)) error {
 	return c.Tail.Follow(ctx, c.Apply, func(err error, _ time.Duration) { report(err) })

@@ -40,9 +40,10 @@ func LiveKey(name string) string { return projectionPrefix + name + "/live" }
 func DiffKey(name string) string { return projectionPrefix + name + "/diff" }
 
 // VersionKey returns the key of the [VersionRecord] of version n.
-func VersionKey(name string, n int) string {
-	return projectionPrefix + name + "/version/" + strconv.Itoa(n)
-}
+func VersionKey(name string, n int) string { return versionKeys(name) + strconv.Itoa(n) }
+
+// versionKeys returns the prefix of the keys of a projection's versions.
+func versionKeys(name string) string { return projectionPrefix + name + "/version/" }
 
 // ForgottenKey returns the key of the [ForgottenRecord] of an aggregate.
 func ForgottenKey(name, id string) string { return projectionPrefix + name + "/forgotten/" + id }

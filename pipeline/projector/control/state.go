@@ -23,19 +23,21 @@ type State struct {
 	// Unreadable has the keys whose last record is not understood, with the reason. It has
 	// no effect, and the record before it stays in force.
 	Unreadable map[string]string
+
+	newer map[string]bool // keys in Unreadable whose record is in a newer format; see Newer
 }
 
 func newState() *State {
 	return &State{
 		Live: map[string]LiveRecord{}, Versions: map[string]map[int]VersionRecord{}, Diffs: map[string]DiffRecord{},
 		Forgotten: map[string]map[string]ForgottenRecord{}, Workers: map[string]WorkerRecord{},
-		Unreadable: map[string]string{},
+		Unreadable: map[string]string{}, newer: map[string]bool{},
 	}
 }
 
 // clone copies the maps. The records are shared: nothing changes them.
 func (s *State) clone() *State {
-	out := &State{Live: maps.Clone(s.Live), Versions: map[string]map[int]VersionRecord{}, Diffs: maps.Clone(s.Diffs), Forgotten: map[string]map[string]ForgottenRecord{}, Workers: maps.Clone(s.Workers), Unreadable: maps.Clone(s.Unreadable)}
+	out := &State{Live: maps.Clone(s.Live), Versions: map[string]map[int]VersionRecord{}, Diffs: maps.Clone(s.Diffs), Forgotten: map[string]map[string]ForgottenRecord{}, Workers: maps.Clone(s.Workers), Unreadable: maps.Clone(s.Unreadable), newer: maps.Clone(s.newer)}
 	for name, m := range s.Versions {
 		out.Versions[name] = maps.Clone(m)
 	}
@@ -46,18 +48,52 @@ func (s *State) clone() *State {
 }
 
 // apply applies a record of the topic. Keys of other programs are skipped, and so is a
-// record that is not understood: it is noted in Unreadable. A record in a newer format is a
-// fatal error ([pipeline.ClassFatal]).
+// record that is not understood: it is noted in Unreadable. It returns no error.
 func (s *State) apply(r *pipeline.Record) error {
-	err := s.take(r)
-	switch key := string(r.Key); {
-	case err == nil:
-		delete(s.Unreadable, key)
-	case pipeline.ClassOf(err) != pipeline.ClassFatal:
+	key := string(r.Key)
+	delete(s.Unreadable, key)
+	delete(s.newer, key)
+	if err := s.take(r); err != nil {
 		s.Unreadable[key] = fmt.Sprintf("offset %d: %s", r.Offset, err)
+		if errors.Is(err, errNewer) {
+			s.newer[key] = true
+		}
+	}
+	return nil
+}
+
+// errNewer is in the chain of the error of a record in a newer format.
+var errNewer = errors.New("use the newer program")
+
+// Newer returns an error if a record without which a projection must not run is in a newer
+// format: which version is live, that version, or an erased aggregate.
+func (s *State) Newer(name string) error {
+	var keys []string
+	live, ok := s.Live[name]
+	for key := range s.newer {
+		if key == LiveKey(name) || key == VersionKey(name, live.Version) || strings.HasPrefix(key, ForgottenKey(name, "")) ||
+			!ok && strings.HasPrefix(key, versionKeys(name)) {
+			keys = append(keys, key)
+		}
+	}
+	if len(keys) == 0 {
 		return nil
 	}
-	return err
+	slices.Sort(keys)
+	return pipeline.Fatal("the record %.100q of the control topic, at %s", keys[0], s.Unreadable[keys[0]])
+}
+
+// NewerVersions returns the numbers of the versions of a projection whose records are in a
+// newer format.
+func (s *State) NewerVersions(name string) (numbers []int) {
+	for key := range s.newer {
+		if arg, ok := strings.CutPrefix(key, versionKeys(name)); ok {
+			if n, err := strconv.Atoi(arg); err == nil {
+				numbers = append(numbers, n)
+			}
+		}
+	}
+	return numbers
 }
 
 func (s *State) take(r *pipeline.Record) error {
@@ -99,8 +135,8 @@ func (s *State) take(r *pipeline.Record) error {
 	return nil
 }
 
-// takeValue sets or deletes an entry of m. It refuses a newer format as fatal, because acting
-// on a partly understood record would be worse than stopping. complete reports whether a
+// takeValue sets or deletes an entry of m. It refuses a newer format, because acting on a
+// partly understood record would be worse than ignoring it. complete reports whether a
 // record has everything that it needs.
 func takeValue[K comparable, V any](m map[K]V, k K, r *pipeline.Record, complete func(*V) bool) error {
 	if r.Value == nil {
@@ -115,7 +151,7 @@ func takeValue[K comparable, V any](m map[K]V, k K, r *pipeline.Record, complete
 		return err
 	}
 	if head.Format > Format {
-		return pipeline.Fatal("%s at offset %d: %s is in format %d, but this program knows format %d: use the newer program", r.Topic, r.Offset, r.Key, head.Format, Format)
+		return fmt.Errorf("the record is in format %d, but this program knows format %d: %w", head.Format, Format, errNewer)
 	}
 	if err := json.Unmarshal(r.Value, v); err != nil {
 		return err
@@ -135,6 +171,9 @@ func (s *State) Numbers(name string) []int { return slices.Sorted(maps.Keys(s.Ve
 func (s *State) NextVersion(name string) int {
 	last := max(s.Live[name].Version, s.Live[name].Previous, s.Diffs[name].New)
 	for n := range s.Versions[name] {
+		last = max(last, n)
+	}
+	for _, n := range s.NewerVersions(name) {
 		last = max(last, n)
 	}
 	return last + 1

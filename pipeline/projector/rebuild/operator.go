@@ -69,6 +69,9 @@ func (o *operator) projection(ctx context.Context, name string) (*worker.Worker,
 	if i < 0 {
 		return nil, nil, nil, cli.Usagef("the topology has no projection %s", name)
 	}
+	if err := state.Newer(name); err != nil {
+		return nil, nil, nil, fmt.Errorf("projection %s: %w", name, err)
+	}
 	if _, ok := state.Live[name]; !ok {
 		return nil, nil, nil, fmt.Errorf("no worker has run projection %s yet: start `projector run` first", name)
 	}
