@@ -15,11 +15,13 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
+	"millrace/pipeline/access"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/server"
 	"millrace/pipeline/worker"
 )
 
@@ -104,21 +106,23 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 		return err
 	}
 	defer c.close() // after the last request
-	server, err := worker.NewServer(p.server.Config(c.log, c.metrics))
+	cfg := p.server.Config(access.Producer, c.log, c.metrics)
+	cfg.MaxBody = func(*http.Request) int64 { return in.maxBody }
+	at, err := server.New(cfg)
 	if err != nil {
 		return err
 	}
 	in.topic, in.writer, in.patience, in.log = c.topic.Name, c.writer, p.patience, c.log
 	in.prepare(c.metrics, c.encoder)
-	server.Handle("/v1/events", in)
+	at.Handle("/v1/events", in)
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
-		server.Ready("kafka", cfg.Ping)
+		at.Ready("kafka", cfg.Ping)
 	}
 	if c.keys != nil {
-		server.Ready("keys", func(context.Context) error { return c.keys.Following() })
+		at.Ready("keys", func(context.Context) error { return c.keys.Following() })
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return at.Run(ctx) })
 	g.Go(func() error { return c.follow(ctx) })
 	return g.Wait()
 }
@@ -412,5 +416,5 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 		sent[i] = sentEvent{f.id, f.record.Topic, f.record.Partition, f.record.Offset}
 	}
 	in.answers.WithLabelValues(strconv.Itoa(http.StatusOK)).Inc()
-	worker.WriteJSON(w, http.StatusOK, map[string]any{"events": sent})
+	server.WriteJSON(w, http.StatusOK, map[string]any{"events": sent})
 }

@@ -12,7 +12,7 @@ import (
 
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/reader"
-	"millrace/pipeline/worker"
+	"millrace/pipeline/server"
 )
 
 // The API for other workers and for commands. It is not a part of the API for users.
@@ -93,7 +93,7 @@ func (a *internalAPI) serveVersions(w http.ResponseWriter, _ *http.Request) {
 			}
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, out)
+	server.WriteJSON(w, http.StatusOK, out)
 }
 
 // serveStates answers with the states of a partition at an offset, as lines of
@@ -147,7 +147,7 @@ func (a *internalAPI) serveCount(w http.ResponseWriter, in *http.Request) {
 			}
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, n)
+	server.WriteJSON(w, http.StatusOK, n)
 }
 
 // forgotten is the answer of a worker that has erased an aggregate.
@@ -173,7 +173,7 @@ func (a *internalAPI) serveForgotten(w http.ResponseWriter, in *http.Request) {
 			return
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, out)
+	server.WriteJSON(w, http.StatusOK, out)
 }
 
 // purge erases an aggregate from all versions of a projection in a loop, and from the

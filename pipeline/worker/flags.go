@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/server"
 )
 
 // Flags are the flags that the long-running programs share. Parsing sets the fields, and
@@ -21,6 +22,7 @@ type Flags struct {
 	registry *cli.RegistryFlags
 	log      *cli.LogFlags
 	server   *ServerFlags
+	program  string // of package access
 
 	Instance           string        // name of this worker, unique in its groups and the same after a restart
 	Sessions           int           // members of the group in this process; 0 means one per core
@@ -40,7 +42,7 @@ const DefaultTransactionTimeout = 10 * time.Second
 
 // AddFlags adds the flags of a long-running program. listen is the default of --listen.
 func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
-	f := &Flags{Env: e}
+	f := &Flags{Env: e, program: program}
 	f.Kafka = e.KafkaFlags(flags, program)
 	f.registry = e.RegistryFlags(flags)
 	f.Topology = e.TopologyFlags(flags)
@@ -91,7 +93,7 @@ func (f *Flags) Start() (*Worker, error) {
 	if err := w.configure(f.Kafka, f.registry, w.Metrics); err != nil {
 		return nil, err
 	}
-	if w.Server, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
+	if w.Server, err = server.New(f.server.Config(f.program, log, w.Metrics)); err != nil {
 		return nil, err
 	}
 	w.reportSchemas()

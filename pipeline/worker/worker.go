@@ -3,8 +3,7 @@
 //
 // Start reading at [Flags.Start] and [Worker.Run]. The goroutine of the command owns a
 // [Worker] until Run. Then its loops and the HTTP server read it concurrently, and only
-// Loops and the reason why it is not ready still change: both are atomic. A [Server] has one
-// lock, and runs no check while it holds the lock.
+// Loops and the reason why it is not ready still change: both are atomic.
 package worker
 
 import (
@@ -21,6 +20,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/server"
 	"millrace/pipeline/topology"
 )
 
@@ -34,7 +34,7 @@ type Worker struct {
 	Registry *codec.Registry
 	Metrics  *prometheus.Registry
 	Log      *slog.Logger
-	Server   *Server
+	Server   *server.Server
 	begun    bool // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started

@@ -20,7 +20,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/processor/trace"
 	"millrace/pipeline/topology"
-	"millrace/pipeline/worker"
+	"millrace/pipeline/server"
 )
 
 // TapPath is the HTTP path of [Taps].
@@ -215,12 +215,12 @@ func (t *Taps) leave(c *tapClient) {
 func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := t.client(r.URL.Query())
 	if err != nil {
-		worker.WriteText(w, http.StatusBadRequest, err.Error())
+		server.WriteText(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	leave, ok := t.join(c)
 	if !ok {
-		worker.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("too many clients: at most %d can watch at the same time", maxTaps))
+		server.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("too many clients: at most %d can watch at the same time", maxTaps))
 		return
 	}
 	defer leave()

@@ -24,7 +24,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/sandbox"
-	"millrace/pipeline/worker"
+	"millrace/pipeline/server"
 )
 
 // Default addresses of the sandbox.
@@ -230,7 +230,7 @@ func (r *Report) write(path string) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return worker.WriteFile(path, string(data)+"\n")
+	return server.WriteFile(path, string(data)+"\n")
 }
 
 func (d *demo) addFlags(cmd *cobra.Command) {
