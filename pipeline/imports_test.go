@@ -52,24 +52,25 @@ var imports = map[string][]string{
 	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
 	"pipeline/stage/responses": {},
 	"pipeline/stage/uuids":     {},
-	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/identity", "pipeline/keyformat"},
+	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
 	"pipeline/topology/avsc":   {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
 	"pipeline/topology/align":  {yaml},                              // places of characters in a YAML file
-	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/within", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
-	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve"},
-	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr"}, // the id is an expression where events have no envelope
+	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr/within"},
+	"pipeline/identity":  {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within"}, // the id is an expression where events have no envelope
 
 	// The ground: the client loop, the disk, compact memory, encryption.
-	"pipeline/kafka":            {"pipeline", "pipeline/kafka/gauges", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka":            {"pipeline", "pipeline/kafka/auth", "pipeline/kafka/gauges", "pipeline/kafka/pool", franz, prometheus, sync}, // never Avro: it moves bytes
+	"pipeline/kafka/auth":       {franz + "/pkg/sasl"},                                                                                        // TLS, SASL and secrets: no client
 	"pipeline/kafka/pool":       {franz},
 	"pipeline/kafka/gauges":     {franz, prometheus},
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
-	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/nearest"}, // settings with the names of other clients
-	"pipeline/store":            {"pipeline", pebble, prometheus},       // never what it stores
-	"pipeline/rows":             {},                                     // memory for tables and states, never what a row is
-	"pipeline/seal":             {"pipeline/rows"},                      // never Avro nor Kafka: the standard library's crypto
+	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
+	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
+	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
+	"pipeline/seal":             {"pipeline/rows"},                                             // never Avro nor Kafka: the standard library's crypto
 
 	// What both programs know of a record.
 	"pipeline/event": { // a record as an event, and back
@@ -86,7 +87,7 @@ var imports = map[string][]string{
 		prometheus, sync,
 	},
 	"pipeline/keyring": { // data keys of subjects on their topic
-		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/seal",
+		"pipeline", "pipeline/codec", "pipeline/expr/within", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/seal",
 		"pipeline/cli",             // its flags
 		"pipeline/projector/query", // how an encrypted field is shown
 		pflag, prometheus,
@@ -94,7 +95,7 @@ var imports = map[string][]string{
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties", // flags become their configurations
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
@@ -129,7 +130,7 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr"}, // HTTP; expr for filters
+	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
 	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get

@@ -8,7 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 	"millrace/pipeline/kafka/properties"
 )
 
@@ -60,17 +60,17 @@ func (e *Env) fromEnv(flags *pflag.FlagSet) error {
 
 // secret returns the value of an environment variable, or the content of the file whose
 // name is in the variable with the suffix _FILE.
-func (e *Env) secret(name string) (kafka.Secret, error) {
+func (e *Env) secret(name string) (auth.Secret, error) {
 	value, file := e.Getenv(name), e.Getenv(name+"_FILE")
 	switch {
 	case value != "" && file != "":
-		return kafka.Secret{}, fmt.Errorf("%s and %s_FILE are both set: set one", name, name)
+		return auth.Secret{}, fmt.Errorf("%s and %s_FILE are both set: set one", name, name)
 	case file != "":
 		data, err := os.ReadFile(file)
 		if err != nil {
-			return kafka.Secret{}, fmt.Errorf("%s_FILE: %w", name, err)
+			return auth.Secret{}, fmt.Errorf("%s_FILE: %w", name, err)
 		}
-		return kafka.NewSecret(strings.TrimRight(string(data), "\r\n")), nil
+		return auth.NewSecret(strings.TrimRight(string(data), "\r\n")), nil
 	}
-	return kafka.NewSecret(value), nil
+	return auth.NewSecret(value), nil
 }

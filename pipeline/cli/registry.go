@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/codec"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 )
 
 // DefaultRegistry is the default URL of the schema registry.
@@ -39,8 +39,8 @@ func (e *Env) RegistryFlags(flags *pflag.FlagSet) *RegistryFlags {
 type Registry struct {
 	URLs     []string
 	User     string
-	Password kafka.Secret
-	Token    kafka.Secret
+	Password auth.Secret
+	Token    auth.Secret
 	TLS      *tls.Config // nil means the system's defaults
 }
 
@@ -73,7 +73,7 @@ func (f *RegistryFlags) Config() (Registry, error) {
 		faults = append(faults, errors.New("MILLRACE_REGISTRY_PASSWORD needs MILLRACE_REGISTRY_USER"))
 	}
 	if f.caFile != "" {
-		if r.TLS, err = (kafka.TLS{Enabled: true, CAFile: f.caFile}).Config(); err != nil {
+		if r.TLS, err = (auth.TLS{Enabled: true, CAFile: f.caFile}).Config(); err != nil {
 			faults = append(faults, fmt.Errorf("--registry-ca: %w", err))
 		}
 	}

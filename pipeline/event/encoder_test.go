@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/expr"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/topology"
 )
 
@@ -167,6 +168,51 @@ func TestEncoderOfOtherSchemas(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A key within a nullable record is the key of the records that have it. An event without it
+// has no key, and is rejected with the path and the reason.
+func TestKeysWithinNullableRecords(t *testing.T) {
+	s := eventtest.Schema(t, `{"type":"record","name":"R","fields":[{"name":"n","type":"int"},{"name":"after","type":["null",{"type":"record","name":"Row","fields":[
+		{"name":"n","type":"int"},{"name":"who","type":[{"type":"record","name":"Who","fields":[{"name":"tenant","type":["null","string"]},{"name":"id","type":["null","long"]}]},"null"]}]}]}]}`)
+	whole := eventtest.Schema(t, `{"type":"record","name":"WhoKey","fields":[{"name":"tenant","type":["null","string"]},{"name":"id","type":["null","long"]}]}`)
+	for _, test := range []struct {
+		key    string
+		format keyformat.Format
+		line   string
+		want   string
+	}{
+		{"after.who.id", keyformat.Format{}, `{"n":1,"after":{"n":2,"who":{"tenant":"a","id":7}}}`, "7"},
+		{"after.who.id", keyformat.Format{}, `{"n":1,"after":{"n":2,"who":{"tenant":"a","id":null}}}`, "after.who.id: expected the record key, found null"},
+		{"after.who.id", keyformat.Format{}, `{"n":1,"after":{"n":2,"who":null}}`, "after.who.id: expected the record key, but after or after.who is null"},
+		{"after.n", keyformat.Format{}, `{"n":1,"after":null}`, "after.n: expected the record key, but after is null"},
+		{"after.n", keyformat.Format{Kind: keyformat.Int}, `{"n":1,"after":{"n":2,"who":null}}`, "\x00\x00\x00\x02"},
+		{"after.who", keyformat.Format{Kind: keyformat.Avro, Schema: whole}, `{"n":1,"after":{"n":2,"who":{"tenant":"a","id":7}}}`, "\x00\x00\x00\x00\x02\x02\x02a\x02\x0e"},
+		{"after.who.id", keyformat.Format{Kind: keyformat.Avro, Schema: whole}, `{"n":1,"after":null}`, "\x00\x00\x00\x00\x02\x00\x00"},
+	} {
+		e, err := eventtest.Encoder(t, &topology.Topic{Name: "t", Types: []*codec.Schema{s}, Bare: &expr.Bare{}, KeyFormat: test.format}, test.key)
+		if err != nil {
+			t.Errorf("%s: %v", test.key, err)
+			continue
+		}
+		var r pipeline.Record
+		_, _, err = e.Encode([]byte(test.line), &r, nil)
+		got := string(r.Key)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != test.want {
+			t.Errorf("%s of %s: %q, want %q", test.key, test.line, got, test.want)
+		}
+	}
+	for key, want := range map[string]string{
+		"after.who":     "--key after.who: R: after.who of R is a record: name one of its fields",
+		"after.whom.id": "--key after.whom.id: R: R has no field after.whom",
+	} {
+		if _, err := eventtest.Encoder(t, &topology.Topic{Name: "t", Types: []*codec.Schema{s}, Bare: &expr.Bare{}}, key); err == nil || err.Error() != want {
+			t.Errorf("%s: %v", key, err)
+		}
+	}
 }
 
 // FuzzLine: the encoder never panics, and a record that it returns decodes as the

@@ -45,7 +45,7 @@ func TestCompileRejectsInvalidSpecs(t *testing.T) {
 	}{
 		{"no key", change(func(s *Spec) { s.Key = src("") }), "Noted has no field"},
 		{"unknown key", change(func(s *Spec) { s.Key = src("nr") }), "Noted has no field nr"},
-		{"key in a field that is not a record", change(func(s *Spec) { s.Key = src("id.nr") }), "string has no field id.nr"},
+		{"key in a field that is not a record", change(func(s *Spec) { s.Key = src("id.nr") }), "Noted has no field id.nr"},
 		{"key is not a string", noteSpecOf(t, `{"name":"id","type":"long"},{"name":"text","type":"string"}`, state), "id is long in Noted, but a key is a string"},
 		{"key is encrypted", noteSpecOf(t, `{"name":"id","type":"string","millrace.pii":true},{"name":"text","type":"string"}`, state), "id is encrypted in Noted"},
 		{"state field without a default", noteSpecOf(t, event, `{"name":"text","type":"string"}`), "the state Note has no initial value: text has no default"},

@@ -25,6 +25,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
 )
@@ -143,14 +144,15 @@ type typeFold struct {
 	rules  []rule
 
 	// Slots in layout; -1 for none.
-	key    int // the aggregate id; -1 if that is the key of the event
+	key    int // the leaf with the aggregate id; -1 if that is the key of the event
 	id     int // the event id
 	time   int // the event time
 	number int // the sequence number
 
-	micros   int64 // microseconds per unit of time
-	branch   int64 // the branch of the sequence number in its union; -1 if it is a long
-	idBranch int64 // the branch of the event id in its union; -1 if it is a string
+	keyAt    within.Field // the aggregate id in the leaf; a string that may be null
+	micros   int64        // microseconds per unit of time
+	branch   int64        // the branch of the sequence number in its union; -1 if it is a long
+	idBranch int64        // the branch of the event id in its union; -1 if it is a string
 }
 
 // A rule is a compiled [On].
@@ -160,11 +162,6 @@ type rule struct {
 	deletes  bool
 	deleteIf *expr.Program // instead of deletes, if not nil
 	revives  bool
-}
-
-type set struct {
-	slot  int // in Fold.layout
-	value *expr.Program
 }
 
 // Tombstone is the type of a record without a value, for [Folder.Read] and [Fold.Folds].
@@ -232,14 +229,14 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 		return []expr.Fault{{Source: spec.Key, Type: schema.Name(), Msg: msg}}
 	}
 
-	var key []string
 	var paths [][]string // the fields of the event that the fold reads
-	if spec.Key.Text != "" || !f.bare {
-		key = strings.Split(spec.Key.Text, ".")
-		if msg := checkKey(schema, spec.Key.Text, key); msg != "" {
-			return fault(msg)
+	keyed := spec.Key.Text != "" || !f.bare
+	if keyed {
+		var faults []expr.Fault
+		if t.keyAt, faults = findKey(schema, spec.Key); len(faults) > 0 {
+			return faults
 		}
-		paths = append(paths, key)
+		paths = append(paths, t.keyAt.Leaf)
 	}
 	var consts map[string]string
 	identified, numbered := false, false
@@ -293,8 +290,8 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	if identified {
 		t.id = t.layout.Slot("id")
 	}
-	if len(key) > 0 {
-		t.key = t.layout.Slot(key...)
+	if keyed {
+		t.key = t.layout.Slot(t.keyAt.Leaf...)
 	}
 	if t.micros > 0 {
 		t.time = t.layout.Slot("timestamp")
@@ -305,18 +302,23 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	return nil
 }
 
-// checkKey returns the fault of a path that cannot be an aggregate id, or "".
-func checkKey(schema *codec.Schema, key string, path []string) (fault string) {
-	n, fault := lookup(schema.Root(), path)
-	switch {
-	case fault != "":
-		return fault
-	case n.Tag != "":
-		return fmt.Sprintf("%s is encrypted in %s, and cannot be a key", key, schema.Name())
-	case n.Kind != codec.String:
-		return fmt.Sprintf("%s is %s in %s, but a key is a string", key, n, schema.Name())
+// findKey returns where events have the aggregate id, or the fault of a path that cannot be
+// one.
+func findKey(schema *codec.Schema, key expr.Source) (at within.Field, faults []expr.Fault) {
+	path := key.Text
+	at, fault := within.FieldAt(schema, strings.Split(path, "."))
+	bad := func(hint, format string, args ...any) []expr.Fault {
+		return []expr.Fault{{Source: key, Type: schema.Name(), Hint: hint, Msg: fmt.Sprintf(format, args...)}}
 	}
-	return ""
+	switch n := at.Node; {
+	case fault != nil:
+		return at, bad(fault.Hint, "%s", fault.Msg)
+	case n.Tag != "" || n.NotNull().Tag != "":
+		return at, bad("", "%s is encrypted in %s, and cannot be a key", path, schema.Name())
+	case n.NotNull().Kind != codec.String:
+		return at, bad("", "%s is %s in %s, but a key is a string", path, n, schema.Name())
+	}
+	return at, nil
 }
 
 // readEnvelope returns the paths of the event id, the event time and, if sequence is
@@ -347,74 +349,10 @@ func (t *typeFold) readEnvelope(sequence bool) (paths [][]string, identified, nu
 	return paths, identified, numbered
 }
 
-// compileSets compiles the assignments of a rule. It returns the paths of the event
-// that they read, and appends those of the state to statePaths.
-func (t *typeFold) compileSets(r *rule, env *expr.Env, spec Spec, sets []Set, statePaths *[][]string) (paths [][]string, faults []expr.Fault) {
-	seen := map[string]bool{}
-	for _, s := range sets {
-		path := strings.Split(s.Field.Text, ".")
-		n, fault := lookup(spec.State.Root(), path)
-		switch {
-		case fault != "":
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fault, Hint: similarField(spec.State.Root(), path)})
-			continue
-		case n.Kind == codec.Record:
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is a record", s.Field.Text), Hint: "set its fields one by one"})
-			continue
-		case seen[s.Field.Text]:
-			faults = append(faults, expr.Fault{Source: s.Field, Msg: fmt.Sprintf("%s is set twice", s.Field.Text)})
-			continue
-		}
-		seen[s.Field.Text] = true
-		program, more := env.CompileAt(s.Value, t.schema.Name(), expr.Value(n, s.Field.Text, spec.State.Name()))
-		if len(more) > 0 {
-			faults = append(faults, more...)
-			continue
-		}
-		if unknown := spec.unknown(s.Value, t.schema, program); len(unknown) > 0 {
-			faults = append(faults, unknown...)
-			continue
-		}
-		paths = append(paths, program.Paths(0)...)
-		*statePaths = append(*statePaths, path)
-		*statePaths = append(*statePaths, program.Paths(1)...)
-		r.sets = append(r.sets, set{value: program})
-	}
-	return paths, faults
-}
-
 // branchOf returns the index of the branch of a kind in a union; -1 if there is
 // none, or if n is not a union.
 func branchOf(n *codec.Node, kind codec.Kind) int64 {
 	return int64(slices.IndexFunc(n.Branches, func(b *codec.Node) bool { return b.Kind == kind }))
-}
-
-// lookup returns the type of the field at a path, or a fault.
-func lookup(n *codec.Node, path []string) (_ *codec.Node, fault string) {
-	for i, name := range path {
-		f := n.Field(name)
-		if f == nil {
-			return nil, fmt.Sprintf("%s has no field %s", n, strings.Join(path[:i+1], "."))
-		}
-		n = f.Type
-	}
-	return n, ""
-}
-
-// similarField returns a hint with the field that a path probably means, or "".
-func similarField(n *codec.Node, path []string) string {
-	for i, name := range path {
-		f := n.Field(name)
-		if f == nil {
-			var names []string
-			for _, f := range n.Fields {
-				names = append(names, strings.Join(append(slices.Clone(path[:i]), f.Name), "."))
-			}
-			return expr.Suggest(strings.Join(path[:i+1], "."), names)
-		}
-		n = f.Type
-	}
-	return ""
 }
 
 // Name returns the name of the projection.
@@ -540,7 +478,7 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 	}
 	id = f.key
 	if t.key >= 0 {
-		id, _, err = codec.ReadText(f.event.Get(t.key))
+		id, err = f.readKey(t)
 	}
 	if err == nil {
 		err = f.check(id)
@@ -549,6 +487,27 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 		f.number, f.numbered, err = f.readNumber()
 	}
 	return id, err
+}
+
+// readKey reads the aggregate id of an event that has it in a field.
+func (f *Folder) readKey(t *typeFold) ([]byte, error) {
+	enc, ok, err := t.keyAt.Get(f.event.Get(t.key))
+	if err != nil {
+		return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", f.spec.Key.Text, err)
+	}
+	if !ok {
+		return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is missing: %s", f.spec.Key.Text, t.keyAt.Missing())
+	}
+	if _, null, _, nullable := t.keyAt.Node.Nullable(); nullable {
+		var branch int64
+		if branch, enc, err = codec.ReadLong(enc); err == nil && branch == int64(null) {
+			return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is null", f.spec.Key.Text)
+		}
+	}
+	if err == nil {
+		enc, _, err = codec.ReadText(enc)
+	}
+	return enc, err
 }
 
 // check rejects what could not be read back from a snapshot, or from a window's id.
@@ -778,11 +737,7 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 	if err != nil {
 		return 0, err
 	}
-	start := 0
-	for i, end := range f.sizes {
-		f.state.Set(r.sets[i].slot, f.arena[start:end:end])
-		start = end
-	}
+	f.assign(r)
 	// Do not reuse the memory of the old state: it may be f.zero, and the view
 	// refers to it.
 	if n := len(state) + len(f.arena); cap(mem) < n {

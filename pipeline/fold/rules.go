@@ -2,8 +2,6 @@ package fold
 
 import (
 	"fmt"
-	"slices"
-	"strings"
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
@@ -80,7 +78,7 @@ func (f *Fold) bindRule(r *rule, event *codec.Layout, on On, typ string) []expr.
 	}
 	faults := append(bind(r.when, on.When), bind(r.deleteIf, on.DeleteIf)...)
 	for i, s := range on.Set {
-		r.sets[i].slot = f.layout.Slot(strings.Split(s.Field.Text, ".")...)
+		r.sets[i].slot = f.layout.Slot(r.sets[i].field.Leaf...)
 		faults = append(faults, bind(r.sets[i].value, s.Value)...)
 	}
 	return faults
@@ -100,23 +98,6 @@ func (f *Folder) choose() (*rule, error) {
 		}
 	}
 	return nil, nil
-}
-
-// compute computes the new values of the fields into f.arena, and whether the event
-// deletes the aggregate, before any field is set: each expression sees the state before
-// the event.
-func (f *Folder) compute(r *rule) (deletes bool, err error) {
-	f.arena, f.sizes = f.arena[:0], f.sizes[:0]
-	for i := range r.sets {
-		if f.arena, err = r.sets[i].value.Append(f.arena, &f.event, &f.state); err != nil {
-			return false, err
-		}
-		f.sizes = append(f.sizes, len(f.arena))
-	}
-	if r.deleteIf != nil {
-		return r.deleteIf.Bool(&f.event, &f.state)
-	}
-	return r.deletes, nil
 }
 
 // bury applies the tombstone of the last Read: the aggregate is deleted, and any event
@@ -140,19 +121,3 @@ func (f *Fold) Resets() bool { return f.revives || f.tombstones == DeleteByTombs
 
 // CanRevive reports whether some event may change a deleted aggregate.
 func (f *Fold) CanRevive(a *Aggregate) bool { return a.Tombstone || f.revives }
-
-// Sets returns the dotted paths of the fields of the state that an event of a type
-// sets, in the order of the Spec.
-func (f *Fold) Sets(typ int) (paths []string) {
-	if typ == Tombstone {
-		return nil
-	}
-	for _, r := range f.types[typ].rules {
-		for _, s := range r.sets {
-			if path := f.layout.Path(s.slot); !slices.Contains(paths, path) {
-				paths = append(paths, path)
-			}
-		}
-	}
-	return paths
-}

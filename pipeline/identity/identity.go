@@ -23,6 +23,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 )
 
 // An Identity is a list of parts. Without parts, events have no identity, and no
@@ -73,26 +74,36 @@ func (id Identity) Names() []string {
 	return words
 }
 
-// Find returns the leaf of a schema that holds the text at a path: a string, which may
-// be null, or a map of strings, whose key is then the rest of the path. It returns nil
-// if there is no such leaf.
-func Find(s *codec.Schema, path []string) (leaf []string, key string, node *codec.Node) {
-	n := s.Root()
-	for i, name := range path {
-		f := n.Field(name)
-		if n.Kind != codec.Record || f == nil {
-			return nil, "", nil
+// A text is where events have the text of a part of an identity.
+type text struct {
+	leaf []string // the path of the leaf that is or holds it
+	at   within.Field
+	key  string // of the entry in a map of strings; "" for a string
+}
+
+// Has reports whether events with a schema can have a text at a path: a string, which may
+// be null, or a map of strings, whose key is then the last part of the path. Records on the
+// way can be null.
+func Has(s *codec.Schema, path []string) bool {
+	_, ok := find(s, path)
+	return ok
+}
+
+func find(s *codec.Schema, path []string) (t text, ok bool) {
+	for n := len(path); n >= max(1, len(path)-1); n-- {
+		at, fault := within.FieldAt(s, path[:n])
+		if fault != nil {
+			continue
 		}
-		n = f.Type
-		value, rest := n.NotNull(), path[i+1:]
+		value := at.Node.NotNull()
 		switch {
-		case value.Kind == codec.String && len(rest) == 0:
-			return path, "", n
-		case value.Kind == codec.Map && value.Elem.Kind == codec.String && len(rest) == 1:
-			return path[:i+1], rest[0], n
+		case value.Kind == codec.String && n == len(path):
+			return text{leaf: at.Leaf, at: at}, true
+		case value.Kind == codec.Map && value.Elem.Kind == codec.String && n < len(path):
+			return text{leaf: at.Leaf, at: at, key: path[n]}, true
 		}
 	}
-	return nil, "", nil
+	return text{}, false
 }
 
 // A Reader computes the identities of the events of one type. A nil Reader finds none.
@@ -105,10 +116,8 @@ type Reader struct {
 // part is a Part for one event type.
 type part struct {
 	Part
-	leaf []string // of a field
-	key  string   // in the map at leaf; "" for a string
-	node *codec.Node
-	slot int
+	in   text // of a field; it has no leaf if the type lacks it
+	slot int  // of the leaf
 }
 
 // Compile returns the reader for one event type. bare is nil if the events have an
@@ -132,7 +141,7 @@ func (id Identity) Compile(s *codec.Schema, bare *expr.Bare, topic string) (*Rea
 			if p.ID {
 				path = []string{"id"}
 			}
-			c.leaf, c.key, c.node = Find(s, path)
+			c.in, _ = find(s, path)
 		}
 		r.parts = append(r.parts, c)
 	}
@@ -145,7 +154,7 @@ func (r *Reader) Paths() (paths [][]string) {
 		return nil
 	}
 	for i := range r.parts {
-		if leaf := r.parts[i].leaf; leaf != nil {
+		if leaf := r.parts[i].in.leaf; leaf != nil {
 			paths = append(paths, leaf)
 		}
 	}
@@ -162,11 +171,11 @@ func (r *Reader) Bind(layout *codec.Layout) error {
 	}
 	for i := range r.parts {
 		p := &r.parts[i]
-		if p.leaf == nil {
+		if p.in.leaf == nil {
 			continue
 		}
-		if p.slot = layout.Slot(p.leaf...); p.slot < 0 {
-			return fmt.Errorf("%s: the layout lacks %s, a part of the identity", r.schema.Name(), strings.Join(p.leaf, "."))
+		if p.slot = layout.Slot(p.in.leaf...); p.slot < 0 {
+			return fmt.Errorf("%s: the layout lacks %s, a part of the identity", r.schema.Name(), strings.Join(p.in.leaf, "."))
 		}
 	}
 	if r.bare != nil {
@@ -223,11 +232,18 @@ func (p *part) text(headers []pipeline.Header, v *pipeline.View) (text []byte, h
 	if p.slot < 0 {
 		return nil, false, nil
 	}
-	enc, n := v.Get(p.slot), p.node
+	n := p.in.at.Node
+	enc, has, err := p.in.at.Get(v.Get(p.slot))
+	if err != nil {
+		return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.in.leaf, "."), err)
+	}
+	if !has {
+		return nil, false, nil
+	}
 	if other, _, branch, ok := n.Nullable(); ok {
 		at, rest, err := codec.ReadLong(enc)
 		if err != nil {
-			return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+			return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.in.leaf, "."), err)
 		}
 		if int(at) != branch {
 			return nil, false, nil
@@ -236,13 +252,14 @@ func (p *part) text(headers []pipeline.Header, v *pipeline.View) (text []byte, h
 	}
 	if n.Kind != codec.Map {
 		if text, _, err = codec.ReadText(enc); err != nil {
-			err = pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+			err = pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.in.leaf, "."), err)
 		}
 		return text, err == nil, err
 	}
+	has = false
 	it := codec.ItemsOf(n, enc)
 	for it.Next() { // the last entry of a key is valid
-		if string(it.Key) == p.key {
+		if string(it.Key) == p.in.key {
 			if text, _, err = codec.ReadText(it.Value); err != nil {
 				break
 			}
@@ -253,7 +270,7 @@ func (p *part) text(headers []pipeline.Header, v *pipeline.View) (text []byte, h
 		err = it.Err
 	}
 	if err != nil {
-		return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.leaf, "."), err)
+		return nil, false, pipeline.Reject(pipeline.ReasonBadBody, "%s: %w", strings.Join(p.in.leaf, "."), err)
 	}
 	return text, has, nil
 }

@@ -128,3 +128,48 @@ func TestMissingSourceIsTheTopicsOwn(t *testing.T) {
 		t.Error("an id alone was accepted as an identity of two parts")
 	}
 }
+
+// A part within records that are null is missing, as a null is.
+func TestPartsWithinNullableRecords(t *testing.T) {
+	s, err := codec.ParseSchema(`{"type": "record", "name": "T", "fields": [{"name": "n", "type": "int"}, {"name": "at", "type": ["null", {"type": "record", "name": "At", "fields": [
+		{"name": "n", "type": "int"}, {"name": "id", "type": ["null", "string"]},
+		{"name": "more", "type": [{"type": "record", "name": "More", "fields": [{"name": "tags", "type": {"type": "map", "values": "string"}}]}, "null"]}]}]}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := identity.Identity{{Path: []string{"at", "id"}}, {Path: []string{"at", "more", "tags", "source"}}}
+	r, faults := id.Compile(s, nil, "in")
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	layout, err := codec.NewLayout(s, r.Paths())
+	if err == nil {
+		err = r.Bind(layout)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	for body, want := range map[string]string{
+		"\x02\x00":                                           "",
+		"\x02\x02\x02\x00\x02":                               "",
+		"\x02\x02\x02\x02\x06u-1\x02":                        `["u-1",null]`,
+		"\x02\x02\x02\x02\x06u-1\x00\x00":                    `["u-1",null]`,
+		"\x02\x02\x02\x02\x06u-1\x00\x02\x0csource\x02x\x00": `["u-1","x"]`,
+		"\x02\x02\x02\x00\x00\x02\x0csource\x00\x00":         `[null,""]`,
+	} {
+		var v pipeline.View
+		var scope expr.Scope
+		if err := layout.Walk([]byte(body), &v); err != nil {
+			t.Fatal(err)
+		}
+		b, ok, err := r.Append(nil, nil, &v, &scope)
+		if got := id.Text(b); err != nil || ok != (want != "") || ok && got != want {
+			t.Errorf("%x is %s, %v, %v, want %s", body, got, ok, err, want)
+		}
+	}
+	for _, path := range [][]string{{"at", "n"}, {"at", "more"}, {"at", "more", "tags"}, {"at", "more", "tags", "a", "b"}, {"at", "none"}, {"none", "id"}, {}} {
+		if identity.Has(s, path) {
+			t.Errorf("%v is the path of a text", path)
+		}
+	}
+}

@@ -194,10 +194,7 @@ func (b *batch) settled() bool {
 // handle passes the fetched records to the handler, in order.
 func (b *batch) handle(ctx context.Context, h pipeline.Handler, fetches kgo.Fetches) error {
 	b.part.fetched = append(b.part.fetched, fetches)
-	if err := b.preparer.prepare(ctx, h, fetches); err != nil {
-		b.fewer = max(1, b.records, fetches.NumRecords()/2)
-		return err
-	}
+	b.preparer.begin(h, fetches)
 	for _, fetch := range fetches {
 		for _, topic := range fetch.Topics {
 			for i := range topic.Partitions {
@@ -226,6 +223,10 @@ func (b *batch) handlePartition(ctx context.Context, h pipeline.Handler, topic s
 		}
 		if r.Attrs.IsControl() {
 			continue
+		}
+		if err := b.preparer.check(ctx, r.Value); err != nil {
+			b.fewer = max(1, b.records, b.preparer.fetches.NumRecords()/2)
+			return err
 		}
 		setRecord(in, topic, p.Partition, r)
 		if err := b.pass(ctx, h, in); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/twmb/franz-go/plugin/kprom"
 
 	"millrace/pipeline"
+	"millrace/pipeline/kafka/auth"
 	"millrace/pipeline/kafka/gauges"
 )
 
@@ -44,8 +45,8 @@ type Config struct {
 	// read from a replica in the same rack.
 	Rack string
 
-	TLS  TLS
-	SASL SASL
+	TLS  auth.TLS
+	SASL auth.SASL
 
 	// Partitioners are those of the topics that are written; that of other topics is
 	// [pipeline.Murmur2].
@@ -79,7 +80,7 @@ func (c Config) Validate() error {
 	if _, err := c.TLS.Config(); err != nil {
 		faults = append(faults, err)
 	}
-	if err := c.SASL.validate(); err != nil {
+	if err := c.SASL.Validate(); err != nil {
 		faults = append(faults, err)
 	} else {
 		for _, b := range c.Brokers {
@@ -126,20 +127,10 @@ func splitAddress(addr string) (host, port string) {
 // another machine. It is called again for every connection, because brokers advertise
 // the addresses of other brokers.
 func (c Config) checkCleartext(addr string) error {
-	if c.TLS.Enabled || c.SASL.AllowCleartext || !c.SASL.sendsSecret() {
-		return nil
-	}
-	if host, _ := splitAddress(addr); isLoopback(host) {
+	if host, _ := splitAddress(addr); c.TLS.Enabled || !c.SASL.Exposes(host) {
 		return nil
 	}
 	return fmt.Errorf("SASL %s would send its secret to %s unencrypted: set security.protocol=SASL_SSL (or sasl.allow.cleartext=true if the network is trusted)", c.SASL.Mechanism, addr)
-}
-
-func isLoopback(host string) bool {
-	if ip := net.ParseIP(host); ip != nil {
-		return ip.IsLoopback()
-	}
-	return host == "localhost"
 }
 
 // Options returns the options that all clients of a process share. Call it once per
@@ -162,7 +153,7 @@ func (c Config) Options() ([]kgo.Opt, error) {
 	if c.Rack != "" {
 		opts = append(opts, kgo.Rack(c.Rack))
 	}
-	if m := c.SASL.mechanism(); m != nil {
+	if m := c.SASL.Client(); m != nil {
 		opts = append(opts, kgo.SASL(m))
 	}
 	if c.Logger != nil {

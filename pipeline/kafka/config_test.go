@@ -9,9 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -33,12 +31,14 @@ import (
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
+
+	"millrace/pipeline/kafka/auth"
 )
 
 func TestValidate(t *testing.T) {
-	scram := SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: NewSecret("canary")}
-	plain := SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}
-	token := SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{TokenURL: "https://id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary")}}
+	scram := auth.SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: auth.NewSecret("canary")}
+	plain := auth.SASL{Mechanism: "PLAIN", Username: "u", Password: auth.NewSecret("canary")}
+	token := auth.SASL{Mechanism: "OAUTHBEARER", OAuth: auth.OAuth{TokenURL: "https://id.example.com/token", ClientID: "c", ClientSecret: auth.NewSecret("canary")}}
 	far := []string{"kafka.example.com:9092"}
 	for _, tt := range []struct {
 		name string
@@ -57,30 +57,30 @@ func TestValidate(t *testing.T) {
 		{"PLAIN in the clear on loopback", Config{Brokers: []string{"localhost:1", "127.0.0.1:1", "[::1]:1"}, SASL: plain}, ""},
 		{"PLAIN in the clear", Config{Brokers: far, SASL: plain}, "security.protocol=SASL_SSL"},
 		{"PLAIN in the clear to one of several", Config{Brokers: append([]string{"localhost"}, far...), SASL: plain}, "kafka.example.com:9092"},
-		{"PLAIN with TLS", Config{Brokers: far, SASL: plain, TLS: TLS{Enabled: true}}, ""},
-		{"PLAIN in the clear, allowed", Config{Brokers: far, SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: plain.Password, AllowCleartext: true}}, ""},
+		{"PLAIN with TLS", Config{Brokers: far, SASL: plain, TLS: auth.TLS{Enabled: true}}, ""},
+		{"PLAIN in the clear, allowed", Config{Brokers: far, SASL: auth.SASL{Mechanism: "PLAIN", Username: "u", Password: plain.Password, AllowCleartext: true}}, ""},
 		{"SCRAM in the clear", Config{Brokers: far, SASL: scram}, ""},
 		{"OAUTHBEARER in the clear", Config{Brokers: far, SASL: token}, "sasl.allow.cleartext"},
-		{"OAUTHBEARER with TLS", Config{Brokers: far, SASL: token, TLS: TLS{Enabled: true}}, ""},
+		{"OAUTHBEARER with TLS", Config{Brokers: far, SASL: token, TLS: auth.TLS{Enabled: true}}, ""},
 
-		{"no user", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512"}}, "sasl.username"},
-		{"no password", Config{Brokers: far, SASL: SASL{Mechanism: "SCRAM-SHA-512", Username: "u"}}, "MILLRACE_SASL_PASSWORD_FILE"},
-		{"no such mechanism", Config{Brokers: far, SASL: SASL{Mechanism: "GSSAPI"}}, "not supported"},
-		{"no token endpoint", Config{Brokers: far, SASL: SASL{Mechanism: "OAUTHBEARER"}}, OAuthKeyURL},
-		{"a token endpoint in the clear", Config{Brokers: far, TLS: TLS{Enabled: true}, SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
-			TokenURL: "http://id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary"),
+		{"no user", Config{Brokers: far, SASL: auth.SASL{Mechanism: "SCRAM-SHA-512"}}, "sasl.username"},
+		{"no password", Config{Brokers: far, SASL: auth.SASL{Mechanism: "SCRAM-SHA-512", Username: "u"}}, "MILLRACE_SASL_PASSWORD_FILE"},
+		{"no such mechanism", Config{Brokers: far, SASL: auth.SASL{Mechanism: "GSSAPI"}}, "not supported"},
+		{"no token endpoint", Config{Brokers: far, SASL: auth.SASL{Mechanism: "OAUTHBEARER"}}, auth.OAuthKeyURL},
+		{"a token endpoint in the clear", Config{Brokers: far, TLS: auth.TLS{Enabled: true}, SASL: auth.SASL{Mechanism: "OAUTHBEARER", OAuth: auth.OAuth{
+			TokenURL: "http://id.example.com/token", ClientID: "c", ClientSecret: auth.NewSecret("canary"),
 		}}}, "use https"},
-		{"a token endpoint with a password in it", Config{Brokers: far, TLS: TLS{Enabled: true}, SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
-			TokenURL: "https://u:canary@id.example.com/token", ClientID: "c", ClientSecret: NewSecret("canary"),
+		{"a token endpoint with a password in it", Config{Brokers: far, TLS: auth.TLS{Enabled: true}, SASL: auth.SASL{Mechanism: "OAUTHBEARER", OAuth: auth.OAuth{
+			TokenURL: "https://u:canary@id.example.com/token", ClientID: "c", ClientSecret: auth.NewSecret("canary"),
 		}}}, "no user or password"},
 
-		{"no such CA file", Config{Brokers: far, TLS: TLS{Enabled: true, CAFile: "no-such-file"}}, "ssl.ca.location: open no-such-file"},
-		{"a CA file that is not PEM", Config{Brokers: far, TLS: TLS{Enabled: true, CAPEM: "PK\x03\x04"}}, "keytool"},
-		{"a CA twice", Config{Brokers: far, TLS: TLS{Enabled: true, CAPEM: "a", CAFile: "b"}}, "set one"},
-		{"a certificate without a key", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a"}}, "ssl.key.location"},
-		{"a key without a certificate", Config{Brokers: far, TLS: TLS{Enabled: true, KeyPEM: NewSecret("canary")}}, "ssl.certificate.location"},
-		{"an encrypted key", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a", KeyPEM: NewSecret("-----BEGIN ENCRYPTED PRIVATE KEY-----\nY2FuYXJ5\n-----END ENCRYPTED PRIVATE KEY-----\n")}}, "openssl pkey"},
-		{"an encrypted key of the old kind", Config{Brokers: far, TLS: TLS{Enabled: true, CertPEM: "a", KeyPEM: NewSecret("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nY2FuYXJ5\n-----END RSA PRIVATE KEY-----\n")}}, "openssl pkey"},
+		{"no such CA file", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CAFile: "no-such-file"}}, "ssl.ca.location: open no-such-file"},
+		{"a CA file that is not PEM", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CAPEM: "PK\x03\x04"}}, "keytool"},
+		{"a CA twice", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CAPEM: "a", CAFile: "b"}}, "set one"},
+		{"a certificate without a key", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CertPEM: "a"}}, "ssl.key.location"},
+		{"a key without a certificate", Config{Brokers: far, TLS: auth.TLS{Enabled: true, KeyPEM: auth.NewSecret("canary")}}, "ssl.certificate.location"},
+		{"an encrypted key", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CertPEM: "a", KeyPEM: auth.NewSecret("-----BEGIN ENCRYPTED PRIVATE KEY-----\nY2FuYXJ5\n-----END ENCRYPTED PRIVATE KEY-----\n")}}, "openssl pkey"},
+		{"an encrypted key of the old kind", Config{Brokers: far, TLS: auth.TLS{Enabled: true, CertPEM: "a", KeyPEM: auth.NewSecret("-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,00\n\nY2FuYXJ5\n-----END RSA PRIVATE KEY-----\n")}}, "openssl pkey"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			err := tt.cfg.Validate()
@@ -93,45 +93,6 @@ func TestValidate(t *testing.T) {
 				t.Errorf("a secret is shown: %v", err)
 			}
 		})
-	}
-}
-
-func TestASecretIsNeverPrinted(t *testing.T) {
-	s := NewSecret("canary")
-	type holder struct {
-		Shown  Secret
-		hidden Secret // fmt does not call its methods, because the field is unexported
-		Ptr    *Secret
-		Map    map[string]Secret
-	}
-	h := holder{s, s, &s, map[string]Secret{"k": s}}
-	asJSON, err := json.Marshal(struct {
-		S Secret
-		P *Secret
-		M map[string]Secret
-	}{s, &s, h.Map})
-	if err != nil {
-		t.Fatal(err)
-	}
-	var log bytes.Buffer
-	for _, handler := range []slog.Handler{slog.NewTextHandler(&log, nil), slog.NewJSONHandler(&log, nil)} {
-		l := slog.New(handler)
-		l.Info("x", "s", s, "p", &s, "h", h, "hp", &h, "m", h.Map)
-		l.With("s", s).WithGroup("g").Info("x", slog.Group("in", "s", s))
-	}
-	shown := []string{s.String(), s.GoString(), string(asJSON), log.String(), fmt.Errorf("%w: %v", errors.New("x"), s).Error()}
-	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%X", "%d", "%10.3s", "%T"} {
-		shown = append(shown, fmt.Sprintf(verb, s), fmt.Sprintf(verb, &s), fmt.Sprintf(verb, h), fmt.Sprintf(verb, &h), fmt.Sprintf(verb, []any{s, h}))
-	}
-	for _, text := range shown {
-		for _, leak := range []string{"canary", "63616e617279", "63616E617279"} {
-			if strings.Contains(text, leak) {
-				t.Errorf("shown in %s", text)
-			}
-		}
-	}
-	if s.Reveal() != "canary" || NewSecret("") != (Secret{}) || (Secret{}).Reveal() != "" {
-		t.Error("Reveal does not return the text of NewSecret")
 	}
 }
 
@@ -247,9 +208,9 @@ func TestPing(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	trusting := TLS{Enabled: true, CAPEM: ca.pem}
-	user := func(mechanism, password string) SASL {
-		return SASL{Mechanism: mechanism, Username: "u", Password: NewSecret(password)}
+	trusting := auth.TLS{Enabled: true, CAPEM: ca.pem}
+	user := func(mechanism, password string) auth.SASL {
+		return auth.SASL{Mechanism: mechanism, Username: "u", Password: auth.NewSecret(password)}
 	}
 	for _, tt := range []struct {
 		name string
@@ -258,11 +219,11 @@ func TestPing(t *testing.T) {
 	}{
 		{"in the clear", Config{Brokers: open}, nil},
 		{"TLS", Config{Brokers: encrypted, TLS: trusting}, nil},
-		{"TLS with the authority in a file", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAFile: tempFile(t, "ca.pem", ca.pem)}}, nil},
-		{"TLS with another name", Config{Brokers: elsewhere, TLS: TLS{Enabled: true, CAPEM: ca.pem, ServerName: "kafka.example.com"}}, nil},
-		{"TLS without verification", Config{Brokers: elsewhere, TLS: TLS{Enabled: true, InsecureSkipVerify: true}}, nil},
-		{"mutual TLS", Config{Brokers: mutual, TLS: TLS{Enabled: true, CAPEM: ca.pem, CertPEM: cert, KeyPEM: NewSecret(key)}}, nil},
-		{"mutual TLS from one file", Config{Brokers: mutual, TLS: TLS{
+		{"TLS with the authority in a file", Config{Brokers: encrypted, TLS: auth.TLS{Enabled: true, CAFile: tempFile(t, "ca.pem", ca.pem)}}, nil},
+		{"TLS with another name", Config{Brokers: elsewhere, TLS: auth.TLS{Enabled: true, CAPEM: ca.pem, ServerName: "kafka.example.com"}}, nil},
+		{"TLS without verification", Config{Brokers: elsewhere, TLS: auth.TLS{Enabled: true, InsecureSkipVerify: true}}, nil},
+		{"mutual TLS", Config{Brokers: mutual, TLS: auth.TLS{Enabled: true, CAPEM: ca.pem, CertPEM: cert, KeyPEM: auth.NewSecret(key)}}, nil},
+		{"mutual TLS from one file", Config{Brokers: mutual, TLS: auth.TLS{
 			Enabled: true, CAPEM: ca.pem, CertFile: tempFile(t, "client.pem", key+cert), KeyFile: tempFile(t, "client.pem", key+cert),
 		}}, nil},
 		{"PLAIN", Config{Brokers: sasl, SASL: user("PLAIN", "canary")}, nil},
@@ -276,8 +237,8 @@ func TestPing(t *testing.T) {
 		{"no SASL where it is required", Config{Brokers: sasl}, []string{"security.protocol", "SASL"}},
 		{"no TLS where it is required", Config{Brokers: encrypted}, []string{"security.protocol", "TLS"}},
 		{"TLS with a broker without TLS", Config{Brokers: open, TLS: trusting, DialTimeout: 3 * time.Second}, []string{"does not use TLS", "security.protocol"}},
-		{"an unknown authority", Config{Brokers: encrypted, TLS: TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
-		{"an authority the system does not know", Config{Brokers: encrypted, TLS: TLS{Enabled: true}}, []string{"ssl.ca.location"}},
+		{"an unknown authority", Config{Brokers: encrypted, TLS: auth.TLS{Enabled: true, CAPEM: other.pem}}, []string{"ssl.ca.location"}},
+		{"an authority the system does not know", Config{Brokers: encrypted, TLS: auth.TLS{Enabled: true}}, []string{"ssl.ca.location"}},
 		{"a certificate for another name", Config{Brokers: elsewhere, TLS: trusting}, []string{"ssl.server.name", "kafka.example.com"}},
 		{"no client certificate where it is required", Config{Brokers: mutual, TLS: trusting}, []string{"certificate"}},
 		{"no listener", Config{Brokers: []string{closed}}, []string{"cannot reach a Kafka broker at " + closed}},
@@ -330,7 +291,7 @@ func TestPingExplainsWhatBrokersAnswer(t *testing.T) {
 			resp.ErrorCode = tt.code
 			return resp, nil, true
 		})
-		err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}})
+		err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: auth.SASL{Mechanism: "PLAIN", Username: "u", Password: auth.NewSecret("canary")}})
 		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
 			t.Errorf("got %v, want %q in it", err, tt.want)
 		}
@@ -340,7 +301,7 @@ func TestPingExplainsWhatBrokersAnswer(t *testing.T) {
 
 // A local broker may advertise brokers on other machines.
 func TestNoSecretIsSentUnencryptedToAdvertisedBrokers(t *testing.T) {
-	cfg := Config{Brokers: []string{"localhost:9092"}, SASL: SASL{Mechanism: "PLAIN", Username: "u", Password: NewSecret("canary")}}
+	cfg := Config{Brokers: []string{"localhost:9092"}, SASL: auth.SASL{Mechanism: "PLAIN", Username: "u", Password: auth.NewSecret("canary")}}
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -354,7 +315,7 @@ func TestARenewedCertificateNeedsNoRestart(t *testing.T) {
 	old, renewed := newAuthority(t), newAuthority(t)
 	c := newCluster(t, 1, kfake.TLS(renewed.server(t, "kafka", net.IPv4(127, 0, 0, 1))))
 	file := tempFile(t, "ca.pem", old.pem)
-	cfg := Config{Brokers: c.ListenAddrs(), TLS: TLS{Enabled: true, CAFile: file}}
+	cfg := Config{Brokers: c.ListenAddrs(), TLS: auth.TLS{Enabled: true, CAFile: file}}
 	opts, err := cfg.Options()
 	if err != nil {
 		t.Fatal(err)
@@ -390,7 +351,7 @@ func TestBrokersAndLogsLearnClientIDAndVersion(t *testing.T) {
 	var log bytes.Buffer
 	cfg := Config{
 		Brokers: c.ListenAddrs(), ClientID: "millrace-x/v1", Version: "v1.2.3+dirty",
-		SASL:   SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: NewSecret("canary")},
+		SASL:   auth.SASL{Mechanism: "SCRAM-SHA-256", Username: "u", Password: auth.NewSecret("canary")},
 		Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: LevelTrace})),
 	}
 	opts, err := cfg.Options()
@@ -462,7 +423,7 @@ func TestAttributesOfClientMessagesAreReadable(t *testing.T) {
 
 func TestDisabledVerificationLogsAWarning(t *testing.T) {
 	var log bytes.Buffer
-	cfg := Config{Brokers: []string{"a"}, TLS: TLS{Enabled: true, InsecureSkipVerify: true}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	cfg := Config{Brokers: []string{"a"}, TLS: auth.TLS{Enabled: true, InsecureSkipVerify: true}, Logger: slog.New(slog.NewTextHandler(&log, nil))}
 	if _, err := cfg.Options(); err != nil {
 		t.Fatal(err)
 	}
@@ -517,102 +478,11 @@ func TestMetricsOfSeveralClients(t *testing.T) {
 	}
 }
 
-// tokenEndpoint is an OpenID provider that issues numbered tokens.
-type tokenEndpoint struct {
-	mu     sync.Mutex
-	issued int
-	last   *http.Request // with the form parsed
-	reply  func(n int, w http.ResponseWriter)
-}
-
-func (e *tokenEndpoint) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if err := r.ParseForm(); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	e.issued++
-	e.last = r
-	e.reply(e.issued, w)
-}
-
-func TestTokensAreFetchedBeforeTheyExpire(t *testing.T) {
-	e := &tokenEndpoint{reply: func(n int, w http.ResponseWriter) {
-		fmt.Fprintf(w, `{"access_token": "token-%d", "token_type": "Bearer", "expires_in": 100}`, n)
-	}}
-	srv := httptest.NewTLSServer(e)
-	defer srv.Close()
-	ca := tempFile(t, "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: srv.Certificate().Raw})))
-
-	now := time.Unix(0, 0)
-	source := &tokenSource{
-		cfg: OAuth{
-			TokenURL: srv.URL, ClientID: "a b", ClientSecret: NewSecret("canary%+"), Scope: "kafka other",
-			Extensions: map[string]string{"pool": "p"}, CAFile: ca,
-		},
-		now: func() time.Time { return now },
-	}
-	for _, step := range []struct {
-		after time.Duration
-		want  string
-	}{{0, "token-1"}, {79 * time.Second, "token-1"}, {time.Second, "token-2"}, {time.Second, "token-2"}, {time.Hour, "token-3"}} {
-		now = now.Add(step.after)
-		auth, err := source.auth(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if auth.Token != step.want || auth.Extensions["pool"] != "p" {
-			t.Errorf("%v later: got %+v, want %s", step.after, auth, step.want)
-		}
-	}
-	user, password, _ := e.last.BasicAuth()
-	if user != "a+b" || password != "canary%25%2B" {
-		t.Errorf("client %q with secret %q, but both must be form-encoded (RFC 6749, 2.3.1)", user, password)
-	}
-	if e.last.Form.Get("grant_type") != "client_credentials" || e.last.Form.Get("scope") != "kafka other" {
-		t.Errorf("form %v", e.last.Form)
-	}
-}
-
-func TestFaultsOfATokenEndpointAreExplained(t *testing.T) {
-	for _, tt := range []struct {
-		name  string
-		reply func(n int, w http.ResponseWriter)
-		want  string
-	}{
-		{"wrong secret", func(_ int, w http.ResponseWriter) {
-			w.WriteHeader(http.StatusUnauthorized)
-			fmt.Fprint(w, `{"error": "invalid_client", "error_description": "no such client"}`)
-		}, "401 Unauthorized: invalid_client: no such client; check " + OAuthKeyID},
-		{"an HTML page", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "<html>canary") }, "not the JSON of a token endpoint"},
-		{"no token", func(_ int, w http.ResponseWriter) { fmt.Fprint(w, "{}") }, "no access_token"},
-		{"a redirect", func(_ int, w http.ResponseWriter) {
-			w.Header().Set("Location", "/elsewhere")
-			w.WriteHeader(http.StatusTemporaryRedirect)
-		}, "307 Temporary Redirect"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			e := &tokenEndpoint{reply: tt.reply}
-			srv := httptest.NewServer(e)
-			defer srv.Close()
-			source := &tokenSource{cfg: OAuth{TokenURL: srv.URL, ClientID: "c", ClientSecret: NewSecret("canary")}, now: time.Now}
-			_, err := source.auth(t.Context())
-			if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "canary") {
-				t.Errorf("got %v, want %q in it", err, tt.want)
-			}
-			if e.issued != 1 {
-				t.Errorf("asked %d times", e.issued)
-			}
-		})
-	}
-}
-
 // kfake does not support OAUTHBEARER, so the test answers the SASL requests.
 func TestTheTokenReachesTheBroker(t *testing.T) {
-	srv := httptest.NewServer(&tokenEndpoint{reply: func(_ int, w http.ResponseWriter) {
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		fmt.Fprint(w, `{"access_token": "token-1", "expires_in": "3600"}`)
-	}})
+	}))
 	defer srv.Close()
 	c := newCluster(t, 1)
 	seen := make(chan string, 16)
@@ -625,8 +495,8 @@ func TestTheTokenReachesTheBroker(t *testing.T) {
 		seen <- string(req.(*kmsg.SASLAuthenticateRequest).SASLAuthBytes)
 		return req.ResponseKind(), nil, true
 	})
-	if err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: SASL{Mechanism: "OAUTHBEARER", OAuth: OAuth{
-		TokenURL: srv.URL, ClientID: "c", ClientSecret: NewSecret("canary"), Extensions: map[string]string{"pool": "p"},
+	if err := ping(t, Config{Brokers: c.ListenAddrs(), SASL: auth.SASL{Mechanism: "OAUTHBEARER", OAuth: auth.OAuth{
+		TokenURL: srv.URL, ClientID: "c", ClientSecret: auth.NewSecret("canary"), Extensions: map[string]string{"pool": "p"},
 	}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,8 @@ import (
 
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+
+	"millrace/pipeline/kafka/auth"
 )
 
 // Ping connects to the cluster, authenticates, and closes the connection. Its error
@@ -43,7 +45,7 @@ func (c Config) Explain(err error) error {
 	err = trimDial(err)
 	brokers := strings.Join(c.Brokers, ",")
 	user := c.SASL.Username
-	if c.SASL.Mechanism == MechanismOAuth {
+	if c.SASL.Mechanism == auth.MechanismOAuth {
 		user = c.SASL.OAuth.ClientID
 	}
 	var (

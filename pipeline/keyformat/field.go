@@ -11,6 +11,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/within"
 )
 
 // A Maker makes the keys of records from fields of their events. It is immutable after
@@ -24,7 +25,8 @@ type Maker struct {
 // A part is a field whose value is the key, or a field of the key.
 type part struct {
 	path []string
-	slot int         // in the layout of Bind
+	at   within.Field
+	slot int         // of the leaf, in the layout of Bind
 	node *codec.Node // the type of the field; the other type if it may be null
 	null int64       // the branch of null; -1 if the field cannot be null
 
@@ -41,12 +43,12 @@ type part struct {
 // says why no event with the schema has a key.
 func NewMaker(f Format, topic string, s *codec.Schema, path []string) (*Maker, error) {
 	m := &Maker{format: f, topic: topic}
-	n, err := nodeAt(s, path)
-	if err != nil {
-		return nil, err
+	at, fault := within.FieldAt(s, path)
+	if fault != nil {
+		return nil, fault
 	}
 	if f.Kind != Avro {
-		return m, m.add(s, path, n, nil)
+		return m, m.add(s, path, at, nil)
 	}
 	if f.Schema == nil {
 		return nil, fmt.Errorf("%s has Avro keys without a schema: set key_schema on the topic", topic)
@@ -54,26 +56,13 @@ func NewMaker(f Format, topic string, s *codec.Schema, path []string) (*Maker, e
 	k := f.Schema.Root()
 	switch {
 	case k.Kind != codec.Record:
-		return m, m.add(s, path, n, k)
-	case n.Kind == codec.Record:
+		return m, m.add(s, path, at, k)
+	case at.Node.NotNull().Kind == codec.Record:
 		return m, m.addRecord(s, k, path)
 	case len(k.Fields) == 1 && k.Fields[0].Type.Kind != codec.Record:
-		return m, m.add(s, path, n, k.Fields[0].Type)
+		return m, m.add(s, path, at, k.Fields[0].Type)
 	}
 	return m, m.addRecord(s, k, path[:len(path)-1], nil)
-}
-
-// nodeAt returns the type at a path.
-func nodeAt(s *codec.Schema, path []string) (*codec.Node, error) {
-	n := s.Root()
-	for i, name := range path {
-		f := n.Field(name)
-		if n.Kind != codec.Record || f == nil {
-			return nil, fmt.Errorf("%s has no field %s", s.Name(), strings.Join(path[:i+1], "."))
-		}
-		n = f.Type
-	}
-	return n, nil
 }
 
 // addRecord adds the fields of a record of the key. Each comes from the first of the
@@ -82,22 +71,22 @@ func (m *Maker) addRecord(s *codec.Schema, k *codec.Node, from ...[]string) erro
 	for i := range k.Fields {
 		want := &k.Fields[i]
 		var path []string
-		var n *codec.Node
-		for _, at := range from {
-			candidate := append(slices.Clone(at), want.Name)
-			if found, err := nodeAt(s, candidate); err == nil {
-				path, n = candidate, found
+		var at within.Field
+		for _, record := range from {
+			candidate := append(slices.Clone(record), want.Name)
+			if found, fault := within.FieldAt(s, candidate); fault == nil {
+				path, at = candidate, found
 				break
 			}
 		}
 		var err error
 		switch {
-		case n == nil:
+		case path == nil:
 			return fmt.Errorf("the event has no field %s, which is a field of %s, the key_schema of %s: add it to the event, or name the record with the key's fields", want.Name, m.format.Schema.Name(), m.topic)
-		case want.Type.Kind == codec.Record && n.Kind == codec.Record:
+		case want.Type.Kind == codec.Record && at.Node.NotNull().Kind == codec.Record:
 			err = m.addRecord(s, want.Type, path)
 		default:
-			err = m.add(s, path, n, want.Type)
+			err = m.add(s, path, at, want.Type)
 		}
 		if err != nil {
 			return err
@@ -107,12 +96,12 @@ func (m *Maker) addRecord(s *codec.Schema, k *codec.Node, from ...[]string) erro
 }
 
 // add adds a field of the event. to is its type in an Avro key; nil for other formats.
-func (m *Maker) add(s *codec.Schema, path []string, n, to *codec.Node) error {
-	at := strings.Join(path, ".")
-	if n.Kind == codec.Record {
+func (m *Maker) add(s *codec.Schema, path []string, field within.Field, to *codec.Node) error {
+	at, n := strings.Join(path, "."), field.Node
+	if n.NotNull().Kind == codec.Record {
 		return fmt.Errorf("%s of %s is a record: name one of its fields", at, s.Name())
 	}
-	p := part{path: path, node: n, null: -1, to: to, toNull: -1}
+	p := part{path: path, at: field, node: n, null: -1, to: to, toNull: -1}
 	if other, null, _, ok := n.Nullable(); ok {
 		p.node, p.null = other, int64(null)
 	}
@@ -194,11 +183,11 @@ func isUUID(n *codec.Node) bool {
 	return n.Kind == codec.Fixed && n.Size == 16 && n.Logical == "uuid"
 }
 
-// Paths returns the paths of the fields, for [codec.NewLayout].
+// Paths returns the paths of the leaves that hold the fields, for [codec.NewLayout].
 func (m *Maker) Paths() [][]string {
 	var out [][]string
 	for i := range m.parts {
-		out = append(out, m.parts[i].path)
+		out = append(out, m.parts[i].at.Leaf)
 	}
 	return out
 }
@@ -206,7 +195,7 @@ func (m *Maker) Paths() [][]string {
 // Bind sets the layout of the views of Append. It has the fields of Paths.
 func (m *Maker) Bind(l *codec.Layout) {
 	for i := range m.parts {
-		m.parts[i].slot = l.Slot(m.parts[i].path...)
+		m.parts[i].slot = l.Slot(m.parts[i].at.Leaf...)
 	}
 }
 
@@ -247,23 +236,32 @@ var (
 )
 
 // content returns the value of a field without the branch of null. ok is false if it is
-// null.
-func (p *part) content(enc []byte) (content []byte, ok bool, err error) {
-	if p.null < 0 {
-		return enc, true, nil
+// null, or if a record around it is.
+func (p *part) content(leaf []byte) (content []byte, ok bool, err error) {
+	enc, ok, err := p.at.Get(leaf)
+	if p.null < 0 || !ok || err != nil {
+		return enc, ok, err
 	}
 	branch, rest, err := codec.ReadLong(enc)
 	return rest, branch != p.null, err
 }
 
+// missing returns why an event without content has no key.
+func (p *part) missing(leaf []byte) error {
+	if _, ok, _ := p.at.Get(leaf); ok {
+		return errNull
+	}
+	return fmt.Errorf("expected the record key, but %s", p.at.Missing())
+}
+
 // plain appends a key that is not Avro.
-func (m *Maker) plain(dst []byte, p *part, enc []byte) ([]byte, error) {
-	enc, ok, err := p.content(enc)
+func (m *Maker) plain(dst []byte, p *part, leaf []byte) ([]byte, error) {
+	enc, ok, err := p.content(leaf)
 	if err != nil {
 		return dst, err
 	}
 	if !ok {
-		return dst, errNull
+		return dst, p.missing(leaf)
 	}
 	switch p.node.Kind {
 	case codec.String:
@@ -325,13 +323,13 @@ func rawBytes(n *codec.Node, enc []byte) ([]byte, error) {
 }
 
 // avro appends the value of a field in an Avro key.
-func (m *Maker) avro(dst []byte, p *part, enc []byte) ([]byte, error) {
-	enc, ok, err := p.content(enc)
+func (m *Maker) avro(dst []byte, p *part, leaf []byte) ([]byte, error) {
+	enc, ok, err := p.content(leaf)
 	switch {
 	case err != nil:
 		return dst, err
 	case !ok && (p.toNull < 0 || len(m.parts) == 1):
-		return dst, errNull
+		return dst, p.missing(leaf)
 	case !ok:
 		return codec.AppendLong(dst, p.toNull), nil
 	}

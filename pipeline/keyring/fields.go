@@ -9,6 +9,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/seal"
@@ -20,7 +21,8 @@ import (
 type Fields struct {
 	layout      *codec.Layout
 	subjectPath string
-	subject     int // slot of the subject's id
+	subject     within.Field // the subject's id
+	slot        int          // of the leaf with the subject's id
 	fields      []sealedField
 	shown       *codec.Node // the type of shown records: every encrypted field may be null
 }
@@ -47,11 +49,14 @@ func NewFields(e *topology.Encryption, s *codec.Schema) (*Fields, error) {
 	if f.subjectPath == "" {
 		return nil, fmt.Errorf("the tagged fields of %s have no data subject: name its field under encryption in the topology", s.Name())
 	}
-	subject := strings.Split(f.subjectPath, ".")
-	if f.layout, err = codec.NewLayout(s, append(slices.Clone(tagged), subject)); err != nil {
+	var fault *within.Fault
+	if f.subject, fault = within.FieldAt(s, strings.Split(f.subjectPath, ".")); fault != nil {
+		return nil, fault
+	}
+	if f.layout, err = codec.NewLayout(s, append(slices.Clone(tagged), f.subject.Leaf)); err != nil {
 		return nil, err
 	}
-	f.subject = f.layout.Slot(subject...)
+	f.slot = f.layout.Slot(f.subject.Leaf...)
 	for _, path := range tagged {
 		slot := f.layout.Slot(path...)
 		node := f.layout.Node(slot)
@@ -85,8 +90,16 @@ func (f *Fields) SubjectPath() string { return f.subjectPath }
 
 // Subject returns the id of the subject. An error is a [codec.PathError].
 func (f *Fields) Subject(v *pipeline.View) (string, error) {
-	id, err := keyformat.AppendField(nil, f.layout.Node(f.subject), v.Get(f.subject))
-	if err == nil && len(id) > maxSubject {
+	enc, ok, err := f.subject.Get(v.Get(f.slot))
+	var id []byte
+	if err == nil && ok {
+		id, err = keyformat.AppendField(nil, f.subject.Node, enc)
+	}
+	switch {
+	case err != nil:
+	case !ok:
+		err = errors.New(f.subject.Missing())
+	case len(id) > maxSubject:
 		err = fmt.Errorf("it has %d bytes, and the id of a subject has at most %d", len(id), maxSubject)
 	}
 	if err != nil {

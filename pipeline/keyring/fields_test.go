@@ -7,11 +7,15 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"testing/fstest"
 
+	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/keyring"
 	"millrace/pipeline/keyring/keyringtest"
 	"millrace/pipeline/seal"
+	"millrace/pipeline/topology"
 )
 
 func TestTaggedFieldsAreSealedAndShown(t *testing.T) {
@@ -135,6 +139,42 @@ func TestUnreadableFieldIsNullWithAReason(t *testing.T) {
 }
 
 // BenchmarkShow decrypts an event with two encrypted fields.
+// The id of the data subject can be within a nullable record. An event without it cannot be
+// encrypted, and says why.
+func TestSubjectWithinANullableRecord(t *testing.T) {
+	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: []byte(`
+name: t
+topics: {people: {partitions: 1, types: [Person], envelope: none}}
+encryption: {key_topic: keys, subject: {Person: ref.user.id}}
+`)}, topology.Options{Schemas: fstest.MapFS{"Person.avsc": {Data: []byte(`{"type":"record","name":"Person","fields":[{"name":"email","type":"string","millrace.pii":true},
+		{"name":"ref","type":["null",{"type":"record","name":"Ref","fields":[{"name":"user","type":[{"type":"record","name":"User","fields":[{"name":"n","type":"int"},{"name":"id","type":["null","long"]}]},"null"]}]}]}]}`)}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := keyring.NewFields(plan.Encryption, plan.Topics[0].Types[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for body, want := range map[string]string{
+		"\x02x\x02\x00\x02\x02\x0e": "7",
+		"\x02x\x02\x00\x02\x00":     "ref.user.id: the subject of encrypted fields: expected the record key, found null",
+		"\x02x\x02\x02":             "ref.user.id: the subject of encrypted fields: ref or ref.user is null",
+		"\x02x\x00":                 "ref.user.id: the subject of encrypted fields: ref or ref.user is null",
+	} {
+		var v pipeline.View
+		if err := f.Walk([]byte(body), &v); err != nil {
+			t.Fatal(err)
+		}
+		got, err := f.Subject(&v)
+		if err != nil {
+			got = err.Error()
+		}
+		if got != want {
+			t.Errorf("%x: %s, want %s", body, got, want)
+		}
+	}
+}
+
 func BenchmarkShow(b *testing.B) {
 	s, f := keyringtest.Fields(b)
 	ring := keyringtest.Keys(b, keyringtest.KEKs(b, "a"), "u-1")

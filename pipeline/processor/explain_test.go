@@ -22,6 +22,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 	"millrace/pipeline/processor"
 	"millrace/pipeline/programs"
 	"millrace/pipeline/sandbox"
@@ -210,7 +211,7 @@ func (f *feeder) feed(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg := kafka.Config{Brokers: broker.ListenAddrs(), SASL: kafka.SASL{Mechanism: "PLAIN", Username: "admin", Password: kafka.NewSecret("admin")}}
+	cfg := kafka.Config{Brokers: broker.ListenAddrs(), SASL: auth.SASL{Mechanism: "PLAIN", Username: "admin", Password: auth.NewSecret("admin")}}
 	// The worker creates its topics. Wait for them.
 	for broker.TopicInfo("in") == nil || broker.TopicInfo("t-p-dedupe-state") == nil {
 		if ctx.Err() != nil {

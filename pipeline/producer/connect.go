@@ -49,7 +49,7 @@ func (p *producer) open(ctx context.Context) (*connection, error) {
 		return nil, err
 	}
 	c.encoder, err = event.NewEncoder(event.EncoderConfig{
-		Topic: c.topic, Key: p.key, Encryption: all.Encryption, NewID: uuid.NewString, Now: p.env.Now,
+		Topic: c.topic, Key: p.keyOf(c.topic), Encryption: all.Encryption, NewID: uuid.NewString, Now: p.env.Now,
 	})
 	if err != nil {
 		return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}

@@ -105,7 +105,7 @@ func (p *producer) addFlags(cmd *cobra.Command, listen string) {
 	p.server = worker.AddServerFlags(p.env, flags, listen)
 	p.kek = keyring.AddFlags(p.env, flags)
 	flags.StringVar(&p.topic, "topic", "", "`topic` to send to (default: the only topic in the topology with event types)")
-	flags.StringVar(&p.key, "key", "data.id", "dotted `path` of the field that becomes the record key: the aggregate's id")
+	flags.StringVar(&p.key, "key", "", "dotted `path` of the field that becomes the record key: the aggregate's id (default: the path in the topic's key, else data.id)")
 	flags.BoolVar(&p.noRegister, "no-register", false, "use the schemas in the registry, and register none")
 	flags.BoolVar(&p.noCreate, "no-create-topics", false, "fail if the topic does not exist, instead of creating it from the topology")
 	flags.DurationVar(&p.patience, "timeout", 2*time.Minute, "give up if Kafka acknowledges nothing for this long")

@@ -2,11 +2,33 @@ package producer
 
 import (
 	"fmt"
+	"regexp"
 	"strings"
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/topology"
 )
+
+// defaultKey is the path of the record key, unless --key or the topic names another one.
+const defaultKey = "data.id"
+
+// fieldPath matches the expressions that can be the path of a field. Before it may be the
+// root event.
+var fieldPath = regexp.MustCompile(`^(event\.)?([A-Za-z_]\w*)((?:\.[A-Za-z_]\w*)*)$`)
+
+// keyOf returns the path of the field that becomes the key of the topic's records.
+func (p *producer) keyOf(t *topology.Topic) string {
+	if p.key != "" {
+		return p.key
+	}
+	if t.Bare != nil {
+		path := fieldPath.FindStringSubmatch(t.Bare.Key.Text)
+		if path != nil && (path[1] != "" || path[2] != "key" && path[2] != "headers") {
+			return path[2] + path[3]
+		}
+	}
+	return defaultKey
+}
 
 // target returns the topology and the topic to send to: --topic, or else the only
 // topic with event types that no pipeline writes.

@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/stage"
 )
 
@@ -113,19 +114,11 @@ func (l *loader) readSubjects() {
 // badSubject checks the path of a subject's id in a record. The message is empty if
 // the path is valid.
 func badSubject(s *codec.Schema, path string) (msg, hint string) {
-	n := s.Root()
-	names := strings.Split(path, ".")
-	for i, name := range names {
-		f := n.Field(name)
-		if n.Kind != codec.Record || f == nil {
-			var have []string
-			for _, f := range n.Fields {
-				have = append(have, f.Name)
-			}
-			return fmt.Sprintf("%s has no field %s", s.Name(), strings.Join(names[:i+1], ".")), expr.Suggest(name, have)
-		}
-		n = f.Type
+	field, fault := within.FieldAt(s, strings.Split(path, "."))
+	if fault != nil {
+		return fault.Msg, fault.Hint
 	}
+	n := field.Node
 	if n.Tag != "" {
 		return fmt.Sprintf("%s of %s is encrypted, so it cannot hold the subject's id", path, s.Name()), "name a field that is not tagged"
 	}

@@ -60,7 +60,7 @@ var topicParams = append([]stage.Param{
 var tableParams = []stage.Param{
 	{Name: "topic", Form: stage.Word, Doc: "A compacted topic; the newest record of each key is a row. Set either topic or file."},
 	{Name: "file", Form: stage.Word, Doc: "A file of rows: .json, .jsonl or .csv. The path is relative to the topology. Set either file or topic."},
-	{Name: "key", Form: stage.Word, Doc: "The field that holds a row's key. Only for a file."},
+	{Name: "key", Form: stage.Word, Doc: "The path of the string that is a row's key. Only for a file."},
 	{Name: "schema", Form: stage.Word, Doc: "The record in the schemas directory that describes a row. Only for a file."},
 }
 
@@ -100,7 +100,7 @@ var ruleParams = []stage.Param{
 	{Name: "when", Form: stage.Expression,
 		Doc: "A condition for the rule, over the event and the state before it. An event to which no rule applies is ignored and counted. If not set, the rule applies to every event of the type."},
 	{Name: "set", Form: stage.Assignments,
-		Doc: "Fields of the state and expressions for their new values. An expression sees the event's fields at top level, and the state before the event under state."},
+		Doc: "Fields of the state and expressions for their new values. A path can lead through records that can be null; below a null, nothing is set. An expression sees the event's fields at top level, and the state before the event under state."},
 	{Name: "delete", Form: stage.Expression,
 		Doc: "Whether the event deletes the aggregate: true, false, or a condition over the event and the state before it. The last state is kept, and a late event does not restore the aggregate. The default is false."},
 	{Name: "revive", Form: stage.Flag, Default: "false",

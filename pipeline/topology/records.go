@@ -134,7 +134,7 @@ func (l *loader) checkIdentity(t *topic) {
 			path = []string{"id"}
 		}
 		for _, s := range t.Types {
-			if leaf, _, _ := identity.Find(s, path); leaf == nil {
+			if !identity.Has(s, path) {
 				l.at(at, "set identity on the topic: string fields, keys of maps of strings such as metadata.source, or headers such as headers.ce_source",
 					"%s has no text at %s, which is part of the identity of the events on %s", s.Name(), strings.Join(path, "."), t.Name)
 				t.badIdentity = true

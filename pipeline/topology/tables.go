@@ -6,6 +6,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/stage"
 )
 
@@ -85,7 +86,7 @@ func (l *loader) fileTable(table *Table, what string, item stage.Item, file expr
 	}
 	if keyed && table.Schema != nil {
 		table.Key = key.Value.Text
-		if f := table.Schema.Root().Field(table.Key); f == nil || f.Type.Kind != codec.String {
+		if f, fault := within.FieldAt(table.Schema, strings.Split(table.Key, ".")); fault != nil || f.Node.NotNull().Kind != codec.String {
 			l.at(key.Value, "name a field of type string", "%s has no string field %s", table.Schema.Name(), table.Key)
 		}
 	}

@@ -26,6 +26,9 @@ type Fault struct {
 	Msg, Hint string
 }
 
+// Error returns the message.
+func (f *Fault) Error() string { return f.Msg }
+
 func faultAt(at int, hint, format string, args ...any) *Fault {
 	return &Fault{At: at, Msg: fmt.Sprintf(format, args...), Hint: hint}
 }
@@ -37,6 +40,8 @@ type Finder struct {
 	Word func(n *codec.Node) string
 	// Same reports whether values of both types have the same bytes and meaning.
 	Same func(a, b *codec.Node) bool
+	// Whole says that a path may also name a whole record.
+	Whole bool
 }
 
 // Find finds the field at a path such as data.total, metadata.source or after.email.
@@ -102,7 +107,7 @@ type search struct {
 func (w *search) find(n *codec.Node, at int, rest string, more bool) (*Place, *Fault) {
 	upTo := w.path[:max(0, at-1)] // the path of the value
 	switch {
-	case !more && n.Kind == codec.Record:
+	case !more && n.Kind == codec.Record && !w.Whole:
 		return nil, faultAt(0, "name one of its fields: "+wording.List(n.FieldNames(), 4), "%s is a whole record (%s)", w.path, n.Name)
 	case !more:
 		return w.end(n, false, "")

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 	"slices"
 	"strconv"
 	"strings"
@@ -181,7 +181,7 @@ func expandJAAS(text string) ([]setting, error) {
 	case "PlainLoginModule":
 	case "ScramLoginModule": // sasl.mechanism selects SCRAM-SHA-256 or SCRAM-SHA-512
 	case "OAuthBearerLoginModule":
-		names = map[string]string{"clientId": kafka.OAuthKeyID, "clientSecret": kafka.OAuthKeySecret, "scope": "sasl.oauthbearer.scope"}
+		names = map[string]string{"clientId": auth.OAuthKeyID, "clientSecret": auth.OAuthKeySecret, "scope": "sasl.oauthbearer.scope"}
 	default:
 		return nil, errors.New("only PlainLoginModule, ScramLoginModule and OAuthBearerLoginModule are supported")
 	}

@@ -11,6 +11,7 @@ import (
 	"io"
 	"maps"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 	"millrace/pipeline/nearest"
 	"os"
 	"slices"
@@ -125,11 +126,11 @@ func connectionProperties() []property {
 
 func saslProperties() []property {
 	return []property{
-		{name: "sasl.mechanism", aliases: []string{"sasl.mechanisms"}, help: kafka.MechanismsInWords,
+		{name: "sasl.mechanism", aliases: []string{"sasl.mechanisms"}, help: auth.MechanismsInWords,
 			set: func(c *kafka.Config, v string) error {
 				v = strings.ToUpper(v)
-				if !slices.Contains([]string{kafka.MechanismPlain, kafka.MechanismScram256, kafka.MechanismScram512, kafka.MechanismOAuth}, v) {
-					return fmt.Errorf("%q is not supported; want %s", v, kafka.MechanismsInWords)
+				if !slices.Contains([]string{auth.MechanismPlain, auth.MechanismScram256, auth.MechanismScram512, auth.MechanismOAuth}, v) {
+					return fmt.Errorf("%q is not supported; want %s", v, auth.MechanismsInWords)
 				}
 				c.SASL.Mechanism = v
 				return nil
@@ -137,15 +138,15 @@ func saslProperties() []property {
 		{name: "sasl.username", help: "user for PLAIN and SCRAM",
 			set: func(c *kafka.Config, v string) error { c.SASL.Username = v; return nil }},
 		{name: "sasl.password", secret: true, help: "password for PLAIN and SCRAM",
-			set: func(c *kafka.Config, v string) error { c.SASL.Password = kafka.NewSecret(v); return nil }},
+			set: func(c *kafka.Config, v string) error { c.SASL.Password = auth.NewSecret(v); return nil }},
 		{name: "sasl.jaas.config", secret: true, help: "user and password, or the OAuth client, in the form of the Java client",
 			expand: expandJAAS},
-		{name: kafka.OAuthKeyURL, help: "URL of the token endpoint for OAUTHBEARER (client-credentials grant)",
+		{name: auth.OAuthKeyURL, help: "URL of the token endpoint for OAUTHBEARER (client-credentials grant)",
 			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.TokenURL = v; return nil }},
-		{name: kafka.OAuthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "id of the OAuth client",
+		{name: auth.OAuthKeyID, aliases: []string{"sasl.oauthbearer.client.id"}, help: "id of the OAuth client",
 			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.ClientID = v; return nil }},
-		{name: kafka.OAuthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "secret of the OAuth client",
-			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.ClientSecret = kafka.NewSecret(v); return nil }},
+		{name: auth.OAuthKeySecret, aliases: []string{"sasl.oauthbearer.client.secret"}, secret: true, help: "secret of the OAuth client",
+			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.ClientSecret = auth.NewSecret(v); return nil }},
 		{name: "sasl.oauthbearer.scope", aliases: []string{"sasl.oauthbearer.client.credentials.scope"}, help: "scope of the requested tokens",
 			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.Scope = v; return nil }},
 		{name: "sasl.oauthbearer.extensions", help: "extensions sent to brokers with the token: key=value,key=value",
@@ -159,7 +160,7 @@ func saslProperties() []property {
 					ext[key] = value
 				}
 				c.SASL.OAuth.Extensions = ext
-				return kafka.CheckExtensions(ext)
+				return auth.CheckExtensions(ext)
 			}},
 		{name: "https.ca.location", help: "PEM file of authorities to trust for the token endpoint", def: "the system's",
 			set: func(c *kafka.Config, v string) error { c.SASL.OAuth.CAFile = v; return nil }},
@@ -181,7 +182,7 @@ func tlsProperties() []property {
 		{name: "ssl.key.location", help: "PEM file with the unencrypted private key of the client",
 			set: func(c *kafka.Config, v string) error { c.TLS.KeyFile = v; return nil }},
 		{name: "ssl.key.pem", aliases: []string{"ssl.keystore.key"}, secret: true, help: "ssl.key.location as PEM text",
-			set: func(c *kafka.Config, v string) error { c.TLS.KeyPEM = kafka.NewSecret(v); return nil }},
+			set: func(c *kafka.Config, v string) error { c.TLS.KeyPEM = auth.NewSecret(v); return nil }},
 		{name: "ssl.keystore.location", help: "one PEM file with certificate, chain and key",
 			expand: func(v string) ([]setting, error) {
 				return []setting{{"ssl.certificate.location", v}, {"ssl.key.location", v}}, nil
@@ -524,7 +525,7 @@ func (l *loader) inferProtocol() {
 	}
 	if sasl != "" && len(l.faults) == 0 { // with faults, it may be missing because it is invalid
 		if _, ok := l.entries["sasl.mechanism"]; !ok {
-			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, kafka.MechanismsInWords)
+			l.fault(l.entries[sasl].origin, "sasl.mechanism", "not set, but %s enables SASL; want %s", sasl, auth.MechanismsInWords)
 		}
 	}
 }
@@ -541,7 +542,7 @@ func (s *Settings) Dump(w io.Writer) error {
 		case !ok:
 			e = entry{p.def, "default"}
 		case p.secret:
-			e.value = kafka.NewSecret(e.value).String()
+			e.value = auth.NewSecret(e.value).String()
 		case strings.Contains(e.value, "\n"): // PEM as text
 			e.value = strings.ReplaceAll(e.value, "\n", "\\n")
 		}

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/auth"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -73,8 +74,8 @@ func TestJavaAndLibrdkafkaNamesGiveTheSameConfig(t *testing.T) {
 	}
 	want := kafka.Config{
 		Brokers: []string{"a:1", "b:2"},
-		TLS:     kafka.TLS{Enabled: true, CAFile: "ca.pem", CertPEM: "CERT", KeyPEM: kafka.NewSecret("KEY")},
-		SASL:    kafka.SASL{Mechanism: "PLAIN", Username: "u", Password: kafka.NewSecret(`p"w\`)},
+		TLS:     auth.TLS{Enabled: true, CAFile: "ca.pem", CertPEM: "CERT", KeyPEM: auth.NewSecret("KEY")},
+		SASL:    auth.SASL{Mechanism: "PLAIN", Username: "u", Password: auth.NewSecret(`p"w\`)},
 	}
 	java := load(
 		"bootstrap.servers=a:1,b:2", "security.protocol=SASL_SSL", "sasl.mechanism=PLAIN",

@@ -56,8 +56,8 @@ func (f *fileReader) add(line int, v any) {
 		f.fail(line, "%w", err)
 		return
 	}
-	key, ok := v.(map[string]any)[f.table.Key].(string)
-	if !ok { // the field is missing and has its default
+	key, ok := keyOf(v, f.table.Key)
+	if !ok { // the field is missing and has its default, or it is within a null
 		f.fail(line, "the row has no %s, the key of the table", f.table.Key)
 		return
 	}
@@ -67,6 +67,16 @@ func (f *fileReader) add(line int, v any) {
 	}
 	f.lines[key] = line
 	f.rows.Set([]byte(key), f.row)
+}
+
+// keyOf returns the text at a dotted path of a row.
+func keyOf(row any, path string) (string, bool) {
+	for _, name := range strings.Split(path, ".") {
+		record, _ := row.(map[string]any) // a null has no fields
+		row = record[name]
+	}
+	key, ok := row.(string)
+	return key, ok
 }
 
 func (f *fileReader) jsonLines(text []byte) {
@@ -130,7 +140,7 @@ func (f *fileReader) json(text []byte) {
 }
 
 // csv reads CSV. The header names the field of each column; address.city is a field of a
-// nested record.
+// nested record. A record that can be null is null if all its cells are empty.
 func (f *fileReader) csv(text []byte) {
 	r := csv.NewReader(bytes.NewReader(text))
 	header, err := r.Read()
@@ -163,7 +173,14 @@ func (f *fileReader) csv(text []byte) {
 		line, _ := r.FieldPos(0)
 		row := map[string]any{}
 		for i := range columns {
-			columns[i].put(row, cells[i])
+			if cells[i] != "" {
+				columns[i].put(row, cells[i])
+			}
+		}
+		for i := range columns {
+			if cells[i] == "" {
+				columns[i].put(row, "")
+			}
 		}
 		f.add(line, row)
 	}
@@ -172,7 +189,8 @@ func (f *fileReader) csv(text []byte) {
 // column is the field of a CSV column.
 type column struct {
 	path  []string
-	field *codec.Field
+	steps []*codec.Field // of the path
+	field *codec.Field   // the last one
 }
 
 func (f *fileReader) column(name string) (column, error) {
@@ -187,13 +205,15 @@ func (f *fileReader) column(name string) (column, error) {
 		if c.field == nil {
 			return c, fmt.Errorf("%s has no field %s", f.table.Schema.Name(), name)
 		}
-		n = c.field.Type
+		c.steps = append(c.steps, c.field)
+		n = c.field.Type.NotNull()
 	}
 	return c, nil
 }
 
 // put sets the field of a row to a cell. An empty cell is the default of the field; without
-// a default, it is null or an empty text.
+// a default, it is null or an empty text. It comes after the cells with a content, because
+// it makes no record that can be null.
 func (c *column) put(row map[string]any, cell string) {
 	node := c.field.Type
 	node = node.NotNull()
@@ -211,8 +231,14 @@ func (c *column) put(row map[string]any, cell string) {
 			v = cell // a time, or an invalid value, which add reports
 		}
 	}
-	for _, step := range c.path[:len(c.path)-1] {
+	for i, step := range c.path[:len(c.path)-1] {
 		inner, ok := row[step].(map[string]any)
+		if around := c.steps[i]; !ok && cell == "" && around.Type.Kind == codec.Union {
+			if !around.HasDefault {
+				row[step] = nil
+			}
+			return
+		}
 		if !ok {
 			inner = map[string]any{}
 			row[step] = inner

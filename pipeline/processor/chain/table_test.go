@@ -277,6 +277,44 @@ func TestEventsWaitForRows(t *testing.T) {
 	}
 }
 
+// In a table from a file, the key and the columns of a CSV file can be within records that
+// can be null. Such a record is null if all its cells are empty.
+func TestFileRowsWithinNullableRecords(t *testing.T) {
+	schema, err := codec.ParseSchema(`{"type": "record", "name": "City", "fields": [
+		{"name": "ref", "type": ["null", {"type": "record", "name": "Ref", "fields": [{"name": "id", "type": "string"}]}], "default": null},
+		{"name": "mayor", "type": [{"type": "record", "name": "Mayor", "fields": [{"name": "name", "type": "string"}, {"name": "age", "type": ["null", "int"]}]}, "null"]}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ name, text, want, fault string }{
+		{"c.jsonl", `{"ref":{"id":"oslo"},"mayor":null}`, `{"ref":{"id":"oslo"},"mayor":null}`, ""},
+		{"c.jsonl", `{"ref":null,"mayor":null}`, "", "c.jsonl:1: the row has no ref.id, the key of the table"},
+		{"c.csv", "ref.id,mayor.name,mayor.age\noslo,,\n", `{"ref":{"id":"oslo"},"mayor":null}`, ""},
+		{"c.csv", "mayor.age,mayor.name,ref.id\n,Anne,oslo\n", `{"ref":{"id":"oslo"},"mayor":{"name":"Anne","age":null}}`, ""},
+		{"c.csv", "mayor.age,mayor.name,ref.id\n60,,oslo\n", `{"ref":{"id":"oslo"},"mayor":{"name":"","age":60}}`, ""},
+		{"c.csv", "mayor.age,mayor.name,ref.id\n60,Anne,\n", "", "c.csv:2: the row has no ref.id, the key of the table"},
+		{"c.csv", "mayor.eyes,ref.id\n", "", "c.csv:1: City has no field mayor.eyes"},
+	} {
+		decl := &topology.Table{File: tc.name, Text: []byte(tc.text), Key: "ref.id"}
+		decl.Schema = schema
+		rows, err := chain.FileRows(decl)
+		if tc.fault != "" {
+			if err == nil || err.Error() != tc.fault {
+				t.Errorf("%s: got %v\nwant %s", tc.text, err, tc.fault)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", tc.text, err)
+			continue
+		}
+		row, _ := rows.Get([]byte("oslo"))
+		if got, err := codec.AppendJSON(nil, schema.Root(), row); err != nil || string(got) != tc.want {
+			t.Errorf("%s: got %s, %v\nwant %s", tc.text, got, err, tc.want)
+		}
+	}
+}
+
 func TestFileRows(t *testing.T) {
 	schema, err := codec.ParseSchema(`{"type": "record", "name": "City", "fields": [
 		{"name": "id", "type": "string"},

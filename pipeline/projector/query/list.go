@@ -18,6 +18,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/decimal"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 )
 
 type listAnswer struct {
@@ -250,11 +251,12 @@ func (l *lister) page() (items []item, next string, err error) {
 }
 
 // A sorting orders aggregates by a field, then by id. Exactly one of "of" and layout is
-// set. It belongs to one request, since key reuses the view.
+// set; field goes with layout. It belongs to one request, since key reuses the view.
 type sorting struct {
 	down   bool
 	of     func(*Aggregate) []byte // sort key from a field of the aggregate itself
-	layout *codec.Layout           // layout with a field of the state
+	layout *codec.Layout           // layout with the leaf that holds a field of the state
+	field  within.Field
 	view   pipeline.View
 }
 
@@ -274,24 +276,34 @@ func newSorting(state *codec.Schema, text string) (*sorting, error) {
 		if !ok {
 			return nil, errors.New("want id, version, event_time or state.FIELD, with a leading - for descending order")
 		}
-		layout, err := codec.NewLayout(state, [][]string{strings.Split(path, ".")})
-		if err != nil {
+		field, fault := within.FieldAt(state, strings.Split(path, "."))
+		if fault != nil {
 			var names []string
 			for _, f := range state.Root().Fields {
 				names = append(names, "state."+f.Name)
 			}
-			if hint := expr.Suggest(name, names); hint != "" {
-				err = fmt.Errorf("%w; %s", err, hint)
+			hint := fault.Hint
+			if !strings.Contains(path, ".") {
+				hint = expr.Suggest(name, names)
 			}
+			if hint != "" {
+				return nil, fmt.Errorf("%w; %s", fault, hint)
+			}
+			return nil, fault
+		}
+		switch {
+		case field.Node.Kind == codec.Record:
+			return nil, fmt.Errorf("%s of %s is a record: name one of its fields", path, state.Name())
+		case field.Node.Tag != "":
+			return nil, errors.New("the field is encrypted, and ciphertexts have no useful order")
+		case !sortable(field.Node):
+			return nil, fmt.Errorf("the field is %s, which has no order", field.Node)
+		}
+		var err error
+		if s.layout, err = codec.NewLayout(state, [][]string{field.Leaf}); err != nil {
 			return nil, err
 		}
-		if layout.Node(0).Tag != "" {
-			return nil, errors.New("the field is encrypted, and ciphertexts have no useful order")
-		}
-		if !sortable(layout.Node(0)) {
-			return nil, fmt.Errorf("the field is %s, which has no order", layout.Node(0))
-		}
-		s.layout = layout
+		s.field = field
 	}
 	return s, nil
 }
@@ -317,7 +329,7 @@ func (s *sorting) compare(a []byte, aID string, b []byte, bID string) int {
 }
 
 // key returns the field's value as bytes in an order-preserving encoding. Null sorts
-// before all other values.
+// before all other values, also the null of a record around the field.
 func (s *sorting) key(g *Aggregate) ([]byte, error) {
 	if s.of != nil {
 		return s.of(g), nil
@@ -325,7 +337,11 @@ func (s *sorting) key(g *Aggregate) ([]byte, error) {
 	if err := s.layout.Walk(g.State, &s.view); err != nil {
 		return nil, fmt.Errorf("the state of %q: %w", g.ID, err)
 	}
-	enc, n := s.view.Get(0), s.layout.Node(0)
+	n := s.field.Node
+	enc, ok, err := s.field.Get(s.view.Get(0))
+	if !ok || err != nil {
+		return []byte{0}, err
+	}
 	if other, null, _, ok := n.Nullable(); ok {
 		branch, rest, err := codec.ReadLong(enc)
 		if err != nil || branch == int64(null) {

@@ -222,6 +222,36 @@ func TestListSortsByFieldsOfEveryKind(t *testing.T) {
 	}
 }
 
+// A list can be sorted by a field within a record that can be null. The null sorts first.
+func TestListSortsByFieldsWithinNullableRecords(t *testing.T) {
+	state, err := codec.ParseSchema(`{"type":"record","name":"S","fields":[{"name":"at","type":["null",{"type":"record","name":"At","fields":[{"name":"x","type":"string"},{"name":"n","type":["null","long"]}]}],"default":null}]}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for field, want := range map[string][]string{
+		"state.at.n": {"\x00", "\x00", "\x01\x80\x00\x00\x00\x00\x00\x00\x07"},
+		"state.at.x": {"\x00", "\x01a", "\x01a"},
+	} {
+		s, err := newSorting(state, field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, body := range []string{"\x00", "\x02\x02a\x00", "\x02\x02a\x02\x0e"} {
+			if key, err := s.key(&Aggregate{State: []byte(body)}); err != nil || string(key) != want[i] {
+				t.Errorf("%s of %x: %x, %v, want %x", field, body, key, err, want[i])
+			}
+		}
+	}
+	for field, want := range map[string]string{
+		"state.at.xx": `S has no field at.xx; did you mean "x"?`,
+		"state.at":    "the field is null or At, which has no order",
+	} {
+		if _, err := newSorting(state, field); err == nil || err.Error() != want {
+			t.Errorf("%s: %v", field, err)
+		}
+	}
+}
+
 // For a filter, null and a missing map entry mean no match. Another failure is no match
 // either, and the answer counts it. One aggregate never fails the list.
 func TestAFilterThatFailsDoesNotMatch(t *testing.T) {

@@ -1,4 +1,4 @@
-package kafka
+package auth
 
 import (
 	"fmt"
@@ -42,7 +42,7 @@ func (s Secret) String() string {
 }
 
 // GoString redacts the text for %#v.
-func (s Secret) GoString() string { return fmt.Sprintf("kafka.Secret(%q)", s.String()) }
+func (s Secret) GoString() string { return fmt.Sprintf("auth.Secret(%q)", s.String()) }
 
 // Format redacts the text for every other verb.
 func (s Secret) Format(f fmt.State, verb rune) {

@@ -1,4 +1,7 @@
-package kafka
+// Package auth has the settings with which a client proves its identity to brokers and checks
+// theirs: TLS, SASL, and secrets that are never printed. Its values are constant; only the
+// source of tokens has a lock.
+package auth
 
 import (
 	"bytes"

@@ -1,4 +1,4 @@
-package kafka
+package auth
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -69,13 +70,22 @@ const (
 
 const maxTokenReplyBytes = 1 << 20
 
-// sendsSecret reports whether the mechanism sends the secret itself over the
-// connection.
-func (s SASL) sendsSecret() bool {
-	return s.Mechanism == MechanismPlain || s.Mechanism == MechanismOAuth
+// Exposes reports whether a connection without TLS to host would send the secret itself to
+// another machine, although that is not allowed.
+func (s SASL) Exposes(host string) bool {
+	sends := s.Mechanism == MechanismPlain || s.Mechanism == MechanismOAuth
+	return sends && !s.AllowCleartext && !isLoopback(host)
 }
 
-func (s SASL) validate() error {
+func isLoopback(host string) bool {
+	if ip := net.ParseIP(host); ip != nil {
+		return ip.IsLoopback()
+	}
+	return host == "localhost"
+}
+
+// Validate returns all faults of the settings together. It does not connect.
+func (s SASL) Validate() error {
 	var faults []error
 	missing := func(key string, empty bool) {
 		if empty {
@@ -133,7 +143,9 @@ func CheckExtensions(ext map[string]string) error {
 	return nil
 }
 
-func (s SASL) mechanism() sasl.Mechanism {
+// Client returns the mechanism for one client, nil without authentication. The connections
+// of the client share its token.
+func (s SASL) Client() sasl.Mechanism {
 	scramAuth := scram.Auth{User: s.Username, Pass: s.Password.Reveal()}
 	switch s.Mechanism {
 	case MechanismPlain:
