@@ -26,14 +26,15 @@ import (
 )
 
 const (
-	bodyTimeout = 30 * time.Second // for reading a request's body
-	retryAfter  = "1"              // seconds, in the header Retry-After
+	retryAfter = "1" // seconds, in the header Retry-After
+	maxFaults  = 100 // most faults in an answer
 )
 
 func serveCommand(e *cli.Env) *cobra.Command {
 	p := &producer{env: e}
 	in := &intake{}
 	var concurrency int
+	var memory int64
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Accept events over HTTP",
@@ -68,7 +69,10 @@ An event without an id gets a new one with each request, so set ids.`,
 			if in.maxBody < 1 {
 				return cli.Usagef("--max-body: %d is not a positive number of bytes", in.maxBody)
 			}
-			in.slots = make(chan *event.Encoder, concurrency)
+			if memory < 1 {
+				return cli.Usagef("--memory: %d is not a positive number of MiB", memory)
+			}
+			in.slots, in.budget = make(chan *event.Encoder, concurrency), newBudget(memory<<20)
 			return p.serveEvents(cmd.Context(), in)
 		},
 	}
@@ -77,6 +81,7 @@ An event without an id gets a new one with each request, so set ids.`,
 	_ = flags.MarkHidden("json") // there is no summary
 	flags.IntVar(&concurrency, "at-once", 64, "process at most `n` requests at the same time; others get status 429")
 	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "maximum size of a request's body in `bytes`")
+	flags.Int64Var(&memory, "memory", 16, "`MiB` for the bodies of all requests together; others get status 429")
 	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the Kafka binding of CloudEvents")
 	return cmd
 }
@@ -86,7 +91,8 @@ An event without an id gets a new one with each request, so set ids.`,
 type intake struct {
 	topic        string
 	writer       keyring.RecordWriter
-	slots        chan *event.Encoder // the idle encoders; a request owns one while it is handled
+	slots        chan *event.Encoder // the idle encoders; a request owns one after its body was read
+	budget       *budget             // for the bodies
 	maxBody      int64               // bytes
 	patience     time.Duration       // for the acknowledgements of a request
 	cloudHeaders bool                // --cloudevents-headers
@@ -180,7 +186,7 @@ type problem struct {
 	Title  string       `json:"title"`
 	Status int          `json:"status"`
 	Detail string       `json:"detail"`
-	Errors []fieldFault `json:"errors,omitempty"` // one per bad event
+	Errors []fieldFault `json:"errors,omitempty"` // one per bad event, at most maxFaults
 }
 
 // fieldFault describes the fault of an event.
@@ -195,7 +201,12 @@ func (in *intake) problem(w http.ResponseWriter, status int, faults []fieldFault
 	in.answers.WithLabelValues(strconv.Itoa(status)).Inc()
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, fmt.Sprintf(format, args...), faults}) // fails only if the client is gone
+	detail := fmt.Sprintf(format, args...)
+	if len(faults) > maxFaults {
+		detail += fmt.Sprintf("; only the first %d are listed", maxFaults)
+		faults = faults[:maxFaults]
+	}
+	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, detail, faults}) // fails only if the client is gone
 }
 
 // ServeHTTP implements [http.Handler].
@@ -205,6 +216,12 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		in.problem(w, http.StatusMethodNotAllowed, nil, "events are sent with POST")
 		return
 	}
+	// The body may take long, so no slot waits for it.
+	events, done, ok := in.read(w, r)
+	defer done()
+	if !ok {
+		return
+	}
 	var encoder *event.Encoder
 	select {
 	case encoder = <-in.slots:
@@ -212,10 +229,6 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		w.Header().Set("Retry-After", retryAfter)
 		in.problem(w, http.StatusTooManyRequests, nil, "%d requests are in progress already; nothing of this request was sent", cap(in.slots))
-		return
-	}
-	events, ok := in.read(w, r)
-	if !ok {
 		return
 	}
 	flights, faults := in.encode(encoder, events, r.Header)
@@ -236,31 +249,41 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // read returns the events of a request. If there are faults, it answers and returns
-// false.
-func (in *intake) read(w http.ResponseWriter, r *http.Request) ([]intakeEvent, bool) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported by every writer
-	body, err := readBody(w, r, in.maxBody)
-	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
-		} else {
-			in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
-		}
-		return nil, false
+// false. done releases the memory of the events.
+func (in *intake) read(w http.ResponseWriter, r *http.Request) (events []intakeEvent, done func(), ok bool) {
+	body, done, err := in.budget.read(http.MaxBytesReader(w, r.Body, in.maxBody))
+	if err == nil {
+		events, err = readEvents(r.Header, body)
+	} else {
+		err = &bodyError{err}
 	}
-	events, err := readEvents(r.Header, body)
+	var large *http.MaxBytesError
+	var cut *bodyError
 	var media *mediaError
 	switch {
+	case err == nil:
+		return events, done, true
+	case errors.As(err, &large):
+		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
+	case errors.Is(err, errTooMany):
+		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d events", maxEvents)
+	case errors.Is(err, errBudget):
+		w.Header().Set("Retry-After", retryAfter)
+		in.problem(w, http.StatusTooManyRequests, nil, "%v; nothing of this request was sent", errBudget)
+	case errors.As(err, &cut):
+		in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
 	case errors.As(err, &media):
 		in.problem(w, http.StatusUnsupportedMediaType, nil, "%v", media)
-		return nil, false
-	case err != nil:
+	default:
 		in.refuse(w, eventFaults(err))
-		return nil, false
 	}
-	return events, true
+	return nil, done, false
 }
+
+// bodyError means that a body could not be read.
+type bodyError struct{ error }
+
+func (e *bodyError) Unwrap() error { return e.error }
 
 // seal encrypts the tagged fields of the events. An error means that the keys are
 // not available; the request is not at fault.

@@ -19,8 +19,8 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/processor/trace"
-	"millrace/pipeline/topology"
 	"millrace/pipeline/server"
+	"millrace/pipeline/topology"
 )
 
 // TapPath is the HTTP path of [Taps].

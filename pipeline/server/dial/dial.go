@@ -30,7 +30,7 @@ type Files struct {
 // A Caller calls servers. Several goroutines can use it.
 type Caller struct {
 	scheme string
-	tls    *tls.Config // nil: no TLS
+	tls    *tls.Config                     // nil: no TLS
 	token  *reload.Files[string]           // nil: none
 	pair   *reload.Files[*tls.Certificate] // nil: none
 }
