@@ -139,10 +139,10 @@ func TestTheAggregateIDWithinANullableRecord(t *testing.T) {
 	folder := f.NewFolder()
 	for body, want := range map[string]string{
 		"\x02\x02\x02\x00\x02\x06u-1": "u-1",
-		"\x02\x00":                     "bad_body: after.who.id, the aggregate id, is missing: after or after.who is null",
-		"\x02\x02\x02\x02":             "bad_body: after.who.id, the aggregate id, is missing: after or after.who is null",
-		"\x02\x02\x02\x00\x00":         "bad_body: after.who.id, the aggregate id, is null",
-		"\x02\x02\x02\x00\x02\x00":     "bad_body: the aggregate id is empty",
+		"\x02\x00":                    "bad_body: after.who.id, the aggregate id, is missing: after or after.who is null",
+		"\x02\x02\x02\x02":            "bad_body: after.who.id, the aggregate id, is missing: after or after.who is null",
+		"\x02\x02\x02\x00\x00":        "bad_body: after.who.id, the aggregate id, is null",
+		"\x02\x02\x02\x00\x02\x00":    "bad_body: the aggregate id is empty",
 	} {
 		got, err := folder.Read(0, []byte(body), Origin{})
 		have := string(got)
