@@ -219,13 +219,13 @@ func (c *clusterReader) releaseAt(ctx context.Context, h holder, id string, skip
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	values := url.Values{"id": {id}, "skip": {strconv.FormatBool(skip)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+h.address+c.path("release")+"?"+values.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.peers.caller.URL(h.address, c.path("release"))+"?"+values.Encode(), nil)
 	if err != nil {
 		return out, err
 	}
 	// A connection of its own: one that was kept may turn out to be closed when the
 	// request is on its way.
-	once := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext}
+	once := c.peers.caller.Transport(&http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext})
 	resp, err := once.RoundTrip(req)
 	var dial *net.OpError
 	switch {

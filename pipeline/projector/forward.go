@@ -175,10 +175,10 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (d
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	req := r.Clone(ctx)
-	req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", "http", addr, addr
+	req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", f.peers.caller.Scheme(), addr, addr
 	req.Header.Set(forwardedBy, f.peers.instance)
 	// The other worker may hang. The request determines how long it may wait.
-	wait, _ := time.ParseDuration(r.FormValue("wait")) // the other worker reports a bad value
+	wait, _ := time.ParseDuration(r.URL.Query().Get("wait")) // the other worker reports a bad value
 	late := time.AfterFunc(wait+forwardTimeout, cancel)
 	resp, err := f.peers.transport.RoundTrip(req)
 	if err != nil {

@@ -102,7 +102,7 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	name := in.PathValue("name")
 	number, err1 := strconv.Atoi(in.PathValue("version"))
 	partition, err2 := strconv.ParseInt(in.PathValue("partition"), 10, 32)
-	at, err3 := strconv.ParseInt(in.FormValue("at"), 10, 64)
+	at, err3 := strconv.ParseInt(in.URL.Query().Get("at"), 10, 64)
 	if err := errors.Join(err1, err2, err3); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return

@@ -15,6 +15,7 @@ import (
 
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/server/dial"
 )
 
 // peers are the other workers. Its fields are immutable.
@@ -22,7 +23,8 @@ type peers struct {
 	instance  string // of this worker
 	replica   bool   // this worker is a replica
 	control   *control.Follower
-	transport *http.Transport
+	caller    *dial.Caller
+	transport *dial.Transport // of caller
 }
 
 // exist reports whether there are other workers to which partitions may move.
@@ -52,7 +54,7 @@ const peerTimeout = 5 * time.Second
 func (p *peers) get(ctx context.Context, address, path string, values url.Values, read func(io.Reader) error) error {
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
-	req, err := http.NewRequestWithContext(asking, http.MethodGet, "http://"+address+path+"?"+values.Encode(), nil)
+	req, err := http.NewRequestWithContext(asking, http.MethodGet, p.caller.URL(address, path)+"?"+values.Encode(), nil)
 	if err != nil {
 		return err
 	}

@@ -95,6 +95,7 @@ type options struct {
 
 func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 	c.worker = worker.AddFlags(c.env, flags, "projector", worker.ProjectorListen)
+	c.worker.AddDialFlags(flags)
 	c.kek = keyring.AddFlags(c.env, flags)
 	flags.BoolVar(&c.options.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null and marked as hidden")
 	flags.StringVar(&c.options.dataDir, "data-dir", "data/projector", "`directory` of the states; another one for each worker")

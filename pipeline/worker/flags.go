@@ -22,6 +22,7 @@ type Flags struct {
 	registry *cli.RegistryFlags
 	log      *cli.LogFlags
 	server   *ServerFlags
+	dial     *DialFlags // nil: the program calls no other worker
 	program  string // of package access
 
 	Instance           string        // name of this worker, unique in its groups and the same after a restart
@@ -72,6 +73,9 @@ func (f *Flags) OpenRegistry() (*codec.Registry, error) {
 	return cli.OpenRegistry(where)
 }
 
+// AddDialFlags adds the flags of a program that calls other workers.
+func (f *Flags) AddDialFlags(flags *pflag.FlagSet) { f.dial = AddDialFlags(f.Env, flags) }
+
 // Start reads the configuration, sets the garbage collector's target ([cli.Env.TuneGC]), and
 // listens. It does not connect to Kafka or the registry. The caller must call
 // [Worker.Close], also after Run.
@@ -92,6 +96,12 @@ func (f *Flags) Start() (*Worker, error) {
 	w := &Worker{Flags: f, Metrics: NewRegistry(f.Env.Build), Log: log}
 	if err := w.configure(f.Kafka, f.registry, w.Metrics); err != nil {
 		return nil, err
+	}
+	if f.dial != nil {
+		f.dial.files.TLS = f.dial.files.TLS || f.server.tls.Enabled() // the others are as this one
+		if w.Dial, err = f.dial.Open(log); err != nil {
+			return nil, err
+		}
 	}
 	if w.Server, err = server.New(f.server.Config(f.program, log, w.Metrics)); err != nil {
 		return nil, err

@@ -21,6 +21,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/server"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/topology"
 )
 
@@ -35,6 +36,7 @@ type Worker struct {
 	Metrics  *prometheus.Registry
 	Log      *slog.Logger
 	Server   *server.Server
+	Dial     *dial.Caller // calls other workers; nil if the program calls none
 	begun    bool // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started
@@ -90,6 +92,9 @@ func (w *Worker) RunWith(ctx context.Context, f func(context.Context) error) err
 	w.begun = true
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.Server.Run(ctx) })
+	if w.Dial != nil {
+		g.Go(func() error { return w.Dial.Run(ctx) })
+	}
 	g.Go(func() error { return f(ctx) })
 	return g.Wait()
 }

@@ -613,7 +613,7 @@ func noneMatch(r *http.Request, tag string) bool {
 
 // limit returns the requested page size, or writes the problem.
 func (a *api) limit(w http.ResponseWriter, r *http.Request) (int, bool) {
-	text := r.FormValue("limit")
+	text := r.URL.Query().Get("limit")
 	if text == "" {
 		return defaultLimit, true
 	}

@@ -21,6 +21,7 @@ import (
 // Files are the files of a caller.
 type Files struct {
 	Token       string // with the token; "" means none
+	TokenText   string // the token itself, without a file
 	CA          string // PEM, authorities that sign the servers' certificates; "" means those of the system
 	Certificate string // PEM, of the caller; "" means none
 	Key         string // PEM, of Certificate
@@ -31,13 +32,14 @@ type Files struct {
 type Caller struct {
 	scheme string
 	tls    *tls.Config                     // nil: no TLS
+	text   string                          // the token, if it is not in a file
 	token  *reload.Files[string]           // nil: none
 	pair   *reload.Files[*tls.Certificate] // nil: none
 }
 
 // Open reads the files of a caller.
 func Open(log *slog.Logger, f Files) (*Caller, error) {
-	c := &Caller{scheme: "http://"}
+	c := &Caller{scheme: "http://", text: f.TokenText}
 	if f.TLS || f.CA != "" || f.Certificate != "" {
 		c.scheme = "https://"
 		if err := c.secure(log, f); err != nil {
@@ -114,30 +116,38 @@ func (c *Caller) URL(address, path string) string { return c.scheme + address + 
 // Scheme returns http or https.
 func (c *Caller) Scheme() string { return c.scheme[:len(c.scheme)-len("://")] }
 
+// tokenNow returns the token, "" if there is none.
+func (c *Caller) tokenNow() string {
+	if c.token != nil {
+		return c.token.Get()
+	}
+	return c.text
+}
+
 // Transport returns a transport that adds what the servers need to know the caller. It
 // changes base, which no one else may use.
-func (c *Caller) Transport(base *http.Transport) http.RoundTripper {
+func (c *Caller) Transport(base *http.Transport) *Transport {
 	base.Proxy = nil
 	if c.tls != nil {
 		base.TLSClientConfig, base.ForceAttemptHTTP2 = c.tls.Clone(), true
 	}
-	return &transport{base: base, token: c.token}
+	return &Transport{base: base, token: c.tokenNow}
 }
 
-// transport adds the token to each request.
-type transport struct {
+// A Transport adds the token to each request.
+type Transport struct {
 	base  *http.Transport
-	token *reload.Files[string] // nil: none
+	token func() string // returns "" if there is none
 }
 
 // RoundTrip implements [http.RoundTripper].
-func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
-	if t.token != nil {
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	if token := t.token(); token != "" {
 		r = r.Clone(r.Context())
-		r.Header.Set("Authorization", "Bearer "+t.token.Get())
+		r.Header.Set("Authorization", "Bearer "+token)
 	}
 	return t.base.RoundTrip(r)
 }
 
 // CloseIdleConnections is for [http.Client].
-func (t *transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
+func (t *Transport) CloseIdleConnections() { t.base.CloseIdleConnections() }
