@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -110,6 +111,9 @@ func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 }
 
 func (c *runCommand) run(ctx context.Context) (err error) {
+	if host, _, err := net.SplitHostPort(c.options.advertise); err == nil {
+		c.worker.AllowHost(host) // other workers call it so
+	}
 	w, err := c.worker.Start()
 	if err != nil {
 		return err

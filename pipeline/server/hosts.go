@@ -10,14 +10,16 @@ import (
 
 // hosts are the names under which browsers may call a server. A page on another site can
 // make its own name resolve to this machine's address (DNS rebinding); its requests then
-// have that name as their host.
+// have that name as their host. With a list of callers, any name is fine unless names are
+// given: the page has no token.
 type hosts struct {
+	any   bool
 	names []string // in lower case
 	own   string   // name of the machine
 }
 
-func newHosts(names []string) hosts {
-	h := hosts{}
+func newHosts(names []string, all bool) hosts {
+	h := hosts{any: all}
 	for _, n := range names {
 		h.names = append(h.names, strings.ToLower(n))
 	}
@@ -43,7 +45,7 @@ func (h hosts) allow(host string) bool {
 func (h hosts) check(next http.Handler) http.Handler {
 	origins := http.NewCrossOriginProtection()
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !h.allow(r.Host) {
+		if !h.any && !h.allow(r.Host) {
 			WriteProblem(w, http.StatusMisdirectedRequest, "this program does not answer for the host %.100q: name it in --allow-host", r.Host)
 			return
 		}

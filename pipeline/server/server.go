@@ -24,6 +24,7 @@ import (
 	"net/http"
 	"net/http/pprof"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -55,7 +56,8 @@ type Config struct {
 	TLS      TLSFiles
 	Access   string   // file with the callers, see access.Parse; "" means that there are none
 	Insecure bool     // without callers, other machines are admin
-	Hosts    []string // names under which the server is called
+	Hosts    []string // --allow-host: names under which the server is called
+	Own      []string // more of them, which the program knows
 	Conns    int      // most connections
 	MaxBody  func(*http.Request) int64
 
@@ -260,7 +262,7 @@ func (s *Server) protected() http.Handler {
 	if limit == nil {
 		limit = noBody
 	}
-	return s.main.conns.follow(pace(limit, secure(newHosts(s.cfg.Hosts).check(g.protect(s.main.mux)))))
+	return s.main.conns.follow(pace(limit, secure(newHosts(append(slices.Clone(s.cfg.Hosts), s.cfg.Own...), s.callers != nil && len(s.cfg.Hosts) == 0).check(g.protect(s.main.mux)))))
 }
 
 // serve serves at one address until the context ends.

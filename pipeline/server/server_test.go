@@ -234,6 +234,10 @@ func TestOtherSitesAreRefused(t *testing.T) {
 			wantProblem(t, host, resp, body, 421, "--allow-host")
 		}
 	}
+	_, known := run(t, Config{Program: access.Projector, Access: accessFile(t)}, func(s *Server) { s.Handle("GET /v1/projections", ok) })
+	if resp, body := ask(t, http.DefaultClient, "GET", known+"/v1/projections", nil, "Host", "projector.shop.svc", "Authorization", "Bearer "+token(access.Read)); resp.StatusCode != 200 {
+		t.Errorf("with a list of callers, another host gets %s %s", resp.Status, body)
+	}
 	release := url + "/v1/blocked/user/u-1/release"
 	resp, body := ask(t, http.DefaultClient, "POST", release, nil, "Origin", "https://evil.example")
 	wantProblem(t, "a page of another site", resp, body, 403, "a page of another site must not send POST")

@@ -76,6 +76,9 @@ func (f *Flags) OpenRegistry() (*codec.Registry, error) {
 // AddDialFlags adds the flags of a program that calls other workers.
 func (f *Flags) AddDialFlags(flags *pflag.FlagSet) { f.dial = AddDialFlags(f.Env, flags) }
 
+// AllowHost adds a name under which the HTTP server is called.
+func (f *Flags) AllowHost(name string) { f.server.own = append(f.server.own, name) }
+
 // Start reads the configuration, sets the garbage collector's target ([cli.Env.TuneGC]), and
 // listens. It does not connect to Kafka or the registry. The caller must call
 // [Worker.Close], also after Run.

@@ -22,7 +22,8 @@ type ServerFlags struct {
 	tls        server.TLSFiles
 	access     string
 	insecure   bool
-	hosts      []string
+	hosts      []string // --allow-host
+	own        []string // names that the program adds
 	conns      int
 	pprof      bool
 }
@@ -53,7 +54,7 @@ func AddServerFlags(e *cli.Env, flags *pflag.FlagSet, listen string) *ServerFlag
 func (f *ServerFlags) Config(program string, log *slog.Logger, metrics *prometheus.Registry) server.Config {
 	return server.Config{
 		Program: program, Listen: f.Listen, ListenFile: f.ListenFile, Probes: f.probes,
-		TLS: f.tls, Access: f.access, Insecure: f.insecure, Hosts: f.hosts, Conns: f.conns, MaxBody: func(*http.Request) int64 { return 0 },
+		TLS: f.tls, Access: f.access, Insecure: f.insecure, Hosts: f.hosts, Own: f.own, Conns: f.conns, MaxBody: func(*http.Request) int64 { return 0 },
 		Pprof: f.pprof, Metrics: metrics, Build: f.Env.Build, Logger: log,
 	}
 }
