@@ -35,27 +35,29 @@ var imports = map[string][]string{
 	"pipeline/codec/resolve": {"pipeline", "pipeline/codec", "pipeline/decimal"}, // bodies of a writer's schema, read with another
 	"pipeline/expr": {
 		"pipeline", "pipeline/codec", "pipeline/decimal",
-		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/nulls", "pipeline/expr/within", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
+		"pipeline/expr/escape", "pipeline/expr/library", "pipeline/expr/metadata", "pipeline/expr/nulls", "pipeline/expr/within", "pipeline/expr/raw", "pipeline/expr/wording", "pipeline/expr/zone", cel,
 	},
 	// Parts of expr that need nothing of it: names that CEL refuses, functions over values
-	// of CEL, the analysis of nulls, the places of fields, values in their encoding, the
+	// of CEL, the key and the headers of records, the analysis of nulls, the places of fields, values in their encoding, the
 	// words of messages, time zones.
 	"pipeline/expr/escape":     {cel},
 	"pipeline/expr/library":    {"pipeline/decimal", cel, uuid, xxhash},
+	"pipeline/expr/metadata":   {"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/keyformat", cel},
 	"pipeline/expr/nulls":      {"pipeline/codec", cel},
 	"pipeline/expr/within":     {"pipeline/codec", "pipeline/expr/raw", "pipeline/expr/wording"},
 	"pipeline/expr/raw":        {"pipeline/codec"},
 	"pipeline/expr/wording":    {"pipeline/nearest", cel},
 	"pipeline/expr/zone":       {"pipeline/expr/wording", cel},
-	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
-	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},      // values that a mask hides
-	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/expr"}, // the paths of the stage select
+	"pipeline/stage":           {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/identity", "pipeline/stage/access", "pipeline/stage/hide", "pipeline/stage/reshape", "pipeline/stage/responses", "pipeline/stage/uuids"},
+	"pipeline/stage/access":    {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values as Go types
+	"pipeline/stage/hide":      {"pipeline/codec", "pipeline/stage/uuids"},                                                                             // values that a mask hides
+	"pipeline/stage/reshape":   {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/raw", "pipeline/expr/within"}, // the paths of the stage select
 	"pipeline/stage/responses": {},
 	"pipeline/stage/uuids":     {},
-	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
+	"pipeline/fold":            {"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/expr/metadata", "pipeline/expr/within", "pipeline/identity", "pipeline/keyformat"},
 	"pipeline/topology/avsc":   {"pipeline/codec", "pipeline/expr"}, // schema files; expr for the nearest name
 	"pipeline/topology/align":  {yaml},                              // places of characters in a YAML file
-	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/within", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
+	"pipeline/topology":        {"pipeline", "pipeline/topology/align", "pipeline/topology/avsc", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/expr/metadata", "pipeline/expr/within", "pipeline/keyformat", "pipeline/identity", "pipeline/stage", "pipeline/fold", yaml},
 
 	// What identifies a record and its key, below everything that compares events.
 	"pipeline/keyformat": {"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr/within"},
@@ -67,6 +69,7 @@ var imports = map[string][]string{
 	"pipeline/kafka/pool":       {franz},
 	"pipeline/kafka/gauges":     {franz, prometheus},
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
+	"pipeline/kafka/recent":     {"pipeline", "pipeline/kafka", franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
 	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
 	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
@@ -130,19 +133,24 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":   {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
-	"pipeline/projector/control": {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":  {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
+	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                              // no I/O
+	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"},
+	"pipeline/projector/changes":        {"pipeline/projector/query"}, // queues of changes for feeds
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states", prometheus,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states",
+		"pipeline/projector/changes", "pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states",
+		"pipeline/projector/query", "pipeline/projector/changes", "pipeline/projector/projection", "pipeline/projector/states",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
-		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/store",
+		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
@@ -302,7 +310,7 @@ func TestImportsPointOneWay(t *testing.T) {
 
 // The table is itself to say what the design says.
 func TestTableOfImportsKeepsTheDesign(t *testing.T) {
-	clients := []string{"pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/kafka/pool", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
+	clients := []string{"pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/gauges", "pipeline/kafka/pool", "pipeline/kafka/recent", "pipeline/sandbox", "pipeline/e2e", "pipeline/e2e/kafkatest", "pipeline/e2e/bench", "pipeline/processor/processortest"}
 	for pkg := range imports {
 		for _, client := range franzKafka {
 			if allowed(pkg, client) && !slices.Contains(clients, pkg) {

@@ -22,6 +22,7 @@
 package pipeline
 
 import (
+	"bytes"
 	"context"
 	"time"
 )
@@ -52,6 +53,16 @@ type Record struct {
 	// returns it. The clock is read once for a few records. Zero: the clock was
 	// not read.
 	Started time.Time
+}
+
+// Clone returns a deep copy.
+func (r *Record) Clone() Record {
+	c := *r
+	c.Key, c.Value, c.Headers = bytes.Clone(r.Key), bytes.Clone(r.Value), nil
+	for _, h := range r.Headers {
+		c.Headers = append(c.Headers, Header{Key: h.Key, Value: bytes.Clone(h.Value)})
+	}
+	return c
 }
 
 // Header returns the last value of the header with that name, and whether the

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -501,6 +502,10 @@ func (r *Registry) explain(what string, err error) error {
 	case errors.Is(err, context.Canceled):
 		return fmt.Errorf("%s: querying the schema registry at %s: %w", what, r.where, err)
 	case !errors.As(err, &answer):
+		var request *url.Error
+		if errors.As(err, &request) {
+			err = request.Err // it repeats the URL, and its wrapper does so again
+		}
 		return fmt.Errorf("%s: the schema registry at %s does not answer: %w; is it up, and is the address right?", what, r.where, err)
 	}
 	hint := ""

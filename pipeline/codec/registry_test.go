@@ -6,11 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -407,5 +409,25 @@ func TestCompatibleFallsBackToTheLatestVersion(t *testing.T) {
 	})
 	if err := r.Compatible(t.Context(), "s", mustParse(t, orderSchema)); !errors.Is(err, ErrIncompatible) {
 		t.Error(err)
+	}
+}
+
+// An error of a registry that cannot be reached has its address once.
+func TestAnUnreachableRegistryIsNamedOnce(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	where := "http://" + l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r, err := NewRegistry(RegistryConfig{URLs: []string{where}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = r.Ping(t.Context())
+	if err == nil || strings.Count(err.Error(), where) != 1 || !strings.Contains(err.Error(), "connection refused") || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("the error is %v", err)
 	}
 }

@@ -362,7 +362,6 @@ func TestFeedsListsAndReleasesCoverAllWorkersDuringRestarts(t *testing.T) {
 	}
 	<-started
 	b.awaitPartitions(2, stable, restarted)
-	stable.releaseAgain()
 	for _, id := range ids {
 		b.await(id+" to be released", func() error {
 			body, _, err := fetch(stable.url + "/v1/projections/user/" + id)
@@ -447,23 +446,6 @@ func (w *rebuildWorker) blocked() []blockedUser {
 		w.t.Fatal(err)
 	}
 	return list.Items
-}
-
-// releaseAgain releases what is blocked until nothing is. A worker that takes a partition
-// over with a store from before a release blocks the aggregate again: see decision 50.
-func (w *rebuildWorker) releaseAgain() {
-	w.t.Helper()
-	w.await("no user to be blocked", func() error {
-		left := w.blocked()
-		for _, u := range left {
-			code, body := w.release(u.ID, "?skip=true")
-			w.t.Logf("%s was blocked again; released: %d %s", u.ID, code, body)
-		}
-		if len(left) > 0 {
-			return fmt.Errorf("blocked: %v", left)
-		}
-		return nil
-	})
 }
 
 // release requests the release of a user and returns the status and the body.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
+	"github.com/twmb/franz-go/pkg/kmsg"
 
 	"millrace/pipeline/e2e/kafkatest"
 	"millrace/pipeline/sandbox"
@@ -30,6 +32,7 @@ type question struct {
 // asked is a broker that is asked questions.
 type asked struct {
 	brokers []string
+	client  *kgo.Client
 	admin   *kadm.Client
 }
 
@@ -93,6 +96,24 @@ func creating(want *kerr.Error, name, value string) question {
 func naming(want *kerr.Error, topic string, partitions int32, replication int16) question {
 	return question{fmt.Sprintf("create %.20q with %d partitions, %d replicas", topic, partitions, replication), want, func(ctx context.Context, b *asked) error {
 		return b.createNamed(ctx, topic, partitions, replication, nil)
+	}}
+}
+
+// groupTimeout sets the session timeout of a group, in ms.
+func groupTimeout(name string, want *kerr.Error, ms string) question {
+	return question{"a session timeout of a group " + name, want, func(ctx context.Context, b *asked) error {
+		req := kmsg.NewPtrIncrementalAlterConfigsRequest()
+		group := kmsg.NewIncrementalAlterConfigsRequestResource()
+		group.ResourceType, group.ResourceName = kmsg.ConfigResourceTypeGroupConfig, "agree-group-"+strings.ReplaceAll(name, " ", "-")
+		set := kmsg.NewIncrementalAlterConfigsRequestResourceConfig()
+		set.Name, set.Value = "consumer.session.timeout.ms", &ms
+		group.Configs = append(group.Configs, set)
+		req.Resources = append(req.Resources, group)
+		resp, err := req.RequestWith(ctx, b.client)
+		if err != nil {
+			return err
+		}
+		return kerr.ErrorForCode(resp.Resources[0].ErrorCode)
 	}}
 }
 
@@ -249,6 +270,10 @@ func questions() []question {
 		altering("append to a number", kerr.InvalidConfig, kadm.AppendConfig, "retention.ms", text("1")),
 		altering("append a bad value to a list", kerr.InvalidConfig, kadm.AppendConfig, "cleanup.policy", text("shred")),
 		altering("delete a setting that is not set", nil, kadm.DeleteConfig, "retention.ms", nil),
+		groupTimeout("below the heartbeat interval", kerr.InvalidConfig, "500"),
+		groupTimeout("above the maximum", kerr.InvalidConfig, "90000"),
+		groupTimeout("that is no number", kerr.InvalidConfig, "x"),
+		groupTimeout("within the bounds", nil, "50000"),
 		{"alter a topic that does not exist", kerr.UnknownTopicOrPartition, func(ctx context.Context, b *asked) error {
 			answers, err := b.admin.AlterTopicConfigs(ctx, []kadm.AlterConfig{{Op: kadm.SetConfig, Name: "retention.ms", Value: text("1")}}, "agree-missing-"+id)
 			if err == nil {
@@ -270,7 +295,7 @@ func agree(t *testing.T, brokers []string) {
 		t.Fatal(err)
 	}
 	defer cl.Close()
-	b := &asked{brokers: brokers, admin: kadm.NewClient(cl)}
+	b := &asked{brokers: brokers, client: cl, admin: kadm.NewClient(cl)}
 	for _, q := range questions() {
 		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 		err := q.ask(ctx, b)

@@ -437,3 +437,41 @@ func TestAnUpgradeBuildsAVersionWhoseMeaningHasChangedBesideTheOldOne(t *testing
 	})
 	u.check(u.urls["a"], true)
 }
+
+// A release that does not know the topic of internal records would write them to the
+// snapshots topic, beside those of this release.
+func TestAnUpgradeKeepsEarlierReleasesFromAVersionWithATopicOfInternalRecords(t *testing.T) {
+	u := newUpgrading(t, upgradeTopology)
+	stopWriting := u.write()
+	a := u.launch(u.old, "a")
+	u.must("projector", "rebuild", "customer", "--force", "--internal-topic")
+	b := u.launch(filepath.Join(bin, "projector"), "b")
+	u.await("version 2 to be ready", func() error {
+		want := []upgradeStatus{{"customer", 1, 1, "live"}, {"customer", 2, 2, "ready"}}
+		if got := u.status(); !slices.Equal(got, want) {
+			return fmt.Errorf("status %+v, want %+v", got, want)
+		}
+		return nil
+	})
+	stopWriting()
+	u.check(u.urls["a"], false)
+	u.check(u.urls["b"], false)
+	u.halt(a)
+	if text := a.log.String(); strings.Contains(text, "up-projector-customer-v2") {
+		t.Errorf("the earlier release ran version 2:\n%s", text)
+	}
+	for _, topic := range []string{"up.customer", "up.customer.v2"} {
+		keys, _ := u.recordsOf(topic, 4)
+		reserved := slices.ContainsFunc(keys, func(key string) bool { return strings.HasPrefix(key, "\x00") })
+		if want := topic == "up.customer"; reserved != want {
+			t.Errorf("internal records are on %s: %v, want %v", topic, reserved, want)
+		}
+	}
+	u.await("the comparison of the versions", func() error {
+		_, err := u.run("projector", "diff", "customer")
+		return err
+	})
+	u.must("projector", "promote", "customer")
+	u.check(u.urls["b"], false)
+	u.halt(b)
+}

@@ -10,6 +10,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/keyformat"
 	"millrace/pipeline/topology"
 )
 
@@ -183,6 +184,7 @@ type topicHeaders struct {
 	writer   *ceWriter
 	envelope *Envelope // nil if events have an envelope of their own
 	event    pipeline.Event
+	record   pipeline.Record // with the key and the headers of the event
 }
 
 // newTopicHeaders returns nil if the topic's records have no CloudEvents headers.
@@ -234,6 +236,11 @@ func (h *topicHeaders) of(s *codec.Schema, r *pipeline.Record, had []pipeline.He
 	e.Record, e.Type = r, slices.Index(h.topic.Types, s)
 	if err := h.layouts[e.Type].Walk(r.Value[codec.FrameSize:], &e.View); err != nil {
 		return nil, err
+	}
+	h.record = pipeline.Record{Key: r.Key, Headers: had}
+	e.View.Record = &h.record
+	if h.topic.KeyFormat.Kind == keyformat.Avro && len(r.Key) >= codec.FrameSize {
+		e.View.KeyBody = r.Key[codec.FrameSize:] // the encoder writes keys with the schema of the topic
 	}
 	derived := Derived{Time: r.Time}
 	if h.envelope != nil {

@@ -164,6 +164,11 @@ func (e *Encoder) HasHeaders() bool { return e.headers != nil }
 // is returned. An error describes the fault of the line. The type is nil only if the
 // fault hides it.
 func (e *Encoder) Encode(line []byte, r *pipeline.Record, buf []byte) (*Type, []byte, error) {
+	return e.EncodeWith(nil, line, r, buf)
+}
+
+// EncodeWith is Encode for a record with headers of its own beside those of the topic.
+func (e *Encoder) EncodeWith(own []pipeline.Header, line []byte, r *pipeline.Record, buf []byte) (*Type, []byte, error) {
 	if err := e.json.Parse(line); err != nil {
 		return nil, buf, err
 	}
@@ -203,9 +208,9 @@ func (e *Encoder) Encode(line []byte, r *pipeline.Record, buf []byte) (*Type, []
 			return t, buf, err
 		}
 	}
-	*r = pipeline.Record{Topic: e.topic, Partition: pipeline.KeyPartition, Key: buf[value:], Value: buf[:value:value], Time: at}
+	*r = pipeline.Record{Topic: e.topic, Partition: pipeline.KeyPartition, Key: buf[value:], Value: buf[:value:value], Time: at, Headers: own}
 	if e.headers != nil {
-		if r.Headers, err = e.headers.of(t.Schema, r, nil); err != nil {
+		if r.Headers, err = e.headers.of(t.Schema, r, own); err != nil {
 			return t, buf, err
 		}
 	}
@@ -220,15 +225,6 @@ func (e *Encoder) Subject() string { return e.subject }
 func (e *Encoder) ID() string {
 	id, _ := e.json.Text("id")
 	return string(id)
-}
-
-// SetHeaders gives an encoded record headers of its own, and those of the topic.
-func (e *Encoder) SetHeaders(t *Type, r *pipeline.Record, own []pipeline.Header) (err error) {
-	r.Headers = own
-	if e.headers != nil {
-		r.Headers, err = e.headers.of(t.Schema, r, own)
-	}
-	return err
 }
 
 // Fits returns an error for a record that its topic does not accept. how describes the

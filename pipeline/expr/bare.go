@@ -5,12 +5,21 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/metadata"
 )
 
 // A Bare replaces the envelope of events without one: expressions over their
 // fields, without now(). If Time or Key is empty, the event has the timestamp or
 // the key of its record. If ID is empty, the event has no id.
-type Bare struct{ ID, Time, Key Source }
+type Bare struct {
+	ID, Time, Key Source
+
+	// RecordKey is the type of the keys of the records: see [Root.Key].
+	RecordKey *metadata.Key
+}
+
+// IsZero reports whether there is no expression.
+func (b *Bare) IsZero() bool { return b.ID == Source{} && b.Time == Source{} && b.Key == Source{} }
 
 // A BareType is a [Bare], compiled for one event type. It is used like a [Program].
 type BareType struct {
@@ -21,7 +30,7 @@ type BareType struct {
 // Compile compiles the expressions for one event type. Faults name the topic.
 func (b *Bare) Compile(schema *codec.Schema, topic string) (BareType, []Fault) {
 	var t BareType
-	env, err := NewEnv(Root{Schema: schema})
+	env, err := NewEnv(Root{Schema: schema, Key: b.RecordKey})
 	if err != nil {
 		return t, []Fault{{Source: b.ID, Type: schema.Name(), Msg: err.Error()}}
 	}
@@ -57,6 +66,14 @@ func (t *BareType) Paths() (paths [][]string) {
 		paths = append(paths, p.Paths(0)...)
 	}
 	return paths
+}
+
+// Metadata returns what the expressions read of the record of the event.
+func (t *BareType) Metadata() (use metadata.Use) {
+	for _, p := range t.Programs() {
+		use.Add(p.metadata)
+	}
+	return use
 }
 
 // Programs returns the compiled expressions.

@@ -12,6 +12,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/expr/zone"
 )
 
@@ -66,8 +67,8 @@ type leaf struct {
 	node  *codec.Node
 	known *string // the value, if it is the same in every event
 
-	record string // the name of the root's record, if known is set
-	key    *Key   // of a part of the record
+	record string        // the name of the root's record, if known is set
+	key    *metadata.Key // of a part of the record
 }
 
 // NewEnv returns an environment over the fields of the roots. Roots without a

@@ -92,6 +92,7 @@ import (
 	"strings"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/metadata"
 )
 
 // A Source is the text of an expression. Line and Col are the position of its
@@ -220,7 +221,7 @@ type Root struct {
 	// Key is the type of the keys of the records that hold the events. It makes the
 	// names key and headers available. They read the record of view 0
 	// ([pipeline.View.Record]), and the fields of the event hide them.
-	Key *Key
+	Key *metadata.Key
 	// Later holds names that a later release gives another meaning here. Their use
 	// without "event." is a warning.
 	Later []string

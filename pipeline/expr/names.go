@@ -16,6 +16,15 @@ import (
 
 const eventName = "event"
 
+// FieldPath returns the path of a field of a record, which may start with "event" as in an
+// expression, without that.
+func FieldPath(s *codec.Schema, path []string) []string {
+	if len(path) > 1 && path[0] == eventName && s.Root().Field(eventName) == nil {
+		return path[1:]
+	}
+	return path
+}
+
 // event returns the root that "event" refers to, or nil.
 func (e *Env) event() *Root {
 	if root := e.top(); root != nil && !root.NoEvent {

@@ -20,6 +20,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/escape"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/expr/nulls"
 	"millrace/pipeline/expr/wording"
 )
@@ -38,6 +39,7 @@ type Program struct {
 	clock     func() time.Time // nil if the expression has no now()
 
 	decimals bool // it computes or compares decimals
+	metadata metadata.Use
 
 	known *bool  // the result of a condition that is the same for every event
 	fixed []byte // the encoding of a value that is the same for every event
@@ -412,6 +414,7 @@ func (c *compiler) newProgram(src string) *Program {
 			p.refs = append(p.refs, c.fields[l.path])
 		}
 	}))
+	p.metadata = c.usedMetadata()
 	return p
 }
 
@@ -431,7 +434,7 @@ func (c *compiler) closures(p *Program) error {
 		return sorted(c.errs)
 	}
 	if p.known != nil || p.fixed != nil {
-		p.refs, p.clock = nil, nil
+		p.refs, p.clock, p.metadata = nil, nil, metadata.Use{}
 	}
 	return nil
 }

@@ -6,13 +6,15 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
+	"millrace/pipeline/expr/metadata"
+	"millrace/pipeline/keyformat"
 )
 
 // key and headers are the key and the headers of the record, unless the event has a
 // field of that name.
 func TestAnExpressionReadsTheKeyAndTheHeadersOfTheRecord(t *testing.T) {
 	event := parse(t, `{"type":"record","name":"E","fields":[{"name":"id","type":"string"}]}`)
-	env := newEnv(t, Root{Schema: event, Key: TextKey()})
+	env := newEnv(t, Root{Schema: event, Key: metadata.KeyOf(keyformat.Format{})})
 	v := view(t, event, codec.AppendString(nil, "e-1"))
 	v.Record = &pipeline.Record{Key: []byte("k-1"), Headers: []pipeline.Header{
 		{Key: "source", Value: []byte("old")}, {Key: "source", Value: []byte("shop")}, {Key: "trace", Value: []byte{0xff}}, {Key: "none"}}}
@@ -62,7 +64,7 @@ func TestAnExpressionReadsTheKeyAndTheHeadersOfTheRecord(t *testing.T) {
 
 	// A field of the event hides them.
 	event = parse(t, `{"type":"record","name":"E","fields":[{"name":"key","type":"long"}]}`)
-	env = newEnv(t, Root{Schema: event, Key: TextKey()})
+	env = newEnv(t, Root{Schema: event, Key: metadata.KeyOf(keyformat.Format{})})
 	p, err := env.Compile("string(key) + headers.source", text)
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +81,7 @@ func TestAnExpressionReadsTheKeyAndTheHeadersOfTheRecord(t *testing.T) {
 func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 	event := parse(t, `{"type":"record","name":"E","fields":[{"name":"id","type":"string"}]}`)
 	v := view(t, event, codec.AppendString(nil, "e-1"))
-	read := func(key *Key, raw, src string) string {
+	read := func(key *metadata.Key, raw, src string) string {
 		env := newEnv(t, Root{Schema: event, Key: key})
 		p, err := env.Compile(src, Value(&codec.Node{Kind: codec.String}, "x", "E"))
 		if err != nil {
@@ -93,7 +95,7 @@ func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 		}
 		return string(enc[1:])
 	}
-	long := &Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
+	long := &metadata.Key{Node: &codec.Node{Kind: codec.Long}, Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
 		return codec.AppendLong(dst, int64(v.Record.Key[0])), nil
 	}}
 	if got := read(long, "\x07", "string(key + 1)"); got != "8" {
@@ -101,7 +103,7 @@ func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 	}
 	record := parse(t, `{"type":"record","name":"K","fields":[{"name":"tenant","type":"string"},{"name":"of","type":{"type":"record","name":"Of","fields":[{"name":"a","type":"long"},{"name":"id","type":"string"}]}}]}`)
 	body := codec.AppendString(codec.AppendLong(codec.AppendString(nil, "t"), 3), "u-1")
-	avro := &Key{Node: record.Root(), Append: func(dst []byte, v *pipeline.View) ([]byte, error) { return append(dst, v.Record.Key...), nil }}
+	avro := &metadata.Key{Node: record.Root(), Append: func(dst []byte, v *pipeline.View) ([]byte, error) { return append(dst, v.Record.Key...), nil }}
 	if got := read(avro, string(body), "key.tenant + key.of.id + string(key.of.a)"); got != "tu-13" {
 		t.Errorf("a record: %s", got)
 	}
@@ -110,10 +112,10 @@ func TestAKeyCanBeANumberOrARecord(t *testing.T) {
 func TestAPlaceWithoutARecordHasNoKey(t *testing.T) {
 	event := parse(t, `{"type":"record","name":"E","fields":[{"name":"id","type":"string"}]}`)
 	_, err := newEnv(t, Root{Schema: event}).Compile("key == 'a'", Condition("a filter"))
-	if err == nil || !strings.Contains(err.Error(), "only the stages of a pipeline read the key") {
+	if err == nil || !strings.Contains(err.Error(), "there is no key here; the key and the headers are those of the record of an event, and are not known here") {
 		t.Error(err)
 	}
-	p, err := newEnv(t, Root{Schema: event, Key: TextKey()}).Compile("key == 'a'", Condition("a filter"))
+	p, err := newEnv(t, Root{Schema: event, Key: metadata.KeyOf(keyformat.Format{})}).Compile("key == 'a'", Condition("a filter"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr/escape"
 	"millrace/pipeline/expr/library"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/expr/wording"
 )
 
@@ -313,8 +314,8 @@ func (r *resolver) unknownName(e celast.Expr, name string) {
 		return
 	}
 	hint := wording.Nearest(name, names)
-	if event := r.env.event(); event != nil && event.Key == nil && (name == keyName || name == headersName) {
-		r.fail(r.offset(e.ID()), "only the stages of a pipeline read the key and the headers of the record; a stage can copy them to a field (enrich)", "there is no %s here", name)
+	if top != nil && top.Key == nil && metadata.IsName(name) {
+		r.fail(r.offset(e.ID()), "the key and the headers are those of the record of an event, and are not known here", "there is no %s here", name)
 		return
 	}
 	var below []string // fields of that name inside records

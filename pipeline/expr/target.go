@@ -19,6 +19,7 @@ type Target struct {
 	Entry bool          // the target is one entry of the map
 	Key   string        // of the entry: the text after the path of the map, including dots
 	There Facts         // what is known about an event that has the field
+	Above []string      // the dotted paths on the way that are not null then
 
 	text, record string // the path as written and the name of the schema, for messages
 }
@@ -53,7 +54,7 @@ func (e *Env) Target(path string) (Target, error) {
 	if l := e.leaves[e.pathOf(root, strings.Join(found.Leaf, "."))]; l != nil && l.known != nil {
 		return fail(0, "", "%s is %q in every %s and cannot be set", strings.Join(found.Leaf, "."), *l.known, record)
 	}
-	t := Target{Path: found.Leaf, Place: found.Place, Whole: found.Path, Node: found.Node, Entry: found.Entry, Key: found.Key, text: path, record: record}
+	t := Target{Path: found.Leaf, Place: found.Place, Whole: found.Path, Node: found.Node, Entry: found.Entry, Key: found.Key, Above: found.Unions, text: path, record: record}
 	for _, union := range found.Unions {
 		t.There = t.There.NotNull(e.pathOf(root, union))
 	}

@@ -25,6 +25,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/expr/within"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
@@ -131,6 +132,7 @@ type Fold struct {
 	leaves       *codec.Layout // of the state: every field
 	zero         []byte        // a state with all defaults
 	types        []typeFold    // by index in Spec.Types
+	metadata     metadata.Use  // what the expressions of all types read of records
 	warnings     []expr.Fault
 }
 
@@ -143,6 +145,10 @@ type typeFold struct {
 	same   *identity.Reader // nil if the identity is the id
 	rules  []rule
 
+	metadata metadata.Use // what the expressions read of the record
+	reads    bool         // they read something of it
+	bareKey  bool         // the expressions of bare read the key
+
 	// Slots in layout; -1 for none.
 	key    int // the leaf with the aggregate id; -1 if that is the key of the event
 	id     int // the event id
@@ -150,6 +156,7 @@ type typeFold struct {
 	number int // the sequence number
 
 	keyAt    within.Field // the aggregate id in the leaf; a string that may be null
+	keyNull  int64        // the branch of null in the aggregate id's union; -1 if it cannot be null
 	micros   int64        // microseconds per unit of time
 	branch   int64        // the branch of the sequence number in its union; -1 if it is a long
 	idBranch int64        // the branch of the event id in its union; -1 if it is a string
@@ -216,7 +223,7 @@ func Compile(spec Spec) (*Fold, []expr.Fault) {
 	if f.snapshot, err = snapshotSchema(spec.State); err != nil {
 		return nil, []expr.Fault{{Source: spec.Key, Msg: err.Error()}}
 	}
-	f.hash = hash(spec, f.usesZones())
+	f.hash = hash(spec, f.usesZones(), f.metadata)
 	return f, nil
 }
 
@@ -230,8 +237,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	}
 
 	var paths [][]string // the fields of the event that the fold reads
-	keyed := spec.Key.Text != "" || !f.bare
-	if keyed {
+	if spec.Key.Text != "" || !f.bare {
 		var faults []expr.Fault
 		if t.keyAt, faults = findKey(schema, spec.Key); len(faults) > 0 {
 			return faults
@@ -245,6 +251,8 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 		if t.bare, faults = spec.Bare.Compile(schema, schema.Name()); len(faults) > 0 {
 			return faults
 		}
+		t.metadata.Add(t.bare.Metadata())
+		t.bareKey = t.metadata.Key
 		if faults = spec.unknown(spec.Bare.ID, schema, t.bare.Programs()...); len(faults) > 0 {
 			return faults
 		}
@@ -268,7 +276,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	paths = append(paths, t.same.Paths()...)
 
 	env, err := expr.NewEnv(
-		expr.Root{Schema: schema, Consts: consts, Later: []string{"prev", "window"}, NoEvent: spec.Semantics == 1},
+		expr.Root{Schema: schema, Consts: consts, Key: spec.recordKey(), Later: []string{"prev", "window"}, NoEvent: spec.Semantics == 1},
 		expr.Root{Name: "state", Schema: spec.State, View: 1},
 	)
 	if err != nil {
@@ -280,18 +288,32 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 	if len(faults) > 0 {
 		return faults
 	}
+	t.reads = !t.metadata.None()
+	f.metadata.Add(t.metadata)
 	f.revives = f.revives || slices.ContainsFunc(rules, func(on On) bool { return on.Revive })
-	if t.layout, err = codec.NewLayout(schema, append(paths, read...)); err != nil {
+	if err := t.bind(append(paths, read...), identified, numbered); err != nil {
 		return fault(err.Error())
 	}
+	return nil
+}
+
+// bind makes the layout of the fields that the fold reads, and resolves the aggregate id
+// and the fields of an envelope to slots.
+func (t *typeFold) bind(paths [][]string, identified, numbered bool) (err error) {
+	if t.layout, err = codec.NewLayout(t.schema, paths); err != nil {
+		return err
+	}
 	if err := errors.Join(t.bare.Bind(t.layout), t.same.Bind(t.layout)); err != nil {
-		return fault(err.Error())
+		return err
 	}
 	if identified {
 		t.id = t.layout.Slot("id")
 	}
-	if keyed {
-		t.key = t.layout.Slot(t.keyAt.Leaf...)
+	if t.keyAt.Leaf != nil {
+		t.key, t.keyNull = t.layout.Slot(t.keyAt.Leaf...), -1
+		if _, null, _, ok := t.keyAt.Node.Nullable(); ok {
+			t.keyNull = int64(null)
+		}
 	}
 	if t.micros > 0 {
 		t.time = t.layout.Slot("timestamp")
@@ -306,7 +328,7 @@ func (f *Fold) compileType(t *typeFold, spec Spec, rules []On, statePaths *[][]s
 // one.
 func findKey(schema *codec.Schema, key expr.Source) (at within.Field, faults []expr.Fault) {
 	path := key.Text
-	at, fault := within.FieldAt(schema, strings.Split(path, "."))
+	at, fault := within.FieldAt(schema, expr.FieldPath(schema, strings.Split(path, ".")))
 	bad := func(hint, format string, args ...any) []expr.Fault {
 		return []expr.Fault{{Source: key, Type: schema.Name(), Hint: hint, Msg: fmt.Sprintf(format, args...)}}
 	}
@@ -431,6 +453,11 @@ type Folder struct {
 
 	identity, bytes []byte // of the event, if it is not the id: as a text and as bytes
 
+	// Only for events whose expressions read the record.
+	record  pipeline.Record   // with Origin.RawKey and the headers
+	badKey  error             // why the record has no key of the format
+	headers []pipeline.Header // scratch
+
 	arena []byte // the new values of the fields
 	sizes []int  // the end of each value in arena
 	next  []byte // memory for the next state that Update computes
@@ -438,17 +465,6 @@ type Folder struct {
 
 // NewFolder returns a Folder.
 func (f *Fold) NewFolder() *Folder { return &Folder{Fold: f} }
-
-// An Origin holds the text form of the key, the timestamp and the headers of the record of
-// an event. Key and timestamp are the key and the time of an event without an envelope,
-// unless [Spec.Bare] has an expression for them. Headers may be parts of the event's
-// identity.
-type Origin struct {
-	Key     []byte
-	BadKey  error // why the record has no key of the format; of pipeline.ClassReject
-	Time    int64 // in microseconds since 1970
-	Headers []pipeline.Header
-}
 
 // Read reads an event of a type for which [Fold.Folds] is true, and returns the
 // aggregate id; of a [Tombstone], that is the key. The id is valid until the next Read, or until body or from changes.
@@ -466,6 +482,10 @@ func (f *Folder) Read(typ int, body []byte, from Origin) (id []byte, err error) 
 		return nil, err
 	}
 	f.typ = typ
+	if t.reads {
+		f.record.Key, f.record.Headers, f.badKey = from.RawKey, from.Headers, from.BadKey
+		f.event.Record, f.event.KeyBody = &f.record, from.RawKey
+	}
 	if f.bare {
 		if err := f.readBare(from); err != nil {
 			return nil, err
@@ -498,9 +518,9 @@ func (f *Folder) readKey(t *typeFold) ([]byte, error) {
 	if !ok {
 		return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is missing: %s", f.spec.Key.Text, t.keyAt.Missing())
 	}
-	if _, null, _, nullable := t.keyAt.Node.Nullable(); nullable {
+	if t.keyNull >= 0 {
 		var branch int64
-		if branch, enc, err = codec.ReadLong(enc); err == nil && branch == int64(null) {
+		if branch, enc, err = codec.ReadLong(enc); err == nil && branch == t.keyNull {
 			return nil, pipeline.Reject(pipeline.ReasonBadBody, "%s, the aggregate id, is null", f.spec.Key.Text)
 		}
 	}
@@ -543,6 +563,9 @@ func (f *Folder) readIdentity(headers []pipeline.Header) error {
 // readBare sets the id, the time and the key of an event without an envelope.
 func (f *Folder) readBare(from Origin) (err error) {
 	t := &f.types[f.typ].bare
+	if f.types[f.typ].bareKey && from.BadKey != nil {
+		return from.BadKey
+	}
 	f.scope.Reset(time.Time{}, &f.event)
 	if f.id, err = t.AppendID(f.id[:0], &f.scope); err != nil {
 		return err
@@ -720,6 +743,9 @@ func (f *Folder) apply(a *Aggregate, mem []byte) (Outcome, error) {
 	state := a.State
 	if a.Version == 0 || a.Deleted {
 		state = f.zero
+	}
+	if f.badKey != nil && f.types[f.typ].metadata.Key {
+		return 0, f.badKey
 	}
 	if err := f.layout.Walk(state, &f.state); err != nil {
 		return 0, fmt.Errorf("read the state of %s: %w", f.name, err)

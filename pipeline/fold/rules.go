@@ -41,6 +41,7 @@ func (t *typeFold) compileRules(env *expr.Env, spec Spec, rules []On, numbered b
 		if faults = append(faults, more...); len(more) > 0 {
 			return nil
 		}
+		t.metadata.Add(p.Metadata())
 		paths = append(paths, p.Paths(0)...)
 		*statePaths = append(*statePaths, p.Paths(1)...)
 		return p

@@ -10,8 +10,8 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/identity"
-	"millrace/pipeline/keyformat"
 )
 
 // Semantics is the number of the meaning of a fold. A release that changes the meaning of
@@ -20,7 +20,7 @@ import (
 //
 //	1  Tombstones are rejected. Ids of events are compared within the partition, and an id
 //	   that may be null is none. Expressions compute and compare no
-//	   decimals, and name no time zones.
+//	   decimals, name no time zones, and do not read the key and the headers of records.
 //	2  Ids of events are compared within the aggregate, unless Spec.PartitionIDs is set.
 const Semantics = 2
 
@@ -46,11 +46,25 @@ func (s Spec) withSemantics() (Spec, []expr.Fault) {
 	if s.Identity.IsID() {
 		s.Identity = nil
 	}
+	if s.Semantics == 1 && s.Bare != nil {
+		bare := *s.Bare
+		bare.RecordKey = nil
+		s.Bare = &bare
+	}
 	if s.Partitioner == "" {
 		s.Partitioner = pipeline.Murmur2
 	}
 	s.AnyPartition = s.AnyPartition || s.Partitioner == pipeline.OtherPartitioner
 	return s, nil
+}
+
+// recordKey returns the type of the keys of records in expressions; nil if expressions do
+// not read the records.
+func (s *Spec) recordKey() *metadata.Key {
+	if s.Semantics == 1 {
+		return nil
+	}
+	return metadata.KeyOf(s.Keys)
 }
 
 // unknown returns a fault if an expression over an event does not have the meaning any
@@ -86,7 +100,7 @@ func (f *Fold) usesZones() bool {
 
 // hash identifies the effect of a fold: states computed under another hash are not
 // valid for it. It covers the text of the fold, its meaning and the schema of the state.
-func hash(spec Spec, zones bool) string {
+func hash(spec Spec, zones bool, reads metadata.Use) string {
 	h := sha256.New()
 	fmt.Fprintf(h, "fold %d\n%s\nkey %q\nstate %q\n", spec.Semantics, spec.Name, spec.Key.Text, spec.State.String())
 	if spec.MaxState > 0 {
@@ -129,6 +143,13 @@ func hash(spec Spec, zones bool) string {
 	if spec.Semantics > 1 && zones {
 		fmt.Fprintf(h, "zones %s\n", expr.ZoneData)
 	}
+	// A field with one of these names, which a later schema may lack, has another value.
+	if reads.Key {
+		fmt.Fprintf(h, "record key\n")
+	}
+	if reads.AllHeaders || len(reads.Names) > 0 {
+		fmt.Fprintf(h, "record headers\n")
+	}
 	on := slices.Clone(spec.On)
 	slices.SortStableFunc(on, func(a, b On) int {
 		return strings.Compare(spec.Types[a.Type].Name(), spec.Types[b.Type].Name())
@@ -159,10 +180,6 @@ func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
 // Identity returns what makes two events the same event. It has one part if that is a
 // text as it is.
 func (f *Fold) Identity() identity.Identity { return f.spec.Identity }
-
-// ReadsHeaders reports whether more than the value of an event may depend on the headers
-// of its record: its identity, or its key.
-func (f *Fold) ReadsHeaders() bool { return f.HasIdentity() || f.spec.Keys.Kind == keyformat.Avro }
 
 // HasIdentity reports whether the identity of an event is more or other than its id, so
 // that it may depend on the headers of the record.

@@ -48,6 +48,7 @@ func (t *typeFold) compileSets(r *rule, env *expr.Env, spec Spec, sets []Set, st
 			faults = append(faults, unknown...)
 			continue
 		}
+		t.metadata.Add(program.Metadata())
 		paths = append(paths, program.Paths(0)...)
 		*statePaths = append(*statePaths, field.Leaf)
 		*statePaths = append(*statePaths, program.Paths(1)...)

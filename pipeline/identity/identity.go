@@ -83,13 +83,14 @@ type text struct {
 
 // Has reports whether events with a schema can have a text at a path: a string, which may
 // be null, or a map of strings, whose key is then the last part of the path. Records on the
-// way can be null.
+// way can be null. The path may start with "event".
 func Has(s *codec.Schema, path []string) bool {
 	_, ok := find(s, path)
 	return ok
 }
 
 func find(s *codec.Schema, path []string) (t text, ok bool) {
+	path = expr.FieldPath(s, path)
 	for n := len(path); n >= max(1, len(path)-1); n-- {
 		at, fault := within.FieldAt(s, path[:n])
 		if fault != nil {
@@ -130,7 +131,7 @@ func (id Identity) Compile(s *codec.Schema, bare *expr.Bare, topic string) (*Rea
 	for _, p := range id {
 		c := part{Part: p, slot: -1}
 		if p.ID && bare != nil && bare.ID.Text != "" {
-			only := expr.Bare{ID: bare.ID}
+			only := expr.Bare{ID: bare.ID, RecordKey: bare.RecordKey}
 			t, faults := only.Compile(s, topic)
 			if len(faults) > 0 {
 				return nil, faults

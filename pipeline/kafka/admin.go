@@ -37,8 +37,15 @@ type Cluster struct {
 // EnsureTopics checks that the topics exist with the declared number of partitions.
 // Another number is a fatal error and is never corrected, because keys move when it
 // changes. Missing topics are created if create is set.
-func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (_ Cluster, err error) {
-	defer func() { err = trimDial(err) }()
+func EnsureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (out Cluster, err error) {
+	err = patiently(ctx, cfg, func() error {
+		out, err = ensureTopics(ctx, cfg, specs, create)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func ensureTopics(ctx context.Context, cfg Config, specs []TopicSpec, create bool) (_ Cluster, err error) {
 	opts, err := cfg.Options()
 	if err != nil {
 		return Cluster{}, err

@@ -52,6 +52,10 @@ type Config struct {
 	// [pipeline.Murmur2].
 	Partitioners map[string]pipeline.Partitioner
 
+	// Patience is how long requests about topics and groups wait for brokers that are
+	// still starting. Zero: such an error is returned.
+	Patience time.Duration
+
 	// DialTimeout bounds a connection attempt, TLS included; 10 s if zero.
 	DialTimeout time.Duration
 

@@ -69,13 +69,15 @@ func operations(ops []kadm.ACLOperation) (out Operations) {
 
 // Describe reads the state of topics, groups and transactional ids. It changes nothing.
 // Objects that we may not describe are in Hidden, without an error.
-func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (_ Description, err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return Description{}, err
-	}
-	defer adm.Close()
+func Describe(ctx context.Context, cfg Config, topics, groups, txnIDs []string) (out Description, err error) {
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		out, err = describe(ctx, adm, cfg, topics, groups, txnIDs)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func describe(ctx context.Context, adm *kadm.Client, cfg Config, topics, groups, txnIDs []string) (Description, error) {
 	d := Description{Topics: map[string]TopicState{}, Groups: map[string]GroupState{}, Hidden: map[string]error{}}
 	// One request per object: the client merges the answers of several, and one
 	// object that we may not describe would then fail all of them.
@@ -197,13 +199,15 @@ func (d *Description) group(ctx context.Context, adm *kadm.Client, name string) 
 
 // CheckTopics asks the brokers whether the topics could be created, without creating
 // them. It returns an error for each topic that could not.
-func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (_ map[string]error, err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer adm.Close()
+func CheckTopics(ctx context.Context, cfg Config, specs []TopicSpec) (out map[string]error, err error) {
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		out, err = checkTopics(ctx, adm, specs)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func checkTopics(ctx context.Context, adm *kadm.Client, specs []TopicSpec) (map[string]error, error) {
 	faults := map[string]error{}
 	for _, s := range specs {
 		partitions, replication, config := s.request()
@@ -235,27 +239,23 @@ func (s TopicSpec) request() (partitions int32, replication int16, config map[st
 }
 
 // SetTopicConfig sets the given settings of a topic and leaves the others unchanged.
-func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) (err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
+func SetTopicConfig(ctx context.Context, cfg Config, topic string, set map[string]string) error {
 	var changes []kadm.AlterConfig
 	for name, value := range set {
 		changes = append(changes, kadm.AlterConfig{Op: kadm.SetConfig, Name: name, Value: &value})
 	}
-	answers, err := adm.AlterTopicConfigs(ctx, changes, topic)
-	if err != nil {
-		return fmt.Errorf("setting the configuration of topic %s: %w", topic, err)
-	}
-	for _, a := range answers {
-		if a.Err != nil {
-			return fmt.Errorf("setting the configuration of topic %s: %w %s", topic, a.Err, a.ErrMessage)
+	return trimDial(Administer(ctx, cfg, func(adm *kadm.Client) error {
+		answers, err := adm.AlterTopicConfigs(ctx, changes, topic)
+		if err != nil {
+			return fmt.Errorf("setting the configuration of topic %s: %w", topic, err)
 		}
-	}
-	return nil
+		for _, a := range answers {
+			if a.Err != nil {
+				return fmt.Errorf("setting the configuration of topic %s: %w %s", topic, a.Err, a.ErrMessage)
+			}
+		}
+		return nil
+	}))
 }
 
 // Bounds are the start offset of a partition's committed records, and the offset after
@@ -265,13 +265,15 @@ type Bounds struct{ Start, End int64 }
 // TopicBounds returns the bounds of a topic's partitions. If settled is set, they end
 // at the current high watermarks, and TopicBounds waits until all transactions below
 // these are committed or aborted.
-func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (_ map[int32]Bounds, err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer adm.Close()
+func TopicBounds(ctx context.Context, cfg Config, topic string, settled bool) (out map[int32]Bounds, err error) {
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		out, err = topicBounds(ctx, adm, topic, settled)
+		return err
+	})
+	return out, trimDial(err)
+}
+
+func topicBounds(ctx context.Context, adm *kadm.Client, topic string, settled bool) (_ map[int32]Bounds, err error) {
 	list := func(f func(context.Context, ...string) (kadm.ListedOffsets, error)) (kadm.ListedOffsets, error) {
 		listed, err := f(ctx, topic)
 		if err == nil {

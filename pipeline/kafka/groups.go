@@ -15,12 +15,14 @@ import (
 // partition without a committed offset counts from its start, and committed offsets pass
 // transaction markers, because a loop also commits batches of nothing else.
 func GroupProgress(ctx context.Context, cfg Config, group, topic string) (done, total int64, err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return 0, 0, err
-	}
-	defer adm.Close()
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		done, total, err = groupProgress(ctx, adm, group, topic)
+		return err
+	})
+	return done, total, trimDial(err)
+}
+
+func groupProgress(ctx context.Context, adm *kadm.Client, group, topic string) (done, total int64, err error) {
 	// Read the committed offsets first: ends that are read later are not lower.
 	committed, err := adm.FetchOffsets(ctx, group)
 	if err != nil && !errors.Is(err, kerr.GroupIDNotFound) { // the group has committed nothing yet

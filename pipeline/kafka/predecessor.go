@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/twmb/franz-go/pkg/kerr"
@@ -145,4 +146,12 @@ func (b markedBalancer) ParseSyncAssignment(assignment []byte) (map[string][]int
 
 func (b markedBalancer) MemberBalancer(members []kmsg.JoinGroupResponseMember) (kgo.GroupMemberBalancer, map[string]struct{}, error) {
 	return b.balancer.MemberBalancer(members)
+}
+
+// removed adds the possible causes to the error of a member that its group has removed.
+func (s *session) removed(err error) error {
+	if !errors.Is(err, kerr.UnknownMemberID) {
+		return err
+	}
+	return fmt.Errorf("the group removed this member: another worker with the same --instance %s has started, or this one was silent for longer than --session-timeout; give each worker its own --instance: %w", s.loop.cfg.Instance, err)
 }

@@ -2,11 +2,13 @@ package kafka
 
 import (
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 
 	"millrace/pipeline"
@@ -111,5 +113,21 @@ func TestAGroupOfTheConsumerProtocolGetsTheSessionTimeout(t *testing.T) {
 	defer cl.Close()
 	if got, err := readSessionTimeout(t.Context(), cl, "g"); err != nil || got != 50*time.Second {
 		t.Errorf("the session timeout of the group is %v, %v", got, err)
+	}
+}
+
+// A member that its group removed may have a twin. The reason says so in the log and in
+// /readyz.
+func TestAMemberThatWasRemovedNamesItsInstance(t *testing.T) {
+	loop, err := NewLoop(LoopConfig{Client: Config{Brokers: []string{"127.0.0.1:1"}}, Group: "g", Topics: []string{"in"}, Instance: "a", NewHandler: func(int) (pipeline.Handler, error) { return nil, nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = loop.sessions[0].removed(fmt.Errorf("unable to join group session: %w", kerr.UnknownMemberID))
+	if !errors.Is(err, kerr.UnknownMemberID) || !strings.Contains(err.Error(), "another worker with the same --instance a has started") || !strings.Contains(err.Error(), "give each worker its own --instance") {
+		t.Errorf("the reason is %v", err)
+	}
+	if got := loop.sessions[0].removed(errors.New("other")); got.Error() != "other" {
+		t.Error("another error is changed")
 	}
 }

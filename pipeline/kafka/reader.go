@@ -30,8 +30,11 @@ func ReadPartition(ctx context.Context, cfg Config, topic string, partition int3
 		return 0, err
 	}
 	defer cl.Close()
-	start, end, err := bounds(ctx, cl, topic, partition)
-	if err != nil {
+	var start int64
+	if err := patiently(ctx, cfg, func() (err error) {
+		start, end, err = bounds(ctx, cl, topic, partition)
+		return err
+	}); err != nil {
 		return 0, err
 	}
 	from = max(from, start)
@@ -74,8 +77,11 @@ func bounds(ctx context.Context, cl *kgo.Client, topic string, partition int32) 
 	}
 	s, ok := starts.Lookup(topic, partition)
 	e, ok2 := ends.Lookup(topic, partition)
-	if !ok || !ok2 {
-		return 0, 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
+	if !ok {
+		return 0, 0, unlisted(starts, topic, partition)
+	}
+	if !ok2 {
+		return 0, 0, unlisted(ends, topic, partition)
 	}
 	if err := errors.Join(s.Err, e.Err); err != nil {
 		return 0, 0, fmt.Errorf("start and end offset of %s: %w", topicPartition{topic, partition}, err)

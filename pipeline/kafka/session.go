@@ -120,7 +120,7 @@ func (s *session) run(ctx, stopped context.Context) (err error) {
 		if err == nil {
 			continue
 		}
-		err = trimDial(err)
+		err = s.removed(trimDial(err))
 		if pipeline.ClassOf(err) == pipeline.ClassFatal {
 			s.state.set(err.Error())
 			return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/twmb/franz-go/pkg/kadm"
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kgo"
 
 	"millrace/pipeline"
@@ -20,22 +21,19 @@ import (
 // transaction has reached the partition. Up to the last stable offset, the last batch
 // would then be missing.
 func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error) {
+	return ReadSettledFrom(ctx, cfg, topic, partition, 0, f)
+}
+
+// ReadSettledFrom is [ReadSettled] from an offset.
+func ReadSettledFrom(ctx context.Context, cfg Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error) {
+	end = from
 	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
+	var last kadm.ListedOffset
+	if err := Administer(ctx, cfg, func(adm *kadm.Client) (err error) {
+		last, err = endOffset(ctx, adm, topic, partition)
+		return err
+	}); err != nil {
 		return 0, err
-	}
-	defer adm.Close()
-	ends, err := adm.ListEndOffsets(ctx, topic)
-	if err != nil {
-		return 0, err
-	}
-	last, ok := ends.Lookup(topic, partition)
-	if !ok {
-		return 0, fmt.Errorf("%s does not exist", topicPartition{topic, partition})
-	}
-	if last.Err != nil {
-		return 0, fmt.Errorf("end offset of %s: %w", topicPartition{topic, partition}, last.Err)
 	}
 	for wait := minBackoff / 10; ; wait = sleep(ctx, wait) {
 		if end, err = ReadPartition(ctx, cfg, topic, partition, end, f); err != nil || end >= last.Offset {
@@ -44,59 +42,81 @@ func ReadSettled(ctx context.Context, cfg Config, topic string, partition int32,
 	}
 }
 
+// endOffset returns the high watermark of a partition.
+func endOffset(ctx context.Context, adm *kadm.Client, topic string, partition int32) (kadm.ListedOffset, error) {
+	ends, err := adm.ListEndOffsets(ctx, topic)
+	if err != nil {
+		return kadm.ListedOffset{}, err
+	}
+	last, ok := ends.Lookup(topic, partition)
+	if !ok {
+		return last, unlisted(ends, topic, partition)
+	}
+	if last.Err != nil {
+		return last, fmt.Errorf("end offset of %s: %w", topicPartition{topic, partition}, last.Err)
+	}
+	return last, nil
+}
+
+// unlisted returns why an answer lacks a partition.
+func unlisted(answer kadm.ListedOffsets, topic string, partition int32) error {
+	tp := topicPartition{topic, partition}
+	if err := answer.Error(); err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+		return fmt.Errorf("%s: %w", tp, err)
+	}
+	return fmt.Errorf("%s does not exist", tp)
+}
+
 // LastStableOffsets returns the last stable offsets of a topic, by partition.
-func LastStableOffsets(ctx context.Context, cfg Config, topic string) (_ map[int32]int64, err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer adm.Close()
-	listed, err := adm.ListCommittedOffsets(ctx, topic)
-	if err != nil {
-		return nil, err
-	}
-	ends := map[int32]int64{}
-	listed.Each(func(o kadm.ListedOffset) {
-		if o.Err == nil {
-			ends[o.Partition] = o.Offset
+func LastStableOffsets(ctx context.Context, cfg Config, topic string) (out map[int32]int64, err error) {
+	err = Administer(ctx, cfg, func(adm *kadm.Client) error {
+		listed, err := adm.ListCommittedOffsets(ctx, topic)
+		if err != nil {
+			return err
 		}
+		out = map[int32]int64{}
+		listed.Each(func(o kadm.ListedOffset) {
+			if o.Err == nil {
+				out[o.Partition] = o.Offset
+			}
+		})
+		return listed.Error()
 	})
-	return ends, listed.Error()
+	return out, trimDial(err)
 }
 
 // DeleteBefore deletes the records of a topic below the given offsets, by partition.
-func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) (err error) {
-	defer func() { err = trimDial(err) }()
-	adm, err := NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
+func DeleteBefore(ctx context.Context, cfg Config, topic string, before map[int32]int64) error {
 	var offsets kadm.Offsets
 	for p, at := range before {
 		offsets.AddOffset(topic, p, at, -1)
 	}
-	deleted, err := adm.DeleteRecords(ctx, offsets)
+	return trimDial(Administer(ctx, cfg, func(adm *kadm.Client) error {
+		deleted, err := adm.DeleteRecords(ctx, offsets)
+		if err != nil {
+			return err
+		}
+		var faults []error
+		deleted.Each(func(d kadm.DeleteRecordsResponse) {
+			if d.Err != nil {
+				faults = append(faults, fmt.Errorf("deleting old records of %s: %w", topicPartition{topic, d.Partition}, d.Err))
+			}
+		})
+		return errors.Join(faults...)
+	}))
+}
+
+// Administer opens a client for admin requests, and calls f with it, again while the brokers
+// are still starting, at most for [Config.Patience]. f must have the same effect if it is
+// called again.
+func Administer(ctx context.Context, cfg Config, f func(*kadm.Client) error) error {
+	cl, err := openClient(cfg)
 	if err != nil {
 		return err
 	}
-	var faults []error
-	deleted.Each(func(d kadm.DeleteRecordsResponse) {
-		if d.Err != nil {
-			faults = append(faults, fmt.Errorf("deleting old records of %s: %w", topicPartition{topic, d.Partition}, d.Err))
-		}
-	})
-	return errors.Join(faults...)
-}
-
-// NewAdmin returns a client for admin requests. The caller closes it.
-func NewAdmin(cfg Config) (*kadm.Client, error) {
-	cl, err := openClient(cfg)
-	if err != nil {
-		return nil, err
-	}
-	return kadm.NewClient(cl), nil
+	defer cl.Close()
+	adm := kadm.NewClient(cl)
+	return patiently(ctx, cfg, func() error { return f(adm) })
 }
 
 // openClient returns a client without further options. The caller closes it.

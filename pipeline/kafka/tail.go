@@ -51,6 +51,13 @@ func NewTailSince(cfg Config, topic string, since time.Time) *Tail {
 // the first call of Run have been passed on.
 func (t *Tail) Loaded() <-chan struct{} { return t.loaded }
 
+// TopicID returns the id of the topic that is read, "" until the first Run has begun.
+func (t *Tail) TopicID() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.id
+}
+
 // Lag returns how many offsets remain to be read. ok is false while that is unknown.
 func (t *Tail) Lag() (n int64, ok bool) {
 	t.mu.Lock()
@@ -231,7 +238,7 @@ func (t *Tail) startOffsets(ctx context.Context, cl *kgo.Client) (map[int32]kgo.
 		end, _ := ends.Lookup(t.topic, p)
 		at := t.progress.of(t.topic, p)
 		if at.Position > end.Offset {
-			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: the topic was recreated or truncated; restart to read it from its start", p, end.Offset, at.Position)
+			return nil, pipeline.Fatal("partition %d ends at offset %d, but was read up to %d: %w, or truncated; restart to read it from its start", p, end.Offset, at.Position, ErrRecreated)
 		}
 		at.Position = max(at.Position, start.Offset)
 		t.progress.assigned(PartitionProgress{Topic: t.topic, Partition: p, Position: at.Position, End: at.End})

@@ -12,9 +12,9 @@ import (
 
 // A Key is the key of a record as a [Reader] reads it.
 type Key struct {
-	Text []byte // the text form
-	Body []byte // of an Avro key, read with the schema of the format
-	// Err is of ClassReject: the key does not have the format. Text and Body are empty.
+	Text  []byte // the text form
+	Value []byte // the key of the record; the body of an Avro key, read with the schema of the format
+	// Err is of ClassReject: the key does not have the format. Text and Value are empty.
 	Err error
 
 	format Format // with the writer's schema, if that is known
@@ -34,16 +34,18 @@ func (r *Reader) Read(ctx context.Context, in *pipeline.Record) (*Key, error) {
 			k.Err = err
 			return k.orError()
 		}
-		k.Body, k.format.Schema = r.body, w.schema
+		k.Value, k.format.Schema = r.body, w.schema
 		if k.framed = len(body) == len(in.Key)-codec.FrameSize; k.framed {
 			k.id = int(binary.BigEndian.Uint32(in.Key[1:]))
 		}
 		if k.Text, k.Err = appendAvroText(k.Text, w.schema.Root(), body); k.Err != nil {
-			k.Body = nil
+			k.Value = nil
 		}
 		return k.orError()
 	}
-	k.Text, k.Err = r.AppendText(ctx, k.Text, in)
+	if k.Text, k.Err = r.AppendText(ctx, k.Text, in); k.Err == nil {
+		k.Value = in.Key
+	}
 	return k.orError()
 }
 
@@ -60,7 +62,7 @@ func (k *Key) Clone() *Key {
 		return nil
 	}
 	c := *k
-	c.Text, c.Body, c.raw = slices.Clone(k.Text), slices.Clone(k.Body), slices.Clone(k.raw)
+	c.Text, c.Value, c.raw = slices.Clone(k.Text), slices.Clone(k.Value), slices.Clone(k.raw)
 	return &c
 }
 

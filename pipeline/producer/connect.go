@@ -83,6 +83,7 @@ func (p *producer) connect(ctx context.Context, c *connection, keys *topology.To
 		return err
 	}
 	cfg.Partitioners = map[string]pipeline.Partitioner{c.topic.Name: c.topic.Partitioner}
+	cfg.Patience = kafka.CommandPatience
 	where, err := p.registry.Config()
 	if err != nil {
 		return err

@@ -117,7 +117,7 @@ func (r *redriver) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	cfg.Partitioners = t.Partitioners()
+	cfg.Partitioners, cfg.Patience = t.Partitioners(), kafka.CommandPatience
 	pending, err := r.prepare(ctx, cfg, t, topics)
 	if err != nil {
 		return err

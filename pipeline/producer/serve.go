@@ -371,26 +371,17 @@ func (in *intake) encode(encoder *event.Encoder, events []intakeEvent, header ht
 	flights := make([]*intakeFlight, 0, len(events))
 	for i, e := range events {
 		f := &intakeFlight{index: i, cloud: e.cloud}
+		own := traceHeaders(e.cloud, header)
+		if e.cloud != nil && (in.cloudHeaders || encoder.HasHeaders()) {
+			own = append(own, e.cloud.headers()...)
+		}
 		var err error
-		if f.typ, f.buf, err = encoder.Encode(e.text, &f.record, nil); err != nil {
+		if f.typ, f.buf, err = encoder.EncodeWith(own, e.text, &f.record, nil); err != nil {
 			in.metrics.countRejected(f.typ)
 			faults = append(faults, faultOf(i, err, e.cloud))
 			continue
 		}
 		f.id, f.subject = encoder.ID(), encoder.Subject()
-		own := traceHeaders(e.cloud, header)
-		if e.cloud != nil && (in.cloudHeaders || encoder.HasHeaders()) {
-			own = append(own, e.cloud.headers()...)
-		}
-		if err := encoder.SetHeaders(f.typ, &f.record, own); err != nil {
-			faults = append(faults, faultOf(i, err, e.cloud)) // cannot happen: Encode succeeded
-			continue
-		}
-		if err := encoder.Fits(&f.record, ""); err != nil {
-			in.metrics.countRejected(f.typ)
-			faults = append(faults, faultOf(i, err, e.cloud))
-			continue
-		}
 		flights = append(flights, f)
 	}
 	return flights, faults

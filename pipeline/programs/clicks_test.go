@@ -58,7 +58,13 @@ func newClickSender(t *testing.T, box *sandbox.Sandbox, topic string) *clickSend
 
 // send sends the event with the id "e-" and n.
 func (s *clickSender) send(n int64) {
-	id := fmt.Sprint("e-", n)
+	s.t.Helper()
+	s.put(fmt.Sprint("e-", n), n)
+}
+
+// put sends an event.
+func (s *clickSender) put(id string, n int64) {
+	s.t.Helper()
 	value := codec.AppendLong(codec.AppendString(codec.AppendFrame(nil, s.schema), id), n)
 	s.writer.Write(s.t.Context(), &pipeline.Record{Topic: s.topic, Partition: pipeline.KeyPartition, Key: []byte(id), Value: value, Time: time.Now()}, func(err error) {
 		if err != nil {

@@ -20,7 +20,9 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/programs"
+	"millrace/pipeline/projector/control"
 	"millrace/pipeline/sandbox"
+	"millrace/pipeline/topology"
 )
 
 const heldPipelines = `
@@ -395,4 +397,61 @@ projections:
 	if log := projector.output.String(); strings.Count(log, line) != 1 || !strings.Contains(log, `"fields":"segment"`) {
 		t.Errorf("the log has it %d times:\n%s", strings.Count(log, line), log)
 	}
+}
+
+// A projection whose live version was made by a later release does not hold up the others,
+// neither when the version becomes live nor at the next start. It runs again when a version
+// of this release is live.
+func TestAProjectionOfALaterReleaseDoesNotHoldUpTheOthers(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, heldProjections)
+	box := harness.Sandbox(t)
+	cfg := kafka.Config{Brokers: box.Brokers()}
+	start := func() (projector *program, address string) {
+		listening := filepath.Join(t.TempDir(), "address")
+		projector = run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", listening, "--data-dir", filepath.Join(dir, "data"))
+		awaitReady(t, listening)
+		return projector, addressOf(t, listening)
+	}
+	live := func(records ...control.Record) {
+		if err := control.WriteRecords(t.Context(), cfg, "t-control", time.Now(), records...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	projector, address := start()
+	clicks := newClickSender(t, box, "in")
+	clicks.send(1)
+	awaitState(t, address, "strict", "e-1", 1)
+	live(
+		control.Record{Key: control.VersionKey("strict", 2), Value: control.VersionRecord{Format: control.Format, Version: 2, Fold: "0123", By: "9.0", Definition: control.Definition{Semantics: topology.Semantics + 1}}},
+		control.Record{Key: control.LiveKey("strict"), Value: control.LiveRecord{Format: control.Format, Version: 2, Previous: 1}},
+	)
+	for n := int64(2); n <= 3; n++ {
+		var status int
+		var reasons map[string]string
+		const why = "version 2 of projection strict, which is live, was made by release 9.0"
+		if !until(t, func() bool {
+			status, reasons = readyChecks(address)
+			return strings.Contains(reasons["projection strict"], why)
+		}) || status != http.StatusOK || len(reasons) != 1 {
+			t.Errorf("ready: %d %q", status, reasons)
+		}
+		if status, body := get("http://" + address + "/v1/projections/strict/e-1"); status != http.StatusServiceUnavailable || !strings.Contains(body, why) {
+			t.Errorf("a question about it: %d %s", status, body)
+		}
+		clicks.send(n)
+		awaitState(t, address, "sum", fmt.Sprint("e-", n), n)
+		if _, metrics := get("http://" + address + "/metrics"); !hasLines(metrics, `millrace_projection_running{projection="sum"} 1`, `millrace_projection_running{projection="strict"} 0`) {
+			t.Errorf("metrics of the projections:\n%s", metrics)
+		}
+		harness.WantLines(t, projector.output.String(), "a projection cannot start until the control topic changes")
+		projector.stop(t)
+		projector, address = start()
+	}
+	live(control.Record{Key: control.LiveKey("strict"), Value: control.LiveRecord{Format: control.Format, Version: 1, Previous: 2}})
+	awaitState(t, address, "strict", "e-3", 3)
+	if _, reasons := readyChecks(address); len(reasons) != 0 {
+		t.Errorf("still not running: %q", reasons)
+	}
+	projector.stop(t)
 }

@@ -1,12 +1,14 @@
 package programs_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -15,8 +17,11 @@ import (
 	"github.com/twmb/franz-go/pkg/kadm"
 	"github.com/twmb/franz-go/pkg/kgo"
 
+	"millrace/pipeline"
 	"millrace/pipeline/cli"
+	"millrace/pipeline/codec"
 	"millrace/pipeline/harness"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/producer"
 	"millrace/pipeline/programs"
 	"millrace/pipeline/sandbox"
@@ -202,4 +207,96 @@ func awaitReady(t *testing.T, file string) {
 	}) {
 		t.Fatalf("the program of %s is not ready", file)
 	}
+}
+
+// newest follows a topic until the test ends. The result returns the n of the newest event
+// with an id, -1 if there is none.
+func newest(t *testing.T, box *sandbox.Sandbox, topic string) func(id string) int64 {
+	t.Helper()
+	var mu sync.Mutex
+	ns := map[string]int64{}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	tail := kafka.NewTail(kafka.Config{Brokers: box.Brokers()}, topic)
+	go func() {
+		done <- tail.Follow(ctx, func(r *pipeline.Record) error {
+			id, rest, err := codec.ReadText(r.Value[codec.FrameSize:])
+			if err != nil {
+				return err
+			}
+			n, _, err := codec.ReadLong(rest)
+			mu.Lock()
+			defer mu.Unlock()
+			ns[string(id)] = n
+			return err
+		}, func(error, time.Duration) {})
+	}()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return func(id string) int64 {
+		mu.Lock()
+		defer mu.Unlock()
+		if n, ok := ns[id]; ok {
+			return n
+		}
+		return -1
+	}
+}
+
+// While the topic of a table is gone, lookups have the last rows. When it is back, they have
+// the rows of the new topic, and none of the old one. The other pipelines do not notice.
+func TestATableWhoseTopicIsCreatedAgainIsReadFromItsStart(t *testing.T) {
+	dir := t.TempDir()
+	file := clickTopology(t, dir, heldPipelines)
+	box := harness.Sandbox(t)
+	adm := admin(t, box)
+	processor := run(programs.Processor, box, "run", "-t", file, "--pipeline", "good,joined", "--sessions", "1", "--commit-interval", "20ms", "--listen", "127.0.0.1:0", "--listen-file", dir+"/address")
+	defer processor.stop(t)
+	awaitReady(t, dir+"/address")
+	address := addressOf(t, dir+"/address")
+	out, joined := newest(t, box, "out"), newest(t, box, "joined")
+	clicks := newClickSender(t, box, "in")
+	lookup := func(id string, n, want int64) {
+		t.Helper()
+		clicks.put(id, n)
+		if !until(t, func() bool { return out(id) == n && joined(id) == want }) {
+			t.Fatalf("%s %d: the pipelines wrote %d and %d, want %d and %d\n%s", id, n, out(id), joined(id), n, want, processor.output.String())
+		}
+	}
+	hasMetrics := func(lines ...string) {
+		t.Helper()
+		metrics := ""
+		if !until(t, func() bool { _, metrics = get("http://" + address + "/metrics"); return hasLines(metrics, lines...) }) {
+			t.Fatalf("the metrics lack %q:\n%s", lines, metrics)
+		}
+	}
+	rows := newClickSender(t, box, "rows")
+	rows.put("e-1", 100)
+	rows.put("e-2", 200)
+	hasMetrics(`millrace_table_rows{table="rows"} 2`)
+	lookup("e-1", 1, 100)
+
+	if _, err := adm.DeleteTopics(t.Context(), "rows"); err != nil {
+		t.Fatal(err)
+	}
+	hasMetrics(`millrace_following{follower="table rows",topic="rows"} 0`, `millrace_pipeline_running{pipeline="joined"} 1`)
+	if status, reasons := readyChecks(address); status != http.StatusServiceUnavailable || !strings.HasPrefix(reasons["table rows"], "table rows: no longer followed: ") || len(reasons) != 1 {
+		t.Errorf("ready: %d %q", status, reasons)
+	}
+	lookup("e-1", 2, 100)
+	lookup("e-2", 3, 200)
+
+	if _, err := adm.CreateTopic(t.Context(), 1, 1, map[string]*string{"cleanup.policy": kadm.StringPtr("compact")}, "rows"); err != nil {
+		t.Fatal(err)
+	}
+	newClickSender(t, box, "rows").put("e-1", 101)
+	hasMetrics(`millrace_table_rows{table="rows"} 1`, `millrace_following{follower="table rows",topic="rows"} 1`)
+	awaitReady(t, dir+"/address")
+	lookup("e-1", 4, 101)
+	lookup("e-2", 5, 5)
+	harness.WantLines(t, processor.output.String(), "reading the table's topic from its start", "the table is loaded from its new topic")
 }

@@ -13,6 +13,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/kafka/recent"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/projection"
@@ -119,6 +120,9 @@ func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projecti
 	var topics []*topology.Topic
 	for _, v := range wanted {
 		topics = append(topics, v.projection.From, snapshotsTopic(v.projection, v.record.Snapshots))
+		if v.record.Internal != "" {
+			topics = append(topics, internalTopic(v.projection, v.record.Internal))
+		}
 		if v.projection.Late != nil {
 			topics = append(topics, v.projection.Late)
 		}
@@ -145,13 +149,18 @@ func (b *builder) spec(ctx context.Context, v *wantedVersion, cluster kafka.Clus
 		return projection.Spec{}, err
 	}
 	events, snapshots := cluster.Topics[pr.From.Name], cluster.Topics[v.record.Snapshots]
-	if events.Partitions != snapshots.Partitions {
-		return projection.Spec{}, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("projection %s: %s has %d partitions and %s has %d; the snapshots of a partition are in the partition with the same number",
-			pr.Name, events.Name, events.Partitions, snapshots.Name, snapshots.Partitions)}
+	for _, name := range []string{v.record.Snapshots, v.record.Internal} {
+		if name != "" && cluster.Topics[name].Partitions != events.Partitions {
+			return projection.Spec{}, &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("projection %s: %s has %d partitions and %s has %d; the snapshots of a partition are in the partition with the same number",
+				pr.Name, events.Name, events.Partitions, name, cluster.Topics[name].Partitions)}
+		}
 	}
 	spec := projection.Spec{
-		Fold: pr.Fold, Events: events, Types: pr.From.Types, Label: v.label(), Identity: projection.Identity(cluster.ID, events, snapshots, pr.Fold),
+		Fold: pr.Fold, Events: events, Types: pr.From.Types, Label: v.label(), Identity: projection.Identity(cluster.ID, events, snapshots, cluster.Topics[v.record.Internal], pr.Fold),
 		Snapshots: snapshots.Name, SnapshotID: id, Publish: pr.Publish,
+	}
+	if v.record.Internal != "" {
+		spec.Internal, spec.SnapshotsTopicID = v.record.Internal, snapshots.ID
 	}
 	if pr.Late != nil {
 		spec.Late = pr.Late.Name
@@ -165,6 +174,10 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 		Store: b.store, Registry: b.w.Registry, Projections: specs, NoHistory: b.options.noHistory, Memory: b.options.memory << 20, Log: b.w.Log, Drift: b.drift,
 		AcceptLoss: b.w.Flags.AcceptLoss,
 		Restore:    b.restores.reader(b.w.Kafka, l.group),
+		Recent: func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error {
+			return recent.Read(ctx, b.w.Kafka, topic, partitions, n, f)
+		},
+		Settled: b.restores.settled(b.w.Kafka, l.group),
 		LogStart: func(ctx context.Context, topic string, partition int32) (int64, error) {
 			bounds, err := kafka.TopicBounds(ctx, b.w.Kafka, topic, false)
 			return bounds[partition].Start, err
@@ -203,7 +216,7 @@ func (b *builder) makeSets(l *groupLoop, specs []projection.Spec) (err error) {
 	l.follower.settle = followSettle
 	own.Memory, cfg.Memory = own.Memory/4*3, own.Memory/4
 	l.set = projection.New(own)
-	cfg.Restore = b.restores.reader(b.w.Kafka, standbyName(l.group))
+	cfg.Restore, cfg.Settled = b.restores.reader(b.w.Kafka, standbyName(l.group)), b.restores.settled(b.w.Kafka, standbyName(l.group))
 	cfg.Follows, cfg.Progress, cfg.Ends = true, l.follower.progressOf, l.follower.ends
 	return l.follower.attach(b, projection.New(cfg), specs)
 }
@@ -231,9 +244,15 @@ func (b *builder) newLoop(ctx context.Context, l *groupLoop, specs []projection.
 	cfg.Group = l.group
 	snapshots := map[string]bool{}
 	for _, spec := range specs {
-		snapshots[spec.Snapshots] = true
+		published := []string{spec.Snapshots}
+		if spec.Internal != "" {
+			published = append(published, spec.Internal)
+		}
+		for _, topic := range published {
+			snapshots[topic] = true
+			cfg.Writes = append(cfg.Writes, topic)
+		}
 		cfg.Topics = appendOnce(cfg.Topics, spec.Events.Name)
-		cfg.Writes = append(cfg.Writes, spec.Snapshots)
 		if spec.Late != "" {
 			cfg.Writes = appendOnce(cfg.Writes, spec.Late)
 		}

@@ -98,7 +98,7 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	set := projection.New(projection.Config{
 		Store: w.store, Registry: projectiontest.Registry(p.t, p.types), Log: log, NoHistory: p.noHistory,
 		Projections: []projection.Spec{{
-			Fold: p.fold, Events: events, Types: p.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, p.fold),
+			Fold: p.fold, Events: events, Types: p.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, kafka.TopicInfo{}, p.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100,
 		}},
 		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },

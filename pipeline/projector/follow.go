@@ -31,7 +31,7 @@ type groupFollower struct {
 	name      string // of its restores; those of a standby do not affect readiness
 	standby   bool
 	set       *projection.Set
-	snapshots map[string][]string // topic of events -> snapshots topics
+	snapshots map[string][]string // topic of events -> topics that its owners publish on
 	sessions  []*kafka.Follower   // a partition belongs to the session of its number, as in a group
 	bounds    func(ctx context.Context, topic string) (map[int32]kafka.Bounds, error)
 	opened    func(ctx context.Context) error // called after a partition was opened
@@ -97,6 +97,9 @@ func (f *groupFollower) attach(b *builder, set *projection.Set, specs []projecti
 			}
 		}
 		f.snapshots[topic] = append(f.snapshots[topic], spec.Snapshots)
+		if spec.Internal != "" {
+			f.snapshots[topic] = append(f.snapshots[topic], spec.Internal)
+		}
 	}
 	slices.SortFunc(f.all, func(a, b projection.Key) int {
 		return cmp.Or(cmp.Compare(a.Topic, b.Topic), cmp.Compare(a.Partition, b.Partition))

@@ -201,7 +201,7 @@ func (p *program) compare(state *control.State, pr *topology.Projection) {
 	live := state.Live[pr.Name].Version
 	for _, n := range slices.Backward(state.Numbers(pr.Name)) {
 		record := state.Versions[pr.Name][n]
-		if same := pr.Fold.WithHash(record.Fold); same != nil {
+		if same := pr.Fold.WithHash(record.Hash()); same != nil {
 			if same != pr.Fold && n == live {
 				p.w.Log.Info("the live version of the projection has the meaning of an earlier release, and continues with it. `projector rebuild` makes a version with the meaning of this release", "projection", pr.Name, "version", n, "semantics", same.Semantics())
 			}

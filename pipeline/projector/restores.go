@@ -64,22 +64,38 @@ func newRestores(reg prometheus.Registerer, log *slog.Logger) *restores {
 // reader returns a function that reads snapshots for a group, and tracks its progress.
 func (r *restores) reader(cfg kafka.Config, group string) projection.RestoreFunc {
 	return func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (int64, error) {
-		bounds, err := kafka.TopicBounds(ctx, cfg, topic, false)
-		if err != nil {
-			return 0, err
-		}
-		task := restoreTask{group, phaseSnapshots, topic, partition}
-		b := bounds[partition]
-		r.set(task, &restoreProgress{from: b.Start, next: b.Start, end: b.End, began: time.Now()})
-		defer r.drop(task)
-		n := 0
-		return kafka.ReadPartition(ctx, cfg, topic, partition, 0, func(in *pipeline.Record) error {
-			if n++; n%1024 == 0 {
-				r.reached(task, in.Offset+1)
-			}
-			return f(in)
-		})
+		return r.read(ctx, cfg, kafka.ReadPartition, group, topic, partition, 0, f)
 	}
+}
+
+// settled is reader for the transactions that are open, too.
+func (r *restores) settled(cfg kafka.Config, group string) projection.SettledFunc {
+	return func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) (int64, error) {
+		return r.read(ctx, cfg, kafka.ReadSettledFrom, group, topic, partition, from, f)
+	}
+}
+
+// readFunc reads a partition from an offset.
+type readFunc func(ctx context.Context, cfg kafka.Config, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error)
+
+// read calls read, and tracks its progress.
+func (r *restores) read(ctx context.Context, cfg kafka.Config, read readFunc, group, topic string, partition int32, from int64, f func(*pipeline.Record) error) (int64, error) {
+	bounds, err := kafka.TopicBounds(ctx, cfg, topic, false)
+	if err != nil {
+		return 0, err
+	}
+	task := restoreTask{group, phaseSnapshots, topic, partition}
+	b := bounds[partition]
+	first := max(b.Start, from)
+	r.set(task, &restoreProgress{from: first, next: first, end: max(b.End, first), began: time.Now()})
+	defer r.drop(task)
+	n := 0
+	return read(ctx, cfg, topic, partition, from, func(in *pipeline.Record) error {
+		if n++; n%1024 == 0 {
+			r.reached(task, in.Offset+1)
+		}
+		return f(in)
+	})
 }
 
 // addTail adds the task of reading the log from an offset to its current end.

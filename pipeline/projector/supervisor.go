@@ -82,10 +82,7 @@ func (s *supervisor) run(ctx context.Context) (err error) {
 // reconcile must be called again after that time: a version could not be started, or the
 // successor of a live version is being built.
 func (s *supervisor) reconcile(ctx context.Context, state *control.State) (again time.Duration, err error) {
-	p, err := newPlan(s.w.Topology, state)
-	if err != nil {
-		return 0, err
-	}
+	p := newPlan(s.w.Topology, state)
 	s.tellUnknown(p)
 	wanted := p.groups
 	for group, l := range s.roster.byGroup() {
@@ -131,7 +128,7 @@ func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVer
 	l.start(ctx, s.ended)
 	s.roster.add(l)
 	for _, v := range l.wanted {
-		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Fold, "group", group, "live", v.isLive(state))
+		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Hash(), "group", group, "live", v.isLive(state))
 	}
 	return l, nil
 }
@@ -185,6 +182,15 @@ func (s *supervisor) probe(ctx context.Context, l *groupLoop, wanted []wantedVer
 func (s *supervisor) setHeld(p *plan, held map[string]error) error {
 	projections, hopeless := map[string]error{}, true
 	var faults []error
+	for _, pr := range s.w.Topology.Projections {
+		about, err := "later "+pr.Name, p.later[pr.Name]
+		if err == nil {
+			delete(s.told, about)
+			continue
+		}
+		projections[pr.Name], faults = err, append(faults, fmt.Errorf("projection %s: %w", pr.Name, err))
+		s.tell(about, "a projection cannot start until the control topic changes", "projection", pr.Name, "err", err)
+	}
 	for _, group := range slices.Sorted(maps.Keys(p.groups)) {
 		for _, v := range p.groups[group] {
 			err := held[v.label()]

@@ -57,6 +57,34 @@ func versionSnapshots(pr *topology.Projection, n int) string {
 	return fmt.Sprintf("%s.v%d", pr.Snapshots.Name, n)
 }
 
+// maxTopicName is the length of the longest name of a topic.
+const maxTopicName = 249
+
+// SetInternal puts the internal records of a new version on a topic of their own.
+func SetInternal(record *control.VersionRecord, t *topology.Topology, pr *topology.Projection) error {
+	name := record.Snapshots + ".internal"
+	if len(name) > maxTopicName {
+		return fmt.Errorf("version %d of projection %s needs a topic %s, whose name is longer than %d characters: give the projection a shorter name for its snapshots", record.Version, pr.Name, name, maxTopicName)
+	}
+	if t.Topic(name) != nil {
+		return fmt.Errorf("version %d of projection %s needs the topic %s for records of its own, and the topology declares a topic of that name: give that topic another name", record.Version, pr.Name, name)
+	}
+	record.SetInternal(name)
+	return nil
+}
+
+// internalLag is how long a version's internal records are not compacted, in milliseconds.
+// A restore reads those of the transactions that commit meanwhile.
+const internalLag = "3600000"
+
+// internalTopic returns the definition of a version's topic of internal records.
+func internalTopic(pr *topology.Projection, name string) *topology.Topic {
+	return &topology.Topic{
+		Name: name, Partitions: pr.From.Partitions, Replication: pr.Snapshots.Replication,
+		Config: map[string]string{"cleanup.policy": "compact", "min.compaction.lag.ms": internalLag},
+	}
+}
+
 // snapshotsTopic returns the definition of a version's snapshots topic: it is compacted,
 // and has as many partitions as the topic of the events.
 func snapshotsTopic(pr *topology.Projection, name string) *topology.Topic {
@@ -86,6 +114,10 @@ type plan struct {
 	// lost has the live versions that this release cannot compile, by projection.
 	lost map[string]*lostVersion
 
+	// later has the projections that cannot start here, because a later release made their
+	// live version, with the reason.
+	later map[string]error
+
 	// unknown has why other versions cannot be compiled, by label.
 	unknown map[string]error
 }
@@ -98,10 +130,9 @@ type lostVersion struct {
 	successor *wantedVersion // nil if there is none yet
 }
 
-// newPlan returns what is to run here. It fails if a live version was made by a later
-// release.
-func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
-	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, unknown: map[string]error{}}
+// newPlan returns what is to run here.
+func newPlan(t *topology.Topology, state *control.State) *plan {
+	p := &plan{groups: map[string][]wantedVersion{}, lost: map[string]*lostVersion{}, later: map[string]error{}, unknown: map[string]error{}}
 	for _, pr := range t.Projections {
 		live := state.Live[pr.Name].Version
 		var newest *wantedVersion
@@ -116,7 +147,7 @@ func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
 					newest = &p.groups[group][len(p.groups[group])-1]
 				}
 			case n == live && record.Definition.Meaning() > topology.Semantics:
-				return nil, pipeline.Fatal("version %d of projection %s, which is live, was made by release %s, which is newer than this one: use that release, or return to an earlier version with `projector rollback %s`", n, pr.Name, record.By, pr.Name)
+				p.later[pr.Name] = pipeline.Fatal("version %d of projection %s, which is live, was made by release %s, which is newer than this one: use that release, or return to an earlier version with `projector rollback %s`", n, pr.Name, record.By, pr.Name)
 			case n == live:
 				p.lost[pr.Name] = &lostVersion{record: record, err: err}
 			default:
@@ -129,7 +160,7 @@ func newPlan(t *topology.Topology, state *control.State) (*plan, error) {
 			lost.successor = &v
 		}
 	}
-	return p, nil
+	return p
 }
 
 // answers reports whether questions are answered from a version.
@@ -160,7 +191,7 @@ func (p *plan) follows(group string) bool {
 // the projection otherwise, the version is compiled from its record.
 func wantVersion(t *topology.Topology, pr *topology.Projection, record control.VersionRecord) (v wantedVersion, group string, err error) {
 	v, group = wantedVersion{name: pr.Name, record: record, projection: pr}, record.Group
-	if f := pr.Fold.WithHash(record.Fold); f != nil {
+	if f := pr.Fold.WithHash(record.Hash()); f != nil {
 		if f != pr.Fold {
 			with := *pr
 			with.Fold, v.projection = f, &with
@@ -171,8 +202,8 @@ func wantVersion(t *topology.Topology, pr *topology.Projection, record control.V
 	if err != nil {
 		return v, "", err
 	}
-	if hash := compiled.Fold.Hash(); hash != record.Fold {
-		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: release %s, which made it, gives it another meaning", hash, record.Fold, record.By)
+	if hash := compiled.Fold.Hash(); hash != record.Hash() {
+		return v, "", fmt.Errorf("it compiles to fold %s, and was %s: release %s, which made it, gives it another meaning", hash, record.Hash(), record.By)
 	}
 	v.projection = compiled
 	if !same {
@@ -195,7 +226,7 @@ func signature(wanted []wantedVersion, follows bool) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "follows %v\n", follows)
 	for _, v := range wanted {
-		fmt.Fprintf(&b, "%s %d %s %s\n", v.name, v.record.Version, v.record.Fold, v.record.Snapshots)
+		fmt.Fprintf(&b, "%s %d %s %s %s\n", v.name, v.record.Version, v.record.Fold, v.record.Snapshots, v.record.Internal)
 	}
 	return b.String()
 }

@@ -74,10 +74,7 @@ func versionsOf(p *plan, name string) (versions []wantedVersion) {
 
 func TestAVersionOfAnEarlierReleaseContinuesIfItsMeaningIsTheSame(t *testing.T) {
 	loaded, state := upgradedState(t)
-	p, err := newPlan(loaded, state)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newPlan(loaded, state)
 	vs := versionsOf(p, "customer")
 	if len(vs) != 1 || !vs[0].answers || vs[0].projection.Fold.Hash() != versionHashes["customer"] || vs[0].projection.Fold.Semantics() != 1 || !vs[0].projection.Fold.PartitionIDs() {
 		t.Fatalf("customer runs as %+v", vs)
@@ -100,10 +97,7 @@ func TestAVersionOfAnEarlierReleaseContinuesIfItsMeaningIsTheSame(t *testing.T) 
 
 func TestALiveVersionWithAnotherMeaningIsReplacedAndItsGroupIsFollowed(t *testing.T) {
 	loaded, state := upgradedState(t)
-	p, err := newPlan(loaded, state)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := newPlan(loaded, state)
 	lost := p.lost["spend"]
 	if lost == nil || lost.successor != nil || !strings.Contains(lost.err.Error(), "decimals") || len(versionsOf(p, "spend")) != 0 {
 		t.Fatalf("spend is %+v", lost)
@@ -117,9 +111,7 @@ func TestALiveVersionWithAnotherMeaningIsReplacedAndItsGroupIsFollowed(t *testin
 		t.Fatalf("the next version is %d", n)
 	}
 	state.Versions["spend"][2] = control.VersionRecord{Version: 2, Fold: spend.Fold.Hash(), Group: "up-projector-spend-v2", Definition: control.Definition{Semantics: topology.Semantics}}
-	if p, err = newPlan(loaded, state); err != nil {
-		t.Fatal(err)
-	}
+	p = newPlan(loaded, state)
 	vs := versionsOf(p, "spend")
 	if len(vs) != 1 || vs[0].record.Version != 2 || !vs[0].answers || vs[0].isLive(state) || p.lost["spend"].successor == nil || p.lost["spend"].successor.record.Version != 2 {
 		t.Errorf("spend runs as %+v, replaced by %+v", vs, p.lost["spend"].successor)
@@ -129,21 +121,27 @@ func TestALiveVersionWithAnotherMeaningIsReplacedAndItsGroupIsFollowed(t *testin
 	}
 
 	state.Live["spend"] = control.LiveRecord{Version: 2, Previous: 1}
-	if p, err = newPlan(loaded, state); err != nil {
-		t.Fatal(err)
-	}
+	p = newPlan(loaded, state)
 	if len(p.lost) != 0 || p.follows("up-projector") || p.unknown["spend"] == nil {
 		t.Errorf("after the promotion, lost are %v, and unknown %v", p.lost, p.unknown)
 	}
 }
 
-func TestALiveVersionOfALaterReleaseIsFatal(t *testing.T) {
+func TestAProjectionWhoseLiveVersionALaterReleaseMadeDoesNotRun(t *testing.T) {
 	loaded, state := upgradedState(t)
 	record := state.Versions["customer"][1]
 	record.Fold, record.By, record.Definition.Semantics = "0123", "9.0", topology.Semantics+1
 	state.Versions["customer"][1] = record
-	_, err := newPlan(loaded, state)
+	state.Versions["spend"][1] = control.VersionRecord{Version: 1, Fold: loaded.Projections[1].Fold.Hash(), Group: "up-projector"}
+	p := newPlan(loaded, state)
+	err := p.later["customer"]
 	if pipeline.ClassOf(err) != pipeline.ClassFatal || !strings.Contains(err.Error(), "9.0") || !strings.Contains(err.Error(), "projector rollback customer") {
-		t.Errorf("the error is %v", err)
+		t.Errorf("the reason is %v", err)
+	}
+	if len(versionsOf(p, "customer")) != 0 || p.lost["customer"] != nil {
+		t.Error("the version of a later release runs, or is replaced")
+	}
+	if vs := versionsOf(p, "spend"); len(vs) != 1 || !vs[0].answers || p.follows("up-projector") {
+		t.Errorf("the other projection runs as %+v", vs)
 	}
 }

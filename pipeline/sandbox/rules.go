@@ -213,9 +213,39 @@ func (r *rules) createPartitions(req *kmsg.CreatePartitionsRequest) {
 	}
 }
 
-// alterConfigs checks the new settings of topics.
+// groupBounds are the least and the greatest value of the settings of a group, in ms:
+// Kafka's defaults of group.consumer.{min,max}.session.timeout.ms and
+// group.consumer.{min,max}.heartbeat.interval.ms.
+var groupBounds = map[string][2]int64{
+	"consumer.session.timeout.ms":    {45_000, 60_000},
+	"consumer.heartbeat.interval.ms": {5_000, 15_000},
+}
+
+// checkGroup makes the broker refuse settings that a group cannot have: it checks names and
+// operations, and has no faults for groups.
+func checkGroup(set []kmsg.IncrementalAlterConfigsRequestResourceConfig) {
+	for i := range set {
+		c := &set[i]
+		bounds, ok := groupBounds[c.Name]
+		if !ok || c.Op != kmsg.IncrementalAlterConfigOpSet {
+			continue
+		}
+		n := int64(0)
+		if c.Value != nil {
+			n, _ = strconv.ParseInt(strings.TrimSpace(*c.Value), 10, 32) // 0 is refused
+		}
+		if n < bounds[0] || n > bounds[1] {
+			c.Op = kmsg.IncrementalAlterConfigOpAppend
+		}
+	}
+}
+
+// alterConfigs checks the new settings of topics and groups.
 func (r *rules) alterConfigs(req *kmsg.IncrementalAlterConfigsRequest) {
 	for _, res := range req.Resources {
+		if res.ResourceType == kmsg.ConfigResourceTypeGroupConfig {
+			checkGroup(res.Configs)
+		}
 		info := r.broker.TopicInfo(res.ResourceName)
 		if res.ResourceType != kmsg.ConfigResourceTypeTopic || info == nil {
 			continue

@@ -172,7 +172,7 @@ func listen(flag, address string) (net.Listener, error) {
 	l, err := net.Listen("tcp", address)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
-		return nil, fmt.Errorf("%s is in use, perhaps by another worker; choose another address with %s, or a free port with %s 127.0.0.1:0", address, flag, flag)
+		return nil, fmt.Errorf("%s is in use, perhaps by another worker; choose another address with %s, or a free port with %s 127.0.0.1:0 (%w)", address, flag, flag, syscall.EADDRINUSE)
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/stage/hide"
 )
 
@@ -19,7 +20,7 @@ func Mask() Kind {
 		Doc:  "Hides field values by replacing them.",
 		Params: []Param{
 			{Name: "fields", Form: Texts, Required: true, Doc: "Maps the path of a field to the method that hides it. " +
-				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. A path can lead through nullable records: after.email. " +
+				"In a path, [] stands for each item of an array or each entry of a map: data.items[].product_id, metadata[]. A single map entry is metadata.KEY. A path can lead through nullable records (after.email), and through unions into each type that has the rest of the path. " +
 				"hash replaces a string with a digest of 64 hexadecimal digits, bytes with a digest of 32 bytes, and a UUID with a version 8 UUID. Equal values have equal digests. " +
 				"keep_first N and keep_last N keep N characters of a string and replace each other character with *. A string of at most N characters is replaced completely. " +
 				"redact replaces a nullable value with null, a string with ***, and any other value with zero, false or an empty value."},
@@ -46,21 +47,21 @@ type mask struct {
 // A leafEdit is the edit of one leaf.
 type leafEdit struct {
 	path   []string
-	fields [][]string // the paths of the edited fields below a nullable record
+	fields [][]string // the paths of the edited fields below a union
 	slot   int
 	*edit
 }
 
 // An edit changes values of one schema node. Exactly one of hide, fields, elem, entries
-// and branch is set. An edit does not change after newMask.
+// and branches is set. An edit does not change after newMask.
 type edit struct {
-	node    *codec.Node
-	hide    hide.Hider  // hides the whole value
-	fields  []*edit     // edits of the fields of a record; nil for an unchanged field
-	elem    *edit       // edit of each item of an array or entry of a map
-	entries []entryEdit // edits of some entries of a map
-	branch  *edit       // edit of a nullable value unless it is null
-	by      string      // the path that created the edit, for faults
+	node     *codec.Node
+	hide     hide.Hider  // hides the whole value
+	fields   []*edit     // edits of the fields of a record; nil for an unchanged field
+	elem     *edit       // edit of each item of an array or entry of a map
+	entries  []entryEdit // edits of some entries of a map
+	branches []*edit     // edits of the branches of a union; nil for an unchanged branch
+	by       string      // the path that created the edit, for faults
 }
 
 type entryEdit struct {
@@ -118,52 +119,40 @@ func (s *mask) add(typ int, t Type, given Entry, m hide.Method) []expr.Fault {
 	if i := strings.Index(leaf, "[]"); i >= 0 {
 		leaf, steps = leaf[:i], leaf[i:]
 	}
-	leaf, inner := cutNullable(t.Schema.Root(), leaf)
-	steps = inner + steps
+	leaf, inner := cutLeaf(t.Schema.Root(), leaf)
 	target, err := t.Env.Target(leaf)
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
-	e := s.leaf(typ, target, inner)
-	var failed *expr.Fault
-	if target.Entry {
-		e, failed = p.entry(e, target.Key)
-	}
-	if failed == nil {
-		e, failed = p.descend(e, steps)
-	}
-	if failed == nil {
-		failed = p.hide(e, m)
-	}
-	if failed != nil {
+	if failed := p.apply(s.leaf(typ, target, inner), inner+steps, m); failed != nil {
 		return []expr.Fault{*failed}
 	}
 	return nil
 }
 
-// cutNullable cuts a path after the first nullable record on it: the record is the leaf,
-// and the field within it is a step. A null stays null.
-func cutNullable(record *codec.Node, path string) (leaf, steps string) {
+// cutLeaf cuts a path after the leaf: the rest are steps into a union or a map. A path
+// without such a leaf stays whole.
+func cutLeaf(record *codec.Node, path string) (leaf, steps string) {
 	at := 0
 	for {
-		name, _, more := strings.Cut(path[at:], ".")
+		name, rest, more := strings.Cut(path[at:], ".")
 		f := record.Field(name)
 		if f == nil || !more {
 			return path, ""
 		}
 		at += len(name)
-		if other, _, _, ok := f.Type.Nullable(); ok && other.Kind == codec.Record {
+		switch {
+		case rest != "" && (f.Type.Kind == codec.Map || within.Leads(f.Type)):
 			return path[:at], path[at:]
-		}
-		if f.Type.Kind != codec.Record {
+		case f.Type.Kind != codec.Record:
 			return path, ""
 		}
 		record, at = f.Type, at+1
 	}
 }
 
-// leaf returns the edit of a leaf, and creates it if necessary. inner is the path from a
-// nullable record, which is the leaf, to the field; "" for other leaves.
+// leaf returns the edit of a leaf, and creates it if necessary. inner is the path from the
+// leaf to the field.
 func (s *mask) leaf(typ int, target expr.Target, inner string) *edit {
 	i := slices.IndexFunc(s.edits[typ], func(e leafEdit) bool { return slices.Equal(e.path, target.Path) })
 	if i < 0 {
@@ -171,7 +160,7 @@ func (s *mask) leaf(typ int, target expr.Target, inner string) *edit {
 		s.edits[typ] = append(s.edits[typ], leafEdit{path: target.Path, edit: &edit{node: target.Node}})
 	}
 	e := &s.edits[typ][i]
-	if inner != "" {
+	if inner != "" && target.Node.Kind == codec.Union {
 		e.fields = append(e.fields, slices.Concat(e.path, strings.Split(inner[1:], ".")))
 	}
 	return e.edit
@@ -193,49 +182,104 @@ func (p maskPath) overlaps(e *edit) *expr.Fault {
 	return p.fault("remove one of them", "%s and %s overlap", p.source.Text, e.by)
 }
 
-// entry returns the edit of the entry with a key, of a map with the edit e.
-func (p maskPath) entry(e *edit, key string) (*edit, *expr.Fault) {
-	if e.hide != nil || e.elem != nil {
-		return nil, p.overlaps(e)
+// apply makes the value at the end of steps hidden; steps is the part of the path below e.
+func (p maskPath) apply(e *edit, steps string, m hide.Method) (failed *expr.Fault) {
+	switch {
+	case steps == "":
+		return p.hide(e, m)
+	case e.hide != nil:
+		return p.overlaps(e)
+	case e.by == "":
+		e.by = p.source.Text
+	}
+	switch {
+	case e.node.Kind == codec.Union:
+		return p.union(e, steps, m)
+	case strings.HasPrefix(steps, "[]"):
+		e, steps, failed = p.items(e, steps)
+	case e.node.Kind == codec.Map:
+		e, steps, failed = p.entry(e, steps)
+	default:
+		e, steps, failed = p.field(e, steps)
+	}
+	if failed != nil {
+		return failed
+	}
+	return p.apply(e, steps, m)
+}
+
+// union hides the value in each branch that has the rest of the path.
+func (p maskPath) union(e *edit, steps string, m hide.Method) *expr.Fault {
+	if e.branches == nil {
+		e.branches = make([]*edit, len(e.node.Branches))
+	}
+	_, _, other, nullable := e.node.Nullable()
+	some := false
+	for i, b := range e.node.Branches {
+		if nullable && i != other || !nullable && !hasSteps(b, steps) {
+			continue
+		}
+		if e.branches[i] == nil {
+			e.branches[i] = &edit{node: b, by: p.source.Text}
+		}
+		if failed := p.apply(e.branches[i], steps, m); failed != nil {
+			return failed
+		}
+		some = true
+	}
+	if !some {
+		return p.fault("use redact for the whole value if it can be null, or name a field of one of its records", "%s of %s is %s, and none of these has %s", p.before(steps), p.typ.Name, e.node, strings.TrimPrefix(steps, "."))
+	}
+	return nil
+}
+
+// hasSteps reports whether values of a type, or of a branch of it, have the rest of a path.
+func hasSteps(n *codec.Node, steps string) bool {
+	if steps == "" {
+		return true
+	}
+	rest, all := strings.CutPrefix(steps, "[]")
+	switch {
+	case n.Kind == codec.Union:
+		return slices.ContainsFunc(n.Branches, func(b *codec.Node) bool { return hasSteps(b, steps) })
+	case all:
+		return (n.Kind == codec.Array || n.Kind == codec.Map) && hasSteps(n.Elem, rest)
+	case n.Kind == codec.Map:
+		_, rest = cutStep(steps, "[")
+		return hasSteps(n.Elem, rest)
+	case n.Kind == codec.Record:
+		name, rest := cutStep(steps, ".[")
+		f := n.Field(name)
+		return f != nil && hasSteps(f.Type, rest)
+	}
+	return false
+}
+
+// cutStep cuts the name at the start of steps, after the point. It ends before one of some
+// characters.
+func cutStep(steps, end string) (name, rest string) {
+	name = strings.TrimPrefix(steps, ".")
+	if i := strings.IndexAny(name, end); i >= 0 {
+		return name[:i], name[i:]
+	}
+	return name, ""
+}
+
+// entry returns the edit of an entry of e, a map, for the step .KEY at the start of steps,
+// and the steps after it.
+func (p maskPath) entry(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
+	key, rest := cutStep(steps, "[")
+	if e.elem != nil {
+		return nil, "", p.overlaps(e)
 	}
 	for i := range e.entries {
 		if string(e.entries[i].key) == key {
-			return e.entries[i].edit, nil
+			return e.entries[i].edit, rest, nil
 		}
 	}
-	inner := &edit{node: e.node.Elem}
+	inner = &edit{node: e.node.Elem}
 	e.entries = append(e.entries, entryEdit{[]byte(key), inner})
-	e.by = p.source.Text
-	return inner, nil
-}
-
-// descend returns the edit at the end of steps, the part of the path below e.
-func (p maskPath) descend(e *edit, steps string) (*edit, *expr.Fault) {
-	for steps != "" {
-		if e.hide != nil {
-			return nil, p.overlaps(e)
-		}
-		if e.by == "" {
-			e.by = p.source.Text
-		}
-		if other, _, _, ok := e.node.Nullable(); ok {
-			if e.branch == nil {
-				e.branch = &edit{node: other, by: p.source.Text}
-			}
-			e = e.branch
-			continue
-		}
-		var failed *expr.Fault
-		if strings.HasPrefix(steps, "[]") {
-			e, steps, failed = p.items(e, steps)
-		} else {
-			e, steps, failed = p.field(e, steps)
-		}
-		if failed != nil {
-			return nil, failed
-		}
-	}
-	return e, nil
+	return inner, rest, nil
 }
 
 // items returns the edit of all items of e, an array or a map, for the step [] at the
@@ -256,11 +300,8 @@ func (p maskPath) items(e *edit, steps string) (inner *edit, rest string, _ *exp
 // field returns the edit of a field of the record e, for the step .NAME at the start of
 // steps, and the steps after it.
 func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *expr.Fault) {
-	name, ok := strings.CutPrefix(steps, ".")
-	if i := strings.IndexAny(name, ".["); i >= 0 {
-		name = name[:i]
-	}
-	if !ok || name == "" {
+	name, rest := cutStep(steps, ".[")
+	if steps[0] != '.' || name == "" {
 		return nil, "", p.fault("as in data.items[].price", "%q is not a path", p.source.Text)
 	}
 	if e.node.Kind != codec.Record {
@@ -276,7 +317,7 @@ func (p maskPath) field(e *edit, steps string) (inner *edit, rest string, _ *exp
 	if e.fields[i] == nil {
 		e.fields[i] = &edit{node: e.node.Fields[i].Type, by: p.source.Text}
 	}
-	return e.fields[i], steps[len(".")+len(name):], nil
+	return e.fields[i], rest, nil
 }
 
 // before returns the part of the path before steps.
@@ -284,7 +325,7 @@ func (p maskPath) before(steps string) string { return strings.TrimSuffix(p.sour
 
 // hide makes e hide its whole value.
 func (p maskPath) hide(e *edit, m hide.Method) *expr.Fault {
-	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branch != nil {
+	if e.hide != nil || e.elem != nil || e.entries != nil || e.fields != nil || e.branches != nil {
 		return p.overlaps(e)
 	}
 	if e.node.Tag != "" && !m.Redacts() {
@@ -308,14 +349,12 @@ func (e *edit) append(d *hide.Digester, dst, enc []byte) (out, rest []byte, err 
 		}
 		dst, err = e.hide(d, dst, enc[:len(enc)-len(rest)])
 		return dst, rest, err
-	case e.branch != nil:
-		_, _, branch, _ := e.node.Nullable()
+	case e.branches != nil:
 		at, rest, err := codec.ReadLong(enc)
-		dst = codec.AppendLong(dst, at)
-		if err != nil || at != int64(branch) {
+		if err != nil {
 			return dst, rest, err
 		}
-		return e.branch.append(d, dst, rest)
+		return keepOr(e.branches[at], e.node.Branches[at], d, codec.AppendLong(dst, at), rest)
 	case e.fields != nil:
 		for i := range e.fields {
 			if dst, enc, err = keepOr(e.fields[i], e.node.Fields[i].Type, d, dst, enc); err != nil {

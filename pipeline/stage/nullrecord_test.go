@@ -17,7 +17,18 @@ import (
 // newTrips returns a chain over events with nullable records.
 func newTrips(t *testing.T, stages string) (*run, *topology.Topology) {
 	t.Helper()
-	plan, err := topology.Load(topology.Source{Name: "topology.yaml", Text: fmt.Appendf(nil, `
+	plan, err := tripsOf(stages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(plan.Tables) > 0 {
+		plan.Tables[0].Rows = someMembers(t)
+	}
+	return &run{t: t, pipeline: plan.Pipelines[0], chain: plan.Pipelines[0].Chain()}, plan
+}
+
+func tripsOf(stages string) (*topology.Topology, error) {
+	return topology.Load(topology.Source{Name: "topology.yaml", Text: fmt.Appendf(nil, `
 name: t
 topics: {in: {partitions: 4, types: [Trip], envelope: none}, out: {partitions: 4}, dead: {partitions: 1}}
 tables: {members: {file: members.jsonl, key: id, schema: Member}}
@@ -27,17 +38,14 @@ pipelines: {p: {from: in, to: out, dead_letter: dead, stages: [%s]}}
 			{"name": "version", "type": "int"},
 			{"name": "rider", "type": [{"type": "record", "name": "Rider", "fields": [
 				{"name": "id", "type": "string"}, {"name": "name", "type": "string"}, {"name": "tags", "type": {"type": "map", "values": "string"}},
-				{"name": "under", "type": ["null", "Rider"]}]}, "null"]}]}`)}},
+				{"name": "under", "type": ["null", "Rider"]}]}, "null"]}]}`)}, "Ride.avsc": {Data: []byte(`{"type": "record", "name": "Ride", "fields": [
+			{"name": "version", "type": "long"}, {"name": "who", "type": ["null", "string"], "default": null}, {"name": "name", "type": ["null", "string"], "default": null},
+			{"name": "rider", "type": [{"type": "record", "name": "Person", "fields": [
+				{"name": "id", "type": "string"}, {"name": "label", "type": "string"}, {"name": "tags", "type": {"type": "map", "values": "string"}, "default": {}},
+				{"name": "under", "type": ["null", {"type": "record", "name": "x.Rider", "fields": [{"name": "id", "type": "string", "default": ""}, {"name": "of", "type": ["null", "int"], "default": null}]}], "default": null}]}, "null"]}]}`)}},
 		File:   func(string) ([]byte, error) { return []byte("{}"), nil },
 		Stages: withGo(swap),
 	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(plan.Tables) > 0 {
-		plan.Tables[0].Rows = someMembers(t)
-	}
-	return &run{t: t, pipeline: plan.Pipelines[0], chain: plan.Pipelines[0].Chain()}, plan
 }
 
 // swap is a Go stage that exchanges texts within a nullable record.
@@ -114,6 +122,83 @@ func TestEventWithoutRoomForAnAddedFieldIsRejected(t *testing.T) {
 		if string(pipeline.ReasonOf(err)) != want || passed != (want == "") {
 			t.Errorf("%d riders: %v", depth, err)
 		}
+	}
+}
+
+// A select to another type sets and renames fields within nullable records. A null stays
+// null, and an expression for a field below it is not evaluated.
+func TestSelectReachesIntoNullableRecords(t *testing.T) {
+	one, none := trip(rider("u1", "x", `"a":"b"`, rider("u2", "y", "", "null"))), trip("null")
+	alone := trip(rider("u1", "x", "", "null"))
+	ride := func(version int, who, name, rider string) string {
+		return fmt.Sprintf(`{"version":%d,"who":%s,"name":%s,"rider":%s}`, version, who, name, rider)
+	}
+	person := func(id, label, tags, under string) string {
+		return `{"id":"` + id + `","label":"` + label + `","tags":{` + tags + `},"under":` + under + `}`
+	}
+	for _, test := range []struct{ stages, in, want string }{
+		{`rename: {rider.name: rider.label}`, one, ride(1, "null", "null", person("u1", "x", `"a":"b"`, `{"id":"u2","of":null}`))},
+		{`rename: {rider.name: rider.label}`, none, ride(1, "null", "null", "null")},
+		{`set: {rider.label: rider.name + rider.id}`, one, ride(1, "null", "null", person("u1", "xu1", `"a":"b"`, `{"id":"u2","of":null}`))},
+		{`set: {rider.label: rider.name + rider.id}`, none, ride(1, "null", "null", "null")},
+		{`set: {rider.label: "''", rider.tags.c: "'d'", rider.under.id: "rider.under.id + '/' + rider.id"}`, one, ride(1, "null", "null", person("u1", "", `"a":"b","c":"d"`, `{"id":"u2/u1","of":null}`))},
+		{`set: {rider.label: "''", rider.tags.c: "'d'", rider.under.id: "rider.under.id + '/' + rider.id"}`, alone, ride(1, "null", "null", person("u1", "", `"c":"d"`, "null"))},
+		{`set: {rider.label: "''", rider.tags.c: "'d'", rider.under.id: "rider.under.id + '/' + rider.id"}`, none, ride(1, "null", "null", "null")},
+		{`rename: {rider.name: rider.label, rider.id: who}, set: {rider.id: "'new'"}`, one, ride(1, `"u1"`, "null", person("new", "x", `"a":"b"`, `{"id":"u2","of":null}`))},
+		{`rename: {rider.name: rider.label, rider.under.id: who, rider.under.name: name}`, one, ride(1, `"u2"`, `"y"`, person("u1", "x", `"a":"b"`, `{"id":"","of":null}`))},
+		{`rename: {rider.name: rider.label, rider.under.id: who, rider.under.name: name}`, alone, ride(1, "null", "null", person("u1", "x", "", "null"))},
+		{`rename: {rider.name: rider.label, rider.under.id: who, rider.under.name: name}`, none, ride(1, "null", "null", "null")},
+		{`rename: {rider.name: rider.label, version: rider.under.of}, set: {version: "7"}`, one, ride(7, "null", "null", person("u1", "x", `"a":"b"`, `{"id":"u2","of":1}`))},
+		{`rename: {rider.name: rider.label, version: rider.under.of}, set: {version: "7"}`, alone, ride(7, "null", "null", person("u1", "x", "", "null"))},
+		{`rename: {rider.under.name: rider.label}, set: {rider: "null"}`, one, ""},
+		{`from: rider, rename: {name: rider.label, under: rider}, set: {version: "2"}`, one, ride(2, "null", "null", person("u2", "x", "", "null"))},
+		{`from: rider, rename: {name: rider.label, under: rider}, set: {version: "2"}`, alone, ride(2, "null", "null", "null")},
+		{`set: {rider: "null", rider.label: "'x'"}`, one, ""},
+		{`rename: {rider.under.name: rider.label}`, one, ""},
+	} {
+		stages := "{select: {to: Ride, " + test.stages + "}}"
+		if test.want == "" {
+			if _, faults := tripsOf(stages); faults == nil {
+				t.Errorf("%s has no fault", stages)
+			}
+			continue
+		}
+		r, plan := newTrips(t, stages)
+		for _, w := range plan.Warnings() {
+			if w.Rule == string(expr.RuleNull) {
+				t.Errorf("%s: %v", stages, w)
+			}
+		}
+		for range 2 { // the second time, memory is reused
+			if got, err := r.process(test.in); got != test.want || err != nil {
+				t.Errorf("%s\ngot  %s, %v\nwant %s", stages, got, err, test.want)
+			}
+		}
+	}
+}
+
+// A select that reaches into nullable records allocates nothing per event. (An expression
+// that reads one is interpreted, and allocates.)
+func TestSelectIntoNullableRecordsAllocatesNothing(t *testing.T) {
+	r, _ := newTrips(t, `{select: {to: Ride, rename: {rider.name: rider.label, rider.under.id: who, version: rider.under.of}, set: {version: "7", rider.tags.c: "'d'", rider.id: "'n'"}}}`)
+	body, err := codec.EncodeJSON(r.pipeline.Types[0], parseJSON(t, trip(rider("u1", "x", `"a":"b"`, rider("u2", "y", "", "null")))))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var e pipeline.Event
+	record, layout := &pipeline.Record{}, r.pipeline.Layouts[0]
+	out := make([]byte, 0, 1<<10)
+	keep := func(e *pipeline.Event) error { out = e.Append(out[:0]); return nil }
+	if n := testing.AllocsPerRun(200, func() {
+		e.Record, e.OldType, e.Arena = record, -1, e.Arena[:0]
+		if err := layout.Walk(body, &e.View); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.chain.Process(t.Context(), &e, keep); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
-	"millrace/pipeline/expr/raw"
+	"millrace/pipeline/expr/within"
 	"millrace/pipeline/stage/reshape"
 )
 
@@ -31,12 +31,13 @@ func Select() Kind {
 			{Name: "from", Form: Word, Doc: "The path of a record in the event, such as after. Its fields become the event. If the record is null, the event is rejected with the reason null_record, unless delete is true for it."},
 			{Name: "keep", Form: Words, Doc: "The fields that stay; all others are removed. A path leads into a record, also one that may be null (address.city), and with [] into the items of an array or the entries of a map (items[].price). Set either keep or drop."},
 			{Name: "drop", Form: Words, Doc: "The fields that are removed, by name or path as in keep; all others stay. Set either keep or drop."},
-			{Name: "rename", Form: Texts, Doc: "Maps fields that stay, by name or path as in keep, to their new names. With to: maps fields of the record to fields of the new type."},
+			{Name: "rename", Form: Texts, Doc: "Maps fields that stay, by name or path as in keep, to their new names. With to: maps fields of the record to fields of the new type, both by name or path (address.city: city). " +
+				"A field that leaves a record that can be null is null where the record is. A field that enters one is left out where the record is null."},
 			{Name: "type", Form: Word, Doc: "The name of the new type after keep, drop, rename or from. Without a namespace, the one of the record stays. " +
 				"By default, it is the name of the record that holds the fields, and the output topic gets a schema of this name with the fields that stay."},
 			{Name: "to", Form: Word, Doc: "The new type: a record in the schemas directory. Fields of the same name are copied, or converted if they have another type that holds every value. " +
 				"set computes other fields. The rest have their defaults; a field without a default is a fault. Set either to, or keep, drop and type."},
-			{Name: "set", Form: Assignments, Doc: "With to: maps the path of a field of the new type, or of an entry of a map in it, to its value. Expressions see the event as it was before this stage, from included."},
+			{Name: "set", Form: Assignments, Doc: "With to: maps the path of a field of the new type, or of an entry of a map in it, to its value. Where a record around the field is null, nothing is set. Expressions see the event as it was before this stage, from included."},
 			{Name: "delete", Form: Expression, Doc: "Events for which this is true become tombstones with the key of the event (if a stage set a new one, that one). " +
 				"They reach no further stage, so stages that set keys or topics must stand before this one."},
 		},
@@ -77,9 +78,9 @@ type selectStage struct {
 
 	// Owned by the clone: Process writes them.
 	scope   expr.Scope
-	scratch resolve.Scratch
+	scratch reshape.Scratch
 	values  [][]byte
-	entry   [1]raw.Entry
+	spare   pipeline.View
 }
 
 // A selection is how events of one type are changed.
@@ -88,26 +89,20 @@ type selection struct {
 	from    *reshape.Origin // nil: the whole event
 	project *resolve.Projection
 	mapping reshape.Mapping
-	sets    []*expr.Program // of the fields that the mapping has as given
-	entries []entry         // of maps, set after the fields
+	values  []reshape.Value  // of the fields that the mapping has as given, except for those of inserts
+	inserts []reshape.Insert // set after the fields
 	out     *codec.Schema
 	layout  *codec.Layout // of out
 }
 
-// An entry of a map in the new event is set to a value.
-type entry struct {
-	path  []string
-	node  *codec.Node // of the map
-	slot  int         // in the layout of the new event
-	key   []byte
-	value *expr.Program
-}
-
 // programs returns all expressions of a selection.
 func (sel *selection) programs() []*expr.Program {
-	all := append([]*expr.Program{sel.delete}, sel.sets...)
-	for i := range sel.entries {
-		all = append(all, sel.entries[i].value)
+	all := []*expr.Program{sel.delete}
+	for i := range sel.values {
+		all = append(all, sel.values[i].Program)
+	}
+	for i := range sel.inserts {
+		all = append(all, sel.inserts[i].Value.Program)
 	}
 	return all
 }
@@ -228,9 +223,12 @@ func (sel *selection) fields(in Input, t Type, record *codec.Node) (faults []exp
 // newNames returns the new names of fields, by path.
 func newNames(in Input, t Type, record *codec.Node, parts reshape.Fields) (names map[string]string, faults []expr.Fault) {
 	rename, _ := in.Args.Find("rename")
+	_, to := in.Args.Find("to")
 	names = map[string]string{}
 	for _, e := range rename.Entries {
-		names[e.Key.Text] = e.Value.Text
+		if names[e.Key.Text] = e.Value.Text; !to && strings.ContainsAny(e.Value.Text, ".[") {
+			faults = append(faults, fault(e.Value, "write the new name alone; to move a field, declare the new type in the schemas directory and name it with to", "%s is not a name", e.Value.Text))
+		}
 		if err := reshape.Check(record, record.Name, e.Key.Text); err != nil {
 			faults = append(faults, expr.PlaceErrors(e.Key, t.Name, err)...)
 		} else if !parts.Stays(e.Key.Text) {
@@ -253,33 +251,35 @@ func (sel *selection) convert(in Input, t Type, env *expr.Env, record *codec.Nod
 	if err != nil {
 		return []expr.Fault{{Source: to.Value, Type: t.Name, Msg: err.Error()}}
 	}
-	names, faults := newNames(in, t, record, reshape.Fields{})
 	rename, _ := in.Args.Find("rename")
-	for _, e := range rename.Entries {
-		switch {
-		case strings.ContainsAny(e.Key.Text, ".["):
-			faults = append(faults, expr.Fault{Source: e.Key, Type: t.Name, Msg: fmt.Sprintf("with to, rename maps whole fields, and %s is within one", e.Key.Text), Hint: "set: {FIELD: EXPRESSION}"})
-		case sel.out.Root().Field(e.Value.Text) == nil:
-			faults = append(faults, expr.PlaceErrors(e.Value, t.Name, reshape.Check(sel.out.Root(), sel.out.Name(), e.Value.Text))...)
-		}
-	}
 	set, _ := in.Args.Find("set")
+	if faults = sel.rename(in, t, record, rename, set); len(faults) > 0 {
+		return faults
+	}
+	for _, move := range sel.mapping.Moves {
+		i := slices.IndexFunc(rename.Entries, func(e Entry) bool { return e.Key.Text == move.From })
+		faults = append(faults, sel.move(t, record, rename.Entries[i])...)
+	}
 	for _, e := range set.Entries {
-		faults = append(faults, sel.assign(t, env, target, e)...)
+		faults = append(faults, sel.assign(t, env, target, record, e)...)
 	}
 	if len(faults) > 0 {
 		return faults
+	}
+	for i := range sel.inserts {
+		if sel.inserts[i].Key == nil {
+			sel.mapping.Given = append(sel.mapping.Given, sel.inserts[i].Field)
+		}
 	}
 	var given []string
 	for _, path := range sel.mapping.Given {
 		given = append(given, strings.Join(path, "."))
 	}
-	sel.mapping.Names, sel.mapping.Out = names, sel.out.Root()
 	var gaps []resolve.Gap
-	sel.project, gaps = resolve.NewProjection(record, sel.out.Root(), names, given)
+	sel.project, gaps = resolve.NewProjection(record, sel.out.Root(), sel.mapping.Names, given)
 	for _, g := range gaps {
 		path := g.Path
-		if n := sel.out.Root().Field(path); n != nil && n.Type.Kind == codec.Record {
+		if f, fault := within.FieldAt(sel.out, strings.Split(path, ".")); fault == nil && f.Node.NotNull().Kind == codec.Record {
 			path += ".FIELD"
 		}
 		faults = append(faults, expr.Fault{Source: to.Value, Type: t.Name, Hint: fmt.Sprintf("set: {%s: EXPRESSION}", path),
@@ -288,25 +288,78 @@ func (sel *selection) convert(in Input, t Type, env *expr.Env, record *codec.Nod
 	return faults
 }
 
+// rename reads the new names of fields, which are paths of the new type.
+func (sel *selection) rename(in Input, t Type, record *codec.Node, rename, set Arg) []expr.Fault {
+	_, faults := newNames(in, t, record, reshape.Fields{})
+	var renames []reshape.Moved
+	for _, e := range rename.Entries {
+		faults = append(faults, expr.PlaceErrors(e.Value, t.Name, reshape.Check(sel.out.Root(), sel.out.Name(), e.Value.Text))...)
+		renames = append(renames, reshape.Moved{From: e.Key.Text, To: e.Value.Text})
+	}
+	sel.mapping.Out = sel.out.Root()
+	sel.mapping.Rename(renames)
+	var given, copied []expr.Source
+	for _, e := range rename.Entries {
+		if sel.mapping.Names[e.Key.Text] == "" {
+			given = append(given, e.Value)
+		} else {
+			copied = append(copied, e.Value)
+		}
+	}
+	for _, e := range set.Entries {
+		given = append(given, e.Key)
+	}
+	return append(faults, reshape.Overlaps(given, copied)...)
+}
+
+// move adds a field of the record that becomes one of another record.
+func (sel *selection) move(t Type, record *codec.Node, given Entry) []expr.Fault {
+	bad := func(at expr.Source, hint, format string, args ...any) []expr.Fault {
+		return []expr.Fault{{Source: at, Type: t.Name, Hint: hint, Msg: fmt.Sprintf(format, args...)}}
+	}
+	if strings.Contains(given.Key.Text+given.Value.Text, "[]") {
+		return bad(given.Value, "name a field of the same items, or set the array with map()", "%s cannot become %s: a field of items stays in its item", given.Key.Text, given.Value.Text)
+	}
+	field, missing := within.FieldAt(sel.out, strings.Split(given.Value.Text, "."))
+	if missing != nil {
+		return bad(given.Value, missing.Hint, "%s", missing.Msg)
+	}
+	move, err := reshape.NewMove(record, given.Key.Text, field.Node, sel.mapping.Origins(record, field.Above))
+	if err != nil {
+		return bad(given.Value, fmt.Sprintf("set: {%s: EXPRESSION}", given.Value.Text), "%s cannot become %s of %s: %v", given.Key.Text, given.Value.Text, sel.out.Name(), err)
+	}
+	path := strings.Split(given.Value.Text, ".")
+	sel.give(reshape.Insert{Leaf: field.Leaf, Place: field.Place(), Field: path, Node: field.Node, Value: reshape.Value{Move: move}})
+	return nil
+}
+
+// give adds a field that is not copied.
+func (sel *selection) give(field reshape.Insert) {
+	if field.Place != nil || field.Key != nil {
+		sel.inserts = append(sel.inserts, field)
+		return
+	}
+	sel.mapping.Given, sel.values = append(sel.mapping.Given, field.Field), append(sel.values, field.Value)
+}
+
 // assign adds an assignment of set.
-func (sel *selection) assign(t Type, env, target *expr.Env, given Entry) []expr.Fault {
+func (sel *selection) assign(t Type, env, target *expr.Env, record *codec.Node, given Entry) []expr.Fault {
 	field, err := target.Target(given.Key.Text)
 	if err != nil {
 		return expr.PlaceErrors(given.Key, t.Name, err)
 	}
-	if field.Place != nil {
-		return []expr.Fault{{Source: given.Key, Type: t.Name, Hint: "set it with an enrich stage after it",
-			Msg: fmt.Sprintf("a select sets whole fields and entries of maps, and %s is within %s, which can be null", given.Key.Text, strings.Join(field.Path, "."))}}
+	for _, path := range sel.mapping.Origins(record, field.Above) { // copied, so neither is null
+		env = env.Also(expr.Facts{}.NotNull(strings.Join(append(slices.Clone(sel.mapping.From), path), ".")))
 	}
 	p, faults := env.CompileAt(given.Value, t.Name, field.Want())
 	if len(faults) > 0 {
 		return faults
 	}
+	insert := reshape.Insert{Leaf: field.Path, Place: field.Place, Field: field.Whole, Node: field.Node, Value: reshape.Value{Program: p}}
 	if field.Entry {
-		sel.entries = append(sel.entries, entry{path: field.Path, node: field.Node, key: []byte(field.Key), value: p})
-		return nil
+		insert.Key = []byte(field.Key)
 	}
-	sel.mapping.Given, sel.sets = append(sel.mapping.Given, field.Path), append(sel.sets, p)
+	sel.give(insert)
 	return nil
 }
 
@@ -337,14 +390,14 @@ func (s *selectStage) Volatile(typ int) (fields [][]string, fate bool) {
 // settable returns the fields and entries that are set by the expressions for which is
 // returns true.
 func (sel *selection) settable(is func(*expr.Program) bool) (fields [][]string) {
-	for i, p := range sel.sets {
-		if is(p) {
+	for i := range sel.values {
+		if is(sel.values[i].Program) {
 			fields = append(fields, sel.mapping.Given[i])
 		}
 	}
-	for i := range sel.entries {
-		if e := &sel.entries[i]; is(e.value) {
-			fields = append(fields, append(slices.Clone(e.path), string(e.key)))
+	for i := range sel.inserts {
+		if in := &sel.inserts[i]; is(in.Value.Program) {
+			fields = append(fields, in.Path())
 		}
 	}
 	return fields
@@ -371,8 +424,8 @@ func overlap(a, b []string) bool {
 // ReadsAfter implements [Reshaper].
 func (s *selectStage) ReadsAfter(typ int) (paths [][]string) {
 	if sel := s.types[typ]; sel != nil {
-		for i := range sel.entries {
-			paths = append(paths, sel.entries[i].path)
+		for i := range sel.inserts {
+			paths = append(paths, sel.inserts[i].Leaf)
 		}
 	}
 	return paths
@@ -394,8 +447,8 @@ func (s *selectStage) BindReshaped(layouts []*codec.Layout) {
 	for typ, sel := range s.types {
 		if sel != nil {
 			sel.layout = layouts[typ]
-			for i := range sel.entries {
-				sel.entries[i].slot = sel.layout.Slot(sel.entries[i].path...)
+			for i := range sel.inserts {
+				sel.inserts[i].Bind(sel.layout)
 			}
 		}
 	}
@@ -442,18 +495,15 @@ func (s *selectStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Ve
 		return pipeline.Drop, err
 	}
 	s.values = s.values[:0]
-	for _, p := range sel.sets {
-		if s.values, err = s.value(e, p); err != nil {
+	for i := range sel.values {
+		enc, err := sel.values[i].Append(e, &s.scope, record, &s.scratch)
+		if err != nil {
 			return pipeline.Drop, err
 		}
-	}
-	for i := range sel.entries {
-		if s.values, err = s.value(e, sel.entries[i].value); err != nil {
-			return pipeline.Drop, err
-		}
+		s.values = append(s.values, enc)
 	}
 	n := len(e.Arena)
-	if e.Arena, err = sel.project.Append(e.Arena, record, s.values, &s.scratch); err != nil {
+	if e.Arena, err = sel.project.Append(e.Arena, record, s.values, &s.scratch.Resolve); err != nil {
 		return pipeline.Drop, badBody(err)
 	}
 	body := e.Arena[n:len(e.Arena):len(e.Arena)]
@@ -461,30 +511,25 @@ func (s *selectStage) Process(_ context.Context, e *pipeline.Event) (pipeline.Ve
 		e.View.Reset(body, 0)
 		return pipeline.Pass, nil
 	}
-	if err := sel.layout.Walk(body, &e.View); err != nil {
-		return pipeline.Drop, err
+	if len(sel.inserts) == 0 {
+		return verdict(sel.layout.Walk(body, &e.View))
 	}
-	return verdict(s.setEntries(e, sel))
+	return verdict(s.insert(e, sel, body, record))
 }
 
-// value appends the value of an expression to the values.
-func (s *selectStage) value(e *pipeline.Event, p *expr.Program) ([][]byte, error) {
-	enc, err := appendIn(&s.scope, e, p)
-	return append(s.values, enc), err
-}
-
-// setEntries sets the entries of maps in the new event. Their values follow those of the
-// fields.
-func (s *selectStage) setEntries(e *pipeline.Event, sel *selection) (err error) {
-	for i := range sel.entries {
-		set := &sel.entries[i]
-		s.entry[0] = raw.Entry{Key: set.key, Value: s.values[len(sel.sets)+i]}
-		n := len(e.Arena)
-		if e.Arena, err = raw.AppendMap(e.Arena, set.node, e.Get(set.slot), s.entry[:]); err != nil {
-			return badBody(err)
+// insert makes body the event and sets the fields within its values. The expressions see
+// the old event.
+func (s *selectStage) insert(e *pipeline.Event, sel *selection, body, record []byte) error {
+	s.spare.Record, s.spare.KeyBody = e.View.Record, e.KeyBody
+	if err := sel.layout.Walk(body, &s.spare); err != nil {
+		return err
+	}
+	for i := range sel.inserts {
+		if err := sel.inserts[i].Apply(e, &s.spare, &s.scope, record, &s.scratch); err != nil {
+			return err
 		}
-		e.Set(set.slot, e.Arena[n:len(e.Arena):len(e.Arena)])
 	}
+	e.View, s.spare = s.spare, e.View
 	return nil
 }
 

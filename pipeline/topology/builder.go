@@ -481,7 +481,7 @@ func (b *builder) route(router stage.Router, typ int) {
 func (b *builder) bind() error {
 	pl := b.pipeline
 	pl.Layouts = make([]*codec.Layout, len(pl.Types))
-	if bare := pl.From.Bare; bare != nil && *bare != (expr.Bare{}) {
+	if bare := pl.From.Bare; bare != nil && !bare.IsZero() {
 		pl.Bare = make([]expr.BareType, len(pl.Types))
 		for i, s := range pl.Types {
 			pl.Bare[i], _ = bare.Compile(s, pl.From.Name) // checkBare found no faults

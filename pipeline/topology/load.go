@@ -5,9 +5,9 @@ import (
 	"regexp"
 	"time"
 
-	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
 )
@@ -192,20 +192,10 @@ func (l *loader) env(s *codec.Schema, consts map[string]string, keys keyformat.F
 	if env := l.envs[key]; env != nil {
 		return env, nil
 	}
-	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts, Key: keyType(keys)})
+	env, err := expr.NewEnv(expr.Root{Schema: s, Consts: consts, Key: metadata.KeyOf(keys)})
 	if err == nil {
 		env.Clock = l.o.Clock
 		l.envs[key] = env
 	}
 	return env, err
-}
-
-// keyType returns the type of keys of a format in expressions.
-func keyType(f keyformat.Format) *expr.Key {
-	if f.IsText() {
-		return expr.TextKey()
-	}
-	return &expr.Key{Node: f.Node(), Append: func(dst []byte, v *pipeline.View) ([]byte, error) {
-		return f.AppendValue(dst, v.Record.Key, v.KeyBody)
-	}}
 }

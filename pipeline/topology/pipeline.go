@@ -8,6 +8,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/codec/resolve"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/stage"
 )
 
@@ -268,12 +269,15 @@ func (l *loader) inheritEnvelope(p *declared, t *topic, at expr.Source) {
 	}
 	var bare *expr.Bare
 	if from := p.pipeline.From.Bare; from != nil {
-		bare = &expr.Bare{ID: from.ID, Time: from.Time}
+		bare = &expr.Bare{ID: from.ID, Time: from.Time, RecordKey: metadata.KeyOf(t.KeyFormat)}
 		if p.pipeline.reshapes() {
 			bare.Time = expr.Source{} // the expressions are about the fields before the stage
 		}
 		if p.splits() || p.pipeline.reshapes() {
 			bare.ID = expr.Source{} // all parts of an event would have the same id
+		}
+		if t.envelopeFrom == nil && l.losesMetadata(p, bare, t, at) {
+			t.checked, t.bad, t.unsure = true, true, true
 		}
 	}
 	if t.envelopeFrom == nil {
@@ -285,6 +289,31 @@ func (l *loader) inheritEnvelope(p *declared, t *topic, at expr.Source) {
 			"%s and %s both write %s, but their events have different expressions for id or time", t.envelopeFrom.what, p.what, t.Name)
 		t.checked, t.bad, t.unsure = true, true, true
 	}
+}
+
+// losesMetadata reports whether the events that a pipeline writes have another id or time
+// than those that it reads: the expressions for them read a part of the record that the
+// pipeline replaces. That is a fault.
+func (l *loader) losesMetadata(p *declared, bare *expr.Bare, t *topic, at expr.Source) bool {
+	from := p.pipeline.From
+	var use metadata.Use
+	for _, s := range from.Types {
+		of, _ := bare.Compile(s, from.Name) // checkBare found no faults
+		use.Add(of.Metadata())
+	}
+	what := ""
+	if sets, _ := l.setsKeys(p); sets && use.Key {
+		what = "the record's key, which " + p.what + " sets"
+	}
+	for _, name := range use.Names {
+		if t.Headers == NoHeaders && strings.HasPrefix(name, "ce_") {
+			what = "the header " + name + ", which " + p.what + " removes"
+		}
+	}
+	if what != "" {
+		l.at(at, "set envelope: none with id and time on "+t.Name, "the id or the time of the events on %s depends on %s, so the events would have another one on %s", from.Name, what, t.Name)
+	}
+	return what != ""
 }
 
 // inheritHeaders gives a topic that declares no headers those of the pipeline's

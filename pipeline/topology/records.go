@@ -7,6 +7,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/identity"
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
@@ -183,6 +184,9 @@ func (l *loader) inheritRecords() {
 func (l *loader) settleRecords(t *topic) {
 	if t.Partitioner == "" {
 		t.Partitioner = pipeline.Murmur2
+	}
+	if t.Bare != nil {
+		t.Bare.RecordKey = metadata.KeyOf(t.KeyFormat)
 	}
 	if t.Tombstone == "" {
 		t.Tombstone = TombstoneDeadLetter

@@ -102,13 +102,10 @@ func (l *loader) readEnvelope(t *topic, args stage.Args) {
 			l.checkEnvelope(t.words[i], s)
 		}
 	}
-	if t.typed {
-		l.checkBare(t)
-	}
 }
 
 // checkBare compiles the expressions that replace the envelope of a topic's events,
-// once the types of the topic are known. It reports whether they are valid.
+// once the types and the key format of the topic are known. It reports whether they are valid.
 func (l *loader) checkBare(t *topic) bool {
 	if t.checked || t.Bare == nil {
 		return !t.bad

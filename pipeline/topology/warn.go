@@ -8,6 +8,7 @@ import (
 
 	"millrace/pipeline/codec"
 	"millrace/pipeline/expr"
+	"millrace/pipeline/expr/metadata"
 	"millrace/pipeline/keyformat"
 	"millrace/pipeline/stage"
 )
@@ -224,7 +225,7 @@ func (l *loader) warnKeys() {
 				continue
 			}
 			for _, have := range l.keyings(p.From, s.Name()) {
-				if have.key == key.Value.Text || reported[have] || have.by == theProducer && p.From.KeyFormat.Kind == keyformat.Avro {
+				if fieldOf(have.key) == fieldOf(key.Value.Text) || reported[have] || have.by == theProducer && p.From.KeyFormat.Kind == keyformat.Avro {
 					continue
 				}
 				reported[have] = true
@@ -280,12 +281,18 @@ func keyPath(d *declared) ([]string, expr.Source) {
 	if inner, ok := strings.CutPrefix(text, "string("); ok {
 		text = strings.TrimSuffix(inner, ")")
 	}
-	path := strings.Split(text, ".")
+	path := strings.Split(fieldOf(text), ".")
+	if metadata.IsName(path[0]) && !slices.ContainsFunc(d.projection.From.Types, func(s *codec.Schema) bool { return s.Root().Field(path[0]) != nil }) {
+		return nil, at
+	}
 	if slices.ContainsFunc(path, func(name string) bool { return !isName(name) }) {
 		return nil, at
 	}
 	return path, at
 }
+
+// fieldOf returns the path of a field without the name of the event.
+func fieldOf(path string) string { return strings.TrimPrefix(path, "event.") }
 
 // isName reports whether a text is a name of Avro.
 func isName(text string) bool {

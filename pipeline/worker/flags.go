@@ -1,7 +1,10 @@
 package worker
 
 import (
+	"errors"
+	"fmt"
 	"os"
+	"syscall"
 	"time"
 
 	"github.com/spf13/pflag"
@@ -23,7 +26,7 @@ type Flags struct {
 	log      *cli.LogFlags
 	server   *ServerFlags
 	dial     *DialFlags // nil: the program calls no other worker
-	program  string // of package access
+	program  string     // of package access
 
 	Instance           string        // name of this worker, unique in its groups and the same after a restart
 	Sessions           int           // members of the group in this process; 0 means one per core
@@ -107,6 +110,9 @@ func (f *Flags) Start() (*Worker, error) {
 		}
 	}
 	if w.Server, err = server.New(f.server.Config(f.program, log, w.Metrics)); err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = fmt.Errorf("%w; each worker on a machine also needs its own --instance, and a projector its own --data-dir", err)
+		}
 		return nil, err
 	}
 	w.reportSchemas()

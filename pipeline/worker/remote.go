@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/kafka"
 	"millrace/pipeline/topology"
 )
 
@@ -54,6 +55,7 @@ func (f *RemoteFlags) Open() (*Worker, error) {
 			return nil, err
 		}
 	}
+	w.Kafka.Patience = kafka.CommandPatience
 	return w, nil
 }
 

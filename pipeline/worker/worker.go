@@ -37,7 +37,7 @@ type Worker struct {
 	Log      *slog.Logger
 	Server   *server.Server
 	Dial     *dial.Caller // calls other workers; nil if the program calls none
-	begun    bool // RunWith was called; owned by the command's goroutine
+	begun    bool         // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started
 	reason atomic.Pointer[string]        // why there are no loops yet

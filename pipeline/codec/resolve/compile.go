@@ -19,7 +19,8 @@ type reading struct {
 }
 
 type compiler struct {
-	done map[[2]*codec.Node]*reading
+	done  map[[2]*codec.Node]*reading
+	paths paths
 }
 
 func compile(writer, reader *codec.Schema) *reading {
@@ -28,8 +29,11 @@ func compile(writer, reader *codec.Schema) *reading {
 }
 
 func (c *compiler) pair(w, r *codec.Node) *reading {
-	if codec.Same(w, r) {
+	if codec.Same(w, r) && !c.paths.renames() {
 		return &reading{read: copied(w), identity: true}
+	}
+	if c.paths.special() {
+		return c.compile(w, r)
 	}
 	key := [2]*codec.Node{w, r}
 	p := c.done[key]
@@ -51,7 +55,7 @@ func (c *compiler) compile(w, r *codec.Node) *reading {
 		return c.fromUnion(w, r)
 	case r.Kind == codec.Union:
 		return c.toUnion(w, r)
-	case w.Name != "" && r.Name != "" && w.Kind == r.Kind && !isDecimal(w, r) && codec.MatchName(w, r) == codec.NoMatch:
+	case w.Name != "" && r.Name != "" && w.Kind == r.Kind && !isDecimal(w, r) && codec.MatchName(w, r) == codec.NoMatch && !c.paths.special():
 		return never("%s is not %s: the names differ, and it is no alias", w, r)
 	case w.Kind == codec.Record && r.Kind == codec.Record:
 		return c.record(w, r)
@@ -125,7 +129,9 @@ func listed(names []string) string {
 
 // blocks reads the items of an array or a map. An empty one always fits.
 func (c *compiler) blocks(w, r *codec.Node) *reading {
+	leave := c.paths.enter("[]", "[]")
 	item := c.pair(w.Elem, r.Elem)
+	leave()
 	if item.identity {
 		return &reading{read: copied(w), identity: true, changes: under("[]", item.changes)}
 	}
@@ -191,7 +197,15 @@ func (c *compiler) record(w, r *codec.Node) *reading {
 	used := make([]bool, len(w.Fields))
 	for i := range r.Fields {
 		f := &r.Fields[i]
-		from, why := fieldOf(w, f)
+		if c.paths.given(f.Name) {
+			enc, ok := blank(nil, f.Type)
+			if !ok {
+				return refused(&misfit{f.Name, "it has no value that another one can replace"})
+			}
+			parts[i], out.identity = part{from: -1, value: enc}, false
+			continue
+		}
+		from, why := c.paths.fieldOf(w, f)
 		if why != nil {
 			return refused(why)
 		}
@@ -209,7 +223,9 @@ func (c *compiler) record(w, r *codec.Node) *reading {
 			return never("the writer's field %s is both %s and another field of %s, by alias", w.Fields[from].Name, f.Name, r)
 		}
 		used[from] = true
+		leave := c.paths.enter(w.Fields[from].Name, f.Name)
 		field := c.pair(w.Fields[from].Type, f.Type)
+		leave()
 		if field.never != nil {
 			return refused(&misfit{join(f.Name, field.never.path), field.never.msg})
 		}

@@ -35,24 +35,30 @@ type Scratch struct {
 
 type span struct {
 	node     *codec.Node
+	path     string // in the source
 	from, to int
 }
 
 type projector struct {
 	compiler
 	*Projection
-	given []string
-	spans map[string]span // of the source, by path
+	spans map[string]span // of the source, by path in the target
 	gaps  []Gap
 }
 
-// NewProjection returns the projection of a record w to a record r. names maps fields of
-// w to fields of r with other names; they take the place of fields of w with these names.
-// given are the paths of the fields of r whose values
-// the caller of Append gives. The projection is valid if there is no Gap.
+// NewProjection returns the projection of a record w to a record r. names are the new names
+// of fields of w, by path; they take the place of fields of w with these names, and a field
+// with the name "" is left out. [] stands for the items of an array and the entries of a map
+// (items[].price).
+//
+// given are the paths of the fields of r whose values the caller of Append gives. A field
+// within a union gets a placeholder instead, which the caller replaces in the result.
+//
+// Records whose fields are given or renamed do not need the same name. The projection is
+// valid if there is no Gap.
 func NewProjection(w, r *codec.Node, names map[string]string, given []string) (*Projection, []Gap) {
-	p := projector{compiler{done: map[[2]*codec.Node]*reading{}}, &Projection{}, given, map[string]span{}, nil}
-	p.source(w, "", names)
+	p := projector{compiler{done: map[[2]*codec.Node]*reading{}, paths: paths{names: names, values: given}}, &Projection{}, map[string]span{}, nil}
+	p.source(w, "", "")
 	all := len(p.cells)
 	p.target(r, "")
 	if len(p.parts) == 1 && p.parts[0].from == 0 && p.parts[0].to == all && p.parts[0].read == nil {
@@ -68,53 +74,47 @@ func NewProjection(w, r *codec.Node, names map[string]string, given []string) (*
 
 // divided reports whether a value is given for a field within the record at a path.
 func (p *projector) divided(path string) bool {
-	return slices.ContainsFunc(p.given, func(g string) bool { return strings.HasPrefix(g, path+".") })
+	return slices.ContainsFunc(p.paths.values, func(g string) bool { return strings.HasPrefix(g, path+".") })
 }
 
-// source adds the cells of a record. If only some of its fields are copied, each field is a
-// cell.
-func (p *projector) source(w *codec.Node, at string, names map[string]string) {
+// source adds the cells of a record, which is at a path of the source and of the target. If
+// only some of its fields are copied, each field is a cell.
+func (p *projector) source(w *codec.Node, src, at string) {
 	for i := range w.Fields {
 		f := &w.Fields[i]
-		name := f.Name
-		if other, ok := names[name]; ok && at == "" {
-			name = other
+		own := join2(src, f.Name)
+		name, renamed := p.paths.names[own]
+		if !renamed && !p.taken(src, f.Name) {
+			name = f.Name
 		}
-		path, from := join2(at, name), len(p.cells)
-		if at == "" && name == f.Name && renamed(names, name) {
-			path = "" // another field takes its place
+		path, from := "", len(p.cells) // another field takes its place, or it is left out
+		if name != "" {
+			path = join2(at, name)
 		}
-		if f.Type.Kind == codec.Record && p.divided(path) {
-			p.source(f.Type, path, nil)
+		if f.Type.Kind == codec.Record && path != "" && p.divided(path) {
+			p.source(f.Type, own, path)
 		} else {
 			p.cells = append(p.cells, f.Type)
 		}
-		p.spans[path] = span{f.Type, from, len(p.cells)}
+		p.spans[path] = span{f.Type, own, from, len(p.cells)}
 	}
 }
 
-// renamed reports whether a field has a new name.
-func renamed(names map[string]string, to string) bool {
-	for _, name := range names {
-		if name == to {
+// taken reports whether another field of the record at a path of the source has a name.
+func (p *projector) taken(src, name string) bool {
+	for path, to := range p.paths.names {
+		if parent := path[:max(0, strings.LastIndexByte(path, '.'))]; to == name && parent == src {
 			return true
 		}
 	}
 	return false
 }
 
-func join2(at, name string) string {
-	if at == "" {
-		return name
-	}
-	return at + "." + name
-}
-
 func (p *projector) target(r *codec.Node, at string) {
 	for i := range r.Fields {
 		f := &r.Fields[i]
 		path := join2(at, f.Name)
-		given := slices.Index(p.given, path)
+		given := slices.Index(p.paths.values, path)
 		from, ok := p.spans[path]
 		switch {
 		case given >= 0:
@@ -137,7 +137,9 @@ func (p *projector) target(r *codec.Node, at string) {
 
 // copy adds a field that the source has.
 func (p *projector) copy(from span, to *codec.Node, path string) {
+	p.paths.from, p.paths.to = from.path, path
 	field := p.pair(from.node, to)
+	p.paths.from, p.paths.to = "", ""
 	why := ""
 	switch partial := slices.IndexFunc(field.changes, func(c Change) bool { return c.Kind == Partial }); {
 	case !sameTags(from.node, to):
@@ -191,7 +193,7 @@ func (p *Projection) Append(dst, record []byte, given [][]byte, s *Scratch) ([]b
 	if p.whole {
 		return append(dst, record...), nil
 	}
-	s.starts = append(s.starts[:0], 0)
+	s.starts, s.state.fields = append(s.starts[:0], 0), s.state.fields[:0]
 	for rest, i := record, 0; i < len(p.cells); i++ {
 		var err error
 		if rest, err = codec.Skip(p.cells[i], rest); err != nil {

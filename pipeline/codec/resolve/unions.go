@@ -75,7 +75,7 @@ func (c *compiler) selected(w, r *codec.Node) (int, *reading, *misfit) {
 			continue
 		}
 		match := codec.MatchExactly
-		if w.Name != "" {
+		if w.Name != "" && (b != only(r) || !c.paths.special()) {
 			match = codec.MatchName(w, b)
 		}
 		if match < best || match == codec.NoMatch {

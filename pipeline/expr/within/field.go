@@ -15,7 +15,7 @@ type Field struct {
 	// Above are the dotted paths of the values on the way that must not be null.
 	Above []string
 
-	place *Place // of the value in the leaf; nil if it is the leaf
+	place *Place // of the value in the leaf, or in the record; nil if it is the leaf
 	why   string // why an event can lack the value
 }
 
@@ -43,6 +43,33 @@ func FieldAt(s *codec.Schema, path []string) (Field, *Fault) {
 	return Field{Leaf: f.Leaf, Node: f.Node, Above: f.Unions, place: f.Place, why: strings.Join(f.Unions, " or ") + why}, nil
 }
 
+// FieldIn returns the field at a path of a record, as a place in the encoding of the whole
+// record. It has no leaf.
+func FieldIn(record *codec.Node, path []string) (Field, *Fault) {
+	f, fault := FieldAt(codec.RecordSchema(record.Name, record.Fields...), path)
+	if fault != nil {
+		return f, fault
+	}
+	inner := f.place
+	if inner == nil {
+		inner = &Place{node: f.Node}
+	}
+	n := record
+	var steps []*Place
+	for _, name := range f.Leaf {
+		at := 0
+		for n.Fields[at].Name != name {
+			at++
+		}
+		steps, n = append(steps, &Place{node: n, field: at}), n.Fields[at].Type
+	}
+	for i := len(steps) - 1; i >= 0; i-- {
+		steps[i].next, inner = []*Place{inner}, steps[i]
+	}
+	f.Leaf, f.place = nil, inner
+	return f, nil
+}
+
 // Get returns the value in an encoded leaf that a walk has accepted. ok is false if the
 // event has no such value, because a record around it is null. An error means that no walk
 // has accepted the leaf.
@@ -62,9 +89,12 @@ func (f *Field) Span(leaf []byte) (start, end int, ok bool, err error) {
 	return f.place.Span(leaf)
 }
 
+// Place returns where the value is in the leaf; nil if it is the leaf.
+func (f *Field) Place() *Place { return f.place }
+
 // Optional reports whether an event may lack the value, because a record around it can be
 // null.
-func (f *Field) Optional() bool { return f.place != nil }
+func (f *Field) Optional() bool { return len(f.Above) > 0 }
 
 // Missing says why an event lacks the value: "after is null".
 func (f *Field) Missing() string { return f.why }

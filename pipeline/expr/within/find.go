@@ -2,6 +2,7 @@ package within
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"millrace/pipeline/codec"
@@ -160,7 +161,13 @@ func (w *search) union(n *codec.Node, at int, rest string) (*Place, *Fault) {
 	case first != nil:
 		return nil, first
 	}
-	return nil, faultAt(at, "", "%s is %s, which has no fields to set", w.path[:at-1], w.Word(n))
+	return nil, faultAt(at, "name "+w.path[:at-1]+" as a whole", "%s is %s, which has no fields to set", w.path[:at-1], w.Word(n))
+}
+
+// Leads reports whether a path can lead through a union, because a branch is a record or a
+// map.
+func Leads(n *codec.Node) bool {
+	return slices.ContainsFunc(n.Branches, func(b *codec.Node) bool { return b.Kind == codec.Record || b.Kind == codec.Map })
 }
 
 // severalKinds starts the message of a path that leads to values of several types.

@@ -16,35 +16,29 @@ import (
 )
 
 // CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
-func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (_ int64, err error) {
-	defer func() { err = cfg.Explain(err) }()
-	adm, err := kafka.NewAdmin(cfg)
-	if err != nil {
-		return 0, err
-	}
-	defer adm.Close()
-	committed, err := adm.FetchOffsets(ctx, group)
-	if err == nil {
-		err = committed.Error()
-	}
-	if err != nil {
-		return 0, fmt.Errorf("reading the offsets of group %s: %w", group, err)
-	}
-	var sum int64
-	committed.Each(func(o kadm.OffsetResponse) { sum += max(0, o.At) })
-	return sum, nil
+func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (sum int64, err error) {
+	err = kafka.Administer(ctx, cfg, func(adm *kadm.Client) error {
+		committed, err := adm.FetchOffsets(ctx, group)
+		if err == nil {
+			err = committed.Error()
+		}
+		if err != nil {
+			return fmt.Errorf("reading the offsets of group %s: %w", group, err)
+		}
+		committed.Each(func(o kadm.OffsetResponse) { sum += max(0, o.At) })
+		return nil
+	})
+	return sum, cfg.Explain(err)
 }
 
 // DeleteGroup deletes a group. It first removes static members, which do not leave
 // the group when they stop; other members must have left. It returns nil if the group
 // does not exist.
-func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
-	adm, err := kafka.NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
+func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) error {
+	return cfg.Explain(kafka.Administer(ctx, cfg, func(adm *kadm.Client) error { return deleteGroup(ctx, adm, group) }))
+}
+
+func deleteGroup(ctx context.Context, adm *kadm.Client, group string) error {
 	if err := removeStatic(ctx, adm, group, func(string) bool { return true }); err != nil {
 		return err
 	}
@@ -60,18 +54,13 @@ func DeleteGroup(ctx context.Context, cfg kafka.Config, group string) (err error
 
 // RemoveMembers removes the static members of an instance from a group, which would wait
 // for them. The ids of static members are transactional ids: GROUP-INSTANCE-SESSION.
-func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
-	adm, err := kafka.NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
-	return removeStatic(ctx, adm, group, func(id string) bool {
+func RemoveMembers(ctx context.Context, cfg kafka.Config, group, instance string) error {
+	ours := func(id string) bool {
 		session, ours := strings.CutPrefix(id, group+"-"+instance+"-")
 		_, err := strconv.Atoi(session)
 		return ours && err == nil
-	})
+	}
+	return cfg.Explain(kafka.Administer(ctx, cfg, func(adm *kadm.Client) error { return removeStatic(ctx, adm, group, ours) }))
 }
 
 // removeStatic removes the static members whose ids are chosen from a group.
@@ -102,19 +91,15 @@ func removeStatic(ctx context.Context, adm *kadm.Client, group string, chosen fu
 }
 
 // DeleteTopic deletes a topic. It returns nil if the topic does not exist.
-func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) (err error) {
-	defer func() { err = cfg.Explain(err) }()
-	adm, err := kafka.NewAdmin(cfg)
-	if err != nil {
-		return err
-	}
-	defer adm.Close()
-	out, err := adm.DeleteTopic(ctx, topic)
-	if err == nil {
-		err = out.Err
-	}
-	if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
-		return fmt.Errorf("deleting topic %s: %w", topic, err)
-	}
-	return nil
+func DeleteTopic(ctx context.Context, cfg kafka.Config, topic string) error {
+	return cfg.Explain(kafka.Administer(ctx, cfg, func(adm *kadm.Client) error {
+		out, err := adm.DeleteTopic(ctx, topic)
+		if err == nil {
+			err = out.Err
+		}
+		if err != nil && !errors.Is(err, kerr.UnknownTopicOrPartition) {
+			return fmt.Errorf("deleting topic %s: %w", topic, err)
+		}
+		return nil
+	}))
 }

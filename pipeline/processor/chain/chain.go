@@ -134,8 +134,8 @@ func (h *handler) Prepare(ctx context.Context, records []*pipeline.Record) error
 func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.Emitter) error {
 	read := in
 	if to := deadletter.RedrivenTo(in); to != nil {
-		if string(to) != h.pipeline {
-			h.batch.Elsewhere++ // this pipeline has taken the event before
+		if h.tookBefore(to, in) {
+			h.batch.Elsewhere++
 			return nil
 		}
 		read = deadletter.Plain(in)
@@ -181,6 +181,12 @@ func (h *handler) Handle(ctx context.Context, in *pipeline.Record, out pipeline.
 		return h.reject(ctx, in, failed, err, out)
 	}
 	return nil
+}
+
+// tookBefore reports whether this pipeline has taken a record of its topic before, which was
+// sent back to another pipeline.
+func (h *handler) tookBefore(to []byte, in *pipeline.Record) bool {
+	return string(to) != h.pipeline && deadletter.IsTaken(in, h.letters.sourceID)
 }
 
 // failedStage returns the stage of an error of the chain. The error of a record that

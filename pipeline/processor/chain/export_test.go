@@ -41,7 +41,7 @@ func (l *lanes) LastLane() int { return l.queue[len(l.queue)-1].lane }
 
 func (t *table) Name() string { return t.name }
 
-func (t *table) Len() int { return t.rows.Len() }
+func (t *table) Len() int { return t.shown.Load().rows.Len() }
 
 // Missed returns the counter of the events for which a stage found no row.
 func (m *Metrics) Missed(pipeline, stage string) prometheus.Counter {

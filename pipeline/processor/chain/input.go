@@ -77,7 +77,10 @@ func (r *input) key(ctx context.Context, in *pipeline.Record, e *pipeline.Event)
 	if err != nil {
 		return in.Key
 	}
-	e.Record, e.Type, e.NewKey = in, d.Type, nil
+	e.Record, e.View.Record, e.Type, e.NewKey = in, in, d.Type, nil
+	if _, err := r.keyText(ctx, in, e); err != nil {
+		return in.Key
+	}
 	if err := r.layouts[d.Type].Walk(d.Body, &e.View); err != nil {
 		return in.Key
 	}

@@ -59,12 +59,11 @@ func (o *Output) Type() string {
 // batchOfRehearsal is the number of events in a batch of a rehearsal on Kafka.
 const batchOfRehearsal = 1000
 
-// NewRehearsal returns a rehearsal on the records of a cluster. limits are the size limits
-// of its topics.
-func NewRehearsal(w *worker.Worker, pl *topology.Pipeline, limits kafka.Limits) *Rehearsal {
-	c := config{topology: w.Topology, schemas: w.Registry, kafka: w.Kafka, now: w.Flags.Env.Now, log: w.Log}
+// NewRehearsal returns a rehearsal on the records of a cluster.
+func NewRehearsal(w *worker.Worker, pl *topology.Pipeline, cluster kafka.Description) *Rehearsal {
+	c := config{topology: w.Topology, schemas: w.Registry, sourceID: cluster.Topics[pl.From.Name].ID, kafka: w.Kafka, now: w.Flags.Env.Now, log: w.Log}
 	r := newRehearsal(c, pl, batchOfRehearsal)
-	r.handler.SetLimits(limits)
+	r.handler.SetLimits(cluster.Limits())
 	return r
 }
 
@@ -110,7 +109,7 @@ func (r *Rehearsal) Restore(ctx context.Context, d kafka.Description, partition 
 // pipeline that was sent back to the topic. Run returns nothing for it.
 func (r *Rehearsal) Skips(in *pipeline.Record) bool {
 	to := deadletter.RedrivenTo(in)
-	return to != nil && string(to) != r.plan.Name
+	return to != nil && r.handler.tookBefore(to, in)
 }
 
 // SpareServices makes stages that call a service pass all events unchanged, and call

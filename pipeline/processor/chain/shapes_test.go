@@ -3,6 +3,7 @@ package chain_test
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -45,6 +46,38 @@ var shapes = map[string]string{
 	"a type used twice":   `{"type":"record","name":"Pair","fields":[{"name":"a","type":{"type":"record","name":"Money","fields":[{"name":"v","type":"long"},{"name":"c","type":"string"}]}},{"name":"b","type":"Money"}]}`,
 	"200 fields":          manyFields(200),
 	"1,000 fields":        manyFields(1000),
+}
+
+// A select to another type sets and moves fields within nullable records. All other fields
+// are the same bytes, for every type.
+func TestSelectKeepsTheBytesOfOtherFields(t *testing.T) {
+	for name, typ := range shapes {
+		t.Run(name, func(t *testing.T) {
+			const person = `["null",{"type":"record","name":"Person","fields":[{"name":"email","type":"string"},{"name":"%s","type":%s}]}]`
+			r, pl := offline(t, `
+name: t
+topics: {in: {partitions: 1, types: [Shape], envelope: none}, out: {partitions: 1, envelope: none}, dead: {partitions: 1}}
+pipelines:
+  p: {from: in, to: out, dead_letter: dead, stages: [select: {to: o.Out, rename: {person.first: person.rest, n: person.n}, set: {person.email: "person.email + '!'"}}]}
+`, map[string]string{"Shape.avsc": `{"type":"record","name":"Shape","fields":[{"name":"n","type":"long"},{"name":"person","type":` + fmt.Sprintf(person, "first", typ) + `},{"name":"last","type":"string"}]}`,
+				"Out.avsc": `{"type":"record","name":"o.Out","fields":[{"name":"last","type":"string"},{"name":"person","type":` + strings.Replace(fmt.Sprintf(person, "rest", typ), `"fields":[`, `"fields":[{"name":"n","type":"long"},`, 1) + `}]}`})
+			shape := pl.Types[0].Root().Fields[1].Type.NotNull().Fields[1].Type
+			rapid.Check(t, func(t *rapid.T) {
+				last := codec.AppendString(nil, rapid.StringN(0, 10, -1).Draw(t, "last"))
+				in := append([]byte("\x0e\x00"), last...)
+				want := append(bytes.Clone(last), 0)
+				if rapid.Bool().Draw(t, "person") {
+					first := random(t, shape, nil, 1)
+					in = slices.Concat([]byte("\x0e\x02\x02a"), first, last)
+					want = slices.Concat(last, []byte("\x02\x0e\x04a!"), first)
+				}
+				out, err := r.Run(t.Context(), &pipeline.Record{Topic: "in", Key: []byte("k"), Value: append(codec.AppendFrame(nil, 0), in...), Time: time.UnixMilli(0)})
+				if err != nil || len(out) != 1 || out[0].Schema == nil || !bytes.Equal(out[0].Body, want) {
+					t.Fatalf("%x becomes %x (%d records, %v)\nwant %x", in, out[0].Record.Value, len(out), err, want)
+				}
+			})
+		})
+	}
 }
 
 func manyFields(n int) string {

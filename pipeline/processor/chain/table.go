@@ -3,9 +3,11 @@ package chain
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -34,22 +36,36 @@ type Tables []*table
 // does the snapshot of a deleted aggregate. A record that cannot be read also deletes the
 // row of its key, because the old row is no longer current.
 //
-// The goroutine of run owns decoder and keys. Everything else is safe for concurrent use.
+// If the topic is deleted and created again, it is read from its start. Lookups have the
+// rows of the old topic until all of the new one is read.
+//
+// The goroutine of run owns decoder, and the keys of the contents. Everything else is safe
+// for concurrent use.
 type table struct {
 	name      string
 	topic     *topology.Topic
-	rows      *rows.Map
+	kafka     kafka.Config
+	schemas   event.Schemas
 	decoder   *event.Decoder
-	keys      *rowKeys
 	schema    *codec.Schema // of the records
 	snapshots bool          // the records are snapshots; a row is the state in one
-	tail      *kafka.Tail
 	log       *slog.Logger
 	rejected  *prometheus.CounterVec
 	redriven  prometheus.Counter
 
+	mu      sync.Mutex               // held to change the next two
+	reading atomic.Pointer[contents] // of the topic as it is now
+	shown   atomic.Pointer[contents] // what lookups have: reading once that is loaded, until then the contents before
+
 	told    atomic.Bool                   // the log says that it is loaded
 	changed atomic.Pointer[chan struct{}] // closed at the next change; nil: no goroutine waits
+}
+
+// contents are the rows of one topic. A topic that is created again has others.
+type contents struct {
+	rows *rows.Map
+	keys *rowKeys
+	tail *kafka.Tail
 }
 
 // TablesOf returns the tables that the stages of the pipelines use.
@@ -80,42 +96,40 @@ func OpenTables(w *worker.Worker, used []*topology.Table, ready func(name string
 	}, []string{"table", "reason"})
 	w.Metrics.MustRegister(rejected)
 	for _, decl := range used {
-		var all *rows.Map
 		if decl.Topic == nil {
-			var err error
-			if all, err = FileRows(decl); err != nil {
+			all, err := FileRows(decl)
+			if err != nil {
 				return nil, &cli.ExitError{Code: cli.ExitUsage, Err: err}
 			}
 			decl.Rows = all
-		} else {
-			t, err := newTable(w, decl, rejected)
-			if err != nil {
-				return nil, err
-			}
-			all = t.rows
-			decl.Rows = t
-			out = append(out, t)
-			ready("table "+t.name, func(context.Context) error { return t.ready() })
+			tableMetrics(w.Metrics, decl.Name, func() *rows.Map { return all })
+			continue
 		}
-		tableMetrics(w.Metrics, decl.Name, all)
+		t, err := newTable(w, decl, rejected)
+		if err != nil {
+			return nil, err
+		}
+		decl.Rows = t
+		out = append(out, t)
+		ready("table "+t.name, func(context.Context) error { return t.ready() })
+		tableMetrics(w.Metrics, decl.Name, func() *rows.Map { return t.shown.Load().rows })
 	}
 	return out, nil
 }
 
 func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.CounterVec) (*table, error) {
 	t := &table{
-		name: decl.Name, topic: decl.Topic, rows: rows.New(), schema: decl.Schema, rejected: rejected,
-		tail: kafka.NewTail(w.Kafka, decl.Topic.Name), log: w.Log.With("table", decl.Name),
+		name: decl.Name, topic: decl.Topic, kafka: w.Kafka, schemas: w.Registry, schema: decl.Schema, rejected: rejected, log: w.Log.With("table", decl.Name),
 	}
 	if p := decl.Topic.Snapshots; p != nil {
 		t.schema, t.snapshots = p.Fold.Snapshot(), true
 	}
 	t.decoder = event.NewDecoder(w.Registry, []*codec.Schema{t.schema}, nil)
 	t.decoder.LogDrift(event.NewDrift(t.log))
-	var err error
-	if t.keys, err = newRowKeys(decl.Topic, t.schema, w.Registry); err != nil {
+	if err := t.startAnew(); err != nil {
 		return nil, err
 	}
+	t.shown.Store(t.reading.Load())
 	t.redriven = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "millrace_table_redriven_total", Help: "Records of a table's topic that were skipped, because they are dead letters that were sent back to a pipeline.",
 		ConstLabels: prometheus.Labels{"table": t.name},
@@ -123,17 +137,29 @@ func newTable(w *worker.Worker, decl *topology.Table, rejected *prometheus.Count
 	w.Metrics.MustRegister(t.redriven, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_table_lag_records", Help: "Offsets of the table's topic that were not read yet.", ConstLabels: prometheus.Labels{"table": t.name},
 	}, func() float64 {
-		lag, _ := t.tail.Lag()
+		lag, _ := t.reading.Load().tail.Lag()
 		return float64(lag)
-	}), gauges.Following("table "+t.name, decl.Topic.Name, t.tail.Err))
+	}), gauges.Following("table "+t.name, decl.Topic.Name, t.current))
 	return t, nil
 }
 
-func tableMetrics(reg prometheus.Registerer, name string, all *rows.Map) {
+// startAnew makes the contents of the topic as it is now empty.
+func (t *table) startAnew() error {
+	keys, err := newRowKeys(t.topic, t.schema, t.schemas)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reading.Store(&contents{rows: rows.New(), keys: keys, tail: kafka.NewTail(t.kafka, t.topic.Name)})
+	return nil
+}
+
+func tableMetrics(reg prometheus.Registerer, name string, all func() *rows.Map) {
 	labels := prometheus.Labels{"table": name}
 	reg.MustRegister(
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_rows", Help: "Rows of a table.", ConstLabels: labels}, func() float64 { return float64(all.Len()) }),
-		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_bytes", Help: "Memory of a table, in bytes.", ConstLabels: labels}, func() float64 { return float64(all.Bytes()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_rows", Help: "Rows of a table.", ConstLabels: labels}, func() float64 { return float64(all().Len()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "millrace_table_bytes", Help: "Memory of a table, in bytes.", ConstLabels: labels}, func() float64 { return float64(all().Bytes()) }),
 	)
 }
 
@@ -175,9 +201,11 @@ func (ts Tables) Load(ctx context.Context, w *worker.Worker) error {
 	if len(ts) == 0 {
 		return nil
 	}
-	topics := make([]*topology.Topic, len(ts))
-	for i, t := range ts {
-		topics[i] = t.topic
+	var topics []*topology.Topic
+	for _, t := range ts {
+		if !t.told.Load() { // the topic of a loaded table is not created again here: it would be empty
+			topics = append(topics, t.topic)
+		}
 	}
 	if _, err := w.EnsureTopics(ctx, topics); err != nil {
 		return err
@@ -195,19 +223,35 @@ func (t *table) load(ctx context.Context) error {
 	check := time.NewTicker(loadCheck)
 	defer check.Stop()
 	for {
+		c := t.reading.Load()
 		select {
-		case <-t.tail.Loaded():
-			if !t.told.Swap(true) {
-				t.log.Info("table loaded", "rows", t.rows.Len(), "bytes", t.rows.Bytes())
-			}
+		case <-c.tail.Loaded():
+			t.show(c)
 			return nil
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-check.C:
-			if err := t.tail.Err(); err != nil {
+			if err := c.tail.Err(); err != nil {
 				return fmt.Errorf("table %s: %w", t.name, err)
 			}
 		}
+	}
+}
+
+// show makes loaded contents those of lookups, unless there are newer ones.
+func (t *table) show(c *contents) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.reading.Load() != c {
+		return
+	}
+	before, first := t.shown.Swap(c), !t.told.Swap(true)
+	switch {
+	case before != c:
+		t.log.Warn("the table is loaded from its new topic; lookups have these rows now", "rows", c.rows.Len(), "bytes", c.rows.Bytes(), "rows_before", before.rows.Len())
+		t.wake()
+	case first:
+		t.log.Info("table loaded", "rows", c.rows.Len(), "bytes", c.rows.Bytes())
 	}
 }
 
@@ -227,28 +271,61 @@ func WithTables(ctx context.Context, w *worker.Worker, d kafka.Description, pipe
 	})
 }
 
-// run follows the topic until the context ends. It retries unless an error is fatal.
+// run follows the topic until the context ends, and its successor if it is created again.
+// It retries unless an error is fatal.
 func (t *table) run(ctx context.Context) error {
-	apply := func(r *pipeline.Record) error { return t.apply(ctx, r) }
-	return t.tail.Follow(ctx, apply, func(err error, wait time.Duration) {
-		t.log.Warn("reading the table failed; retrying", "err", err, "wait", wait)
+	for {
+		err := t.follow(ctx, t.reading.Load())
+		if !errors.Is(err, kafka.ErrRecreated) {
+			return err
+		}
+		t.log.Warn("reading the table's topic from its start; lookups have the rows of the old topic until all of it is read", "err", err)
+		if err := t.startAnew(); err != nil {
+			return err
+		}
+	}
+}
+
+// follow reads contents until the context ends or an error is fatal, and shows them when
+// they are loaded.
+func (t *table) follow(ctx context.Context, c *contents) error {
+	g, ctx := errgroup.WithContext(ctx)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g.Go(func() error {
+		select {
+		case <-c.tail.Loaded():
+			t.show(c)
+		case <-ctx.Done():
+		}
+		return nil
 	})
+	g.Go(func() error {
+		defer stop()
+		return c.tail.Follow(ctx, func(r *pipeline.Record) error { return t.apply(ctx, c, r) }, func(err error, wait time.Duration) {
+			t.log.Warn("reading the table failed; retrying", "err", err, "wait", wait)
+		})
+	})
+	return g.Wait()
 }
 
 // apply applies one record to the rows.
-func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
+func (t *table) apply(ctx context.Context, c *contents, r *pipeline.Record) error {
 	if t.snapshots && bytes.HasPrefix(r.Key, []byte(fold.ReservedKeys)) {
 		return nil // a record of the projector itself
 	}
 	if deadletter.RedrivenTo(r) != nil {
-		t.redriven.Inc() // the table has read the record before
-		return nil
+		if deadletter.IsTaken(r, c.tail.TopicID()) {
+			t.redriven.Inc() // these contents have the record already, or a newer one
+			return nil
+		}
+		r = deadletter.Plain(r)
 	}
 	row, err := t.row(ctx, r)
 	if err != nil && pipeline.ClassOf(err) != pipeline.ClassReject {
 		return err
 	}
-	before, key, bad := t.keys.of(ctx, r, row)
+	before, key, bad := c.keys.of(ctx, r, row)
 	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
 	}
@@ -260,15 +337,20 @@ func (t *table) apply(ctx context.Context, r *pipeline.Record) error {
 		t.log.Warn("a record of the table cannot be read; its key has no row now", "partition", r.Partition, "offset", r.Offset, "err", err)
 	}
 	if before != nil && (row == nil || !bytes.Equal(before, key)) {
-		t.rows.Delete(before)
+		c.rows.Delete(before)
 	}
 	if row != nil && key != nil {
-		t.rows.Set(key, row)
+		c.rows.Set(key, row)
 	}
+	t.wake()
+	return nil
+}
+
+// wake wakes those that wait for a change.
+func (t *table) wake() {
 	if changed := t.changed.Swap(nil); changed != nil {
 		close(*changed)
 	}
-	return nil
 }
 
 // row returns the row of a record, nil if the record deletes a row.
@@ -315,7 +397,7 @@ func stateOf(snapshot *codec.Schema, body []byte) ([]byte, error) {
 }
 
 // Get implements [stage.Rows].
-func (t *table) Get(key []byte) ([]byte, bool) { return t.rows.Get(key) }
+func (t *table) Get(key []byte) ([]byte, bool) { return t.shown.Load().rows.Get(key) }
 
 // Changed implements [stage.ChangingRows].
 func (t *table) Changed() <-chan struct{} {
@@ -332,10 +414,11 @@ func (t *table) Changed() <-chan struct{} {
 
 // ready returns nil if the table is loaded and followed.
 func (t *table) ready() error {
-	err := t.tail.Err()
-	left, known := t.tail.Lag()
+	c := t.reading.Load()
+	err := t.current()
+	left, known := c.tail.Lag()
 	select {
-	case <-t.tail.Loaded():
+	case <-c.tail.Loaded():
 		if err == nil {
 			return nil
 		}
@@ -344,9 +427,21 @@ func (t *table) ready() error {
 	}
 	switch {
 	case err != nil:
-		return fmt.Errorf("table %s: loaded %d rows: %w", t.name, t.rows.Len(), err)
+		return fmt.Errorf("table %s: loaded %d rows: %w", t.name, c.rows.Len(), err)
 	case !known:
 		return fmt.Errorf("table %s: not started", t.name)
 	}
-	return fmt.Errorf("table %s: loaded %d rows, %d records left", t.name, t.rows.Len(), left)
+	return fmt.Errorf("table %s: loaded %d rows, %d records left", t.name, c.rows.Len(), left)
+}
+
+// current returns why lookups do not have the rows of the topic as it is now, nil if they
+// do or if the first contents are still being read.
+func (t *table) current() error {
+	c := t.reading.Load()
+	err := c.tail.Err()
+	if before := t.shown.Load(); err == nil && before != c {
+		left, _ := c.tail.Lag()
+		return fmt.Errorf("topic %s: %w; lookups have the %d rows of the old one until the new one is read: %d records left", t.topic.Name, kafka.ErrRecreated, before.rows.Len(), left)
+	}
+	return err
 }

@@ -36,7 +36,7 @@ func newRowKeys(topic *topology.Topic, schema *codec.Schema, schemas event.Schem
 	if topic.Bare == nil || topic.Bare.Key.Text == "" || topic.Snapshots != nil {
 		return k, nil
 	}
-	only := expr.Bare{Key: topic.Bare.Key}
+	only := expr.Bare{Key: topic.Bare.Key, RecordKey: topic.Bare.RecordKey}
 	compiled, faults := only.Compile(schema, topic.Name)
 	if len(faults) > 0 {
 		return nil, fmt.Errorf("the key of %s: %s", topic.Name, faults[0].Msg) // impossible: the topology was checked
@@ -64,6 +64,7 @@ func (k *rowKeys) of(ctx context.Context, r *pipeline.Record, body []byte) (befo
 		k.rowOf.Delete(k.text)
 		return before, nil, nil
 	}
+	k.view.Record, k.view.KeyBody = r, k.records.Body()
 	if err = k.layout.Walk(body, &k.view); err == nil {
 		k.scope.Reset(time.Time{}, &k.view)
 		k.row, _, err = k.key.AppendKey(k.row[:0], &k.scope)

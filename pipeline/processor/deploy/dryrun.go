@@ -180,7 +180,7 @@ func (d *dryRun) sample(ctx context.Context, w *worker.Worker, cluster kafka.Des
 		d.print(finding{"events of " + pl.From.Name, stateNote, "none, because the topic does not exist"})
 		return nil
 	}
-	r := chain.NewRehearsal(w, pl, cluster.Limits())
+	r := chain.NewRehearsal(w, pl, cluster)
 	if !d.services {
 		r.SpareServices()
 	}

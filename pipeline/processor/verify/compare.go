@@ -222,7 +222,8 @@ func (c *comparison) findRedriven(ctx context.Context, pl *topology.Pipeline) (m
 	}
 	for p, span := range c.inputs[pl.From.Name] {
 		err := kafka.ReadRange(ctx, c.worker.Kafka, pl.From.Name, p, span.bounds, func(in *pipeline.Record) error {
-			if string(deadletter.RedrivenTo(in)) == pl.Name {
+			// A letter of an earlier topic names a place that has another event now.
+			if string(deadletter.RedrivenTo(in)) == pl.Name && deadletter.IsTaken(in, c.cluster.Topics[pl.From.Name].ID) {
 				if partition, offset, ok := deadletter.RedrivenFrom(in); ok {
 					out[eventPlace{partition, offset}] = true
 				}
@@ -355,7 +356,7 @@ func (c *comparison) keyText(r *pipeline.Record) string {
 
 // rehearsal returns a rehearsal of a pipeline.
 func (c *comparison) rehearsal(pl *topology.Pipeline) *chain.Rehearsal {
-	r := chain.NewRehearsal(c.worker, pl, c.cluster.Limits())
+	r := chain.NewRehearsal(c.worker, pl, c.cluster)
 	if !c.services {
 		r.SpareServices()
 	}

@@ -118,3 +118,26 @@ func TestVerifyAgreesAfterRedrives(t *testing.T) {
 		t.Errorf("a letter that is there twice: exit code %d: %s", code, out)
 	}
 }
+
+// The letter of an earlier topic names a place at which the topic has another event now.
+func TestVerifyAgreesAboutLettersOfAnEarlierTopic(t *testing.T) {
+	text := fmt.Sprintf(redriveTopology, 20)
+	b := processortest.NewBench(t, text)
+	b.Topics(kafka.TopicSpec{Name: "in", Partitions: 4})
+	event := func(i int) *pipeline.Record {
+		return b.Click("user", int64(i), time.UnixMilli(1_800_000_000_000+int64(i)))
+	}
+	lost := event(1)
+	lost.Partition = kafka.PartitionOf(lost.Key, 4)
+	letter := deadletter.New(lost, "dead", "p", "last", pipeline.Reject("assert", "bad"), time.UnixMilli(1))
+	deadletter.SetSourceID(&letter, "earlier")
+	back := deadletter.Original(&letter)
+	records := []*pipeline.Record{event(5), &back}
+	b.Write(len(records), func(i int) *pipeline.Record { return records[i] })
+	runAll(b, text)
+	code, out := b.Processor(b.File(text), "verify")
+	if code != cli.ExitOK {
+		t.Errorf("exit code %d", code)
+	}
+	harness.WantLines(t, out, "2 events in = 2 out + 0 filtered + no dead letters")
+}

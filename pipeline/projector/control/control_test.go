@@ -146,3 +146,40 @@ func FuzzControl(f *testing.F) {
 		}
 	})
 }
+
+// A release that does not know the field Internal compares the field Fold with the hashes
+// of its folds.
+func TestAVersionWithATopicOfInternalRecordsIsOfNoFoldToEarlierReleases(t *testing.T) {
+	record := VersionRecord{Format: 1, Version: 2, Fold: "abc", Snapshots: "s.v2"}
+	plain, err := json.Marshal(record)
+	if err != nil || strings.Contains(string(plain), "internal") {
+		t.Errorf("a version without the topic is recorded as %s, %v", plain, err)
+	}
+	record.SetInternal("s.v2.internal")
+	record.SetInternal("s.v2.internal")
+	value, err := json.Marshal(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var old struct {
+		Format int
+		Fold   string
+	}
+	if err := json.Unmarshal(value, &old); err != nil || old.Format != 1 || old.Fold == "abc" {
+		t.Errorf("an earlier release reads %s as %+v, %v", value, old, err)
+	}
+	s := newState()
+	key := []byte(VersionKey("user", 2))
+	if err := s.apply(&pipeline.Record{Key: key, Value: value}); err != nil || s.Versions["user"][2].Internal != "s.v2.internal" {
+		t.Errorf("the record is read as %+v, %v", s.Versions, err)
+	}
+	if got := s.Versions["user"][2]; got.Hash() != "abc" {
+		t.Errorf("the hash is %s, want abc", got.Hash())
+	}
+	for _, bad := range []string{`{"format":1,"version":2,"fold":"abc","internal":"s"}`, `{"format":1,"version":2,"fold":"abc+internal"}`} {
+		s := newState()
+		if err := s.apply(&pipeline.Record{Key: key, Value: []byte(bad)}); err != nil || len(s.Versions["user"]) > 0 || len(s.Unreadable) != 1 {
+			t.Errorf("%s is read as %+v, %v, unreadable %v", bad, s.Versions, err, s.Unreadable)
+		}
+	}
+}

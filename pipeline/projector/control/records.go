@@ -10,6 +10,7 @@ package control
 
 import (
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -61,12 +62,31 @@ type LiveRecord struct {
 type VersionRecord struct {
 	Format     int        `json:"format"`
 	Version    int        `json:"version"`
-	Fold       string     `json:"fold"`      // hash of the fold
-	Snapshots  string     `json:"snapshots"` // topic
-	Group      string     `json:"group"`     // consumer group
+	Fold       string     `json:"fold"`               // hash of the fold, marked if Internal is set: see Hash
+	Snapshots  string     `json:"snapshots"`          // topic
+	Internal   string     `json:"internal,omitempty"` // topic of the internal records; "" if they are on Snapshots
+	Group      string     `json:"group"`              // consumer group
 	Definition Definition `json:"definition"`
 	Time       time.Time  `json:"time"`
 	By         string     `json:"by"` // version of the program
+}
+
+// internalMark follows the hash of the fold in a record with Internal. Releases that do not
+// know the field do not run the version, because it is of a fold that they cannot compile.
+const internalMark = "+internal"
+
+// Hash returns the hash of the version's fold.
+func (r *VersionRecord) Hash() string { return strings.TrimSuffix(r.Fold, internalMark) }
+
+// SetInternal puts the internal records of the version on a topic of their own. A version
+// keeps its topics for its life.
+func (r *VersionRecord) SetInternal(topic string) {
+	r.Fold, r.Internal = r.Hash()+internalMark, topic
+}
+
+// isComplete reports whether the record is of version n, and its fields agree.
+func (r *VersionRecord) isComplete(n int) bool {
+	return r.Version == n && strings.HasSuffix(r.Fold, internalMark) == (r.Internal != "")
 }
 
 // DiffRecord is the result of a comparison of two versions. promote requires one.

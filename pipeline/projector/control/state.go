@@ -89,7 +89,7 @@ func (s *State) take(r *pipeline.Record) error {
 		if s.Versions[name] == nil {
 			s.Versions[name] = map[int]VersionRecord{}
 		}
-		return takeValue(s.Versions[name], n, r, func(v *VersionRecord) bool { return v.Version == n })
+		return takeValue(s.Versions[name], n, r, func(v *VersionRecord) bool { return v.isComplete(n) })
 	case "forgotten":
 		if s.Forgotten[name] == nil {
 			s.Forgotten[name] = map[string]ForgottenRecord{}

@@ -20,6 +20,7 @@ import (
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/store"
@@ -242,11 +243,11 @@ func BenchmarkRestoreSnapshots(b *testing.B) {
 		value := codec.AppendFrame(mem.Grow(5+512+len(a.State)), 100)
 		snapshots = append(snapshots, pipeline.Record{Topic: projectiontest.SnapshotsTopic, Key: id, Value: mem.Keep(f.AppendSnapshot(value, id, &a))})
 	}
-	last, err := json.Marshal(checkpoint{Fold: f.Hash(), TopicID: "t-1", Dedupe: dedupeLast, Next: int64(size), Redo: int64(size)})
+	last, err := json.Marshal(internalrecord.Checkpoint{Fold: f.Hash(), TopicID: "t-1", Dedupe: dedupeLast, Next: int64(size), Redo: int64(size)})
 	if err != nil {
 		b.Fatal(err)
 	}
-	snapshots = append(snapshots, pipeline.Record{Topic: projectiontest.SnapshotsTopic, Key: checkpointKey, Value: last})
+	snapshots = append(snapshots, pipeline.Record{Topic: projectiontest.SnapshotsTopic, Key: []byte(internalrecord.CheckpointKey), Value: last})
 	b.ResetTimer()
 	began := cpuTime(b)
 	for range b.N {

@@ -4,11 +4,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -24,7 +24,9 @@ import (
 // followed is what a lane knows of its owner, if that is another worker. The lock of
 // the unit guards it. Methods accept nil: nothing is followed.
 type followed struct {
-	heard     int64 // offset of the snapshots topic: everything below was taken in
+	heard     int64 // offset of the internal records: everything below was taken in
+	snapshots int64 // the same for snapshots, if they are on another topic
+	read      int64 // next offset of that topic
 	published int64 // the owner has published everything below, which may be ahead of this lane
 	saved     int64 // heard as the store has it
 	done      int64 // changes below were sent to feeds
@@ -35,18 +37,37 @@ type followed struct {
 	marked  map[string]int64
 	deleted map[string]bool // nulls on the topic, of aggregates that exist here
 
-	released map[string]bool // ids that the owner released, since its last checkpoint
-	foreign  bool            // the owner's snapshots were reported to be by another fold
+	blocked map[string]internalrecord.Place // where the owner's records since its last checkpoint say that aggregates are blocked
+	foreign bool                            // the owner's snapshots were reported to be by another fold
 }
 
 func newFollowed() *followed {
-	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, released: map[string]bool{}}
+	return &followed{saved: -1, marked: map[string]int64{}, deleted: map[string]bool{}, blocked: map[string]internalrecord.Place{}}
 }
 
-func (f *followed) write(b *store.Batch, part *store.Part) {
+func (f *followed) write(b *store.Batch, l *lane) {
 	if f != nil && f.heard != f.saved {
-		states.PutLongs(b, part, familyMark, markHeard, f.heard, f.published)
+		putHeard(b, l, internalrecord.Ends{Internal: f.heard, Snapshots: f.snapshots}, f.published)
 	}
+}
+
+// putHeard stores what was heard of the owner of a lane.
+func putHeard(b *store.Batch, l *lane, heard internalrecord.Ends, published int64) {
+	numbers := []int64{heard.Internal, published}
+	if l.projection.Spec.Internal != "" {
+		numbers = append(numbers, heard.Snapshots)
+	}
+	states.PutLongs(b, l.part, familyMark, markHeard, numbers...)
+}
+
+// loadHeard reads what putHeard has stored.
+func loadHeard(l *lane) (heard internalrecord.Ends, published int64, ok bool, err error) {
+	into := []*int64{&heard.Internal, &published}
+	if l.projection.Spec.Internal != "" {
+		into = append(into, &heard.Snapshots)
+	}
+	ok, err = states.ReadLongs(l.part, familyMark, markHeard, into...)
+	return heard, published, ok, err
 }
 
 func (f *followed) written() {
@@ -74,27 +95,37 @@ func (l *lane) frontier() int64 {
 type Followed struct {
 	From      int64            // next offset of the events to read
 	Handled   int64            // everything below is folded
-	Snapshots map[string]int64 // next offset to read of each snapshots topic
+	Snapshots map[string]int64 // next offset to read of each topic that owners publish on
 }
 
 // OpenFollowed opens a partition to follow it. start returns the first offset of the
-// same partition of a snapshots topic.
+// same partition of a topic that owners publish on.
 func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(ctx context.Context, topic string) (int64, error)) (Followed, error) {
-	t := s.topics[at.Topic]
-	u, err := s.open(ctx, at, s.NewDecoder(t.projections[0]))
+	last, err := s.lastOf(ctx, []kafka.Partition{at})
+	if err != nil {
+		return Followed{}, err
+	}
+	u, err := s.open(ctx, at, s.NewDecoder(s.topics[at.Topic].projections[0]), last)
 	if err != nil {
 		return Followed{}, err
 	}
 	out := Followed{From: u.lanes[0].followFrom(), Snapshots: map[string]int64{}}
 	for _, l := range u.lanes {
-		topic := l.projection.Spec.Snapshots
-		first, err := start(ctx, topic)
-		if err != nil {
+		hear := func(topic string, from *int64) error {
+			first, err := start(ctx, topic)
+			*from = max(*from, first)
+			out.Snapshots[topic] = *from
+			return err
+		}
+		if err := hear(l.projection.Spec.internal(), &l.follow.heard); err != nil {
 			return Followed{}, err
 		}
-		l.follow.heard = max(l.follow.heard, first)
+		if l.projection.Spec.Internal != "" {
+			if err := hear(l.projection.Spec.Snapshots, &l.follow.snapshots); err != nil {
+				return Followed{}, err
+			}
+		}
 		l.follow.done = l.next
-		out.Snapshots[topic] = l.follow.heard
 		out.From = min(out.From, l.followFrom())
 	}
 	u.assigned(at, out.From, s.cfg.Now())
@@ -107,17 +138,17 @@ func (s *Set) OpenFollowed(ctx context.Context, at kafka.Partition, start func(c
 // [kafka.FollowHandler].
 type Follower struct {
 	handler   *Handler
-	snapshots map[string]*Projection // by topic
+	published map[string]*Projection // by topic
 }
 
 var _ kafka.FollowHandler = (*Follower)(nil)
 
 // NewFollower returns a follower for one session.
 func (s *Set) NewFollower() *Follower {
-	f := &Follower{handler: s.NewHandler(), snapshots: map[string]*Projection{}}
+	f := &Follower{handler: s.NewHandler(), published: map[string]*Projection{}}
 	for _, t := range s.topics {
 		for _, p := range t.projections {
-			f.snapshots[p.Spec.Snapshots] = p
+			f.published[p.Spec.Snapshots], f.published[p.Spec.internal()] = p, p
 		}
 	}
 	return f
@@ -125,7 +156,7 @@ func (s *Set) NewFollower() *Follower {
 
 // Handle implements [kafka.FollowHandler].
 func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
-	p := f.snapshots[in.Topic]
+	p := f.published[in.Topic]
 	if p == nil {
 		return f.handler.Handle(ctx, in, nil)
 	}
@@ -133,16 +164,14 @@ func (f *Follower) Handle(ctx context.Context, in *pipeline.Record) error {
 	if u == nil {
 		return errRevoked
 	}
-	released, err := u.hear(l, in)
+	checkpoint, err := u.hear(l, in)
 	if err != nil {
 		return fmt.Errorf("reading what the owner of partition %d published: %w", in.Partition, err)
 	}
-	for _, id := range released {
-		if err := f.release(ctx, u, l, id); err != nil {
-			return fmt.Errorf("releasing %q, which its owner released: %w", id, err)
-		}
+	if !checkpoint {
+		return nil
 	}
-	return nil
+	return f.reconcile(ctx, u)
 }
 
 // find returns the lane of a projection's partition.
@@ -159,58 +188,80 @@ func (f *Follower) find(p *Projection, partition int32) (*unit, *lane) {
 
 // lane returns the lane of a projection.
 func (u *unit) lane(p *Projection) *lane {
-	i := slices.IndexFunc(u.lanes, func(l *lane) bool { return l.projection == p })
-	return u.lanes[i]
+	return u.lanes[slices.IndexFunc(u.lanes, func(l *lane) bool { return l.projection == p })]
 }
 
-// hear takes in a record of the snapshots topic. It returns the aggregates that are
-// blocked here and that the owner has released.
-func (u *unit) hear(l *lane, in *pipeline.Record) (released []string, err error) {
+// reconcile releases what the owner of a unit has released.
+func (f *Follower) reconcile(ctx context.Context, u *unit) error {
+	return f.handler.set.reconcile(ctx, u, f.handler.decoders[u.key.Topic])
+}
+
+// hear takes in a record that the owner published. It returns whether that is a
+// checkpoint.
+func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || in.Offset < l.follow.heard {
-		return nil, nil
+	if u.revoked {
+		return false, nil
 	}
-	key := string(in.Key)
-	id, isBlocked := strings.CutPrefix(key, blockedKeys)
-	switch {
-	case key == string(checkpointKey):
-		c, err := readCheckpoint(in.Value)
+	if in.Topic != l.projection.Spec.internal() {
+		if in.Offset < l.follow.snapshots {
+			return false, nil
+		}
+		l.follow.read = in.Offset + 1
+		return false, l.hearSnapshot(in)
+	}
+	if in.Offset < l.follow.heard {
+		return false, nil
+	}
+	switch kind, id := internalrecord.KindOf(in.Key); kind {
+	case internalrecord.OfCheckpoint:
+		c, err := internalrecord.DecodeCheckpoint(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
-			return nil, nil
+			return false, nil
 		}
-		return l.hearCheckpoint(&c, in.Offset)
-	case key == string(sentKey):
-		sent, err := readSent(in.Value)
+		return true, l.hearCheckpoint(&c, in.Offset)
+	case internalrecord.OfSent:
+		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sent(sent)
-	case key == string(skippedKey):
-		if err := l.skips.decode(in.Value); err != nil {
+		l.letters.Sent(sent)
+	case internalrecord.OfSkipped:
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 		l.skips.unsaved = true
-	case isBlocked:
-		if delete(l.follow.released, id); in.Value == nil {
-			l.follow.released[id] = true
+	case internalrecord.OfBlocked:
+		if at, err := internalrecord.PlaceOf(id, in.Value); err == nil { // the owner has reported the others
+			l.follow.blocked[id] = at
 		}
-	case strings.HasPrefix(key, fold.ReservedKeys):
-		// written by a later version of the program
-	case l.fold.CheckStateID(in.Key) != nil:
-		// no aggregate has this key
-	case in.Value == nil:
-		return nil, l.hearDeletion(key)
-	case l.fold.Window().Size > 0:
-		return nil, l.hearWindow(key)
+	case internalrecord.OfLater:
+	case internalrecord.Other:
+		if in.Topic == l.projection.Spec.Snapshots {
+			return false, l.hearSnapshot(in)
+		}
 	}
-	return nil, nil
+	return false, nil
+}
+
+// hearSnapshot takes in a snapshot of the owner, or its deletion.
+func (l *lane) hearSnapshot(in *pipeline.Record) error {
+	switch {
+	case l.fold.CheckStateID(in.Key) != nil:
+		return nil // no aggregate has this key
+	case in.Value == nil:
+		return l.hearDeletion(string(in.Key))
+	case l.fold.Window().Size > 0:
+		return l.hearWindow(string(in.Key))
+	}
+	return nil
 }
 
 // hearDeletion takes in that the owner has deleted the snapshot of an aggregate.
 func (l *lane) hearDeletion(id string) error {
-	if l.marks.ids[id] {
+	if l.marks.Has(id) {
 		l.follow.deleted[id] = true
 		return nil
 	}
@@ -245,32 +296,27 @@ func (l *lane) hearWindow(id string) error {
 
 // hearCheckpoint takes in the owner's checkpoint: the records before it are complete up
 // to there.
-func (l *lane) hearCheckpoint(c *checkpoint, at int64) (released []string, err error) {
+func (l *lane) hearCheckpoint(c *internalrecord.Checkpoint, at int64) error {
 	f := l.follow
-	f.heard = at + 1
+	f.heard, f.snapshots = at+1, max(f.snapshots, f.read)
 	if !l.continues(c) {
 		if !f.foreign {
 			f.foreign = true
 			l.log.Warn("the owner's snapshots are of another fold, or the owner finds duplicates in another way (--no-history): states may differ, and a hand-over starts from the log",
 				"projection", l.projection.Label(), "partition", l.source.Partition, "fold", c.Fold, "dedupe", c.Dedupe)
 		}
-		clear(f.released)
-		return nil, nil
+		clear(f.blocked)
+		return nil
 	}
 	f.foreign = false
 	l.hearUnread(c.Unread)
 	f.published = max(f.published, c.Next)
 	l.followPublished()
-	for id, q := range l.own.blocked {
-		// A release that the owner reported before it read the event is about an
-		// earlier event.
-		if !q.lost() && l.skips.has(q.Offset) || f.released[id] && max(q.first(), q.Since-1) < c.Next {
-			released = append(released, id)
-		}
+	for id, at := range f.blocked {
+		l.heard.todo.Hear(id, at, c.Next)
 	}
-	clear(f.released)
-	slices.Sort(released)
-	return released, l.clearPublishedMarks(l.next)
+	clear(f.blocked)
+	return l.clearPublishedMarks(l.next)
 }
 
 // followPublished sets published to what the owner has published, as far as it is
@@ -285,10 +331,7 @@ func (l *lane) followPublished() {
 // below read has been read.
 func (l *lane) clearPublishedMarks(read int64) error {
 	f := l.follow
-	for id, due := range l.marks.ids {
-		if !due {
-			continue
-		}
+	for id := range l.marks.All() {
 		a, err := l.states.Get([]byte(id))
 		if err != nil {
 			return err
@@ -297,7 +340,7 @@ func (l *lane) clearPublishedMarks(read int64) error {
 			f.marked[id] = read
 		}
 		if f.deleted[id] || !a.Gone && f.published >= f.marked[id] {
-			l.marks.set(id, false)
+			l.marks.Set(id, false)
 			delete(f.marked, id)
 			delete(f.deleted, id)
 		}
@@ -306,42 +349,18 @@ func (l *lane) clearPublishedMarks(read int64) error {
 	return nil
 }
 
-// release releases an aggregate that its owner has released.
-func (f *Follower) release(ctx context.Context, u *unit, l *lane, id string) error {
-	skip, blocked := u.isSkipped(l, id)
-	if !blocked {
-		return nil // it was released before
-	}
-	s := f.handler.set
-	out, err := s.release(ctx, l.projection, id, skip, f.handler.decoders[u.key.Topic])
-	if err != nil {
-		return err
-	}
-	s.cfg.Log.Info("released an aggregate that its owner has released", "projection", l.projection.Label(), "partition", u.key.Partition, "id", id, "skip", skip, "events", out.Events, "blocked_again", out.Blocked != nil)
-	return nil
-}
-
-// isSkipped reports whether an aggregate is blocked, and at an event that is skipped.
-func (u *unit) isSkipped(l *lane, id string) (skip, blocked bool) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.revoked {
-		return false, false
-	}
-	q := l.own.blocked[id]
-	// The owner has folded a lost aggregate again, whatever the log lacked.
-	return q != nil && (q.lost() || l.skips.has(q.Offset)), q != nil
-}
-
 // EndBatch implements [kafka.FollowHandler].
-func (f *Follower) EndBatch(context.Context) error {
+func (f *Follower) EndBatch(ctx context.Context) error {
 	h := f.handler
 	for _, u := range h.batch {
+		if err := f.reconcile(ctx, u); err != nil {
+			return err
+		}
 		if err := u.endFollowed(h.set); err != nil {
 			return pipeline.Fatal("%w", err) // of the store
 		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -366,7 +385,7 @@ func (u *unit) endFollowed(s *Set) error {
 		}
 	}
 	for _, l := range u.lanes {
-		s.feeds.send(l, u.read)
+		s.send(l, u.read)
 		l.dropDue()
 		l.follow.done = max(l.follow.done, u.read)
 		if err := l.clearPublishedMarks(u.read); err != nil {

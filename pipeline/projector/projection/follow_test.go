@@ -3,6 +3,7 @@ package projection
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -13,6 +14,7 @@ import (
 
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/topology"
 )
@@ -22,18 +24,22 @@ type followWorker struct {
 	*foldWorker
 	own   *vfs.MemFS
 	h     *Follower
-	heard int64 // next offset of the snapshots topic to be read
+	heard map[string]int64 // next offset of each topic of the owner to be read
 }
 
 // follow starts a follower on a disk.
 func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	w.t.Helper()
+	outer := w.configure
 	w.configure = func(cfg *Config) {
+		if outer != nil {
+			outer(cfg)
+		}
 		cfg.Follows, cfg.Metrics = true, nil
 		cfg.Ends = func(context.Context, string, int32) (int64, error) { return int64(len(w.log)), nil }
 	}
 	fw := &followWorker{foldWorker: w.open(disk), own: disk}
-	w.configure = nil
+	w.configure = outer
 	fw.h = fw.ps.NewFollower()
 	fw.handler = fw.h.handler
 	at := kafka.Partition{Topic: projectiontest.EventsTopic, Committed: -1, Start: w.logStart, End: int64(len(w.log))}
@@ -41,18 +47,15 @@ func (w *world) follow(disk *vfs.MemFS) *followWorker {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	fw.at, fw.heard = from.From, from.Snapshots[projectiontest.SnapshotsTopic]
+	fw.at, fw.heard = from.From, from.Snapshots
 	return fw
 }
 
 // take reads at most so many events, and so many records of the owner.
 func (fw *followWorker) take(events, heard int) {
 	fw.t.Helper()
-	for ; heard > 0 && fw.heard < int64(len(fw.committedSnapshots)); heard-- {
-		if err := fw.h.Handle(fw.t.Context(), &fw.committedSnapshots[fw.heard]); err != nil {
-			fw.t.Fatal(err)
-		}
-		fw.heard++
+	for _, topic := range slices.Sorted(maps.Keys(fw.heard)) {
+		fw.hear(topic, heard)
 	}
 	for ; events > 0 && fw.at < int64(len(fw.log)); events-- {
 		if err := fw.h.Handle(fw.t.Context(), &fw.log[fw.at]); err != nil {
@@ -65,10 +68,29 @@ func (fw *followWorker) take(events, heard int) {
 	}
 }
 
+// hear reads at most so many records of a topic of the owner.
+func (fw *followWorker) hear(topic string, n int) {
+	fw.t.Helper()
+	for all := *fw.records(topic); n > 0 && fw.heard[topic] < int64(len(all)); n-- {
+		if err := fw.h.Handle(fw.t.Context(), &all[fw.heard[topic]]); err != nil {
+			fw.t.Fatal(err)
+		}
+		fw.heard[topic]++
+	}
+}
+
+// unheard returns the number of records of the owner that were not read.
+func (fw *followWorker) unheard() (n int64) {
+	for topic, next := range fw.heard {
+		n += int64(len(*fw.records(topic))) - next
+	}
+	return n
+}
+
 // catchUp reads everything.
 func (fw *followWorker) catchUp() {
 	fw.t.Helper()
-	for fw.at < int64(len(fw.log)) || fw.heard < int64(len(fw.committedSnapshots)) {
+	for fw.at < int64(len(fw.log)) || fw.unheard() > 0 {
 		fw.take(7, 10)
 	}
 }
@@ -112,7 +134,10 @@ func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followW
 			owner.kill(rng, rapid.SampledFrom([]int{50, 100}).Draw(rt, "left"))
 			owner = w.start()
 		case "follow":
-			beside.take(rapid.IntRange(0, 12).Draw(rt, "events"), rapid.IntRange(0, 30).Draw(rt, "heard"))
+			for _, topic := range slices.Sorted(maps.Keys(beside.heard)) { // one may be behind the other
+				beside.hear(topic, rapid.IntRange(0, 30).Draw(rt, "heard of "+topic))
+			}
+			beside.take(rapid.IntRange(0, 12).Draw(rt, "events"), 0)
 		case "leave":
 			beside.leave()
 			beside = w.follow(beside.own)
@@ -122,7 +147,15 @@ func (w *world) shakeBeside(rt *rapid.T, add func(n int)) (*foldWorker, *followW
 			beside = w.follow(left)
 		case "lose follower":
 			beside.close()
+			w.settling = func() { // the owner publishes while the follower restores
+				if rapid.Bool().Draw(rt, "meanwhile") {
+					owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
+					owner.commit()
+					owner.handler.EndBatch(true)
+				}
+			}
 			beside = w.follow(vfs.NewCrashableMem())
+			w.settling = nil
 		case "hand over": // the former owner follows from then on
 			if rapid.Bool().Draw(rt, "as the owner was killed") {
 				owner.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
@@ -167,7 +200,7 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 		rapid.Check(t, func(rt *rapid.T) {
 			apply := rapid.Bool().Draw(rt, "apply")
 			w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
-			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+			w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 			add := func(n int) { w.addRandomNumbered(rt, n) }
 			add(rapid.IntRange(1, 30).Draw(rt, "events"))
@@ -182,7 +215,7 @@ func TestAFollowerHasWhatItsOwnerHasAfterAnyFailure(t *testing.T) {
 			w := newCounts(t, func(s *fold.Spec) {
 				s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Retention: keep}
 			})
-			w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+			w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 			w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 			clock := &eventClock{}
 			add := func(n int) {
@@ -308,7 +341,7 @@ func TestAnOwnerThatContinuesInAFollowersStorePublishesTheRest(t *testing.T) {
 		}
 	}
 	for _, key := range w.writes[before:] {
-		if key != string(checkpointKey) && !ids[key] {
+		if key != internalrecord.CheckpointKey && !ids[key] {
 			t.Errorf("%q was published again", key)
 		}
 	}

@@ -32,9 +32,10 @@ type Handler struct {
 	arena    rows.Arena
 	limits   kafka.Limits // of the topics that are written
 
-	wake   func() // asks the session for a batch; set once, before the session starts
-	wakeMu sync.Mutex
-	woken  []*unit // to be flushed with the next batch, even without a record; guarded by wakeMu
+	wake       func() // asks the session for a batch; set once, before the session starts
+	hasSession bool   // set with wake
+	wakeMu     sync.Mutex
+	woken      []*unit // to be flushed with the next batch, even without a record; guarded by wakeMu
 }
 
 var (
@@ -61,10 +62,14 @@ func (h *Handler) Assign(ctx context.Context, ps []kafka.Partition) ([]int64, er
 	left := int64(len(ps))
 	h.set.opening.Add(left)
 	defer func() { h.set.opening.Add(-left) }() // after an error
+	last, err := h.set.lastOf(ctx, ps)
+	if err != nil {
+		return nil, err
+	}
 	for i, p := range ps {
 		// A session that failed may not have learned that it lost the partition.
 		h.set.Leave(Key{p.Topic, p.Partition})
-		u, err := h.set.open(ctx, p, h.decoders[p.Topic])
+		u, err := h.set.open(ctx, p, h.decoders[p.Topic], last)
 		if err != nil {
 			return nil, err
 		}
@@ -182,9 +187,12 @@ func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error 
 
 // Flush implements [pipeline.Handler]: it stores the folded events, if it is time,
 // and emits the due records.
-func (h *Handler) Flush(_ context.Context, out pipeline.Emitter) error {
+func (h *Handler) Flush(ctx context.Context, out pipeline.Emitter) error {
 	h.addWoken()
 	for _, u := range h.batch {
+		if err := h.set.reconcile(ctx, u, h.decoders[u.key.Topic]); err != nil {
+			return err
+		}
 		if err := h.flush(u, out); err != nil {
 			return err
 		}
@@ -220,7 +228,7 @@ func (h *Handler) EndBatch(committed bool) {
 			h.requestFlush(u)
 		}
 	}
-	h.set.feeds.wakeWaiting()
+	h.set.feeds.Wake()
 	clear(h.batch)
 	h.batch = h.batch[:0]
 	h.epoch++
@@ -233,7 +241,7 @@ func (h *Handler) endBatch(u *unit, committed bool) (due bool) {
 	defer u.mu.Unlock()
 	for _, l := range u.lanes {
 		if committed {
-			h.set.feeds.send(l, u.read)
+			h.set.send(l, u.read)
 		}
 		l.ended(committed, u.read)
 		if u.revoked {

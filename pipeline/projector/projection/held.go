@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -26,10 +27,6 @@ type held struct {
 }
 
 func (h *held) offset() int64 { return h.in.Offset }
-
-// reasonGap is the reason code of an aggregate that is blocked because an event is
-// missing.
-const reasonGap pipeline.Reason = "gap"
 
 func (t *track) hold(h *held) {
 	i, _ := slices.BinarySearchFunc(t.held, h, func(a, b *held) int { return cmp.Compare(a.offset(), b.offset()) })
@@ -94,7 +91,7 @@ func (t *track) retry(a *states.Aggregate, h *held, now int64, b *store.Batch) e
 		if err == nil || pipeline.ClassOf(err) != pipeline.ClassReject {
 			return err
 		}
-		if t.skips.has(h.offset()) {
+		if t.skips.offsets.Has(h.offset()) {
 			t.count(&h.in, isSkipped)
 			return nil
 		}
@@ -113,8 +110,8 @@ func (t *track) expire(now int64, b *store.Batch) error {
 		if err != nil {
 			return err
 		}
-		if !apply && !t.skips.has(h.offset()) {
-			err := pipeline.Reject(reasonGap, "number %d came, and number %d did not within %d records", h.number, a.Number+1, wait)
+		if !apply && !t.skips.offsets.Has(h.offset()) {
+			err := pipeline.Reject(internalrecord.ReasonGap, "number %d came, and number %d did not within %d records", h.number, a.Number+1, wait)
 			if err := t.block(h.id, &h.in, now, err); err != nil {
 				return err
 			}
@@ -148,7 +145,7 @@ func (t *track) writeHeld(b *store.Batch) {
 			b.Delete(t.part, t.families.held, states.OffsetKey(offset))
 			continue
 		}
-		b.Put(t.part, t.families.held, states.OffsetKey(offset), states.AppendRecord(nil, &h.in, t.fold.ReadsHeaders()))
+		b.Put(t.part, t.families.held, states.OffsetKey(offset), states.AppendRecord(nil, &h.in, t.fold))
 	}
 }
 

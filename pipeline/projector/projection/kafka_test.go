@@ -14,6 +14,7 @@ import (
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/store"
 )
@@ -104,7 +105,7 @@ func (c *cluster) work(instance string, disk *world) *loopWorker {
 			return kafka.ReadPartition(ctx, c.cfg, topic, partition, 0, f)
 		},
 		Projections: []Spec{{
-			Fold: c.fold, Events: events, Types: c.types, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], c.fold),
+			Fold: c.fold, Events: events, Types: c.types, Identity: Identity(c.info.ID, events, c.info.Topics[projectiontest.SnapshotsTopic], kafka.TopicInfo{}, c.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Publish: c.publish,
 		}},
 	}
@@ -195,7 +196,7 @@ func (c *cluster) agree() map[string]int {
 			want[id] = string(c.fold.AppendSnapshot(nil, []byte(id), a))
 		}
 		c.read(projectiontest.SnapshotsTopic, p, func(r *pipeline.Record) {
-			if string(r.Key) == string(checkpointKey) {
+			if string(r.Key) == internalrecord.CheckpointKey {
 				return
 			}
 			times[string(r.Key)]++

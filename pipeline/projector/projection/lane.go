@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -39,10 +40,12 @@ type lane struct {
 
 	publication publication
 	skips       skips
-	unread      unread
-	letters     deadLetters
-	marks       dueMarks
-	outOfOrder  outOfOrder
+	heard       heard
+	unread      pending.Unread
+	letters     pending.Letters
+	outbox      []pipeline.Record // dead letters of the open batch
+	marks       pending.Marks
+	outOfOrder  pending.OutOfOrder
 	windows     windowStarts
 	follow      *followed // nil if the partition is this worker's
 	erased      erasedIDs
@@ -58,12 +61,13 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 	l := &lane{
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
 		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
-		publication: newPublication(p.Spec.Publish, cfg.Now()), skips: newSkips(), letters: newDeadLetters(), marks: newDueMarks(), outOfOrder: newOutOfOrder(),
+		publication: newPublication(p.Spec.Publish, cfg.Now()), letters: pending.NewLetters(familyLetter), marks: pending.NewMarks(familyDue), outOfOrder: pending.NewOutOfOrder(familyOutOfOrder),
 		windows: windowStarts{first: noTime, unsaved: math.MaxInt64},
 	}
 	if !cfg.NoHistory {
 		l.index = states.NewIndex(part)
 	}
+	l.unread.Keep(familyMark, markUnread)
 	l.own = l.newTrack(l.states, ownFamilies)
 	l.own.lane = l
 	if cfg.Follows {
@@ -88,11 +92,7 @@ func (l *lane) tracks() []*track {
 // from returns the offset to read from: where folding, publishing or the index
 // continues, whichever is behind.
 func (l *lane) from() int64 {
-	from := min(l.next, l.publication.published)
-	for offset := range l.letters.due {
-		from = min(from, offset)
-	}
-	return min(from, l.indexFrom())
+	return min(l.letters.First(min(l.next, l.publication.published)), l.indexFrom())
 }
 
 // indexFrom returns the offset from which the index catches up; next if it is not behind.
@@ -106,7 +106,7 @@ func (l *lane) indexFrom() int64 {
 
 // wants reports whether the lane needs the record at an offset.
 func (l *lane) wants(offset int64) bool {
-	return offset >= min(l.next, l.publication.published) || len(l.letters.due) > 0 || l.shadow != nil && l.index.Lacks(offset)
+	return offset >= min(l.next, l.publication.published) || l.letters.Len() > 0 || l.shadow != nil && l.index.Lacks(offset)
 }
 
 // handle takes an event, or a record that is no valid event (bad). An event that is
@@ -157,7 +157,7 @@ func (l *lane) pack() {
 // markAgain marks the records that are due because of an event that is folded, but is not
 // in committed snapshots, or whose dead letter is not in a committed transaction.
 func (l *lane) markAgain(in *pipeline.Record, d event.Decoded, bad error) error {
-	if missed, ok := l.letters.due[in.Offset]; ok {
+	if missed, ok := l.letters.Missed(in.Offset); ok {
 		var id []byte
 		if bad == nil {
 			var err error
@@ -207,7 +207,7 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.own.write(b); err != nil {
 		return err
 	}
-	l.outOfOrder.write(b, l.part)
+	l.outOfOrder.Write(b, l.part)
 	if err := l.deleteExpired(b); err != nil {
 		return err
 	}
@@ -215,15 +215,15 @@ func (l *lane) write(b *store.Batch) error {
 	if err := l.skips.write(b, l.part); err != nil {
 		return err
 	}
-	if err := l.unread.write(b, l.part); err != nil {
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
-	l.marks.write(b, l.part)
-	l.letters.write(b, l.part)
+	l.marks.Write(b, l.part)
+	l.letters.Write(b, l.part)
 	if l.next != l.position {
 		b.SetPosition(l.part, l.next)
 	}
-	l.follow.write(b, l.part)
+	l.follow.write(b, l)
 	if l.index == nil {
 		return nil
 	}
@@ -288,14 +288,15 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved, l.unread.unsaved = false, false
+	l.skips.unsaved = false
+	l.unread.Written()
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
 		return err
 	}
-	l.marks.written()
-	l.letters.written()
-	l.outOfOrder.written()
+	l.marks.Written()
+	l.letters.Written()
+	l.outOfOrder.Written()
 	l.windows.unsaved = math.MaxInt64
 	l.follow.written()
 	if l.index == nil {

@@ -10,10 +10,10 @@ const (
 	familyBlocked       store.Family = 10 // aggregate's id -> blocked
 	familyShadowHeld    store.Family = 11
 	familyShadowBlocked store.Family = 12
-	familyDue           store.Family = 13 // ids of dueMarks
+	familyDue           store.Family = 13 // ids of pending.Marks
 	familyLetter        store.Family = 14 // offset of a late event whose dead letter is due -> starts of the windows it missed
 	familyWindow        store.Family = 15 // start, aggregate's id
-	familyOutOfOrder    store.Family = 16 // aggregate's id -> next offset when it changed: see outOfOrder
+	familyOutOfOrder    store.Family = 16 // aggregate's id -> next offset when it changed: see pending.OutOfOrder
 )
 
 // Keys of familyMark.
@@ -23,8 +23,8 @@ var (
 	markPublished = []byte("published")
 	markSkipped   = []byte("skipped")  // skipped offsets, in JSON
 	markLoaded    = []byte("loaded")   // lane.loaded
-	markSent      = []byte("sent")     // deadLetters.sentBelow
-	markHeard     = []byte("heard")    // followed.heard, followed.published
-	markUnread    = []byte("unread")   // unread.ranges, in JSON
+	markSent      = []byte("sent")     // lane.letters, SentBelow
+	markHeard     = []byte("heard")    // followed.heard, followed.published; followed.snapshots if Spec.Internal is set
+	markUnread    = []byte("unread")   // lane.unread, in JSON
 	markBackfill  = []byte("backfill") // next and until of the index; only while it is behind the states
 )

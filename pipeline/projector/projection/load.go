@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
-	"strings"
+	"maps"
+	"slices"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -21,9 +22,10 @@ const restoreBatch = 1 << 16
 type loaded struct {
 	usable     bool // there is a checkpoint, and it is of this fold
 	aggregates int
-	from       checkpoint
-	until      int64 // every snapshot ends before; some may reach beyond from.Next
-	damaged    int64 // offset of the last checkpoint, if that cannot be read; otherwise -1
+	from       internalrecord.Checkpoint
+	until      int64    // every snapshot ends before; some may reach beyond from.Next
+	damaged    int64    // offset of the last checkpoint, if that cannot be read; otherwise -1
+	stale      []string // ids of blocked records, if nothing is usable
 }
 
 // loader fills a lane's part of the store from snapshots.
@@ -33,11 +35,11 @@ type loader struct {
 	progress func(aggregates int)
 
 	found   loaded
-	blocked map[string]*blocked
-	lost    map[string]*blocked // by the key of the record: see lost.go
-	end     int64               // of the log; 0 if it grows meanwhile
-	a       fold.Aggregate      // scratch
-	value   []byte              // scratch
+	blocked map[string]*internalrecord.Blocked
+	lost    map[string]*internalrecord.Blocked // by the key of the record: see lost.go
+	end     int64                              // of the log; 0 if it grows meanwhile
+	a       fold.Aggregate                     // scratch
+	value   []byte                             // scratch
 }
 
 // load fills a lane's part of the store from the snapshots on Kafka. If they are not
@@ -46,7 +48,7 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	s, key := o.set, Key{o.at.Topic, o.at.Partition}
 	s.setProgress(key, "restoring %s, partition %d, from snapshots", o.projection.Label(), key.Partition)
 	defer s.clearProgress(key)
-	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*blocked{}, lost: map[string]*blocked{}, found: loaded{damaged: -1}}
+	r := &loader{lane: l, batch: s.cfg.Store.NewBatch(), blocked: map[string]*internalrecord.Blocked{}, lost: map[string]*internalrecord.Blocked{}, found: loaded{damaged: -1}}
 	r.progress = func(aggregates int) {
 		s.setProgress(key, "restoring %s, partition %d, from snapshots: %d so far", o.projection.Label(), key.Partition, aggregates)
 		o.log.Info("restoring from snapshots", "aggregates", aggregates)
@@ -54,9 +56,9 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 	if s.cfg.Ends == nil {
 		r.end = o.at.End
 	}
-	end, err := s.cfg.Restore(ctx, o.projection.Spec.Snapshots, key.Partition, r.take)
+	end, err := o.readLayout(ctx, r)
 	if l.follow != nil {
-		l.follow.heard, l.follow.published = end, 0
+		l.follow.heard, l.follow.snapshots, l.follow.published = end.Internal, end.Snapshots, 0
 		if r.found.usable {
 			l.follow.published = max(0, r.found.from.Next)
 		}
@@ -69,63 +71,64 @@ func (o *opening) load(ctx context.Context, l *lane) (loaded, error) {
 		return loaded{}, err
 	}
 	if !r.found.usable {
+		if err := o.checkInternal(r); err != nil {
+			return loaded{}, err
+		}
 		if f := &r.found; f.damaged >= 0 && f.aggregates > 0 && o.at.Start > 0 {
 			return loaded{}, pipeline.Fatal("the checkpoint at offset %d of %s, partition %d, cannot be read, and %s starts at %d: the states cannot be folded again from it. Delete %s to start over from what is left",
-				f.damaged, o.projection.Spec.Snapshots, key.Partition, key.Topic, o.at.Start, o.projection.Spec.Snapshots)
+				f.damaged, o.projection.Spec.internal(), key.Partition, key.Topic, o.at.Start, o.projection.Spec.Snapshots)
 		}
-		return loaded{}, nil
+		return loaded{stale: slices.Sorted(maps.Keys(r.blocked))}, nil
 	}
 	r.blockLost()
 	return r.found, r.finish(end)
 }
 
-// take takes a record of the snapshots topic. Its errors are those of the store.
+// checkInternal refuses to fold events again that the log lacks if the snapshots have their
+// states, and only the internal records are lost. A follower has no choice.
+func (o *opening) checkInternal(r *loader) error {
+	spec := &o.projection.Spec
+	if spec.Internal == "" || r.found.from.Fold != "" || r.found.damaged >= 0 || r.found.aggregates == 0 || o.at.Start == 0 || r.lane.follow != nil {
+		return nil
+	}
+	return pipeline.Fatal("%s, partition %d, has no checkpoint for the snapshots on %s, and %s starts at %d: the states cannot be folded again from it. Restore the records of %s, or delete %s to start over from what is left",
+		spec.Internal, o.at.Partition, spec.Snapshots, o.at.Topic, o.at.Start, spec.Internal, spec.Snapshots)
+}
+
+// take takes a record of the snapshots topic or of the internal records. Its errors are those of the store.
 func (r *loader) take(in *pipeline.Record) error {
-	l, key := r.lane, string(in.Key)
-	delete(r.lost, key)
-	id, isBlocked := strings.CutPrefix(key, blockedKeys)
-	switch {
-	case key == string(checkpointKey):
+	l := r.lane
+	delete(r.lost, string(in.Key))
+	switch kind, id := internalrecord.KindOf(in.Key); kind {
+	case internalrecord.OfCheckpoint:
 		r.takeCheckpoint(in)
-	case key == string(sentKey):
-		sent, err := readSent(in.Value)
+	case internalrecord.OfSent:
+		sent, err := internalrecord.DecodeSent(in.Value)
 		if err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.letters.sentBelow = max(l.letters.sentBelow, sent)
-	case key == string(skippedKey):
+		l.letters.Sent(sent)
+	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.decode(in.Value); err != nil {
+		if err := l.skips.offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-	case isBlocked:
+	case internalrecord.OfBlocked:
 		r.takeBlocked(id, in)
-	case strings.HasPrefix(key, fold.ReservedKeys):
-		// written by a later version of the program
-	case in.Value == nil:
+	case internalrecord.OfLater:
+	case internalrecord.Other:
+		if in.Value != nil {
+			return r.takeSnapshot(in)
+		}
 		r.batch.Delete(l.part, states.FamilyState, in.Key)
-	default:
-		return r.takeSnapshot(in)
 	}
 	return nil
-}
-
-// readSent reads the value of a record with sentKey.
-func readSent(value []byte) (offset int64, err error) {
-	offset, err = strconv.ParseInt(string(value), 10, 64)
-	if err == nil && offset < 0 {
-		err = fmt.Errorf("the offset %d is negative", offset)
-	}
-	if err != nil {
-		return 0, err
-	}
-	return offset, nil
 }
 
 // takeCheckpoint takes a checkpoint. If it cannot be read, the one before is valid: it
 // claims less.
 func (r *loader) takeCheckpoint(in *pipeline.Record) {
-	c, err := readCheckpoint(in.Value)
+	c, err := internalrecord.DecodeCheckpoint(in.Value)
 	if err != nil {
 		r.lane.skipUnreadable(in, err, effectIgnored)
 		r.found.damaged = in.Offset
@@ -139,7 +142,7 @@ func (r *loader) takeBlocked(id string, in *pipeline.Record) {
 	if in.Value == nil {
 		return
 	}
-	q, err := decodeBlocked(id, in.Value)
+	q, err := internalrecord.DecodeBlocked(id, in.Value)
 	if err != nil {
 		r.lose(id, in, err)
 		return
@@ -193,29 +196,29 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	return r.batch.Commit()
 }
 
-// finish stores everything that comes with the snapshots, and the position. end is the
-// end of the snapshots topic.
-func (r *loader) finish(end int64) error {
+// finish stores everything that comes with the snapshots, and the position. The topics were
+// read up to end.
+func (r *loader) finish(end internalrecord.Ends) error {
 	l, b, from := r.lane, r.batch, &r.found.from
 	r.found.until = max(r.found.until, from.Next)
-	states.PutLongs(b, l.part, familyMark, markHeard, end, from.Next)
+	putHeard(b, l, end, from.Next)
 	states.PutLongs(b, l.part, familyMark, markPublished, from.Next)
 	if from.Clock != nil {
 		states.PutLongs(b, l.part, familyMark, ownFamilies.clock, *from.Clock)
 	}
 	states.PutLongs(b, l.part, familyMark, markLoaded, r.found.until)
 	for id, q := range r.blocked {
-		if !q.lost() && !q.rewind(from.Next) {
+		if !q.IsLost() && !q.Rewind(from.Next) {
 			continue // it was blocked later
 		}
-		value, err := q.encode()
+		value, err := q.Encode()
 		if err != nil {
 			return err
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if len(l.skips.offsets) > 0 {
-		value, err := l.skips.encode()
+	if l.skips.offsets.Len() > 0 {
+		value, err := l.skips.offsets.Encode()
 		if err != nil {
 			return err
 		}
@@ -226,9 +229,8 @@ func (r *loader) finish(end int64) error {
 		states.PutLongs(b, l.part, familyMark, markBackfill, 0, r.found.until)
 	}
 	l.writeSent(b)
-	l.unread.set(from.Unread)
-	l.unread.unsaved = len(from.Unread) > 0
-	if err := l.unread.write(b, l.part); err != nil {
+	l.unread.Set(from.Unread)
+	if err := l.unread.Write(b, l.part); err != nil {
 		return err
 	}
 	b.SetPosition(l.part, from.Redo)

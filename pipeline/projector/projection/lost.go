@@ -9,22 +9,17 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 )
 
 // A record of the snapshots topic may be unreadable: another program wrote it, or an
 // older release that checked less. Nothing else is affected by it:
 //
 //   - A snapshot, or the record of a blocked aggregate, is lost. Its aggregate is blocked
-//     from the log's start on, with the reason reasonBadSnapshot. A release folds all of
+//     from the log's start on, with the reason internalrecord.ReasonBadSnapshot. A release folds all of
 //     its events again, and so computes the state.
 //   - The rest is skipped: a record with a key that no aggregate has, and facts that
 //     other records have as well, such as a checkpoint, of which earlier ones exist.
-
-// reasonBadSnapshot is the reason code of an aggregate whose snapshot cannot be read.
-const reasonBadSnapshot pipeline.Reason = "bad_snapshot"
-
-// lost reports whether the aggregate is blocked because its snapshot cannot be read.
-func (q *blocked) lost() bool { return q.Reason == reasonBadSnapshot }
 
 // skipUnreadable counts and logs a record of the snapshots topic that cannot be read.
 func (l *lane) skipUnreadable(in *pipeline.Record, why error, effect string) {
@@ -50,7 +45,7 @@ func (r *loader) lose(id string, in *pipeline.Record, why error) {
 	}
 	l.skipUnreadable(in, why, effectBlocked)
 	text := fmt.Sprintf("the record at offset %d of %s cannot be read: %s. A release folds the events of the aggregate again, from the start of %s", in.Offset, in.Topic, why, l.source.Topic)
-	r.lost[string(in.Key)] = &blocked{ID: id, Offset: in.Offset, Reason: reasonBadSnapshot, Error: text[:min(len(text), maxBlockedError)], Time: pipeline.Time(in.Time)}
+	r.lost[string(in.Key)] = &internalrecord.Blocked{ID: id, Offset: in.Offset, Reason: internalrecord.ReasonBadSnapshot, Error: text[:min(len(text), internalrecord.MaxError)], Time: pipeline.Time(in.Time)}
 }
 
 // blockLost blocks the aggregates of which records are lost, when everything is read.
@@ -61,7 +56,7 @@ func (r *loader) blockLost() {
 			continue
 		}
 		before := r.blocked[q.ID]
-		if before != nil && before.Reason == reasonBadSnapshot {
+		if before != nil && before.IsLost() {
 			q.Lost = before.Lost
 		}
 		q.Last = max(0, r.found.from.Next-1)
@@ -78,7 +73,7 @@ func (r *loader) blockLost() {
 // checkLog refuses to fold the events of a lost aggregate again if some of them are
 // deleted, unless the state before them is known.
 func (r *release) checkLog(ctx context.Context, s *Set, l *lane, known int64) error {
-	if !r.found.lost() || r.skip || s.cfg.LogStart == nil {
+	if !r.found.IsLost() || r.skip || s.cfg.LogStart == nil {
 		return nil
 	}
 	start, err := s.cfg.LogStart(ctx, l.source.Topic, l.source.Partition)

@@ -13,18 +13,14 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 )
 
-// garbage writes a record of another program to the snapshots topic.
+// garbage writes a record of another program to the topic of its key.
 func (w *world) garbage(key string, value []byte) {
-	r := pipeline.Record{Topic: projectiontest.SnapshotsTopic, Key: []byte(key), Value: value, Offset: w.offset, Time: time.UnixMilli(1)}
-	w.offset++
-	w.committedSnapshots = append(w.committedSnapshots, r)
-	if w.snapshots[key] = r; value == nil {
-		delete(w.snapshots, key)
-	}
+	w.write(&pipeline.Record{Topic: w.publishedTo(key), Key: []byte(key), Value: value, Time: time.UnixMilli(1)})
 }
 
 // restored loses the store of a stopped worker and starts a new one, from the snapshots.
@@ -50,8 +46,8 @@ func TestAnUnreadableSnapshotBlocksItsAggregate(t *testing.T) {
 	}{
 		{"no frame", "k", []byte("{"), ""},
 		{"a frame without a snapshot", "k", append([]byte{0, 0, 0, 0, 100}, "\xff\xff\xff"...), ""},
-		{"a blocked record", blockedKeys + "k", []byte("{"), "blocked a b"},
-		{"a blocked record of another aggregate", blockedKeys + "k", []byte(`{"id":"other","offset":1,"since":2}`), "blocked a b"},
+		{"a blocked record", internalrecord.BlockedKey("k"), []byte("{"), "blocked a b"},
+		{"a blocked record of another aggregate", internalrecord.BlockedKey("k"), []byte(`{"id":"other","offset":1,"since":2}`), "blocked a b"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			w := newCounts(t, nil)
@@ -74,7 +70,7 @@ func TestAnUnreadableSnapshotBlocksItsAggregate(t *testing.T) {
 				t.Errorf("%v unreadable records are counted, want 1", n)
 			}
 			_, _, q, found := fw.ps.findBlocked(fw.projection(), "k")
-			if !found || q.Reason != reasonBadSnapshot || q.Queued != 1 || !strings.Contains(q.Error, "cannot be read") {
+			if !found || q.Reason != internalrecord.ReasonBadSnapshot || q.Queued != 1 || !strings.Contains(q.Error, "cannot be read") {
 				t.Errorf("blocked: %+v (%v)", q, found)
 			}
 			fw.stop()
@@ -156,12 +152,12 @@ func TestOtherUnreadableRecordsAreSkipped(t *testing.T) {
 	fw.stop()
 	n := 0
 	for key, value := range map[string]string{
-		"\xff\xfe\x00": "{", string(checkpointKey) + " ": "{", string(sentKey): "{", string(skippedKey): "{", blockedKeys + "\xff": "{", "": "x", strings.Repeat("k", 2000): "x",
+		"\xff\xfe\x00": "{", internalrecord.CheckpointKey + " ": "{", internalrecord.SentKey: "{", internalrecord.SkippedKey: "{", internalrecord.BlockedKey("\xff"): "{", "": "x", strings.Repeat("k", 2000): "x",
 	} {
 		w.garbage(key, []byte(value))
 		n++
 	}
-	w.garbage(string(checkpointKey)+"x", []byte("{")) // unknown reserved keys are not counted
+	w.garbage(internalrecord.CheckpointKey+"x", []byte("{")) // unknown reserved keys are not counted
 	fw = w.restored()
 	wants(t, fw, map[string]string{"k": "a"})
 	if got := fw.unreadable(); got != float64(n-1) {
@@ -189,7 +185,7 @@ func TestGarbageOnTheSnapshotsTopicStopsNothing(t *testing.T) {
 		fw := w.start()
 		fw.run()
 		beside := w.follow(vfs.NewCrashableMem())
-		key := rapid.OneOf(rapid.SampledFrom([]string{"a", "b", "a@2026-01-01T10:00:00Z", string(checkpointKey), string(sentKey), string(skippedKey), blockedKeys + "a", blockedKeys, "\x00", "\xff\xfe\x00"}), rapid.String(),
+		key := rapid.OneOf(rapid.SampledFrom([]string{"a", "b", "a@2026-01-01T10:00:00Z", internalrecord.CheckpointKey, internalrecord.SentKey, internalrecord.SkippedKey, internalrecord.BlockedKey("a"), internalrecord.BlockedKey(""), "\x00", "\xff\xfe\x00"}), rapid.String(),
 			rapid.Map(rapid.SliceOfN(rapid.Byte(), 0, 4), func(b []byte) string { return string(b) }))
 		value := rapid.OneOf(rapid.SampledFrom([]string{"", "{", "{}", "null", "[]", "[-1]", "1e9", "-1", `{"id":"a"}`, `{"fold":"x","next":-1}`, `{"fold":"x","next":9223372036854775807}`, "\x00\x00\x00\x00\x64"}), rapid.String())
 		lost := false
@@ -198,7 +194,7 @@ func TestGarbageOnTheSnapshotsTopicStopsNothing(t *testing.T) {
 			if rapid.IntRange(0, 9).Draw(rt, "null") == 0 {
 				v = nil
 			}
-			lost = lost || k == string(checkpointKey) || v == nil
+			lost = lost || k == internalrecord.CheckpointKey || v == nil
 			w.garbage(k, v)
 		}
 		more()

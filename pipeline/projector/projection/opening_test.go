@@ -12,6 +12,7 @@ import (
 
 func TestAWorkerIsNotReadyUntilAllItsPartitionsAreOpen(t *testing.T) {
 	w := newCounts(t, nil)
+	w.internal = false
 	fw := w.open(w.disk)
 	fw.handler = fw.ps.NewHandler()
 	restore := fw.ps.cfg.Restore

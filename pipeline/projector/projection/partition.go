@@ -127,7 +127,7 @@ func (p *Partition) At(next int64) query.Position {
 		reached = max(next, read.Reached())
 	}
 	read.Position, read.Done = reached, 0
-	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.all()}
+	return query.Position{Partition: p.Number(), Offset: next, Lag: read.Lag(), Seconds: read.Age(p.set.cfg.Now()).Seconds(), Unread: p.lane.unread.All()}
 }
 
 // progress returns how far the reader of the partition is; after a revocation, how far it
@@ -169,7 +169,7 @@ func (p *Partition) Blocked() (items []query.BlockedAggregate, next int64, ok bo
 		return nil, 0, false
 	}
 	for _, q := range p.lane.own.blocked {
-		items = append(items, q.item(p.Number()))
+		items = append(items, blockedItem(q, p.Number()))
 	}
 	return items, p.lane.next, true
 }

@@ -31,8 +31,7 @@
 // Locks are taken in this order:
 //
 //  1. unit.mu
-//  2. feeds.mu
-//  3. Subscription.mu
+//  2. the locks of package changes
 //
 // Set.mu, Handler.wakeMu, erasedIDs.mu and the lock of query.Refusals may be taken at any point,
 // because no other lock is taken while one of them is held. No two units are locked at the same time.
@@ -61,6 +60,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/changes"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
@@ -77,6 +77,14 @@ type Config struct {
 	Restore     RestoreFunc
 	Projections []Spec
 
+	// Settled reads a partition of the topics of a projection with a topic of internal
+	// records, which needs it.
+	Settled SettledFunc
+	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
+	// within a partition. Before, it waits until all transactions have ended that have
+	// written below the ends of the partitions at the time of the call. Without it, all
+	// records are read with Restore.
+	Recent func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error
 	// Tail reads events again for a release. Without it, nothing can be released.
 	Tail TailFunc
 	// LogStart returns the first offset of a partition. Without it, a release does not
@@ -116,6 +124,11 @@ type Config struct {
 // end at the time of the call, and returns that end.
 type RestoreFunc func(ctx context.Context, topic string, partition int32, f func(*pipeline.Record) error) (end int64, err error)
 
+// SettledFunc calls f with each record of a partition from an offset to the high watermark
+// at the time of the call, or later, and returns the offset after the last one. It waits
+// for open transactions.
+type SettledFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) (end int64, err error)
+
 // TailFunc calls f with each record of a partition from an offset to the end.
 type TailFunc func(ctx context.Context, topic string, partition int32, from int64, f func(*pipeline.Record) error) error
 
@@ -129,9 +142,13 @@ type Spec struct {
 	Identity string // changes when data in the store becomes unusable: see [Identity]
 
 	Snapshots  string // topic
+	Internal   string // topic of internal records; "" if they are on Snapshots
 	SnapshotID int    // schema id of snapshots
-	Late       string // topic for dead letters of late events; "" discards them
-	Publish    topology.Publish
+	// SnapshotsTopicID is Kafka's id of Snapshots, if Internal is set: a checkpoint is about
+	// the snapshots on that topic only.
+	SnapshotsTopicID string
+	Late             string // topic for dead letters of late events; "" discards them
+	Publish          topology.Publish
 }
 
 // Projection is a projection of a [Set].
@@ -166,7 +183,7 @@ type Set struct {
 
 	lanes   atomic.Int64 // number of assigned lanes, which share the memory
 	opening atomic.Int64 // number of partitions that sessions got and have not opened yet
-	feeds   feeds
+	feeds   changes.Hub
 
 	mu       sync.Mutex     // guards the fields below; see the package comment
 	units    map[Key]*unit  // assigned
@@ -266,7 +283,7 @@ func (s *Set) assign(u *unit) {
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
 	for _, l := range u.lanes {
-		l.projection.unreadNow.Add(float64(l.unread.total()))
+		l.projection.unreadNow.Add(float64(l.unread.Total()))
 	}
 }
 
@@ -286,6 +303,7 @@ func (s *Set) Leave(key Key) {
 		return
 	}
 	s.lanes.Add(-int64(len(u.lanes)))
+	defer s.feeds.Wake() // releases wait for what is not published any more
 	if err := u.revoke(s); err != nil {
 		// The store stays behind, and the next owner continues from there.
 		s.cfg.Log.Warn("the last events of a revoked partition are not in the store; they will be folded again", "topic", key.Topic, "partition", key.Partition, "err", err)
@@ -332,15 +350,17 @@ func (s *Set) Ready() error {
 func (s *Set) layout() string { return fmt.Sprintf(" layout 2 history %v", !s.cfg.NoHistory) }
 
 // Identity returns the identity of a projection's part of the store: it differs if the
-// part was made from another log or by another fold.
-func Identity(cluster string, events, snapshots kafka.TopicInfo, f *fold.Fold) string {
+// part was made from another log or by another fold. internal is zero if internal records
+// are on the snapshots topic.
+func Identity(cluster string, events, snapshots, internal kafka.TopicInfo, f *fold.Fold) string {
 	id, err := json.Marshal(struct {
 		Cluster    string `json:"cluster"`
 		TopicID    string `json:"topic_id"`
 		Partitions int    `json:"partitions"`
 		Snapshots  string `json:"snapshots_id"`
+		Internal   string `json:"internal_id,omitempty"`
 		Fold       string `json:"fold"` // covers the state's schema
-	}{cluster, events.ID, events.Partitions, snapshots.ID, f.Hash()})
+	}{cluster, events.ID, events.Partitions, snapshots.ID, internal.ID, f.Hash()})
 	if err != nil {
 		panic(err) // strings and numbers
 	}

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
-	"maps"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -23,6 +21,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -34,12 +33,16 @@ type world struct {
 	t                  testing.TB
 	types              []*codec.Schema
 	log                []pipeline.Record
-	logStart           int64                      // everything below is deleted
-	snapshots          map[string]pipeline.Record // compacted, committed
-	writes             []string                   // keys of committed snapshots, in order
-	committedSnapshots []pipeline.Record          // committed records of the snapshots topic, by offset
-	offset             int64                      // of the next snapshot
-	committed          int64                      // the group's offset
+	logStart           int64                               // everything below is deleted
+	internal           bool                                // internal records are on a topic of their own
+	snapshots          map[string]pipeline.Record          // compacted, committed, of both topics
+	writes             []string                            // keys of committed snapshots, in order
+	committedSnapshots []pipeline.Record                   // committed records of the snapshots topic, by offset
+	committedInternal  []pipeline.Record                   // committed records of the topic of internal records, by offset
+	snapshotsID        string                              // Kafka's id of the snapshots topic
+	visible            func(topic string, end int64) int64 // up to where Settled reads, unless it is nil
+	settling           func()                              // called before Settled reads, if it is not nil
+	committed          int64                               // the group's offset
 	topicID            string
 	disk               *vfs.MemFS
 	wrap               func(vfs.FS) vfs.FS // of the store's file system
@@ -50,11 +53,12 @@ type world struct {
 	clock              *fakeClock // the real one if nil
 	seldom             bool       // flush as rarely as a worker with a long backlog
 	configure          func(*Config)
-	stored             store.Options // but for its file system
+	stored             store.Options          // but for its file system
+	wrote              func(*pipeline.Record) // gets each committed record of the snapshots topic; nil for none
 }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, types: projectiontest.UserTypes(t), snapshots: map[string]pipeline.Record{}, committed: -1, topicID: "t-1",
+	return &world{t: t, types: projectiontest.UserTypes(t), snapshots: map[string]pipeline.Record{}, committed: -1, topicID: "t-1", internal: true, snapshotsID: "s-1",
 		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true}
 }
 
@@ -130,17 +134,36 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
 		},
 		Projections: []Spec{{
-			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
+			Fold: w.fold, Events: events, Types: w.types, Identity: Identity("c", events, kafka.TopicInfo{ID: w.snapshotsID}, kafka.TopicInfo{}, w.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic, Publish: w.publish,
 		}},
 	}
-	cfg.Restore = func(_ context.Context, _ string, _ int32, f func(*pipeline.Record) error) (int64, error) {
-		for _, r := range slices.SortedFunc(maps.Values(w.snapshots), func(a, b pipeline.Record) int { return int(a.Offset - b.Offset) }) {
-			if err := f(&r); err != nil {
-				return 0, err
+	cfg.Restore = func(_ context.Context, topic string, _ int32, f func(*pipeline.Record) error) (int64, error) {
+		return w.read(topic, 0, f)
+	}
+	if w.internal {
+		cfg.Projections[0].Internal, cfg.Projections[0].SnapshotsTopicID = internalTopic, w.snapshotsID
+		cfg.Settled = func(_ context.Context, topic string, _ int32, from int64, f func(*pipeline.Record) error) (int64, error) {
+			if w.settling != nil {
+				w.settling()
 			}
+			end, all := int64(len(*w.records(topic))), *w.records(topic)
+			if w.visible != nil {
+				end = w.visible(topic, end)
+			}
+			*w.records(topic) = all[:end]
+			defer func() { *w.records(topic) = all }()
+			return w.read(topic, from, f)
 		}
-		return w.offset, nil
+	}
+	cfg.Recent = func(_ context.Context, topic string, _ []int32, n int64, f func(*pipeline.Record) error) error {
+		_, err := w.read(topic, 0, func(in *pipeline.Record) error {
+			if in.Offset < int64(len(*w.records(topic)))-n {
+				return nil
+			}
+			return f(in)
+		})
+		return err
 	}
 	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
 		for i := from; i < int64(len(w.log)); i++ {
@@ -163,6 +186,64 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	return fw
 }
 
+const internalTopic = projectiontest.SnapshotsTopic + ".internal"
+
+// records returns the committed records of a topic that owners publish on.
+func (w *world) records(topic string) *[]pipeline.Record {
+	if topic == internalTopic {
+		return &w.committedInternal
+	}
+	return &w.committedSnapshots
+}
+
+// publishedTo returns the topic of a record with a key.
+func (w *world) publishedTo(key string) string {
+	if w.internal && strings.HasPrefix(key, fold.ReservedKeys) {
+		return internalTopic
+	}
+	return projectiontest.SnapshotsTopic
+}
+
+// write commits a record of an owner. A broker compacts at once.
+func (w *world) write(r *pipeline.Record) {
+	all := w.records(r.Topic)
+	r.Offset = int64(len(*all))
+	*all = append(*all, *r)
+	if w.snapshots[string(r.Key)] = *r; r.Value == nil {
+		delete(w.snapshots, string(r.Key))
+	}
+}
+
+// loseTopic deletes a topic that owners publish on. It is created again. The store that
+// was made with it is not used any more.
+func (w *world) loseTopic(topic string) {
+	for key := range w.snapshots {
+		if w.publishedTo(key) == topic {
+			delete(w.snapshots, key)
+		}
+	}
+	w.disk, *w.records(topic) = vfs.NewCrashableMem(), nil
+	if topic == projectiontest.SnapshotsTopic {
+		w.snapshotsID += "+"
+	}
+}
+
+// read reads a topic that owners publish on. A broker compacts what is older than the read.
+func (w *world) read(topic string, from int64, f func(*pipeline.Record) error) (end int64, err error) {
+	all := *w.records(topic)
+	for _, r := range all[from:] {
+		if from == 0 {
+			if last, ok := w.snapshots[string(r.Key)]; !ok || last.Offset != r.Offset {
+				continue
+			}
+		}
+		if err := f(&r); err != nil {
+			return 0, err
+		}
+	}
+	return int64(len(all)), nil
+}
+
 // batch reads up to n records and flushes. commit and EndBatch, or abort, must follow.
 func (fw *foldWorker) batch(n int) {
 	fw.t.Helper()
@@ -180,19 +261,20 @@ func (fw *foldWorker) batch(n int) {
 // commit makes the batch's output and offset visible.
 func (fw *foldWorker) commit() {
 	for _, r := range fw.out {
-		if r.Topic != projectiontest.SnapshotsTopic {
+		if r.Topic == projectiontest.LateTopic {
 			fw.letters = append(fw.letters, r)
 			continue
 		}
-		r.Offset = fw.offset
-		fw.offset++
-		fw.committedSnapshots = append(fw.committedSnapshots, r)
-		if r.Value == nil { // compaction
-			delete(fw.snapshots, string(r.Key))
-			continue
+		if want := fw.publishedTo(string(r.Key)); r.Topic != want {
+			fw.t.Errorf("%q is written to %s, want %s", r.Key, r.Topic, want)
 		}
-		fw.snapshots[string(r.Key)] = r
-		fw.writes = append(fw.writes, string(r.Key))
+		fw.write(&r)
+		if fw.wrote != nil {
+			fw.wrote(&r)
+		}
+		if r.Value != nil {
+			fw.writes = append(fw.writes, string(r.Key))
+		}
 	}
 	fw.committed = max(fw.committed, fw.at) // as the loop does
 	fw.out = nil
@@ -509,8 +591,8 @@ func TestACrashBetweenStoreAndCommitLosesNoSnapshot(t *testing.T) {
 	fw.batch(3)
 	fw.commit()
 	fw.handler.EndBatch(true)
-	var c checkpoint
-	if err := json.Unmarshal(w.snapshots[string(checkpointKey)].Value, &c); err != nil {
+	var c internalrecord.Checkpoint
+	if err := json.Unmarshal(w.snapshots[internalrecord.CheckpointKey].Value, &c); err != nil {
 		t.Fatal(err)
 	}
 	// The states are those at offset 40: none of them may be published for offset 13.
@@ -592,7 +674,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 	fw := w.start()
 	for range rapid.IntRange(0, 12).Draw(rt, "steps") {
 		start := fw.at
-		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "move", "more"}).Draw(rt, "step") {
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "lose one topic", "move", "more"}).Draw(rt, "step") {
 		case "batch":
 			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
 			fw.commit()
@@ -630,6 +712,10 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 			fw.stop()
 			w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{}
 			fw = w.start()
+		case "lose one topic":
+			fw.stop()
+			w.loseTopic(rapid.SampledFrom([]string{projectiontest.SnapshotsTopic, internalTopic}).Draw(rt, "topic"))
+			fw = w.start()
 		case "move": // to another worker, and back to an old store
 			fw.stop()
 			mine := w.disk
@@ -653,7 +739,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 func TestStatesAndSnapshotsAreTheSameAfterAnyFailure(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		w := newWorld(t)
-		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {}, {Events: 15}, {Every: time.Nanosecond}, {Recovery: time.Nanosecond}}).Draw(rt, "publish")
 		add := func(n int) {
 			for range n {

@@ -1,8 +1,6 @@
 package projection
 
 import (
-	"encoding/json"
-	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -11,7 +9,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
-	"millrace/pipeline/projector/query"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/rows"
 	"millrace/pipeline/store"
@@ -29,9 +27,11 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
-	blocked  map[string]bool // ids of aggregates whose blocked record is due
-	sending  bool            // the open transaction contains the due records
-	deferred []string        // ids for blocked, after the open transaction
+	urgent      bool            // a release is due: the policy does not delay it
+	blocked     map[string]bool // ids of aggregates whose blocked record is due
+	transaction transaction     // the open one, or the last
+	sending     bool            // the open transaction contains the due records
+	deferred    []string        // ids for blocked, after the open transaction
 }
 
 func newPublication(policy topology.Publish, now time.Time) publication {
@@ -80,6 +80,8 @@ func (l *lane) isDue(read int64) bool {
 	}
 	p := &l.publication
 	switch policy := p.policy; {
+	case p.urgent:
+		return true
 	case policy.Events > 0:
 		return read-p.published >= policy.Events
 	case policy.Every > 0:
@@ -95,14 +97,14 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.due) && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
 // are read. ok is false if there is nothing to publish, or if that depends on more
 // records.
 func (l *lane) dueAt(read int64) (at time.Time, ok bool) {
-	if p := &l.publication; p.policy.Every > 0 && l.hasDue(read) {
+	if p := &l.publication; p.policy.Every > 0 && !p.urgent && l.hasDue(read) {
 		return p.sentAt.Add(p.policy.Every), true
 	}
 	return l.now(), l.isDue(read)
@@ -118,7 +120,8 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
-	l.marks.send()
+	l.publication.transaction.next(&l.projection.Spec)
+	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
 		return nil
@@ -133,7 +136,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 	}
 	value, err := l.checkpoint(max(read, l.publication.published))
 	if err == nil {
-		out.Emit(l.reserved(checkpointKey, value))
+		out.Emit(l.reserved(internalrecord.CheckpointKey, value))
 	}
 	return err
 }
@@ -143,7 +146,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now())}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.headers}
 	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
@@ -155,7 +158,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 		r.Value = mem.Keep(value)
 		if a.Tombstone {
-			r.Headers = tombstoneHeader
+			r.Headers = l.publication.transaction.tombstone
 		}
 	}
 	out.Emit(&r)
@@ -189,11 +192,11 @@ func (l *lane) emitBlocked(out pipeline.Emitter) error {
 		var value []byte
 		if q := l.own.blocked[id]; q != nil {
 			var err error
-			if value, err = q.encode(); err != nil {
+			if value, err = q.Encode(); err != nil {
 				return err
 			}
 		}
-		out.Emit(l.reserved([]byte(blockedKeys+id), value))
+		out.Emit(l.reserved(internalrecord.BlockedKey(id), value))
 	}
 	return nil
 }
@@ -202,23 +205,22 @@ func (l *lane) emitSkips(out pipeline.Emitter) error {
 	if !l.skips.due {
 		return nil
 	}
-	value, err := l.skips.encode()
+	value, err := l.skips.offsets.Encode()
 	if err == nil {
-		out.Emit(l.reserved(skippedKey, value))
+		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
 	return err
 }
 
-// reserved returns a record on the snapshots topic that is no snapshot. A nil value
-// deletes the record.
-func (l *lane) reserved(key, value []byte) *pipeline.Record {
-	return &pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Value: value, Time: l.now()}
+// reserved returns an internal record. A nil value deletes the record.
+func (l *lane) reserved(key string, value []byte) *pipeline.Record {
+	return &pipeline.Record{Topic: l.projection.Spec.internal(), Partition: l.source.Partition, Key: []byte(key), Value: value, Time: l.now()}
 }
 
 // ended notes the end of the transaction for which publish was called. Due
 // records stay due until a transaction commits.
 func (l *lane) ended(committed bool, read int64) {
-	l.letters.outbox = nil
+	l.outbox = nil
 	if l.states == nil {
 		return // nothing was sent, and the partition was revoked
 	}
@@ -230,18 +232,19 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if p.sending {
 		l.states.Published(sent)
-		l.marks.ended(sent)
+		l.marks.Ended(sent)
 	}
 	p.sending = false
 	if committed {
-		l.letters.sent(read)
+		l.letters.Sent(read)
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.due = false, false
+		l.skips.due, l.unread.Due, l.heard.due = false, false, false
+		p.urgent = l.skips.deferred || len(p.deferred) > 0
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -259,43 +262,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.due, l.letters.outbox = false, false, nil
-}
-
-// Keys of records on the snapshots topic that are not snapshots. They begin with a zero
-// byte (fold.ReservedKeys), which ids of aggregates do not. Each record is in the
-// partition that it describes.
-var (
-	checkpointKey = []byte("\x00checkpoint")
-	skippedKey    = []byte("\x00skipped") // skipped offsets, in JSON
-	// sentKey is the key of the record with the offset below which all late events are
-	// dead letters, in decimal digits. The group's offset is the same, but the brokers
-	// forget it when the group is away for long.
-	sentKey = []byte("\x00sent")
-)
-
-// blockedKeys is the prefix of the keys of blocked records.
-const blockedKeys = fold.ReservedKeys + "blocked\x00"
-
-// checkpoint is the value of the record that states how far the snapshots of a
-// partition reach, in JSON.
-type checkpoint struct {
-	Fold    string `json:"fold"`            // hash
-	TopicID string `json:"topic_id"`        // of the events
-	Dedupe  string `json:"dedupe"`          // how duplicates were found: dedupeIndex or dedupeLast
-	Next    int64  `json:"next"`            // every event below is in the snapshots, or waits for another event
-	Redo    int64  `json:"redo"`            // the first event that waits, else Next; folding continues from here
-	Clock   *int64 `json:"clock,omitempty"` // latest event time, if the projection has windows and read an event
-
-	Unread []query.Unread `json:"unread,omitempty"` // deleted before they were read
-}
-
-// readCheckpoint reads what a record with checkpointKey has.
-func readCheckpoint(value []byte) (c checkpoint, err error) {
-	if err = json.Unmarshal(value, &c); err == nil && (c.Fold == "" || c.Redo < 0 || c.Next < c.Redo) {
-		err = errors.New("it is not a checkpoint")
-	}
-	return c, err
+	l.skips.due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -314,17 +281,18 @@ func (l *lane) dedupe() string {
 }
 
 // continues reports whether the snapshots of a checkpoint can be continued here.
-func (l *lane) continues(c *checkpoint) bool {
-	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe()
+func (l *lane) continues(c *internalrecord.Checkpoint) bool {
+	return c.Fold == l.fold.Hash() && c.TopicID == l.source.TopicID && c.Dedupe == l.dedupe() && c.SnapshotsID == l.projection.Spec.SnapshotsTopicID
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Unread: l.unread.all()}
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
 	if len(l.own.held) > 0 {
 		c.Redo = min(next, l.own.held[0].offset())
 	}
 	if l.own.clock != noTime {
 		c.Clock = &l.own.clock
 	}
-	return json.Marshal(c)
+	return c.Encode()
 }

@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/query"
 )
 
@@ -19,6 +22,15 @@ var ErrNotBlocked = errors.New("is not blocked")
 
 // ErrBusy is the error of a release that could not keep up with the events that come.
 var ErrBusy = errors.New("events come faster than they are read; try again")
+
+// ErrBehind is the error of a release in a partition that was just taken over.
+var ErrBehind = errors.New("the partition moved to this worker, which does not have everything yet that was published of it; try again")
+
+// ErrUnpublished is the error of a release that another owner of the partition may not know.
+var ErrUnpublished = errors.New("it is released here, but that is not published yet; check whether it is still blocked, and release it again if so")
+
+// publishTimeout is how long a release waits until it is published.
+const publishTimeout = 15 * time.Second
 
 // errReadEnough ends a read of the log.
 var errReadEnough = errors.New("enough")
@@ -35,57 +47,97 @@ type Released struct {
 
 // Release folds the missed events of a blocked aggregate: from the event that blocked it
 // on, or, with skip, from the event after it. The aggregate may be blocked again. It
-// fails with ErrNotBlocked or ErrBusy.
+// returns when the result is published, so that the next owner of the partition knows it.
+// It fails with ErrNotBlocked, ErrBusy, ErrBehind or ErrUnpublished.
 func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
-	return s.release(ctx, p, id, skip, s.NewDecoder(p))
+	out, u, err := s.release(ctx, p, id, skip, s.NewDecoder(p))
+	if err == nil {
+		err = s.awaitPublished(ctx, u, u.lane(p), id)
+	}
+	return out, err
 }
 
-// release is Release with a decoder that no other goroutine uses.
-func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, dec *event.Decoder) (Released, error) {
+// awaitPublished waits until the snapshot of an aggregate is in a committed transaction.
+// Without a session, nothing is published.
+func (s *Set) awaitPublished(ctx context.Context, u *unit, l *lane, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
+	defer cancel()
+	for {
+		changed := s.Changed()
+		due, revoked := u.isUnpublished(l, id)
+		switch {
+		case !due:
+			return nil
+		case revoked:
+			return fmt.Errorf("%q: %w: the partition moved", id, ErrUnpublished)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%q: %w: %w", id, ErrUnpublished, ctx.Err())
+		case <-changed:
+		}
+	}
+}
+
+// isUnpublished reports whether the session has still to publish an aggregate.
+func (u *unit) isUnpublished(l *lane, id string) (due, revoked bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.handler == nil || !u.handler.hasSession {
+		return false, false
+	}
+	return l.marks.Has(id), u.revoked
+}
+
+// release is Release with a decoder that no other goroutine uses. It does not wait.
+func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, dec *event.Decoder) (out Released, u *unit, err error) {
 	for range releaseTries {
 		u, l, q, found := s.findBlocked(p, id)
 		if !found {
-			return Released{}, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
+			return Released{}, nil, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
+		}
+		if u.isBehind(l) {
+			return Released{}, nil, fmt.Errorf("%q: %w", id, ErrBehind)
 		}
 		r := &release{id: id, skip: skip, found: q}
 		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
-			return Released{}, err
+			return Released{}, nil, err
 		}
-		if err := r.readMissed(ctx, s, l, dec); err != nil {
-			return Released{}, err
+		if err := readMissed(ctx, s, l, []*release{r}, dec); err != nil {
+			return Released{}, nil, err
 		}
 		out, done, err := r.fold(s, u, l)
 		if done || err != nil {
-			return out, err
+			return out, u, err
 		}
 	}
-	return Released{}, fmt.Errorf("%q: %w", id, ErrBusy)
+	return Released{}, nil, fmt.Errorf("%q: %w", id, ErrBusy)
 }
 
 // findBlocked returns a blocked aggregate, as a copy, and its lane.
-func (s *Set) findBlocked(p *Projection, id string) (*unit, *lane, blocked, bool) {
+func (s *Set) findBlocked(p *Projection, id string) (*unit, *lane, internalrecord.Blocked, bool) {
 	for _, u := range s.assignedUnits() {
 		if l, q, ok := u.findBlocked(p, id); ok {
 			return u, l, q, true
 		}
 	}
-	return nil, nil, blocked{}, false
+	return nil, nil, internalrecord.Blocked{}, false
 }
 
 // findBlocked returns a blocked aggregate, as a copy, and its lane. A revoked unit has
 // none, because its lanes are freed.
-func (u *unit) findBlocked(p *Projection, id string) (*lane, blocked, bool) {
+func (u *unit) findBlocked(p *Projection, id string) (*lane, internalrecord.Blocked, bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if u.revoked {
-		return nil, blocked{}, false
+		return nil, internalrecord.Blocked{}, false
 	}
 	for _, l := range u.lanes {
 		if q := l.own.blocked[id]; q != nil && l.projection == p {
-			return l, q.clone(), true
+			return l, q.Clone(), true
 		}
 	}
-	return nil, blocked{}, false
+	return nil, internalrecord.Blocked{}, false
 }
 
 // knownTo returns the offset of the last event in the state of an aggregate, -1 if there
@@ -108,7 +160,7 @@ func (u *unit) knownTo(l *lane, id string) int64 {
 type release struct {
 	id     string
 	skip   bool
-	found  blocked // the aggregate when the release began
+	found  internalrecord.Blocked // the aggregate when the release began
 	events []missedEvent
 }
 
@@ -120,55 +172,79 @@ type missedEvent struct {
 	clock int64
 }
 
-// readMissed reads the missed events from the log. It takes no lock.
-func (r *release) readMissed(ctx context.Context, s *Set, l *lane, dec *event.Decoder) error {
-	q := &r.found
-	folder := l.fold.NewFolder()
-	clock := int64(noTime)
-	if q.Clock != nil {
-		clock = *q.Clock
+// readMissed reads the missed events of some releases from the log, in one pass. It takes
+// no lock. dec is a decoder that no other goroutine uses.
+func readMissed(ctx context.Context, s *Set, l *lane, rs []*release, dec *event.Decoder) error {
+	m := missed{ctx: ctx, lane: l, dec: dec, folder: l.fold.NewFolder(), byID: map[string]*release{}, byOffset: map[int64]*release{}, clock: noTime, last: -1}
+	from := int64(math.MaxInt64)
+	for _, r := range rs {
+		q := &r.found
+		from, m.last = min(from, q.First()), max(m.last, q.LastOffset())
+		m.byID[q.ID] = r
+		if !q.IsLost() {
+			m.byOffset[q.Offset] = r
+		}
+		for _, offset := range q.Held {
+			m.byOffset[offset] = r
+		}
 	}
-	from, last := q.first(), q.Last
-	if !q.lost() {
-		last = max(last, q.Offset)
-	}
-	for _, offset := range q.Held {
-		last = max(last, offset)
-	}
-	read := func(in *pipeline.Record) error {
-		if in.Offset > last {
-			return errReadEnough
-		}
-		if deadletter.IsTaken(in, l.source.TopicID) {
-			return nil
-		}
-		d, bad := dec.DecodeWithKey(ctx, in, l.fold.Folds)
-		if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
-			return bad
-		}
-		d, bad = asTombstone(l.fold, in, d, bad)
-		if bad == nil && !l.fold.Folds(d.Type) {
-			return nil
-		}
-		id := l.fold.RecordID(in, d.Key)
-		if bad == nil {
-			if id, bad = folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
-				id = l.fold.RecordID(in, d.Key)
-			} else if l.fold.Window().Size > 0 {
-				clock = max(clock, folder.Time())
-			}
-		}
-		if (q.lost() || in.Offset != q.Offset) && !slices.Contains(q.Held, in.Offset) && (in.Offset < q.Since || string(id) != q.ID) {
-			return nil
-		}
-		e := missedEvent{in: copied(in), d: d, bad: bad, clock: clock}
-		e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
-		r.events = append(r.events, e)
+	if len(rs) == 0 {
 		return nil
 	}
-	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, read); err != nil && !errors.Is(err, errReadEnough) {
-		return fmt.Errorf("reading the events that %q missed: %w", q.ID, err)
+	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, m.read); err != nil && !errors.Is(err, errReadEnough) {
+		return fmt.Errorf("reading the events that %q missed: %w", rs[0].id, err)
 	}
+	return nil
+}
+
+// missed reads the events that releases missed.
+type missed struct {
+	ctx      context.Context
+	lane     *lane
+	dec      *event.Decoder
+	folder   *fold.Folder
+	byID     map[string]*release
+	byOffset map[int64]*release // of an event that is missed whatever its aggregate seems to be
+	last     int64              // last offset to read
+	clock    int64              // latest event time
+}
+
+func (m *missed) read(in *pipeline.Record) error {
+	l := m.lane
+	if in.Offset > m.last {
+		return errReadEnough
+	}
+	if deadletter.IsTaken(in, l.source.TopicID) {
+		return nil
+	}
+	d, bad := m.dec.DecodeWithKey(m.ctx, in, l.fold.Folds)
+	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
+		return bad
+	}
+	d, bad = asTombstone(l.fold, in, d, bad)
+	if bad == nil && !l.fold.Folds(d.Type) {
+		return nil
+	}
+	id := l.fold.RecordID(in, d.Key)
+	if bad == nil {
+		if id, bad = m.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
+			id = l.fold.RecordID(in, d.Key)
+		} else if l.fold.Window().Size > 0 {
+			m.clock = max(m.clock, m.folder.Time())
+		}
+	}
+	r := m.byOffset[in.Offset]
+	if r == nil {
+		if r = m.byID[string(id)]; r == nil || in.Offset < r.found.Since || in.Offset > r.found.LastOffset() {
+			return nil
+		}
+	}
+	e := missedEvent{in: in.Clone(), d: d, bad: bad, clock: m.clock}
+	if clock := r.found.Clock; clock != nil {
+		e.clock = max(e.clock, *clock)
+	}
+	e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
+	r.events = append(r.events, e)
 	return nil
 }
 
@@ -194,7 +270,7 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 	if now := t.blocked[q.ID]; now == nil || now.Last != q.Last || now.Offset != q.Offset {
 		return out, false, false, nil
 	}
-	if r.skip && !q.lost() {
+	if r.skip && !q.IsLost() {
 		l.skips.add(q.Offset, l.publication.sending)
 	}
 	t.unblock(q.ID)
@@ -213,10 +289,11 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 		return out, false, false, err
 	}
 	if again := t.blocked[q.ID]; again != nil {
-		item := again.item(l.source.Partition)
+		item := blockedItem(again, l.source.Partition)
 		out.Blocked = &item
 	}
 	t.markDue(q.ID)
+	l.publication.urgent = true
 	err = u.save(s)
 	return out, true, u.arm(s, 0), err
 }
@@ -231,7 +308,7 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 		t.queue(again, &e.in)
 		return nil
 	}
-	if r.skip && e.in.Offset == q.Offset && q.Reason != reasonGap && !q.lost() {
+	if r.skip && e.in.Offset == q.Offset && q.Reason != internalrecord.ReasonGap && !q.IsLost() {
 		t.count(&e.in, isSkipped)
 		return nil
 	}
@@ -242,15 +319,16 @@ func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
 			bad = t.misplaced(id, e.d.Key, e.in.Partition)
 		}
 	}
+	waited := slices.Contains(q.Held, e.in.Offset) || q.Reason == internalrecord.ReasonGap && e.in.Offset == q.Offset
 	if bad == nil {
-		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true}, u.entries)
+		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true, waited}, u.entries)
 	}
 	switch {
 	case bad == nil:
 		return nil
 	case pipeline.ClassOf(bad) != pipeline.ClassReject:
 		return bad
-	case t.skips.has(e.in.Offset):
+	case t.skips.offsets.Has(e.in.Offset):
 		t.count(&e.in, isSkipped)
 		return nil
 	}

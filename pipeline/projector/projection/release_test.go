@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
+	"millrace/pipeline/topology"
 )
 
 // blockedWorker is a worker with a blocked aggregate k.
@@ -59,7 +63,7 @@ func TestAReleaseDuringAnOpenTransactionIsPublishedAfterARestart(t *testing.T) {
 	w.counted("k", 0, 0, "b")
 	fw := w.start()
 	fw.run()
-	if _, ok := w.snapshots[blockedKeys+"k"]; !ok {
+	if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; !ok {
 		t.Fatal("the blocked record is not published")
 	}
 	w.counted("j", 0, 0, "c")
@@ -72,14 +76,83 @@ func TestAReleaseDuringAnOpenTransactionIsPublishedAfterARestart(t *testing.T) {
 	fw = w.start()
 	w.counted("j", 0, 0, "d")
 	fw.run()
-	if _, ok := w.snapshots[blockedKeys+"k"]; ok {
+	if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; ok {
 		t.Error("the blocked record of a released aggregate is still published")
 	}
-	if _, ok := w.snapshots[string(skippedKey)]; !ok {
+	if _, ok := w.snapshots[internalrecord.SkippedKey]; !ok {
 		t.Error("the skipped offset is not published")
 	}
 	wants(t, fw, map[string]string{"k": "a b", "j": "c d"})
 	fw.stop()
+}
+
+// A release is answered when the next owner knows it: not before the transaction with it has
+// committed, whatever the policy of publishing.
+func TestAReleaseWaitsUntilItIsPublished(t *testing.T) {
+	for _, policy := range []topology.Publish{{}, {Events: 1000}, {Every: time.Hour}} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newCounts(t, nil)
+			w.publish = policy
+			w.counted("k", 0, 0, "a")
+			w.poison("k")
+			w.counted("k", 0, 0, "b")
+			fw := w.start()
+			fw.run()
+			woken := make(chan bool, 10)
+			fw.handler.OnWake(func() { woken <- true })
+			var out Released
+			var err error
+			answered := false
+			go func() {
+				out, err = fw.ps.Release(t.Context(), fw.projection(), "k", true)
+				answered = true
+			}()
+			<-woken
+			fw.batch(0)
+			fw.abort(fw.at)
+			if synctest.Wait(); answered {
+				t.Fatalf("%+v: the release was answered before it was published: %+v, %v", policy, out, err)
+			}
+			<-woken // tried again
+			fw.batch(0)
+			if synctest.Wait(); answered {
+				t.Fatalf("%+v: the release was answered before the commit", policy)
+			}
+			fw.commit()
+			fw.handler.EndBatch(true)
+			if synctest.Wait(); !answered || err != nil || out.Blocked != nil {
+				t.Errorf("%+v: answered %v: %+v, %v", policy, answered, out, err)
+			}
+			if _, ok := w.snapshots[internalrecord.SkippedKey]; !ok {
+				t.Errorf("%+v: it is not published", policy)
+			}
+			fw.stop()
+		})
+	}
+}
+
+func TestAReleaseThatCannotBePublishedIsAnError(t *testing.T) {
+	for _, why := range []string{"the partition moves", "no transaction commits"} {
+		synctest.Test(t, func(t *testing.T) {
+			fw := blockedWorker(t)
+			woken := make(chan bool, 10)
+			fw.handler.OnWake(func() { woken <- true })
+			failed := make(chan error, 1)
+			go func() {
+				_, err := fw.ps.Release(t.Context(), fw.projection(), "k", true)
+				failed <- err
+			}()
+			<-woken
+			if why == "the partition moves" {
+				fw.handler.Revoke([]kafka.Partition{{Topic: projectiontest.EventsTopic}})
+			}
+			if err := <-failed; !errors.Is(err, ErrUnpublished) { // after publishTimeout
+				t.Errorf("%s: %v", why, err)
+			}
+			fw.ps.Close()
+			fw.close()
+		})
+	}
 }
 
 // Every record of the control topic asks what is still to be erased. That must not wait

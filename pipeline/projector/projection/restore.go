@@ -16,13 +16,14 @@ import (
 )
 
 // open opens the lanes of a partition: from the store, else from the snapshots and the
-// log's tail, else from the log. Only the caller uses the unit until it is assigned.
-func (s *Set) open(ctx context.Context, at kafka.Partition, dec *event.Decoder) (*unit, error) {
+// log's tail, else from the log. last are the last checkpoints. Only the caller uses the
+// unit until it is assigned.
+func (s *Set) open(ctx context.Context, at kafka.Partition, dec *event.Decoder, last checkpoints) (*unit, error) {
 	t := s.topics[at.Topic]
 	u := &unit{key: Key{at.Topic, at.Partition}, entries: s.cfg.Store.NewBatch(), flushed: s.cfg.Now()}
 	for _, p := range t.projections {
 		o := &opening{
-			set: s, projection: p, at: at, source: fold.Source{Topic: t.name, TopicID: t.id, Partition: at.Partition},
+			set: s, projection: p, at: at, last: last, source: fold.Source{Topic: t.name, TopicID: t.id, Partition: at.Partition},
 			decode: func(in *pipeline.Record) (event.Decoded, error) { return dec.DecodeWithKey(ctx, in, nil) },
 			log:    s.cfg.Log.With("projection", p.Label(), "partition", at.Partition),
 		}
@@ -32,7 +33,7 @@ func (s *Set) open(ctx context.Context, at kafka.Partition, dec *event.Decoder) 
 		}
 		u.lanes = append(u.lanes, l)
 	}
-	return u, nil
+	return u, s.reconcile(ctx, u, dec)
 }
 
 // opening is the opening of a lane.
@@ -40,6 +41,7 @@ type opening struct {
 	set        *Set
 	projection *Projection
 	at         kafka.Partition
+	last       checkpoints
 	source     fold.Source
 	decode     decodeFunc // of the topic's events
 	log        *slog.Logger
@@ -56,7 +58,9 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 		return nil, err
 	}
 	if ok && next >= o.at.Start && next <= o.at.End {
-		return o.fromStore(part, next)
+		if l, err := o.fromStore(ctx, part, next); l != nil || err != nil {
+			return l, err
+		}
 	}
 	if ok && next < o.at.Start && o.acceptsLoss() {
 		if l, err := o.jump(ctx, part, next); l != nil || err != nil {
@@ -80,7 +84,7 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 		return nil, err
 	}
 	if !found.usable {
-		return o.fromLog(l)
+		return o.fromLog(l, found)
 	}
 	return o.fromSnapshots(l, found, time.Since(began))
 }
@@ -89,17 +93,22 @@ func (o *opening) open(ctx context.Context) (*lane, error) {
 func (o *opening) newLane(part *store.Part) *lane {
 	l := newLane(o.projection, o.source, part, &o.set.cfg)
 	if o.at.Committed <= o.at.End { // otherwise the offset is of an earlier topic of that name
-		l.letters.sentBelow = max(0, o.at.Committed)
+		l.letters.Sent(max(0, o.at.Committed))
 	}
 	return l
 }
 
-// fromStore continues in the store, whose position is next.
-func (o *opening) fromStore(part *store.Part, next int64) (*lane, error) {
+// fromStore continues in the store, whose position is next. It returns nil if the snapshots
+// have releases that cannot be folded from the store.
+func (o *opening) fromStore(ctx context.Context, part *store.Part, next int64) (*lane, error) {
 	l := o.newLane(part)
 	l.next, l.position, l.counted = next, next, next
 	l.publication.floor = min(o.at.Committed, o.at.End)
 	if err := o.resume(l); err != nil {
+		return nil, err
+	}
+	if ok, err := o.hear(ctx, l); !ok {
+		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
 		return nil, err
 	}
 	o.clampToLog(l)
@@ -112,29 +121,36 @@ func (o *opening) fromStore(part *store.Part, next int64) (*lane, error) {
 	return l, nil
 }
 
-// fromLog starts at the log's start. loaded is the lane after a load that found no
-// usable snapshots.
-func (o *opening) fromLog(loaded *lane) (*lane, error) {
+// fromLog starts at the log's start. before is the lane after a load that found no usable
+// snapshots.
+func (o *opening) fromLog(before *lane, found loaded) (*lane, error) {
 	at := o.at
 	// The load may have written states before it found no usable checkpoint.
-	part, err := o.set.cfg.Store.Reset(loaded.part)
+	part, err := o.set.cfg.Store.Reset(before.part)
 	if err != nil {
 		return nil, err
 	}
 	l := o.newLane(part)
 	// These facts are about the log, whichever fold reads it.
-	l.letters.sentBelow, l.follow = loaded.letters.sentBelow, loaded.follow
-	for offset := range loaded.skips.offsets {
+	l.letters.Sent(before.letters.SentBelow())
+	l.follow = before.follow
+	for offset := range before.skips.offsets.All() {
 		l.skips.add(offset, false)
 	}
 	batch := o.set.cfg.Store.NewBatch()
 	l.writeSent(batch)
-	l.follow.write(batch, part)
+	l.follow.write(batch, l)
+	// The records of aggregates that were blocked in other states are replaced.
+	for _, id := range found.stale {
+		l.own.markDue(id)
+		l.pack()
+	}
+	l.marks.Write(batch, part)
 	batch.SetPosition(part, at.Start)
 	if at.Start > 0 {
 		l.addUnread(0, at.Start)
 	}
-	if err := errors.Join(l.unread.write(batch, part), batch.Commit()); err != nil {
+	if err := errors.Join(l.unread.Write(batch, part), batch.Commit()); err != nil {
 		return nil, err
 	}
 	l.next, l.position, l.counted, l.publication.published = at.Start, at.Start, at.Start, at.Start
@@ -156,6 +172,7 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 	}
 	l.next, l.position, l.counted = from.Redo, from.Redo, from.Next
 	l.publication.published, l.publication.saved = from.Next, from.Next
+	l.publication.floor = from.Next // until the events that wait are read again, no checkpoint has them
 	if from.Redo < at.Start {
 		l.addUnread(from.Redo, at.Start)
 		l.next, l.position = at.Start, at.Start
@@ -180,7 +197,7 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 // offset of a group that is away for long.
 func (l *lane) writeSent(b *store.Batch) {
 	if l.projection.Spec.Late != "" {
-		states.PutLongs(b, l.part, familyMark, markSent, l.letters.sentBelow)
+		states.PutLongs(b, l.part, familyMark, markSent, l.letters.SentBelow())
 	}
 }
 
@@ -192,10 +209,10 @@ func (o *opening) resume(l *lane) error {
 	if err := l.skips.load(l.part); err != nil {
 		return err
 	}
-	if err := l.unread.load(l.part); err != nil {
+	if err := l.unread.Load(l.part); err != nil {
 		return err
 	}
-	l.unread.due = l.unread.below() > l.publication.saved
+	l.unread.Due = l.unread.Below() > l.publication.saved
 	if err := l.own.load(o.decode); err != nil {
 		return err
 	}
@@ -217,14 +234,14 @@ func (o *opening) resumeMarks(l *lane) error {
 	}
 	p.published = max(p.saved, o.at.Start)
 	l.counted = max(l.next, p.saved) // after a restore from snapshots, next may be the lower checkpoint.Redo
-	var heard, published, sent int64
-	ok, err := states.ReadLongs(l.part, familyMark, markHeard, &heard, &published)
+	var sent int64
+	heard, published, ok, err := loadHeard(l)
 	if err != nil {
 		return err
 	}
 	if ok {
 		if f := l.follow; f != nil {
-			f.heard, f.saved, f.published = heard, heard, published
+			f.heard, f.saved, f.snapshots, f.published = heard.Internal, heard.Internal, heard.Snapshots, published
 		}
 		// What this worker heard when it followed may be more than is committed, if the
 		// group's offset was reset since.
@@ -234,7 +251,7 @@ func (o *opening) resumeMarks(l *lane) error {
 		return err
 	}
 	_, err = states.ReadLongs(l.part, familyMark, markSent, &sent)
-	l.letters.sentBelow = max(l.letters.sentBelow, sent)
+	l.letters.Sent(sent)
 	return err
 }
 
@@ -242,7 +259,7 @@ func (o *opening) resumeMarks(l *lane) error {
 func (o *opening) resumeDue(l *lane) error {
 	v := l.part.View()
 	defer v.Close() //nolint:errcheck // only read
-	if err := l.letters.load(v); err != nil {
+	if err := l.letters.Load(v); err != nil {
 		return err
 	}
 	var ids []string
@@ -254,7 +271,7 @@ func (o *opening) resumeDue(l *lane) error {
 	}
 	for _, id := range ids {
 		if l.fold.CheckStateID([]byte(id)) != nil {
-			l.marks.set(id, false) // of an older release, which took any key
+			l.marks.Set(id, false) // of an older release, which took any key
 			continue
 		}
 		a, err := l.states.Get([]byte(id))
@@ -264,7 +281,7 @@ func (o *opening) resumeDue(l *lane) error {
 		a.Gone = a.Version == 0 && l.own.blocked[id] == nil
 		l.own.markDue(id)
 		l.pack()
-		l.skips.due = l.skips.due || len(l.skips.offsets) > 0
+		l.skips.due = l.skips.due || l.skips.offsets.Len() > 0
 	}
 	return nil
 }

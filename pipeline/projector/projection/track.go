@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -60,8 +61,9 @@ type track struct {
 	held    []*held
 	heldOf  map[string][]*held
 	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
-	blocked map[string]*blocked
+	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
+	sum     string          // of all blocked aggregates; "" if it is out of date
 
 	missed []int64 // scratch
 	key    []byte
@@ -90,7 +92,7 @@ func (l *lane) newTrack(s *states.Table, f families) *track {
 	return &track{
 		projection: l.projection, fold: l.fold, source: l.source, part: l.part, folder: l.folder, skips: &l.skips, index: l.index,
 		states: s, families: f, clock: noTime,
-		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*blocked{}, blocks: map[string]bool{},
+		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
 	}
 }
 
@@ -143,11 +145,11 @@ func (t *track) markDue(id string) {
 	if l == nil {
 		return
 	}
-	l.marks.set(id, true)
+	l.marks.Set(id, true)
 	l.publication.setBlockedDue(id)
 	if a, err := t.states.Get([]byte(id)); err == nil { // otherwise the mark is enough
 		if a.Version > 0 {
-			l.outOfOrder.add(id, l.next)
+			l.outOfOrder.Add(id, l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -186,7 +188,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	read := bad == nil
 	if read {
-		bad = t.attempt(id, in, foldEvent{d.Type, d.Body, d.Key, t.clock, false}, b)
+		bad = t.attempt(id, in, foldEvent{typ: d.Type, body: d.Body, key: d.Key, clock: t.clock}, b)
 	}
 	if bad == nil || pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
@@ -194,7 +196,7 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if read && !t.isShadow() {
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
-	if t.skips.has(in.Offset) {
+	if t.skips.offsets.Has(in.Offset) {
 		t.count(in, isSkipped)
 		return nil
 	}
@@ -257,6 +259,9 @@ type foldEvent struct {
 	// released marks an event of a blocked aggregate: no snapshot contains it, whatever
 	// the snapshots contain of other aggregates.
 	released bool
+	// waited marks an event that was held before its aggregate was blocked: it is held again,
+	// although the aggregate may have events without numbers meanwhile.
+	waited bool
 }
 
 // attempt folds the event that was read last, or holds it. After an error of
@@ -293,8 +298,8 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	case numbered && number <= a.Number:
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
-	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: copied(in)})
+	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
+		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
 		t.count(in, isHeld)
 		return nil
 	}
@@ -385,7 +390,7 @@ func (t *track) changed(a *states.Aggregate) {
 	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.add(a.ID, l.next)
+			l.outOfOrder.Add(a.ID, l.next)
 		}
 		l.publication.setDue(a)
 	}
@@ -490,16 +495,6 @@ func (t *track) prepareWindows(key []byte, in *pipeline.Record, clock int64) err
 	return nil
 }
 
-// copied returns a deep copy of a record.
-func copied(in *pipeline.Record) pipeline.Record {
-	c := *in
-	c.Key, c.Value, c.Headers = bytes.Clone(in.Key), bytes.Clone(in.Value), nil
-	for _, h := range in.Headers {
-		c.Headers = append(c.Headers, pipeline.Header{Key: h.Key, Value: bytes.Clone(h.Value)})
-	}
-	return c
-}
-
 // write adds to the batch what the store does not have yet.
 func (t *track) write(b *store.Batch) error {
 	if err := t.states.Write(b); err != nil {
@@ -537,8 +532,8 @@ func (t *track) load(decode decodeFunc) error {
 			t.blocks[string(key)] = true // of an older release, which took any key; the next write removes it
 			return true
 		}
-		var q *blocked
-		if q, bad = decodeBlocked(string(key), value); bad != nil {
+		var q *internalrecord.Blocked
+		if q, bad = internalrecord.DecodeBlocked(string(key), value); bad != nil {
 			bad = states.Damaged(key, bad)
 			return false
 		}

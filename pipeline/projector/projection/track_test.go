@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/event/eventtest"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -103,7 +104,7 @@ func (w *world) lettersAt() (offsets []string) {
 func (w *world) all() map[string]string {
 	out := map[string]string{}
 	for k, r := range w.snapshots {
-		if k != string(checkpointKey) && k != string(sentKey) {
+		if k != internalrecord.CheckpointKey && k != internalrecord.SentKey {
 			out[k] = string(r.Value)
 		}
 	}
@@ -185,7 +186,7 @@ func TestGapsAndPoisonAreDecidedTheSameOnEveryReplay(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		apply := rapid.Bool().Draw(rt, "apply")
 		w := newCounts(t, func(s *fold.Spec) { s.ApplyGap, s.Wait = apply, 4 })
-		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 		add := func(n int) { w.addRandomNumbered(rt, n) }
 		add(rapid.IntRange(1, 30).Draw(rt, "events"))
@@ -209,7 +210,7 @@ func compare(rt *rapid.T, w *world, fw *foldWorker, at time.Duration) {
 	fw.stop()
 
 	straight := *w
-	straight.disk, straight.snapshots, straight.letters, straight.committed, straight.offset = vfs.NewCrashableMem(), map[string]pipeline.Record{}, nil, -1, 0
+	straight.disk, straight.snapshots, straight.letters, straight.committed, straight.committedSnapshots, straight.committedInternal = vfs.NewCrashableMem(), map[string]pipeline.Record{}, nil, -1, nil, nil
 	// The same batches at the end, because windows are deleted with a flush after they
 	// were written.
 	straight.log = w.log[:len(w.log)-2]
@@ -340,7 +341,7 @@ func TestWindowsAreTheSameOnEveryReplay(t *testing.T) {
 		w := newCounts(t, func(s *fold.Spec) {
 			s.Window = fold.Window{Size: time.Hour, Every: every, Grace: 10 * time.Minute, Retention: keep}
 		})
-		w.history, w.seldom = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom")
+		w.history, w.seldom, w.internal = rapid.Bool().Draw(rt, "history"), rapid.Bool().Draw(rt, "seldom"), rapid.Bool().Draw(rt, "internal")
 		w.publish = rapid.SampledFrom([]topology.Publish{{}, {Events: 10}}).Draw(rt, "publish")
 		clock := &eventClock{}
 		add := func(n int) {
@@ -412,7 +413,7 @@ func (fw *foldWorker) decoder() *event.Decoder {
 // release releases an aggregate and publishes.
 func (fw *foldWorker) release(id string, skip bool) Released {
 	fw.t.Helper()
-	r, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
+	r, _, err := fw.ps.release(fw.t.Context(), fw.projection(), id, skip, fw.decoder())
 	if err != nil {
 		fw.t.Fatal(err)
 	}
@@ -468,7 +469,7 @@ func TestAReleaseFoldsWhatWaited(t *testing.T) {
 		wants(t, fw, want)
 		fw.stop()
 		w.disk = vfs.NewCrashableMem()
-		delete(w.snapshots, string(checkpointKey)) // as for another fold
+		delete(w.snapshots, internalrecord.CheckpointKey) // as for another fold
 		fw = w.start()
 		fw.run()
 		wants(t, fw, want)
@@ -522,7 +523,7 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 	if got := fw.texts()["k"]; got != "blocked a" {
 		t.Fatalf("%q", got)
 	}
-	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(reasonGap) {
+	if r := fw.release("k", false); r.Blocked == nil || r.Blocked.Reason != string(internalrecord.ReasonGap) {
 		t.Errorf("%+v: the missing event is not there yet", r)
 	}
 	if r := fw.release("k", true); r.Blocked != nil || fw.texts()["k"] != "gap a c d e" {
@@ -534,14 +535,14 @@ func TestAReleaseWithSkipIgnoresAGap(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 	fw.stop()
-	w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{string(skippedKey): w.snapshots[string(skippedKey)]}
+	w.disk, w.snapshots = vfs.NewCrashableMem(), map[string]pipeline.Record{internalrecord.SkippedKey: w.snapshots[internalrecord.SkippedKey]}
 	fw = w.start()
 	fw.run()
 	if got := fw.texts()["k"]; got != "gap a c d e" {
 		t.Errorf("folded again: %q", got)
 	}
 	fw.stop()
-	if _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
+	if _, _, err := fw.ps.release(t.Context(), fw.projection(), "k", true, fw.decoder()); err == nil {
 		t.Error("an aggregate that is not blocked was released")
 	}
 }

@@ -114,7 +114,7 @@ func (u *unit) revoke(s *Set) error {
 	err := u.save(s)
 	for _, l := range u.lanes {
 		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
-		l.projection.unreadNow.Sub(float64(l.unread.total()))
+		l.projection.unreadNow.Sub(float64(l.unread.Total()))
 		if !l.publication.sending { // otherwise when the transaction has ended
 			l.free()
 		}

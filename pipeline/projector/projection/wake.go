@@ -22,7 +22,7 @@ var _ kafka.Waker = (*Handler)(nil)
 const retryFlush = 100 * time.Millisecond
 
 // OnWake implements [kafka.Waker].
-func (h *Handler) OnWake(wake func()) { h.wake = wake }
+func (h *Handler) OnWake(wake func()) { h.wake, h.hasSession = wake, true }
 
 // requestFlush asks the session to flush a unit soon. It must be called without a lock.
 func (h *Handler) requestFlush(u *unit) {

@@ -11,6 +11,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka/admin"
+	"millrace/pipeline/projector/internalrecord"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/topology"
 )
@@ -124,7 +125,7 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 	if got := strings.Join(slices.Sorted(slices.Values(w.writes)), " "); got != "\x00checkpoint a b" {
 		t.Errorf("%q was published", got)
 	}
-	if got := string(w.snapshots[string(checkpointKey)].Value); !strings.Contains(got, `"next":2`) {
+	if got := string(w.snapshots[internalrecord.CheckpointKey].Value); !strings.Contains(got, `"next":2`) {
 		t.Errorf("the checkpoint is %s", got)
 	}
 	if clock.pass(time.Hour); woken() {
@@ -156,13 +157,10 @@ func TestWhatAPolicyHoldsBackIsPublishedInTimeWithoutAnEvent(t *testing.T) {
 	fw.stop()
 }
 
-func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
-	for _, test := range []struct {
-		policy topology.Publish
-		soon   bool // immediately; otherwise after ten seconds
-	}{{topology.Publish{}, true}, {topology.Publish{Every: 10 * time.Second}, false}} {
+func TestAReleaseIsPublishedAtOnceWithoutAnEvent(t *testing.T) {
+	for _, policy := range []topology.Publish{{}, {Every: 10 * time.Second}, {Events: 1000}} {
 		w := newCounts(t, nil)
-		w.publish = test.policy
+		w.publish = policy
 		w.counted("k", 0, 0, "a")
 		w.poison("k")
 		w.counted("k", 0, 0, "b")
@@ -173,23 +171,17 @@ func TestAReleaseIsPublishedWithoutAnEvent(t *testing.T) {
 		woken()
 		fw.quiet(true)
 		fw.release("k", true)
-		if !test.soon {
-			if woken() {
-				t.Error("the session is woken before the time of the policy")
-			}
-			clock.pass(10 * time.Second)
-		}
 		if !woken() {
-			t.Fatalf("%+v: the session is not woken", test.policy)
+			t.Fatalf("%+v: the session is not woken", policy)
 		}
 		fw.quiet(true)
 		var a fold.Aggregate
 		r := w.snapshots["k"]
 		if err := w.fold.ReadSnapshot(r.Value[5:], []byte("k"), &a); err != nil || w.textsOf(a.State) != "a b" {
-			t.Errorf("%+v: the snapshot has %q, %v", test.policy, w.textsOf(a.State), err)
+			t.Errorf("%+v: the snapshot has %q, %v", policy, w.textsOf(a.State), err)
 		}
-		if _, ok := w.snapshots[blockedKeys+"k"]; ok {
-			t.Errorf("%+v: the snapshots topic still has the blocked record", test.policy)
+		if _, ok := w.snapshots[internalrecord.BlockedKey("k")]; ok {
+			t.Errorf("%+v: the snapshots topic still has the blocked record", policy)
 		}
 		fw.stop()
 	}

@@ -65,15 +65,25 @@ type ReleasedPart struct {
 	Busy     string               `json:"busy,omitempty"`
 }
 
-// ReleasePart releases an aggregate if it is blocked in this worker.
-func (r *Reader) ReleasePart(ctx context.Context, id string, skip bool) (out ReleasedPart, err error) {
-	out.At = []query.Position{}
+// positions returns the positions of the partitions that can be answered here.
+func (r *Reader) positions() []query.Position {
+	out := []query.Position{}
 	for _, p := range r.visible() {
 		if next, ok := p.Folded(); ok {
-			out.At = append(out.At, p.At(next))
+			out = append(out, p.At(next))
 		}
 	}
+	return out
+}
+
+// ReleasePart releases an aggregate if it is blocked in this worker.
+func (r *Reader) ReleasePart(ctx context.Context, id string, skip bool) (out ReleasedPart, err error) {
+	before := r.positions()
 	done, err := r.set.Release(ctx, r.projection, id, skip)
+	// The answer is about the partitions that were here all the time.
+	out.At = slices.DeleteFunc(r.positions(), func(at query.Position) bool {
+		return !slices.ContainsFunc(before, func(b query.Position) bool { return b.Partition == at.Partition })
+	})
 	switch {
 	case errors.Is(err, projection.ErrNotBlocked):
 		_, err := r.Get(ctx, id)
@@ -81,7 +91,7 @@ func (r *Reader) ReleasePart(ctx context.Context, id string, skip bool) (out Rel
 			err = nil
 		}
 		return out, err
-	case errors.Is(err, projection.ErrBusy):
+	case errors.Is(err, projection.ErrBusy) || errors.Is(err, projection.ErrBehind) || errors.Is(err, projection.ErrUnpublished):
 		out.Busy = err.Error()
 		return out, nil
 	case err != nil:

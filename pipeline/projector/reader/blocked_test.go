@@ -73,3 +73,19 @@ func TestAReleaseAfterARevokeIsRefused(t *testing.T) {
 	}
 	fw.close()
 }
+
+// A release whose partition moves away while the log is read says nothing about it: the
+// aggregate may be blocked at the next owner, so "not found" would be wrong.
+func TestAReleaseDoesNotAnswerForAPartitionThatMovesAway(t *testing.T) {
+	w := newCounts(t, nil)
+	w.counted("k", 0, 0, "a")
+	w.poison("k")
+	fw := w.start()
+	fw.run()
+	w.reading = fw.revoke
+	part, err := fw.reader().ReleasePart(t.Context(), "k", true)
+	if err != nil || part.Released != nil || len(part.At) > 0 {
+		t.Errorf("the release returned %+v, %v; want no result and no position", part, err)
+	}
+	fw.close()
+}

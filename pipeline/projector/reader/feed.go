@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"millrace/pipeline/projector/changes"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
 )
@@ -145,7 +146,7 @@ func (s *feed) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-s.changes.Ready():
+		case <-s.changes.Queue.Ready():
 			err = s.reportQueue()
 		case <-tick.C:
 			if err = s.advance(); err == nil {
@@ -160,7 +161,7 @@ func (s *feed) run(ctx context.Context) error {
 
 // reportQueue reports the queued changes.
 func (s *feed) reportQueue() error {
-	queue, slow := s.changes.Take()
+	queue, slow := s.changes.Queue.Take()
 	for _, t := range queue {
 		if c := s.byPartition[t.At.Partition].fresh(t); len(c.Aggregates) > 0 {
 			if err := s.f(c); err != nil {
@@ -201,7 +202,7 @@ func (s *feed) advance() error {
 // fresh returns the queued changes that were not reported yet. One event may have
 // changed several aggregates: a feed cannot continue behind the event before all of
 // them are reported.
-func (l *followed) fresh(t projection.Committed) query.Changes {
+func (l *followed) fresh(t changes.Committed) query.Changes {
 	c := query.Changes{At: t.At}
 	reported := l.next
 	for _, a := range t.Aggregates {

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/changes"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/query"
 )
@@ -140,9 +140,9 @@ func TestAFeedRefusesAStartThatDoesNotExist(t *testing.T) {
 // One event may change several overlapping windows.
 func TestAFeedContinuesAfterAnEventOnlyWhenAllItsChangesAreReported(t *testing.T) {
 	l := &followed{next: 5, base: 5}
-	queued := projection.Committed{At: query.Position{Offset: 9}}
+	queued := changes.Committed{At: query.Position{Offset: 9}}
 	for i, next := range []int64{5, 7, 7, 7, 8} {
-		queued.Aggregates = append(queued.Aggregates, projection.ChangedAggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, Next: next})
+		queued.Aggregates = append(queued.Aggregates, changes.Aggregate{Aggregate: query.Aggregate{ID: fmt.Sprint(i)}, Next: next})
 	}
 	var got []string
 	c := l.fresh(queued)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -29,12 +30,14 @@ type world struct {
 	types   []*codec.Schema
 	fold    *fold.Fold
 	log     []pipeline.Record
+	keys    []*codec.Schema // of Avro keys; the first has the schema id after those of types
 	disk    *vfs.MemFS
 	history bool
 
-	rare bool             // flush as rarely as a worker with a long backlog
-	now  func() time.Time // time.Now if nil
-	end  func() int64     // end of the topic as the worker knows it; the end of log if nil
+	rare    bool             // flush as rarely as a worker with a long backlog
+	now     func() time.Time // time.Now if nil
+	end     func() int64     // end of the topic as the worker knows it; the end of log if nil
+	reading func()           // is called when the log is read again
 }
 
 func newWorld(t testing.TB) *world {
@@ -87,14 +90,17 @@ func (w *world) start() *foldWorker {
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: "t-1", Partitions: 1}
 	cfg := projection.Config{
-		Store: fw.store, Registry: eventtest.SchemaList(w.types), NoHistory: !w.history,
+		Store: fw.store, Registry: eventtest.SchemaList(append(slices.Clone(w.types), w.keys...)), NoHistory: !w.history,
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
 		Projections: []projection.Spec{{
-			Fold: w.fold, Events: events, Types: w.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, w.fold),
+			Fold: w.fold, Events: events, Types: w.types, Identity: projection.Identity("c", events, kafka.TopicInfo{ID: "s-1"}, kafka.TopicInfo{}, w.fold),
 			Snapshots: projectiontest.SnapshotsTopic, SnapshotID: 100, Late: projectiontest.LateTopic,
 		}},
 		Restore: func(context.Context, string, int32, func(*pipeline.Record) error) (int64, error) { return 0, nil },
 		Tail: func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
+			if w.reading != nil {
+				w.reading()
+			}
 			for i := from; i < int64(len(w.log)); i++ {
 				if err := f(&w.log[i]); err != nil {
 					return err

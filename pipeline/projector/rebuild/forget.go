@@ -46,6 +46,8 @@ type erasure struct {
 	// Key is nil if no personal data is encrypted under the aggregate's id.
 	Key  *destroyedKey `json:"key,omitempty"`
 	Left []remainder   `json:"left"`
+
+	internal []string // topics of internal records
 }
 
 // destroyedKey is the destroyed key of a data subject.
@@ -109,7 +111,7 @@ func (o *operator) forget(ctx context.Context, name, id string, how forgetFlags)
 	}
 	if how.dryRun {
 		for _, n := range state.Numbers(pr.Name) {
-			x.Tombstones = append(x.Tombstones, state.Versions[pr.Name][n].Snapshots)
+			x.addTopics(state.Versions[pr.Name][n])
 		}
 		return o.report(ctx, w, pr, x)
 	}
@@ -233,12 +235,20 @@ func (x *erasure) destroyKey(ctx context.Context, w *worker.Worker, pr *topology
 	return err
 }
 
+// addTopics adds the topics of a version.
+func (x *erasure) addTopics(r control.VersionRecord) {
+	x.Tombstones = append(x.Tombstones, r.Snapshots)
+	if r.Internal != "" {
+		x.internal = append(x.internal, r.Internal)
+	}
+}
+
 // writeTombstones writes a null for each snapshot. The workers do so too, but only with their
 // next transaction, which needs events.
 func (x *erasure) writeTombstones(ctx context.Context, w *worker.Worker, state *control.State, at time.Time) error {
 	var nulls []*pipeline.Record
 	for _, n := range state.Numbers(x.Projection) {
-		x.Tombstones = append(x.Tombstones, state.Versions[x.Projection][n].Snapshots)
+		x.addTopics(state.Versions[x.Projection][n])
 	}
 	cluster, err := kafka.Describe(ctx, w.Kafka, x.Tombstones, nil, nil)
 	if err != nil {
@@ -256,7 +266,7 @@ func (x *erasure) writeTombstones(ctx context.Context, w *worker.Worker, state *
 // listRemainders sets Left, from the configuration of the topics.
 func (x *erasure) listRemainders(ctx context.Context, w *worker.Worker, pr *topology.Projection) error {
 	related := relatedTopics(w.Topology, pr)
-	names := slices.Clone(x.Tombstones)
+	names := append(slices.Clone(x.Tombstones), x.internal...)
 	names = append(names, pr.From.Name)
 	for name := range related {
 		names = append(names, name)
@@ -273,6 +283,9 @@ func (x *erasure) listRemainders(ctx context.Context, w *worker.Worker, pr *topo
 	left(pr.From.Name, "its events", retained(cluster.Topics[pr.From.Name]))
 	for _, topic := range x.Tombstones {
 		left(topic, "its older snapshots", compacted(cluster.Topics[topic]))
+	}
+	for _, topic := range x.internal {
+		left(topic, "its id, and the offsets of its events, if it was blocked", compacted(cluster.Topics[topic]))
 	}
 	for _, name := range slices.Sorted(maps.Keys(related)) {
 		if t, ok := cluster.Topics[name]; ok {

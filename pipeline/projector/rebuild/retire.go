@@ -24,9 +24,9 @@ func retireCommand(e *cli.Env) *cobra.Command {
 		Use:   "retire NAME --version N",
 		Short: "Stop a version of a projection and delete its data",
 		Long: `The workers stop the version and delete its data from their stores. Then retire
-deletes its consumer group and its snapshots topic. It keeps the group and the topic
-of version 1: all first versions share the group, and topology.yaml names the topic.
---snapshots deletes that topic too.
+deletes its consumer group, its snapshots topic and its topic of internal records. It
+keeps the group and the topics of version 1: all first versions share the group, and
+topology.yaml names the snapshots topic. --snapshots deletes those topics too.
 
 The live version cannot be retired. Retiring the previous version makes a rollback
 impossible.`,
@@ -68,8 +68,14 @@ func (o *operator) retire(ctx context.Context, name string, number int, snapshot
 		}
 	}
 	if number > 1 || snapshots {
-		if err := admin.DeleteTopic(ctx, w.Kafka, r.Snapshots); err != nil {
-			return err
+		// Without its internal records, a version folds the log again.
+		for _, topic := range []string{r.Internal, r.Snapshots} {
+			if topic == "" {
+				continue
+			}
+			if err := admin.DeleteTopic(ctx, w.Kafka, topic); err != nil {
+				return err
+			}
 		}
 	}
 	if !o.json {

@@ -27,17 +27,18 @@ type versionStatus struct {
 	Fold       string  `json:"fold"`  // hash of its definition
 	Group      string  `json:"group"`
 	Snapshots  string  `json:"snapshots"`
-	Done       int64   `json:"done"`              // committed offsets
-	Total      int64   `json:"total"`             // offsets on the topic
-	Lag        int64   `json:"lag"`               // offsets
-	Rate       float64 `json:"rate"`              // offsets per second
-	Left       float64 `json:"left_seconds"`      // estimated from the rate; 0 if unknown
-	Topology   bool    `json:"topology"`          // the topology has the same definition
-	Semantics  int     `json:"semantics"`         // number of the meaning of its fold
-	Unknown    string  `json:"unknown,omitempty"` // why this release cannot compile it
-	Differ     *int    `json:"diff,omitempty"`    // aggregates that differ, by the last diff
-	Blocked    *int64  `json:"blocked"`           // blocked aggregates; null if no worker answers
-	Missing    bool    `json:"orphan,omitempty"`  // the topology has no such projection
+	Internal   string  `json:"internal,omitempty"` // topic of the internal records, if they are not on Snapshots
+	Done       int64   `json:"done"`               // committed offsets
+	Total      int64   `json:"total"`              // offsets on the topic
+	Lag        int64   `json:"lag"`                // offsets
+	Rate       float64 `json:"rate"`               // offsets per second
+	Left       float64 `json:"left_seconds"`       // estimated from the rate; 0 if unknown
+	Topology   bool    `json:"topology"`           // the topology has the same definition
+	Semantics  int     `json:"semantics"`          // number of the meaning of its fold
+	Unknown    string  `json:"unknown,omitempty"`  // why this release cannot compile it
+	Differ     *int    `json:"diff,omitempty"`     // aggregates that differ, by the last diff
+	Blocked    *int64  `json:"blocked"`            // blocked aggregates; null if no worker answers
+	Missing    bool    `json:"orphan,omitempty"`   // the topology has no such projection
 }
 
 const (
@@ -180,10 +181,10 @@ func recordedVersions(w *worker.Worker, state *control.State) (out []versionStat
 		i := slices.IndexFunc(w.Topology.Projections, func(p *topology.Projection) bool { return p.Name == name })
 		for _, n := range state.Numbers(name) {
 			r := state.Versions[name][n]
-			s := versionStatus{Projection: name, Version: n, Fold: r.Fold, Group: r.Group, Snapshots: r.Snapshots, Missing: i < 0, Semantics: r.Definition.Meaning()}
+			s := versionStatus{Projection: name, Version: n, Fold: r.Hash(), Group: r.Group, Snapshots: r.Snapshots, Internal: r.Internal, Missing: i < 0, Semantics: r.Definition.Meaning()}
 			if i >= 0 {
 				topics[name] = w.Topology.Projections[i].From.Name
-				s.Topology = w.Topology.Projections[i].Fold.WithHash(r.Fold) != nil
+				s.Topology = w.Topology.Projections[i].Fold.WithHash(r.Hash()) != nil
 				if err := projector.Uncompilable(w.Topology, w.Topology.Projections[i], r); err != nil {
 					s.Unknown = err.Error()
 				}

@@ -123,7 +123,7 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 		return err
 	}
 	x.key = offsetKey(x.key[:0], in.Offset)
-	x.value = appendEvent(x.value[:0], in, before, a, f.HasIdentity())
+	x.value = appendEvent(x.value[:0], in, before, a, f)
 	b.Put(x.part, familyHistory, x.key, x.value)
 	if a.Version%KeyframeEvery == 0 {
 		x.key = versionKey(x.key[:0], []byte(a.ID), a.Version)

@@ -2,6 +2,7 @@ package states
 
 import (
 	"encoding/binary"
+	"io"
 
 	"millrace/pipeline"
 	"millrace/pipeline/codec"
@@ -63,6 +64,17 @@ func (r *Fields) Long() (n int64) {
 		n, r.Rest, r.Err = codec.ReadLong(r.Rest)
 	}
 	return n
+}
+
+// bytes reads bytes without their length. They are a part of Rest, and never nil.
+func (r *Fields) bytes(n int64) (s []byte) {
+	if r.Err == nil && n > int64(len(r.Rest)) {
+		r.Err = io.ErrUnexpectedEOF
+	}
+	if r.Err == nil {
+		s, r.Rest = r.Rest[:n:n], r.Rest[n:]
+	}
+	return s
 }
 
 // Text reads bytes with their length. They are a part of Rest.

@@ -82,15 +82,20 @@ type Event struct {
 	// ID is the identity of the event as a text, if the record alone does not have it; else nil.
 	ID []byte
 
-	before int64 // offset of the previous event of the same aggregate, -1 if there is none
-	header []byte
-	value  []byte
+	before   int64 // offset of the previous event of the same aggregate, -1 if there is none
+	header   []byte
+	metadata *fold.Metadata // nil if the fold reads nothing of the record
+	value    []byte
 }
 
 // Origin returns the origin of the event in its record. For a window, the id of the
 // aggregate is more than the record's key; folds of windows do not use the key here.
 func (e *Event) Origin() fold.Origin {
-	return fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), MaxKey)], Time: e.EventTime}
+	o := fold.Origin{Key: e.Aggregate[:min(len(e.Aggregate), MaxKey)], Time: e.EventTime}
+	if m := e.metadata; m != nil {
+		o.RawKey, o.Headers = m.Key, m.Headers
+	}
+	return o
 }
 
 // IsTombstone reports whether the event is a record without a value.
@@ -107,8 +112,10 @@ func (v *View) Record(e *Event) *pipeline.Record {
 
 // appendEvent appends an event that was just applied to the aggregate. Numbers are
 // written as differences from a number that is usually close. A negative version means
-// that the event's identity precedes the record.
-func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate, withID bool) []byte {
+// that the event's identity precedes the value. f has read the event; what it reads of the
+// record is between a negative number and the identity.
+func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate, f *fold.Folder) []byte {
+	withID := f.HasIdentity()
 	recorded := in.Time.UnixMilli()
 	version := a.Version
 	if withID {
@@ -126,7 +133,14 @@ func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate, wi
 	dst = codec.AppendLong(dst, a.clocks.event-a.EventTime)
 	dst = codec.AppendString(dst, a.ID)
 	header, _ := in.Header(HeaderSchemaID)
+	m, reads := f.Metadata()
+	if reads {
+		dst = codec.AppendLong(dst, -1-int64(len(m.Headers)))
+	}
 	dst = codec.AppendBytes(dst, header)
+	if reads {
+		dst = appendMetadata(dst, &m, a.ID)
+	}
 	if withID {
 		dst = codec.AppendBytes(dst, a.EventID)
 	}
@@ -144,12 +158,58 @@ func readEvent(offset int64, enc []byte) (e Event, err error) {
 	e.EventTime = e.Recorded*1000 + r.Long()
 	e.LatestRecorded = e.Recorded + r.Long()
 	e.LatestEventTime = e.EventTime + r.Long()
-	e.Aggregate, e.header = r.Text(), r.Text()
+	e.Aggregate = r.Text()
+	peek := r
+	if n := peek.Long(); peek.Err == nil && n < 0 {
+		e.header = peek.Text()
+		e.metadata = readMetadata(&peek, int(-1-n), e.Aggregate)
+		r = peek
+	} else {
+		e.header = r.Text()
+	}
 	if e.Version < 0 {
 		e.Version, e.ID = -e.Version, r.Text()
 	}
 	e.value = r.Rest
 	return e, r.Err
+}
+
+// The key of a record is, in the history, a number: noKey, or aggregateKey if it is the id of
+// the aggregate, or else its length after these.
+const (
+	noKey = iota
+	aggregateKey
+	otherKey
+)
+
+func appendMetadata(dst []byte, m *fold.Metadata, aggregate string) []byte {
+	switch {
+	case m.Key == nil:
+		dst = codec.AppendLong(dst, noKey)
+	case string(m.Key) == aggregate:
+		dst = codec.AppendLong(dst, aggregateKey)
+	default:
+		dst = append(codec.AppendLong(dst, otherKey+int64(len(m.Key))), m.Key...)
+	}
+	for _, h := range m.Headers {
+		dst = codec.AppendBytes(codec.AppendString(dst, h.Key), h.Value)
+	}
+	return dst
+}
+
+// readMetadata reads what appendMetadata wrote, with a number of headers.
+func readMetadata(r *Fields, headers int, aggregate []byte) *fold.Metadata {
+	m := &fold.Metadata{}
+	switch n := r.Long(); {
+	case n == aggregateKey:
+		m.Key = aggregate
+	case n >= otherKey:
+		m.Key = r.bytes(n - otherKey)
+	}
+	for ; headers > 0 && r.Err == nil; headers-- {
+		m.Headers = append(m.Headers, pipeline.Header{Key: string(r.Text()), Value: r.Text()})
+	}
+	return m
 }
 
 // Event returns the event at an offset, if the history has it.

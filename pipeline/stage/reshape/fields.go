@@ -23,7 +23,7 @@ type Fields struct {
 
 // Part implements [codec.Selection].Keep.
 func (f Fields) Part(path string) codec.Part {
-	below := func(p string) bool { return within(p, path) }
+	below := func(p string) bool { return isWithin(p, path) }
 	switch {
 	case slices.Contains(f.Drop, path):
 		return codec.None
@@ -47,13 +47,13 @@ func (f Fields) Stays(path string) bool {
 	return f.Part(path) != codec.None
 }
 
-// within reports whether a path leads into the value at another path.
-func within(path, other string) bool {
+// isWithin reports whether a path leads into the value at another path.
+func isWithin(path, other string) bool {
 	rest, ok := strings.CutPrefix(path, other)
 	return ok && (strings.HasPrefix(rest, ".") || strings.HasPrefix(rest, "[]"))
 }
 
-// Check returns why a record has no field at a path, as an [expr.Error], or nil. name is
+// Check returns why a record has no field at a path, as [expr.Errors], or nil. name is
 // that of the record in messages.
 func Check(record *codec.Node, name, path string) error {
 	n, done := record, ""
@@ -66,97 +66,39 @@ func Check(record *codec.Node, name, path string) error {
 			at = done + "." + field
 		}
 		if n.Kind != codec.Record {
-			return noRecord(n, name, done)
+			return expr.Errors{noRecord(n, name, done)}
 		}
 		f := n.Field(field)
 		if f == nil {
-			return &expr.Error{Msg: fmt.Sprintf("%s has no field %s", name, at), Hint: expr.Suggest(field, n.FieldNames())}
+			return expr.Errors{{Msg: fmt.Sprintf("%s has no field %s", name, at), Hint: expr.Suggest(field, n.FieldNames())}}
 		}
 		n, done = f.Type, at
 		for items != "" {
 			n = n.NotNull()
 			if n.Kind != codec.Array && n.Kind != codec.Map {
-				return &expr.Error{Msg: fmt.Sprintf("%s of %s is %s, and [] is for arrays and maps", done, name, n)}
+				return expr.Errors{{Msg: fmt.Sprintf("%s of %s is %s, and [] is for arrays and maps", done, name, n)}}
 			}
 			rest, ok := strings.CutPrefix(items, "[]")
 			if !ok {
-				return &expr.Error{Msg: fmt.Sprintf("%s: [] is followed by a point and the name of a field", path)}
+				return expr.Errors{{Msg: fmt.Sprintf("%s: [] is followed by a point and the name of a field", path)}}
 			}
 			n, items, done = n.Elem, rest, done+"[]"
 		}
 	}
 	if strings.HasSuffix(path, "[]") {
-		return &expr.Error{Msg: fmt.Sprintf("%s is not a field", path), Hint: "name the array or map, or a field of its items"}
+		return expr.Errors{{Msg: fmt.Sprintf("%s is not a field", path), Hint: "name the array or map, or a field of its items"}}
 	}
 	return nil
 }
 
 // noRecord is the error of a path that leads into a value that is no record.
-func noRecord(n *codec.Node, name, at string) error {
+func noRecord(n *codec.Node, name, at string) *expr.Error {
 	e := &expr.Error{Msg: fmt.Sprintf("%s of %s is %s, and has no fields", at, name, n)}
-	if n.Kind == codec.Array || n.Kind == codec.Map {
+	switch n.Kind {
+	case codec.Array, codec.Map:
 		e.Hint = fmt.Sprintf("write %s[].FIELD for a field of the items", at)
+	case codec.Union:
+		e.Hint = fmt.Sprintf("name %s as a whole: a path leads through a union only if it is of null and one record", at)
 	}
 	return e
-}
-
-// A Mapping says where the fields of an event are in the record that a selection makes.
-type Mapping struct {
-	From  []string          // the path of the record whose fields are copied; empty: the event itself
-	Names map[string]string // new names of fields, by path in that record
-	Given [][]string        // the fields of Out that are not copied
-	Out   *codec.Node
-}
-
-// Follow returns the fields of Out that copy some fields of the event, whole or in part.
-// record reports whether these hold the whole record at From, so that they also say
-// whether it is null.
-func (m *Mapping) Follow(of [][]string) (fields [][]string, record bool) {
-	for _, path := range of {
-		n := min(len(path), len(m.From))
-		switch {
-		case !slices.Equal(path[:n], m.From[:n]):
-		case len(path) <= len(m.From):
-			record = true
-		default:
-			if to := m.to(path[n:]); to != nil {
-				fields = append(fields, to)
-			}
-		}
-	}
-	if !record {
-		return fields, false
-	}
-	fields = nil
-	for i := range m.Out.Fields {
-		if path := []string{m.Out.Fields[i].Name}; !m.given(path) {
-			fields = append(fields, path)
-		}
-	}
-	return fields, true
-}
-
-// to returns where a field of the record is; nil if it is left out.
-func (m *Mapping) to(path []string) (to []string) {
-	n, at := m.Out, ""
-	for i, name := range path {
-		n = n.NotNull()
-		if n.Kind != codec.Record {
-			return append(to, path[i:]...) // the key of a map
-		}
-		if at += name; m.Names[at] != "" {
-			name = m.Names[at]
-		}
-		at += "."
-		f := n.Field(name)
-		if to = append(to, name); f == nil || m.given(to) {
-			return nil
-		}
-		n = f.Type
-	}
-	return to
-}
-
-func (m *Mapping) given(path []string) bool {
-	return slices.ContainsFunc(m.Given, func(g []string) bool { return slices.Equal(g, path) })
 }
