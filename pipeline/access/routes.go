@@ -95,6 +95,32 @@ func (t *Table) Patterns() []string {
 	return out
 }
 
+// Has reports whether the table has a pattern, or, for the path of a directory, patterns
+// below it.
+func (t *Table) Has(pattern string) bool {
+	if _, ok := t.roles[pattern]; ok {
+		return true
+	}
+	for p := range t.roles {
+		if _, path, _ := strings.Cut(p, " "); strings.HasSuffix(pattern, "/") && strings.HasPrefix(path, pattern) {
+			return true
+		}
+	}
+	return false
+}
+
+// Methods returns the methods with which a path can be requested, sorted.
+func (t *Table) Methods(r *http.Request) (out []string) {
+	for _, m := range []string{http.MethodGet, http.MethodHead, http.MethodPost} {
+		other := *r
+		other.Method = m
+		if _, known := t.Needs(&other); known {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
 // Needs returns the role that a request needs. known is false if the table has no route
 // for it.
 func (t *Table) Needs(r *http.Request) (role Role, known bool) {

@@ -18,6 +18,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/processor/trace"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/worker"
 )
 
@@ -102,8 +103,7 @@ func (t *tapper) run(ctx context.Context) error {
 	case http.StatusNotFound:
 		return fmt.Errorf("the worker at %s does not show events: run it with --tap", addr)
 	default:
-		text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return errors.Join(fmt.Errorf("the worker at %s: %s", addr, bytes.TrimSpace(text)), err)
+		return fmt.Errorf("the worker at %s: %s", addr, dial.Detail(resp))
 	}
 	return t.print(ctx, resp.Body, addr)
 }

@@ -106,6 +106,9 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if p.server.Listen == "" {
 		return cli.Usagef("--listen: an address is required")
 	}
+	if err := p.server.Config(access.Producer, nil, nil).CheckOpen(); err != nil {
+		return err
+	}
 	p.env.TuneGC()
 	c, err := p.open(ctx)
 	if err != nil {
@@ -120,7 +123,7 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	}
 	in.topic, in.writer, in.patience, in.log = c.topic.Name, c.writer, p.patience, c.log
 	in.prepare(c.metrics, c.encoder)
-	at.Handle("/v1/events", in)
+	at.Handle("POST /v1/events", in)
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
 		at.Ready("kafka", cfg.Ping)
 	}
@@ -211,11 +214,6 @@ func (in *intake) problem(w http.ResponseWriter, status int, faults []fieldFault
 
 // ServeHTTP implements [http.Handler].
 func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		in.problem(w, http.StatusMethodNotAllowed, nil, "events are sent with POST")
-		return
-	}
 	// The body may take long, so no slot waits for it.
 	events, done, ok := in.read(w, r)
 	defer done()

@@ -454,14 +454,6 @@ type recordWriterFunc func(r *pipeline.Record, done func(error))
 func (f recordWriterFunc) Write(_ context.Context, r *pipeline.Record, done func(error)) { f(r, done) }
 func (recordWriterFunc) Flush(context.Context) error                                     { return nil }
 
-func TestOtherMethodsAreRefused(t *testing.T) {
-	w := httptest.NewRecorder()
-	newIntake(t, &intakeWriter{}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/events", http.NoBody))
-	if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" {
-		t.Errorf("%d %v", w.Code, w.Header())
-	}
-}
-
 func TestIncompleteBodyIsNotSent(t *testing.T) {
 	w := &intakeWriter{}
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", io.MultiReader(strings.NewReader(paidEvent), errReader{}))

@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/server/dial"
 )
 
 // clusterReader answers for the partitions of all workers: it merges the answers of this
@@ -227,13 +228,13 @@ func (c *clusterReader) releaseAt(ctx context.Context, h holder, id string, skip
 	// request is on its way.
 	once := c.peers.caller.Transport(&http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext})
 	resp, err := once.RoundTrip(req)
-	var dial *net.OpError
+	var failed *net.OpError
 	switch {
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &failed) && failed.Op == "dial":
 		return out, c.unreachable(&h, err)
 	case err == nil:
 		defer resp.Body.Close()
-		switch bad := statusError(resp); {
+		switch bad := dial.StatusError(resp); {
 		case resp.StatusCode == http.StatusMisdirectedRequest:
 			return out, fmt.Errorf("%v: %w: %w", &h, bad, query.ErrElsewhere)
 		case bad != nil:

@@ -5,11 +5,15 @@ import (
 	"context"
 	"io"
 	"maps"
-	"millrace/pipeline/projector/reader"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"millrace/pipeline/access"
+	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/server"
+	"millrace/pipeline/server/dial"
 )
 
 // Any worker answers any question: what it does not have, it gets from the worker that
@@ -191,6 +195,9 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (d
 	switch resp.StatusCode {
 	case http.StatusMisdirectedRequest, http.StatusServiceUnavailable:
 		return false, nil
+	case http.StatusUnauthorized, http.StatusForbidden: // the caller's role was checked here
+		server.WriteProblem(w, http.StatusBadGateway, "the worker at %s, which has the answer, refuses this worker: %v; give all workers a --token-file with the role %s", addr, dial.StatusError(resp), access.Worker)
+		return true, nil
 	case http.StatusNotFound:
 		missing = &probe{header: resp.Header, status: resp.StatusCode, held: true}
 		if _, err := io.Copy(&missing.body, io.LimitReader(resp.Body, maxMissing)); err != nil {

@@ -29,6 +29,8 @@ import (
 //	GET /internal/v1/feed/{name}/{version}?start=          follows its partitions: lines of reader.PeerChanges
 //	GET /internal/v1/states/{name}/{id}                    the number of states of an aggregate here, of all versions
 //	GET /internal/v1/forgotten/{name}/{id}                 answers when nothing is left of an aggregate: forgotten
+//
+// Errors are problems of RFC 9457. Workers of earlier releases answer with plain text.
 
 // RunningVersion is a version that runs on a worker.
 type RunningVersion struct {
@@ -68,16 +70,16 @@ func (a *internalAPI) serve(answer func(r *reader.Reader, w http.ResponseWriter,
 	return http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
 		number, err := strconv.Atoi(in.PathValue("version"))
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 			return
 		}
 		r := a.roster.reader(in.PathValue("name"), number)
 		if r == nil || a.replica {
-			http.Error(w, reader.ErrNotHere.Error(), http.StatusMisdirectedRequest)
+			server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", reader.ErrNotHere)
 			return
 		}
 		if err := answer(r, w, in); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			server.WriteProblem(w, http.StatusInternalServerError, "%v", err)
 		}
 	})
 }
@@ -104,12 +106,12 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	partition, err2 := strconv.ParseInt(in.PathValue("partition"), 10, 32)
 	at, err3 := strconv.ParseInt(in.URL.Query().Get("at"), 10, 64)
 	if err := errors.Join(err1, err2, err3); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 		return
 	}
 	r := a.roster.reader(name, number)
 	if r == nil {
-		http.Error(w, reader.ErrNotHere.Error(), http.StatusMisdirectedRequest)
+		server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", reader.ErrNotHere)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -117,8 +119,7 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	enc := json.NewEncoder(buffered)
 	err := r.StatesAt(in.Context(), int32(partition), at, func(line reader.StateLine) error { return enc.Encode(line) })
 	if errors.Is(err, reader.ErrNotHere) {
-		w.Header().Del("Content-Type")
-		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", err)
 		return
 	}
 	if err == nil {
@@ -140,7 +141,7 @@ func (a *internalAPI) serveCount(w http.ResponseWriter, in *http.Request) {
 				}
 				one, err := set.CountStates(p, in.PathValue("id"))
 				if err != nil {
-					http.Error(w, err.Error(), http.StatusInternalServerError)
+					server.WriteProblem(w, http.StatusInternalServerError, "%v", err)
 					return
 				}
 				n += one
@@ -169,7 +170,7 @@ func (a *internalAPI) serveForgotten(w http.ResponseWriter, in *http.Request) {
 			if errors.Is(err, errNotHeard) {
 				status = http.StatusConflict
 			}
-			http.Error(w, err.Error(), status)
+			server.WriteProblem(w, status, "%v", err)
 			return
 		}
 	}

@@ -1,7 +1,6 @@
 package projector
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -63,7 +62,7 @@ func (p *peers) get(ctx context.Context, address, path string, values url.Values
 	if err == nil {
 		defer resp.Body.Close()
 		if late.Stop() {
-			err = statusError(resp)
+			err = dial.StatusError(resp)
 		} else {
 			err = context.Canceled
 		}
@@ -78,15 +77,6 @@ func (p *peers) get(ctx context.Context, address, path string, values url.Values
 		return fmt.Errorf("no answer within %s", peerTimeout)
 	}
 	return err
-}
-
-// statusError returns an error unless the status of an answer is 200.
-func statusError(resp *http.Response) error {
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // only for the message
-	return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
 }
 
 // furthest returns one position per partition, the highest: a partition that moves may

@@ -75,7 +75,7 @@ func (g *guard) caller(r *http.Request) (c access.Caller, known bool, fault stri
 	}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		if c, known = g.list().ByCertificate(r.TLS.PeerCertificates[0]); !known {
-			return c, false, "the client certificate is of nobody on the list of callers"
+			return c, false, "the client certificate is not of a caller on the list"
 		}
 		return c, true, ""
 	}

@@ -25,6 +25,7 @@ import (
 	"net/http/pprof"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -70,6 +71,7 @@ type Config struct {
 // Server is the HTTP server of a program.
 type Server struct {
 	cfg     Config
+	table   *access.Table
 	main    *listener
 	probes  *listener // nil: main has them
 	dropped prometheus.Counter
@@ -95,11 +97,11 @@ func New(cfg Config) (*Server, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, dropped: prometheus.NewCounter(prometheus.CounterOpts{
+	s := &Server{cfg: cfg, table: access.NewTable(cfg.Program), dropped: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "millrace_http_connections_dropped_total",
 		Help: "Connections that were closed because there were too many: those that had waited the longest for their client.",
 	})}
-	if err := errors.Join(s.readFiles(), s.checkOpen()); err != nil {
+	if err := errors.Join(s.readFiles(), cfg.CheckOpen()); err != nil {
 		return nil, err
 	}
 	if err := s.listen(); err != nil {
@@ -131,19 +133,20 @@ func (s *Server) readFiles() (err error) {
 	return nil
 }
 
-// checkOpen refuses to let other machines in without a list of callers.
-func (s *Server) checkOpen() error {
-	if s.callers != nil || s.cfg.Insecure {
+// CheckOpen refuses to let other machines in without a list of callers. [New] calls it; a
+// program that first connects to something can call it before.
+func (c Config) CheckOpen() error {
+	if c.Access != "" || c.Insecure {
 		return nil
 	}
-	addr, err := net.ResolveTCPAddr("tcp", s.cfg.Listen)
+	addr, err := net.ResolveTCPAddr("tcp", c.Listen)
 	if err != nil {
 		return cli.Usagef("--listen: %w", err)
 	}
 	if addr.IP.IsLoopback() {
 		return nil
 	}
-	return cli.Usagef("--listen %s: other machines could read and change everything; give --auth-file with the callers, or --insecure-http if the network protects this address", s.cfg.Listen)
+	return cli.Usagef("--listen %s: other machines could read and change everything; give --auth-file with the callers, or --insecure-http if the network protects this address", c.Listen)
 }
 
 func (s *Server) listen() error {
@@ -197,15 +200,40 @@ func (s *Server) mountOwn() {
 	}
 	s.Handle("GET /version", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { WriteJSON(w, http.StatusOK, s.cfg.Build) }))
 	if s.cfg.Pprof {
-		s.Handle("GET /debug/pprof/", http.HandlerFunc(pprof.Index))
-		s.Handle("GET /debug/pprof/cmdline", http.HandlerFunc(pprof.Cmdline))
-		s.Handle("GET /debug/pprof/profile", http.HandlerFunc(pprof.Profile))
-		s.Handle("GET /debug/pprof/symbol", http.HandlerFunc(pprof.Symbol))
-		s.Handle("GET /debug/pprof/trace", http.HandlerFunc(pprof.Trace))
+		s.Handle("GET /debug/pprof/", http.HandlerFunc(serveProfile))
 	}
-	s.Handle("/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		WriteProblem(w, http.StatusNotFound, "%s %s does not exist", r.Method, r.URL.Path)
-	}))
+	s.main.mux.HandleFunc("/", s.serveUnknown)
+	if s.probes != nil {
+		s.probes.mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+			WriteProblem(w, http.StatusNotFound, "%s %s does not exist at this address, which is for probes", r.Method, r.URL.Path)
+		})
+	}
+}
+
+// serveProfile serves the profiles of Go.
+func serveProfile(w http.ResponseWriter, r *http.Request) {
+	switch strings.TrimPrefix(r.URL.Path, "/debug/pprof/") {
+	case "cmdline":
+		pprof.Cmdline(w, r)
+	case "profile":
+		pprof.Profile(w, r)
+	case "symbol":
+		pprof.Symbol(w, r)
+	case "trace":
+		pprof.Trace(w, r)
+	default:
+		pprof.Index(w, r)
+	}
+}
+
+// serveUnknown answers requests that no route serves.
+func (s *Server) serveUnknown(w http.ResponseWriter, r *http.Request) {
+	if allow := s.table.Methods(r); len(allow) > 0 && !slices.Contains(allow, r.Method) {
+		w.Header().Set("Allow", strings.Join(allow, ", "))
+		WriteProblem(w, http.StatusMethodNotAllowed, "%s does not accept %s: use %s", r.URL.Path, r.Method, strings.Join(allow, " or "))
+		return
+	}
+	WriteProblem(w, http.StatusNotFound, "%s %s does not exist", r.Method, r.URL.Path)
 }
 
 // Addr returns the address that the server listens on, as host:port.
@@ -219,9 +247,15 @@ func (s *Server) ProbeAddr() string {
 	return s.Addr()
 }
 
-// Handle mounts a handler at a pattern of [http.ServeMux], whose role is in
-// [access.Routes]. The contexts of its requests end when the server shuts down.
-func (s *Server) Handle(pattern string, h http.Handler) { s.main.mux.Handle(pattern, h) }
+// Handle mounts a handler at a pattern of [access.Routes], which has its role, or at the
+// path below which several of these patterns are. It panics at any other pattern. The
+// contexts of the requests end when the server shuts down.
+func (s *Server) Handle(pattern string, h http.Handler) {
+	if !s.table.Has(pattern) {
+		panic("no role is known for " + pattern)
+	}
+	s.main.mux.Handle(pattern, h)
+}
 
 // Run serves until the context ends. Then it waits up to 5 s for requests in flight, and
 // returns nil.
@@ -254,7 +288,7 @@ func noBody(*http.Request) int64 { return 0 }
 
 // protected returns the handler of the main address.
 func (s *Server) protected() http.Handler {
-	g := &guard{table: access.NewTable(s.cfg.Program), open: s.cfg.Insecure}
+	g := &guard{table: s.table, open: s.cfg.Insecure}
 	if s.callers != nil {
 		g.list = s.callers.Get
 	}

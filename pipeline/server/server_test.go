@@ -262,7 +262,7 @@ func TestBodiesAreLimited(t *testing.T) {
 		return 0
 	}}, func(s *Server) {
 		s.Handle("POST /v1/events", read)
-		s.Handle("GET /v1/events", read)
+		s.main.mux.Handle("GET /v1/events", read)
 	})
 	chunked := func(n int) io.Reader { return io.MultiReader(strings.NewReader(strings.Repeat("x", n))) }
 	if _, body := ask(t, http.DefaultClient, "POST", url+"/v1/events", chunked(1000)); body != "1000 <nil>" {
@@ -290,7 +290,7 @@ func TestConnectionsThatWaitForTheirClientMakeRoom(t *testing.T) {
 	entered, leave := make(chan string, 10), make(chan struct{})
 	metrics := prometheus.NewRegistry()
 	s, _ := run(t, Config{Program: access.Producer, Conns: 3, Metrics: metrics, MaxBody: func(*http.Request) int64 { return 1 << 20 }}, func(s *Server) {
-		s.Handle("GET /v1/hold", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.main.mux.Handle("GET /v1/hold", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			entered <- r.URL.RawQuery
 			<-leave
 			fmt.Fprint(w, "held")
@@ -299,7 +299,7 @@ func TestConnectionsThatWaitForTheirClientMakeRoom(t *testing.T) {
 			entered <- "body"
 			_, _ = io.Copy(io.Discard, r.Body)
 		}))
-		s.Handle("GET /v1/stream", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.main.mux.Handle("GET /v1/stream", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			entered <- "stream"
 			_, _ = w.Write(make([]byte, 256<<20)) // more than all buffers on the way
 		}))
@@ -482,7 +482,7 @@ func TestCertificatesNameCallersAndAreReplacedWhileTheServerRuns(t *testing.T) {
 		t.Errorf("a caller with a certificate gets %s %s %s", resp.Proto, resp.Status, body)
 	}
 	resp, body = ask(t, a.client("stranger"), "GET", url+"/v1/projections", nil)
-	wantProblem(t, "a certificate of a stranger", resp, body, 401, "of nobody on the list")
+	wantProblem(t, "a certificate of a stranger", resp, body, 401, "not of a caller on the list")
 	resp, body = ask(t, a.client(""), "GET", url+"/v1/projections", nil)
 	wantProblem(t, "no certificate", resp, body, 401, "names no caller")
 

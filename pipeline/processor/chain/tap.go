@@ -215,12 +215,12 @@ func (t *Taps) leave(c *tapClient) {
 func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := t.client(r.URL.Query())
 	if err != nil {
-		server.WriteText(w, http.StatusBadRequest, err.Error())
+		server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 		return
 	}
 	leave, ok := t.join(c)
 	if !ok {
-		server.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("too many clients: at most %d can watch at the same time", maxTaps))
+		server.WriteProblem(w, http.StatusServiceUnavailable, "too many clients: at most %d can watch at the same time", maxTaps)
 		return
 	}
 	defer leave()

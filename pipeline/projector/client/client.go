@@ -198,6 +198,9 @@ func (a *api) problem(resp *http.Response) error {
 	if resp.StatusCode == http.StatusBadRequest {
 		code = cli.ExitUsage
 	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		p.Detail += "; this command has --token-file (or env MILLRACE_TOKEN) and --client-cert for that"
+	}
 	return &cli.ExitError{Code: code, Err: errors.New(p.Detail)}
 }
 

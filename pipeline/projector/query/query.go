@@ -403,7 +403,7 @@ func Handler(log *slog.Logger, feeds int, projections ...Projection) http.Handle
 	all := routes()
 	mux := http.NewServeMux()
 	for _, r := range all {
-		mux.HandleFunc(r.verb()+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
+		mux.HandleFunc(r.pattern(), func(w http.ResponseWriter, req *http.Request) {
 			if a.parameters(w, req, r) {
 				r.handle(a, w, req)
 			}

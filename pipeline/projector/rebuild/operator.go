@@ -6,7 +6,6 @@
 package rebuild
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -114,9 +113,8 @@ func getWorker(ctx context.Context, call *dial.Caller, addr, path string, read f
 	if resp.StatusCode == http.StatusConflict {
 		return errNotYet
 	}
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // only for the message
-		return &statusError{fmt.Errorf("%s answers %s: %s", addr, resp.Status, bytes.TrimSpace(text))}
+	if err := dial.StatusError(resp); err != nil {
+		return &statusError{fmt.Errorf("%s answers %w", addr, err)}
 	}
 	return read(resp.Body)
 }

@@ -113,6 +113,9 @@ func readToken(contents [][]byte) (string, error) {
 // URL returns the URL of a path of the server at an address, host:port.
 func (c *Caller) URL(address, path string) string { return c.scheme + address + path }
 
+// Named reports whether the servers can know the caller: it has a token or a certificate.
+func (c *Caller) Named() bool { return c.token != nil || c.text != "" || c.pair != nil }
+
 // Scheme returns http or https.
 func (c *Caller) Scheme() string { return c.scheme[:len(c.scheme)-len("://")] }
 
