@@ -26,6 +26,7 @@ var imports = map[string][]string{
 	"pipeline": {},
 	"schemas":  {}, // the embedded .avsc files
 
+	"pipeline/private": {}, // files that only their owner can read
 	"pipeline/nearest": {}, // what a misspelled name means
 	"pipeline/decimal": {}, // exact decimals: the standard library's math/big
 
@@ -71,7 +72,7 @@ var imports = map[string][]string{
 	"pipeline/kafka/admin":      {"pipeline/kafka", franz},
 	"pipeline/kafka/recent":     {"pipeline", "pipeline/kafka", franz},
 	"pipeline/kafka/properties": {"pipeline/kafka", "pipeline/kafka/auth", "pipeline/nearest"}, // settings with the names of other clients
-	"pipeline/store":            {"pipeline", pebble, prometheus},                              // never what it stores
+	"pipeline/store":            {"pipeline", "pipeline/private", pebble, prometheus},          // never what it stores
 	"pipeline/rows":             {},                                                            // memory for tables and states, never what a row is
 	"pipeline/seal":             {"pipeline/rows"},                                             // never Avro nor Kafka: the standard library's crypto
 
@@ -98,7 +99,7 @@ var imports = map[string][]string{
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", // flags become their configurations
+		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", "pipeline/private", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
@@ -108,7 +109,7 @@ var imports = map[string][]string{
 	// HTTP between the programs and their callers. None of these packages knows Kafka or events.
 	"pipeline/reload":      {},     // values from files, read again
 	"pipeline/access":      {yaml}, // callers, roles, routes: no I/O
-	"pipeline/server":      {"pipeline/access", "pipeline/cli", "pipeline/reload", prometheus, sync},
+	"pipeline/server":      {"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/reload", prometheus, sync},
 	"pipeline/server/dial": {"pipeline/reload", sync}, // the client side
 
 	// The processor. Its tools are siblings that do not know each other.
@@ -132,7 +133,7 @@ var imports = map[string][]string{
 		"pipeline/projector/control", // the record of what was applied is on the control topic
 	},
 	"pipeline/processor/graph":    {"pipeline/cli", "pipeline/stage", "pipeline/topology", cobra},
-	"pipeline/processor/scaffold": {"pipeline/cli", cobra}, // init: it writes embedded files and interprets none of them
+	"pipeline/processor/scaffold": {"pipeline/cli", "pipeline/private", cobra}, // init: it writes embedded files and interprets none of them
 	"pipeline/processor/verify": { // verify
 		"pipeline", "pipeline/codec", "pipeline/expr/raw", "pipeline/expr/within", "pipeline/stage", "pipeline/topology", "pipeline/kafka",
 		"pipeline/deadletter", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra,
@@ -141,24 +142,28 @@ var imports = map[string][]string{
 	// The projector.
 	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within", "pipeline/access"}, // HTTP; expr for filters, access for the roles in OpenAPI
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
-	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"}, // the store of a partition's aggregates and history, never why they change
-	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                          // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
-	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                              // no I/O
-	"pipeline/projector/pending":        {"pipeline/codec", "pipeline/store", "pipeline/projector/query", "pipeline/projector/states"},
-	"pipeline/projector/changes":        {"pipeline/projector/query"}, // queues of changes for feeds
+	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
+	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
+	"pipeline/projector/fill":           {"pipeline", "pipeline/event", "pipeline/fold", "pipeline/deadletter", "pipeline/kafka", "pipeline/store", "pipeline/projector/states"}, // filling a history, never what it indexes
+	"pipeline/projector/home":           {"pipeline", "pipeline/fold", "pipeline/kafka", "pipeline/keyformat"},                                                                   // where an aggregate belongs
+	"pipeline/projector/measure":        {prometheus},
+	"pipeline/projector/internalrecord": {"pipeline", "pipeline/fold", "pipeline/projector/query"},                                                                                                                                               // what a projection publishes beside its snapshots, as bytes; query for the ranges that answers show too
+	"pipeline/projector/handover":       {"pipeline/projector/internalrecord"},                                                                                                                                                                   // no I/O
+	"pipeline/projector/missed":         {"pipeline", "pipeline/deadletter", "pipeline/event", "pipeline/fold", "pipeline/projector/internalrecord"},                                                                                             // reading the log for releases
+	"pipeline/projector/pending":        {"pipeline", "pipeline/codec", "pipeline/event", "pipeline/fold", "pipeline/keyformat", "pipeline/store", "pipeline/projector/internalrecord", "pipeline/projector/query", "pipeline/projector/states"}, // what is due beside the states
 	"pipeline/projector/projection": { // folding partitions; query for the positions and aggregates that readers and feeds get
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/topology", "pipeline/kafka", "pipeline/store", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/states",
-		"pipeline/projector/changes", "pipeline/projector/handover", "pipeline/projector/internalrecord", "pipeline/projector/pending", prometheus,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/internalrecord", "pipeline/projector/states", prometheus,
+		"pipeline/projector/changes", "pipeline/projector/fill", "pipeline/projector/home", "pipeline/projector/handover", "pipeline/projector/measure", "pipeline/projector/missed", "pipeline/projector/pending",
 	},
 	"pipeline/projector/reader": { // answers from this worker's partitions; kafka only for the partitioner, never the store
 		"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/kafka", "pipeline/event", "pipeline/receipt",
-		"pipeline/projector/query", "pipeline/projector/changes", "pipeline/projector/projection", "pipeline/projector/states",
+		"pipeline/projector/query", "pipeline/projector/projection", "pipeline/projector/states", "pipeline/projector/changes",
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
 		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/access", "pipeline/cli", "pipeline/server", "pipeline/server/dial", "pipeline/worker",
-		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
+		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
@@ -171,12 +176,12 @@ var imports = map[string][]string{
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
-		"pipeline/access", "pipeline/cli", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
+		"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.
-	"pipeline/sandbox":      {"pipeline", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/server", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox":      {"pipeline", "pipeline/private", franz, avro, registry, sync},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {

@@ -42,11 +42,16 @@ type Env struct {
 	// SetGCPercent sets the target of the garbage collector, as [debug.SetGCPercent] does.
 	SetGCPercent func(percent int) int
 
+	// Umask sets the mode bits that new files do not get, as [syscall.Umask] does.
+	Umask func(mask int) int
+
 	// Build is the output of the command version.
 	Build Build
 
 	// Stages are the available kinds of stages, by name. nil means [stage.Builtin].
 	Stages map[string]stage.Kind
+
+	logs *logs // the loggers of this run; nil outside of [Env.Main]
 }
 
 // NewEnv returns the environment of this process.
@@ -65,6 +70,7 @@ func NewEnv() *Env {
 		},
 		Exit:         os.Exit, //nolint:forbidigo // this is where the process ends: everything else goes through Env
 		SetGCPercent: debug.SetGCPercent,
+		Umask:        umask,
 		Build:        ReadBuild(),
 	}
 }

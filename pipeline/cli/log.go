@@ -3,6 +3,7 @@ package cli
 import (
 	"log/slog"
 	"strings"
+	"sync"
 
 	"github.com/spf13/pflag"
 
@@ -26,7 +27,7 @@ func (e *Env) LogFlags(flags *pflag.FlagSet) *LogFlags {
 	return f
 }
 
-// Logger returns the configured logger. It writes to Stderr. Both formats write a
+// Logger returns the configured logger. It writes to Stderr, and samples floods of equal lines. Both formats write a
 // [time.Duration] as text with its unit, such as 1.5s.
 func (f *LogFlags) Logger() (*slog.Logger, error) {
 	level, ok := map[string]slog.Level{
@@ -40,13 +41,41 @@ func (f *LogFlags) Logger() (*slog.Logger, error) {
 		return nil, Usagef("--log-level: %q is none of trace, debug, info, warn and error", f.Level)
 	}
 	opts := &slog.HandlerOptions{Level: level, ReplaceAttr: f.replaceAttr}
+	var handler slog.Handler
 	switch {
 	case f.format == "text", f.format == "" && f.env.Terminal:
-		return slog.New(slog.NewTextHandler(f.env.Stderr, opts)), nil
+		handler = slog.NewTextHandler(f.env.Stderr, opts)
 	case f.format == "json", f.format == "":
-		return slog.New(slog.NewJSONHandler(f.env.Stderr, opts)), nil
+		handler = slog.NewJSONHandler(f.env.Stderr, opts)
+	default:
+		return nil, Usagef("--log-format: %q is neither text nor json", f.format)
 	}
-	return nil, Usagef("--log-format: %q is neither text nor json", f.format)
+	log := slog.New(newSampler(handler))
+	if f.env.logs != nil {
+		f.env.logs.add(log)
+	}
+	return log, nil
+}
+
+// logs are loggers that are flushed at the end of a program.
+type logs struct {
+	mu  sync.Mutex // guards all
+	all []*slog.Logger
+}
+
+func (l *logs) add(log *slog.Logger) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, log)
+}
+
+func (l *logs) flush() {
+	l.mu.Lock()
+	all := l.all
+	l.mu.Unlock()
+	for _, log := range all {
+		FlushLog(log)
+	}
 }
 
 func (f *LogFlags) replaceAttr(groups []string, a slog.Attr) slog.Attr {

@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"millrace/pipeline/private"
 )
 
 // Main runs a program and returns its exit code. args are the arguments after the program's
@@ -18,11 +20,18 @@ import (
 // A command whose context a signal canceled returns nil if it had nothing left to do, as a
 // worker that was stopped, or the context's error if it did not finish.
 //
+// The files of the program, and of its libraries, belong to its user only.
+//
 // Flags that are bound to environment variables ([Env.BindEnv]) have their values when RunE
 // is called.
 func (e *Env) Main(args []string, root func(*Env) *cobra.Command) int {
+	if e.Umask != nil {
+		e.Umask(private.Umask)
+	}
+	e.logs = &logs{}
 	ctx, stop := e.untilSignal()
 	defer stop()
+	defer e.logs.flush()
 
 	cmd := root(e)
 	program := cmd.Name()
@@ -156,6 +165,7 @@ func (e *Env) untilSignal() (context.Context, func()) {
 		}
 		select {
 		case <-signals:
+			e.logs.flush()
 			e.Exit(128 + int(syscall.SIGINT))
 		case <-done:
 		}

@@ -47,12 +47,18 @@ func newRebuildBox(t *testing.T, partitions int) *rebuildBox {
 			t.Error(err)
 		}
 	})
-	b := &rebuildBox{t: t, dir: t.TempDir(), brokers: box.Brokers()}
+	return newRebuildBoxOn(t, partitions, box.Brokers(), box.RegistryURL())
+}
+
+// newRebuildBoxOn is newRebuildBox with a broker and a registry that run.
+func newRebuildBoxOn(t *testing.T, partitions int, brokers []string, registry string) *rebuildBox {
+	t.Helper()
+	b := &rebuildBox{t: t, dir: t.TempDir(), brokers: brokers}
 	schemas, err := filepath.Abs("../../schemas")
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.env = append(os.Environ(), "MILLRACE_BROKERS="+strings.Join(box.Brokers(), ","), "MILLRACE_REGISTRY="+box.RegistryURL(), "MILLRACE_SCHEMAS="+schemas)
+	b.env = append(os.Environ(), "MILLRACE_BROKERS="+strings.Join(brokers, ","), "MILLRACE_REGISTRY="+registry, "MILLRACE_SCHEMAS="+schemas)
 	b.topology = filepath.Join(b.dir, "topology.yaml")
 	b.declare(partitions, "")
 	return b

@@ -177,6 +177,15 @@ func (f *Fold) Semantics() int { return f.spec.Semantics }
 // Otherwise they are compared within one aggregate.
 func (f *Fold) PartitionIDs() bool { return f.spec.PartitionIDs }
 
+// Scope returns the aggregate within which ids of its events are compared, nil for the
+// partition. For a window, id is the key.
+func (f *Fold) Scope(id []byte) []byte {
+	if f.spec.PartitionIDs {
+		return nil
+	}
+	return id
+}
+
 // Identity returns what makes two events the same event. It has one part if that is a
 // text as it is.
 func (f *Fold) Identity() identity.Identity { return f.spec.Identity }

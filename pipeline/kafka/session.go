@@ -78,8 +78,9 @@ type session struct {
 
 	limits  Limits // topic limits when the current client was created
 	handler pipeline.Handler
-	alarm   alarm // any goroutine may ring it; has its own lock
-	held    held  // also set by the group callbacks; has its own lock
+	alarm   alarm  // any goroutine may ring it; has its own lock
+	held    held   // also set by the group callbacks; has its own lock
+	pauses  pauses // has its own lock
 	suspect suspect
 
 	// revoked is set by the group callbacks: the current batch cannot commit any
@@ -94,9 +95,8 @@ type session struct {
 }
 
 // run keeps a client running until the context ends. stopped ends only if the loop is
-// stopped. A panic that is not in a
-// stage is a bug of this program: run logs the stack and ends the loop, because
-// the state after it is unknown.
+// stopped. A panic that is not in a stage is a bug of this program: run logs the stack and
+// ends the loop, because the state after it is unknown.
 func (s *session) run(ctx, stopped context.Context) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -201,6 +201,10 @@ func (s *session) runClient(ctx, stopped context.Context) (anyCommitted bool, er
 			anyCommitted, wait = true, minBackoff
 			s.suspect.passed(b.last())
 			s.state.set("")
+		}
+		if errors.Is(err, ErrPaused) {
+			s.log.Info("batch rolled back: a partition waits", "why", err)
+			continue
 		}
 		if err != nil {
 			if pipeline.ClassOf(err) == pipeline.ClassFatal {
@@ -460,6 +464,7 @@ func (s *session) assign(ctx context.Context, stop func(), at map[string]map[int
 		}
 		s.loop.progress.assigned(now)
 	}
+	s.pauses.apply(s)
 	s.state.set("")
 	return at, nil
 }
@@ -536,6 +541,7 @@ func (s *session) revokeRest() { s.revoke("lost", s.held.except(nil)) }
 func (s *session) collect(ctx context.Context, cl client, b *batch) (*batch, error) {
 	cfg := &s.loop.cfg
 	first, off := s.alarm.watch(ctx)
+	s.pauses.apply(s)
 	fetches, err := poll(first, cl, s.suspect.poll(min(cfg.MaxPoll, b.pollSize(cfg.batchBytes()))))
 	woken := off() && ctx.Err() == nil
 	if err != nil || fetches.NumRecords() == 0 && !woken {

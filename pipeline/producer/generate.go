@@ -6,12 +6,12 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/private"
 	"millrace/pipeline/producer/shop"
 )
 
@@ -170,7 +170,7 @@ func (p *producer) write(ctx context.Context, name string, source lineSource) (e
 	}
 	var w io.Writer = p.env.Stdout
 	if name != "-" {
-		f, failed := os.Create(name)
+		f, failed := private.Create(name)
 		if failed != nil {
 			return failed
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+
+	"millrace/pipeline/private"
 )
 
 // rejects counts bad lines and keeps them byte for byte. Each file is created with
@@ -55,7 +57,7 @@ func (r *rejects) open(path string) error {
 			}
 		}
 	}
-	f, err := os.Create(path)
+	f, err := private.Create(path)
 	if err != nil {
 		return fmt.Errorf("keeping a bad line: %w; name another file with --rejects", err)
 	}

@@ -10,13 +10,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"millrace/pipeline/cli"
-	"millrace/pipeline/sandbox/demo"
 )
 
 // eachCommand calls f with all commands of all programs.
 func eachCommand(f func(*cobra.Command)) {
-	all := maps.Clone(binaries)
-	all["sandbox"] = demo.Command
 	var walk func(*cobra.Command)
 	walk = func(cmd *cobra.Command) {
 		f(cmd)
@@ -24,8 +21,8 @@ func eachCommand(f func(*cobra.Command)) {
 			walk(sub)
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		walk(all[name](&cli.Env{}))
+	for _, name := range slices.Sorted(maps.Keys(binaries)) {
+		walk(binaries[name](&cli.Env{}))
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/producer"
 	"millrace/pipeline/programs"
+	"millrace/pipeline/sandbox/demo"
 )
 
 // binaries are the programs that the test binary can be: it is the program by whose name it
@@ -20,6 +21,7 @@ var binaries = map[string]func(*cli.Env) *cobra.Command{
 	"producer":  producer.Command,
 	"processor": programs.Processor,
 	"projector": programs.Projector,
+	"sandbox":   demo.Command,
 }
 
 func TestMain(m *testing.M) {
@@ -42,6 +44,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
+			expectPrivate(t, env)
 			env.Setenv("EXAMPLES", examples)
 			return nil
 		},

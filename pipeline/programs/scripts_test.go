@@ -34,6 +34,7 @@ func TestSandboxScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		UpdateScripts:       os.Getenv("UPDATE_SCRIPTS") != "",
 		Setup: func(env *testscript.Env) error {
+			expectPrivate(t, env)
 			box, err := sandbox.New(sandbox.Config{})
 			if err != nil {
 				return err

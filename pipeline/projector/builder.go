@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/kafka/recent"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/receipt"
@@ -30,7 +31,7 @@ type builder struct {
 	w         *worker.Worker
 	store     *store.Store
 	keys      *keyring.Ring // nil if nothing is encrypted
-	metrics   *projection.Metrics
+	metrics   *measure.Metrics
 	loops     *kafka.Metrics
 	restores  *restores
 	receipts  *receipt.Reader
@@ -258,6 +259,7 @@ func (b *builder) newLoop(ctx context.Context, l *groupLoop, specs []projection.
 		}
 	}
 	b.w.FitMemory(ctx, &cfg, "--sessions")
+	l.fillers = b.w.Sessions()
 	cfg.NewHandler = func(int) (pipeline.Handler, error) {
 		return &groupHandler{handler: l.set.NewHandler(), loop: l, restores: b.restores, announcer: b.announcer, snapshots: snapshots}, nil
 	}

@@ -20,6 +20,7 @@ const giveUpAfter = 10 * time.Second
 func exitWithoutStore(log *slog.Logger) func(error) {
 	return func(err error) {
 		log.Error("the store cannot continue; the process ends without leaving its groups, and the next start continues from the store", "err", err)
+		cli.FlushLog(log)
 		os.Exit(cli.ExitFailure) //nolint:forbidigo // deferred calls would wait for the store
 	}
 }

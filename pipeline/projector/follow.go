@@ -281,9 +281,10 @@ func (f *groupFollower) openOne(ctx context.Context, key projection.Key) error {
 // startReading makes a session read a partition that was opened. It returns false if the
 // group has assigned the partition to this worker.
 func (f *groupFollower) startReading(key projection.Key, at kafka.Partition, from projection.Followed) bool {
-	f.restores.addTail(f.name, f, at, from.From)
+	f.restores.addTail(f.name, f, at, from.Handled)
+	f.restores.addFill(f.name, f.set, at)
 	if !f.addToSession(key, at, from) {
-		f.restores.dropTail(f.name, key.Topic, key.Partition)
+		f.restores.dropTasks(f.name, key.Topic, key.Partition)
 		return false
 	}
 	f.log.Info("following", "topic", key.Topic, "partition", key.Partition, "from", from.From, "lag", at.End-from.From)
@@ -357,7 +358,7 @@ func (f *groupFollower) stopFollowing(key projection.Key, why error) {
 		s.Remove(topic, key.Partition)
 	}
 	f.set.Leave(key)
-	f.restores.dropTail(f.name, key.Topic, key.Partition)
+	f.restores.dropTasks(f.name, key.Topic, key.Partition)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.phases, key)

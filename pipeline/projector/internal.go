@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/server"
 )
@@ -120,6 +121,11 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	err := r.StatesAt(in.Context(), int32(partition), at, func(line reader.StateLine) error { return enc.Encode(line) })
 	if errors.Is(err, reader.ErrNotHere) {
 		server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", err)
+		return
+	}
+	if errors.Is(err, query.ErrFilling) {
+		w.Header().Del("Content-Type")
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
 	if err == nil {

@@ -27,6 +27,7 @@ type groupLoop struct {
 	follows   bool                        // other workers own all partitions: this worker is a replica, or of a later release
 	loop      *kafka.Loop                 // nil if follows is set
 	follower  *groupFollower              // nil unless follows is set or this worker is a standby
+	fillers   int                         // goroutines that fill histories after a restore
 	watch     func(context.Context) error // ends when a topic changes; nil unless follows is set
 
 	probe   time.Time          // when the held versions are tried again; the supervisor owns it
@@ -65,6 +66,9 @@ func (l *groupLoop) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if l.loop != nil {
 		g.Go(func() error { return l.loop.Run(ctx) })
+		for range l.fillers {
+			g.Go(func() error { return l.set.Fill(ctx) })
+		}
 	}
 	if l.follower != nil {
 		g.Go(func() error { return l.follower.run(ctx) })
@@ -113,6 +117,7 @@ type groupHandler struct {
 
 var (
 	_ kafka.Rereader    = (*groupHandler)(nil)
+	_ kafka.Pauser      = (*groupHandler)(nil)
 	_ kafka.Waker       = (*groupHandler)(nil)
 	_ kafka.SizeLimited = (*groupHandler)(nil)
 )
@@ -131,6 +136,7 @@ func (h *groupHandler) Assign(ctx context.Context, ps []kafka.Partition) ([]int6
 	err = h.loop.erase(ctx)
 	for i, p := range ps {
 		h.restores.addTail(h.loop.group, h.loop.loop, p, from[i])
+		h.restores.addFill(h.loop.group, h.loop.set, p)
 	}
 	h.announcer.changed()
 	return from, err
@@ -141,11 +147,16 @@ func (h *groupHandler) Handled(topic string, partition int32) int64 {
 	return h.handler.Handled(topic, partition)
 }
 
+// Paused implements [kafka.Pauser].
+func (h *groupHandler) Paused(topic string, partition int32) bool {
+	return h.handler.Paused(topic, partition)
+}
+
 // Revoke implements [kafka.Assigner].
 func (h *groupHandler) Revoke(ps []kafka.Partition) {
 	h.handler.Revoke(ps)
 	for _, p := range ps {
-		h.restores.dropTail(h.loop.group, p.Topic, p.Partition)
+		h.restores.dropTasks(h.loop.group, p.Topic, p.Partition)
 	}
 	if f := h.loop.follower; f != nil {
 		f.takeBack(ps)

@@ -17,7 +17,7 @@ import (
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/control"
-	"millrace/pipeline/projector/projection"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/receipt"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
@@ -70,7 +70,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	}
 	receipts := c.receiptReader(w)
 	b := &builder{
-		options: c.options, w: w, store: kept, keys: keys, metrics: projection.NewMetrics(w.Metrics), loops: kafka.NewMetrics(w.Metrics),
+		options: c.options, w: w, store: kept, keys: keys, metrics: measure.NewMetrics(w.Metrics), loops: kafka.NewMetrics(w.Metrics),
 		restores: restores, receipts: receipts, peers: others, announcer: a, drift: event.NewDrift(w.Log),
 	}
 	return &program{

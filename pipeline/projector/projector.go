@@ -158,6 +158,7 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 		w.Server.Report("projection "+pr.Name, func(context.Context) error { return p.supervisor.roster.whyHeld(pr.Name) })
 	}
 	w.Server.Ready("restore", func(context.Context) error { return p.readiness.ready() })
+	w.Server.Report("history", func(context.Context) error { return p.restores.history() })
 	if keys != nil {
 		check := w.Server.Ready // a stale ring shows the data of subjects that were forgotten meanwhile
 		if c.options.noDecrypt {

@@ -20,7 +20,9 @@ import (
 
 // restores tracks how far this worker is with restoring partitions, or with building
 // them for the first time: first the snapshots of each partition, then the tail of the
-// log, up to its end when the partition was assigned. It is a [prometheus.Collector].
+// log, up to its end when the partition was assigned. What is before the tail is read for
+// its ids and for the history, and does not keep the worker from being ready. It is a
+// [prometheus.Collector].
 type restores struct {
 	log *slog.Logger
 
@@ -31,7 +33,9 @@ type restores struct {
 // The phases of a restore.
 const (
 	phaseSnapshots = "snapshots"
+	phaseIDs       = "ids" // until then, the tail waits
 	phaseTail      = "tail"
+	phaseHistory   = "history"
 )
 
 // restoreTask names the restore of a partition.
@@ -103,9 +107,49 @@ func (r *restores) addTail(group string, reader positionSource, p kafka.Partitio
 	r.set(restoreTask{group, phaseTail, p.Topic, p.Partition}, &restoreProgress{from: from, next: from, end: p.End, began: time.Now(), reader: reader})
 }
 
-// dropTail drops the task of a partition that is revoked, done or not.
-func (r *restores) dropTail(group, topic string, partition int32) {
-	r.drop(restoreTask{group, phaseTail, topic, partition})
+// addFill adds the tasks of reading the ids of the past and the history of a partition, if
+// a set fills it.
+func (r *restores) addFill(group string, set *projection.Set, p kafka.Partition) {
+	for phase, source := range map[string]positionSource{phaseIDs: idsSource{set}, phaseHistory: historySource{set}} {
+		if at, ok := positionOf(source, p.Topic, p.Partition); ok {
+			r.set(restoreTask{group, phase, p.Topic, p.Partition}, &restoreProgress{from: at.Position, next: at.Position, end: at.End, began: time.Now(), reader: source})
+		}
+	}
+}
+
+// idsSource has the positions in the logs whose ids are read.
+type idsSource struct{ set *projection.Set }
+
+// Progress implements positionSource.
+func (s idsSource) Progress() []kafka.PartitionProgress {
+	ids, _ := s.set.FillProgress()
+	return ids
+}
+
+// historySource has the positions of the histories that are filled.
+type historySource struct{ set *projection.Set }
+
+// Progress implements positionSource.
+func (s historySource) Progress() []kafka.PartitionProgress {
+	_, history := s.set.FillProgress()
+	return history
+}
+
+// positionOf returns the position in a partition. ok is false if there is none.
+func positionOf(s positionSource, topic string, partition int32) (at kafka.PartitionProgress, ok bool) {
+	for _, at := range s.Progress() {
+		if at.Topic == topic && at.Partition == partition {
+			return at, true
+		}
+	}
+	return at, false
+}
+
+// dropTasks drops the tasks of a partition that is revoked, done or not.
+func (r *restores) dropTasks(group, topic string, partition int32) {
+	for _, phase := range []string{phaseIDs, phaseTail, phaseHistory} {
+		r.drop(restoreTask{group, phase, topic, partition})
+	}
 }
 
 // dropGroup drops all tasks of a group.
@@ -154,15 +198,15 @@ func (r *restores) refresh(wanted func(restoreTask) bool) {
 		if p.reader == nil || !wanted(t) {
 			continue
 		}
-		next := int64(-1)
-		for _, at := range p.reader.Progress() {
-			if at.Topic == t.topic && at.Partition == t.partition {
-				next = at.Position
-			}
-		}
+		at, reading := positionOf(p.reader, t.topic, t.partition)
+		fills := t.phase == phaseIDs || t.phase == phaseHistory
 		r.mu.Lock()
 		if r.tasks[t] == p {
-			if p.next = max(p.next, min(next, p.end)); p.next >= p.end {
+			if fills && reading {
+				p.end = max(p.end, at.End)
+			}
+			p.next = max(p.next, min(at.Position, p.end))
+			if p.next >= p.end || fills && !reading {
 				delete(r.tasks, t)
 			}
 		}
@@ -227,11 +271,22 @@ func (r *restores) sums() (out []restoreSum) {
 	return out
 }
 
-// ready returns nil if no task of the groups is running, else their progress.
+// ready returns nil if the states of the groups are complete, else the progress of what is
+// missing.
 func (r *restores) ready(groups map[string]bool) error {
+	return r.progress(func(s restoreSum) bool { return groups[s.group] && (s.phase == phaseSnapshots || s.phase == phaseTail) })
+}
+
+// history returns nil if no history is being filled, else the progress.
+func (r *restores) history() error {
+	return r.progress(func(s restoreSum) bool { return s.phase == phaseHistory })
+}
+
+// progress returns the progress of some tasks as an error, nil if there are none.
+func (r *restores) progress(of func(restoreSum) bool) error {
 	var faults []error
 	for _, s := range r.sums() {
-		if groups[s.group] {
+		if of(s) {
 			faults = append(faults, errors.New(s.String()))
 		}
 	}
@@ -257,7 +312,7 @@ func (r *restores) run(ctx context.Context) error {
 
 var (
 	restoreLabels = []string{"group", "phase", "topic"}
-	restoreRatio  = prometheus.NewDesc("millrace_restore_progress_ratio", "Progress of a restore or a rebuild, from 0 to 1; absent when it is done. Phases: snapshots, then tail.", restoreLabels, nil)
+	restoreRatio  = prometheus.NewDesc("millrace_restore_progress_ratio", "Progress of a restore or a rebuild, from 0 to 1; absent when it is done. Phases: snapshots, ids (until then the tail waits), tail, and history, which readiness does not wait for.", restoreLabels, nil)
 	restoreETA    = prometheus.NewDesc("millrace_restore_eta_seconds", "Remaining time of a restore at its average speed.", restoreLabels, nil)
 	restoreDone   = prometheus.NewDesc("millrace_restore_records", "Offsets that a restore has read.", restoreLabels, nil)
 	restoreTotal  = prometheus.NewDesc("millrace_restore_records_expected", "Offsets that a restore has to read in total.", restoreLabels, nil)

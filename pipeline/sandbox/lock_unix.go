@@ -9,12 +9,14 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"millrace/pipeline/private"
 )
 
 // lockDir locks a directory for this sandbox. The lock ends when it is closed or the
 // process ends, even by a crash.
 func lockDir(dir string) (io.Closer, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "LOCK"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := private.Open(filepath.Join(dir, "LOCK"), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}

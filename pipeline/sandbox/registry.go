@@ -14,6 +14,8 @@ import (
 
 	"github.com/twmb/avro"
 	"github.com/twmb/franz-go/pkg/sr"
+
+	"millrace/pipeline/private"
 )
 
 // registry is a schema registry for Avro. Changes are atomic, in memory and in the
@@ -146,7 +148,7 @@ func (r *registry) change(f func(*registryState) error) error {
 	if r.file != "" {
 		data, err := json.MarshalIndent(&next, "", " ")
 		if err == nil {
-			err = writeFile(r.file, append(data, '\n'))
+			err = private.Replace(r.file, append(data, '\n'))
 		}
 		if err != nil {
 			return &apiError{http.StatusInternalServerError, sr.ErrStoreError.Code, "cannot save the change: " + err.Error()}

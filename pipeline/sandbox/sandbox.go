@@ -16,12 +16,13 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/twmb/franz-go/pkg/kfake"
+
+	"millrace/pipeline/private"
 )
 
 // Config configures a sandbox. The zero value keeps all data in memory and listens on
@@ -71,11 +72,14 @@ func New(cfg Config) (_ *Sandbox, err error) {
 	}()
 	registryFile := ""
 	if cfg.DataDir != "" {
-		if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		if err := private.Dir(cfg.DataDir); err != nil {
 			return nil, err
 		}
 		if s.lock, err = lockDir(cfg.DataDir); err != nil {
 			return nil, err
+		}
+		if err := private.Narrow(cfg.DataDir); err != nil {
+			cfg.Logger.Warn("the data directory is not private", "dir", cfg.DataDir, "err", err)
 		}
 		registryFile = filepath.Join(cfg.DataDir, "registry.json")
 	}

@@ -83,8 +83,18 @@ func accessFile(t *testing.T) string {
 	return path
 }
 
-// ask sends a request and returns the answer, whose body is read.
-func ask(t *testing.T, c *http.Client, method, url string, body io.Reader, header ...string) (*http.Response, string) {
+// answer is an answer without its body.
+type answer struct {
+	Status     string
+	StatusCode int
+	Proto      string
+	ProtoMajor int
+	Header     http.Header
+	TLS        *tls.ConnectionState
+}
+
+// ask sends a request and returns the answer and its body.
+func ask(t *testing.T, c *http.Client, method, url string, body io.Reader, header ...string) (answer, string) {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), method, url, body)
 	if err != nil {
@@ -106,11 +116,11 @@ func ask(t *testing.T, c *http.Client, method, url string, body io.Reader, heade
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resp, string(text)
+	return answer{resp.Status, resp.StatusCode, resp.Proto, resp.ProtoMajor, resp.Header, resp.TLS}, string(text)
 }
 
 // wantProblem checks that an answer is a problem of RFC 9457.
-func wantProblem(t *testing.T, what string, resp *http.Response, body string, status int, detail string) {
+func wantProblem(t *testing.T, what string, resp answer, body string, status int, detail string) {
 	t.Helper()
 	var p Problem
 	if err := json.Unmarshal([]byte(body), &p); err != nil || resp.StatusCode != status || p.Status != status ||

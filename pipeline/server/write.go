@@ -2,12 +2,11 @@ package server
 
 import (
 	"encoding/json"
-	"errors"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"strings"
+
+	"millrace/pipeline/private"
 )
 
 // WriteText answers a request with a text.
@@ -21,7 +20,7 @@ func WriteText(w http.ResponseWriter, status int, text string) {
 func WriteJSON(w http.ResponseWriter, status int, v any) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		WriteText(w, http.StatusInternalServerError, err.Error())
+		WriteProblem(w, http.StatusInternalServerError, "%v", err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
@@ -31,18 +30,4 @@ func WriteJSON(w http.ResponseWriter, status int, v any) {
 
 // WriteFile replaces a file atomically: a process that waits for the file never reads a
 // part of it.
-func WriteFile(path, text string) error {
-	tmp, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = tmp.WriteString(text)
-	err = errors.Join(err, tmp.Chmod(0o644), tmp.Close())
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(tmp.Name()))
-	}
-	return nil
-}
+func WriteFile(path, text string) error { return private.Replace(path, []byte(text)) }

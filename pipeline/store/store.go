@@ -53,6 +53,7 @@ import (
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"millrace/pipeline"
+	"millrace/pipeline/private"
 )
 
 const (
@@ -139,7 +140,7 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	if s.ingestBytes = o.IngestBytes; s.ingestBytes <= 0 {
 		s.ingestBytes = 8 << 20
 	}
-	if err := s.fs.MkdirAll(s.dir, 0o755); err != nil {
+	if err := s.fs.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("creating the data directory: %w", err)
 	}
 	if err := s.space.require(func(reserve uint64) uint64 { return min(minOpen, reserve/2) }); err != nil {
@@ -147,6 +148,11 @@ func Open(dir string, o Options) (_ *Store, err error) {
 	}
 	if err := s.claim(); err != nil {
 		return nil, err
+	}
+	if o.FS == nil {
+		if err := private.Narrow(dir); err != nil {
+			s.log.Warn("the data directory is not private", "dir", dir, "err", err)
+		}
 	}
 	// Without patience, Pebble would retry a flush in a loop without a pause.
 	s.space.setPatient(true)
@@ -294,7 +300,7 @@ func (s *Store) open(o Options) error {
 	if err := s.fs.RemoveAll(s.path("ingest")); err != nil {
 		return err
 	}
-	if err := s.fs.MkdirAll(s.path("ingest"), 0o755); err != nil {
+	if err := s.fs.MkdirAll(s.path("ingest"), 0o700); err != nil {
 		return err
 	}
 	opts := &pebble.Options{

@@ -277,7 +277,7 @@ func (t *tester) runFile(ctx context.Context, runner *caseRunner, f *caseFile, m
 		return nil
 	}
 	report.Updated = append(report.Updated, f.name)
-	return os.WriteFile(f.name, text, 0o644) // an existing file keeps its mode
+	return os.WriteFile(f.name, text, 0o600) //nolint:forbidigo // a file of the user, which exists and keeps its mode
 }
 
 func (t *tester) print(r testReport) error {

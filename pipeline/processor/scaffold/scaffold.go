@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/private"
 )
 
 //go:embed files
@@ -118,10 +119,10 @@ func writeFile(files fs.FS, dir, name string) error {
 		return err
 	}
 	path := filepath.Join(dir, filepath.FromSlash(name))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := private.Dir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	f, err := private.Open(path, os.O_WRONLY|os.O_EXCL)
 	if err != nil {
 		return err
 	}

@@ -17,21 +17,35 @@ import (
 // transactionHeader is the header of a snapshot with the name of its transaction.
 const transactionHeader = "millrace.transaction"
 
-// Transactions names the transactions of an owner of a partition.
-type Transactions struct {
+// TombstoneHeader marks the snapshot of an aggregate that a tombstone deleted: another event
+// creates it again. Readers of states need not know.
+const TombstoneHeader = "millrace.tombstone"
+
+// Transaction is the transaction of an owner of a partition that is open, or the last one.
+// The zero value is before the first one. Nothing changes the slices.
+type Transaction struct {
+	Name       string            // no other transaction has it; "" if internal records are on the snapshots topic
+	Headers    []pipeline.Header // of snapshots
+	Tombstones []pipeline.Header // of snapshots of aggregates that a tombstone deleted
+
 	owner string
 	count int
 }
 
-// Next returns the name of the next transaction, which no other transaction has, and the
-// header of its snapshots.
-func (t *Transactions) Next() (name string, header pipeline.Header) {
+// Next begins another transaction. named says that internal records are on a topic of their
+// own.
+func (t *Transaction) Next(named bool) {
+	t.Tombstones = []pipeline.Header{{Key: TombstoneHeader, Value: []byte("true")}}
+	if !named {
+		return
+	}
 	if t.owner == "" {
 		t.owner = rand.Text()
 	}
 	t.count++
-	name = fmt.Sprintf("%s-%d", t.owner, t.count)
-	return name, pipeline.Header{Key: transactionHeader, Value: []byte(name)}
+	t.Name = fmt.Sprintf("%s-%d", t.owner, t.count)
+	t.Headers = []pipeline.Header{{Key: transactionHeader, Value: []byte(t.Name)}}
+	t.Tombstones = append(t.Tombstones, t.Headers...)
 }
 
 // Topics are the topics that owners of a partition publish on.

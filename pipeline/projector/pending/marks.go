@@ -1,14 +1,16 @@
 // Package pending has what a partition of a projection keeps of work that is not done:
-// snapshots and dead letters that are to be published, and changes that are to be sent.
+// events that wait for an earlier one, snapshots and dead letters that are to be published.
 //
 // Each type tracks which of its entries the store lacks: Write adds them to a batch, and
 // Written notes that the batch is in the store. The caller guards the values.
 package pending
 
 import (
+	"errors"
 	"iter"
 
 	"millrace/pipeline/codec"
+	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
 
@@ -118,3 +120,22 @@ func (o *OutOfOrder) Write(b *store.Batch, part *store.Part) {
 
 // Written notes that the store has what Write added.
 func (o *OutOfOrder) Written() { clear(o.unsaved) }
+
+// ReadChanges returns the entries of OutOfOrder in a view whose offset is in the range from
+// first to last, both included.
+func ReadChanges(v *states.View, family store.Family, first, last int64) (map[string]int64, error) {
+	changed := map[string]int64{}
+	var bad error
+	err := v.Scan(family, func(id, value []byte) bool {
+		var next int64
+		if next, _, bad = codec.ReadLong(value); bad != nil {
+			bad = states.Damaged(id, bad)
+			return false
+		}
+		if next >= first && next <= last {
+			changed[string(id)] = next
+		}
+		return true
+	})
+	return changed, errors.Join(bad, err)
+}

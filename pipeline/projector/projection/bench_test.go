@@ -61,15 +61,16 @@ func noSnapshots(context.Context, string, int32, func(*pipeline.Record) error) (
 }
 
 // openBenched opens the store in a directory, and the partition from it.
-func openBenched(b *testing.B, dir string, history bool, restore RestoreFunc) *benched {
+func openBenched(b *testing.B, dir string, history bool, restore RestoreFunc, tail ...TailFunc) *benched {
 	b.Helper()
+	tail = append(tail, nil)
 	s, err := store.Open(dir, store.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}
 	w := &benched{store: s, types: projectiontest.UserTypes(b), fold: projectiontest.UserFold(b, "user", "active")}
 	w.ps = New(Config{
-		Store: s, Registry: eventtest.SchemaList(w.types), Restore: restore, NoHistory: !history, Progress: func(topic string, partition int32) kafka.PartitionProgress {
+		Store: s, Registry: eventtest.SchemaList(w.types), Restore: restore, Tail: tail[0], NoHistory: !history, Progress: func(topic string, partition int32) kafka.PartitionProgress {
 			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: 1 << 40}
 		},
 		Projections: []Spec{{
@@ -93,19 +94,24 @@ func (w *benched) close(b *testing.B) {
 // foldOne folds the event at an offset, with an id of its own, and ends a batch after
 // every 50,000 events.
 func (w *benched) foldOne(b *testing.B, out *discarded, n int, value []byte) {
-	in := pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(n), Value: value, Time: time.UnixMilli(1767225600_000)}
-	// The id begins at the seventh byte of the value.
-	var id [8]byte
-	binary.BigEndian.PutUint64(id[:], uint64(n)*0x9e3779b97f4a7c15) // no order, as in a random UUID
-	hex.Encode(value[6:14], id[:4])
-	hex.Encode(value[15:19], id[4:6])
-	hex.Encode(value[20:24], id[6:])
+	in := benchedRecord(n, value)
 	if err := w.handler.Handle(b.Context(), &in, out); err != nil {
 		b.Fatal(err)
 	}
 	if (n+1)%benchBatch == 0 {
 		w.flush(b, out)
 	}
+}
+
+// benchedRecord is the event at an offset, with an id of its own.
+func benchedRecord(n int, value []byte) pipeline.Record {
+	// The id begins at the seventh byte of the value.
+	var id [8]byte
+	binary.BigEndian.PutUint64(id[:], uint64(n)*0x9e3779b97f4a7c15) // no order, as in a random UUID
+	hex.Encode(value[6:14], id[:4])
+	hex.Encode(value[15:19], id[4:6])
+	hex.Encode(value[20:24], id[6:])
+	return pipeline.Record{Topic: projectiontest.EventsTopic, Offset: int64(n), Value: value, Time: time.UnixMilli(1767225600_000)}
 }
 
 // userUpdate is an event that updates a user.

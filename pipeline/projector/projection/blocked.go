@@ -2,10 +2,11 @@ package projection
 
 import (
 	"fmt"
-	"slices"
 
 	"millrace/pipeline"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/store"
 )
@@ -35,18 +36,18 @@ func (t *track) block(id string, in *pipeline.Record, since int64, err error) er
 		clock := t.clock
 		q.Clock = &clock
 	}
-	waiting := slices.Clone(t.heldOf[id])
-	t.unhold(waiting...)
+	waiting := t.held.Of(id)
+	t.held.Remove(waiting...)
 	for _, h := range waiting {
-		if h.offset() != in.Offset {
-			q.Held = append(q.Held, h.offset())
+		if h.Offset() != in.Offset {
+			q.Held = append(q.Held, h.Offset())
 			q.Queued++
 		}
 	}
 	t.blocked[id], t.blocks[id], t.sum = q, true, ""
-	result := isBlocked
-	if q.Reason == reasonMispartitioned {
-		result = isMispartitioned
+	result := measure.Blocked
+	if q.Reason == home.Mispartitioned {
+		result = measure.Mispartitioned
 	}
 	t.count(in, result)
 	t.complain(in, err, "event cannot be folded; its aggregate is blocked")
@@ -71,7 +72,7 @@ func (t *track) queue(q *internalrecord.Blocked, in *pipeline.Record) {
 	q.Queued++
 	q.Last = in.Offset
 	t.blocks[q.ID] = true
-	t.count(in, isQueued)
+	t.count(in, measure.Queued)
 	if !t.isShadow() {
 		t.lane.publication.setBlockedDue(q.ID)
 	}

@@ -9,49 +9,7 @@ import (
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/internalrecord"
-	"millrace/pipeline/projector/states"
-	"millrace/pipeline/store"
 )
-
-// skips are the offsets of events that a release skipped.
-type skips struct {
-	offsets  internalrecord.Offsets
-	unsaved  bool // the store lacks some
-	due      bool // the snapshots topic lacks some
-	deferred bool // like due, after the open transaction
-}
-
-// add skips an offset. sending reports that a transaction is open.
-func (s *skips) add(offset int64, sending bool) {
-	s.offsets.Add(offset)
-	s.unsaved = true
-	if sending {
-		s.deferred = true
-	} else {
-		s.due = true
-	}
-}
-
-func (s *skips) load(part *store.Part) error {
-	value, ok, err := part.Get(nil, familyMark, markSkipped)
-	if ok && err == nil {
-		if err = s.offsets.Decode(value); err != nil {
-			err = states.Damaged(markSkipped, err)
-		}
-	}
-	return err
-}
-
-func (s *skips) write(b *store.Batch, part *store.Part) error {
-	if !s.unsaved {
-		return nil
-	}
-	value, err := s.offsets.Encode()
-	if err == nil {
-		b.Put(part, familyMark, markSkipped, value)
-	}
-	return err
-}
 
 // reasonLate is the reason code of the dead letter of an event that came after the end
 // of its window.

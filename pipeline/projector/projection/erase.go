@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
@@ -42,36 +41,13 @@ func (s *Set) Erase(ctx context.Context) error {
 	return nil
 }
 
-// erasedIDs are the aggregates that were erased since a lane was opened. They have a
-// lock of their own: every record of the control topic asks for them, and must not wait
-// for a batch that is being folded.
-type erasedIDs struct {
-	mu  sync.Mutex // guards ids
-	ids map[string]bool
-}
-
-func (e *erasedIDs) has(id string) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.ids[id]
-}
-
-func (e *erasedIDs) add(id string) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.ids == nil {
-		e.ids = map[string]bool{}
-	}
-	e.ids[id] = true
-}
-
 // notErased returns the forgotten aggregates that were not erased from a lane yet.
 func notErased(l *lane) []string {
 	forgotten := l.projection.Fence.IDs.Load()
 	if forgotten == nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Collect(maps.Keys(*forgotten)), l.erased.has)
+	return slices.DeleteFunc(slices.Collect(maps.Keys(*forgotten)), l.erased.Has)
 }
 
 // Purge removes data that was deleted from the disk, in the partitions in which an
@@ -140,10 +116,10 @@ type erasure struct {
 func (s *Set) erase(ctx context.Context, u *unit, l *lane, id string) (err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || l.erased.has(id) {
+	if u.revoked || l.erased.Has(id) {
 		return nil // the next owner does it
 	}
-	if err := u.save(s); err != nil {
+	if err := errors.Join(u.save(s), u.savePast(s, l)); err != nil {
 		return err
 	}
 	e := &erasure{lane: l, view: states.NewView(l.part, l.source), batch: s.cfg.Store.NewBatch(), decoder: s.NewDecoder(l.projection), folder: l.fold.NewFolder()}
@@ -164,7 +140,7 @@ func (s *Set) erase(ctx context.Context, u *unit, l *lane, id string) (err error
 	if err := e.batch.Commit(); err != nil {
 		return err
 	}
-	l.erased.add(id)
+	l.erased.Add(id)
 	return nil
 }
 
@@ -188,7 +164,7 @@ func (e *erasure) windows(id string) (ids []string, err error) {
 // dropWaiting removes held and queued events of an aggregate.
 func (e *erasure) dropWaiting(id string) {
 	for _, t := range e.lane.tracks() {
-		t.unhold(slices.Clone(t.heldOf[id])...)
+		t.held.Remove(t.held.Of(id)...)
 		if t.blocked[id] == nil {
 			continue
 		}
@@ -209,7 +185,7 @@ func (e *erasure) eraseState(ctx context.Context, id string) error {
 	}
 	if l.index != nil {
 		read := func(ev *states.Event) ([]byte, string, error) { return e.readEvent(ctx, ev) }
-		if err := l.index.Erase(e.batch, e.view, []byte(id), scopeOf(l.fold, l.fold.AggregateKey(id)), &a, read); err != nil {
+		if err := l.index.Erase(e.batch, e.view, []byte(id), l.fold.Scope(l.fold.AggregateKey(id)), &a, read); err != nil {
 			return err
 		}
 	}

@@ -229,10 +229,10 @@ func (u *unit) hear(l *lane, in *pipeline.Record) (isCheckpoint bool, err error)
 		}
 		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
-		if err := l.skips.offsets.Decode(in.Value); err != nil {
+		if err := l.skips.Offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
-		l.skips.unsaved = true
+		l.skips.Unsaved = true
 	case internalrecord.OfBlocked:
 		if at, err := internalrecord.PlaceOf(id, in.Value); err == nil { // the owner has reported the others
 			l.follow.blocked[id] = at
@@ -358,6 +358,9 @@ func (f *Follower) EndBatch(ctx context.Context) error {
 		}
 		if err := u.endFollowed(h.set); err != nil {
 			return pipeline.Fatal("%w", err) // of the store
+		}
+		if err := f.reconcile(ctx, u); err != nil { // the history may be complete now
+			return err
 		}
 	}
 	h.set.feeds.Wake()

@@ -41,6 +41,7 @@ type Handler struct {
 var (
 	_ pipeline.Handler  = (*Handler)(nil)
 	_ kafka.Rereader    = (*Handler)(nil)
+	_ kafka.Pauser      = (*Handler)(nil)
 	_ kafka.SizeLimited = (*Handler)(nil)
 )
 
@@ -166,14 +167,7 @@ func (h *Handler) lock(in *pipeline.Record) *unit {
 
 // fold passes an event to all lanes that need it.
 func (h *Handler) fold(ctx context.Context, u *unit, in *pipeline.Record) error {
-	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, func(typ int) bool {
-		for _, l := range u.lanes {
-			if l.fold.Folds(typ) {
-				return true
-			}
-		}
-		return false
-	})
+	d, bad := h.decoders[in.Topic].DecodeWithKey(ctx, in, u.folds)
 	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
 		return bad
 	}

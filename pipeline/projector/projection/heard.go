@@ -40,24 +40,12 @@ var newest = [...]int64{1 << 8, 1 << 16}
 // checkpoints are the last checkpoints of partitions.
 type checkpoints map[*Projection]map[int32]internalrecord.Checkpoint
 
-// lastCheckpoints reads the last checkpoints of partitions, as far as they are among the
-// newest records. Before, it waits until the transactions of earlier owners have ended.
+// lastCheckpoints reads the last checkpoints of partitions: see [internalrecord.LastCheckpoints].
 func (s *Set) lastCheckpoints(ctx context.Context, p *Projection, partitions []int32, n int64) (map[int32]internalrecord.Checkpoint, error) {
-	found := map[int32]internalrecord.Checkpoint{}
 	if s.cfg.Recent == nil {
-		return found, nil
+		return nil, nil
 	}
-	err := s.cfg.Recent(ctx, p.Spec.internal(), partitions, n, func(in *pipeline.Record) error {
-		if string(in.Key) == internalrecord.CheckpointKey {
-			// If it cannot be read, the one before may be behind the states.
-			delete(found, in.Partition)
-			if c, err := internalrecord.DecodeCheckpoint(in.Value); err == nil {
-				found[in.Partition] = c
-			}
-		}
-		return nil
-	})
-	return found, err
+	return internalrecord.LastCheckpoints(ctx, s.cfg.Recent, p.Spec.internal(), partitions, n)
 }
 
 // lastOf reads the last checkpoints of all projections of partitions.
@@ -98,7 +86,7 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 		return false, err
 	}
 	// The brokers may have forgotten up to where dead letters were sent.
-	all := !ok || c.Skipped != l.skips.offsets.Sum() || l.follow == nil && o.at.Committed < 0 && o.projection.Spec.Late != ""
+	all := !ok || c.Skipped != l.skips.Offsets.Sum() || l.follow == nil && o.at.Committed < 0 && o.projection.Spec.Late != ""
 	if ok && l.continues(&c) {
 		next := min(c.Next, o.at.End)
 		l.publication.floor = next
@@ -114,9 +102,9 @@ func (o *opening) hear(ctx context.Context, l *lane) (ok bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	here := handover.Decided{Next: l.next, Skipped: &l.skips.offsets, Blocked: l.own.blocked}
-	for _, h := range l.own.held {
-		here.Held = append(here.Held, h.offset())
+	here := handover.Decided{Next: l.next, Skipped: &l.skips.Offsets, Blocked: l.own.blocked}
+	for _, h := range l.own.held.All() {
+		here.Held = append(here.Held, h.Offset())
 	}
 	conflict := r.Found && l.continues(&r.Checkpoint) && handover.Conflicts(here, r)
 	l.hearRecords(r, o.at.End)
@@ -144,37 +132,23 @@ func (o *opening) canRelease(l *lane) bool {
 // lock. A snapshot that is lost here is lost for the owner, too, unless it was replaced.
 func (s *Set) readRecords(ctx context.Context, l *lane, lost map[int64]string) (*internalrecord.Records, error) {
 	l.log.Info("another owner of the partition has skipped or released other events, or cannot be compared; reading what it published", "projection", l.projection.Label(), "partition", l.source.Partition)
-	r := &internalrecord.Records{Blocked: map[string]internalrecord.Place{}}
 	spec := &l.projection.Spec
-	topics := []string{spec.internal()}
-	if len(lost) > 0 && spec.internal() != spec.Snapshots {
-		topics = append(topics, spec.Snapshots)
+	r, err := internalrecord.ReadRecords(func(topic string, f func(*pipeline.Record) error) error {
+		_, err := s.cfg.Restore(ctx, topic, l.source.Partition, f)
+		return err
+	}, internalrecord.Topics{Internal: spec.internal(), Snapshots: spec.Snapshots}, lost, func(in *pipeline.Record, err error) { l.skipUnreadable(in, err, effectIgnored) })
+	if err != nil {
+		return nil, fmt.Errorf("reading what earlier owners of the partition published: %w", err)
 	}
-	still := map[string]internalrecord.Place{}
-	for _, topic := range topics {
-		_, err := s.cfg.Restore(ctx, topic, l.source.Partition, func(in *pipeline.Record) error {
-			if id, ok := lost[in.Offset]; ok && topic == spec.Snapshots {
-				still[id] = internalrecord.Place{Offset: in.Offset, Lost: true}
-			}
-			if err := r.Take(in.Key, in.Value); err != nil {
-				l.skipUnreadable(in, err, effectIgnored)
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, fmt.Errorf("reading what earlier owners of the partition published: %w", err)
-		}
-	}
-	maps.Copy(r.Blocked, still)
 	return r, nil
 }
 
 // hearRecords takes in what readRecords has read. end is the end of the log.
 func (l *lane) hearRecords(r *internalrecord.Records, end int64) {
 	for offset := range r.Skipped.All() {
-		l.skips.offsets.Add(offset)
+		l.skips.Offsets.Add(offset)
 	}
-	l.skips.unsaved, l.skips.due = true, l.follow == nil && l.skips.offsets.Len() > r.Skipped.Len()
+	l.skips.Unsaved, l.skips.Due = true, l.follow == nil && l.skips.Offsets.Len() > r.Skipped.Len()
 	l.letters.Sent(r.Sent)
 	l.heard.due = l.follow == nil && r.Found && r.Checkpoint.Skipped == "" // of an older release, which has no sums
 	l.heard.todo.Forget()
@@ -216,7 +190,7 @@ func (s *Set) reconcile(ctx context.Context, u *unit, dec *event.Decoder) error 
 func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.revoked || !l.heard.todo.Waits() || l.follow != nil && l.shadow != nil {
+	if u.revoked || !l.heard.todo.Waits() {
 		return handover.Todo{}, nil
 	}
 	todo = l.heard.todo.Overruled(l.next, l.own.blocked)
@@ -230,19 +204,15 @@ func (u *unit) overruled(l *lane) (todo handover.Todo, lost map[int64]string) {
 		}
 	}
 	todo.Release = slices.DeleteFunc(todo.Release, erased)
+	if l.shadow != nil {
+		todo.Release = nil // without its history, a release does not recognize duplicates
+	}
 	if l.follow == nil {
 		for _, id := range slices.DeleteFunc(todo.Publish, erased) {
 			l.own.markDue(id)
 		}
 	}
 	return todo, nil
-}
-
-// isBehind reports whether another owner may have released what is blocked here.
-func (u *unit) isBehind(l *lane) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return l.heard.todo.Waits()
 }
 
 // releaseAtOnce is the number of aggregates whose events are read from the log in one pass.
@@ -255,7 +225,7 @@ func (s *Set) releaseHeard(ctx context.Context, u *unit, l *lane, ids []string, 
 	for _, id := range ids {
 		if q := l.own.blocked[id]; !u.revoked && q != nil {
 			// That owner has folded a lost aggregate again, whatever the log lacked.
-			rs = append(rs, &release{id: id, skip: q.IsLost() || l.skips.offsets.Has(q.Offset), found: q.Clone()})
+			rs = append(rs, &release{id: id, skip: q.IsLost() || l.skips.Offsets.Has(q.Offset), found: q.Clone()})
 		}
 	}
 	u.mu.Unlock()

@@ -238,7 +238,7 @@ func (h *hands) shake(rt *rapid.T, add func(n int)) {
 			}
 		case "release":
 			u := h.owner.ps.assignedUnits()[0]
-			if ids := h.owner.blockedIDs(); len(ids) > 0 && !u.isBehind(u.lanes[0]) && u.lanes[0].shadow == nil {
+			if ids := h.owner.blockedIDs(); len(ids) > 0 && u.canRelease(u.lanes[0]) == nil {
 				id, skip := rapid.SampledFrom(ids).Draw(rt, "released"), rapid.Bool().Draw(rt, "skip")
 				_, _, q, _ := h.owner.ps.findBlocked(h.owner.projection(), id)
 				if !skip && len(h.log[q.Offset].Value) == len(projectiontest.Poison(0)) {

@@ -16,6 +16,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/projectiontest"
 )
 
@@ -138,14 +139,14 @@ func mustParse(t *rapid.T, text string) *codec.Schema {
 // under another key.
 func TestAnIDThatNoKeyHasIsMisplaced(t *testing.T) {
 	_, f := projectiontest.Counts(t, func(s *fold.Spec) { s.Keys.Kind = keyformat.Long })
-	tr := &track{projection: &Projection{Spec: Spec{Fold: f, Events: kafka.TopicInfo{Partitions: 3}}}, fold: f, source: fold.Source{Topic: "in"}}
+	tr := &track{projection: &Projection{Spec: Spec{Fold: f, Events: kafka.TopicInfo{Name: "in", Partitions: 3}}}, fold: f}
 	key, err := keyformat.NewReader(f.Keys(), "in", nil).Read(t.Context(), &pipeline.Record{Key: make([]byte, 8)})
 	if err != nil {
 		t.Fatal(err)
 	}
 	bad := tr.misplaced([]byte("user-1"), key, 0)
 	const want = `mispartitioned: "user-1" is not the text form of a key in long, the key_format of in, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway`
-	if pipeline.ReasonOf(bad) != reasonMispartitioned || bad.Error() != want {
+	if pipeline.ReasonOf(bad) != home.Mispartitioned || bad.Error() != want {
 		t.Errorf("got %v, want %s", bad, want)
 	}
 }

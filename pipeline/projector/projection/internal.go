@@ -20,24 +20,6 @@ func (s *Spec) internal() string {
 	return s.Internal
 }
 
-// transaction is the transaction of a lane that is open, or the last one.
-type transaction struct {
-	names     internalrecord.Transactions
-	name      string            // only if internal records are on a topic of their own
-	headers   []pipeline.Header // of snapshots; nothing changes the slices
-	tombstone []pipeline.Header // of snapshots of aggregates that a tombstone deleted
-}
-
-// next begins another transaction.
-func (t *transaction) next(spec *Spec) {
-	t.tombstone = tombstoneHeader
-	if spec.Internal == "" {
-		return
-	}
-	name, header := t.names.Next()
-	t.name, t.headers, t.tombstone = name, []pipeline.Header{header}, []pipeline.Header{tombstoneHeader[0], header}
-}
-
 // readLayout reads the snapshots and the internal records of a partition.
 func (o *opening) readLayout(ctx context.Context, r *loader) (at internalrecord.Ends, err error) {
 	spec := &o.projection.Spec

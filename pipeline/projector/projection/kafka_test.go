@@ -15,6 +15,7 @@ import (
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/store"
 )
@@ -305,7 +306,7 @@ func TestAnEventInAnotherPartitionIsNotFolded(t *testing.T) {
 	lw := c.work("a", c.world)
 	c.caughtUp()
 	p := lw.ps.topics[projectiontest.EventsTopic].projections[0]
-	if got := testutil.ToFloat64(p.results[isMispartitioned]); got != 1 {
+	if got := testutil.ToFloat64(p.metrics.Events[measure.Mispartitioned]); got != 1 {
 		t.Errorf("%v events are counted as mispartitioned, want 1", got)
 	}
 	lw.stop()

@@ -3,7 +3,6 @@ package projection
 import (
 	"errors"
 	"log/slog"
-	"math"
 	"sync/atomic"
 	"time"
 
@@ -11,6 +10,7 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/fill"
 	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
@@ -32,6 +32,7 @@ type lane struct {
 	own    *track        // of states; nil after free
 	index  *states.Index // nil without history, and after free
 	shadow *track        // of the past that is being indexed; nil if the index is not behind
+	fill   *fill.Fill    // how the past is indexed beside the session; nil if the session does it, or nothing is to do
 
 	next     int64 // everything below is folded
 	position int64 // next as the store has it
@@ -39,21 +40,22 @@ type lane struct {
 	counted  int64 // the results of events below were counted before
 
 	publication publication
-	skips       skips
+	skips       pending.Skips
 	heard       heard
 	unread      pending.Unread
 	letters     pending.Letters
 	outbox      []pipeline.Record // dead letters of the open batch
 	marks       pending.Marks
 	outOfOrder  pending.OutOfOrder
-	windows     windowStarts
+	windows     pending.Windows
 	follow      *followed // nil if the partition is this worker's
-	erased      erasedIDs
+	erased      pending.Erased
 
 	// Readers use these without the unit's lock.
 	settled atomic.Int64   // next at the last flush before a commit: all committed events are below
 	stuck   atomic.Int64   // number of blocked aggregates in the store
 	refused query.Refusals // has a lock of its own
+	filled  fill.Progress  // of the history in the store
 }
 
 // newLane returns an empty lane.
@@ -62,7 +64,7 @@ func newLane(p *Projection, source fold.Source, part *store.Part, cfg *Config) *
 		projection: p, fold: p.Spec.Fold, source: source, part: part, log: cfg.Log, now: cfg.Now,
 		folder: p.Spec.Fold.NewFolder(), states: states.NewTable(part, states.FamilyState, source), position: -1,
 		publication: newPublication(p.Spec.Publish, cfg.Now()), letters: pending.NewLetters(familyLetter), marks: pending.NewMarks(familyDue), outOfOrder: pending.NewOutOfOrder(familyOutOfOrder),
-		windows: windowStarts{first: noTime, unsaved: math.MaxInt64},
+		windows: pending.NewWindows(familyWindow),
 	}
 	if !cfg.NoHistory {
 		l.index = states.NewIndex(part)
@@ -95,9 +97,10 @@ func (l *lane) from() int64 {
 	return min(l.letters.First(min(l.next, l.publication.published)), l.indexFrom())
 }
 
-// indexFrom returns the offset from which the index catches up; next if it is not behind.
+// indexFrom returns the offset from which the session reads for the index; next if it does
+// not.
 func (l *lane) indexFrom() int64 {
-	if l.shadow == nil {
+	if l.shadow == nil || l.fill != nil {
 		return l.next
 	}
 	next, _ := l.index.Backfill()
@@ -106,7 +109,12 @@ func (l *lane) indexFrom() int64 {
 
 // wants reports whether the lane needs the record at an offset.
 func (l *lane) wants(offset int64) bool {
-	return offset >= min(l.next, l.publication.published) || l.letters.Len() > 0 || l.shadow != nil && l.index.Lacks(offset)
+	return offset >= min(l.next, l.publication.published) || l.letters.Len() > 0 || l.indexes(offset)
+}
+
+// indexes reports whether the session adds the event at an offset to the index of the past.
+func (l *lane) indexes(offset int64) bool {
+	return l.shadow != nil && l.fill == nil && l.index.Lacks(offset)
 }
 
 // handle takes an event, or a record that is no valid event (bad). An event that is
@@ -114,7 +122,7 @@ func (l *lane) wants(offset int64) bool {
 func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.Batch) error {
 	l.pack()
 	d, bad = asTombstone(l.fold, in, d, bad)
-	if l.shadow != nil && l.index.Lacks(in.Offset) {
+	if l.indexes(in.Offset) {
 		// The past is folded beside the states, which are ahead of it. An invalid
 		// event was reported when it was folded for the states.
 		if err := l.shadow.take(in, d, bad, b); err != nil {
@@ -122,16 +130,16 @@ func (l *lane) handle(in *pipeline.Record, d event.Decoded, bad error, b *store.
 		}
 	}
 	var err error
-	if in.Offset >= l.next {
-		err = l.own.take(in, d, bad, b)
-	} else {
+	if in.Offset < l.next {
 		err = l.markAgain(in, d, bad)
+	} else if err = l.decide(in, d, bad); err == nil {
+		err = l.own.take(in, d, bad, b)
 	}
 	if err != nil {
 		return err
 	}
 	l.next = max(l.next, in.Offset+1)
-	if l.shadow != nil {
+	if l.shadow != nil && l.fill == nil {
 		l.index.Passed(in.Offset + 1)
 	}
 	return nil
@@ -212,7 +220,7 @@ func (l *lane) write(b *store.Batch) error {
 		return err
 	}
 	l.publication.write(b, l.part)
-	if err := l.skips.write(b, l.part); err != nil {
+	if err := l.skips.Write(b, l.part, familyMark, markSkipped); err != nil {
 		return err
 	}
 	if err := l.unread.Write(b, l.part); err != nil {
@@ -225,6 +233,10 @@ func (l *lane) write(b *store.Batch) error {
 	}
 	l.follow.write(b, l)
 	if l.index == nil {
+		return nil
+	}
+	if l.fill != nil {
+		l.putBackfill(b)
 		return nil
 	}
 	if err := l.index.Write(b, l.next, l.backfill()); err != nil {
@@ -265,10 +277,12 @@ func (l *lane) shadowWritten(memory int) error {
 	if l.shadow == nil {
 		return nil
 	}
+	l.filled.Set(l.index.Backfill())
 	if err := l.shadow.written(memory); err != nil || !l.index.Ended() {
 		return err
 	}
 	l.shadow = nil
+	l.endFill()
 	return errors.Join(l.part.Clear(states.FamilyShadow), l.part.Clear(familyShadowHeld), l.part.Clear(familyShadowBlocked))
 }
 
@@ -280,6 +294,7 @@ func (l *lane) catchUp(next, until int64) bool {
 		return false
 	}
 	l.shadow = shadow
+	l.filled.Set(next, until)
 	return true
 }
 
@@ -288,7 +303,7 @@ func (l *lane) catchUp(next, until int64) bool {
 func (l *lane) written(memory int) error {
 	l.position = l.next
 	l.publication.written()
-	l.skips.unsaved = false
+	l.skips.Unsaved = false
 	l.unread.Written()
 	l.countBlocked()
 	if err := l.own.written(memory); err != nil {
@@ -297,9 +312,9 @@ func (l *lane) written(memory int) error {
 	l.marks.Written()
 	l.letters.Written()
 	l.outOfOrder.Written()
-	l.windows.unsaved = math.MaxInt64
+	l.windows.Written()
 	l.follow.written()
-	if l.index == nil {
+	if l.index == nil || l.fill != nil {
 		return nil
 	}
 	l.index.Written()
@@ -310,22 +325,14 @@ func (l *lane) written(memory int) error {
 func (l *lane) countBlocked() {
 	n := int64(len(l.own.blocked))
 	if before := l.stuck.Swap(n); n != before {
-		l.projection.blockedNow.Add(float64(n - before))
+		l.projection.metrics.Blocked.Add(float64(n - before))
 	}
 }
 
 // free releases the memory that answers do not need.
-func (l *lane) free() { l.states, l.own, l.index, l.shadow = nil, nil, nil, nil }
-
-// windowStarts bounds the search for expired windows.
-type windowStarts struct {
-	first   int64 // no earlier window is in the store; noTime if that is unknown
-	unsaved int64 // the earliest window since the last flush
-}
-
-// opened notes a new window.
-func (w *windowStarts) opened(start int64) {
-	w.first, w.unsaved = min(w.first, start), min(w.unsaved, start)
+func (l *lane) free() {
+	l.states, l.own, l.index, l.shadow = nil, nil, nil, nil
+	l.endFill()
 }
 
 // deleteAtOnce bounds the number of windows that one flush deletes.
@@ -334,16 +341,12 @@ const deleteAtOnce = 10_000
 // deleteExpired deletes windows that are not kept any longer.
 func (l *lane) deleteExpired(b *store.Batch) error {
 	limit, ok := l.fold.Window().EarliestKept(l.own.clock)
-	if !ok || l.own.clock == noTime || l.windows.first >= limit {
+	if !ok || l.own.clock == noTime {
 		return nil
 	}
-	ids, err := l.expired(limit, b)
+	ids, err := l.windows.Expire(b, l.part, limit, deleteAtOnce)
 	if err != nil {
 		return err
-	}
-	if len(ids) < deleteAtOnce {
-		// The view does not have the windows that this batch opens.
-		l.windows.first = min(limit, l.windows.unsaved)
 	}
 	for _, id := range ids {
 		a, err := l.states.Get([]byte(id))
@@ -358,17 +361,4 @@ func (l *lane) deleteExpired(b *store.Batch) error {
 		l.states.Settle()
 	}
 	return nil
-}
-
-// expired returns the ids of windows in the store that begin before a limit, at most
-// deleteAtOnce of them, and deletes their entries of familyWindow.
-func (l *lane) expired(limit int64, b *store.Batch) (ids []string, err error) {
-	v := l.part.View()
-	defer v.Close() //nolint:errcheck // only read
-	err = v.Scan(familyWindow, nil, states.WindowKey(limit, ""), false, func(key, _ []byte) bool {
-		ids = append(ids, string(key[8:]))
-		b.Delete(l.part, familyWindow, append([]byte(nil), key...))
-		return len(ids) < deleteAtOnce
-	})
-	return ids, err
 }

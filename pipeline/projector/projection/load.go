@@ -110,7 +110,7 @@ func (r *loader) take(in *pipeline.Record) error {
 		l.letters.Sent(sent)
 	case internalrecord.OfSkipped:
 		// Skips are about the log, and so apply to every fold of it.
-		if err := l.skips.offsets.Decode(in.Value); err != nil {
+		if err := l.skips.Offsets.Decode(in.Value); err != nil {
 			l.skipUnreadable(in, err, effectIgnored)
 		}
 	case internalrecord.OfBlocked:
@@ -160,7 +160,7 @@ func (r *loader) takeSnapshot(in *pipeline.Record) error {
 	_, body, err := codec.Unframe(in)
 	if err == nil {
 		err = l.fold.ReadSnapshot(body, in.Key, a)
-		_, a.Tombstone = in.Header(tombstoneHeader[0].Key)
+		_, a.Tombstone = in.Header(internalrecord.TombstoneHeader)
 		a.Tombstone = a.Tombstone && a.Deleted
 	}
 	switch {
@@ -217,8 +217,8 @@ func (r *loader) finish(end internalrecord.Ends) error {
 		}
 		b.Put(l.part, familyBlocked, []byte(id), value)
 	}
-	if l.skips.offsets.Len() > 0 {
-		value, err := l.skips.offsets.Encode()
+	if l.skips.Offsets.Len() > 0 {
+		value, err := l.skips.Offsets.Encode()
 		if err != nil {
 			return err
 		}

@@ -23,7 +23,7 @@ import (
 
 // skipUnreadable counts and logs a record of the snapshots topic that cannot be read.
 func (l *lane) skipUnreadable(in *pipeline.Record, why error, effect string) {
-	l.projection.unreadable.Inc()
+	l.projection.metrics.Unreadable.Inc()
 	l.log.Error("a record of the snapshots topic cannot be read; "+effect, "projection", l.projection.Label(), "topic", in.Topic, "partition", in.Partition, "offset", in.Offset,
 		"key", fmt.Sprintf("%.100q", in.Key), "err", why)
 }

@@ -14,6 +14,7 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 )
@@ -33,7 +34,7 @@ func (w *world) restored() *foldWorker {
 }
 
 func (fw *foldWorker) unreadable() float64 {
-	return testutil.ToFloat64(fw.projection().unreadable)
+	return testutil.ToFloat64(fw.projection().metrics.Unreadable)
 }
 
 // An unreadable snapshot blocks its aggregate and no other. A release computes it again
@@ -240,7 +241,7 @@ func TestABinaryKeyBlocksNothing(t *testing.T) {
 	fw := w.start()
 	fw.run()
 	wants(t, fw, map[string]string{"k": "a b"})
-	if n := testutil.ToFloat64(fw.projection().results[isRejected]); n != 1 || !strings.Contains(fw.logged.String(), "its aggregate is unknown") {
+	if n := testutil.ToFloat64(fw.projection().metrics.Events[measure.Rejected]); n != 1 || !strings.Contains(fw.logged.String(), "its aggregate is unknown") {
 		t.Errorf("%v events are rejected, want 1: %s", n, fw.logged.String())
 	}
 	fw.stop()

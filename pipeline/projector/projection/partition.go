@@ -1,14 +1,13 @@
 package projection
 
 import (
-	"errors"
 	"slices"
 	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/codec"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/states"
 )
@@ -191,20 +190,7 @@ func (p *Partition) View() *states.View { return states.NewView(p.lane.part, p.l
 // otherwise than by the event at their offset, with the next offset at that time, which
 // is in the range from first to last, both included.
 func (p *Partition) ChangedOutOfOrder(v *states.View, first, last int64) (map[string]int64, error) {
-	changed := map[string]int64{}
-	var bad error
-	err := v.Scan(familyOutOfOrder, func(id, value []byte) bool {
-		var next int64
-		if next, _, bad = codec.ReadLong(value); bad != nil {
-			bad = states.Damaged(id, bad)
-			return false
-		}
-		if next >= first && next <= last {
-			changed[string(id)] = next
-		}
-		return true
-	})
-	return changed, errors.Join(bad, err)
+	return pending.ReadChanges(v, familyOutOfOrder, first, last)
 }
 
 // describe returns an aggregate for an answer. It needs no lock.

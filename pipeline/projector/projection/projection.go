@@ -33,7 +33,7 @@
 //  1. unit.mu
 //  2. the locks of package changes
 //
-// Set.mu, Handler.wakeMu, erasedIDs.mu and the lock of query.Refusals may be taken at any point,
+// Set.mu, Handler.wakeMu, the lock of pending.Erased, the lock of query.Refusals and that of fill.Jobs may be taken at any point,
 // because no other lock is taken while one of them is held. No two units are locked at the same time.
 // No callback of [Config] runs while a lock is held, except for the clock (Now,
 // After) and the registry, which a handler asks under unit.mu for a schema that it
@@ -62,6 +62,10 @@ import (
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/changes"
 	"millrace/pipeline/projector/control"
+	"millrace/pipeline/projector/fill"
+	"millrace/pipeline/projector/home"
+	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/store"
 	"millrace/pipeline/topology"
 )
@@ -80,12 +84,12 @@ type Config struct {
 	// Settled reads a partition of the topics of a projection with a topic of internal
 	// records, which needs it.
 	Settled SettledFunc
-	// Recent calls f with the newest n records of partitions of a snapshots topic, in order
-	// within a partition. Before, it waits until all transactions have ended that have
-	// written below the ends of the partitions at the time of the call. Without it, all
-	// records are read with Restore.
-	Recent func(ctx context.Context, topic string, partitions []int32, n int64, f func(*pipeline.Record) error) error
-	// Tail reads events again for a release. Without it, nothing can be released.
+	// Recent reads the newest records of partitions. Without it, all records are read with
+	// Restore.
+	Recent internalrecord.RecentFunc
+	// Tail reads events again for a release, and for the history after a restore from
+	// snapshots: see [Set.Fill]. Without it, nothing can be released, and the session reads
+	// the log again for the history.
 	Tail TailFunc
 	// LogStart returns the first offset of a partition. Without it, a release does not
 	// check whether events are deleted.
@@ -113,9 +117,9 @@ type Config struct {
 	Memory    int         // bytes that states may take, approximately; DefaultMemory
 	Flush     FlushPolicy // when to write to the store; defaultFlush if it is zero
 
-	Metrics *Metrics     // private metrics, for partitions that their owner counts
-	Log     *slog.Logger // discards
-	Drift   *event.Drift // logs fields of writers that are dropped; no log
+	Metrics *measure.Metrics // private metrics, for partitions that their owner counts
+	Log     *slog.Logger     // discards
+	Drift   *event.Drift     // logs fields of writers that are dropped; no log
 	Now     func() time.Time
 	After   func(time.Duration, func()) (stop func() bool) // time.AfterFunc
 }
@@ -156,11 +160,7 @@ type Projection struct {
 	Spec  Spec          // immutable
 	Fence control.Fence // erased aggregates, whose events are not folded
 
-	results    [outcomes]prometheus.Counter
-	published  prometheus.Counter
-	blockedNow prometheus.Gauge
-	unreadNow  prometheus.Gauge
-	unreadable prometheus.Counter
+	metrics measure.Projection
 }
 
 // Name returns the name of the projection in the topology.
@@ -169,6 +169,12 @@ func (p *Projection) Name() string { return p.Spec.Fold.Name() }
 // Label returns the name of this version of the projection in the store, in logs and
 // in metrics.
 func (p *Projection) Label() string { return p.Spec.Label }
+
+// Home returns the partition to which an aggregate, or a window of one, belongs: see
+// [home.Of].
+func (p *Projection) Home(id string) (partition int32, sure bool) {
+	return home.Of(p.Spec.Fold, id, p.Spec.Events.Partitions)
+}
 
 // Key names a partition of a topic of events.
 type Key struct {
@@ -181,9 +187,11 @@ type Set struct {
 	cfg    Config            // immutable; defaults are filled in
 	topics map[string]*topic // immutable
 
-	lanes   atomic.Int64 // number of assigned lanes, which share the memory
-	opening atomic.Int64 // number of partitions that sessions got and have not opened yet
-	feeds   changes.Hub
+	lanes    atomic.Int64 // number of assigned lanes, which share the memory
+	opening  atomic.Int64 // number of partitions that sessions got and have not opened yet
+	idMemory fill.Budget
+	fills    fill.Jobs
+	feeds    changes.Hub
 
 	mu       sync.Mutex     // guards the fields below; see the package comment
 	units    map[Key]*unit  // assigned
@@ -206,7 +214,7 @@ func New(cfg Config) *Set {
 		cfg.Progress = func(string, int32) kafka.PartitionProgress { return kafka.PartitionProgress{} }
 	}
 	if cfg.Metrics == nil {
-		cfg.Metrics = NewMetrics(prometheus.NewRegistry())
+		cfg.Metrics = measure.NewMetrics(prometheus.NewRegistry())
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -220,8 +228,7 @@ func New(cfg Config) *Set {
 	s := &Set{cfg: cfg, topics: map[string]*topic{}, units: map[Key]*unit{}, left: map[Key]*unit{}, progress: map[Key]string{}}
 	for _, spec := range cfg.Projections {
 		spec.Label = cmp.Or(spec.Label, spec.Fold.Name())
-		p := &Projection{Spec: spec}
-		cfg.Metrics.register(p)
+		p := &Projection{Spec: spec, metrics: cfg.Metrics.Of(spec.Label)}
 		t := s.topics[spec.Events.Name]
 		if t == nil {
 			t = &topic{name: spec.Events.Name, id: spec.Events.ID, types: spec.Types}
@@ -283,8 +290,9 @@ func (s *Set) assign(u *unit) {
 	s.mu.Unlock()
 	s.lanes.Add(int64(len(u.lanes)))
 	for _, l := range u.lanes {
-		l.projection.unreadNow.Add(float64(l.unread.Total()))
+		l.projection.metrics.Unread.Add(float64(l.unread.Total()))
 	}
+	s.fills.Changed()
 }
 
 // Leave gives a partition up, if it is assigned. It waits for a running fold or

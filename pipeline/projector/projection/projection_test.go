@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -22,6 +23,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
@@ -55,11 +57,12 @@ type world struct {
 	configure          func(*Config)
 	stored             store.Options          // but for its file system
 	wrote              func(*pipeline.Record) // gets each committed record of the snapshots topic; nil for none
+	broken             int                    // how many records of the log a filler can read; no limit if negative
 }
 
 func newWorld(t testing.TB) *world {
 	return &world{t: t, types: projectiontest.UserTypes(t), snapshots: map[string]pipeline.Record{}, committed: -1, topicID: "t-1", internal: true, snapshotsID: "s-1",
-		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true}
+		disk: vfs.NewCrashableMem(), fold: projectiontest.UserFold(t, "user", "active"), history: true, broken: -1}
 }
 
 func (w *world) add(typ int, id string) {
@@ -81,6 +84,7 @@ type foldWorker struct {
 	ps      *Set
 	handler *Handler
 	at      int64 // next offset to be read
+	before  int64 // at after the last commit
 	out     harness.Emitted
 	logged  bytes.Buffer
 }
@@ -108,6 +112,7 @@ func (w *world) tryStart() (*foldWorker, error) {
 	if fw.at = from[0]; fw.at < w.logStart {
 		w.t.Fatalf("it reads from offset %d, and the log starts at %d", fw.at, w.logStart)
 	}
+	fw.before = fw.at
 	return fw, nil
 }
 
@@ -128,7 +133,7 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 	}
 	events := kafka.TopicInfo{Name: projectiontest.EventsTopic, ID: w.topicID, Partitions: 1}
 	cfg := Config{
-		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: NewMetrics(prometheus.NewRegistry()),
+		Store: fw.store, Registry: eventtest.SchemaList(w.types), Log: log, NoHistory: !w.history, Metrics: measure.NewMetrics(prometheus.NewRegistry()),
 		Memory: 8 << 10, // a handful of aggregates: some are in use, some packed, some only in the store
 		Progress: func(topic string, partition int32) kafka.PartitionProgress {
 			return kafka.PartitionProgress{Topic: topic, Partition: partition, End: int64(len(w.log))}
@@ -166,7 +171,11 @@ func (w *world) open(disk *vfs.MemFS) *foldWorker {
 		return err
 	}
 	cfg.Tail = func(_ context.Context, _ string, _ int32, from int64, f func(*pipeline.Record) error) error {
-		for i := from; i < int64(len(w.log)); i++ {
+		for i := max(from, w.logStart); i < int64(len(w.log)); i++ {
+			if w.broken == 0 {
+				return errBroken
+			}
+			w.broken--
 			if err := f(&w.log[i]); err != nil {
 				return err
 			}
@@ -244,11 +253,48 @@ func (w *world) read(topic string, from int64, f func(*pipeline.Record) error) (
 	return int64(len(all)), nil
 }
 
-// batch reads up to n records and flushes. commit and EndBatch, or abort, must follow.
+var errBroken = errors.New("the connection is broken")
+
+// paused reports whether the session may not read.
+func (fw *foldWorker) paused() bool { return fw.handler.Paused(projectiontest.EventsTopic, 0) }
+
+// fill fills the history until nothing is left.
+func (fw *foldWorker) fill() {
+	fw.t.Helper()
+	for fw.fillSome(-1) {
+	}
+}
+
+// fillSome reads the ids of the past, or n records for the history. It returns false if
+// nothing is left to do.
+func (fw *foldWorker) fillSome(n int) bool {
+	fw.t.Helper()
+	work := fw.ps.claimFill()
+	if work == nil {
+		return false
+	}
+	if len(fw.ps.assignedUnits()[0].unreadIDs()) == 0 {
+		fw.broken = n
+	}
+	err := work(fw.t.Context())
+	fw.broken = -1
+	if err != nil && !errors.Is(err, errBroken) {
+		fw.t.Fatal(err)
+	}
+	return true
+}
+
+// batch reads up to n records and flushes. commit and EndBatch, or abort, must follow. A
+// batch with an event that waits for the history is rolled back, and an empty one follows.
 func (fw *foldWorker) batch(n int) {
 	fw.t.Helper()
-	for ; n > 0 && fw.at < int64(len(fw.log)); n-- {
-		if err := fw.handler.Handle(fw.t.Context(), &fw.log[fw.at], &fw.out); err != nil {
+	for ; n > 0 && fw.at < int64(len(fw.log)) && !fw.paused(); n-- {
+		err := fw.handler.Handle(fw.t.Context(), &fw.log[fw.at], &fw.out)
+		if errors.Is(err, kafka.ErrPaused) {
+			fw.abort(fw.before)
+			break
+		}
+		if err != nil {
 			fw.t.Fatal(err)
 		}
 		fw.at++
@@ -277,14 +323,14 @@ func (fw *foldWorker) commit() {
 		}
 	}
 	fw.committed = max(fw.committed, fw.at) // as the loop does
-	fw.out = nil
+	fw.out, fw.before = nil, fw.at
 }
 
 // abort rolls the batch back. from is the next offset that the client reads.
 func (fw *foldWorker) abort(from int64) {
 	fw.out = nil
 	fw.handler.EndBatch(false)
-	fw.at = from
+	fw.at, fw.before = from, from
 }
 
 // stop gives the partition up and closes the store.
@@ -301,14 +347,18 @@ func (fw *foldWorker) close() {
 	}
 }
 
-// run reads to the end of the log, in small batches.
+// run reads to the end of the log, in small batches, and fills the history.
 func (fw *foldWorker) run() {
 	fw.t.Helper()
 	for fw.at < int64(len(fw.log)) {
+		if fw.paused() {
+			fw.fill()
+		}
 		fw.batch(7)
 		fw.commit()
 		fw.handler.EndBatch(true)
 	}
+	fw.fill()
 }
 
 // publishNow publishes everything that a policy holds back.
@@ -503,10 +553,10 @@ func TestWithoutTheStoreAWorkerRestoresFromSnapshotsAndTheTail(t *testing.T) {
 		if !strings.Contains(fw.logged.String(), "restored from snapshots") {
 			t.Errorf("logged %s", fw.logged.String())
 		}
-		// The states are restored immediately; the index needs the log.
+		// The states are restored immediately; the history is filled beside the session.
 		same(t, "store", fw.states(), want)
-		if want := map[bool]int64{false: 40, true: 0}[history]; fw.at != want {
-			t.Errorf("history %v: reads from %d, want %d", history, fw.at, want)
+		if fw.at != 40 {
+			t.Errorf("history %v: reads from %d, want 40", history, fw.at)
 		}
 		fw.run()
 		same(t, "store", fw.states(), w.folded())
@@ -674,7 +724,7 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 	fw := w.start()
 	for range rapid.IntRange(0, 12).Draw(rt, "steps") {
 		start := fw.at
-		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "lose one topic", "move", "more"}).Draw(rt, "step") {
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "kill after flush", "power", "stop", "lose store", "lose snapshots", "lose one topic", "move", "more", "fill", "fill"}).Draw(rt, "step") {
 		case "batch":
 			fw.batch(rapid.IntRange(1, 12).Draw(rt, "n"))
 			fw.commit()
@@ -727,6 +777,8 @@ func (w *world) shake(rt *rapid.T, add func(n int)) *foldWorker {
 			other.stop()
 			w.disk = mine
 			fw = w.start()
+		case "fill":
+			fw.fillSome(rapid.IntRange(1, 40).Draw(rt, "read"))
 		case "more":
 			add(rapid.IntRange(1, 10).Draw(rt, "more"))
 		}

@@ -27,11 +27,11 @@ type publication struct {
 	sentAt    time.Time     // last time when snapshots were published
 	cost      time.Duration // of folding a record, on average
 
-	urgent      bool            // a release is due: the policy does not delay it
-	blocked     map[string]bool // ids of aggregates whose blocked record is due
-	transaction transaction     // the open one, or the last
-	sending     bool            // the open transaction contains the due records
-	deferred    []string        // ids for blocked, after the open transaction
+	urgent      bool                       // a release is due: the policy does not delay it
+	blocked     map[string]bool            // ids of aggregates whose blocked record is due
+	transaction internalrecord.Transaction // the open one, or the last
+	sending     bool                       // the open transaction contains the due records
+	deferred    []string                   // ids for blocked, after the open transaction
 }
 
 func newPublication(policy topology.Publish, now time.Time) publication {
@@ -97,7 +97,7 @@ func (l *lane) isDue(read int64) bool {
 // with it.
 func (l *lane) hasDue(read int64) bool {
 	l.states.Settle()
-	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
+	return (l.states.Due() > 0 || len(l.publication.blocked) > 0 || l.skips.Due || l.unread.Due || l.heard.due) && !l.heard.todo.Waits() && read >= l.next && read >= l.publication.floor
 }
 
 // dueAt returns the time at which something is to be published even if no more records
@@ -120,7 +120,7 @@ func (l *lane) publish(out pipeline.Emitter, read int64, mem *rows.Arena, limits
 		return nil
 	}
 	l.publication.sending = true
-	l.publication.transaction.next(&l.projection.Spec)
+	l.publication.transaction.Next(l.projection.Spec.Internal != "")
 	l.marks.Send()
 	if err := l.states.Publishing(func(id []byte, a *states.Aggregate) error {
 		l.emitSnapshot(out, id, a, mem)
@@ -146,7 +146,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		return // it was blocked before an event was applied
 	}
 	key := mem.Keep(append(mem.Grow(len(id)), id...))
-	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.headers}
+	r := pipeline.Record{Topic: l.projection.Spec.Snapshots, Partition: l.source.Partition, Key: key, Time: snapshotTime(a.EventTime, l.now()), Headers: l.publication.transaction.Headers}
 	if a.Gone || l.isSettled(id, a) {
 		r.Time = l.now()
 	} else {
@@ -158,7 +158,7 @@ func (l *lane) emitSnapshot(out pipeline.Emitter, id []byte, a *states.Aggregate
 		}
 		r.Value = mem.Keep(value)
 		if a.Tombstone {
-			r.Headers = l.publication.transaction.tombstone
+			r.Headers = l.publication.transaction.Tombstones
 		}
 	}
 	out.Emit(&r)
@@ -175,10 +175,6 @@ func (l *lane) isSettled(id []byte, a *states.Aggregate) bool {
 	_, start, ok := fold.ParseWindowID(string(id))
 	return ok && start < limit
 }
-
-// tombstoneHeader marks the snapshot of an aggregate that a tombstone deleted: another
-// event creates it again. Readers of states need not know. Nothing changes the slice.
-var tombstoneHeader = []pipeline.Header{{Key: "millrace.tombstone", Value: []byte("true")}}
 
 // snapshotTime returns the time of a snapshot's record: the event time, which is in the
 // snapshot as well, within what every broker and client accepts. Brokers refuse times that
@@ -202,10 +198,10 @@ func (l *lane) emitBlocked(out pipeline.Emitter) error {
 }
 
 func (l *lane) emitSkips(out pipeline.Emitter) error {
-	if !l.skips.due {
+	if !l.skips.Due {
 		return nil
 	}
-	value, err := l.skips.offsets.Encode()
+	value, err := l.skips.Offsets.Encode()
 	if err == nil {
 		out.Emit(l.reserved(internalrecord.SkippedKey, value))
 	}
@@ -228,7 +224,7 @@ func (l *lane) ended(committed bool, read int64) {
 	p := &l.publication
 	sent := p.sending && committed
 	if sent {
-		l.projection.published.Add(float64(l.states.Due()))
+		l.projection.metrics.Published.Add(float64(l.states.Due()))
 	}
 	if p.sending {
 		l.states.Published(sent)
@@ -240,11 +236,11 @@ func (l *lane) ended(committed bool, read int64) {
 	}
 	if sent {
 		clear(p.blocked)
-		l.skips.due, l.unread.Due, l.heard.due = false, false, false
-		p.urgent = l.skips.deferred || len(p.deferred) > 0
+		l.skips.Due, l.unread.Due, l.heard.due = false, false, false
+		p.urgent = l.skips.Deferred || len(p.deferred) > 0
 		p.sentAt = l.now()
 	}
-	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.due && !l.unread.Due && !l.heard.due {
+	if committed && l.states.Due() == 0 && len(p.blocked) == 0 && !l.skips.Due && !l.unread.Due && !l.heard.due {
 		p.published = max(p.published, read)
 	}
 	l.states.CatchUp()
@@ -252,8 +248,8 @@ func (l *lane) ended(committed bool, read int64) {
 		p.setBlockedDue(id)
 	}
 	p.deferred = p.deferred[:0]
-	if l.skips.deferred {
-		l.skips.due, l.skips.deferred = true, false
+	if l.skips.Deferred {
+		l.skips.Due, l.skips.Deferred = true, false
 	}
 }
 
@@ -262,7 +258,7 @@ func (l *lane) ended(committed bool, read int64) {
 func (l *lane) dropDue() {
 	l.states.DropDue()
 	clear(l.publication.blocked)
-	l.skips.due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
+	l.skips.Due, l.unread.Due, l.heard.due, l.outbox = false, false, false, nil
 }
 
 // With an index, an event is a duplicate if its id was applied at any time; without, if
@@ -286,10 +282,10 @@ func (l *lane) continues(c *internalrecord.Checkpoint) bool {
 }
 
 func (l *lane) checkpoint(next int64) ([]byte, error) {
-	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
-		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.name}
-	if len(l.own.held) > 0 {
-		c.Redo = min(next, l.own.held[0].offset())
+	c := internalrecord.Checkpoint{Fold: l.fold.Hash(), TopicID: l.source.TopicID, Dedupe: l.dedupe(), Next: next, Redo: next, Skipped: l.skips.Offsets.Sum(), Blocked: l.own.blockedSum(), Unread: l.unread.All(),
+		SnapshotsID: l.projection.Spec.SnapshotsTopicID, Transaction: l.publication.transaction.Name}
+	if held := l.own.held.All(); len(held) > 0 {
+		c.Redo = min(next, held[0].Offset())
 	}
 	if l.own.clock != noTime {
 		c.Clock = &l.own.clock

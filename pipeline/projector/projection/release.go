@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"slices"
 	"time"
 
 	"millrace/pipeline"
-	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
+	"millrace/pipeline/projector/missed"
 	"millrace/pipeline/projector/query"
 )
 
@@ -48,7 +48,8 @@ type Released struct {
 // Release folds the missed events of a blocked aggregate: from the event that blocked it
 // on, or, with skip, from the event after it. The aggregate may be blocked again. It
 // returns when the result is published, so that the next owner of the partition knows it.
-// It fails with ErrNotBlocked, ErrBusy, ErrBehind or ErrUnpublished.
+// It fails with ErrNotBlocked, ErrBusy, ErrBehind or ErrUnpublished, or with
+// [query.ErrFilling] while the history is being filled after a restore.
 func (s *Set) Release(ctx context.Context, p *Projection, id string, skip bool) (Released, error) {
 	out, u, err := s.release(ctx, p, id, skip, s.NewDecoder(p))
 	if err == nil {
@@ -96,8 +97,8 @@ func (s *Set) release(ctx context.Context, p *Projection, id string, skip bool, 
 		if !found {
 			return Released{}, nil, fmt.Errorf("%q %w, or is with another worker", id, ErrNotBlocked)
 		}
-		if u.isBehind(l) {
-			return Released{}, nil, fmt.Errorf("%q: %w", id, ErrBehind)
+		if err := u.canRelease(l); err != nil {
+			return Released{}, nil, fmt.Errorf("%q waits: %w", id, err)
 		}
 		r := &release{id: id, skip: skip, found: q}
 		if err := r.checkLog(ctx, s, l, u.knownTo(l, id)); err != nil {
@@ -140,6 +141,20 @@ func (u *unit) findBlocked(p *Projection, id string) (*lane, internalrecord.Bloc
 	return nil, internalrecord.Blocked{}, false
 }
 
+// canRelease returns an error if another owner may have released what is blocked here, or
+// while the history is being filled, because a release has to recognize duplicates.
+func (u *unit) canRelease(l *lane) error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	switch {
+	case l.heard.todo.Waits():
+		return ErrBehind
+	case u.revoked || l.shadow == nil:
+		return nil
+	}
+	return l.complete()
+}
+
 // knownTo returns the offset of the last event in the state of an aggregate, -1 if there
 // is none.
 func (u *unit) knownTo(l *lane, id string) int64 {
@@ -161,91 +176,27 @@ type release struct {
 	id     string
 	skip   bool
 	found  internalrecord.Blocked // the aggregate when the release began
-	events []missedEvent
-}
-
-// missedEvent is an event that waited for a release.
-type missedEvent struct {
-	in    pipeline.Record
-	d     event.Decoded
-	bad   error
-	clock int64
+	missed missed.Aggregate
 }
 
 // readMissed reads the missed events of some releases from the log, in one pass. It takes
 // no lock. dec is a decoder that no other goroutine uses.
 func readMissed(ctx context.Context, s *Set, l *lane, rs []*release, dec *event.Decoder) error {
-	m := missed{ctx: ctx, lane: l, dec: dec, folder: l.fold.NewFolder(), byID: map[string]*release{}, byOffset: map[int64]*release{}, clock: noTime, last: -1}
-	from := int64(math.MaxInt64)
+	var all []*missed.Aggregate
 	for _, r := range rs {
-		q := &r.found
-		from, m.last = min(from, q.First()), max(m.last, q.LastOffset())
-		m.byID[q.ID] = r
-		if !q.IsLost() {
-			m.byOffset[q.Offset] = r
-		}
-		for _, offset := range q.Held {
-			m.byOffset[offset] = r
-		}
+		r.missed.Blocked = &r.found
+		all = append(all, &r.missed)
 	}
-	if len(rs) == 0 {
-		return nil
-	}
-	if err := s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, m.read); err != nil && !errors.Is(err, errReadEnough) {
-		return fmt.Errorf("reading the events that %q missed: %w", rs[0].id, err)
-	}
-	return nil
-}
-
-// missed reads the events that releases missed.
-type missed struct {
-	ctx      context.Context
-	lane     *lane
-	dec      *event.Decoder
-	folder   *fold.Folder
-	byID     map[string]*release
-	byOffset map[int64]*release // of an event that is missed whatever its aggregate seems to be
-	last     int64              // last offset to read
-	clock    int64              // latest event time
-}
-
-func (m *missed) read(in *pipeline.Record) error {
-	l := m.lane
-	if in.Offset > m.last {
-		return errReadEnough
-	}
-	if deadletter.IsTaken(in, l.source.TopicID) {
-		return nil
-	}
-	d, bad := m.dec.DecodeWithKey(m.ctx, in, l.fold.Folds)
-	if bad != nil && pipeline.ClassOf(bad) != pipeline.ClassReject {
-		return bad
-	}
-	d, bad = asTombstone(l.fold, in, d, bad)
-	if bad == nil && !l.fold.Folds(d.Type) {
-		return nil
-	}
-	id := l.fold.RecordID(in, d.Key)
-	if bad == nil {
-		if id, bad = m.folder.Read(d.Type, d.Body, fold.OriginOf(in, d.Key)); bad != nil {
-			id = l.fold.RecordID(in, d.Key)
-		} else if l.fold.Window().Size > 0 {
-			m.clock = max(m.clock, m.folder.Time())
-		}
-	}
-	r := m.byOffset[in.Offset]
-	if r == nil {
-		if r = m.byID[string(id)]; r == nil || in.Offset < r.found.Since || in.Offset > r.found.LastOffset() {
-			return nil
-		}
-	}
-	e := missedEvent{in: in.Clone(), d: d, bad: bad, clock: m.clock}
-	if clock := r.found.Clock; clock != nil {
-		e.clock = max(e.clock, *clock)
-	}
-	e.d.Body, e.d.Key = slices.Clone(d.Body), d.Key.Clone()
-	r.events = append(r.events, e)
-	return nil
+	return missed.Read(ctx, missed.Source{
+		Fold: l.fold, TopicID: l.source.TopicID,
+		Decode: func(in *pipeline.Record) (event.Decoded, error) {
+			d, bad := dec.DecodeWithKey(ctx, in, l.fold.Folds)
+			return asTombstone(l.fold, in, d, bad)
+		},
+		Read: func(ctx context.Context, from int64, f func(*pipeline.Record) error) error {
+			return s.cfg.Tail(ctx, l.source.Topic, l.source.Partition, from, f)
+		},
+	}, all)
 }
 
 // fold folds the missed events and stores the result. done is false if the aggregate
@@ -271,11 +222,11 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 		return out, false, false, nil
 	}
 	if r.skip && !q.IsLost() {
-		l.skips.add(q.Offset, l.publication.sending)
+		l.skips.Add(q.Offset, l.publication.sending)
 	}
 	t.unblock(q.ID)
-	for i := range r.events {
-		if err := r.foldOne(t, &r.events[i], u); err != nil {
+	for i := range r.missed.Events {
+		if err := r.foldOne(t, &r.missed.Events[i], u); err != nil {
 			return out, false, false, err
 		}
 		if t.blocked[q.ID] == nil {
@@ -299,38 +250,38 @@ func (r *release) foldLocked(s *Set, u *unit, l *lane) (out Released, done, due 
 }
 
 // foldOne folds a missed event, or queues it if the aggregate is blocked again.
-func (r *release) foldOne(t *track, e *missedEvent, u *unit) error {
+func (r *release) foldOne(t *track, e *missed.Event, u *unit) error {
 	q := &r.found
-	if err := t.expire(e.in.Offset, u.entries); err != nil {
+	if err := t.expire(e.In.Offset, u.entries); err != nil {
 		return err
 	}
 	if again := t.blocked[q.ID]; again != nil {
-		t.queue(again, &e.in)
+		t.queue(again, &e.In)
 		return nil
 	}
-	if r.skip && e.in.Offset == q.Offset && q.Reason != internalrecord.ReasonGap && !q.IsLost() {
-		t.count(&e.in, isSkipped)
+	if r.skip && e.In.Offset == q.Offset && q.Reason != internalrecord.ReasonGap && !q.IsLost() {
+		t.count(&e.In, measure.Skipped)
 		return nil
 	}
-	bad := e.bad
+	bad := e.Bad
 	id := []byte(q.ID)
 	if bad == nil {
-		if id, bad = t.folder.Read(e.d.Type, e.d.Body, fold.OriginOf(&e.in, e.d.Key)); bad == nil {
-			bad = t.misplaced(id, e.d.Key, e.in.Partition)
+		if id, bad = t.folder.Read(e.Event.Type, e.Event.Body, fold.OriginOf(&e.In, e.Event.Key)); bad == nil {
+			bad = t.misplaced(id, e.Event.Key, e.In.Partition)
 		}
 	}
-	waited := slices.Contains(q.Held, e.in.Offset) || q.Reason == internalrecord.ReasonGap && e.in.Offset == q.Offset
+	waited := slices.Contains(q.Held, e.In.Offset) || q.Reason == internalrecord.ReasonGap && e.In.Offset == q.Offset
 	if bad == nil {
-		bad = t.attempt(id, &e.in, foldEvent{e.d.Type, e.d.Body, e.d.Key, e.clock, true, waited}, u.entries)
+		bad = t.attempt(id, &e.In, foldEvent{e.Event.Type, e.Event.Body, e.Event.Key, e.Clock, true, waited}, u.entries)
 	}
 	switch {
 	case bad == nil:
 		return nil
 	case pipeline.ClassOf(bad) != pipeline.ClassReject:
 		return bad
-	case t.skips.offsets.Has(e.in.Offset):
-		t.count(&e.in, isSkipped)
+	case t.skips.Offsets.Has(e.In.Offset):
+		t.count(&e.In, measure.Skipped)
 		return nil
 	}
-	return t.block(q.ID, &e.in, e.in.Offset+1, bad)
+	return t.block(q.ID, &e.In, e.In.Offset+1, bad)
 }

@@ -108,7 +108,7 @@ func (o *opening) fromStore(ctx context.Context, part *store.Part, next int64) (
 		return nil, err
 	}
 	if ok, err := o.hear(ctx, l); !ok {
-		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
+		l.projection.metrics.Blocked.Sub(float64(l.stuck.Load()))
 		return nil, err
 	}
 	o.clampToLog(l)
@@ -134,8 +134,8 @@ func (o *opening) fromLog(before *lane, found loaded) (*lane, error) {
 	// These facts are about the log, whichever fold reads it.
 	l.letters.Sent(before.letters.SentBelow())
 	l.follow = before.follow
-	for offset := range before.skips.offsets.All() {
-		l.skips.add(offset, false)
+	for offset := range before.skips.Offsets.All() {
+		l.skips.Add(offset, false)
 	}
 	batch := o.set.cfg.Store.NewBatch()
 	l.writeSent(batch)
@@ -186,8 +186,8 @@ func (o *opening) fromSnapshots(l *lane, found loaded, took time.Duration) (*lan
 	}
 	l.countBlocked()
 	l.loaded = found.until
-	if l.index != nil {
-		l.catchUp(at.Start, found.until)
+	if l.index != nil && l.catchUp(at.Start, found.until) {
+		l.startFill(o.set)
 	}
 	o.log.Info("restored from snapshots", "aggregates", found.aggregates, "took", took, "rate", int(float64(found.aggregates)/took.Seconds()), "next", from.Next, "tail", at.End-from.Next)
 	return l, nil
@@ -206,7 +206,7 @@ func (o *opening) resume(l *lane) error {
 	if err := o.resumeMarks(l); err != nil {
 		return err
 	}
-	if err := l.skips.load(l.part); err != nil {
+	if err := l.skips.Load(l.part, familyMark, markSkipped); err != nil {
 		return err
 	}
 	if err := l.unread.Load(l.part); err != nil {
@@ -281,7 +281,7 @@ func (o *opening) resumeDue(l *lane) error {
 		a.Gone = a.Version == 0 && l.own.blocked[id] == nil
 		l.own.markDue(id)
 		l.pack()
-		l.skips.due = l.skips.due || l.skips.offsets.Len() > 0
+		l.skips.Due = l.skips.Due || l.skips.Offsets.Len() > 0
 	}
 	return nil
 }
@@ -296,7 +296,12 @@ func (o *opening) resumeIndex(l *lane) error {
 	if !ok || !l.catchUp(max(next, o.at.Start), until) {
 		return l.index.Load(l.next, -1)
 	}
-	if err := l.index.Load(l.next, next); err != nil {
+	if l.startFill(o.set) {
+		err = l.index.Load(besideSession, next)
+	} else {
+		err = l.index.Load(l.next, next)
+	}
+	if err != nil {
 		return err
 	}
 	return l.shadow.load(o.decode)

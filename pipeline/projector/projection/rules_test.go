@@ -12,6 +12,8 @@ import (
 	"millrace/pipeline"
 	"millrace/pipeline/expr"
 	"millrace/pipeline/fold"
+	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
 	"millrace/pipeline/projector/projectiontest"
 )
 
@@ -85,10 +87,10 @@ func TestATombstoneDeletesAndALaterEventCreatesAgain(t *testing.T) {
 	fw := w.start()
 	fw.run()
 	wants(t, fw, map[string]string{"k": "r6"}) // deleted, with its last state
-	results := fw.projection().results
-	for o, want := range map[outcome]float64{isApplied: 6, isLate: 1, isIgnored: 3} {
+	results := fw.projection().metrics.Events
+	for o, want := range map[measure.Result]float64{measure.Applied: 6, measure.Late: 1, measure.Ignored: 3} {
 		if got := testutil.ToFloat64(results[o]); got != want {
-			t.Errorf("%s: %v, want %v", outcomeNames[o], got, want)
+			t.Errorf("%s: %v, want %v", o, got, want)
 		}
 	}
 	same(t, "states", fw.states(), w.rows())
@@ -102,7 +104,7 @@ func TestATombstoneDeletesAndALaterEventCreatesAgain(t *testing.T) {
 	wants(t, fw, map[string]string{"k": "e10"})
 	same(t, "states", fw.states(), w.rows())
 	r = w.snapshots["k"]
-	if _, ok := r.Header(tombstoneHeader[0].Key); ok {
+	if _, ok := r.Header(internalrecord.TombstoneHeader); ok {
 		t.Errorf("the snapshot has the headers %v", r.Headers)
 	}
 	fw.stop()
@@ -129,7 +131,7 @@ func TestTombstonesWithoutAMeaning(t *testing.T) {
 	fw := w.start()
 	fw.run()
 	wants(t, fw, map[string]string{"k@2026-01-01T10:00:00Z": "a"})
-	if n := testutil.ToFloat64(fw.projection().results[isIgnored]); n != 1 {
+	if n := testutil.ToFloat64(fw.projection().metrics.Events[measure.Ignored]); n != 1 {
 		t.Errorf("%v tombstones are ignored, want 1", n)
 	}
 	fw.stop()

@@ -9,9 +9,11 @@ import (
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/event"
 	"millrace/pipeline/fold"
-	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyformat"
+	"millrace/pipeline/projector/home"
 	"millrace/pipeline/projector/internalrecord"
+	"millrace/pipeline/projector/measure"
+	"millrace/pipeline/projector/pending"
 	"millrace/pipeline/projector/states"
 	"millrace/pipeline/store"
 )
@@ -46,7 +48,7 @@ type track struct {
 
 	// Shared with the lane.
 	folder *fold.Folder // holds the event that was read last
-	skips  *skips
+	skips  *pending.Skips
 	index  *states.Index // nil without history
 
 	// lane gets the effects of decisions: due records, counts and log lines. It is nil in a
@@ -58,9 +60,7 @@ type track struct {
 
 	clock   int64 // latest event time so far, in microseconds since 1970; noTime if there is none
 	ticked  bool  // the store lacks the clock
-	held    []*held
-	heldOf  map[string][]*held
-	heldNow map[int64]*held // by offset: changed since the last write; nil: removed
+	held    pending.Held
 	blocked map[string]*internalrecord.Blocked
 	blocks  map[string]bool // ids of blocked that changed since the last write
 	sum     string          // of all blocked aggregates; "" if it is out of date
@@ -92,40 +92,17 @@ func (l *lane) newTrack(s *states.Table, f families) *track {
 	return &track{
 		projection: l.projection, fold: l.fold, source: l.source, part: l.part, folder: l.folder, skips: &l.skips, index: l.index,
 		states: s, families: f, clock: noTime,
-		heldOf: map[string][]*held{}, heldNow: map[int64]*held{}, blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
+		held: pending.NewHeld(f.held), blocked: map[string]*internalrecord.Blocked{}, blocks: map[string]bool{},
 	}
 }
 
 // isShadow reports whether the track is of the past that is being indexed.
 func (t *track) isShadow() bool { return t.lane == nil }
 
-// outcome is the result of an event.
-type outcome uint8
-
-const (
-	isIgnored outcome = iota
-	isQueued
-	isBlocked
-	isMispartitioned
-	isRejected
-	isSkipped
-	isDuplicate
-	isLate
-	isConflict
-	isHeld
-	isApplied
-	isErased
-	isRedriven
-	outcomes
-)
-
-// outcomeNames are the values of the label result.
-var outcomeNames = [outcomes]string{"ignored", "queued", "blocked", "mispartitioned", "rejected", "skipped", "duplicate", "late", "conflict", "held", "applied", "erased", "redriven"}
-
-// count counts the outcome of an event, once.
-func (t *track) count(in *pipeline.Record, o outcome) {
+// count counts an event, once.
+func (t *track) count(in *pipeline.Record, r measure.Result) {
 	if !t.isShadow() && in.Offset >= t.lane.counted {
-		t.projection.results[o].Inc()
+		t.projection.metrics.Events[r].Inc()
 	}
 }
 
@@ -162,11 +139,11 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 		return err
 	}
 	if deadletter.IsTaken(in, t.source.TopicID) {
-		t.count(in, isRedriven)
+		t.count(in, measure.Redriven)
 		return nil
 	}
 	if bad == nil && !t.fold.Folds(d.Type) {
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 		return nil
 	}
 	id, bad := t.read(in, d, bad)
@@ -175,11 +152,11 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	}
 	if len(id) == 0 {
 		t.complain(in, bad, "event cannot be folded, and its aggregate is unknown")
-		t.count(in, isRejected)
+		t.count(in, measure.Rejected)
 		return nil
 	}
 	if t.projection.Fence.Has(id) {
-		t.count(in, isErased)
+		t.count(in, measure.Erased)
 		return nil
 	}
 	if q := t.blocked[string(id)]; q != nil {
@@ -196,8 +173,8 @@ func (t *track) take(in *pipeline.Record, d event.Decoded, bad error, b *store.B
 	if read && !t.isShadow() {
 		t.lane.refused.AddRejected(t.folder.EventID(), string(id), bad)
 	}
-	if t.skips.offsets.Has(in.Offset) {
-		t.count(in, isSkipped)
+	if t.skips.Offsets.Has(in.Offset) {
+		t.count(in, measure.Skipped)
 		return nil
 	}
 	return t.block(string(id), in, in.Offset+1, bad)
@@ -217,36 +194,9 @@ func (t *track) read(in *pipeline.Record, d event.Decoded, bad error) (id []byte
 	return t.fold.RecordID(in, d.Key), bad
 }
 
-// reasonMispartitioned is the reason code of an event that is not in the partition of
-// its aggregate.
-const reasonMispartitioned pipeline.Reason = "mispartitioned"
-
-// misplaced rejects an event that is not in the partition of its aggregate. If it
-// were folded, the aggregate would have a second state, beside the one in the right
-// partition.
-//
-// That is the partition of the record key that the aggregate has: the key of the event's
-// record if its text form is the id. key is nil if the keys are text.
+// misplaced rejects an event that is not in the partition of its aggregate.
 func (t *track) misplaced(id []byte, key *keyformat.Key, partition int32) error {
-	partitions := t.projection.Spec.Events.Partitions
-	if t.fold.AnyPartition() || partitions <= 1 {
-		return nil
-	}
-	record := id
-	if key != nil {
-		var err error
-		if record, err = key.AppendLike(t.key[:0], id); err != nil { // the id tells what is wrong
-			return pipeline.Reject(reasonMispartitioned, "%q is not the text form of a key in %s, the key_format of %s, so the event was written under another key. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-				id, t.fold.Keys(), t.source.Topic)
-		}
-		t.key = record
-	}
-	home := kafka.PartitionBy(t.fold.Partitioner(), record, partitions)
-	if home == partition {
-		return nil
-	}
-	return pipeline.Reject(reasonMispartitioned, "%q belongs in partition %d of %s, and this event is in %d: it was written under another key or by another partitioner. Rekey the events in a pipeline, or set partitioner: other if all events of an aggregate are in one partition anyway",
-		id, home, t.source.Topic, partition)
+	return home.Check(t.fold, id, key, t.projection.Spec.Events, partition, &t.key)
 }
 
 // foldEvent is an event that is to be folded, and the clock of the track when the event
@@ -272,7 +222,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		return err
 	}
 	if known {
-		t.count(in, isDuplicate)
+		t.count(in, measure.Duplicate)
 		return nil
 	}
 	if t.fold.Window().Size > 0 {
@@ -288,7 +238,7 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 	decided := !t.isShadow() && in.Offset < t.lane.counted && !e.released
 	switch {
 	case t.sameID(a):
-		t.count(in, isDuplicate)
+		t.count(in, measure.Duplicate)
 		return nil
 	case a.Deleted && !t.fold.CanRevive(&a.Aggregate):
 		t.late(in, a)
@@ -299,8 +249,8 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 		t.conflict(a, in, number, in.Offset, b)
 		return nil
 	case numbered && (decided || number > a.Number+1 && (a.Number > 0 || a.Version == 0 || e.waited)):
-		t.hold(&held{id: string(id), number: number, typ: e.typ, body: bytes.Clone(e.body), key: e.key.Clone(), in: in.Clone()})
-		t.count(in, isHeld)
+		t.held.Add(&pending.HeldEvent{ID: string(id), Number: number, Type: e.typ, Body: bytes.Clone(e.body), Key: e.key.Clone(), In: in.Clone()})
+		t.count(in, measure.Held)
 		return nil
 	}
 	if err := t.apply(a, in, in.Offset, b); err != nil {
@@ -312,16 +262,16 @@ func (t *track) attempt(id []byte, in *pipeline.Record, e foldEvent, b *store.Ba
 // conflict notes that the event that was read last is in conflict with an earlier one. now
 // is the offset that is being read, as for apply.
 func (t *track) conflict(a *states.Aggregate, in *pipeline.Record, number, now int64, b *store.Batch) {
-	t.count(in, isConflict)
+	t.count(in, measure.Conflict)
 	if t.index != nil {
-		if _, until := t.index.Backfill(); t.isShadow() || now >= until {
-			t.index.AddConflict(b, []byte(a.ID), t.folder.EventID(), number)
+		if t.indexes(now) {
+			t.index.AddConflict(b, a.ID, t.folder.EventID(), number)
 		}
 		return
 	}
 	// Without history, an earlier number may also be that of a duplicate.
 	if number == a.Number {
-		t.lane.refused.AddConflict(t.folder.EventID(), a.ID, number, string(a.EventID))
+		t.lane.refused.AddConflict(t.folder.EventID(), string(a.ID), number, string(a.EventID))
 	}
 }
 
@@ -338,16 +288,23 @@ func (t *track) duplicate(id []byte, offset int64) (bool, error) {
 	if t.index == nil {
 		return false, nil
 	}
-	return t.index.Known(scopeOf(t.fold, id), t.folder.EventID(), offset)
+	scope := t.fold.Scope(id)
+	known, err := t.index.Known(scope, t.folder.EventID(), offset)
+	if known || err != nil || t.isShadow() || t.lane.fill == nil {
+		return known, err
+	}
+	return t.lane.fill.Duplicate(scope, t.folder.EventID(), offset, offset < max(t.lane.loaded, t.lane.counted))
 }
 
-// scopeOf returns the aggregate within which ids of events are compared, nil for the
-// partition.
-func scopeOf(f *fold.Fold, id []byte) []byte {
-	if f.PartitionIDs() {
-		return nil
+// indexes reports whether the track adds what happens at the offset now to the index. The
+// shadow does up to the offset at which the states came from snapshots, or up to which the
+// tail was folded meanwhile.
+func (t *track) indexes(now int64) bool {
+	if t.isShadow() {
+		return true
 	}
-	return id
+	_, until := t.index.Backfill()
+	return t.lane.fill == nil && now >= until
 }
 
 // sameID reports whether the event that was read last has the id of the aggregate's
@@ -369,7 +326,7 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 		t.late(in, a)
 		return nil
 	case result != fold.Applied:
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 		return nil
 	}
 	a.Offset = in.Offset
@@ -379,9 +336,9 @@ func (t *track) apply(a *states.Aggregate, in *pipeline.Record, now int64, b *st
 
 // late counts an event of a deleted aggregate.
 func (t *track) late(in *pipeline.Record, a *states.Aggregate) {
-	t.count(in, isLate)
+	t.count(in, measure.Late)
 	if !t.isShadow() {
-		t.lane.refused.AddLate(t.folder.EventID(), a.ID)
+		t.lane.refused.AddLate(t.folder.EventID(), string(a.ID))
 	}
 }
 
@@ -390,20 +347,22 @@ func (t *track) changed(a *states.Aggregate) {
 	a.Gone, a.Dirty = false, true
 	if l := t.lane; l != nil {
 		if a.Offset < l.next {
-			l.outOfOrder.Add(a.ID, l.next)
+			l.outOfOrder.Add(string(a.ID), l.next)
 		}
 		l.publication.setDue(a)
 	}
 }
 
-// remember adds the event that was just applied to the index. The shadow indexes the
-// events up to the offset at which the states came from snapshots.
+// remember adds the event that was just applied to the index.
 func (t *track) remember(a *states.Aggregate, last int64, in *pipeline.Record, now int64, b *store.Batch) error {
-	t.count(in, isApplied)
+	t.count(in, measure.Applied)
 	if t.index == nil {
 		return nil
 	}
-	if _, until := t.index.Backfill(); !t.isShadow() && now < until {
+	if !t.isShadow() && t.lane.fill != nil {
+		t.lane.fill.Applied(t.folder.EventID(), in.Offset)
+	}
+	if !t.indexes(now) {
 		return nil
 	}
 	return t.index.Add(b, a, last, in, t.folder)
@@ -427,8 +386,7 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 		a, last := r.a, r.a.LastOffset()
 		a.Aggregate = r.next
 		if a.Version == 1 && !t.isShadow() {
-			b.Put(t.part, familyWindow, states.WindowKey(r.start, a.ID), nil)
-			t.lane.windows.opened(r.start)
+			t.lane.windows.Open(b, t.part, r.start, string(a.ID))
 		}
 		t.changed(a)
 		if i < len(t.ready)-1 {
@@ -447,12 +405,12 @@ func (t *track) attemptWindows(key []byte, in *pipeline.Record, e foldEvent, b *
 	switch {
 	case len(t.ready) > 0 || len(t.missed) > 0:
 	case t.outcome == fold.Late:
-		t.count(in, isLate)
+		t.count(in, measure.Late)
 	case t.outcome == fold.Ignored:
-		t.count(in, isIgnored)
+		t.count(in, measure.Ignored)
 	}
 	if len(t.missed) > 0 {
-		t.count(in, isLate)
+		t.count(in, measure.Late)
 		if !t.isShadow() {
 			t.lane.addLetter(in, key, t.missed)
 		}
@@ -500,7 +458,7 @@ func (t *track) write(b *store.Batch) error {
 	if err := t.states.Write(b); err != nil {
 		return err
 	}
-	t.writeHeld(b)
+	t.held.Write(b, t.part, t.fold)
 	if err := t.writeBlocked(b); err != nil {
 		return err
 	}
@@ -513,7 +471,7 @@ func (t *track) write(b *store.Batch) error {
 // written notes that what write added is in the store. memory is the number of bytes
 // that the states may take.
 func (t *track) written(memory int) error {
-	clear(t.heldNow)
+	t.held.Written()
 	clear(t.blocks)
 	t.ticked = false
 	return t.states.Written(memory)
@@ -542,14 +500,5 @@ func (t *track) load(decode decodeFunc) error {
 	}); err != nil || bad != nil {
 		return cmp.Or(bad, err)
 	}
-	err := v.Scan(t.families.held, nil, nil, false, func(key, value []byte) bool {
-		var h *held
-		if h, bad = t.loadHeld(key, value, decode); bad != nil {
-			return false
-		}
-		t.hold(h)
-		return true
-	})
-	clear(t.heldNow)
-	return cmp.Or(bad, err)
+	return t.held.Load(v, t.source, t.folder, decode)
 }

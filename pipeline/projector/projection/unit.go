@@ -9,6 +9,7 @@ import (
 
 	"millrace/pipeline"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/projector/fill"
 	"millrace/pipeline/store"
 )
 
@@ -28,11 +29,14 @@ type unit struct {
 
 	entries *store.Batch // folded since the last flush, without dirty states
 	events  int          // read since the last flush
+	filling bool         // a goroutine of Set.Fill has the unit
 	flushed time.Time    // last flush
 	handled time.Time    // end of the last batch
 	queried time.Time    // last flush for a question
 
 	seen atomic.Pointer[kafka.PartitionProgress] // of the reader, when it was asked for last; not nil once assigned
+
+	ids fill.Progress // of reading the ids of the past
 
 	stopAlarm func() bool // stops the timer of the next flush; nil if none is set
 }
@@ -69,6 +73,16 @@ func (u *unit) wants(offset int64) bool {
 	return false
 }
 
+// folds reports whether some lane folds a type of events.
+func (u *unit) folds(typ int) bool {
+	for _, l := range u.lanes {
+		if l.fold.Folds(typ) {
+			return true
+		}
+	}
+	return false
+}
+
 // sampleCost is the number of records per measurement of the cost of folding.
 const sampleCost = 64
 
@@ -77,6 +91,9 @@ func (u *unit) assigned(p kafka.Partition, from int64, now time.Time) {
 	u.read, u.settled = from, from
 	u.seen.Store(&kafka.PartitionProgress{Topic: p.Topic, Partition: p.Partition, Position: from, End: p.End, Last: now})
 	u.settle()
+	if ids := u.unreadIDs(); len(ids) > 0 {
+		u.ids.Set(fill.Range(ids))
+	}
 }
 
 // settle notes that a batch is about to be committed. The caller has the lock, or the only
@@ -113,8 +130,9 @@ func (u *unit) revoke(s *Set) error {
 	u.disarm()
 	err := u.save(s)
 	for _, l := range u.lanes {
-		l.projection.blockedNow.Sub(float64(l.stuck.Load()))
-		l.projection.unreadNow.Sub(float64(l.unread.Total()))
+		err = errors.Join(err, u.savePast(s, l))
+		l.projection.metrics.Blocked.Sub(float64(l.stuck.Load()))
+		l.projection.metrics.Unread.Sub(float64(l.unread.Total()))
 		if !l.publication.sending { // otherwise when the transaction has ended
 			l.free()
 		}
@@ -141,20 +159,32 @@ func (u *unit) save(s *Set) error {
 			return err
 		}
 	}
-	if err := u.entries.Commit(); errors.Is(err, store.ErrNoSpace) {
-		return fmt.Errorf("writing to the store: %w", err) // nothing was written, so the next flush can write it
-	} else if err != nil {
-		return pipeline.Fatal("writing to the store: %w", err)
+	if err := commit(u.entries); err != nil {
+		return err
 	}
-	memory := s.cfg.Memory / max(1, int(s.lanes.Load()))
 	for _, l := range u.lanes {
-		if err := l.written(memory); err != nil {
+		if err := l.written(s.memory()); err != nil {
 			return pipeline.Fatal("writing to the store: %w", err)
 		}
 	}
 	u.flushed, u.events = u.handled, 0
 	return nil
 }
+
+// commit writes a batch to the store.
+func commit(b *store.Batch) error {
+	err := b.Commit()
+	if errors.Is(err, store.ErrNoSpace) {
+		return fmt.Errorf("writing to the store: %w", err) // nothing was written, so the next flush can write it
+	}
+	if err != nil {
+		return pipeline.Fatal("writing to the store: %w", err)
+	}
+	return nil
+}
+
+// memory returns the number of bytes that the states of a lane may take.
+func (s *Set) memory() int { return s.cfg.Memory / max(1, int(s.lanes.Load())) }
 
 // busy is how long a partition must be idle before a question flushes it: while it is
 // being folded, a flush costs more than it is worth, and happens soon anyway.

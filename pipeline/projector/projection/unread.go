@@ -26,7 +26,7 @@ func (l *lane) hearUnread(ranges []query.Unread) {
 		"projection", l.projection.Label(), "partition", l.source.Partition, "ranges", len(ranges))
 	before := l.unread.Total()
 	l.unread.Set(ranges)
-	l.projection.unreadNow.Add(float64(l.unread.Total() - before))
+	l.projection.metrics.Unread.Add(float64(l.unread.Total() - before))
 }
 
 // acceptsLoss reports whether the partition continues without events that are deleted. A

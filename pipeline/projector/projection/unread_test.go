@@ -88,7 +88,7 @@ func TestAPartitionContinuesWithoutDeletedEventsIfTheOperatorAcceptsIt(t *testin
 			w.acceptLoss()
 			fw = w.start()
 			fw.wantUnread("3-4")
-			if n := testutil.ToFloat64(fw.projection().unreadNow); n != 1 {
+			if n := testutil.ToFloat64(fw.projection().metrics.Unread); n != 1 {
 				t.Errorf("the metric says %v offsets, want 1", n)
 			}
 			if !strings.Contains(fw.logged.String(), "from=3 to=4 offsets=1") {

@@ -285,6 +285,7 @@ var (
 	ErrElsewhere  = errors.New("another worker has the partition")
 	ErrNoVersion  = errors.New("version not found")
 	ErrNoHistory  = errors.New("this worker keeps no history because it runs with --no-history")
+	ErrFilling    = errors.New("the history is being filled after a restore")
 	ErrMoved      = errors.New("this worker gained or lost partitions")
 	ErrSlow       = errors.New("the reader is too slow")
 	ErrAhead      = errors.New("the message id belongs to another log")
@@ -697,7 +698,7 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 		a.problem(w, http.StatusMisdirectedRequest, "%v", err)
 	case errors.Is(err, ErrAhead):
 		a.problem(w, http.StatusBadRequest, "Last-Event-ID: %v", err)
-	case errors.Is(err, ErrBusy):
+	case errors.Is(err, ErrBusy), errors.Is(err, ErrFilling):
 		w.Header().Set("Retry-After", "1")
 		a.problem(w, http.StatusServiceUnavailable, "%v", err)
 	case errors.Is(err, ErrUnanswered):

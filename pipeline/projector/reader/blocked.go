@@ -91,7 +91,7 @@ func (r *Reader) ReleasePart(ctx context.Context, id string, skip bool) (out Rel
 			err = nil
 		}
 		return out, err
-	case errors.Is(err, projection.ErrBusy) || errors.Is(err, projection.ErrBehind) || errors.Is(err, projection.ErrUnpublished):
+	case errors.Is(err, projection.ErrBusy) || errors.Is(err, projection.ErrBehind) || errors.Is(err, projection.ErrUnpublished) || errors.Is(err, query.ErrFilling):
 		out.Busy = err.Error()
 		return out, nil
 	case err != nil:

@@ -36,8 +36,12 @@ func (r *Reader) past(id string) (*past, error) {
 	}
 	ps, home := r.partitionsFor(id)
 	for _, one := range ps {
+		filling := one.Complete() // before the view
 		p := r.pastIn(one, one.View(), id)
 		ok, err := p.view.State(p.id, &p.latest)
+		if ok && err == nil && filling != nil {
+			err = r.indexed(p, filling)
+		}
 		if err == nil {
 			p.next, _, err = p.view.Position()
 		}
@@ -49,6 +53,31 @@ func (r *Reader) past(id string) (*past, error) {
 		}
 	}
 	return nil, r.notFound(id, ps, home)
+}
+
+// indexed returns nil if the history has all events of an aggregate although it is being
+// filled, else filling. It gets events in the order of the log, so it has all if it has the
+// last one.
+func (r *Reader) indexed(p *past, filling error) error {
+	if !r.indexesEach() {
+		return filling
+	}
+	e, ok, err := p.view.Event(p.latest.Offset)
+	if err == nil && !(ok && e.Version == p.latest.Version && string(e.Aggregate) == string(p.id)) {
+		err = filling
+	}
+	return err
+}
+
+// complete returns an error if the history of some partition is being filled. Views have to
+// be made afterwards.
+func complete(ps []*projection.Partition) error {
+	for _, p := range ps {
+		if err := p.Complete(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // pastIn returns the history of an aggregate in a view, without its latest state.
@@ -274,7 +303,9 @@ func (r *Reader) Event(ctx context.Context, eventID, aggregate string) (query.Ev
 	if err != nil {
 		return query.Event{}, err
 	}
-	for _, p := range r.fresh() {
+	ps := r.fresh()
+	filling := complete(ps)
+	for _, p := range ps {
 		v := p.View()
 		e, ok, err := v.EventByID(r.keyOf(aggregate), []byte(eventID))
 		var out query.Event
@@ -284,6 +315,9 @@ func (r *Reader) Event(ctx context.Context, eventID, aggregate string) (query.Ev
 		if err = errors.Join(err, v.Close()); err != nil || ok {
 			return out, err
 		}
+	}
+	if filling != nil {
+		return query.Event{}, filling
 	}
 	return query.Event{}, query.ErrNotFound
 }
@@ -307,7 +341,11 @@ func (r *Reader) Events(ctx context.Context, typ string, before *query.EventCurs
 			err = errors.Join(err, v.Close())
 		}
 	}()
-	for _, p := range r.fresh() {
+	ps := r.fresh()
+	if err := complete(ps); err != nil {
+		return nil, nil, err
+	}
+	for _, p := range ps {
 		v := p.View()
 		views = append(views, v)
 		next, _, err := v.Position()

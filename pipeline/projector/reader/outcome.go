@@ -29,7 +29,12 @@ func (r *Reader) Outcome(_ context.Context, e query.EventRef) (query.Outcome, er
 	if history {
 		// The history before the refusals: a refused event may have been released and
 		// applied since.
-		if out, ok, err := r.applied(ps, e); ok || err != nil {
+		filling := complete(ps)
+		out, ok, err := r.applied(ps, e)
+		if err == nil && !ok {
+			err = filling // else a part of the history would look like all of it
+		}
+		if ok || err != nil {
 			return out, err
 		}
 	}

@@ -39,6 +39,9 @@ func (r *Reader) StatesAt(ctx context.Context, partition int32, at int64, f func
 	if i < 0 {
 		return ErrNotHere
 	}
+	if err := ps[i].Complete(); err != nil {
+		return err
+	}
 	view := ps[i].View()
 	defer func() { err = errors.Join(err, view.Close()) }()
 	next, ok, err := view.Position()

@@ -50,6 +50,9 @@ func (x *Index) CatchUp(next, until int64, past *Table) bool {
 	return true
 }
 
+// Extend makes the index catch up to an offset at least.
+func (x *Index) Extend(until int64) { x.until = max(x.until, until) }
+
 // Backfill returns the offsets that the index has reached and must reach.
 func (x *Index) Backfill() (next, until int64) { return x.next, x.until }
 
@@ -126,7 +129,7 @@ func (x *Index) Add(b *store.Batch, a *Aggregate, before int64, in *pipeline.Rec
 	x.value = appendEvent(x.value[:0], in, before, a, f)
 	b.Put(x.part, familyHistory, x.key, x.value)
 	if a.Version%KeyframeEvery == 0 {
-		x.key = versionKey(x.key[:0], []byte(a.ID), a.Version)
+		x.key = versionKey(x.key[:0], a.ID, a.Version)
 		x.value = fold.AppendAggregate(x.value[:0], &a.Aggregate)
 		b.Put(x.part, familyKeyframe, x.key, x.value)
 	}
@@ -182,7 +185,7 @@ func (x *Index) advance(a *Aggregate, before, recorded int64) error {
 func (x *Index) loadClocks(a *Aggregate, before int64) error {
 	if x.past != nil {
 		// The store may not have the event yet.
-		past, err := x.past.Get([]byte(a.ID))
+		past, err := x.past.Get(a.ID)
 		if err != nil {
 			return err
 		}

@@ -10,6 +10,7 @@
 package states
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 
@@ -51,11 +52,11 @@ type Table struct {
 type Aggregate struct {
 	fold.Aggregate
 	clocks
-	ID    string
-	Dirty bool // differs from the store
-	Due   bool // changed since the last committed snapshot
-	Gone  bool // deleted: its snapshot is to be deleted, too
-	Later bool // like Due, after the open transaction
+	ID    []byte // the next Settle takes its memory
+	Dirty bool   // differs from the store
+	Due   bool   // changed since the last committed snapshot
+	Gone  bool   // deleted: its snapshot is to be deleted, too
+	Later bool   // like Due, after the open transaction
 
 	cached           bool // it is in memory, where it has these flags:
 	ref              rows.Ref
@@ -89,12 +90,12 @@ func NewTable(part *store.Part, family store.Family, source fold.Source) *Table 
 // until Settle.
 func (s *Table) Get(id []byte) (*Aggregate, error) {
 	for _, a := range s.inUse {
-		if a.ID == string(id) {
+		if bytes.Equal(a.ID, id) {
 			return a, nil
 		}
 	}
 	a := s.newAggregate()
-	a.ID = string(id)
+	a.ID = append(a.ID, id...)
 	a.ref, a.cached = s.cache.Find(id)
 	var err error
 	if a.cached {
@@ -118,7 +119,7 @@ func (s *Table) newAggregate() *Aggregate {
 	}
 	a := s.spare[n-1]
 	s.spare = s.spare[:n-1]
-	*a = Aggregate{Aggregate: fold.Aggregate{Source: s.source, EventID: a.EventID[:0], State: a.State[:0]}}
+	*a = Aggregate{ID: a.ID[:0], Aggregate: fold.Aggregate{Source: s.source, EventID: a.EventID[:0], State: a.State[:0]}}
 	return a
 }
 
@@ -147,7 +148,7 @@ func (s *Table) put(a *Aggregate) {
 		a.ref = s.cache.Set(a.ref, s.value)
 	case a.Version > 0 || a.Gone || a.Dirty || a.Due || a.Later:
 		s.value = a.pack(s.value[:0])
-		a.ref = s.cache.Add([]byte(a.ID), s.value)
+		a.ref = s.cache.Add(a.ID, s.value)
 	default:
 		return
 	}
@@ -185,11 +186,11 @@ func (s *Table) fetch(a *Aggregate) (err error) {
 		}
 	}
 	var ok bool
-	if s.value, ok, err = s.finder.Get(s.value[:0], []byte(a.ID)); !ok || err != nil {
+	if s.value, ok, err = s.finder.Get(s.value[:0], a.ID); !ok || err != nil {
 		return err
 	}
 	if err := a.read(s.value); err != nil {
-		return Damaged([]byte(a.ID), err)
+		return Damaged(a.ID, err)
 	}
 	return nil
 }

@@ -102,7 +102,7 @@ func (m *tableModel) get(t *rapid.T, id string) *Aggregate {
 		t.Fatal(err)
 	}
 	w := m.want[id]
-	if a.ID != id || a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Offset != w.Offset || a.EventTime != w.EventTime || a.Topic != "t" {
+	if string(a.ID) != id || a.Version != w.Version || !bytes.Equal(a.State, w.State) || !bytes.Equal(a.EventID, w.EventID) || a.Offset != w.Offset || a.EventTime != w.EventTime || a.Topic != "t" {
 		t.Fatalf("%s is %+v, want %+v", id, a.Aggregate, w)
 	}
 	if a.known && a.clocks != m.clocks[id] {

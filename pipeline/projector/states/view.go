@@ -131,7 +131,7 @@ func appendEvent(dst []byte, in *pipeline.Record, before int64, a *Aggregate, f 
 	dst = codec.AppendLong(dst, a.EventTime-recorded*1000)
 	dst = codec.AppendLong(dst, a.clocks.recorded-recorded)
 	dst = codec.AppendLong(dst, a.clocks.event-a.EventTime)
-	dst = codec.AppendString(dst, a.ID)
+	dst = codec.AppendBytes(dst, a.ID)
 	header, _ := in.Header(HeaderSchemaID)
 	m, reads := f.Metadata()
 	if reads {
@@ -182,11 +182,11 @@ const (
 	otherKey
 )
 
-func appendMetadata(dst []byte, m *fold.Metadata, aggregate string) []byte {
+func appendMetadata(dst []byte, m *fold.Metadata, aggregate []byte) []byte {
 	switch {
 	case m.Key == nil:
 		dst = codec.AppendLong(dst, noKey)
-	case string(m.Key) == aggregate:
+	case bytes.Equal(m.Key, aggregate):
 		dst = codec.AppendLong(dst, aggregateKey)
 	default:
 		dst = append(codec.AppendLong(dst, otherKey+int64(len(m.Key))), m.Key...)

@@ -23,6 +23,7 @@ import (
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka/properties"
+	"millrace/pipeline/private"
 	"millrace/pipeline/sandbox"
 	"millrace/pipeline/server"
 )
@@ -227,7 +228,7 @@ func (r *Report) write(path string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := private.Dir(filepath.Dir(path)); err != nil {
 		return err
 	}
 	return server.WriteFile(path, string(data)+"\n")

@@ -10,12 +10,13 @@ import (
 	"slices"
 	"strings"
 
+	"millrace/pipeline/private"
 	"millrace/pipeline/sandbox"
 )
 
 // start starts broker, registry, processor and projector, and waits until they are ready.
 func (d *demo) start(ctx context.Context) (err error) {
-	if d.dir, err = os.MkdirTemp("", "millrace-"); err != nil {
+	if d.dir, err = private.TempDir("millrace-"); err != nil {
 		return err
 	}
 	d.external = len(d.brokers) > 0
