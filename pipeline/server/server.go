@@ -136,6 +136,9 @@ func (s *Server) readFiles() (err error) {
 // CheckOpen refuses to let other machines in without a list of callers. [New] calls it; a
 // program that first connects to something can call it before.
 func (c Config) CheckOpen() error {
+	if c.Listen == "" {
+		return cli.Usagef("--listen: give an address, such as 127.0.0.1:0 for a free port of this machine")
+	}
 	if c.Access != "" || c.Insecure {
 		return nil
 	}

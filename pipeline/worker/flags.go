@@ -108,6 +108,9 @@ func (f *Flags) Start() (*Worker, error) {
 		if w.Dial, err = f.dial.Open(log); err != nil {
 			return nil, err
 		}
+		if f.server.access != "" && !w.Dial.Named() {
+			log.Warn("this worker has no token and no client certificate, so other workers with --auth-file refuse its questions: give it --token-file")
+		}
 	}
 	if w.Server, err = server.New(f.server.Config(f.program, log, w.Metrics)); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
