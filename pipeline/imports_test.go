@@ -167,7 +167,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
-		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/keyring", "pipeline/cli", "pipeline/server/dial", "pipeline/worker",
+		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/keyring", "pipeline/seal", "pipeline/cli", "pipeline/server/dial", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
 	},
 

@@ -250,6 +250,7 @@ func TestPersonalFieldsAreEncryptedEverywhere(t *testing.T) {
 	}
 	b.start("--kek-file", both)
 	b.await("the states to be restored", b.shows("u-bert", "email", b.secrets["u-bert"][0]+" "))
+	b.await("the histories", filled(b.worker.url))
 	b.checkGone("after the loss of the store")
 	b.checkKeyTopic()
 	b.rebuildOrders()

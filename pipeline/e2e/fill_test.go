@@ -107,6 +107,17 @@ func (w *rebuildWorker) want(path string, status int, text string) error {
 	return nil
 }
 
+// filled returns a function that fails while a worker fills histories.
+func filled(url string) func() error {
+	return func() error {
+		text, _, err := fetch(url + "/readyz?verbose")
+		if err == nil && (strings.Contains(string(text), "reading the history") || strings.Contains(string(text), "reading the ids")) {
+			err = fmt.Errorf("%s", text)
+		}
+		return err
+	}
+}
+
 // TestAProjectorIsReadyWhileItsHistoryIsFilled deletes the data directory of a projector. It
 // is ready when the states are there; new events are folded when the ids of the past are
 // known; and questions about the past are answered when the history is complete.

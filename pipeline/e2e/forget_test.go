@@ -89,6 +89,7 @@ func TestForgottenUserNeverComesBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	w = b.start("one")
+	b.await("the histories", filled(w.url))
 	gone("after the loss of the store")
 	b.declare(2, `, email: "data.email != null ? data.email : state.email"`)
 	b.must("projector", "rebuild", "user")

@@ -74,6 +74,7 @@ func TestGarbageOnTheTopicsOfAProjectorStopsNothing(t *testing.T) {
 	if out := b.must("projector", "status"); !strings.Contains(string(out), "BLOCKED") {
 		t.Errorf("status prints %s", out)
 	}
+	b.await("the histories", filled(w.url))
 	resp, err := http.Post(w.url+"/v1/blocked/user/"+rebuildUser(1)+"/release", "", nil) //nolint:noctx // bounded by the test's own timeout
 	if err != nil {
 		t.Fatal(err)

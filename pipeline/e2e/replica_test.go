@@ -395,6 +395,7 @@ func TestStandbyTakesOverFromAKilledWorker(t *testing.T) {
 
 	// A worker without a store restores the same answers from the snapshots.
 	fresh := b.start("fresh", "--session-timeout", "6s")
+	b.await("the histories", filled(fresh.url))
 	for id, want := range answers {
 		if got, err := fresh.answersAbout(id); err != nil || got != want {
 			t.Errorf("%s, restored from snapshots: %v\n%s, want\n%s", id, err, got, want)

@@ -444,7 +444,7 @@ func TestAnUpgradeKeepsEarlierReleasesFromAVersionWithATopicOfInternalRecords(t 
 	u := newUpgrading(t, upgradeTopology)
 	stopWriting := u.write()
 	a := u.launch(u.old, "a")
-	u.must("projector", "rebuild", "customer", "--force", "--internal-topic")
+	u.must("projector", "rebuild", "customer", "--force")
 	b := u.launch(filepath.Join(bin, "projector"), "b")
 	u.await("version 2 to be ready", func() error {
 		want := []upgradeStatus{{"customer", 1, 1, "live"}, {"customer", 2, 2, "ready"}}

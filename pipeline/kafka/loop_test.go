@@ -695,13 +695,13 @@ func groupOffset(c *cluster, topic string, partition int32) int64 {
 // waitFor checks a condition in real time until it holds. In a bubble, use await.
 func waitFor(t *testing.T, cond func() bool) {
 	t.Helper()
-	deadline := time.After(30 * time.Second)
+	deadline := time.After(2 * time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !cond() {
 		select {
 		case <-deadline:
-			t.Fatal("the condition does not hold after 30 s")
+			t.Fatal("the condition does not hold after two minutes")
 		case <-tick.C:
 		}
 	}

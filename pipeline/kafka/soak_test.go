@@ -1,15 +1,18 @@
 package kafka
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/twmb/franz-go/pkg/kerr"
 	"github.com/twmb/franz-go/pkg/kfake"
 	"github.com/twmb/franz-go/pkg/kgo"
 	"github.com/twmb/franz-go/pkg/kmsg"
@@ -62,6 +65,50 @@ type worker struct {
 	stop context.CancelFunc
 }
 
+// joined notes which members have asked to join a group, by their transactional ids. With
+// it, a test ends the session of a killed member at once. So the session timeout can be
+// longer than a busy machine keeps a living member from its heartbeats.
+type joined struct {
+	mu      sync.Mutex
+	members map[string][]string // guarded by mu
+}
+
+func noteJoined(c *cluster) *joined {
+	j := &joined{members: map[string][]string{}}
+	c.ControlKey(int16(kmsg.JoinGroup), func(req kmsg.Request) (kmsg.Response, error, bool) {
+		c.KeepControl()
+		if r := req.(*kmsg.JoinGroupRequest); r.MemberID != "" && r.InstanceID == nil {
+			j.mu.Lock()
+			defer j.mu.Unlock()
+			for _, p := range r.Protocols {
+				var meta kmsg.ConsumerMemberMetadata
+				if meta.ReadFrom(p.Metadata) != nil {
+					continue
+				}
+				if _, id, ok := bytes.Cut(meta.UserData, memberMark("")); ok {
+					j.members[string(id)] = append(j.members[string(id)], r.MemberID)
+				}
+			}
+		}
+		return nil, nil, false
+	})
+	return j
+}
+
+// endSessions ends the group sessions of the members of a transactional id.
+func (j *joined) endSessions(t *testing.T, cl *kgo.Client, txnID string) {
+	t.Helper()
+	j.mu.Lock()
+	ids := j.members[txnID]
+	delete(j.members, txnID)
+	j.mu.Unlock()
+	for _, id := range slices.Compact(ids) {
+		if err := leaveClassic(t.Context(), cl, "g", id, nil); err != nil && !errors.Is(err, kerr.UnknownMemberID) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestKilledWorkersLoseAndRepeatNothing kills workers at random while they copy. The
 // committed output must equal the input: each record once, in order per key.
 func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
@@ -84,6 +131,12 @@ func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Duration(tt.within)*time.Second)
 			defer cancel()
 			c := newCluster(t, 6)
+			members := noteJoined(c)
+			admin, err := kgo.NewClient(kgo.SeedBrokers(c.ListenAddrs()...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer admin.Close()
 
 			var running sync.WaitGroup
 			defer running.Wait()
@@ -92,8 +145,8 @@ func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 				cfg := testConfig(c, nil)
 				cfg.Client.dialTCP = w.wire.dial
 				cfg.Instance, cfg.Sessions, cfg.Static = fmt.Sprint(i), 2, tt.static
-				cfg.CommitInterval, cfg.TransactionTimeout = 5*time.Millisecond, 2*time.Second
-				cfg.SessionTimeout = 500 * time.Millisecond
+				cfg.CommitInterval, cfg.TransactionTimeout = 5*time.Millisecond, 10*time.Second
+				cfg.SessionTimeout = 10 * time.Second
 				cfg.NewHandler = func(int) (pipeline.Handler, error) { return &copier{}, nil }
 				l, err := NewLoop(cfg)
 				if err != nil {
@@ -136,6 +189,9 @@ func TestKilledWorkersLoseAndRepeatNothing(t *testing.T) {
 				k := rnd.IntN(len(workers))
 				workers[k].wire.kill()
 				workers[k].stop()
+				for session := range 2 {
+					members.endSessions(t, admin, fmt.Sprintf("g-%d-%d", k, session))
+				}
 				workers[k] = run(k)
 			}
 			wantCopiedOnce(ctx, t, c, tt.records)

@@ -178,7 +178,8 @@ func hiddenBy(err error) string {
 
 // Open returns a body with its fields decrypted. A field that cannot be decrypted is
 // null, and Hidden has the reason by its path. A field with an unencrypted content
-// is unchanged: it was written before the field was tagged, or is a default.
+// is unchanged: it was written before the field was tagged, is a default, or was written by
+// another client than ours. It is in Plain, unless it is empty.
 func (f *Fields) Open(body []byte, ring *seal.Ring) (query.Decrypted, error) {
 	var v pipeline.View
 	if err := f.layout.Walk(body, &v); err != nil {
@@ -195,7 +196,10 @@ func (f *Fields) Open(body []byte, ring *seal.Ring) (query.Decrypted, error) {
 		if !nullable {
 			head = codec.AppendLong(nil, 1) // the branch in the union of the shown type
 		}
-		content, err := one.open(content, ring, subject, noSubject)
+		content, sealed, err := one.open(content, ring, subject, noSubject)
+		if err == nil && !sealed && len(content) > 0 {
+			out.Plain = append(out.Plain, one.path)
+		}
 		if err != nil {
 			if out.Hidden == nil {
 				out.Hidden = map[string]string{}
@@ -212,7 +216,7 @@ func (f *Fields) Open(body []byte, ring *seal.Ring) (query.Decrypted, error) {
 
 // open decrypts the content of a field, unless it is unencrypted. noSubject is the
 // error if the record has no valid subject.
-func (one *sealedField) open(content []byte, ring *seal.Ring, subject string, noSubject error) ([]byte, error) {
+func (one *sealedField) open(content []byte, ring *seal.Ring, subject string, noSubject error) (plain []byte, sealed bool, err error) {
 	parse := seal.ParseBytes
 	if one.isText() {
 		parse = seal.ParseText
@@ -220,20 +224,20 @@ func (one *sealedField) open(content []byte, ring *seal.Ring, subject string, no
 	box, sealed, err := parse(content)
 	if sealed {
 		if err := errors.Join(err, noSubject); err != nil {
-			return nil, err
+			return nil, true, err
 		}
 		key, err := ring.Find(subject, box.KeyID)
 		if err != nil {
-			return nil, err
+			return nil, true, err
 		}
 		if content, err = key.Open(box, seal.Place{Subject: subject, Field: one.tag}); err != nil {
-			return nil, err
+			return nil, true, err
 		}
 	} else if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if one.isText() && !utf8.Valid(content) {
-		return nil, seal.ErrTampered
+		return nil, sealed, seal.ErrTampered
 	}
-	return content, nil
+	return content, sealed, nil
 }

@@ -37,10 +37,23 @@ func TestTaggedFieldsAreSealedAndShown(t *testing.T) {
 			t.Errorf("shown as %s, %v\nwant     %s", got, hidden, data)
 		}
 	}
-	// A content that was written before the field was tagged is shown as it is.
+	// A content that was written before the field was tagged is shown as it is, and marked.
 	data := `{"id":null,"email":"anna@example.com","mail":"","photo":null,"city":"Ulm"}`
 	if got, hidden := keyringtest.JSON(t, f, ring, keyringtest.Body(t, s, data)); got != data || len(hidden) > 0 {
 		t.Errorf("plaintext is shown as %s, %v", got, hidden)
+	}
+	for data, want := range map[string]string{
+		`{"id":"u-1","email":"anna@example.com","mail":"","photo":null,"city":"Ulm"}`: "[data.email]",
+		`{"id":"u-1","email":"","mail":"sealedx","photo":"/////w==","city":"Ulm"}`:    "[data.mail data.photo]",
+	} {
+		body := keyringtest.Body(t, s, data)
+		shown, err := f.Open(body, ring)
+		if err != nil || fmt.Sprint(shown.Plain) != want {
+			t.Errorf("%s: %v are plain, want %s; %v", data, shown.Plain, want, err)
+		}
+		if shown, err = f.Open(keyringtest.Seal(t, f, ring, body), ring); err != nil || len(shown.Plain) > 0 {
+			t.Errorf("%s: %v are plain after encrypting: %v", data, shown.Plain, err)
+		}
 	}
 }
 

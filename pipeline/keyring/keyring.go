@@ -49,37 +49,48 @@ type Config struct {
 // the unknown result of a write needs no special care: if the write was applied,
 // the reading finds the key, else another one is created.
 type Ring struct {
-	topic      string
-	partitions int
-	cache      *seal.Ring // the keys read so far
-	keks       *seal.KEKs
-	tail       *kafka.Tail
-	writer     RecordWriter // nil in a process that only decrypts
-	now        func() time.Time
-	log        *slog.Logger
-	hidden     *prometheus.CounterVec // fields that answers did not show, by reason
-	unreadable prometheus.Counter     // records of the topic
+	topic       string
+	partitions  int
+	cache       *seal.Ring // the keys read so far
+	keks        *seal.KEKs
+	tail        *kafka.Tail
+	writer      RecordWriter // nil in a process that only decrypts
+	now         func() time.Time
+	log         *slog.Logger
+	hidden      *prometheus.CounterVec // fields that answers did not show, by reason
+	plain       prometheus.Counter     // tagged fields that answers showed, and that were never encrypted
+	unreadable  prometheus.Counter     // records of the topic
+	overwritten prometheus.Counter     // marks of forgotten subjects
 
-	mu    sync.Mutex      // guards next and moved
-	next  map[int32]int64 // by partition, the offset after the last record read
-	moved chan struct{}   // closed after the next record; nil if no goroutine waits
+	mu    sync.Mutex       // guards the fields below
+	next  map[int32]int64  // by partition, the offset after the last record read
+	moved chan struct{}    // closed after the next record; nil if no goroutine waits
+	bare  map[string]int32 // partitions of subjects whose mark was replaced by a null, as far as we do not write it again
 }
 
 // New returns a Ring that has read nothing yet. Call Run to read the topic.
 func New(cfg Config) *Ring {
 	k := &Ring{
 		topic: cfg.Topic, partitions: cfg.Partitions, cache: seal.NewRing(cfg.KEKs), keks: cfg.KEKs, tail: kafka.NewTail(cfg.Kafka, cfg.Topic),
-		writer: cfg.Writer, now: cfg.Now, log: cfg.Log, next: map[int32]int64{},
+		writer: cfg.Writer, now: cfg.Now, log: cfg.Log, next: map[int32]int64{}, bare: map[string]int32{},
 		hidden: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "millrace_encryption_hidden_fields_total",
 			Help: "Encrypted fields that answers showed as null, by reason: erased, no_key, no_kek, tampered.",
 		}, []string{"reason"}),
+		overwritten: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_encryption_overwritten_marks_total",
+			Help: "Nulls on the key topic in the place of the mark of a forgotten subject. The subject stays forgotten.",
+		}),
+		plain: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_encryption_plain_fields_total",
+			Help: "Tagged fields that answers showed, and that were never encrypted.",
+		}),
 		unreadable: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "millrace_encryption_unreadable_records_total",
 			Help: "Records of the key topic that could not be read, and were skipped.",
 		}),
 	}
-	cfg.Metrics.MustRegister(k.hidden, k.unreadable, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+	cfg.Metrics.MustRegister(k.hidden, k.plain, k.unreadable, k.overwritten, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "millrace_encryption_subjects",
 		Help: "Data subjects that have a key, or had one and were forgotten.",
 	}, func() float64 { return float64(k.cache.Len()) }), gauges.Following("keys", cfg.Topic, k.Following))
@@ -99,6 +110,7 @@ func Topic(t *topology.Topology) *topology.Topic {
 func (k *Ring) Run(ctx context.Context) error {
 	take := func(r *pipeline.Record) error {
 		k.take(r)
+		k.mark(ctx)
 		return nil
 	}
 	return k.tail.Follow(ctx, take, func(err error, _ time.Duration) {
@@ -122,12 +134,57 @@ func (k *Ring) take(r *pipeline.Record) {
 		k.unreadable.Inc()
 		k.log.Error("skipping a bad record of the key topic", "topic", k.topic, "partition", r.Partition, "offset", r.Offset, "err", err)
 	}
+	subject, isMark := seal.MarkOf(r.Key)
+	if isMark && r.Value == nil {
+		k.overwritten.Inc()
+		k.log.Error("the mark of a forgotten subject was replaced by a null; the subject stays forgotten", "topic", k.topic, "partition", r.Partition, "offset", r.Offset)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.next[r.Partition] = r.Offset + 1
 	if k.moved != nil {
 		close(k.moved)
 		k.moved = nil
+	}
+	switch {
+	case isMark && r.Value == nil:
+		k.bare[subject] = r.Partition
+	case isMark:
+		delete(k.bare, subject)
+	}
+}
+
+// mark writes the marks again that were replaced by a null, once the topic is read and if
+// the process can write to it. The null is a mark, too, but brokers may delete it some day.
+func (k *Ring) mark(ctx context.Context) {
+	select {
+	case <-k.tail.Loaded():
+	default:
+		return
+	}
+	if k.writer == nil {
+		return
+	}
+	k.mu.Lock()
+	bare := k.bare
+	if len(bare) > 0 {
+		k.bare = map[string]int32{}
+	}
+	k.mu.Unlock()
+	for subject, partition := range bare {
+		mark, err := seal.NewErasure(subject, k.now())
+		if err != nil {
+			continue // of encoding a constant type
+		}
+		k.writer.Write(context.WithoutCancel(ctx), &pipeline.Record{Topic: k.topic, Partition: partition, Key: mark.Key, Value: mark.Value, Time: k.now()}, func(err error) {
+			if err == nil {
+				return
+			}
+			k.log.Warn("cannot write the mark of a forgotten subject again; trying again after the next record", "topic", k.topic, "partition", partition, "err", err)
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			k.bare[subject] = partition
+		})
 	}
 }
 
@@ -136,6 +193,7 @@ func (k *Ring) take(r *pipeline.Record) {
 func (k *Ring) Loaded(ctx context.Context) error {
 	select {
 	case <-k.tail.Loaded():
+		k.mark(ctx)
 		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("reading the keys of topic %s: %w", k.topic, errors.Join(context.Cause(ctx), k.tail.Err()))

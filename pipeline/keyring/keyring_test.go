@@ -177,6 +177,78 @@ func TestDestroyKeysCompletesAfterAFailedWrite(t *testing.T) {
 	}
 }
 
+// Somebody writes a null over the mark of a forgotten subject. The subject stays forgotten for
+// rings that run, that start later, and that read a topic of which only the null is left. A
+// ring that can write writes the mark again.
+func TestAnErasureSurvivesANullInThePlaceOfItsMark(t *testing.T) {
+	b := keyringtest.NewBox(t, 2)
+	keks, w := keyringtest.KEKs(t, "a"), b.Writer()
+	only := b.Ring(keks, nil)
+	k := b.Ring(keks, w)
+	if err := k.Ensure(t.Context(), []string{"u-1", "u-2"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Destroy(w, "u-1"); err != nil {
+		t.Fatal(err)
+	}
+	forgotten := func(when string, k *keyring.Ring) {
+		t.Helper()
+		if _, err := k.Current("u-1"); !errors.Is(err, seal.ErrErased) || !k.Forgotten("u-1") || k.Forgotten("u-2") {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	put := func(key string, value []byte) {
+		t.Helper()
+		results := keyring.NewResults(1)
+		w.Write(t.Context(), &pipeline.Record{Topic: keyringtest.KeyTopic, Partition: kafka.PartitionOf([]byte("u-1"), 2), Key: []byte(key), Value: value, Time: harness.Now}, results.Add)
+		if err := results.Wait(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("erased/u-1", nil)
+	marks := func() (last []byte, n int) {
+		for p := range int32(2) {
+			if _, err := kafka.ReadSettled(t.Context(), b.Config(nil, nil).Kafka, keyringtest.KeyTopic, p, func(r *pipeline.Record) error {
+				if string(r.Key) == "erased/u-1" {
+					last, n = append([]byte(nil), r.Value...), n+1
+				}
+				return nil
+			}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return last, n
+	}
+	for last, n := marks(); n < 3 || len(last) == 0; last, n = marks() {
+		if t.Context().Err() != nil {
+			t.Fatal("the mark was not written again")
+		}
+	}
+	if err := k.Ensure(t.Context(), []string{"u-1", "u-3"}); err != nil {
+		t.Fatal(err)
+	}
+	for when, ring := range map[string]*keyring.Ring{"running": k, "running without a writer": only, "started later": b.Ring(keks, nil)} {
+		if when == "running without a writer" {
+			currentID(t, k, "u-3")
+		}
+		forgotten(when, ring)
+	}
+
+	// Only the null is left, and no ring that can write runs.
+	fresh := keyringtest.NewBox(t, 2)
+	w = fresh.Writer()
+	put("erased/u-1", nil)
+	forgotten("after compaction", fresh.Ring(keks, nil))
+	writes := fresh.Ring(keks, w)
+	if err := writes.Ensure(t.Context(), []string{"u-1"}); err != nil {
+		t.Fatal(err)
+	}
+	forgotten("after compaction, with a writer", writes)
+	if n := len(fresh.DataKeys()); n != 0 {
+		t.Errorf("%d keys of a forgotten subject were created", n)
+	}
+}
+
 // keysGone reports whether no key of the subject exists on the topic.
 func keysGone(b *keyringtest.Box, subject string) bool {
 	for key, exists := range b.DataKeys() {

@@ -15,13 +15,14 @@ type shower struct {
 	ring   *seal.Ring
 	fields map[*codec.Schema]*Fields
 	hidden *prometheus.CounterVec // by reason
+	plain  prometheus.Counter
 }
 
 // NewShower returns a function that decrypts the body of a record of one of the
-// schemas, as [Fields.Open] does, and counts the hidden fields. It returns nil if
+// schemas, as [Fields.Open] does, and counts the hidden fields and the plain ones. It returns nil if
 // no schema has encrypted fields. The function is safe for concurrent use.
 func (k *Ring) NewShower(e *topology.Encryption, schemas ...*codec.Schema) (func(*codec.Schema, []byte) (query.Decrypted, error), error) {
-	s := &shower{ring: k.cache, fields: map[*codec.Schema]*Fields{}, hidden: k.hidden}
+	s := &shower{ring: k.cache, fields: map[*codec.Schema]*Fields{}, hidden: k.hidden, plain: k.plain}
 	for _, schema := range schemas {
 		f, err := NewFields(e, schema)
 		if err != nil {
@@ -43,6 +44,7 @@ func (s *shower) show(schema *codec.Schema, body []byte) (query.Decrypted, error
 		return query.Decrypted{Type: schema.Root(), Body: body}, nil
 	}
 	out, err := f.Open(body, s.ring)
+	s.plain.Add(float64(len(out.Plain)))
 	for _, why := range out.Hidden {
 		s.hidden.WithLabelValues(why).Inc()
 	}

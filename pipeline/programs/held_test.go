@@ -241,7 +241,7 @@ func TestTheProcessorEndsIfNoPipelineCanStart(t *testing.T) {
 				t.Errorf("%v: exit code %d, want %d", one.args, code, cli.ExitUsage)
 			}
 			harness.WantLines(t, p.output.String(), one.want...)
-		case <-time.After(time.Minute):
+		case <-time.After(3 * time.Minute):
 			t.Fatalf("%v: it does not end:\n%s", one.args, p.output.String())
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"millrace/pipeline/cli"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
@@ -144,56 +143,6 @@ func (p *program) compactWhenReady(ctx context.Context) error {
 	}
 	p.supervisor.store.Compact()
 	return nil
-}
-
-// begin makes sure that each projection has a live version: at first, the version that
-// the topology defines.
-func (p *program) begin(ctx context.Context) error {
-	if p.command.options.replica {
-		return p.awaitVersions(ctx)
-	}
-	needed := []kafka.TopicSpec{control.TopicSpec(p.control.Topic)}
-	if p.keys != nil {
-		needed = append(needed, worker.TopicSpecs(keyring.Topic(p.w.Topology))...)
-	}
-	if _, err := kafka.EnsureTopics(ctx, p.w.Kafka, needed, !p.w.Flags.NoCreateTopics); err != nil {
-		return err
-	}
-	state, err := control.ReadState(ctx, p.w.Kafka, p.control.Topic)
-	if err != nil {
-		return err
-	}
-	var records []control.Record
-	for _, pr := range p.w.Topology.Projections {
-		if _, ok := state.Live[pr.Name]; ok {
-			p.compare(state, pr)
-			continue
-		}
-		first, err := p.firstVersion(state, pr)
-		if err != nil {
-			return &cli.ExitError{Code: cli.ExitUsage, Err: err}
-		}
-		records = append(records, first...)
-	}
-	if len(records) == 0 {
-		return nil
-	}
-	return control.WriteRecords(ctx, p.w.Kafka, p.control.Topic, p.command.env.Now(), records...)
-}
-
-// firstVersion returns the records that make a version of a projection live.
-func (p *program) firstVersion(state *control.State, pr *topology.Projection) (records []control.Record, err error) {
-	env, n := p.command.env, 1
-	if numbers := state.Numbers(pr.Name); len(numbers) > 0 {
-		n = numbers[0]
-	} else {
-		record, err := NewVersion(env, p.command.worker.Topology, p.w.Topology, pr, n)
-		if err != nil {
-			return nil, err
-		}
-		records = append(records, control.Record{Key: control.VersionKey(pr.Name, n), Value: record})
-	}
-	return append(records, control.Record{Key: control.LiveKey(pr.Name), Value: control.LiveRecord{Format: control.Format, Version: n, Time: env.Now().UTC(), By: env.Build.Version}}), nil
 }
 
 // compare logs if the topology defines a projection otherwise than its live version.

@@ -60,8 +60,8 @@ func versionSnapshots(pr *topology.Projection, n int) string {
 // maxTopicName is the length of the longest name of a topic.
 const maxTopicName = 249
 
-// SetInternal puts the internal records of a new version on a topic of their own.
-func SetInternal(record *control.VersionRecord, t *topology.Topology, pr *topology.Projection) error {
+// setInternal puts the internal records of a new version on a topic of their own.
+func setInternal(record *control.VersionRecord, t *topology.Topology, pr *topology.Projection) error {
 	name := record.Snapshots + ".internal"
 	if len(name) > maxTopicName {
 		return fmt.Errorf("version %d of projection %s needs a topic %s, whose name is longer than %d characters: give the projection a shorter name for its snapshots", record.Version, pr.Name, name, maxTopicName)
@@ -101,10 +101,14 @@ func snapshotsTopic(pr *topology.Projection, name string) *topology.Topic {
 // NewVersion returns the record of a version with the definition in the topology.
 func NewVersion(e *cli.Env, flags *cli.TopologyFlags, t *topology.Topology, pr *topology.Projection, n int) (control.VersionRecord, error) {
 	d, err := control.Define(e, flags, t, pr)
-	return control.VersionRecord{
+	record := control.VersionRecord{
 		Format: control.Format, Version: n, Fold: pr.Fold.Hash(), Snapshots: versionSnapshots(pr, n), Group: versionGroup(t, pr.Name, n),
 		Definition: d, Time: e.Now().UTC(), By: e.Build.Version,
-	}, err
+	}
+	if err == nil {
+		err = setInternal(&record, t, pr)
+	}
+	return record, err
 }
 
 // plan is what is to run here.

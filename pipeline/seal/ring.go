@@ -23,19 +23,54 @@ import (
 // compaction would keep the last of two data keys that were created at the same time.
 // But producers use the first, so its ciphertexts would be lost.
 //
-// The erased record must stay. The null does not: brokers delete it after a while, and
-// then a producer could create a new key for the subject.
+// The erased record must stay, because a null alone does not: brokers delete it after
+// delete.retention.ms, and then a producer could create a new key for the subject.
+// Whatever record has the key erased/SUBJECT, also a null, the subject was forgotten.
 const (
 	recordFormat = 1
 	keyHead      = "key/"
 	erasedHead   = "erased/"
 )
 
+// While a key moves to another key-encryption key, it is wrapped by both, so that a process
+// without the new one can read it, also one of an earlier release. The newest is the last.
 type keyRecord struct {
 	Format  int       `json:"format"`
 	KEK     string    `json:"kek"`
 	Wrapped []byte    `json:"wrapped"`
-	Time    time.Time `json:"time"`
+	Time    time.Time `json:"time"` // of the creation of the key
+	More    []moreBox `json:"more,omitempty"`
+}
+
+type moreBox struct {
+	KEK     string `json:"kek"`
+	Wrapped []byte `json:"wrapped"`
+}
+
+// newKeyRecord returns the value of the record of a key.
+func newKeyRecord(w wrapped, at time.Time) keyRecord {
+	v := keyRecord{Format: recordFormat, KEK: w.boxes[0].kek, Wrapped: w.boxes[0].bytes, Time: at}
+	for _, b := range w.boxes[1:] {
+		v.More = append(v.More, moreBox{b.kek, b.bytes})
+	}
+	return v
+}
+
+// parseValue parses the value of the record of a key.
+func parseValue(id KeyID, value []byte) (v keyRecord, w wrapped, err error) {
+	err = json.Unmarshal(value, &v)
+	w = wrapped{id, []box{{v.KEK, v.Wrapped}}}
+	for _, b := range v.More {
+		w.boxes = append(w.boxes, box{b.KEK, b.Wrapped})
+	}
+	bad := err != nil || v.Format != recordFormat || len(w.boxes) > 255
+	for _, b := range w.boxes {
+		bad = bad || !kekID.MatchString(b.kek) || len(b.bytes) == 0 || len(b.bytes) > 255
+	}
+	if bad {
+		return v, w, fmt.Errorf("the key %s of a subject has a format that this version cannot read", id)
+	}
+	return v, w, nil
 }
 
 type erasedRecord struct {
@@ -49,7 +84,7 @@ type Record struct{ Key, Value []byte }
 // NewKey generates a data key for a subject and returns its record.
 func (k *KEKs) NewKey(subject string, now time.Time) (Record, error) {
 	w := k.wrap(subject)
-	value, err := json.Marshal(keyRecord{recordFormat, w.kek, w.box, now.UTC()})
+	value, err := json.Marshal(newKeyRecord(w, now.UTC()))
 	return Record{recordKey(subject, w.id), value}, err
 }
 
@@ -59,6 +94,13 @@ func recordKey(subject string, id KeyID) []byte { return []byte(keyHead + id.Str
 func NewErasure(subject string, now time.Time) (Record, error) {
 	value, err := json.Marshal(erasedRecord{recordFormat, now.UTC()})
 	return Record{[]byte(erasedHead + subject), value}, err
+}
+
+// MarkOf returns the subject that a record with this key marks as forgotten, whatever its
+// value is. ok is false for other records.
+func MarkOf(key []byte) (subject string, ok bool) {
+	subject, _, isKey, err := parseKey(key)
+	return subject, err == nil && !isKey
 }
 
 // ParseRecordKey parses the key of a record. It returns the subject, and whether the record is
@@ -112,18 +154,23 @@ func NewRing(keks *KEKs) *Ring {
 	return &Ring{keks: keks, rows: rows.New(), fresh: map[string][]*DataKey{}}
 }
 
+// noTime is the time of an erasure whose record has none.
+const noTime = 1
+
 // entry is the state of a subject.
 type entry struct {
-	erased int64     // time of erasure, in seconds since 1970; 0 if it is not erased
+	erased int64     // time of the first mark with a time, in seconds since 1970; 0 if it is not erased
 	keys   []wrapped // in the order of the last record of each
 }
 
 func (e *entry) append(dst []byte) []byte {
 	dst = binary.AppendVarint(dst, e.erased)
 	for _, k := range e.keys {
-		dst = append(dst, k.id[:]...)
-		dst = append(append(dst, byte(len(k.kek))), k.kek...)
-		dst = append(append(dst, byte(len(k.box))), k.box...)
+		dst = append(append(dst, k.id[:]...), byte(len(k.boxes)))
+		for _, b := range k.boxes {
+			dst = append(append(dst, byte(len(b.kek))), b.kek...)
+			dst = append(append(dst, byte(len(b.bytes))), b.bytes...)
+		}
 	}
 	return dst
 }
@@ -138,10 +185,13 @@ func readEntry(row []byte) (e entry) {
 	for row = row[n:]; len(row) > 0; {
 		var k wrapped
 		row = row[copy(k.id[:], row):]
-		n := 1 + int(row[0])
-		k.kek, row = string(row[1:n]), row[n:]
-		n = 1 + int(row[0])
-		k.box, row = row[1:n:n], row[n:]
+		k.boxes, row = make([]box, row[0]), row[1:]
+		for i := range k.boxes {
+			n := 1 + int(row[0])
+			k.boxes[i].kek, row = string(row[1:n]), row[n:]
+			n = 1 + int(row[0])
+			k.boxes[i].bytes, row = row[1:n:n], row[n:]
+		}
 		e.keys = append(e.keys, k)
 	}
 	return e
@@ -164,19 +214,17 @@ func (r *Ring) Apply(in Record) error {
 		if in.Value == nil {
 			break
 		}
-		var v keyRecord
-		if err := json.Unmarshal(in.Value, &v); err != nil || v.Format != recordFormat || !kekID.MatchString(v.KEK) || len(v.Wrapped) == 0 || len(v.Wrapped) > 255 {
-			return fmt.Errorf("the key %s of a subject has a format that this version cannot read", id)
+		_, w, err := parseValue(id, in.Value)
+		if err != nil {
+			return err
 		}
 		// At the end, where it is for a reader after compaction.
-		e.keys = append(e.keys, wrapped{id, v.KEK, v.Wrapped})
-	case in.Value == nil:
-		e.erased = 0
-	default:
+		e.keys = append(e.keys, w)
+	case e.erased <= noTime:
 		var v erasedRecord
-		// Fail safe: a record that cannot be parsed still marks the subject as forgotten.
+		// Fail safe: a null, or a record that cannot be parsed, still marks the subject.
 		if err := json.Unmarshal(in.Value, &v); err != nil || v.Time.Unix() <= 0 {
-			v.Time = time.Unix(1, 0)
+			v.Time = time.Unix(noTime, 0)
 		}
 		e.erased = v.Time.Unix()
 	}
@@ -202,6 +250,9 @@ func (r *Ring) find(subject string, id *KeyID) (*DataKey, error) {
 	defer r.mu.Unlock()
 	row, ok := r.rows.Get([]byte(subject))
 	e := readEntry(row)
+	if e.erased == noTime {
+		return nil, ErrErased
+	}
 	if e.erased != 0 {
 		return nil, fmt.Errorf("%w (%s)", ErrErased, time.Unix(e.erased, 0).UTC().Format(time.DateOnly))
 	}

@@ -288,7 +288,7 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 		}
 		var compacted []seal.Record
 		for i, record := range log {
-			if record.Value != nil && !slices.ContainsFunc(log[i+1:], func(l seal.Record) bool { return bytes.Equal(l.Key, record.Key) }) {
+			if _, isMark := seal.MarkOf(record.Key); (record.Value != nil || isMark) && !slices.ContainsFunc(log[i+1:], func(l seal.Record) bool { return bytes.Equal(l.Key, record.Key) }) {
 				compacted = append(compacted, record)
 			}
 		}
@@ -301,9 +301,12 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 			}
 			for _, s := range subjects {
 				key, err := r.Current(s)
-				if err != nil {
+				switch {
+				case errors.Is(err, seal.ErrErased): // the time is that of the first mark, which may be gone
+					out = append(out, s, "erased")
+				case err != nil:
 					out = append(out, s, err.Error())
-				} else {
+				default:
 					out = append(out, s, key.ID.String())
 				}
 			}
@@ -311,6 +314,43 @@ func TestARingIsAFunctionOfTheCompactedTopic(t *testing.T) {
 		}
 		if full, short := answers(log), answers(compacted); !slices.Equal(full, short) {
 			rt.Fatalf("the full log gives %v, compacted %v", full, short)
+		}
+	})
+}
+
+// No record that follows the mark of a forgotten subject undoes it: not a null, not another
+// mark, not a key; and no compaction.
+func TestNothingUndoesAnErasure(t *testing.T) {
+	k := keks(t, "a")
+	rapid.Check(t, func(rt *rapid.T) {
+		mark, err1 := seal.NewErasure("u-1", now)
+		key, err2 := k.NewKey("u-1", now)
+		if err := errors.Join(err1, err2); err != nil {
+			rt.Fatal(err)
+		}
+		log := []seal.Record{key, mark}
+		for range rapid.IntRange(0, 8).Draw(rt, "records") {
+			late, err := k.NewKey("u-1", now.Add(time.Hour))
+			if err != nil {
+				rt.Fatal(err)
+			}
+			value := rapid.SampledFrom([][]byte{nil, {}, []byte("{}"), []byte("?"), mark.Value, []byte(`{"format":1,"time":"0001-01-01T00:00:00Z"}`), late.Value}).Draw(rt, "value")
+			log = append(log, seal.Record{Key: rapid.SampledFrom([][]byte{mark.Key, key.Key, late.Key}).Draw(rt, "key"), Value: value})
+		}
+		var compacted []seal.Record
+		for i, record := range log {
+			if !slices.ContainsFunc(log[i+1:], func(l seal.Record) bool { return bytes.Equal(l.Key, record.Key) }) {
+				compacted = append(compacted, record)
+			}
+		}
+		for name, log := range map[string][]seal.Record{"all records": log, "compacted": compacted} {
+			r := seal.NewRing(k)
+			for _, record := range log {
+				_ = r.Apply(record) // a key that cannot be parsed is an error
+			}
+			if _, err := r.Current("u-1"); !r.Erased("u-1") || !errors.Is(err, seal.ErrErased) {
+				rt.Errorf("%s: erased %v, %v", name, r.Erased("u-1"), err)
+			}
 		}
 	})
 }

@@ -37,6 +37,11 @@ const keyPartitions = 12
 // destroyed key stays in the topic before compaction removes it. One day, in ms.
 const keyLag = "86400000"
 
+// keyTombstones is the default of delete.retention.ms of the key topic: a hundred years, in
+// ms. A null that somebody wrote over the mark of a forgotten subject is a mark, too, so
+// brokers must not delete it.
+const keyTombstones = "3155760000000"
+
 var encryptionParams = []stage.Param{
 	{Name: "key_topic", Form: stage.Word, Required: true, Doc: "The compacted topic for the keys. Each key is wrapped by a key-encryption key. The topic does not have to be declared under topics; it then has 12 partitions."},
 	{Name: "subject", Form: stage.Texts, Required: true,
@@ -76,6 +81,9 @@ func (l *loader) declareEncryption(args stage.Args) {
 	l.compact(t, name.Value, "keys that are still needed")
 	if t.Config["max.compaction.lag.ms"] == "" {
 		t.Config["max.compaction.lag.ms"] = keyLag
+	}
+	if t.Config["delete.retention.ms"] == "" {
+		t.Config["delete.retention.ms"] = keyTombstones
 	}
 	l.plan.Encryption.Keys = t.Topic
 }

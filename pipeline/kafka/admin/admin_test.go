@@ -27,7 +27,7 @@ func TestEveryCallNamesTheBrokersThatItCannotReach(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
 			if err := call(ctx); err == nil || !strings.Contains(err.Error(), "cannot reach a Kafka broker at "+cfg.Brokers[0]) || strings.Contains(err.Error(), "unable to dial") {
 				t.Errorf("got %v", err)

@@ -44,6 +44,7 @@ type (
 		EventTime  pipeline.Time     `json:"event_time"`
 		State      json.RawMessage   `json:"state"`
 		Hidden     map[string]string `json:"hidden"` // reason why an encrypted field is null, by path
+		Plain      []string          `json:"plain"`  // paths of tagged fields that were never encrypted
 	}
 
 	event struct {
@@ -58,6 +59,7 @@ type (
 		Offset     int64             `json:"offset"`
 		Event      json.RawMessage   `json:"event"`
 		Hidden     map[string]string `json:"hidden"`
+		Plain      []string          `json:"plain"`
 	}
 )
 

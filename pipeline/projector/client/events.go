@@ -30,7 +30,7 @@ func showEvent(ctx context.Context, a *api, args []string) error {
 	t := a.table("PROJECTION", "AGGREGATE", "VERSION", "TIME", "TYPE", "TOPIC", "PARTITION", "OFFSET")
 	for _, ev := range found.Applied {
 		t.row(ev.Projection, ev.Aggregate, strconv.FormatInt(ev.Version, 10), timeText(ev.Time), ev.Type, ev.Topic, strconv.Itoa(int(ev.Partition)), strconv.FormatInt(ev.Offset, 10))
-		t.hide(ev.Hidden)
+		t.hide(ev.Hidden, ev.Plain)
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -63,7 +63,7 @@ func listEvents(ctx context.Context, a *api, args []string) error {
 	t.empty = "no events"
 	for _, ev := range page.Items {
 		t.row(timeText(ev.Time), ev.Aggregate, strconv.FormatInt(ev.Version, 10), ev.ID, strconv.Itoa(int(ev.Partition)), strconv.FormatInt(ev.Offset, 10), ev.data())
-		t.hide(ev.Hidden)
+		t.hide(ev.Hidden, ev.Plain)
 	}
 	t.more("cursor", page.Next)
 	return t.flush()

@@ -48,7 +48,7 @@ func get(ctx context.Context, a *api, args []string) error {
 	if mark != "" {
 		mark = ", " + mark
 	}
-	t.hide(g.Hidden)
+	t.hide(g.Hidden, g.Plain)
 	numbered := ""
 	if g.Sequence > 0 {
 		numbered = fmt.Sprintf(", sequence %d", g.Sequence)

@@ -39,7 +39,7 @@ func history(ctx context.Context, a *api, args []string) error {
 	t.empty = "no events"
 	for _, ev := range page.Items {
 		t.row(strconv.FormatInt(ev.Version, 10), timeText(ev.Time), ev.Type, ev.ID, strconv.Itoa(int(ev.Partition)), strconv.FormatInt(ev.Offset, 10), ev.data())
-		t.hide(ev.Hidden)
+		t.hide(ev.Hidden, ev.Plain)
 	}
 	if page.Before > 0 {
 		t.more("before", strconv.FormatInt(page.Before, 10))
@@ -96,7 +96,7 @@ func why(ctx context.Context, a *api, args []string) error {
 	for _, m := range leaves {
 		t.row(o.row(m)...)
 	}
-	t.hide(g.Hidden)
+	t.hide(g.Hidden, g.Plain)
 	t.note("%s %s, version %d; %s", g.Projection, g.ID, g.Version, g.position())
 	return t.flush()
 }

@@ -77,7 +77,7 @@ func listAggregates(ctx context.Context, a *api, name string) error {
 			t.head = head
 		}
 		t.row(row...)
-		t.hide(g.Hidden)
+		t.hide(g.Hidden, g.Plain)
 	}
 	if page.Failed > 0 {
 		t.note("the filter failed for %d of the aggregates, which are left out; the first: %s", page.Failed, page.Failure)

@@ -26,6 +26,7 @@ type table struct {
 	empty         string // the note that replaces a table without rows; "" prints the head
 	notes         []string
 	hidden        map[string]bool // encrypted fields that are null, with the reason
+	plain         map[string]bool // tagged fields that were never encrypted
 }
 
 // maxCell is the largest width of a cell in characters.
@@ -60,13 +61,17 @@ func (t *table) more(flag, value string) {
 	}
 }
 
-// hide records encrypted fields that are null: the reasons, by path.
-func (t *table) hide(fields map[string]string) {
+// hide records encrypted fields that are null: the reasons, by path. plain are paths of
+// tagged fields that were never encrypted.
+func (t *table) hide(fields map[string]string, plain []string) {
+	if t.hidden == nil {
+		t.hidden, t.plain = map[string]bool{}, map[string]bool{}
+	}
 	for path, why := range fields {
-		if t.hidden == nil {
-			t.hidden = map[string]bool{}
-		}
 		t.hidden[path+" ("+why+")"] = true
+	}
+	for _, path := range plain {
+		t.plain[path] = true
 	}
 }
 
@@ -74,6 +79,9 @@ func (t *table) hide(fields map[string]string) {
 func (t *table) flush() error {
 	if len(t.hidden) > 0 {
 		t.note("encrypted and hidden: %s", strings.Join(slices.Sorted(maps.Keys(t.hidden)), ", "))
+	}
+	if len(t.plain) > 0 {
+		t.note("never encrypted: %s", strings.Join(slices.Sorted(maps.Keys(t.plain)), ", "))
 	}
 	lines := append([][]string{t.head}, t.rows...)
 	if len(t.rows) == 0 && t.empty != "" {

@@ -78,10 +78,13 @@ const internalMark = "+internal"
 // Hash returns the hash of the version's fold.
 func (r *VersionRecord) Hash() string { return strings.TrimSuffix(r.Fold, internalMark) }
 
-// SetInternal puts the internal records of the version on a topic of their own. A version
-// keeps its topics for its life.
+// SetInternal puts the internal records of the version on a topic of their own; "" puts them
+// on Snapshots. A version keeps its topics for its life.
 func (r *VersionRecord) SetInternal(topic string) {
-	r.Fold, r.Internal = r.Hash()+internalMark, topic
+	r.Fold, r.Internal = r.Hash(), topic
+	if topic != "" {
+		r.Fold += internalMark
+	}
 }
 
 // isComplete reports whether the record is of version n, and its fields agree.

@@ -66,6 +66,7 @@ type eventItem struct {
 	Event      json.RawMessage `json:"event,omitempty"`
 
 	Hidden map[string]string `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason."`
+	Plain  []string          `json:"plain,omitempty" doc:"Dotted paths of tagged fields whose text was never encrypted."`
 }
 
 // newEventItem converts an event. brief leaves out the event's body.
@@ -77,8 +78,8 @@ func newEventItem(d Description, e Event, brief bool) (eventItem, error) {
 	if brief || e.Type == nil {
 		return it, nil
 	}
-	var err error
-	it.Event, it.Hidden, err = d.json(e.Type, e.Body)
+	text, shown, err := d.json(e.Type, e.Body)
+	it.Event, it.Hidden, it.Plain = text, shown.Hidden, shown.Plain
 	return it, err
 }
 
@@ -188,6 +189,7 @@ type diffAnswer struct {
 	To     side                   `json:"to"`
 	Fields map[string]changedItem `json:"fields" doc:"Maps the dotted path of each field that differs to its values."`
 	Hidden map[string]string      `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason."`
+	Plain  []string               `json:"plain,omitempty" doc:"Dotted paths of tagged fields of the newer state whose text was never encrypted."`
 }
 
 // side describes one of the two compared states.
@@ -237,58 +239,60 @@ func (a *api) diff(w http.ResponseWriter, r *http.Request) {
 	}
 	d := p.Describe()
 	out := diffAnswer{made: made{d.Name, d.Version}, Position: after.At, ID: r.PathValue("id"), From: newSide(before), To: newSide(after)}
-	if out.Fields, out.Hidden, err = changedItems(d, before, after, paths); err != nil {
+	var shown Decrypted
+	if out.Fields, shown, err = changedItems(d, before, after, paths); err != nil {
 		a.fail(w, r, err)
 		return
 	}
+	out.Hidden, out.Plain = shown.Hidden, shown.Plain
 	a.answer(w, r, out)
 }
 
 // changedItems returns the values of the fields at paths in two states. It omits fields
-// that differ only in their ciphertext. hidden holds the reasons for hidden fields of
+// that differ only in their ciphertext. shown is what tree says of
 // after.
-func changedItems(d Description, before, after Aggregate, paths []string) (fields map[string]changedItem, hidden map[string]string, err error) {
+func changedItems(d Description, before, after Aggregate, paths []string) (fields map[string]changedItem, shown Decrypted, err error) {
 	from, _, err := tree(d, before)
 	if err != nil {
-		return nil, nil, err
+		return nil, shown, err
 	}
-	to, hidden, err := tree(d, after)
+	to, shown, err := tree(d, after)
 	if err != nil {
-		return nil, nil, err
+		return nil, shown, err
 	}
 	fields = map[string]changedItem{}
 	for _, path := range paths {
 		var c changedItem
 		if before.Version > 0 {
 			if c.From, err = valueAt(from, path); err != nil {
-				return nil, nil, err
+				return nil, shown, err
 			}
 		}
 		if c.To, err = valueAt(to, path); err != nil {
-			return nil, nil, err
+			return nil, shown, err
 		}
-		if d.Decrypt != nil && hidden[path] == "" && bytes.Equal(c.From, c.To) {
+		if d.Decrypt != nil && shown.Hidden[path] == "" && bytes.Equal(c.From, c.To) {
 			continue // two ciphertexts of the same plaintext
 		}
 		fields[path] = c
 	}
-	return fields, hidden, nil
+	return fields, shown, nil
 }
 
 // tree returns a state as decoded JSON. Numbers are json.Number, so they keep their
 // text. Version 0 has no state: v is nil.
-func tree(d Description, g Aggregate) (v any, hidden map[string]string, err error) {
+func tree(d Description, g Aggregate) (v any, shown Decrypted, err error) {
 	if g.Version == 0 {
-		return nil, nil, nil
+		return nil, shown, nil
 	}
-	text, hidden, err := d.json(d.State, g.State)
+	text, shown, err := d.json(d.State, g.State)
 	if err != nil {
-		return nil, nil, err
+		return nil, shown, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.UseNumber()
 	err = dec.Decode(&v)
-	return v, hidden, err
+	return v, shown, err
 }
 
 // valueAt returns the value at a dotted path, as JSON.

@@ -313,24 +313,25 @@ type Decrypted struct {
 	Type   *codec.Node
 	Body   []byte
 	Hidden map[string]string // dotted path of a field that cannot be decrypted (it is null) to the reason
+	Plain  []string          // dotted paths of tagged fields with a text that was never encrypted
 }
 
 // hiddenUnreadable is the reason for a record that has no JSON. It is null in an answer,
 // so that one such record does not fail a list of others.
 const hiddenUnreadable = "unreadable"
 
-// json returns a record as JSON, and the reasons for fields that stay hidden.
-func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, hidden map[string]string, err error) {
-	shown := Decrypted{Type: s.Root(), Body: body}
+// json returns a record as JSON. The result has what it says of tagged fields.
+func (d *Description) json(s *codec.Schema, body []byte) (text json.RawMessage, shown Decrypted, err error) {
+	shown = Decrypted{Type: s.Root(), Body: body}
 	if d.Decrypt != nil {
 		if shown, err = d.Decrypt(s, body); err != nil {
-			return nil, nil, err
+			return nil, shown, err
 		}
 	}
 	if text, err = codec.AppendJSON(nil, shown.Type, shown.Body); err != nil {
-		return json.RawMessage("null"), map[string]string{"*": hiddenUnreadable}, nil
+		return json.RawMessage("null"), Decrypted{Hidden: map[string]string{"*": hiddenUnreadable}}, nil
 	}
-	return text, shown.Hidden, nil
+	return text, shown, nil
 }
 
 // A Position is a projection's progress in a partition.
@@ -529,11 +530,12 @@ type item struct {
 	State     json.RawMessage `json:"state" doc:"A record of the projection's state schema. Encrypted fields are shown in plaintext."`
 
 	Hidden map[string]string `json:"hidden,omitempty" doc:"Maps the dotted path of an encrypted field that is null to the reason: erased (its data subject was forgotten), no_key, no_kek or tampered."`
+	Plain  []string          `json:"plain,omitempty" doc:"Dotted paths of tagged fields whose text is shown, but was never encrypted: it was not protected, and its writer is not known to have the key."`
 }
 
 func newItem(d Description, g Aggregate) (item, error) {
-	state, hidden, err := d.json(d.State, g.State)
-	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime, g.Offset, g.Sequence, state, hidden}, err
+	state, shown, err := d.json(d.State, g.State)
+	return item{g.ID, g.Version, g.Deleted, g.Status, g.EventID, g.EventTime, g.Offset, g.Sequence, state, shown.Hidden, shown.Plain}, err
 }
 
 // made identifies the projection that produced an answer.

@@ -60,7 +60,7 @@ func forgetCommand(e *cli.Env) *cobra.Command {
 	var o *operator
 	var how forgetFlags
 	cmd := &cobra.Command{
-		Use:   "forget NAME ID",
+		Use:   "forget NAME ID | forget --subject ID",
 		Short: "Erase an aggregate permanently, and list the places that still hold its data",
 		Long: `Records on the control topic that the projection must not have the aggregate: no
 version folds its events any more, however often the log is read again. The workers
@@ -69,6 +69,10 @@ on the snapshots topics.
 
 If the topology encrypts personal fields and the aggregate is their data subject,
 forget also destroys its key. No new key is created: producers refuse its events.
+
+--subject forgets a data subject that is no aggregate of a projection: it destroys the
+key only. All that is encrypted with it is unreadable, everywhere. Aggregates stay,
+with these fields hidden.
 
 An id that no worker has is an error, unless it was forgotten before. --force forgets it
 all the same.
@@ -80,22 +84,38 @@ on the control topic, because it is needed to recognize the aggregate.
 Exit code 0 if all workers have erased the aggregate; 1 if some workers did not
 answer: they erase it when they are back.`,
 		Example: `  projector forget user u-000001 --dry-run
-  projector forget user u-000001 --yes`,
-		Args: cobra.ExactArgs(2),
+  projector forget user u-000001 --yes
+  projector forget --subject u-000001 --yes`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().Changed("subject") {
+				if len(args) > 0 {
+					return cli.Usagef("--subject names a data subject: give no projection and no aggregate")
+				}
+				return nil
+			}
+			return cobra.ExactArgs(2)(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return o.forgetSubject(cmd.Context(), how)
+			}
 			return o.forget(cmd.Context(), args[0], args[1], how)
 		},
 	}
 	o = newOperator(e, cmd.Flags())
+	cmd.Flags().StringVar(&how.subject, "subject", "", "`id` of a data subject of which only the key is destroyed")
 	cmd.Flags().BoolVar(&how.dryRun, "dry-run", false, "only show what would be erased, and what remains")
 	cmd.Flags().BoolVar(&how.yes, "yes", false, "confirm: nothing can bring the aggregate back")
-	cmd.Flags().BoolVar(&how.force, "force", false, "forget an id that no worker has")
+	cmd.Flags().BoolVar(&how.force, "force", false, "forget an id that no worker has, or a subject without a key")
 	e.CompleteProjection(cmd)
 	return cmd
 }
 
 // forgetFlags are the flags of forget.
-type forgetFlags struct{ dryRun, yes, force bool }
+type forgetFlags struct {
+	subject            string
+	dryRun, yes, force bool
+}
 
 func (o *operator) forget(ctx context.Context, name, id string, how forgetFlags) error {
 	if !how.dryRun && !how.yes {
@@ -175,15 +195,8 @@ func (x *erasure) countKeys(ctx context.Context, w *worker.Worker, pr *topology.
 	if keys == nil || !pr.Subjects {
 		return 0, nil
 	}
-	cluster, err := kafka.Describe(ctx, w.Kafka, []string{keys.Name}, nil, nil)
-	if err != nil || cluster.Topics[keys.Name].Partitions == 0 {
-		return 0, err
-	}
-	partition := kafka.PartitionOf([]byte(x.ID), cluster.Topics[keys.Name].Partitions)
-	return keyring.CountKeys(x.ID, func(f func(*pipeline.Record) error) error {
-		_, err := kafka.ReadSettled(ctx, w.Kafka, keys.Name, partition, f)
-		return err
-	})
+	n, _, err := countKeys(ctx, w, keys, x.ID)
+	return n, err
 }
 
 // await polls the workers, in order, until each has erased the aggregate.
@@ -212,26 +225,10 @@ func (x *erasure) await(ctx context.Context, w *worker.Worker, state *control.St
 }
 
 // destroyKey destroys the key of the aggregate's personal data, if there is one under its id.
-func (x *erasure) destroyKey(ctx context.Context, w *worker.Worker, pr *topology.Projection, at time.Time) error {
-	keys := keyring.Topic(w.Topology)
-	if keys == nil || !pr.Subjects {
-		return nil
+func (x *erasure) destroyKey(ctx context.Context, w *worker.Worker, pr *topology.Projection, at time.Time) (err error) {
+	if keys := keyring.Topic(w.Topology); keys != nil && pr.Subjects {
+		x.Key, err = destroyKeys(ctx, w, keys, x.ID, at)
 	}
-	cluster, err := kafka.EnsureTopics(ctx, w.Kafka, worker.TopicSpecs(keys), true)
-	if err != nil {
-		return err
-	}
-	out, err := kafka.NewWriter(w.Kafka)
-	if err != nil {
-		return err
-	}
-	defer out.Close()
-	partition := kafka.PartitionOf([]byte(x.ID), cluster.Topics[keys.Name].Partitions)
-	n, err := keyring.DestroyKeys(ctx, out, keys.Name, partition, x.ID, at, func(f func(*pipeline.Record) error) error {
-		_, err := kafka.ReadSettled(ctx, w.Kafka, keys.Name, partition, f)
-		return err
-	})
-	x.Key = &destroyedKey{keys.Name, n}
 	return err
 }
 
@@ -305,7 +302,7 @@ func (x *erasure) listRemainders(ctx context.Context, w *worker.Worker, pr *topo
 		left(keys.Name, "the old record of its key, readable with the key-encryption key", compacted(cluster.Topics[keys.Name]))
 		left(keys.Name, "its id, so that no new key is created", "for ever")
 	case keys != nil:
-		left(keys.Name, "the keys of encrypted fields: they belong to the data subjects of the fields, not to "+pr.Name+" "+x.ID, "the subject is forgotten: projector forget PROJECTION ID, of a projection whose aggregates are the subjects")
+		left(keys.Name, "the keys of encrypted fields: they belong to the data subjects of the fields, not to "+pr.Name+" "+x.ID, "the subject is forgotten: projector forget --subject ID")
 	}
 	left(control.Topic(w.Topology), "its id, so that its events are not folded again", "for ever")
 	return nil
@@ -364,15 +361,18 @@ func compacted(t kafka.TopicState) string {
 	if t.Config == nil {
 		return "unknown: no permission to read the topic's configuration"
 	}
-	marker := defaultDeleteRetention
+	marker := defaultDeleteRetention.String()
 	if ms, err := strconv.ParseInt(t.Config["delete.retention.ms"], 10, 64); err == nil {
-		marker = time.Duration(ms) * time.Millisecond
+		marker = (time.Duration(ms) * time.Millisecond).String()
+		if years := ms / (365 * 24 * time.Hour).Milliseconds(); years > 1 {
+			marker = fmt.Sprint(years, " years")
+		}
 	}
 	ms, err := strconv.ParseInt(t.Config["max.compaction.lag.ms"], 10, 64)
 	if err != nil {
-		return fmt.Sprintf("no bound: max.compaction.lag.ms is not set, so it stays until the brokers compact that segment; the null stays %v longer", marker)
+		return fmt.Sprintf("no bound: max.compaction.lag.ms is not set, so it stays until the brokers compact that segment; the null stays %s longer", marker)
 	}
-	return fmt.Sprintf("%v from now, and until the cleaner is done; the null stays %v longer", time.Duration(ms)*time.Millisecond, marker)
+	return fmt.Sprintf("%v from now, and until the cleaner is done; the null stays %s longer", time.Duration(ms)*time.Millisecond, marker)
 }
 
 func (x *erasure) print(w io.Writer) error {
@@ -380,7 +380,7 @@ func (x *erasure) print(w io.Writer) error {
 	if x.DryRun {
 		out.Line("%s %s would be forgotten: %s on the workers, and a null on %s", x.Projection, x.ID, cli.Plural(x.States, "state"), cli.Plural(len(x.Tombstones), "snapshots topic"))
 		out.Line("Data that would remain, and until when:")
-		return x.printLeft(w, out.Err)
+		return printLeft(w, x.Left, out.Err)
 	}
 	out.Line("%s %s is forgotten: erased by %s, a null on %s", x.Projection, x.ID, cli.Plural(len(x.Workers), "worker"), cli.Plural(len(x.Tombstones), "snapshots topic"))
 	if x.Key != nil {
@@ -390,16 +390,16 @@ func (x *erasure) print(w io.Writer) error {
 		out.Line("  ! no confirmation: %s. The worker erases it when it is back", s)
 	}
 	out.Line("Remaining data, and until when:")
-	return x.printLeft(w, out.Err)
+	return printLeft(w, x.Left, out.Err)
 }
 
-// printLeft prints Left, unless there was an error.
-func (x *erasure) printLeft(w io.Writer, err error) error {
+// printLeft prints what remains, unless there was an error.
+func printLeft(w io.Writer, left []remainder, err error) error {
 	if err != nil {
 		return err
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, l := range x.Left {
+	for _, l := range left {
 		fmt.Fprintf(t, "  %s\t%s\t%s\n", l.Where, l.What, l.Until)
 	}
 	return t.Flush()

@@ -13,7 +13,7 @@ import (
 
 func rebuildCommand(e *cli.Env) *cobra.Command {
 	var o *operator
-	force, internal := false, false
+	force := false
 	cmd := &cobra.Command{
 		Use:   "rebuild NAME",
 		Short: "Build a new version of a projection beside the live version",
@@ -30,24 +30,21 @@ snapshots topic and consumer group, while the live version keeps answering. Then
 
 A version that is not live publishes its snapshots and has no other effects outside.
 
-The projector keeps records of its own among the snapshots: they are JSON under keys
-that start with a zero byte. Give --internal-topic if a program reads the snapshots
-topic that cannot skip them, such as an Avro sink. A version keeps its topics. Earlier
-releases do not run such a version.`,
+The new version keeps the projector's own records on the topic SNAPSHOTS.internal.
+Earlier releases do not run such a version.`,
 		Example: `  projector rebuild user -t topology.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return o.rebuild(cmd.Context(), args[0], force, internal)
+			return o.rebuild(cmd.Context(), args[0], force)
 		},
 	}
 	o = newOperator(e, cmd.Flags())
-	cmd.Flags().BoolVar(&internal, "internal-topic", false, "keep the projector's own records on a topic of their own, SNAPSHOTS.internal, so that the snapshots topic has snapshots only")
 	cmd.Flags().BoolVar(&force, "force", false, "also if a version with the same definition exists")
 	e.CompleteProjection(cmd)
 	return cmd
 }
 
-func (o *operator) rebuild(ctx context.Context, name string, force, internal bool) error {
+func (o *operator) rebuild(ctx context.Context, name string, force bool) error {
 	w, state, pr, err := o.projection(ctx, name)
 	if err != nil {
 		return err
@@ -65,9 +62,6 @@ func (o *operator) rebuild(ctx context.Context, name string, force, internal boo
 		return fmt.Errorf("version %d of projection %s has the topology's definition and %s", n, pr.Name, what)
 	}
 	record, err := projector.NewVersion(o.env, o.remote.Topology, w.Topology, pr, state.NextVersion(pr.Name))
-	if err == nil && internal {
-		err = projector.SetInternal(&record, w.Topology, pr)
-	}
 	if err != nil {
 		return &cli.ExitError{Code: cli.ExitUsage, Err: err}
 	}
