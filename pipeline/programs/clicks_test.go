@@ -39,7 +39,12 @@ type clickSender struct {
 
 func newClickSender(t *testing.T, box *sandbox.Sandbox, topic string) *clickSender {
 	t.Helper()
-	registry, err1 := codec.NewRegistry(codec.RegistryConfig{URLs: []string{box.RegistryURL()}})
+	return newClickSenderTo(t, kafka.Config{Brokers: box.Brokers()}, box.RegistryURL(), topic)
+}
+
+func newClickSenderTo(t *testing.T, cfg kafka.Config, registryURL, topic string) *clickSender {
+	t.Helper()
+	registry, err1 := codec.NewRegistry(codec.RegistryConfig{URLs: []string{registryURL}})
 	schema, err2 := codec.ParseSchema(string(harness.ClickSchemas["Click.avsc"].Data))
 	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
@@ -48,7 +53,7 @@ func newClickSender(t *testing.T, box *sandbox.Sandbox, topic string) *clickSend
 	if err != nil {
 		t.Fatal(err)
 	}
-	w, err := kafka.NewWriter(kafka.Config{Brokers: box.Brokers()})
+	w, err := kafka.NewWriter(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -25,7 +25,8 @@ import (
 	"millrace/pipeline/worker"
 )
 
-// builder makes the loops of consumer groups. It has no mutable fields.
+// builder makes the loops of consumer groups. It has no mutable fields but ran, which has its
+// own lock.
 type builder struct {
 	options   options
 	w         *worker.Worker
@@ -38,6 +39,7 @@ type builder struct {
 	peers     *peers
 	announcer *announcer
 	drift     *event.Drift
+	ran       *ranTopics
 }
 
 // build returns the loop of a group, which is not started. It makes sure that topics and
@@ -66,8 +68,8 @@ func (b *builder) build(ctx context.Context, group string, all []wantedVersion, 
 	if err := b.makeReaders(l, specs); err != nil {
 		return nil, err
 	}
-	if l.follows {
-		l.watch = func(ctx context.Context) error { return kafka.Watch(ctx, b.w.Kafka, known) }
+	if l.watches = append(l.watches, b.watchUses(l)); l.follows {
+		l.watches = append(l.watches, func(ctx context.Context) error { return kafka.Watch(ctx, b.w.Kafka, known) })
 	} else {
 		if l.loop, err = b.newLoop(ctx, l, specs, known); err != nil {
 			return nil, err
@@ -127,6 +129,9 @@ func (b *builder) specs(ctx context.Context, wanted []wantedVersion) ([]projecti
 		if v.projection.Late != nil {
 			topics = append(topics, v.projection.Late)
 		}
+	}
+	if err := b.usable(ctx, wanted); err != nil {
+		return nil, nil, err
 	}
 	cluster, err := ensureTopics(ctx, b.w, b.options.replica, topics)
 	if err != nil {

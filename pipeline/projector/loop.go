@@ -23,12 +23,12 @@ type groupLoop struct {
 	wanted    []wantedVersion
 	held      map[string]error // why other versions of the group cannot start, by label
 	set       *projection.Set
-	readers   []*reader.Reader            // in the order of wanted
-	follows   bool                        // other workers own all partitions: this worker is a replica, or of a later release
-	loop      *kafka.Loop                 // nil if follows is set
-	follower  *groupFollower              // nil unless follows is set or this worker is a standby
-	fillers   int                         // goroutines that fill histories after a restore
-	watch     func(context.Context) error // ends when a topic changes; nil unless follows is set
+	readers   []*reader.Reader              // in the order of wanted
+	follows   bool                          // other workers own all partitions: this worker is a replica, or of a later release
+	loop      *kafka.Loop                   // nil if follows is set
+	follower  *groupFollower                // nil unless follows is set or this worker is a standby
+	fillers   int                           // goroutines that fill histories after a restore
+	watches   []func(context.Context) error // each ends when a topic changes so that the loop cannot continue
 
 	probe   time.Time          // when the held versions are tried again; the supervisor owns it
 	answers atomic.Bool        // questions are answered from one of the versions
@@ -73,8 +73,8 @@ func (l *groupLoop) run(ctx context.Context) error {
 	if l.follower != nil {
 		g.Go(func() error { return l.follower.run(ctx) })
 	}
-	if l.watch != nil {
-		g.Go(func() error { return l.watch(ctx) })
+	for _, watch := range l.watches {
+		g.Go(func() error { return watch(ctx) })
 	}
 	return g.Wait()
 }

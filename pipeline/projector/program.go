@@ -71,6 +71,7 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	b := &builder{
 		options: c.options, w: w, store: kept, keys: keys, metrics: measure.NewMetrics(w.Metrics), loops: kafka.NewMetrics(w.Metrics),
 		restores: restores, receipts: receipts, peers: others, announcer: a, drift: event.NewDrift(w.Log),
+		ran: &ranTopics{names: map[string]bool{}},
 	}
 	return &program{
 		command: c, w: w, control: follower, keys: keys, receipts: receipts, restores: restores, announcer: a, readiness: ready,

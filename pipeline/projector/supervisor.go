@@ -126,6 +126,7 @@ func (s *supervisor) start(ctx context.Context, group string, wanted []wantedVer
 		return nil, err
 	}
 	l.start(ctx, s.ended)
+	s.builder.ran.add(l.wanted)
 	s.roster.add(l)
 	for _, v := range l.wanted {
 		s.w.Log.Info("version runs", "projection", v.name, "version", v.record.Version, "fold", v.record.Hash(), "group", group, "live", v.isLive(state))
@@ -248,12 +249,18 @@ func (s *supervisor) stopAll() error {
 }
 
 // lost handles a loop that ended without being stopped, which happens after a fatal
-// error. If a topic was created again, reconcile starts the loop again.
+// error. If a topic was created again, or cannot be used any more, reconcile starts the loop
+// again, with the versions that can start.
 func (s *supervisor) lost(l *groupLoop) error {
 	err := s.stop(l)
 	if errors.Is(err, kafka.ErrRecreated) {
 		s.w.SetNotReady(err.Error())
 		s.w.Log.Warn("a topic was deleted and created again; its states are discarded, and it is folded from its start", "group", l.group, "err", err)
+		return nil
+	}
+	if errors.Is(err, kafka.ErrUnusable) {
+		s.w.SetNotReady(err.Error())
+		s.w.Log.Error("a version cannot continue; starting the group again with those that can", "group", l.group, "err", err)
 		return nil
 	}
 	if l.answers.Load() {

@@ -207,7 +207,7 @@ func (h *hands) shake(rt *rapid.T, add func(n int)) {
 	rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 0))
 	for range rapid.IntRange(0, 25).Draw(rt, "steps") {
 		n := rapid.IntRange(1, 12).Draw(rt, "n")
-		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "stop", "hand over", "hand over", "lose store", "follow", "release", "release", "release", "more"}).Draw(rt, "step") {
+		switch rapid.SampledFrom([]string{"batch", "batch", "batch", "abort", "kill", "stop", "hand over", "hand over", "lose store", "fill", "fill", "follow", "release", "release", "release", "more"}).Draw(rt, "step") {
 		case "batch":
 			h.owner.step(n)
 		case "abort":
@@ -228,6 +228,8 @@ func (h *hands) shake(rt *rapid.T, add func(n int)) {
 			h.owner.stop()
 			h.world.disk = vfs.NewCrashableMem()
 			h.owner = h.start()
+		case "fill":
+			h.owner.fillSome(n)
 		case "follow":
 			if i := rapid.IntRange(0, len(h.disks)-1).Draw(rt, "follower"); i != h.now {
 				f := h.follow(h.disks[i])
