@@ -33,15 +33,19 @@ ENV ZONEINFO=/usr/share/zoneinfo.zip
 # A number, because Kubernetes cannot check whether a name is root.
 USER 65532:65532
 
+# The images open only the port for probes and metrics. --listen stays on the loopback
+# interface until MILLRACE_LISTEN is set, together with MILLRACE_AUTH_FILE.
 FROM base AS producer
 COPY --from=build /out/producer /producer
+ENV MILLRACE_PROBE_LISTEN=0.0.0.0:9113
+EXPOSE 9113
 ENTRYPOINT ["/producer"]
 CMD ["--help"]
 
 FROM base AS processor
 COPY --from=build /out/processor /processor
-ENV MILLRACE_LISTEN=0.0.0.0:9101
-EXPOSE 9101
+ENV MILLRACE_PROBE_LISTEN=0.0.0.0:9111
+EXPOSE 9111
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/processor", "healthcheck"]
 ENTRYPOINT ["/processor"]
@@ -51,9 +55,9 @@ FROM base AS projector
 COPY --from=build /out/projector /projector
 # A new volume gets the owner of the directory that it is mounted over.
 COPY --from=build --chown=65532:65532 /out/data /data
-ENV MILLRACE_LISTEN=0.0.0.0:9102 MILLRACE_DATA_DIR=/data
+ENV MILLRACE_PROBE_LISTEN=0.0.0.0:9112 MILLRACE_DATA_DIR=/data
 VOLUME /data
-EXPOSE 9102
+EXPOSE 9112
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 CMD ["/projector", "healthcheck"]
 ENTRYPOINT ["/projector"]

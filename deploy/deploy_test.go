@@ -51,6 +51,9 @@ var binaries = map[string]func(*cli.Env) *cobra.Command{
 	"projector": programs.Projector,
 }
 
+// probePorts are the ports for probes and metrics in containers, by service.
+var probePorts = map[string]string{"processor": "9111", "projector": "9112", "producer": "9113"}
+
 // port returns the port that a service listens on by default.
 func port(t *testing.T, program string) string {
 	t.Helper()
@@ -243,10 +246,18 @@ func TestComposeAddressesAgree(t *testing.T) {
 		targets[s.JobName] = s.StaticConfigs[0].Targets[0]
 	}
 	dockerfile := readFile(t, "../Dockerfile")
-	for _, name := range []string{"processor", "projector"} {
-		p := port(t, name)
-		if got := c.Services[name].Environment["MILLRACE_LISTEN"]; got != "0.0.0.0:"+p {
-			t.Errorf("%s listens on %q, want 0.0.0.0:%s, so other containers can reach it", name, got, p)
+	if strings.Contains(dockerfile, "MILLRACE_LISTEN=") || strings.Contains(dockerfile, "MILLRACE_INSECURE_HTTP") {
+		t.Error("an image opens more than the port for probes by default")
+	}
+	for name, p := range probePorts {
+		if !strings.Contains(dockerfile, "ENV MILLRACE_PROBE_LISTEN=0.0.0.0:"+p) || !strings.Contains(dockerfile, "EXPOSE "+p+"\n") {
+			t.Errorf("the image of the %s does not listen on and expose %s", name, p)
+		}
+		if name == "producer" {
+			continue // it has no server there
+		}
+		if got := c.Services[name].Environment["MILLRACE_PROBE_LISTEN"]; got != "0.0.0.0:"+p {
+			t.Errorf("%s answers probes at %q, want 0.0.0.0:%s, so Prometheus can reach it", name, got, p)
 		}
 		if got := targets[name]; got != name+":"+p {
 			t.Errorf("Prometheus scrapes the %s at %q, want %s:%s", name, got, name, p)
@@ -254,9 +265,10 @@ func TestComposeAddressesAgree(t *testing.T) {
 		if !slices.Contains(c.Services[name].Ports, "127.0.0.1:"+p+":"+p) {
 			t.Errorf("%s publishes the ports %v on localhost, want %s", name, c.Services[name].Ports, p)
 		}
-		if !strings.Contains(dockerfile, "MILLRACE_LISTEN=0.0.0.0:"+p) || !strings.Contains(dockerfile, "EXPOSE "+p) {
-			t.Errorf("the image of the %s does not listen on and expose %s", name, p)
-		}
+	}
+	api := port(t, "projector")
+	if s := c.Services["projector"]; s.Environment["MILLRACE_LISTEN"] != "0.0.0.0:"+api || !slices.Contains(s.Ports, "127.0.0.1:"+api+":"+api) {
+		t.Errorf("the projector listens on %q and publishes %v, want %s", s.Environment["MILLRACE_LISTEN"], s.Ports, api)
 	}
 	for name, s := range c.Services {
 		for _, p := range s.Ports {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"millrace/pipeline/access"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/kafka/properties"
 )
@@ -22,7 +23,11 @@ var update = flag.Bool("update", false, "regenerate the tables in docs/operation
 // <!-- name --> and <!-- /name --> with the generated text. -update replaces it.
 func checkSection(t *testing.T, name, want string) {
 	t.Helper()
-	const path = "../docs/operations.md"
+	checkSectionOf(t, "../docs/operations.md", name, want)
+}
+
+func checkSectionOf(t *testing.T, path, name, want string) {
+	t.Helper()
 	doc := readFile(t, path)
 	begin, end := "<!-- "+name+" -->\n", "<!-- /"+name+" -->"
 	before, rest, ok := strings.Cut(doc, begin)
@@ -57,7 +62,7 @@ func TestDocumentsHaveNoDanglingReferences(t *testing.T) {
 	}
 	env["MILLRACE_TEST_KAFKA"] = true // read by the tests
 	millrace := regexp.MustCompile("(?:producer|processor|projector) [a-z]+ [^`\n]*")
-	for _, doc := range []string{"../docs/operations.md", "../docs/docker.md"} {
+	for _, doc := range []string{"../docs/operations.md", "../docs/docker.md", "../docs/security.md"} {
 		text := readFile(t, doc)
 		for _, v := range variableForm.FindAllString(text, -1) {
 			if !env[v] {
@@ -72,6 +77,23 @@ func TestDocumentsHaveNoDanglingReferences(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The table of routes in docs/security.md is generated from the one that the servers enforce.
+func TestSecurityListsTheRolesOfAllRoutes(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("| program | route | role |\n| --- | --- | --- |\n")
+	for _, r := range access.Routes() {
+		program, role := r.Program, string(r.Role)
+		if program == "" {
+			program = "all"
+		}
+		if r.Role == access.Public {
+			role = "none"
+		}
+		b.WriteString("| " + program + " | `" + r.Pattern + "` | " + role + " |\n")
+	}
+	checkSectionOf(t, "../docs/security.md", "routes", b.String())
 }
 
 // The table of flags in docs/operations.md is generated from the help of the workers.

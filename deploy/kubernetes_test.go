@@ -259,10 +259,10 @@ func TestKubernetesUsesValidFlagsAndVariables(t *testing.T) {
 				t.Errorf("%s reads the topology %s, but %s is mounted at %s", name, env["MILLRACE_TOPOLOGY"], v.ConfigMap.Name, mounted[v.Name])
 			}
 		}
-		// The files of the Secret exist only in a cluster; the test uses placeholders.
+		// The files of the Secrets exist only in a cluster; the test uses placeholders.
 		dir := t.TempDir()
 		for k, v := range env {
-			if secret := mounted["kafka"]; strings.HasPrefix(v, secret+"/") {
+			if strings.HasPrefix(v, mounted["kafka"]+"/") || mounted["http"] != "" && strings.HasPrefix(v, mounted["http"]+"/") {
 				env[k] = filepath.Join(dir, filepath.Base(v))
 				if err := os.WriteFile(env[k], []byte("x"), 0o600); err != nil {
 					t.Fatal(err)
@@ -272,18 +272,40 @@ func TestKubernetesUsesValidFlagsAndVariables(t *testing.T) {
 		env["MILLRACE_TOPOLOGY"] = "../topology.yaml"
 		tryCommand(t, name, c.Args, env)
 
-		p, _ := strconv.Atoi(port(t, name))
 		service := find(t, all, "Service", set.Spec.ServiceName)
 		policy := find(t, all, "NetworkPolicy", name)
-		if env["MILLRACE_LISTEN"] != "0.0.0.0:"+strconv.Itoa(p) || c.Ports[0].ContainerPort != p || service.Spec.Ports[0].Port != p || policy.Spec.Ingress[0].Ports[0].Port != p {
-			t.Errorf("%s: the ports of container, Service, NetworkPolicy and MILLRACE_LISTEN are not all %d", name, p)
+		open := map[string]string{"MILLRACE_PROBE_LISTEN": probePorts[name]}
+		if name == "projector" {
+			open["MILLRACE_LISTEN"] = port(t, name)
+			if env["MILLRACE_AUTH_FILE"] == "" || env["MILLRACE_TOKEN_FILE"] == "" {
+				t.Error("the projector answers everyone, or has no token for other pods")
+			}
+		}
+		if env["MILLRACE_INSECURE_HTTP"] != "" || name == "processor" && env["MILLRACE_LISTEN"] != "" {
+			t.Errorf("%s answers everyone", name)
+		}
+		if len(c.Ports) != len(open) || len(service.Spec.Ports) != len(open) || len(policy.Spec.Ingress) != len(open) {
+			t.Errorf("%s: container, Service or NetworkPolicy have more or fewer ports than %v", name, open)
+		}
+		for variable, text := range open {
+			p, _ := strconv.Atoi(text)
+			ports := slices.ContainsFunc(c.Ports, func(o struct {
+				ContainerPort int `yaml:"containerPort"`
+			}) bool {
+				return o.ContainerPort == p
+			})
+			services := slices.ContainsFunc(service.Spec.Ports, func(o struct{ Port int }) bool { return o.Port == p })
+			allowed := slices.ContainsFunc(policy.Spec.Ingress, func(o struct{ Ports []struct{ Port int } }) bool { return o.Ports[0].Port == p })
+			if env[variable] != "0.0.0.0:"+text || !ports || !services || !allowed {
+				t.Errorf("%s: the ports of container, Service, NetworkPolicy and %s are not all %d", name, variable, p)
+			}
 		}
 		for _, probe := range []struct {
 			probe
 			path string
 		}{{c.StartupProbe, "/startupz"}, {c.LivenessProbe, "/livez"}, {c.ReadinessProbe, "/readyz"}} {
 			// The program's checks may take 2 s, so the probe needs a longer timeout.
-			if probe.HTTPGet.Path != probe.path || probe.HTTPGet.Port != "http" || probe.Timeout < 3 {
+			if probe.HTTPGet.Path != probe.path || probe.HTTPGet.Port != "probes" || probe.Timeout < 3 {
 				t.Errorf("%s: the probe for %s is %+v", name, probe.path, probe.probe)
 			}
 		}

@@ -103,18 +103,24 @@ var imports = map[string][]string{
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
-		"pipeline", "pipeline/cli", "pipeline/codec", "pipeline/kafka", "pipeline/private", "pipeline/topology", cobra, pflag, prometheus, sync,
+		"pipeline", "pipeline/cli", "pipeline/codec", "pipeline/kafka", "pipeline/topology", "pipeline/server", "pipeline/server/dial", cobra, pflag, prometheus, sync,
 	},
+
+	// HTTP between the programs and their callers. None of these packages knows Kafka or events.
+	"pipeline/reload":      {},     // values from files, read again
+	"pipeline/access":      {yaml}, // callers, roles, routes: no I/O
+	"pipeline/server":      {"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/reload", prometheus, sync},
+	"pipeline/server/dial": {"pipeline/reload", sync}, // the client side
 
 	// The processor. Its tools are siblings that do not know each other.
 	"pipeline/processor/trace": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/cli"}, // events at stages, for people
 	"pipeline/processor/chain": { // one pipeline; expr for the keys of rows
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/fold", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/gauges", "pipeline/rows",
-		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
+		"pipeline/event", "pipeline/keyformat", "pipeline/deadletter", "pipeline/receipt", "pipeline/cli", "pipeline/server", "pipeline/worker", "pipeline/processor/trace", prometheus, sync,
 	},
 	"pipeline/processor": { // run, lint, explain, tap, the catalogue
 		"pipeline", "pipeline/codec", "pipeline/codec/resolve", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/properties",
-		"pipeline/cli", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag, prometheus,
+		"pipeline/cli", "pipeline/server/dial", "pipeline/worker", "pipeline/processor/chain", "pipeline/processor/trace", cobra, pflag, prometheus,
 	},
 	"pipeline/processor/cases": { // test
 		"pipeline", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/fold", "pipeline/topology", "pipeline/topology/avsc", "pipeline/rows",
@@ -134,7 +140,7 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within"}, // HTTP; expr for filters
+	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within", "pipeline/access"}, // HTTP; expr for filters, access for the roles in OpenAPI
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
@@ -156,12 +162,12 @@ var imports = map[string][]string{
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
-		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/cli", "pipeline/worker",
+		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/access", "pipeline/cli", "pipeline/server", "pipeline/server/dial", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
 	"pipeline/projector/rebuild": { // versions of projections
-		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/keyring", "pipeline/seal", "pipeline/cli", "pipeline/worker",
+		"pipeline", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/keyring", "pipeline/seal", "pipeline/cli", "pipeline/server/dial", "pipeline/worker",
 		"pipeline/projector", "pipeline/projector/control", "pipeline/projector/reader", cobra, pflag,
 	},
 
@@ -170,12 +176,12 @@ var imports = map[string][]string{
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
-		"pipeline/cli", "pipeline/private", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
+		"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", "pipeline/private", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {

@@ -429,11 +429,11 @@ func TestAnUpgradeBuildsAVersionWhoseMeaningHasChangedBesideTheOldOne(t *testing
 	u.roll("customer", "spend")
 	u.check(u.urls["a"], true)
 	u.check(u.urls["b"], true)
-	if slices.Equal(u.status(), []upgradeStatus{{"customer", 1, topology.Semantics, "live"}, {"spend", 1, topology.Semantics, "live"}}) {
-		t.Skip("the meaning has not changed since the earlier release")
-	}
 	want := []upgradeStatus{{"customer", 1, 1, "live"}, {"spend", 1, 1, "previous"}, {"spend", 2, 2, "live"}}
-	u.await("version 2 of spend to be live", func() error {
+	if u.status()[0].Semantics == topology.Semantics { // the meaning has not changed since the earlier release
+		want = []upgradeStatus{{"customer", 1, topology.Semantics, "live"}, {"spend", 1, topology.Semantics, "live"}}
+	}
+	u.await("the right version of spend to be live", func() error {
 		if got := u.status(); !slices.Equal(got, want) {
 			return fmt.Errorf("status %+v, want %+v", got, want)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -17,6 +18,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/processor/chain"
 	"millrace/pipeline/processor/trace"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/worker"
 )
 
@@ -49,6 +51,7 @@ batch again.`,
 	flags.Float64Var(&t.rate, "rate", chain.TapRate, "show at most `n` events per second")
 	flags.IntVarP(&t.limit, "limit", "n", 0, "stop after `n` events")
 	flags.BoolVar(&t.json, "json", false, "print the lines of the worker unchanged, as JSON")
+	t.dial = worker.AddDialFlags(e, flags)
 	e.BindEnv(flags, "listen", "listen-file")
 	t.keyed = func() bool { return flags.Changed("key") } // an empty key is a filter too
 	return cmd
@@ -58,6 +61,7 @@ batch again.`,
 type tapper struct {
 	env                            *cli.Env
 	server                         *worker.ServerFlags
+	dial                           *worker.DialFlags
 	pipelines, stages, types, mask []string
 	key                            string
 	keyed                          func() bool
@@ -71,6 +75,10 @@ func (t *tapper) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	call, err := t.dial.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
 	q := url.Values{"rate": {strconv.FormatFloat(t.rate, 'g', -1, 64)}, "limit": {strconv.Itoa(t.limit)}}
 	for name, values := range map[string][]string{"pipeline": t.pipelines, "stage": t.stages, "type": t.types, "mask": t.mask} {
 		if len(values) > 0 {
@@ -80,11 +88,11 @@ func (t *tapper) run(ctx context.Context) error {
 	if t.keyed() {
 		q.Set("key", t.key)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+chain.TapPath+"?"+q.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, call.URL(addr, chain.TapPath)+"?"+q.Encode(), nil)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy
+	client := &http.Client{Transport: call.Transport(&http.Transport{DisableKeepAlives: true})}
 	resp, err := client.Do(req)
 	if err != nil {
 		return fmt.Errorf("%w; check that a worker runs there", err)
@@ -95,8 +103,7 @@ func (t *tapper) run(ctx context.Context) error {
 	case http.StatusNotFound:
 		return fmt.Errorf("the worker at %s does not show events: run it with --tap", addr)
 	default:
-		text, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-		return errors.Join(fmt.Errorf("the worker at %s: %s", addr, bytes.TrimSpace(text)), err)
+		return fmt.Errorf("the worker at %s: %s", addr, dial.Detail(resp))
 	}
 	return t.print(ctx, resp.Body, addr)
 }

@@ -76,11 +76,11 @@ func TestTapShowsWhatStagesDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer resp.Body.Close()
-	var text bytes.Buffer
-	if _, err := text.ReadFrom(resp.Body); err != nil || resp.StatusCode != http.StatusBadRequest {
+	var problem struct{ Detail string }
+	if err := json.NewDecoder(resp.Body).Decode(&problem); err != nil || resp.StatusCode != http.StatusBadRequest {
 		t.Errorf("%s, %v", resp.Status, err)
 	}
-	harness.WantLines(t, text.String(), `there is no stage "asert": did you mean "assert"?`, "rate=0 is not a number", `there is no parameter "colour"`)
+	harness.WantLines(t, problem.Detail, `there is no stage "asert": did you mean "assert"?`, "rate=0 is not a number", `there is no parameter "colour"`)
 }
 
 func TestTapNeedsTheFlagOfTheWorker(t *testing.T) {

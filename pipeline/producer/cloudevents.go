@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"mime"
 	"net/http"
 	"net/url"
@@ -79,6 +78,9 @@ func readEvents(header http.Header, body []byte) ([]intakeEvent, error) {
 
 // eachEvent reads the events of an array.
 func eachEvent(body []byte, read func([]byte) (intakeEvent, error)) ([]intakeEvent, error) {
+	if tooMany(body) {
+		return nil, errTooMany
+	}
 	if err := new(codec.JSON).Parse(body); err != nil {
 		return nil, err
 	}
@@ -96,6 +98,31 @@ func eachEvent(body []byte, read func([]byte) (intakeEvent, error)) ([]intakeEve
 		out = append(out, e)
 	}
 	return out, errors.Join(faults...)
+}
+
+// maxEvents is the most events of a request. Each takes memory beside its text.
+const maxEvents = 10_000
+
+// errTooMany means that a request has more than maxEvents events.
+var errTooMany = errors.New("too many events")
+
+// tooMany reports whether an array has more than maxEvents items. It takes no memory for
+// them. A text that is no array is not its business.
+func tooMany(body []byte) bool {
+	d := json.NewDecoder(bytes.NewReader(body))
+	if t, err := d.Token(); err != nil || t != json.Delim('[') {
+		return false
+	}
+	var item json.RawMessage // reused
+	for n := 0; d.More(); n++ {
+		if err := d.Decode(&item); err != nil {
+			return false
+		}
+		if n == maxEvents {
+			return true
+		}
+	}
+	return false
 }
 
 // structuredEvent reads an event in the JSON event format.
@@ -327,9 +354,4 @@ func isTraceparent(s string) bool {
 		}
 	}
 	return strings.Trim(parts[1], "0") != "" && strings.Trim(parts[2], "0") != ""
-}
-
-// readBody reads a request's body of at most limit bytes.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	return io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 }

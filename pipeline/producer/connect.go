@@ -10,10 +10,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"millrace/pipeline"
+	"millrace/pipeline/access"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/server"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
@@ -162,18 +164,18 @@ func (dryWriter) Flush(context.Context) error                                   
 
 // serve starts the HTTP server if --listen is given. The function that it returns
 // stops the server and waits for its end.
-func (p *producer) serve(ctx context.Context, log *slog.Logger, metrics prometheus.Gatherer) (func(), error) {
+func (p *producer) serve(ctx context.Context, log *slog.Logger, metrics *prometheus.Registry) (func(), error) {
 	if p.server.Listen == "" {
 		return func() {}, nil
 	}
-	server, err := worker.NewServer(p.server.Config(log, metrics))
+	at, err := server.New(p.server.Config(access.Producer, log, metrics))
 	if err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var running sync.WaitGroup
 	running.Go(func() {
-		if err := server.Run(ctx); err != nil {
+		if err := at.Run(ctx); err != nil {
 			log.Error("the HTTP server failed; sending continues", "err", err)
 		}
 	})

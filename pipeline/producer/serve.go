@@ -15,23 +15,26 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"millrace/pipeline"
+	"millrace/pipeline/access"
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/event"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/server"
 	"millrace/pipeline/worker"
 )
 
 const (
-	bodyTimeout = 30 * time.Second // for reading a request's body
-	retryAfter  = "1"              // seconds, in the header Retry-After
+	retryAfter = "1" // seconds, in the header Retry-After
+	maxFaults  = 100 // most faults in an answer
 )
 
 func serveCommand(e *cli.Env) *cobra.Command {
 	p := &producer{env: e}
 	in := &intake{}
 	var concurrency int
+	var memory int64
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Accept events over HTTP",
@@ -66,7 +69,10 @@ An event without an id gets a new one with each request, so set ids.`,
 			if in.maxBody < 1 {
 				return cli.Usagef("--max-body: %d is not a positive number of bytes", in.maxBody)
 			}
-			in.slots = make(chan *event.Encoder, concurrency)
+			if memory < 1 {
+				return cli.Usagef("--memory: %d is not a positive number of MiB", memory)
+			}
+			in.slots, in.budget = make(chan *event.Encoder, concurrency), newBudget(memory<<20)
 			return p.serveEvents(cmd.Context(), in)
 		},
 	}
@@ -75,6 +81,7 @@ An event without an id gets a new one with each request, so set ids.`,
 	_ = flags.MarkHidden("json") // there is no summary
 	flags.IntVar(&concurrency, "at-once", 64, "process at most `n` requests at the same time; others get status 429")
 	flags.Int64Var(&in.maxBody, "max-body", 4<<20, "maximum size of a request's body in `bytes`")
+	flags.Int64Var(&memory, "memory", 16, "`MiB` for the bodies of all requests together; others get status 429")
 	flags.BoolVar(&in.cloudHeaders, "cloudevents-headers", false, "give the records of CloudEvents the ce_ headers of the Kafka binding of CloudEvents")
 	return cmd
 }
@@ -84,7 +91,8 @@ An event without an id gets a new one with each request, so set ids.`,
 type intake struct {
 	topic        string
 	writer       keyring.RecordWriter
-	slots        chan *event.Encoder // the idle encoders; a request owns one while it is handled
+	slots        chan *event.Encoder // the idle encoders; a request owns one after its body was read
+	budget       *budget             // for the bodies
 	maxBody      int64               // bytes
 	patience     time.Duration       // for the acknowledgements of a request
 	cloudHeaders bool                // --cloudevents-headers
@@ -98,27 +106,32 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	if p.server.Listen == "" {
 		return cli.Usagef("--listen: an address is required")
 	}
+	if err := p.server.Config(access.Producer, nil, nil).CheckOpen(); err != nil {
+		return err
+	}
 	p.env.TuneGC()
 	c, err := p.open(ctx)
 	if err != nil {
 		return err
 	}
 	defer c.close() // after the last request
-	server, err := worker.NewServer(p.server.Config(c.log, c.metrics))
+	cfg := p.server.Config(access.Producer, c.log, c.metrics)
+	cfg.MaxBody = func(*http.Request) int64 { return in.maxBody }
+	at, err := server.New(cfg)
 	if err != nil {
 		return err
 	}
 	in.topic, in.writer, in.patience, in.log = c.topic.Name, c.writer, p.patience, c.log
 	in.prepare(c.metrics, c.encoder)
-	server.Handle("/v1/events", in)
+	at.Handle("POST /v1/events", in)
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
-		server.Ready("kafka", cfg.Ping)
+		at.Ready("kafka", cfg.Ping)
 	}
 	if c.keys != nil {
-		server.Ready("keys", func(context.Context) error { return c.keys.Following() })
+		at.Ready("keys", func(context.Context) error { return c.keys.Following() })
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return server.Run(ctx) })
+	g.Go(func() error { return at.Run(ctx) })
 	g.Go(func() error { return c.follow(ctx) })
 	return g.Wait()
 }
@@ -176,7 +189,7 @@ type problem struct {
 	Title  string       `json:"title"`
 	Status int          `json:"status"`
 	Detail string       `json:"detail"`
-	Errors []fieldFault `json:"errors,omitempty"` // one per bad event
+	Errors []fieldFault `json:"errors,omitempty"` // one per bad event, at most maxFaults
 }
 
 // fieldFault describes the fault of an event.
@@ -191,14 +204,20 @@ func (in *intake) problem(w http.ResponseWriter, status int, faults []fieldFault
 	in.answers.WithLabelValues(strconv.Itoa(status)).Inc()
 	w.Header().Set("Content-Type", "application/problem+json")
 	w.WriteHeader(status)
-	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, fmt.Sprintf(format, args...), faults}) // fails only if the client is gone
+	detail := fmt.Sprintf(format, args...)
+	if len(faults) > maxFaults {
+		detail += fmt.Sprintf("; only the first %d are listed", maxFaults)
+		faults = faults[:maxFaults]
+	}
+	_ = json.NewEncoder(w).Encode(problem{http.StatusText(status), status, detail, faults}) // fails only if the client is gone
 }
 
 // ServeHTTP implements [http.Handler].
 func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodPost {
-		w.Header().Set("Allow", http.MethodPost)
-		in.problem(w, http.StatusMethodNotAllowed, nil, "events are sent with POST")
+	// The body may take long, so no slot waits for it.
+	events, done, ok := in.read(w, r)
+	defer done()
+	if !ok {
 		return
 	}
 	var encoder *event.Encoder
@@ -208,10 +227,6 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		w.Header().Set("Retry-After", retryAfter)
 		in.problem(w, http.StatusTooManyRequests, nil, "%d requests are in progress already; nothing of this request was sent", cap(in.slots))
-		return
-	}
-	events, ok := in.read(w, r)
-	if !ok {
 		return
 	}
 	flights, faults := in.encode(encoder, events, r.Header)
@@ -232,31 +247,41 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 // read returns the events of a request. If there are faults, it answers and returns
-// false.
-func (in *intake) read(w http.ResponseWriter, r *http.Request) ([]intakeEvent, bool) {
-	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTimeout)) // not supported by every writer
-	body, err := readBody(w, r, in.maxBody)
-	if err != nil {
-		var large *http.MaxBytesError
-		if errors.As(err, &large) {
-			in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
-		} else {
-			in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
-		}
-		return nil, false
+// false. done releases the memory of the events.
+func (in *intake) read(w http.ResponseWriter, r *http.Request) (events []intakeEvent, done func(), ok bool) {
+	body, done, err := in.budget.read(http.MaxBytesReader(w, r.Body, in.maxBody))
+	if err == nil {
+		events, err = readEvents(r.Header, body)
+	} else {
+		err = &bodyError{err}
 	}
-	events, err := readEvents(r.Header, body)
+	var large *http.MaxBytesError
+	var cut *bodyError
 	var media *mediaError
 	switch {
+	case err == nil:
+		return events, done, true
+	case errors.As(err, &large):
+		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
+	case errors.Is(err, errTooMany):
+		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d events", maxEvents)
+	case errors.Is(err, errBudget):
+		w.Header().Set("Retry-After", retryAfter)
+		in.problem(w, http.StatusTooManyRequests, nil, "%v; nothing of this request was sent", errBudget)
+	case errors.As(err, &cut):
+		in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
 	case errors.As(err, &media):
 		in.problem(w, http.StatusUnsupportedMediaType, nil, "%v", media)
-		return nil, false
-	case err != nil:
+	default:
 		in.refuse(w, eventFaults(err))
-		return nil, false
 	}
-	return events, true
+	return nil, done, false
 }
+
+// bodyError means that a body could not be read.
+type bodyError struct{ error }
+
+func (e *bodyError) Unwrap() error { return e.error }
 
 // seal encrypts the tagged fields of the events. An error means that the keys are
 // not available; the request is not at fault.
@@ -403,5 +428,5 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 		sent[i] = sentEvent{f.id, f.record.Topic, f.record.Partition, f.record.Offset}
 	}
 	in.answers.WithLabelValues(strconv.Itoa(http.StatusOK)).Inc()
-	worker.WriteJSON(w, http.StatusOK, map[string]any{"events": sent})
+	server.WriteJSON(w, http.StatusOK, map[string]any{"events": sent})
 }

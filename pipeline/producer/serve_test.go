@@ -50,7 +50,7 @@ func newIntake(t *testing.T, w keyring.RecordWriter) *intake {
 }
 
 func newIntakeWith(encoder *event.Encoder, w keyring.RecordWriter) *intake {
-	in := &intake{topic: "shop.events", writer: w, slots: make(chan *event.Encoder, 2), maxBody: 10_000, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
+	in := &intake{topic: "shop.events", writer: w, slots: make(chan *event.Encoder, 2), budget: newBudget(1 << 20), maxBody: 10_000, patience: time.Minute, log: slog.New(slog.DiscardHandler)}
 	in.prepare(prometheus.NewRegistry(), encoder)
 	return in
 }
@@ -360,19 +360,99 @@ func TestTooManyRequestsGetStatus429(t *testing.T) {
 	}
 }
 
+// Requests whose bodies are slow keep no one out.
+func TestSlowBodiesTakeNoSlot(t *testing.T) {
+	in := newIntake(t, &intakeWriter{})
+	var slow []*io.PipeWriter
+	answers := make(chan *httptest.ResponseRecorder, 10)
+	for range 10 {
+		body, send := io.Pipe()
+		slow = append(slow, send)
+		go func() {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", body)
+			r.Header.Set("Content-Type", "application/json")
+			w := httptest.NewRecorder()
+			in.ServeHTTP(w, r)
+			answers <- w
+		}()
+		if _, err := io.WriteString(send, paidEvent[:10]); err != nil { // it is read
+			t.Fatal(err)
+		}
+	}
+	if got := post(t, in, paidEvent, asJSON); got.Code != http.StatusOK {
+		t.Errorf("a request beside slow ones gets %d %s", got.Code, got.Body)
+	}
+	for i, send := range slow {
+		if i%2 == 0 {
+			_ = send.CloseWithError(errors.New("the client is gone"))
+			if got := <-answers; got.Code != http.StatusBadRequest || !strings.Contains(got.Body.String(), "the body is incomplete") {
+				t.Errorf("a body without an end gets %d %s", got.Code, got.Body)
+			}
+			continue
+		}
+		if _, err := io.WriteString(send, paidEvent[10:]); err != nil {
+			t.Fatal(err)
+		}
+		_ = send.Close()
+		if got := <-answers; got.Code != http.StatusOK {
+			t.Errorf("a slow body gets %d %s", got.Code, got.Body)
+		}
+	}
+}
+
+func TestBodiesBeyondTheMemoryGetStatus429(t *testing.T) {
+	in := newIntake(t, &intakeWriter{})
+	in.budget, in.maxBody = newBudget(64<<10), 1<<20
+	body, send := io.Pipe()
+	answer := make(chan int, 1)
+	go func() {
+		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", body)
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		in.ServeHTTP(w, r)
+		answer <- w.Code
+	}()
+	if _, err := io.WriteString(send, strings.Repeat(" ", 20<<10)); err != nil {
+		t.Fatal(err)
+	}
+	got := post(t, in, strings.Repeat(" ", 40<<10)+paidEvent, asJSON)
+	if got.Code != http.StatusTooManyRequests || got.Header().Get("Retry-After") != "1" || !strings.Contains(got.Body.String(), "take all memory; nothing of this request was sent") {
+		t.Errorf("a body beyond the memory gets %d %s", got.Code, got.Body)
+	}
+	if got := post(t, in, paidEvent, asJSON); got.Code != http.StatusOK {
+		t.Errorf("a small body gets %d %s", got.Code, got.Body)
+	}
+	if _, err := io.WriteString(send, paidEvent); err != nil {
+		t.Fatal(err)
+	}
+	_ = send.Close()
+	if code := <-answer; code != http.StatusOK {
+		t.Errorf("the first body gets %d", code)
+	}
+}
+
+func TestAnswersListAFewOfManyFaults(t *testing.T) {
+	in := newIntake(t, &intakeWriter{})
+	in.maxBody = 1 << 20
+	got := post(t, in, "["+strings.Repeat("1,", maxEvents-1)+"1]", asJSON)
+	var p problem
+	if err := json.Unmarshal(got.Body.Bytes(), &p); err != nil {
+		t.Fatal(err)
+	}
+	if got.Code != http.StatusBadRequest || len(p.Errors) != maxFaults || p.Detail != "10000 events are invalid; nothing of the request was sent; only the first 100 are listed" {
+		t.Errorf("%d with %d faults: %s", got.Code, len(p.Errors), p.Detail)
+	}
+	got = post(t, in, "["+strings.Repeat("1,", maxEvents)+"1]", asJSON)
+	if got.Code != http.StatusRequestEntityTooLarge || !strings.Contains(got.Body.String(), "a request may have at most 10000 events") {
+		t.Errorf("more events get %d %s", got.Code, got.Body)
+	}
+}
+
 // recordWriterFunc is a function as a [keyring.RecordWriter].
 type recordWriterFunc func(r *pipeline.Record, done func(error))
 
 func (f recordWriterFunc) Write(_ context.Context, r *pipeline.Record, done func(error)) { f(r, done) }
 func (recordWriterFunc) Flush(context.Context) error                                     { return nil }
-
-func TestOtherMethodsAreRefused(t *testing.T) {
-	w := httptest.NewRecorder()
-	newIntake(t, &intakeWriter{}).ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/v1/events", http.NoBody))
-	if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "POST" {
-		t.Errorf("%d %v", w.Code, w.Header())
-	}
-}
 
 func TestIncompleteBodyIsNotSent(t *testing.T) {
 	w := &intakeWriter{}

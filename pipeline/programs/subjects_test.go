@@ -124,7 +124,7 @@ func TestARefusedSchemaIsReportedWithItsSubject(t *testing.T) {
 	if code == cli.ExitOK || !strings.Contains(errs, fmt.Sprintf(advice, "in-value")) || !strings.Contains(errs, "read-only mode") {
 		t.Errorf("code %d\n%s", code, errs)
 	}
-	processor := run(programs.Processor, box, "run", "-t", file, "--listen", "")
+	processor := run(programs.Processor, box, "run", "-t", file, "--listen", "127.0.0.1:0")
 	defer processor.stop(t)
 	if !until(t, func() bool { return strings.Contains(processor.output.String(), fmt.Sprintf(advice, "out-value")) }) {
 		t.Error(processor.output.String())

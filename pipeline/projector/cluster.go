@@ -17,6 +17,7 @@ import (
 	"millrace/pipeline/codec"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/server/dial"
 )
 
 // clusterReader answers for the partitions of all workers: it merges the answers of this
@@ -219,21 +220,21 @@ func (c *clusterReader) releaseAt(ctx context.Context, h holder, id string, skip
 	ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	values := url.Values{"id": {id}, "skip": {strconv.FormatBool(skip)}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+h.address+c.path("release")+"?"+values.Encode(), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.peers.caller.URL(h.address, c.path("release"))+"?"+values.Encode(), nil)
 	if err != nil {
 		return out, err
 	}
 	// A connection of its own: one that was kept may turn out to be closed when the
 	// request is on its way.
-	once := &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext}
+	once := c.peers.caller.Transport(&http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext})
 	resp, err := once.RoundTrip(req)
-	var dial *net.OpError
+	var failed *net.OpError
 	switch {
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &failed) && failed.Op == "dial":
 		return out, c.unreachable(&h, err)
 	case err == nil:
 		defer resp.Body.Close()
-		switch bad := statusError(resp); {
+		switch bad := dial.StatusError(resp); {
 		case resp.StatusCode == http.StatusMisdirectedRequest:
 			return out, fmt.Errorf("%v: %w: %w", &h, bad, query.ErrElsewhere)
 		case bad != nil:

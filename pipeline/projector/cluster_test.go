@@ -32,6 +32,7 @@ import (
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
 	"millrace/pipeline/receipt"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/store"
 )
 
@@ -121,7 +122,8 @@ func (p *party) start(name string, disk vfs.FS) *peer {
 	w.roster = newRoster()
 	w.roster.add(&groupLoop{group: partyGroup, wanted: []wantedVersion{wanted}, set: set, readers: []*reader.Reader{local}})
 	w.roster.setLive(map[string]liveVersion{one.Name(): {local, 1, false}})
-	w.others = &peers{instance: name, control: p.control, transport: &http.Transport{}}
+	call, _ := dial.Open(log, dial.Files{}) // no file can fail
+	w.others = &peers{instance: name, control: p.control, caller: call, transport: call.Transport(&http.Transport{})}
 	w.announcer = &announcer{instance: name, roster: w.roster, address: func() string { return w.advertise }}
 	w.reader = &clusterReader{local: local, name: one.Name(), version: 1, peers: w.others, roster: w.roster}
 	mux := http.NewServeMux()

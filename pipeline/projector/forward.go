@@ -5,11 +5,15 @@ import (
 	"context"
 	"io"
 	"maps"
-	"millrace/pipeline/projector/reader"
 	"net/http"
 	"slices"
 	"strings"
 	"time"
+
+	"millrace/pipeline/access"
+	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/server"
+	"millrace/pipeline/server/dial"
 )
 
 // Any worker answers any question: what it does not have, it gets from the worker that
@@ -175,10 +179,10 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (d
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	req := r.Clone(ctx)
-	req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", "http", addr, addr
+	req.RequestURI, req.URL.Scheme, req.URL.Host, req.Host = "", f.peers.caller.Scheme(), addr, addr
 	req.Header.Set(forwardedBy, f.peers.instance)
 	// The other worker may hang. The request determines how long it may wait.
-	wait, _ := time.ParseDuration(r.FormValue("wait")) // the other worker reports a bad value
+	wait, _ := time.ParseDuration(r.URL.Query().Get("wait")) // the other worker reports a bad value
 	late := time.AfterFunc(wait+forwardTimeout, cancel)
 	resp, err := f.peers.transport.RoundTrip(req)
 	if err != nil {
@@ -191,6 +195,9 @@ func (f *forwarder) send(w http.ResponseWriter, r *http.Request, addr string) (d
 	switch resp.StatusCode {
 	case http.StatusMisdirectedRequest, http.StatusServiceUnavailable:
 		return false, nil
+	case http.StatusUnauthorized, http.StatusForbidden: // the caller's role was checked here
+		server.WriteProblem(w, http.StatusBadGateway, "the worker at %s, which has the answer, refuses this worker: %v; give all workers a --token-file with the role %s", addr, dial.StatusError(resp), access.Worker)
+		return true, nil
 	case http.StatusNotFound:
 		missing = &probe{header: resp.Header, status: resp.StatusCode, held: true}
 		if _, err := io.Copy(&missing.body, io.LimitReader(resp.Body, maxMissing)); err != nil {

@@ -13,7 +13,7 @@ import (
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/query"
 	"millrace/pipeline/projector/reader"
-	"millrace/pipeline/worker"
+	"millrace/pipeline/server"
 )
 
 // The API for other workers and for commands. It is not a part of the API for users.
@@ -30,6 +30,8 @@ import (
 //	GET /internal/v1/feed/{name}/{version}?start=          follows its partitions: lines of reader.PeerChanges
 //	GET /internal/v1/states/{name}/{id}                    the number of states of an aggregate here, of all versions
 //	GET /internal/v1/forgotten/{name}/{id}                 answers when nothing is left of an aggregate: forgotten
+//
+// Errors are problems of RFC 9457. Workers of earlier releases answer with plain text.
 
 // RunningVersion is a version that runs on a worker.
 type RunningVersion struct {
@@ -69,16 +71,16 @@ func (a *internalAPI) serve(answer func(r *reader.Reader, w http.ResponseWriter,
 	return http.HandlerFunc(func(w http.ResponseWriter, in *http.Request) {
 		number, err := strconv.Atoi(in.PathValue("version"))
 		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
+			server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 			return
 		}
 		r := a.roster.reader(in.PathValue("name"), number)
 		if r == nil || a.replica {
-			http.Error(w, reader.ErrNotHere.Error(), http.StatusMisdirectedRequest)
+			server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", reader.ErrNotHere)
 			return
 		}
 		if err := answer(r, w, in); err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
+			server.WriteProblem(w, http.StatusInternalServerError, "%v", err)
 		}
 	})
 }
@@ -94,7 +96,7 @@ func (a *internalAPI) serveVersions(w http.ResponseWriter, _ *http.Request) {
 			}
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, out)
+	server.WriteJSON(w, http.StatusOK, out)
 }
 
 // serveStates answers with the states of a partition at an offset, as lines of
@@ -103,14 +105,14 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	name := in.PathValue("name")
 	number, err1 := strconv.Atoi(in.PathValue("version"))
 	partition, err2 := strconv.ParseInt(in.PathValue("partition"), 10, 32)
-	at, err3 := strconv.ParseInt(in.FormValue("at"), 10, 64)
+	at, err3 := strconv.ParseInt(in.URL.Query().Get("at"), 10, 64)
 	if err := errors.Join(err1, err2, err3); err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 		return
 	}
 	r := a.roster.reader(name, number)
 	if r == nil {
-		http.Error(w, reader.ErrNotHere.Error(), http.StatusMisdirectedRequest)
+		server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", reader.ErrNotHere)
 		return
 	}
 	w.Header().Set("Content-Type", "application/x-ndjson")
@@ -118,8 +120,7 @@ func (a *internalAPI) serveStates(w http.ResponseWriter, in *http.Request) {
 	enc := json.NewEncoder(buffered)
 	err := r.StatesAt(in.Context(), int32(partition), at, func(line reader.StateLine) error { return enc.Encode(line) })
 	if errors.Is(err, reader.ErrNotHere) {
-		w.Header().Del("Content-Type")
-		http.Error(w, err.Error(), http.StatusMisdirectedRequest)
+		server.WriteProblem(w, http.StatusMisdirectedRequest, "%v", err)
 		return
 	}
 	if errors.Is(err, query.ErrFilling) {
@@ -146,14 +147,14 @@ func (a *internalAPI) serveCount(w http.ResponseWriter, in *http.Request) {
 				}
 				one, err := set.CountStates(p, in.PathValue("id"))
 				if err != nil {
-					http.Error(w, err.Error(), http.StatusInternalServerError)
+					server.WriteProblem(w, http.StatusInternalServerError, "%v", err)
 					return
 				}
 				n += one
 			}
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, n)
+	server.WriteJSON(w, http.StatusOK, n)
 }
 
 // forgotten is the answer of a worker that has erased an aggregate.
@@ -175,11 +176,11 @@ func (a *internalAPI) serveForgotten(w http.ResponseWriter, in *http.Request) {
 			if errors.Is(err, errNotHeard) {
 				status = http.StatusConflict
 			}
-			http.Error(w, err.Error(), status)
+			server.WriteProblem(w, status, "%v", err)
 			return
 		}
 	}
-	worker.WriteJSON(w, http.StatusOK, out)
+	server.WriteJSON(w, http.StatusOK, out)
 }
 
 // purge erases an aggregate from all versions of a projection in a loop, and from the

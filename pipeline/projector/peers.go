@@ -1,7 +1,6 @@
 package projector
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/server/dial"
 )
 
 // peers are the other workers. Its fields are immutable.
@@ -22,7 +22,8 @@ type peers struct {
 	instance  string // of this worker
 	replica   bool   // this worker is a replica
 	control   *control.Follower
-	transport *http.Transport
+	caller    *dial.Caller
+	transport *dial.Transport // of caller
 }
 
 // exist reports whether there are other workers to which partitions may move.
@@ -52,7 +53,7 @@ const peerTimeout = 5 * time.Second
 func (p *peers) get(ctx context.Context, address, path string, values url.Values, read func(io.Reader) error) error {
 	asking, cancel := context.WithCancel(ctx)
 	defer cancel()
-	req, err := http.NewRequestWithContext(asking, http.MethodGet, "http://"+address+path+"?"+values.Encode(), nil)
+	req, err := http.NewRequestWithContext(asking, http.MethodGet, p.caller.URL(address, path)+"?"+values.Encode(), nil)
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (p *peers) get(ctx context.Context, address, path string, values url.Values
 	if err == nil {
 		defer resp.Body.Close()
 		if late.Stop() {
-			err = statusError(resp)
+			err = dial.StatusError(resp)
 		} else {
 			err = context.Canceled
 		}
@@ -76,15 +77,6 @@ func (p *peers) get(ctx context.Context, address, path string, values url.Values
 		return fmt.Errorf("no answer within %s", peerTimeout)
 	}
 	return err
-}
-
-// statusError returns an error unless the status of an answer is 200.
-func statusError(resp *http.Response) error {
-	if resp.StatusCode == http.StatusOK {
-		return nil
-	}
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // only for the message
-	return fmt.Errorf("%s: %s", resp.Status, bytes.TrimSpace(text))
 }
 
 // furthest returns one position per partition, the highest: a partition that moves may

@@ -59,7 +59,8 @@ func (c *runCommand) assemble(w *worker.Worker, kept *store.Store, keys *keyring
 	r := newRoster()
 	others := &peers{
 		instance: w.Flags.Instance, replica: c.options.replica, control: follower,
-		transport: &http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext},
+		caller:    w.Dial,
+		transport: w.Dial.Transport(&http.Transport{MaxIdleConnsPerHost: 64, IdleConnTimeout: time.Minute, DisableCompression: true, DialContext: (&net.Dialer{Timeout: peerTimeout}).DialContext}),
 	}
 	ready := &readiness{roster: r, restores: restores, control: follower, began: time.Now()}
 	a := &announcer{

@@ -25,6 +25,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"sync/atomic"
 	"time"
@@ -95,6 +96,7 @@ type options struct {
 
 func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 	c.worker = worker.AddFlags(c.env, flags, "projector", worker.ProjectorListen)
+	c.worker.AddDialFlags(flags)
 	c.kek = keyring.AddFlags(c.env, flags)
 	flags.BoolVar(&c.options.noDecrypt, "no-decrypt", false, "answer without key-encryption keys: encrypted fields are null and marked as hidden")
 	flags.StringVar(&c.options.dataDir, "data-dir", "data/projector", "`directory` of the states; another one for each worker")
@@ -109,6 +111,9 @@ func (c *runCommand) addFlags(flags *pflag.FlagSet) {
 }
 
 func (c *runCommand) run(ctx context.Context) (err error) {
+	if host, _, err := net.SplitHostPort(c.options.advertise); err == nil {
+		c.worker.AllowHost(host) // other workers call it so
+	}
 	w, err := c.worker.Start()
 	if err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/server"
 )
 
 // Flags are the flags that the long-running programs share. Parsing sets the fields, and
@@ -24,6 +25,8 @@ type Flags struct {
 	registry *cli.RegistryFlags
 	log      *cli.LogFlags
 	server   *ServerFlags
+	dial     *DialFlags // nil: the program calls no other worker
+	program  string     // of package access
 
 	Instance           string        // name of this worker, unique in its groups and the same after a restart
 	Sessions           int           // members of the group in this process; 0 means one per core
@@ -43,7 +46,7 @@ const DefaultTransactionTimeout = 10 * time.Second
 
 // AddFlags adds the flags of a long-running program. listen is the default of --listen.
 func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
-	f := &Flags{Env: e}
+	f := &Flags{Env: e, program: program}
 	f.Kafka = e.KafkaFlags(flags, program)
 	f.registry = e.RegistryFlags(flags)
 	f.Topology = e.TopologyFlags(flags)
@@ -73,6 +76,12 @@ func (f *Flags) OpenRegistry() (*codec.Registry, error) {
 	return cli.OpenRegistry(where)
 }
 
+// AddDialFlags adds the flags of a program that calls other workers.
+func (f *Flags) AddDialFlags(flags *pflag.FlagSet) { f.dial = AddDialFlags(f.Env, flags) }
+
+// AllowHost adds a name under which the HTTP server is called.
+func (f *Flags) AllowHost(name string) { f.server.own = append(f.server.own, name) }
+
 // Start reads the configuration, sets the garbage collector's target ([cli.Env.TuneGC]), and
 // listens. It does not connect to Kafka or the registry. The caller must call
 // [Worker.Close], also after Run.
@@ -94,7 +103,16 @@ func (f *Flags) Start() (*Worker, error) {
 	if err := w.configure(f.Kafka, f.registry, w.Metrics); err != nil {
 		return nil, err
 	}
-	if w.Server, err = NewServer(f.server.Config(log, w.Metrics)); err != nil {
+	if f.dial != nil {
+		f.dial.files.TLS = f.dial.files.TLS || f.server.tls.Enabled() // the others are as this one
+		if w.Dial, err = f.dial.Open(log); err != nil {
+			return nil, err
+		}
+		if f.server.access != "" && !w.Dial.Named() {
+			log.Warn("this worker has no token and no client certificate, so other workers with --auth-file refuse its questions: give it --token-file")
+		}
+	}
+	if w.Server, err = server.New(f.server.Config(f.program, log, w.Metrics)); err != nil {
 		if errors.Is(err, syscall.EADDRINUSE) {
 			err = fmt.Errorf("%w; each worker on a machine also needs its own --instance, and a projector its own --data-dir", err)
 		}

@@ -3,6 +3,8 @@ package worker
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"net"
@@ -27,22 +29,57 @@ func HealthcheckCommand(e *cli.Env, listen string) *cobra.Command {
 		Long: "Checks whether the worker at the address of --listen, or at the address in\n" +
 			"--listen-file, is ready. Exit code 0 if it is, else 1 with the reasons.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if flags.probes != "" {
+				flags.Listen, flags.ListenFile = flags.probes, ""
+			}
 			addr, err := flags.DialAddress()
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
-			return checkHealth(ctx, "http://"+addr+path)
+			if flags.tls.Certificate == "" {
+				return checkHealth(ctx, nil, "http://"+addr+path)
+			}
+			own, err := ownServer(flags.tls.Certificate)
+			if err != nil {
+				return err
+			}
+			return checkHealth(ctx, own, "https://"+addr+path)
 		},
 	}
 	flags = &ServerFlags{Env: e}
 	cmd.Flags().StringVar(&flags.Listen, "listen", listen, "the worker's `host:port`")
 	cmd.Flags().StringVar(&flags.ListenFile, "listen-file", "", "`file` with the worker's address")
+	cmd.Flags().StringVar(&flags.probes, "probe-listen", "", "the worker's `host:port` for health and metrics, if it has one")
+	cmd.Flags().StringVar(&flags.tls.Certificate, "tls-cert", "", "PEM `file` with the certificate of the worker, if it uses TLS")
 	cmd.Flags().DurationVar(&timeout, "timeout", 3*time.Second, "how long to wait for the answer")
 	cmd.Flags().StringVar(&path, "path", "/readyz", "`path` of the check: /readyz, /startupz or /livez")
-	e.BindEnv(cmd.Flags(), "listen", "listen-file")
+	e.BindEnv(cmd.Flags(), "listen", "listen-file", "probe-listen", "tls-cert")
 	return cmd
+}
+
+// ownServer returns the client side of TLS for the program's own server, which must have the
+// certificate in the file. Its name is not compared: the check calls the loopback address.
+func ownServer(certificate string) (*tls.Config, error) {
+	text, err := os.ReadFile(certificate)
+	if err != nil {
+		return nil, fmt.Errorf("--tls-cert: %w", err)
+	}
+	block, _ := pem.Decode(text)
+	if block == nil {
+		return nil, fmt.Errorf("--tls-cert: %s has no certificate in PEM", certificate)
+	}
+	return &tls.Config{
+		MinVersion:         tls.VersionTLS12,
+		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection compares the certificate
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if !bytes.Equal(s.PeerCertificates[0].Raw, block.Bytes) {
+				return fmt.Errorf("the server has another certificate than %s", certificate)
+			}
+			return nil
+		},
+	}, nil
 }
 
 // DialAddress returns the address at which this host reaches the server of these flags, as
@@ -69,13 +106,13 @@ func (f *ServerFlags) DialAddress() (string, error) {
 	return net.JoinHostPort(host, port), nil
 }
 
-// checkHealth returns an error unless the answer has status 200.
-func checkHealth(ctx context.Context, url string) error {
+// checkHealth returns an error unless the answer has status 200. secure is nil without TLS.
+func checkHealth(ctx context.Context, secure *tls.Config, url string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy either
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: secure}} // no proxy either
 	resp, err := client.Do(req)
 	if err != nil {
 		return err

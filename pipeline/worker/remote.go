@@ -20,6 +20,7 @@ type RemoteFlags struct {
 	kafka    *cli.KafkaFlags
 	registry *cli.RegistryFlags
 	log      *cli.LogFlags
+	dial     *DialFlags // nil: the command calls no worker
 }
 
 // AddRemoteFlags adds the flags. The default of --log-level is warn, because these commands
@@ -35,6 +36,9 @@ func AddRemoteFlags(e *cli.Env, flags *pflag.FlagSet) *RemoteFlags {
 	return f
 }
 
+// AddDialFlags adds the flags of a command that calls workers.
+func (f *RemoteFlags) AddDialFlags(flags *pflag.FlagSet) { f.dial = AddDialFlags(f.env, flags) }
+
 // Open reads the configuration as a worker does, and does not connect. The worker creates
 // no topics and has no HTTP server.
 func (f *RemoteFlags) Open() (*Worker, error) {
@@ -45,6 +49,11 @@ func (f *RemoteFlags) Open() (*Worker, error) {
 	w := &Worker{Flags: &Flags{Env: f.env, Topology: f.Topology, NoCreateTopics: true}, Metrics: prometheus.NewRegistry(), Log: log}
 	if err := w.configure(f.kafka, f.registry, nil); err != nil {
 		return nil, err
+	}
+	if f.dial != nil {
+		if w.Dial, err = f.dial.Open(log); err != nil {
+			return nil, err
+		}
 	}
 	w.Kafka.Patience = kafka.CommandPatience
 	return w, nil

@@ -3,8 +3,7 @@
 //
 // Start reading at [Flags.Start] and [Worker.Run]. The goroutine of the command owns a
 // [Worker] until Run. Then its loops and the HTTP server read it concurrently, and only
-// Loops and the reason why it is not ready still change: both are atomic. A [Server] has one
-// lock, and runs no check while it holds the lock.
+// Loops and the reason why it is not ready still change: both are atomic.
 package worker
 
 import (
@@ -21,6 +20,8 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/codec"
 	"millrace/pipeline/kafka"
+	"millrace/pipeline/server"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/topology"
 )
 
@@ -34,8 +35,9 @@ type Worker struct {
 	Registry *codec.Registry
 	Metrics  *prometheus.Registry
 	Log      *slog.Logger
-	Server   *Server
-	begun    bool // RunWith was called; owned by the command's goroutine
+	Server   *server.Server
+	Dial     *dial.Caller // calls other workers; nil if the program calls none
+	begun    bool         // RunWith was called; owned by the command's goroutine
 
 	Loops  atomic.Pointer[[]*kafka.Loop] // the running loops; nil until they are started
 	reason atomic.Pointer[string]        // why there are no loops yet
@@ -90,6 +92,9 @@ func (w *Worker) RunWith(ctx context.Context, f func(context.Context) error) err
 	w.begun = true
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.Server.Run(ctx) })
+	if w.Dial != nil {
+		g.Go(func() error { return w.Dial.Run(ctx) })
+	}
 	g.Go(func() error { return f(ctx) })
 	return g.Wait()
 }

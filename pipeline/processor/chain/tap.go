@@ -19,8 +19,8 @@ import (
 	"millrace/pipeline/cli"
 	"millrace/pipeline/deadletter"
 	"millrace/pipeline/processor/trace"
+	"millrace/pipeline/server"
 	"millrace/pipeline/topology"
-	"millrace/pipeline/worker"
 )
 
 // TapPath is the HTTP path of [Taps].
@@ -215,12 +215,12 @@ func (t *Taps) leave(c *tapClient) {
 func (t *Taps) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c, err := t.client(r.URL.Query())
 	if err != nil {
-		worker.WriteText(w, http.StatusBadRequest, err.Error())
+		server.WriteProblem(w, http.StatusBadRequest, "%v", err)
 		return
 	}
 	leave, ok := t.join(c)
 	if !ok {
-		worker.WriteText(w, http.StatusServiceUnavailable, fmt.Sprintf("too many clients: at most %d can watch at the same time", maxTaps))
+		server.WriteProblem(w, http.StatusServiceUnavailable, "too many clients: at most %d can watch at the same time", maxTaps)
 		return
 	}
 	defer leave()

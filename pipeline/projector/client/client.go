@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -40,6 +41,7 @@ type api struct {
 	timeout time.Duration
 	json    bool
 	query   url.Values // set by flags
+	dial    *worker.DialFlags
 }
 
 // A run is the function of a command.
@@ -53,6 +55,7 @@ func newCommand(e *cli.Env, cmd *cobra.Command, do run) (*cobra.Command, *api) {
 	flags.StringVar(&a.address, "address", worker.ProjectorListen, "`host:port` or URL of a projector")
 	flags.DurationVar(&a.timeout, "timeout", 30*time.Second, "how long to wait for the answer")
 	flags.BoolVar(&a.json, "json", false, "print the JSON of the answer")
+	a.dial = worker.AddDialFlags(e, flags)
 	e.BindEnv(flags, "address")
 	if strings.Contains(cmd.Use, " NAME") {
 		e.CompleteProjection(cmd)
@@ -110,7 +113,11 @@ func (f *parameterFlag) Type() string       { return "string" }
 func (a *api) url(query url.Values, path ...string) (string, error) {
 	base := a.address
 	if !strings.Contains(base, "://") {
-		base = "http://" + base
+		call, err := a.dial.Open(slog.New(slog.DiscardHandler))
+		if err != nil {
+			return "", err
+		}
+		base = call.URL(base, "")
 	}
 	u, err := url.Parse(base)
 	if err != nil || u.Hostname() == "" {
@@ -124,6 +131,15 @@ func (a *api) url(query url.Values, path ...string) (string, error) {
 		text += "?" + query.Encode()
 	}
 	return text, nil
+}
+
+// client returns a client for one request.
+func (a *api) client() (*http.Client, error) {
+	call, err := a.dial.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Transport: call.Transport(&http.Transport{DisableKeepAlives: true})}, nil
 }
 
 // open sends a request. The caller must close the body of the answer.
@@ -140,7 +156,10 @@ func (a *api) open(ctx context.Context, header http.Header, path ...string) (*ht
 		req.Header[name] = values
 	}
 	req.Header.Set("User-Agent", "millrace-projector/"+a.env.Build.Version)
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}} // no proxy either
+	client, err := a.client()
+	if err != nil {
+		return nil, err
+	}
 	resp, err := client.Do(req)
 	switch {
 	case err == nil && resp.StatusCode == http.StatusOK:
@@ -178,6 +197,9 @@ func (a *api) problem(resp *http.Response) error {
 	code := cli.ExitFailure
 	if resp.StatusCode == http.StatusBadRequest {
 		code = cli.ExitUsage
+	}
+	if resp.StatusCode == http.StatusUnauthorized {
+		p.Detail += "; this command has --token-file (or env MILLRACE_TOKEN) and --client-cert for that"
 	}
 	return &cli.ExitError{Code: code, Err: errors.New(p.Detail)}
 }
@@ -222,7 +244,11 @@ func (a *api) post(ctx context.Context, v any, query url.Values, path ...string)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(r)
+	client, err := a.client()
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(r)
 	if err != nil {
 		return fmt.Errorf("calling the projector: %w", err)
 	}

@@ -9,11 +9,12 @@ import (
 	"testing"
 
 	"millrace/pipeline/cli"
+	"millrace/pipeline/worker"
 )
 
 func TestWatchPrintsAStalledPartitionOnce(t *testing.T) {
 	var stderr bytes.Buffer
-	w := watcher{api: &api{env: &cli.Env{Stderr: &stderr}}}
+	w := watcher{api: &api{dial: &worker.DialFlags{}, env: &cli.Env{Stderr: &stderr}}}
 	const stalled = `{"partitions":[{"partition":3,"offset":7,"detail":"worker b is gone"}]}`
 	for _, m := range []struct{ event, data, want string }{
 		{"frontier", `{"partitions":[{"partition":0,"offset":1},{"partition":3,"offset":7}]}`, ""},
@@ -45,7 +46,7 @@ func TestWatchEndsWhenTheFilterIsRefused(t *testing.T) {
 	}))
 	defer srv.Close()
 	var stderr bytes.Buffer
-	w := watcher{api: &api{env: &cli.Env{Stderr: &stderr}, address: srv.URL}}
+	w := watcher{api: &api{dial: &worker.DialFlags{}, env: &cli.Env{Stderr: &stderr}, address: srv.URL}}
 	err := w.run(t.Context(), "user")
 	var exit *cli.ExitError
 	if !errors.As(err, &exit) || exit.Code != cli.ExitUsage || asked != 2 {

@@ -23,7 +23,7 @@ func (a *api) blocked(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	after, ok := parseEventCursor(r.FormValue("cursor"))
+	after, ok := parseEventCursor(r.URL.Query().Get("cursor"))
 	if !ok {
 		a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
 		return

@@ -72,8 +72,8 @@ type feedEnd struct {
 // feedStart returns the requested starting point, or writes the problem and returns
 // false.
 func (a *api) feedStart(w http.ResponseWriter, r *http.Request) (start Start, ok bool) {
-	start.ID = r.FormValue("id")
-	switch from := r.FormValue("from"); from {
+	start.ID = r.URL.Query().Get("id")
+	switch from := r.URL.Query().Get("from"); from {
 	case "", "now":
 	case "beginning":
 		start.Beginning = true
@@ -99,7 +99,7 @@ func (a *api) feed(w http.ResponseWriter, r *http.Request) {
 	}
 	d := p.Describe()
 	var keep *filter
-	if text := r.FormValue("filter"); text != "" {
+	if text := r.URL.Query().Get("filter"); text != "" {
 		if keep = a.filter(w, d, text); keep == nil {
 			return
 		}

@@ -24,8 +24,8 @@ func (f *freshness) required() bool { return f.event.ID != "" || f.minVersion > 
 
 // freshness reads the freshness parameters of a request, or writes the problem.
 func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok bool) {
-	f = freshness{event: EventRef{ID: r.FormValue("after_event")}}
-	if text := r.FormValue("min_version"); text != "" {
+	f = freshness{event: EventRef{ID: r.URL.Query().Get("after_event")}}
+	if text := r.URL.Query().Get("min_version"); text != "" {
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 1 {
 			a.problem(w, http.StatusBadRequest, "min_version=%s: want a number of 1 or more", text)
@@ -33,7 +33,7 @@ func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok
 		}
 		f.minVersion = n
 	}
-	if text := r.FormValue("wait"); text != "" {
+	if text := r.URL.Query().Get("wait"); text != "" {
 		d, err := time.ParseDuration(text)
 		if err != nil || d < 0 || d > maxWait {
 			a.problem(w, http.StatusBadRequest, "wait=%s: want a duration such as 2s or 500ms, at most %s", text, maxWait)
@@ -41,7 +41,7 @@ func (a *api) freshness(w http.ResponseWriter, r *http.Request) (f freshness, ok
 		}
 		f.wait = d
 	}
-	if text := r.FormValue("after_position"); text != "" {
+	if text := r.URL.Query().Get("after_position"); text != "" {
 		partition, offset, found := strings.Cut(text, ":")
 		p, err := strconv.ParseInt(partition, 10, 32)
 		o, err2 := strconv.ParseInt(offset, 10, 64)

@@ -21,7 +21,7 @@ import (
 // state. fault describes an invalid parameter.
 func moment(r *http.Request) (at At, fault string) {
 	given := 0
-	if text := r.FormValue("at_version"); text != "" {
+	if text := r.URL.Query().Get("at_version"); text != "" {
 		given++
 		n, err := strconv.ParseInt(text, 10, 64)
 		if err != nil || n < 1 {
@@ -33,7 +33,7 @@ func moment(r *http.Request) (at At, fault string) {
 		name string
 		to   *time.Time
 	}{{"at_time", &at.Time}, {"at_recorded_time", &at.Recorded}} {
-		text := r.FormValue(clock.name)
+		text := r.URL.Query().Get(clock.name)
 		if text == "" {
 			continue
 		}
@@ -134,7 +134,7 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) {
 // request does not have it. If the value is invalid or below least, it writes the
 // problem and returns false.
 func (a *api) version(w http.ResponseWriter, r *http.Request, name string, missing, least int64) (int64, bool) {
-	text := r.FormValue(name)
+	text := r.URL.Query().Get(name)
 	if text == "" {
 		return missing, true
 	}
@@ -316,7 +316,7 @@ func (a *api) event(w http.ResponseWriter, r *http.Request) {
 	var out eventAnswer
 	var failed error
 	for _, p := range a.projections {
-		e, err := p.Event(r.Context(), r.PathValue("id"), r.FormValue("aggregate"))
+		e, err := p.Event(r.Context(), r.PathValue("id"), r.URL.Query().Get("aggregate"))
 		if err != nil {
 			failed = errors.Join(failed, err)
 			continue
@@ -375,19 +375,19 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	before, ok := parseEventCursor(r.FormValue("cursor"))
+	before, ok := parseEventCursor(r.URL.Query().Get("cursor"))
 	if !ok {
 		a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
 		return
 	}
 	// Every projection that folds the type has all of its events, so use the first.
-	p, typ := a.folding(r.FormValue("type"))
+	p, typ := a.folding(r.URL.Query().Get("type"))
 	if p == nil {
-		hint := expr.Suggest(r.FormValue("type"), a.typeNames())
+		hint := expr.Suggest(r.URL.Query().Get("type"), a.typeNames())
 		if hint != "" {
 			hint = "; " + hint
 		}
-		a.problem(w, http.StatusBadRequest, "type=%s: want an event type, one of %s%s", r.FormValue("type"), strings.Join(a.typeNames(), ", "), hint)
+		a.problem(w, http.StatusBadRequest, "type=%s: want an event type, one of %s%s", r.URL.Query().Get("type"), strings.Join(a.typeNames(), ", "), hint)
 		return
 	}
 	events, at, err := p.Events(r.Context(), typ, before, limit)

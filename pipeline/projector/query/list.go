@@ -51,8 +51,8 @@ func (c listCursor) text() string {
 // listPosition returns the position at which the requested page starts, with its filter
 // and sort. If the cursor is invalid, it writes the problem and returns false.
 func (a *api) listPosition(w http.ResponseWriter, r *http.Request) (at listCursor, ok bool) {
-	at = listCursor{Filter: r.FormValue("filter"), Sort: r.FormValue("sort")}
-	text := r.FormValue("cursor")
+	at = listCursor{Filter: r.URL.Query().Get("filter"), Sort: r.URL.Query().Get("sort")}
+	text := r.URL.Query().Get("cursor")
 	if text == "" {
 		return at, true
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"millrace/pipeline"
+	"millrace/pipeline/access"
 )
 
 func (a *api) serveDocument(w http.ResponseWriter, r *http.Request) {
@@ -28,7 +29,9 @@ func OpenAPI() []byte {
 	}
 	paths := object{}
 	for _, r := range routes() {
-		paths[r.path] = object{strings.ToLower(r.verb()): r.describe(schemas)}
+		op := r.describe(schemas)
+		op["security"] = security(r.pattern())
+		paths[r.path] = object{strings.ToLower(r.verb()): op}
 	}
 	doc, err := json.MarshalIndent(object{
 		"openapi": "3.1.0",
@@ -36,13 +39,27 @@ func OpenAPI() []byte {
 			"title": "Millrace projector", "version": "1",
 			"description": "Reads projections. Any worker of a group can answer any request; it returns a complete answer or an error, never a part. HEAD works wherever GET does. Unknown parameters are errors.",
 		},
-		"paths":      paths,
-		"components": object{"schemas": schemas},
+		"paths": paths,
+		"components": object{"schemas": schemas, "securitySchemes": object{
+			"token":       object{"type": "http", "scheme": "bearer", "description": "A token of the projector's --auth-file. Without that file, callers on the projector's machine need none."},
+			"certificate": object{"type": "mutualTLS", "description": "A client certificate that the file names."},
+		}},
 	}, "", "  ")
 	if err != nil {
 		panic(err) // cannot happen: only strings and numbers
 	}
 	return append(doc, '\n')
+}
+
+// security returns the alternatives by which a caller of a pattern names itself, with the
+// role that it needs.
+func security(pattern string) []object {
+	for _, r := range access.Routes() {
+		if r.Program == access.Projector && r.Pattern == pattern {
+			return []object{{"token": []access.Role{r.Role}}, {"certificate": []access.Role{r.Role}}}
+		}
+	}
+	return nil // a test compares the routes
 }
 
 // describe returns the route's OpenAPI operation. It adds the schemas of its answer

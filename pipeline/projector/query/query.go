@@ -405,7 +405,7 @@ func Handler(log *slog.Logger, feeds int, projections ...Projection) http.Handle
 	all := routes()
 	mux := http.NewServeMux()
 	for _, r := range all {
-		mux.HandleFunc(r.verb()+" "+r.path, func(w http.ResponseWriter, req *http.Request) {
+		mux.HandleFunc(r.pattern(), func(w http.ResponseWriter, req *http.Request) {
 			if a.parameters(w, req, r) {
 				r.handle(a, w, req)
 			}
@@ -616,7 +616,7 @@ func noneMatch(r *http.Request, tag string) bool {
 
 // limit returns the requested page size, or writes the problem.
 func (a *api) limit(w http.ResponseWriter, r *http.Request) (int, bool) {
-	text := r.FormValue("limit")
+	text := r.URL.Query().Get("limit")
 	if text == "" {
 		return defaultLimit, true
 	}

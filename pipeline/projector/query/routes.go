@@ -31,6 +31,17 @@ type param struct {
 
 func (r *route) verb() string { return cmp.Or(r.method, http.MethodGet) }
 
+// pattern returns the pattern of [http.ServeMux].
+func (r *route) pattern() string { return r.verb() + " " + r.path }
+
+// Patterns returns the patterns of all routes.
+func Patterns() (out []string) {
+	for _, r := range routes() {
+		out = append(out, r.pattern())
+	}
+	return out
+}
+
 // matches reports whether the route serves a path.
 func (r *route) matches(path string) bool {
 	want, have := strings.Split(r.path, "/"), strings.Split(path, "/")

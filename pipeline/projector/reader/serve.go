@@ -23,7 +23,7 @@ func Parameter(v any) (string, error) {
 
 // readParameter decodes a parameter, if the request has it.
 func readParameter(in *http.Request, name string, into any) error {
-	text := in.FormValue(name)
+	text := in.URL.Query().Get(name)
 	if text == "" {
 		return nil
 	}
@@ -96,7 +96,7 @@ func (r *Reader) ServeBlocked(w http.ResponseWriter, in *http.Request) error {
 
 // ServeRelease releases an aggregate and answers with a [ReleasedPart].
 func (r *Reader) ServeRelease(w http.ResponseWriter, in *http.Request) error {
-	out, err := r.ReleasePart(in.Context(), in.FormValue("id"), in.FormValue("skip") == "true")
+	out, err := r.ReleasePart(in.Context(), in.URL.Query().Get("id"), in.URL.Query().Get("skip") == "true")
 	if err != nil {
 		return err
 	}
@@ -122,7 +122,7 @@ func (r *Reader) ServeOutcome(w http.ResponseWriter, in *http.Request) error {
 	if err := readParameter(in, "event", &e); err != nil {
 		return err
 	}
-	wait, err := time.ParseDuration(in.FormValue("wait"))
+	wait, err := time.ParseDuration(in.URL.Query().Get("wait"))
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (r *Reader) ServeScan(w http.ResponseWriter, in *http.Request) error {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	enc := json.NewEncoder(w)
 	failed := enc.Encode(ScanLine{At: r.Partitions()})
-	_, err := r.Scan(in.Context(), in.FormValue("after"), func(a query.Aggregate) bool {
+	_, err := r.Scan(in.Context(), in.URL.Query().Get("after"), func(a query.Aggregate) bool {
 		failed = errors.Join(failed, enc.Encode(ScanLine{Aggregate: &a}))
 		return failed == nil
 	})

@@ -20,6 +20,7 @@ import (
 	"millrace/pipeline/projector"
 	"millrace/pipeline/projector/control"
 	"millrace/pipeline/projector/reader"
+	"millrace/pipeline/worker"
 )
 
 // versionDiff is the difference between two versions of a projection. Each partition is
@@ -104,7 +105,7 @@ func (o *operator) diff(ctx context.Context, name string, d *versionDiff) error 
 	if err != nil {
 		return err
 	}
-	if err := d.compare(ctx, state, len(bounds)); err != nil {
+	if err := d.compare(ctx, w, state, len(bounds)); err != nil {
 		return err
 	}
 	record := control.DiffRecord{Format: control.Format, Old: d.Old, New: d.New, Offsets: d.Offsets, Aggregates: d.Aggregates, Differ: d.Differ, Time: o.env.Now().UTC(), By: o.env.Build.Version}
@@ -118,8 +119,8 @@ func (o *operator) diff(ctx context.Context, name string, d *versionDiff) error 
 }
 
 // compare compares all partitions.
-func (d *versionDiff) compare(ctx context.Context, state *control.State, partitions int) error {
-	running, err := runningVersions(ctx, state)
+func (d *versionDiff) compare(ctx context.Context, w *worker.Worker, state *control.State, partitions int) error {
+	running, err := runningVersions(ctx, w, state)
 	if err != nil {
 		return err
 	}
@@ -144,7 +145,7 @@ func (d *versionDiff) compare(ctx context.Context, state *control.State, partiti
 			return fmt.Errorf("no reachable worker has partition %d of version %d: a worker is taking it over or restoring it, or workers are down; try again when `projector status` shows progress of both versions", p, missing)
 		}
 		d.Offsets[p] = min(from.Offsets[p], to.Offsets[p])
-		if err := d.comparePartition(ctx, p, from.At, to.At); err != nil {
+		if err := d.comparePartition(ctx, w, p, from.At, to.At); err != nil {
 			return fmt.Errorf("comparing partition %d: %w", p, err)
 		}
 	}
@@ -154,12 +155,12 @@ func (d *versionDiff) compare(ctx context.Context, state *control.State, partiti
 }
 
 // runningVersions reads from all workers which partitions of which versions they have.
-func runningVersions(ctx context.Context, state *control.State) (out []projector.RunningVersion, err error) {
+func runningVersions(ctx context.Context, w *worker.Worker, state *control.State) (out []projector.RunningVersion, err error) {
 	var faults []error
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
 		addr := state.Workers[instance].Address
 		var here []projector.RunningVersion
-		if err := getWorker(ctx, addr, "/internal/v1/versions", func(body io.Reader) error { return json.NewDecoder(body).Decode(&here) }); err != nil {
+		if err := getWorker(ctx, w.Dial, addr, "/internal/v1/versions", func(body io.Reader) error { return json.NewDecoder(body).Decode(&here) }); err != nil {
 			faults = append(faults, fmt.Errorf("worker %s: %w", instance, err)) // the worker may have been killed
 			continue
 		}
@@ -199,12 +200,12 @@ func (l *states) next() error {
 
 // comparePartition compares a partition. from and to are the addresses of the workers that
 // have it in the old and the new version.
-func (d *versionDiff) comparePartition(ctx context.Context, p int32, from, to string) error {
+func (d *versionDiff) comparePartition(ctx context.Context, w *worker.Worker, p int32, from, to string) error {
 	path := func(version int) string {
 		return fmt.Sprintf("/internal/v1/versions/%s/%d/%d?at=%d", d.Projection, version, p, d.Offsets[p])
 	}
-	return getWorker(ctx, from, path(d.Old), func(r1 io.Reader) error {
-		return getWorker(ctx, to, path(d.New), func(r2 io.Reader) error {
+	return getWorker(ctx, w.Dial, from, path(d.Old), func(r1 io.Reader) error {
+		return getWorker(ctx, w.Dial, to, path(d.New), func(r2 io.Reader) error {
 			return d.merge(newStates(r1), newStates(r2))
 		})
 	})

@@ -142,7 +142,7 @@ func (o *operator) forget(ctx context.Context, name, id string, how forgetFlags)
 	if err := x.destroyKey(ctx, w, pr, record.Time); err != nil {
 		return err
 	}
-	x.await(ctx, state)
+	x.await(ctx, w, state)
 	if err := x.writeTombstones(ctx, w, state, record.Time); err != nil {
 		return err
 	}
@@ -170,7 +170,7 @@ func (x *erasure) find(ctx context.Context, w *worker.Worker, state *control.Sta
 	var silent []string
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
 		n := 0
-		err := getWorker(ctx, state.Workers[instance].Address, "/internal/v1/states/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(body io.Reader) error { return json.NewDecoder(body).Decode(&n) })
+		err := getWorker(ctx, w.Dial, state.Workers[instance].Address, "/internal/v1/states/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(body io.Reader) error { return json.NewDecoder(body).Decode(&n) })
 		if err != nil {
 			silent = append(silent, instance)
 		}
@@ -200,14 +200,14 @@ func (x *erasure) countKeys(ctx context.Context, w *worker.Worker, pr *topology.
 }
 
 // await polls the workers, in order, until each has erased the aggregate.
-func (x *erasure) await(ctx context.Context, state *control.State) {
+func (x *erasure) await(ctx context.Context, w *worker.Worker, state *control.State) {
 	ctx, cancel := context.WithTimeout(ctx, workerTimeout)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for _, instance := range slices.Sorted(maps.Keys(state.Workers)) {
 		for {
-			err := getWorker(ctx, state.Workers[instance].Address, "/internal/v1/forgotten/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(io.Reader) error { return nil })
+			err := getWorker(ctx, w.Dial, state.Workers[instance].Address, "/internal/v1/forgotten/"+url.PathEscape(x.Projection)+"/"+url.PathEscape(x.ID), func(io.Reader) error { return nil })
 			if err == nil {
 				x.Workers = append(x.Workers, instance)
 				break

@@ -6,7 +6,6 @@
 package rebuild
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +20,7 @@ import (
 
 	"millrace/pipeline/cli"
 	"millrace/pipeline/projector/control"
+	"millrace/pipeline/server/dial"
 	"millrace/pipeline/topology"
 	"millrace/pipeline/worker"
 )
@@ -41,6 +41,7 @@ type operator struct {
 
 func newOperator(e *cli.Env, flags *pflag.FlagSet) *operator {
 	o := &operator{env: e, remote: worker.AddRemoteFlags(e, flags)}
+	o.remote.AddDialFlags(flags)
 	flags.BoolVar(&o.json, "json", false, "print JSON")
 	return o
 }
@@ -101,12 +102,12 @@ const (
 var errNotYet = errors.New("the worker has not read the control record yet")
 
 // getWorker requests a path from a worker and passes the body of the answer to read.
-func getWorker(ctx context.Context, addr, path string, read func(io.Reader) error) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+path, nil)
+func getWorker(ctx context.Context, call *dial.Caller, addr, path string, read func(io.Reader) error) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, call.URL(addr, path), nil)
 	if err != nil {
 		return err
 	}
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, ResponseHeaderTimeout: workerTimeout}}
+	client := http.Client{Transport: call.Transport(&http.Transport{DisableKeepAlives: true, DialContext: (&net.Dialer{Timeout: dialTimeout}).DialContext, ResponseHeaderTimeout: workerTimeout})}
 	resp, err := client.Do(req)
 	if err != nil {
 		return err
@@ -115,14 +116,18 @@ func getWorker(ctx context.Context, addr, path string, read func(io.Reader) erro
 	if resp.StatusCode == http.StatusConflict {
 		return errNotYet
 	}
-	if resp.StatusCode != http.StatusOK {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10)) // only for the message
-		return fmt.Errorf("%s answers %s: %s", addr, resp.Status, bytes.TrimSpace(text))
+	if err := dial.StatusError(resp); err != nil {
+		return &statusError{fmt.Errorf("%s answers %w", addr, err)}
 	}
 	return read(resp.Body)
 }
 
+// statusError is an answer with an error.
+type statusError struct{ error }
+
 // reachable reports whether a worker answers at all.
-func reachable(ctx context.Context, addr string) bool {
-	return getWorker(ctx, addr, "/livez", func(io.Reader) error { return nil }) == nil
+func reachable(ctx context.Context, call *dial.Caller, addr string) bool {
+	err := getWorker(ctx, call, addr, "/version", func(io.Reader) error { return nil })
+	var status *statusError
+	return err == nil || errors.As(err, &status)
 }

@@ -64,7 +64,7 @@ func (o *operator) promote(ctx context.Context, name string, maxLag int64, force
 		return fmt.Errorf("version %d of %s has not been compared with version %d, which is live: run `projector diff %s`, or use --force", to.Version, pr.Name, live.Version, pr.Name)
 	}
 	if !force && !allowBlocked {
-		if err := checkBlocked(ctx, state, pr.Name, to.Version, diff.Aggregates); err != nil {
+		if err := checkBlocked(ctx, w, state, pr.Name, to.Version, diff.Aggregates); err != nil {
 			return err
 		}
 	}
@@ -76,8 +76,8 @@ const maxBlocked = 0.01
 
 // checkBlocked fails if too many aggregates of a version are blocked. total is the number
 // of aggregates in the last comparison.
-func checkBlocked(ctx context.Context, state *control.State, name string, version, total int) error {
-	running, err := runningVersions(ctx, state)
+func checkBlocked(ctx context.Context, w *worker.Worker, state *control.State, name string, version, total int) error {
+	running, err := runningVersions(ctx, w, state)
 	if err != nil {
 		return fmt.Errorf("counting the blocked aggregates of version %d: %w; --allow-blocked skips this", version, err)
 	}

@@ -2,6 +2,7 @@ package rebuild
 
 import (
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -9,6 +10,8 @@ import (
 
 	"millrace/pipeline/projector"
 	"millrace/pipeline/projector/control"
+	"millrace/pipeline/server/dial"
+	"millrace/pipeline/worker"
 )
 
 // workerWith returns the state of the control topic with one worker, which answers with
@@ -26,6 +29,11 @@ func workerWith(t *testing.T, versions ...projector.RunningVersion) *control.Sta
 
 // A version is not promoted if more than one in a hundred of its aggregates are blocked.
 func TestPromoteRefusesAVersionWithManyBlockedAggregates(t *testing.T) {
+	call, err := dial.Open(slog.New(slog.DiscardHandler), dial.Files{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &worker.Worker{Dial: call}
 	for _, test := range []struct {
 		blocked map[int32]int64
 		total   int
@@ -39,12 +47,12 @@ func TestPromoteRefusesAVersionWithManyBlockedAggregates(t *testing.T) {
 	} {
 		state := workerWith(t, projector.RunningVersion{Projection: "user", Version: 1, Blocked: map[int32]int64{0: 100}},
 			projector.RunningVersion{Projection: "user", Version: 2, Blocked: test.blocked})
-		err := checkBlocked(t.Context(), state, "user", 2, test.total)
+		err := checkBlocked(t.Context(), w, state, "user", 2, test.total)
 		if (err == nil) != (test.refused == "") || err != nil && !strings.Contains(err.Error(), test.refused) {
 			t.Errorf("%v of %d: %v, want %q", test.blocked, test.total, err, test.refused)
 		}
 	}
-	if err := checkBlocked(t.Context(), &control.State{}, "user", 2, 10); err == nil || !strings.Contains(err.Error(), "--allow-blocked") {
+	if err := checkBlocked(t.Context(), w, &control.State{}, "user", 2, 10); err == nil || !strings.Contains(err.Error(), "--allow-blocked") {
 		t.Errorf("without a worker: %v", err)
 	}
 }

@@ -103,7 +103,7 @@ func awaitRelease(ctx context.Context, w *worker.Worker, group string) error {
 		}
 		held := false
 		for _, other := range state.Workers {
-			if _, has := other.Partitions[group]; has && reachable(ctx, other.Address) {
+			if _, has := other.Partitions[group]; has && reachable(ctx, w.Dial, other.Address) {
 				held = true
 			}
 		}

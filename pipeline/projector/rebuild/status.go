@@ -140,7 +140,7 @@ func (o *operator) status(ctx context.Context, w *worker.Worker, state *control.
 		}
 	}
 	took := time.Since(began).Seconds()
-	if running, err := runningVersions(ctx, state); err == nil { // without an answer, the rest is still of use
+	if running, err := runningVersions(ctx, w, state); err == nil { // without an answer, the rest is still of use
 		for i := range out {
 			if slices.ContainsFunc(running, func(r projector.RunningVersion) bool {
 				return r.Projection == out[i].Projection && r.Version == out[i].Version

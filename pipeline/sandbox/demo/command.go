@@ -25,7 +25,7 @@ import (
 	"millrace/pipeline/kafka/properties"
 	"millrace/pipeline/private"
 	"millrace/pipeline/sandbox"
-	"millrace/pipeline/worker"
+	"millrace/pipeline/server"
 )
 
 // Default addresses of the sandbox.
@@ -231,7 +231,7 @@ func (r *Report) write(path string) error {
 	if err := private.Dir(filepath.Dir(path)); err != nil {
 		return err
 	}
-	return worker.WriteFile(path, string(data)+"\n")
+	return server.WriteFile(path, string(data)+"\n")
 }
 
 func (d *demo) addFlags(cmd *cobra.Command) {

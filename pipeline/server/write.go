@@ -1,4 +1,4 @@
-package worker
+package server
 
 import (
 	"encoding/json"
@@ -20,7 +20,7 @@ func WriteText(w http.ResponseWriter, status int, text string) {
 func WriteJSON(w http.ResponseWriter, status int, v any) {
 	data, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
-		WriteText(w, http.StatusInternalServerError, err.Error())
+		WriteProblem(w, http.StatusInternalServerError, "%v", err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
