@@ -197,7 +197,7 @@ func TestTopologyPageHasTheWarnings(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, rule := range []string{topology.RuleUnusedTopic, topology.RuleUnusedTable, topology.RuleShortRetention, topology.RuleNothingComes, topology.RuleOtherKey, topology.RuleKeyFormat, topology.RuleLongDelay, topology.RuleTombstones} {
+	for _, rule := range []string{topology.RuleUnusedTopic, topology.RuleUnusedTable, topology.RuleShortRetention, topology.RuleNothingComes, topology.RuleOtherKey, topology.RuleKeyFormat, topology.RuleLongDelay, topology.RuleTombstones, topology.RuleInternalTopic} {
 		if !strings.Contains(string(text), "| `"+rule+"` |") {
 			t.Errorf("topology.md does not list the warning %s", rule)
 		}

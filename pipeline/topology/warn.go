@@ -2,6 +2,7 @@ package topology
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -30,6 +31,7 @@ const (
 	RuleKeyFormat      = "key-format"      // the ids of aggregates cannot be record keys
 	RuleLongDelay      = "long-delay"      // stages delay a transaction longer than the default timeout allows
 	RuleTombstones     = "tombstones"      // a pipeline makes the tombstones of a compacted topic dead letters
+	RuleInternalTopic  = "internal-topic"  // a projection cannot have its topic of internal records
 	// Rules of expressions.
 	RuleMaybeNull  = string(expr.RuleNull)
 	RuleHiddenName = string(expr.RuleName)
@@ -54,6 +56,7 @@ func (l *loader) warn(args stage.Args) {
 		}
 	}
 	l.warnTables(args)
+	l.warnInternal()
 	l.warnRetention()
 	l.warnKeys()
 	l.warnWindows()
@@ -67,6 +70,27 @@ func (l *loader) warn(args stage.Args) {
 		}
 		return a.Col - b.Col
 	})
+}
+
+// internalTopic matches what follows the name of a snapshots topic in the names of the topics
+// that a projector makes for the versions of a projection.
+var internalTopic = regexp.MustCompile(`^(\.v[1-9][0-9]*)?\.internal$`)
+
+// warnInternal warns of projections whose versions cannot have their topics: a declared topic
+// has the name, or the name would be too long. Version 99 has the longest name that is checked.
+func (l *loader) warnInternal() {
+	for _, p := range l.plan.Projections {
+		snapshots := l.topics[p.Snapshots.Name]
+		if longest := snapshots.Name + ".v99.internal"; !topicName.MatchString(longest) {
+			l.warning(RuleInternalTopic, snapshots.name, fmt.Sprintf("use a name of at most %d characters", 249-len(".v99.internal")),
+				"the name of the snapshots topic of projection %s is too long: its versions have topics such as %s", p.Name, longest)
+		}
+		for _, t := range l.plan.Topics {
+			if rest, ok := strings.CutPrefix(t.Name, p.Snapshots.Name); ok && internalTopic.MatchString(rest) {
+				l.warning(RuleInternalTopic, l.topics[t.Name].name, "give the topic another name", "versions of projection %s have internal records on topics with such names, so they cannot use %s", p.Name, t.Name)
+			}
+		}
+	}
 }
 
 func (l *loader) warning(rule string, at expr.Source, hint, format string, args ...any) {
