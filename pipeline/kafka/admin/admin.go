@@ -15,10 +15,14 @@ import (
 	"millrace/pipeline/kafka"
 )
 
-// CommittedSum returns the sum of the group's committed offsets, 0 if it has none.
+// CommittedSum returns the sum of the group's committed offsets, 0 if it has none or does not
+// exist.
 func CommittedSum(ctx context.Context, cfg kafka.Config, group string) (sum int64, err error) {
 	err = kafka.Administer(ctx, cfg, func(adm *kadm.Client) error {
 		committed, err := adm.FetchOffsets(ctx, group)
+		if errors.Is(err, kerr.GroupIDNotFound) {
+			return nil
+		}
 		if err == nil {
 			err = committed.Error()
 		}
