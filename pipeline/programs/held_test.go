@@ -142,11 +142,7 @@ func TestAPipelineThatCannotStartDoesNotHoldUpTheOthers(t *testing.T) {
 	file := clickTopology(t, dir, heldPipelines)
 	box := harness.Sandbox(t)
 	adm := admin(t, box)
-	create := func(partitions int32, names ...string) {
-		if _, err := adm.CreateTopics(t.Context(), partitions, 1, nil, names...); err != nil {
-			t.Fatal(err)
-		}
-	}
+	create := func(partitions int32, names ...string) { createTopics(t, adm, partitions, nil, names...) }
 	create(2, "in", "out", "odd.out", "strict", "joined")
 	create(1, "dead")
 	create(3, "odd")
@@ -200,6 +196,18 @@ func TestAPipelineThatCannotStartDoesNotHoldUpTheOthers(t *testing.T) {
 	}
 }
 
+// createTopics creates topics, and fails the test if one cannot be created.
+func createTopics(t *testing.T, adm *kadm.Client, partitions int32, config map[string]*string, names ...string) {
+	t.Helper()
+	created, err := adm.CreateTopics(t.Context(), partitions, 1, config, names...)
+	if err == nil {
+		err = created.Error()
+	}
+	if err != nil {
+		t.Fatalf("creating %q: %v", names, err)
+	}
+}
+
 // awaitEnds waits until topics have committed records, at least n each.
 func awaitEnds(t *testing.T, adm *kadm.Client, least map[string]int64) {
 	t.Helper()
@@ -221,9 +229,7 @@ func TestTheProcessorEndsIfNoPipelineCanStart(t *testing.T) {
 	dir := t.TempDir()
 	file := clickTopology(t, dir, heldPipelines)
 	box := harness.Sandbox(t)
-	if _, err := admin(t, box).CreateTopics(t.Context(), 3, 1, nil, "odd", "rows"); err != nil {
-		t.Fatal(err)
-	}
+	createTopics(t, admin(t, box), 3, nil, "odd", "rows")
 	for _, one := range []struct {
 		args []string
 		want []string
@@ -265,9 +271,7 @@ func TestAProjectionThatCannotStartDoesNotHoldUpTheOthers(t *testing.T) {
 	file := clickTopology(t, dir, heldProjections)
 	box := harness.Sandbox(t)
 	adm := admin(t, box)
-	if _, err := adm.CreateTopics(t.Context(), 3, 1, nil, "odd"); err != nil {
-		t.Fatal(err)
-	}
+	createTopics(t, adm, 3, nil, "odd")
 	const subject = "stricts-CountSnapshot"
 	occupy(t, box, "stricts", `{"type": "record", "name": "CountSnapshot", "fields": [{"name": "id", "type": "long"}]}`)
 	projector := run(programs.Projector, box, "run", "-t", file, "--sessions", "1", "--listen", "127.0.0.1:0", "--listen-file", dir+"/address", "--data-dir", filepath.Join(dir, "data"))

@@ -62,13 +62,9 @@ func TestADeletedTopicDoesNotHoldUpOtherProjections(t *testing.T) {
 		t.Errorf("metrics of the projections:\n%s", metrics)
 	}
 
-	if _, err := adm.CreateTopics(t.Context(), 2, 1, nil, "odd"); err != nil {
-		t.Fatal(err)
-	}
+	createTopics(t, adm, 2, nil, "odd")
 	compact := "compact"
-	if _, err := adm.CreateTopics(t.Context(), 2, 1, map[string]*string{"cleanup.policy": &compact}, "stricts"); err != nil {
-		t.Fatal(err)
-	}
+	createTopics(t, adm, 2, map[string]*string{"cleanup.policy": &compact}, "stricts")
 	again := newClickSender(t, box, "odd")
 	again.send(3)
 	awaitState(t, address, "odd", "e-3", 3)
