@@ -12,7 +12,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
+.PHONY: help build demo run test test-kafka hostile release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,9 @@ test-kafka: build ## run the end-to-end tests on a real Apache Kafka, started he
 		if grep '^ *--- SKIP' build/test-kafka.log; then echo 'make test-kafka: skipped is not passed'; exit 1; fi; \
 		grep -q '^ *--- PASS: [^ ]*Kafka' build/test-kafka.log || { echo "make test-kafka: no test of $$pkg ran on a real Kafka"; exit 1; }; \
 	done
+
+hostile: ## attack each program with 13,000 hostile HTTP clients; it needs a quiet machine and ulimit -n 16000
+	$(PLAIN) MILLRACE_HOSTILE=1 go test -count=1 -timeout 10m -v -run TestHostile ./pipeline/e2e
 
 # OLD is a commit of an earlier release, whose projector has ./cmd/projector.
 upgrade-test: ## replace projectors of the commit OLD by those of this tree, one by one, under load

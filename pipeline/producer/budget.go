@@ -10,7 +10,7 @@ import (
 )
 
 // budget limits the memory for the bodies of all requests together. If a body needs more
-// than is left, the slowest body makes room: clients that send slowly cannot keep others out.
+// than is left, a slow one makes room: clients that send slowly cannot keep others out.
 // Several goroutines can use it.
 type budget struct {
 	mu      sync.Mutex
@@ -136,7 +136,7 @@ func (b *budget) take(ctx context.Context, m *bodyMemory, bytes int64) error {
 	}
 }
 
-// tryTake takes memory for a body. If there is not enough, it stops the slowest body, and
+// tryTake takes memory for a body. If there is not enough, it stops a slow body, and
 // returns a channel that is closed when memory was released. If all bodies with memory wait
 // for more, none would be released, so the body gets errBudget.
 func (b *budget) tryTake(m *bodyMemory, bytes int64) (freed <-chan struct{}, err error) {
@@ -151,7 +151,7 @@ func (b *budget) tryTake(m *bodyMemory, bytes int64) (freed <-chan struct{}, err
 		return nil, nil
 	}
 	m.waits = true
-	if slow := b.slowest(time.Now()); slow != nil {
+	if slow := b.slow(time.Now()); slow != nil {
 		slow.stopped = true
 		slow.stop()
 	}
@@ -164,24 +164,25 @@ func (b *budget) tryTake(m *bodyMemory, bytes int64) (freed <-chan struct{}, err
 	return b.freed, nil
 }
 
-// slowest returns the slowest of the bodies that are slow and were not stopped, nil if none
-// is. The caller has the lock.
-func (b *budget) slowest(now time.Time) (slow *bodyMemory) {
-	least := float64(slowRate)
+// slow returns the body that makes room: of the slow ones with the most memory, the slowest;
+// nil if none is slow. The caller has the lock.
+func (b *budget) slow(now time.Time) (found *bodyMemory) {
+	var least float64
 	for _, m := range b.reading {
 		took := now.Sub(m.began)
 		if m.stopped || m.waits || took < slowAfter {
 			continue
 		}
-		if rate := float64(m.arrived) / took.Seconds(); rate < least {
-			slow, least = m, rate
+		rate := float64(m.arrived) / took.Seconds()
+		if rate < slowRate && (found == nil || m.taken > found.taken || m.taken == found.taken && rate < least) {
+			found, least = m, rate
 		}
 	}
-	return slow
+	return found
 }
 
-// mayFree reports whether memory may be released although all bodies that wait go on
-// waiting. The caller has the lock.
+// mayFree reports whether memory may be released although all bodies that wait
+// continue to wait. The caller has the lock.
 func (b *budget) mayFree() bool {
 	return b.read > 0 || slices.ContainsFunc(b.reading, func(m *bodyMemory) bool { return !m.waits })
 }

@@ -28,6 +28,10 @@ import (
 const (
 	retryAfter = "1" // seconds, in the header Retry-After
 	maxFaults  = 100 // most faults in an answer
+
+	// defaultConns is the default of --max-connections. Each connection takes memory, also
+	// if it is idle.
+	defaultConns = 256
 )
 
 func serveCommand(e *cli.Env) *cobra.Command {
