@@ -182,7 +182,7 @@ var imports = map[string][]string{
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", "pipeline/private", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/server/dial", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {
