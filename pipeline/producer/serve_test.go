@@ -23,6 +23,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/openapi/openapitest"
 )
 
 // intakeWriter keeps the records instead of writing them.
@@ -55,7 +56,8 @@ func newIntakeWith(encoder *event.Encoder, w keyring.RecordWriter) *intake {
 	return in
 }
 
-// post sends a body with headers given as "Name: value".
+// post sends a body with headers given as "Name: value", and compares the answer with the
+// OpenAPI document.
 func post(t *testing.T, in http.Handler, body string, headers ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", strings.NewReader(body))
@@ -65,6 +67,7 @@ func post(t *testing.T, in http.Handler, body string, headers ...string) *httpte
 	}
 	w := httptest.NewRecorder()
 	in.ServeHTTP(w, r)
+	openapitest.Open(t, openAPIFile, nil).Check(body[:min(80, len(body))], http.MethodPost, "/v1/events", w.Code, w.Header(), w.Body.Bytes())
 	return w
 }
 
