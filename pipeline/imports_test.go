@@ -96,10 +96,11 @@ var imports = map[string][]string{
 		"pipeline/projector/query", // how an encrypted field is shown
 		pflag, prometheus,
 	},
+	"pipeline/keyring/kms": {"pipeline/seal", tink, tinkAWS, tinkGCP, tinkVault, aws, smithy, vault, googleAPI, grpc}, // clients of key management services; large, so only programs link it
 
 	// What the commands of all programs share.
 	"pipeline/cli": {
-		"schemas", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", "pipeline/private", // flags become their configurations
+		"schemas", "pipeline/seal", "pipeline/codec", "pipeline/expr", "pipeline/stage", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/auth", "pipeline/kafka/properties", "pipeline/private", // flags become their configurations
 		cobra, pflag, prometheus, term,
 	},
 	"pipeline/worker": { // the life of a long-running program
@@ -163,7 +164,7 @@ var imports = map[string][]string{
 	},
 	"pipeline/projector": { // run, and the answers of all workers together
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/recent", "pipeline/store",
-		"pipeline/event", "pipeline/keyring", "pipeline/receipt", "pipeline/access", "pipeline/cli", "pipeline/server", "pipeline/server/dial", "pipeline/worker",
+		"pipeline/event", "pipeline/keyring", "pipeline/seal", "pipeline/receipt", "pipeline/access", "pipeline/cli", "pipeline/server", "pipeline/server/dial", "pipeline/worker",
 		"pipeline/projector/query", "pipeline/projector/control", "pipeline/projector/measure", "pipeline/projector/projection", "pipeline/projector/reader", cobra, pflag, prometheus, sync,
 	},
 	"pipeline/projector/client": {"pipeline", "pipeline/cli", "pipeline/worker", "pipeline/projector/query", cobra, pflag}, // HTTP only: never Kafka
@@ -175,7 +176,7 @@ var imports = map[string][]string{
 	// The producer.
 	"pipeline/producer/shop": {}, // example events, as JSON
 	"pipeline/producer": {
-		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring",
+		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring", "pipeline/seal",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
 		"pipeline/access", "pipeline/cli", "pipeline/openapi", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
@@ -186,15 +187,15 @@ var imports = map[string][]string{
 
 	// The programs, put together.
 	"pipeline/programs": {
-		"pipeline/cli", "pipeline/stage", "pipeline/worker",
+		"pipeline/cli", "pipeline/seal", "pipeline/stage", "pipeline/worker",
 		"pipeline/processor", "pipeline/processor/cases", "pipeline/processor/deploy", "pipeline/processor/graph",
 		"pipeline/processor/scaffold", "pipeline/processor/verify",
 		"pipeline/projector", "pipeline/projector/client", "pipeline/projector/rebuild",
 		"pipeline/producer", "pipeline/sandbox/demo", cobra,
 	},
-	"cmd/producer":  {"pipeline/programs"},
+	"cmd/producer":  {"pipeline/programs", "pipeline/keyring/kms"},
 	"cmd/processor": {"pipeline/programs"},
-	"cmd/projector": {"pipeline/programs"},
+	"cmd/projector": {"pipeline/programs", "pipeline/keyring/kms"},
 	"cmd/sandbox":   {"pipeline/programs"},
 
 	// An example of a program with stages written in Go.
@@ -205,6 +206,7 @@ var imports = map[string][]string{
 	"pipeline/openapi/openapitest": {"pipeline/access", jsonschema},
 	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/topology", "pipeline/event", "pipeline/harness"},
 	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/event/eventtest", "pipeline/keyring", "pipeline/harness", prometheus},
+	"pipeline/keyring/kms/kmstest": {googleKMS, grpc, protowire}, // services of key management, imitated
 	"pipeline/processor/processortest": {
 		"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/cli", "pipeline/worker", "pipeline/processor/chain",
 		"pipeline/programs", "pipeline/sandbox", "pipeline/harness", franz, prometheus,
@@ -220,9 +222,13 @@ var imports = map[string][]string{
 
 const (
 	avro       = "github.com/twmb/avro"
+	aws        = "github.com/aws/aws-sdk-go-v2"
 	cel        = "cel.dev/cel-go"
 	cobra      = "github.com/spf13/cobra"
 	franz      = "github.com/twmb/franz-go"
+	googleAPI  = "google.golang.org/api"
+	googleKMS  = "cloud.google.com/go/kms"
+	grpc       = "google.golang.org/grpc"
 	jsonschema = "github.com/santhosh-tekuri/jsonschema/v6"
 	goavro     = "github.com/linkedin/goavro/v2"
 	pebble     = "github.com/cockroachdb/pebble/v2"
@@ -230,9 +236,15 @@ const (
 	pflag      = "github.com/spf13/pflag"
 	prometheus = "github.com/prometheus"
 	registry   = "github.com/twmb/franz-go/pkg/sr"
+	smithy     = "github.com/aws/smithy-go"
 	sync       = "golang.org/x/sync"
 	term       = "golang.org/x/term"
+	tink       = "github.com/tink-crypto/tink-go/v2"
+	tinkAWS    = "github.com/tink-crypto/tink-go-awskms/v3"
+	tinkGCP    = "github.com/tink-crypto/tink-go-gcpkms/v2"
+	tinkVault  = "github.com/tink-crypto/tink-go-hcvault/v2"
 	uuid       = "github.com/google/uuid"
+	vault      = "github.com/hashicorp/vault/api"
 	xxhash     = "github.com/cespare/xxhash/v2"
 	yaml       = "go.yaml.in/yaml/v4"
 )

@@ -5,7 +5,8 @@ package main
 import (
 	"os"
 
+	"millrace/pipeline/keyring/kms"
 	"millrace/pipeline/programs"
 )
 
-func main() { os.Exit(programs.Main("producer", nil)) }
+func main() { os.Exit(programs.Main("producer", nil, programs.WithKMS(kms.Open))) }

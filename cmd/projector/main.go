@@ -5,7 +5,8 @@ package main
 import (
 	"os"
 
+	"millrace/pipeline/keyring/kms"
 	"millrace/pipeline/programs"
 )
 
-func main() { os.Exit(programs.Main("projector", nil)) }
+func main() { os.Exit(programs.Main("projector", nil, programs.WithKMS(kms.Open))) }

@@ -8,6 +8,7 @@
 package cli
 
 import (
+	"context"
 	"io"
 	"os"
 	"os/signal"
@@ -15,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"millrace/pipeline/seal"
 	"millrace/pipeline/stage"
 )
 
@@ -50,6 +52,10 @@ type Env struct {
 
 	// Stages are the available kinds of stages, by name. nil means [stage.Builtin].
 	Stages map[string]stage.Kind
+
+	// KMS opens a key of a key management service. nil means that the program has no clients
+	// of such services.
+	KMS func(ctx context.Context, uri string) (seal.KMS, error)
 
 	logs *logs // the loggers of this run; nil outside of [Env.Main]
 }

@@ -29,7 +29,7 @@ func TestKEKsComeFromAFileOrTheEnvironment(t *testing.T) {
 		"bad env":  {env: "a b", err: "MILLRACE_KEK: line 1"},
 	} {
 		e := &cli.Env{LookupEnv: func(name string) (string, bool) { return c.env, name == EnvKEK && c.env != "" }}
-		k, err := (&Flags{env: e, file: c.file}).Load()
+		k, err := (&Flags{env: e, file: c.file}).Parse()
 		if (k != nil) != c.given || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 			t.Errorf("%s: %v, %v", name, k, err)
 		}

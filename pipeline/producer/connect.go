@@ -72,11 +72,16 @@ func (p *producer) connect(ctx context.Context, c *connection, keys *topology.To
 	}
 	ringConfig := keyring.Config{Now: p.env.Now, Log: c.log, Metrics: c.metrics}
 	var err error
-	if ringConfig.KEKs, err = p.kek.Load(); err != nil {
+	if ringConfig.KEKs, err = p.kek.Parse(); err != nil {
 		return err
 	}
 	if keys != nil && ringConfig.KEKs == nil {
 		return cli.Usagef("%s encrypts fields of the events of %s: name the key-encryption keys with --kek-file, or set %s", p.topology.File, c.topic.Name, keyring.EnvKEK)
+	}
+	if keys != nil {
+		if err := p.kek.Unlock(ctx, ringConfig.KEKs, c.log, func(string) {}); err != nil {
+			return err
+		}
 	}
 	cfg, err := p.kafka.Config(c.log, c.metrics)
 	if err != nil {

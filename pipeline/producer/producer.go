@@ -2,7 +2,7 @@
 // and from dead-letter topics.
 //
 // Start at [Command]. send.go has the path from lines to acknowledged records,
-// serve.go the HTTP endpoint, redrive.go the dead letters, rewrap.go the keys of subjects, and connect.go what send,
+// serve.go the HTTP endpoint, redrive.go the dead letters, rewrap.go and kek.go the keys of subjects, and connect.go what send,
 // generate and serve share.
 //
 // A sender has one goroutine that reads, encodes and writes. The Kafka client calls
@@ -35,7 +35,7 @@ func Command(e *cli.Env) *cobra.Command {
   producer generate --events 10000 --seed 7
   producer generate --events 100 --out -`,
 	}
-	cmd.AddCommand(sendCommand(e), generateCommand(e), serveCommand(e), redriveCommand(e), rewrapCommand(e))
+	cmd.AddCommand(sendCommand(e), generateCommand(e), serveCommand(e), redriveCommand(e), rewrapCommand(e), newKEKCommand(e))
 	return cmd
 }
 

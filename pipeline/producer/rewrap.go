@@ -74,7 +74,7 @@ func (r *rewrapper) run(ctx context.Context) error {
 	if keys == nil {
 		return cli.Usagef("%s configures no encryption", r.topology.File)
 	}
-	keks, err := r.kek.Load()
+	keks, err := r.kek.Load(ctx, log)
 	switch {
 	case err != nil:
 		return err

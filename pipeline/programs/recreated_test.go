@@ -49,8 +49,14 @@ type program struct {
 
 // run starts a program in this process.
 func run(command func(*cli.Env) *cobra.Command, box *sandbox.Sandbox, args ...string) *program {
+	return runIn(&cli.Env{}, command, box, args...)
+}
+
+// runIn starts a program in this process. It completes the environment.
+func runIn(env *cli.Env, command func(*cli.Env) *cobra.Command, box *sandbox.Sandbox, args ...string) *program {
 	p := &program{signals: make(chan os.Signal, 1), exit: make(chan int, 1)}
-	env := &cli.Env{Stdout: &p.output, Stderr: &p.output, Now: time.Now, Exit: func(int) {}, Notify: func() (<-chan os.Signal, func()) { return p.signals, func() {} }}
+	env.Stdout, env.Stderr, env.Now, env.Exit = &p.output, &p.output, time.Now, func(int) {}
+	env.Notify = func() (<-chan os.Signal, func()) { return p.signals, func() {} }
 	go func() { p.exit <- env.Main(append(args, "-b", box.Brokers()[0], "-r", box.RegistryURL()), command) }()
 	return p
 }

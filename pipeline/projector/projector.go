@@ -37,6 +37,7 @@ import (
 	"millrace/pipeline/keyring"
 	"millrace/pipeline/projector/projection"
 	"millrace/pipeline/projector/query"
+	"millrace/pipeline/seal"
 	"millrace/pipeline/store"
 	"millrace/pipeline/worker"
 )
@@ -131,7 +132,7 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 	if len(w.Topology.Projections) == 0 {
 		return &cli.ExitError{Code: cli.ExitUsage, Err: fmt.Errorf("%s has no projections: there is nothing to run", c.worker.Topology.File)}
 	}
-	keys, err := c.keys(w)
+	keys, keks, err := c.keys(w)
 	if err != nil {
 		return err
 	}
@@ -172,20 +173,39 @@ func (c *runCommand) run(ctx context.Context) (err error) {
 		return err
 	})
 	w.Server.Startup("restored", func(context.Context) error { return p.readiness.started() })
-	return w.RunWith(ctx, p.run)
+	return w.RunWith(ctx, func(ctx context.Context) error {
+		if err := c.unlock(ctx, w, keks); err != nil || ctx.Err() != nil {
+			return err
+		}
+		return p.run(ctx)
+	})
 }
 
-// keys returns the keys of encrypted fields, nil if nothing is encrypted.
-func (c *runCommand) keys(w *worker.Worker) (*keyring.Ring, error) {
-	keks, err := c.kek.Load()
+// unlock unlocks the key-encryption keys that a KMS has wrapped. No other goroutine uses them
+// yet. A stop meanwhile is no error.
+func (c *runCommand) unlock(ctx context.Context, w *worker.Worker, keks *seal.KEKs) error {
+	if keks == nil {
+		return nil
+	}
+	if err := c.kek.Unlock(ctx, keks, w.Log, w.SetNotReady); err != nil && ctx.Err() == nil {
+		return err
+	}
+	w.SetNotReady("starting")
+	return nil
+}
+
+// keys returns the keys of encrypted fields, nil if nothing is encrypted, and the key-encryption
+// keys to unlock, nil if nothing is decrypted.
+func (c *runCommand) keys(w *worker.Worker) (*keyring.Ring, *seal.KEKs, error) {
+	keks, err := c.kek.Parse()
 	topic := keyring.Topic(w.Topology)
 	switch {
 	case err != nil || topic == nil:
-		return nil, err
+		return nil, nil, err
 	case c.options.noDecrypt:
 		keks = nil
 	case keks == nil:
-		return nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", c.worker.Topology.File, keyring.EnvKEK)
+		return nil, nil, cli.Usagef("%s encrypts fields: name the key-encryption keys with --kek-file, or set %s, or answer without them with --no-decrypt", c.worker.Topology.File, keyring.EnvKEK)
 	}
-	return keyring.New(keyring.Config{Kafka: w.Kafka, Topic: topic.Name, Partitions: topic.Partitions, KEKs: keks, Now: c.env.Now, Log: w.Log, Metrics: w.Metrics}), nil
+	return keyring.New(keyring.Config{Kafka: w.Kafka, Topic: topic.Name, Partitions: topic.Partitions, KEKs: keks, Now: c.env.Now, Log: w.Log, Metrics: w.Metrics}), keks, nil
 }

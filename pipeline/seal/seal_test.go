@@ -202,13 +202,23 @@ func TestTheNewestKEKWrapsAndAllUnwrap(t *testing.T) {
 func TestParseKEKsNamesTheFaultAndNoKeyMaterial(t *testing.T) {
 	secret := base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{7}, 31))
 	for text, want := range map[string]string{
-		"":                          "there is no key",
-		"# nothing\n\n":             "there is no key",
-		"2026":                      "line 1",
-		"\n2026 " + secret:          "line 2: the key of 2026 is not 32 bytes",
-		secret + " 2026":            "is the key before the id?",
-		"a b c":                     "want two words, an id and a key in base64, not 3",
-		kekLine("a") + kekLine("a"): "line 2: duplicate id a",
+		"":                       "there is no key",
+		"# nothing\n\n":          "there is no key",
+		"2026":                   "line 1",
+		"\n2026 " + secret:       "line 2: the key of 2026 is not 32 bytes",
+		secret + " 2026":         "is the key before the id?",
+		"a b c":                  "line 1: a: want an id and 32 bytes in base64, or an id, the URI of a key of a KMS and the wrapped key in base64",
+		"a b c d":                "key in base64, not 4 words",
+		"a":                      "key in base64, not 1 word",
+		"a gcp-kms://p/k":        "line 1: the wrapped key of a is missing; make the line with: producer new-kek --id a --kms URI",
+		"a gcp-kms://p/k " + "x": "line 1: the wrapped key of a is not base64",
+		"a gcp-kms://p/k ====":   "line 1: the wrapped key of a is not base64",
+		"a kms://p/k AAAA":       "line 1: a: the URI of the key of a KMS begins with aws-kms://arn:, gcp-kms://projects/ or hcvault://HOST:PORT/",
+		"a hcvault://u:" + secret + "@h/t/keys/k AAAA": "has no user name, password or query",
+		"a hcvault://h/t/keys/k?t=" + secret + " AAAA": "has no user name, password or query",
+		kekLine("a") + "a gcp-kms://p/k AAAA":          "line 2: duplicate id a",
+		"a gcp-kms://p/k AAAA\na gcp-kms://p/k AAAA\n": "line 2: duplicate id a",
+		kekLine("a") + kekLine("a"):                    "line 2: duplicate id a",
 	} {
 		_, err := seal.ParseKEKs(text)
 		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), secret) {
