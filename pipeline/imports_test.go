@@ -203,7 +203,7 @@ var imports = map[string][]string{
 
 	// What tests of several packages share.
 	"pipeline/harness":             {"pipeline", "pipeline/cli", "pipeline/sandbox", cobra},
-	"pipeline/openapi/openapitest": {"pipeline/access", jsonschema},
+	"pipeline/openapi/openapitest": {"pipeline/access", "pipeline/harness", jsonschema},
 	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/topology", "pipeline/event", "pipeline/harness"},
 	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/event/eventtest", "pipeline/keyring", "pipeline/harness", prometheus},
 	"pipeline/keyring/kms/kmstest": {googleKMS, grpc, protowire}, // services of key management, imitated

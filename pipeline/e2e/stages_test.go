@@ -330,6 +330,12 @@ type worker struct {
 // startWorker starts a worker and waits until it is ready.
 func startWorker(t *testing.T, name string, args ...string) *worker {
 	t.Helper()
+	return startProgram(t, name, "run", args...)
+}
+
+// startProgram starts a command that runs until a signal, and waits until it is ready.
+func startProgram(t *testing.T, name, command string, args ...string) *worker {
+	t.Helper()
 	dir := t.TempDir()
 	w := &worker{name: name, output: filepath.Join(dir, "output"), exited: make(chan struct{})}
 	out, err := os.Create(w.output)
@@ -338,7 +344,7 @@ func startWorker(t *testing.T, name string, args ...string) *worker {
 	}
 	defer out.Close()
 	addr := filepath.Join(dir, "addr")
-	w.cmd = exec.Command(filepath.Join(bin, name), append([]string{"run", "--listen", "127.0.0.1:0", "--listen-file", addr}, args...)...)
+	w.cmd = exec.Command(filepath.Join(bin, name), append([]string{command, "--listen", "127.0.0.1:0", "--listen-file", addr}, args...)...)
 	w.cmd.Stdout, w.cmd.Stderr = out, out
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -87,7 +87,9 @@ func eventSchema() openapi.Object {
 // cloudSchema describes CloudEvents in the JSON event format.
 func cloudSchema() openapi.Object {
 	text := func() openapi.Object { return openapi.Object{"type": "string", "minLength": 1} }
-	optional := func() openapi.Object { return openapi.Object{"type": []string{"string", "null"}} }
+	optional := func() openapi.Object {
+		return openapi.Object{"type": []string{"string", "null"}, "minLength": 1}
+	}
 	return openapi.Object{
 		"type":        "object",
 		"description": "A CloudEvent 1.0. Its type is an event type of the topology, and its data has the fields of that type. Extensions become metadata.",

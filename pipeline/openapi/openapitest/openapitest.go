@@ -17,6 +17,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"millrace/pipeline/access"
+	"millrace/pipeline/harness"
 )
 
 // A Document is an OpenAPI document under test.
@@ -32,9 +33,7 @@ type Document struct {
 func Open(t *testing.T, file string, served []byte) *Document {
 	t.Helper()
 	if os.Getenv("UPDATE_SCRIPTS") != "" && served != nil {
-		if err := os.WriteFile(file, served, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		harness.Write(t, file, served)
 	}
 	kept, err := os.ReadFile(file)
 	if err != nil {

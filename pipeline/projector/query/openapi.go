@@ -43,7 +43,7 @@ func (r *route) describe(doc *openapi.Document, problem object) object {
 		ok["content"] = object{"application/json": object{"schema": doc.Ref(reflect.TypeOf(r.answer))}}
 	case strings.HasSuffix(r.path, "/feed"):
 		ok["description"] = "A stream of messages. The event field holds the kind: snapshot (FeedSnapshot), frontier (FeedFrontier), stalled (FeedStalled) or end (FeedEnd). The id of a message can be sent as Last-Event-ID to any worker to resume after the message. Changes of one partition arrive in the order of the log; there is no order between partitions."
-		ok["content"] = object{"text/event-stream": object{"schema": object{"type": "string"}}}
+		ok["content"] = object{"text/event-stream": object{"schema": object{"description": "OpenAPI 3.1 has no schemas of single messages."}}}
 	default:
 		ok["content"] = object{"application/json": object{"schema": object{"type": "object"}}}
 	}
@@ -73,7 +73,7 @@ func (p param) describe() object {
 	case "date-time":
 		schema = object{"type": "string", "format": "date-time"}
 	case "duration":
-		schema = object{"type": "string", "pattern": `^([0-9]+(\.[0-9]+)?(ms|s))+$`}
+		schema = object{"type": "string", "pattern": `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$`}
 	case "integer":
 		schema["minimum"] = p.least
 		if p.most > 0 {
