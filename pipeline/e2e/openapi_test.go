@@ -103,7 +103,7 @@ func schemathesis(t *testing.T, program, document, url string, args []string) {
 	for _, path := range doc.Paths {
 		operations += len(path)
 	}
-	if n := found.Cases; !found.Complete || found.Operations.Tested != operations || n.Generated < 20*operations || n.Errored > 0 || n.Unchecked > 0 {
+	if n := found.Cases; !found.Complete || found.Operations.Tested != operations || n.Generated < 20*operations || n.Errored > 0 || n.Unchecked > n.Generated/10 {
 		t.Errorf("schemathesis tested %d of %d operations with %+v\n%s", found.Operations.Tested, operations, n, out)
 	}
 	t.Logf("%s: %d operations, %d requests", document, found.Operations.Tested, found.Cases.Generated)

@@ -1,6 +1,7 @@
 package query
 
 import (
+	"math"
 	"net/http"
 	"reflect"
 	"strconv"
@@ -75,7 +76,7 @@ func (p param) describe() object {
 	case "duration":
 		schema = object{"type": "string", "pattern": `^\+?(0|(([0-9]+(\.[0-9]*)?|\.[0-9]+)(ns|us|µs|μs|ms|s|m|h))+)$`}
 	case "integer":
-		schema["minimum"] = p.least
+		schema["minimum"], schema["maximum"] = p.least, math.MaxInt64
 		if p.most > 0 {
 			schema["maximum"] = p.most
 		}
