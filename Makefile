@@ -13,7 +13,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka test-openapi release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
+.PHONY: help build demo run test test-kafka test-openapi hostile release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -52,6 +52,9 @@ $(SCHEMATHESIS):
 	rm -rf $(SCHEMATHESIS:/bin/schemathesis=)
 	python3 -m venv $(SCHEMATHESIS:/bin/schemathesis=)
 	$(SCHEMATHESIS:schemathesis=pip) install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS:build/tools/schemathesis-%/bin/schemathesis=%)
+
+hostile: ## attack each program with 13,000 hostile HTTP clients; it needs a quiet machine and ulimit -n 16000
+	$(PLAIN) MILLRACE_HOSTILE=1 go test -count=1 -timeout 10m -v -run TestHostile ./pipeline/e2e
 
 # OLD is a commit of an earlier release, whose projector has ./cmd/projector.
 upgrade-test: ## replace projectors of the commit OLD by those of this tree, one by one, under load

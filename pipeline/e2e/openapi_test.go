@@ -51,8 +51,8 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 				t.Fatalf("producer generate: %v\n%s", err, out)
 			}
 			where = append(where, mode.server...)
-			producer := startProgram(t, "producer", "serve", where...)
-			projector := startProgram(t, "projector", "run", append(where, "--data-dir", t.TempDir())...)
+			producer := startProgram(t, "producer", append([]string{"serve"}, where...)...)
+			projector := startWorker(t, "projector", append(where, "--data-dir", t.TempDir())...)
 			schemathesis(t, program, "openapi-producer.json", producer.url, mode.args)
 			schemathesis(t, program, "openapi.json", projector.url, mode.args)
 			projector.stop(t)

@@ -319,7 +319,7 @@ func purchasesOf(t *testing.T, file string, add func(line []byte)) {
 	}
 }
 
-// worker is a processor or projector process.
+// worker is a process of a long-running program.
 type worker struct {
 	name, url string
 	cmd       *exec.Cmd
@@ -327,14 +327,14 @@ type worker struct {
 	exited    chan struct{} // closed when the process has ended
 }
 
-// startWorker starts a worker and waits until it is ready.
+// startWorker starts a processor or projector and waits until it is ready.
 func startWorker(t *testing.T, name string, args ...string) *worker {
 	t.Helper()
-	return startProgram(t, name, "run", args...)
+	return startProgram(t, name, append([]string{"run"}, args...)...)
 }
 
-// startProgram starts a command that runs until a signal, and waits until it is ready.
-func startProgram(t *testing.T, name, command string, args ...string) *worker {
+// startProgram starts a command with an HTTP server and waits until it is ready.
+func startProgram(t *testing.T, name string, args ...string) *worker {
 	t.Helper()
 	dir := t.TempDir()
 	w := &worker{name: name, output: filepath.Join(dir, "output"), exited: make(chan struct{})}
@@ -344,7 +344,7 @@ func startProgram(t *testing.T, name, command string, args ...string) *worker {
 	}
 	defer out.Close()
 	addr := filepath.Join(dir, "addr")
-	w.cmd = exec.Command(filepath.Join(bin, name), append([]string{command, "--listen", "127.0.0.1:0", "--listen-file", addr}, args...)...)
+	w.cmd = exec.Command(filepath.Join(bin, name), append(args, "--listen", "127.0.0.1:0", "--listen-file", addr)...)
 	w.cmd.Stdout, w.cmd.Stderr = out, out
 	if err := w.cmd.Start(); err != nil {
 		t.Fatal(err)

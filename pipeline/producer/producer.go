@@ -102,7 +102,7 @@ func (p *producer) addFlags(cmd *cobra.Command, listen string) {
 	p.registry = p.env.RegistryFlags(flags)
 	p.topology = p.env.TopologyFlags(flags)
 	p.log = p.env.LogFlags(flags)
-	p.server = worker.AddServerFlags(p.env, flags, listen)
+	p.server = worker.AddServerFlags(p.env, flags, listen, defaultConns)
 	p.kek = keyring.AddFlags(p.env, flags)
 	flags.StringVar(&p.topic, "topic", "", "`topic` to send to (default: the only topic in the topology with event types)")
 	flags.StringVar(&p.key, "key", "", "dotted `path` of the field that becomes the record key: the aggregate's id (default: the path in the topic's key, else data.id)")

@@ -28,6 +28,10 @@ import (
 const (
 	retryAfter = "1" // seconds, in the header Retry-After
 	maxFaults  = 100 // most faults in an answer
+
+	// defaultConns is the default of --max-connections. Each connection takes memory, also
+	// if it is idle.
+	defaultConns = 256
 )
 
 func serveCommand(e *cli.Env) *cobra.Command {
@@ -250,7 +254,8 @@ func (in *intake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // read returns the events of a request. If there are faults, it answers and returns
 // false. done releases the memory of the events.
 func (in *intake) read(w http.ResponseWriter, r *http.Request) (events []intakeEvent, done func(), ok bool) {
-	body, done, err := in.budget.read(http.MaxBytesReader(w, r.Body, in.maxBody))
+	stop := func() { _ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0)) } // in the past; not supported by the writers of tests
+	body, done, err := in.budget.body(r.Context(), http.MaxBytesReader(w, r.Body, in.maxBody), r.ContentLength, stop)
 	if err == nil {
 		events, err = readEvents(r.Header, body)
 	} else {
@@ -266,9 +271,9 @@ func (in *intake) read(w http.ResponseWriter, r *http.Request) (events []intakeE
 		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d bytes", large.Limit)
 	case errors.Is(err, errTooMany):
 		in.problem(w, http.StatusRequestEntityTooLarge, nil, "a request may have at most %d events", maxEvents)
-	case errors.Is(err, errBudget):
+	case errors.Is(err, errBudget), errors.Is(err, errSlow):
 		w.Header().Set("Retry-After", retryAfter)
-		in.problem(w, http.StatusTooManyRequests, nil, "%v; nothing of this request was sent", errBudget)
+		in.problem(w, http.StatusTooManyRequests, nil, "%v; nothing of this request was sent", errors.Unwrap(err))
 	case errors.As(err, &cut):
 		in.problem(w, http.StatusBadRequest, nil, "the body is incomplete")
 	case errors.As(err, &media):

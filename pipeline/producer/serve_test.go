@@ -6,11 +6,13 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -407,36 +409,47 @@ func TestSlowBodiesTakeNoSlot(t *testing.T) {
 	}
 }
 
+// A body for which there is no memory gets status 429: the slow one, if there is one.
 func TestBodiesBeyondTheMemoryGetStatus429(t *testing.T) {
 	in := newIntake(t, &intakeWriter{})
 	in.budget, in.maxBody = newBudget(64<<10), 1<<20
-	body, send := io.Pipe()
-	answer := make(chan int, 1)
-	go func() {
-		r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", body)
-		r.Header.Set("Content-Type", "application/json")
-		w := httptest.NewRecorder()
-		in.ServeHTTP(w, r)
-		answer <- w.Code
-	}()
-	if _, err := io.WriteString(send, strings.Repeat(" ", 20<<10)); err != nil {
-		t.Fatal(err)
+	refused := func(got *httptest.ResponseRecorder, why string) {
+		t.Helper()
+		if got.Code != http.StatusTooManyRequests || got.Header().Get("Retry-After") != "1" || !strings.Contains(got.Body.String(), why+"; nothing of this request was sent") {
+			t.Errorf("the answer is %d %s", got.Code, got.Body)
+		}
 	}
-	got := post(t, in, strings.Repeat(" ", 40<<10)+paidEvent, asJSON)
-	if got.Code != http.StatusTooManyRequests || got.Header().Get("Retry-After") != "1" || !strings.Contains(got.Body.String(), "take all memory; nothing of this request was sent") {
-		t.Errorf("a body beyond the memory gets %d %s", got.Code, got.Body)
-	}
-	if got := post(t, in, paidEvent, asJSON); got.Code != http.StatusOK {
-		t.Errorf("a small body gets %d %s", got.Code, got.Body)
-	}
-	if _, err := io.WriteString(send, paidEvent); err != nil {
-		t.Fatal(err)
-	}
-	_ = send.Close()
-	if code := <-answer; code != http.StatusOK {
-		t.Errorf("the first body gets %d", code)
-	}
+	refused(post(t, in, strings.Repeat(" ", 80<<10)+paidEvent, asJSON), "the bodies of other requests take all memory")
+
+	synctest.Test(t, func(t *testing.T) {
+		server, client := net.Pipe()
+		answer := make(chan *httptest.ResponseRecorder, 1)
+		go func() {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", client)
+			r.Header.Set("Content-Type", "application/json")
+			w := &deadlineRecorder{httptest.NewRecorder(), client}
+			in.ServeHTTP(w, r)
+			answer <- w.ResponseRecorder
+		}()
+		if _, err := io.WriteString(server, strings.Repeat(" ", 20<<10)); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Second)
+		if got := post(t, in, strings.Repeat(" ", 40<<10)+paidEvent, asJSON); got.Code != http.StatusOK {
+			t.Errorf("a quick body gets %d %s", got.Code, got.Body)
+		}
+		refused(<-answer, "the body arrived slowly, and other requests needed its memory")
+		_ = server.Close()
+	})
 }
+
+// deadlineRecorder sets the deadlines of a connection.
+type deadlineRecorder struct {
+	*httptest.ResponseRecorder
+	conn net.Conn
+}
+
+func (r *deadlineRecorder) SetReadDeadline(at time.Time) error { return r.conn.SetReadDeadline(at) }
 
 func TestAnswersListAFewOfManyFaults(t *testing.T) {
 	in := newIntake(t, &intakeWriter{})

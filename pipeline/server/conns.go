@@ -13,26 +13,39 @@ import (
 // conns limits the connections of a server. At the limit, a new connection replaces the one
 // that has waited for its client the longest: for a request, its header or its body. So
 // connections that send nothing, or slowly, do not keep others out. A connection whose
-// request is being answered is not closed; if all are, the new one is.
+// request is being answered is not closed; if all are, the new one is. If more than half of
+// the connections wait for the end of their first request, one of them is closed: a flood of
+// connections does not close those of clients at work.
+//
+// Each answer that is being written takes memory. So there is a limit for these, too, at
+// which the one whose client does not read for the longest time is closed.
 type conns struct {
 	most    int
 	dropped func() // counts a connection that was closed at the limit
 
-	mu   sync.Mutex // guards the rest; no connection is closed under it
-	all  map[net.Conn]*connection
-	wait *list.List // of *connection, those that wait for their client, the longest first
+	mu    sync.Mutex // guards the rest; no connection is closed under it
+	all   map[net.Conn]*connection
+	fresh *list.List // of *connection: they wait for their first request, the longest first
+	known *list.List // of *connection: they had a request, and wait for their client, the longest first
+	turns int        // counts how often a connection began to wait
+	write *list.List // of net.Conn: those that an answer is being written to, the longest first
 }
 
 // connection is a connection of a server. conns.mu guards it.
 type connection struct {
 	conn net.Conn
-	busy int // requests that are being answered
+	busy int        // requests that are being answered
+	in   *list.List // fresh or known; nil if it does not wait
 	at   *list.Element
+	turn int // when it began to wait, of conns.turns
 }
 
 func newConns(most int, dropped func()) *conns {
-	return &conns{most: most, dropped: dropped, all: map[net.Conn]*connection{}, wait: list.New()}
+	return &conns{most: most, dropped: dropped, all: map[net.Conn]*connection{}, fresh: list.New(), known: list.New(), write: list.New()}
 }
+
+// perWrite is the share of the connections that may have an answer in a write: 1/perWrite.
+const perWrite = 8
 
 // connKey is the key of the connection in the context of a request.
 type connKey struct{}
@@ -71,17 +84,45 @@ func (c *conns) add(conn net.Conn) (drop net.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.all) >= c.most {
-		oldest := c.wait.Front()
+		oldest := c.oldest()
 		if oldest == nil {
 			return conn
 		}
-		drop = oldest.Value.(*connection).conn
+		drop = oldest.conn
 		c.forget(drop)
 	}
 	of := &connection{conn: conn}
-	of.at = c.wait.PushBack(of)
+	c.wait(of, c.fresh)
 	c.all[conn] = of
 	return drop
+}
+
+// oldest returns the connection to close, nil if all are at work. The caller has the lock.
+func (c *conns) oldest() *connection {
+	fresh, known := front(c.fresh), front(c.known)
+	if known == nil || fresh != nil && (c.fresh.Len() > c.most/2 || fresh.turn < known.turn) {
+		return fresh
+	}
+	return known
+}
+
+func front(l *list.List) *connection {
+	if e := l.Front(); e != nil {
+		return e.Value.(*connection)
+	}
+	return nil
+}
+
+// wait puts a connection at the end of a list; nil means that it does not wait. The caller
+// has the lock.
+func (c *conns) wait(of *connection, in *list.List) {
+	if of.in != nil {
+		of.in.Remove(of.at)
+	}
+	if of.in = in; in != nil {
+		c.turns++
+		of.turn, of.at = c.turns, in.PushBack(of)
+	}
 }
 
 func (c *conns) remove(conn net.Conn) {
@@ -92,8 +133,8 @@ func (c *conns) remove(conn net.Conn) {
 
 // forget removes a connection. The caller has the lock.
 func (c *conns) forget(conn net.Conn) {
-	if of := c.all[conn]; of != nil && of.at != nil {
-		c.wait.Remove(of.at)
+	if of := c.all[conn]; of != nil {
+		c.wait(of, nil)
 	}
 	delete(c.all, conn)
 }
@@ -108,13 +149,39 @@ func (c *conns) change(conn net.Conn, by int) {
 		return // it was dropped
 	}
 	of.busy += by
-	if of.at != nil {
-		c.wait.Remove(of.at)
-		of.at = nil
+	switch {
+	case of.busy > 0:
+		c.wait(of, nil)
+	case of.in == c.fresh:
+		c.wait(of, c.fresh) // for the rest of its first request
+	default:
+		c.wait(of, c.known)
 	}
-	if of.busy == 0 {
-		of.at = c.wait.PushBack(of)
+}
+
+// beginWrite notes that an answer is being written, until endWrite gets its result.
+func (c *conns) beginWrite(conn net.Conn) *list.Element {
+	at, drop := c.addWrite(conn)
+	if drop != nil {
+		c.dropped()
+		abort(drop)
 	}
+	return at
+}
+
+func (c *conns) addWrite(conn net.Conn) (at *list.Element, drop net.Conn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.write.Len() >= max(1, c.most/perWrite) {
+		drop = c.write.Remove(c.write.Front()).(net.Conn)
+	}
+	return c.write.PushBack(conn), drop
+}
+
+func (c *conns) endWrite(at *list.Element) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.write.Remove(at) // nothing, if it was dropped
 }
 
 // count returns the number of connections.
@@ -191,6 +258,8 @@ type followedWriter struct {
 func (f *followedWriter) Write(b []byte) (int, error) {
 	f.phase.set(false)
 	defer f.phase.set(true)
+	at := f.phase.conns.beginWrite(f.phase.conn)
+	defer f.phase.conns.endWrite(at)
 	return f.ResponseWriter.Write(b)
 }
 
@@ -198,6 +267,8 @@ func (f *followedWriter) Write(b []byte) (int, error) {
 func (f *followedWriter) FlushError() error {
 	f.phase.set(false)
 	defer f.phase.set(true)
+	at := f.phase.conns.beginWrite(f.phase.conn)
+	defer f.phase.conns.endWrite(at)
 	return http.NewResponseController(f.ResponseWriter).Flush()
 }
 

@@ -182,7 +182,23 @@ func listen(flag, address string) (net.Listener, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
-	return l, nil
+	return smallBuffers{l}, nil
+}
+
+// sendBuffer is the kernel's memory for the unread bytes of a connection. The kernel would
+// let it grow to megabytes, which a client that does not read costs, as does the work for the
+// answer.
+const sendBuffer = 128 << 10
+
+// smallBuffers is a listener whose connections have a sendBuffer.
+type smallBuffers struct{ net.Listener }
+
+func (l smallBuffers) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetWriteBuffer(sendBuffer) // fails if the client is gone
+	}
+	return conn, err
 }
 
 // mountOwn mounts the routes that every program has.

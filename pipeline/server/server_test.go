@@ -17,6 +17,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -372,6 +373,91 @@ func TestConnectionsThatWaitForTheirClientMakeRoom(t *testing.T) {
 	}
 }
 
+// A client that sends requests on one connection keeps it, however many connections others
+// open meanwhile.
+func TestAFloodOfConnectionsDoesNotCloseThoseAtWork(t *testing.T) {
+	s, url := run(t, Config{Program: access.Producer, Conns: 8}, func(*Server) {})
+	var used []string
+	client := &http.Client{Transport: &http.Transport{}}
+	t.Cleanup(client.CloseIdleConnections)
+	request := func() {
+		t.Helper()
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { used = append(used, i.Conn.LocalAddr().String()) }})
+		r, err := http.NewRequestWithContext(ctx, http.MethodGet, url+"/version", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+	}
+	request()
+	for range 50 {
+		flood, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = flood.Close() })
+	}
+	for s.main.conns.count() < 8 {
+		runtime.Gosched()
+	}
+	request()
+	if used[0] != used[1] {
+		t.Errorf("the client had to connect again: %v", used)
+	}
+}
+
+// Answers that are not read take memory, so only a few may be: the one that is unread the
+// longest is closed.
+func TestAnswersThatAreNotReadMakeRoom(t *testing.T) {
+	entered := make(chan struct{}, 1)
+	s, url := run(t, Config{Program: access.Producer, Conns: 2 * perWrite}, func(s *Server) {
+		s.main.mux.Handle("GET /v1/stream", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			entered <- struct{}{}
+			_, _ = w.Write(make([]byte, 256<<20)) // more than all buffers on the way
+		}))
+	})
+	var stuck []net.Conn
+	for range 2 {
+		c, err := net.Dial("tcp", s.Addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		if _, err := io.WriteString(c, "GET /v1/stream HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		<-entered
+		for s.writing() <= len(stuck) {
+			runtime.Gosched()
+		}
+		stuck = append(stuck, c)
+	}
+	if resp, _ := ask(t, http.DefaultClient, "GET", url+"/version", nil); resp.StatusCode != http.StatusOK {
+		t.Errorf("beside answers that are not read: %s", resp.Status)
+	}
+	if err := stuck[0].SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := io.Copy(io.Discard, stuck[0]); err != nil && os.IsTimeout(err) || n > 128<<20 {
+		t.Errorf("the first answer went on: %d bytes, %v", n, err)
+	}
+	if n := s.writing(); n != 1 {
+		t.Errorf("%d answers are being written, want the second one", n)
+	}
+}
+
+// writing returns the number of answers that are being written.
+func (s *Server) writing() int {
+	s.main.conns.mu.Lock()
+	defer s.main.conns.mu.Unlock()
+	return s.main.conns.write.Len()
+}
+
 func TestProbesHaveAnAddressOfTheirOwn(t *testing.T) {
 	s, url := run(t, Config{Program: access.Projector, Access: accessFile(t), Probes: "127.0.0.1:0", Metrics: prometheus.NewRegistry()}, func(s *Server) { s.Handle("GET /v1/projections", ok) })
 	probes := "http://" + s.ProbeAddr()
@@ -393,7 +479,7 @@ func TestProbesHaveAnAddressOfTheirOwn(t *testing.T) {
 func (s *Server) waiting() int {
 	s.main.conns.mu.Lock()
 	defer s.main.conns.mu.Unlock()
-	return s.main.conns.wait.Len()
+	return s.main.conns.fresh.Len() + s.main.conns.known.Len()
 }
 
 // authority makes certificates for a test.

@@ -51,7 +51,7 @@ func AddFlags(e *cli.Env, flags *pflag.FlagSet, program, listen string) *Flags {
 	f.registry = e.RegistryFlags(flags)
 	f.Topology = e.TopologyFlags(flags)
 	f.log = e.LogFlags(flags)
-	f.server = AddServerFlags(e, flags, listen)
+	f.server = AddServerFlags(e, flags, listen, defaultConns)
 	flags.StringVar(&f.Instance, "instance", "", "`name` of this worker, unique in the group and the same after a restart: a part of its transactional ids (default: the host's name)")
 	flags.BoolVar(&f.static, "static", false, "be a static member of the group: the partitions of a worker that is killed wait for it, up to --session-timeout (default: if --instance is set)")
 	f.staticFlag = flags.Lookup("static")

@@ -28,12 +28,13 @@ type ServerFlags struct {
 	pprof      bool
 }
 
-// defaultConns is the default of --max-connections: enough for all feeds and all requests
-// that wait for an event, and for as many other callers.
+// defaultConns is the default of --max-connections of workers: enough for all feeds and all
+// requests that wait for an event, and for as many other callers.
 const defaultConns = 1024
 
-// AddServerFlags adds the flags of the HTTP server. listen is the default of --listen.
-func AddServerFlags(e *cli.Env, flags *pflag.FlagSet, listen string) *ServerFlags {
+// AddServerFlags adds the flags of the HTTP server. listen and conns are the defaults of
+// --listen and --max-connections.
+func AddServerFlags(e *cli.Env, flags *pflag.FlagSet, listen string, conns int) *ServerFlags {
 	f := &ServerFlags{Env: e}
 	flags.StringVar(&f.Listen, "listen", listen, "`host:port` of the HTTP server for health, metrics and queries; port 0 selects a free port")
 	flags.StringVar(&f.ListenFile, "listen-file", "", "write the address of the HTTP server to a `file`")
@@ -44,7 +45,7 @@ func AddServerFlags(e *cli.Env, flags *pflag.FlagSet, listen string) *ServerFlag
 	flags.StringVar(&f.tls.Key, "tls-key", "", "PEM `file` with the key of --tls-cert")
 	flags.StringVar(&f.tls.ClientCA, "tls-client-ca", "", "PEM `file` of authorities whose client certificates can name a caller of --auth-file")
 	flags.StringSliceVar(&f.hosts, "allow-host", nil, "`name` under which browsers call the HTTP server, beside its address and the machine's name")
-	flags.IntVar(&f.conns, "max-connections", defaultConns, "most connections of the HTTP server; more replace those that wait the longest for their client")
+	flags.IntVar(&f.conns, "max-connections", conns, "most connections of the HTTP server; more replace those that wait the longest for their client")
 	flags.BoolVar(&f.pprof, "pprof", false, "serve Go profiles, which reveal internals, at /debug/pprof/")
 	e.BindEnv(flags, "listen", "listen-file", "probe-listen", "auth-file", "insecure-http", "tls-cert", "tls-key", "tls-client-ca", "allow-host", "max-connections", "pprof")
 	return f

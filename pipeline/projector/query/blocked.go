@@ -28,6 +28,11 @@ func (a *api) blocked(w http.ResponseWriter, r *http.Request) {
 		a.problem(w, http.StatusBadRequest, "cursor: want the next_cursor of an answer, or none")
 		return
 	}
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	all, err := p.Blocked(r.Context(), after, limit)
 	if err != nil {
 		a.fail(w, r, err)

@@ -113,6 +113,11 @@ func (a *api) history(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	events, err := p.History(r.Context(), r.PathValue("id"), before, limit)
 	if err != nil {
 		a.fail(w, r, err)
@@ -160,6 +165,11 @@ func (a *api) why(w http.ResponseWriter, r *http.Request) {
 	if p == nil {
 		return
 	}
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	why, err := p.Why(r.Context(), r.PathValue("id"))
 	if err != nil {
 		a.fail(w, r, err)
@@ -232,6 +242,11 @@ func (a *api) diff(w http.ResponseWriter, r *http.Request) {
 		a.problem(w, http.StatusBadRequest, "from=%d is after to=%d: the older version comes first", from, to)
 		return
 	}
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	before, after, paths, err := p.Diff(r.Context(), r.PathValue("id"), from, to)
 	if err != nil {
 		a.fail(w, r, err)
@@ -390,6 +405,11 @@ func (a *api) events(w http.ResponseWriter, r *http.Request) {
 		a.problem(w, http.StatusBadRequest, "type=%s: want an event type, one of %s%s", r.URL.Query().Get("type"), strings.Join(a.typeNames(), ", "), hint)
 		return
 	}
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	events, at, err := p.Events(r.Context(), typ, before, limit)
 	if err != nil {
 		a.fail(w, r, err)

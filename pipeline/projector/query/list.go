@@ -108,6 +108,11 @@ func (a *api) list(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 
+	w, end := a.turn(w, r)
+	if end == nil {
+		return
+	}
+	defer end()
 	l := lister{made: d, limit: limit, at: at, by: by, keep: keep}
 	positions, err := p.Scan(r.Context(), l.after(), l.see)
 	switch {

@@ -386,6 +386,7 @@ type api struct {
 	filters     filters
 	waiting     chan struct{} // holds a token for each waiting request
 	following   chan struct{} // holds a token for each feed
+	turns       chan struct{} // holds a token for each large answer that is being made
 }
 
 // DefaultFeeds is the default of the maximum number of concurrent feeds.
@@ -396,7 +397,7 @@ const DefaultFeeds = 64
 func Handler(log *slog.Logger, feeds int, projections ...Projection) http.Handler {
 	a := &api{
 		projections: projections, names: map[string]Projection{}, log: log,
-		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, feeds),
+		waiting: make(chan struct{}, maxWaiting), following: make(chan struct{}, feeds), turns: make(chan struct{}, maxTurns()),
 	}
 	for _, p := range projections {
 		a.names[p.Describe().Name] = p
