@@ -64,12 +64,20 @@ func TestSchemathesisFindsNothing(t *testing.T) {
 // schemathesis drives the API at a URL with a document. Every operation must be tested.
 func schemathesis(t *testing.T, program, document, url string, args []string) {
 	t.Helper()
-	document = filepath.Join("../../docs", document)
+	document, err := filepath.Abs(filepath.Join("../../docs", document))
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := filepath.Abs("testdata/schemathesis.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
 	report := filepath.Join(t.TempDir(), "report.json")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, append([]string{"--config-file", "testdata/schemathesis.toml", "run", document, "--url", url,
+	cmd := exec.CommandContext(ctx, program, append([]string{"--config-file", config, "run", document, "--url", url,
 		"--no-color", "--report", "json", "--report-json-path", report}, args...)...)
+	cmd.Dir = filepath.Dir(report) // it keeps what it found for the next run, which must not depend on it
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 20 * time.Second
 	out, err := cmd.CombinedOutput()
