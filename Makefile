@@ -1,9 +1,10 @@
 # `make` shows the targets. Go and make are enough to build and run; test needs a C compiler,
-# for -race; test-kafka needs a JDK and Maven, docker a container engine.
+# for -race; test-kafka needs a JDK and Maven, test-openapi Python 3 with venv and pip, docker a container engine.
 
 VERSION  := $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 BIN      := build/bin
 LINT     := build/tools/golangci-lint-v2.15.0
+SCHEMATHESIS := build/tools/schemathesis-4.32.5/bin/schemathesis
 FUZZTIME := 30s
 # The same build flags everywhere except for the race detector, to share the build cache.
 PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
@@ -12,7 +13,7 @@ PLAIN    := CGO_ENABLED=0 GOFLAGS=-trimpath
 PROFILE  := off
 CDNOW    := $(wildcard ../shared/data/cdnow-events.jsonl.gz)
 
-.PHONY: help build demo run test test-kafka hostile release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
+.PHONY: help build demo run test test-kafka test-openapi hostile release-test upgrade-test lint fmt fuzz bench bench-projector profile docker clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +40,18 @@ test-kafka: build ## run the end-to-end tests on a real Apache Kafka, started he
 		if grep '^ *--- SKIP' build/test-kafka.log; then echo 'make test-kafka: skipped is not passed'; exit 1; fi; \
 		grep -q '^ *--- PASS: [^ ]*Kafka' build/test-kafka.log || { echo "make test-kafka: no test of $$pkg ran on a real Kafka"; exit 1; }; \
 	done
+
+# The version of schemathesis is pinned: another one has other checks. A run that tests nothing is a failure.
+test-openapi: build $(SCHEMATHESIS) ## drive both OpenAPI documents with schemathesis
+	@{ $(PLAIN) MILLRACE_SCHEMATHESIS='$(CURDIR)/$(SCHEMATHESIS)' go test -count=1 -timeout 15m -v -run 'Schemathesis' ./pipeline/e2e; echo $$? >build/test-openapi.exit; } 2>&1 | tee build/test-openapi.log
+	@test "$$(cat build/test-openapi.exit)" = 0
+	@! grep 'NOT run' build/test-openapi.log
+	@grep -q '^ *--- PASS: [^ ]*Schemathesis' build/test-openapi.log || { echo 'make test-openapi: schemathesis did not run'; exit 1; }
+
+$(SCHEMATHESIS):
+	rm -rf $(SCHEMATHESIS:/bin/schemathesis=)
+	python3 -m venv $(SCHEMATHESIS:/bin/schemathesis=)
+	$(SCHEMATHESIS:schemathesis=pip) install --quiet --disable-pip-version-check schemathesis==$(SCHEMATHESIS:build/tools/schemathesis-%/bin/schemathesis=%)
 
 hostile: ## attack each program with 13,000 hostile HTTP clients; it needs a quiet machine and ulimit -n 16000
 	$(PLAIN) MILLRACE_HOSTILE=1 go test -count=1 -timeout 10m -v -run TestHostile ./pipeline/e2e

@@ -108,8 +108,9 @@ var imports = map[string][]string{
 	},
 
 	// HTTP between the programs and their callers. None of these packages knows Kafka or events.
-	"pipeline/reload":      {},     // values from files, read again
-	"pipeline/access":      {yaml}, // callers, roles, routes: no I/O
+	"pipeline/reload":      {},                              // values from files, read again
+	"pipeline/access":      {yaml},                          // callers, roles, routes: no I/O
+	"pipeline/openapi":     {"pipeline", "pipeline/access"}, // documents of the APIs
 	"pipeline/server":      {"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/reload", prometheus, sync},
 	"pipeline/server/dial": {"pipeline/reload", sync}, // the client side
 
@@ -141,7 +142,7 @@ var imports = map[string][]string{
 	},
 
 	// The projector.
-	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within", "pipeline/access"}, // HTTP; expr for filters, access for the roles in OpenAPI
+	"pipeline/projector/query":          {"pipeline", "pipeline/codec", "pipeline/decimal", "pipeline/expr", "pipeline/expr/within", "pipeline/access", "pipeline/openapi"}, // HTTP; expr for filters, access for the roles in OpenAPI
 	"pipeline/projector/control":        {"pipeline", "pipeline/codec", "pipeline/identity", "pipeline/topology", "pipeline/kafka", "pipeline/cli", yaml},
 	"pipeline/projector/states":         {"pipeline", "pipeline/codec", "pipeline/fold", "pipeline/store", "pipeline/rows"},                                                      // the store of a partition's aggregates and history, never why they change
 	"pipeline/projector/changes":        {"pipeline/projector/query"},                                                                                                            // queues of changes for feeds
@@ -177,12 +178,12 @@ var imports = map[string][]string{
 	"pipeline/producer": {
 		"pipeline", "pipeline/codec", "pipeline/keyformat", "pipeline/topology", "pipeline/kafka", "pipeline/event", "pipeline/deadletter", "pipeline/keyring", "pipeline/seal",
 		"pipeline/expr", "pipeline/stage", // the names that redrive's filters can have, and hints for them
-		"pipeline/access", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
+		"pipeline/access", "pipeline/cli", "pipeline/openapi", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/producer/shop", cobra, prometheus, uuid, sync, // serve watches its topics meanwhile
 	},
 
 	// The sandbox.
 	"pipeline/sandbox":      {"pipeline", "pipeline/private", franz, avro, registry, sync},
-	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/worker", "pipeline/sandbox", cobra},
+	"pipeline/sandbox/demo": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/kafka/admin", "pipeline/kafka/properties", "pipeline/cli", "pipeline/private", "pipeline/server", "pipeline/server/dial", "pipeline/worker", "pipeline/sandbox", cobra},
 
 	// The programs, put together.
 	"pipeline/programs": {
@@ -202,6 +203,7 @@ var imports = map[string][]string{
 
 	// What tests of several packages share.
 	"pipeline/harness":             {"pipeline", "pipeline/cli", "pipeline/sandbox", cobra},
+	"pipeline/openapi/openapitest": {"pipeline/access", "pipeline/harness", jsonschema},
 	"pipeline/event/eventtest":     {"schemas", "pipeline", "pipeline/codec", "pipeline/topology", "pipeline/event", "pipeline/harness"},
 	"pipeline/keyring/keyringtest": {"pipeline", "pipeline/codec", "pipeline/topology", "pipeline/kafka", "pipeline/seal", "pipeline/event", "pipeline/event/eventtest", "pipeline/keyring", "pipeline/harness", prometheus},
 	"pipeline/keyring/kms/kmstest": {googleKMS, grpc, protowire}, // services of key management, imitated
@@ -227,6 +229,7 @@ const (
 	googleAPI  = "google.golang.org/api"
 	googleKMS  = "cloud.google.com/go/kms"
 	grpc       = "google.golang.org/grpc"
+	jsonschema = "github.com/santhosh-tekuri/jsonschema/v6"
 	goavro     = "github.com/linkedin/goavro/v2"
 	pebble     = "github.com/cockroachdb/pebble/v2"
 	protowire  = "google.golang.org/protobuf"

@@ -33,6 +33,7 @@ func Routes() []Route {
 		{"", "GET /debug/pprof/", Admin},
 
 		{Producer, "POST /v1/events", Write},
+		{Producer, "GET /v1/openapi.json", Read},
 
 		{Processor, "GET /v1/tap", Admin}, // it shows events before fields are masked
 

@@ -195,7 +195,7 @@ func TestStatesOfThePastMatchTheFile(t *testing.T) {
 		if err != nil {
 			continue // still starting
 		}
-		base = "http://" + string(bytes.TrimSpace(text)) + "/v1/projections"
+		base = scheme + string(bytes.TrimSpace(text)) + "/v1/projections"
 		var all struct {
 			Projections []struct {
 				Partitions []struct{ Offset int }

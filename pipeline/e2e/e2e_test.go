@@ -46,6 +46,12 @@ func run(m *testing.M) int {
 		return 1
 	}
 	bin = dir
+	if kafkatest.Enabled() {
+		if err := secureHTTP(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	return m.Run()
 }
 

@@ -313,7 +313,7 @@ func (h *handOver) start(name string) {
 		if err != nil || len(at) == 0 {
 			return false
 		}
-		w.url = "http://" + strings.TrimSpace(string(at))
+		w.url = scheme + strings.TrimSpace(string(at))
 		code, _, err := get(h.t.Context(), w.url+"/readyz")
 		return err == nil && code == 200
 	})

@@ -34,7 +34,7 @@ const (
 	// detector.
 	mostP99    = 100 * time.Millisecond
 	mostMemory = 64 << 20 // bytes of producer serve
-	requests   = 500      // of the normal client, each before and during the attack
+	requests   = 200      // of the normal client, each before and during the attack
 )
 
 // target is a program that is attacked, and a normal client of it.
@@ -55,18 +55,19 @@ type target struct {
 // and latency and memory have limits.
 func TestHostileClientsDoNotKeepOthersOut(t *testing.T) {
 	full := os.Getenv("MILLRACE_HOSTILE") != ""
-	clients := siege{halfOpen: 400, slowBodies: 100, noReaders: 100, bombs: 4, again: time.Second}
+	clients := siege{halfOpen: 200, slowBodies: 50, noReaders: 50, bombs: 2, again: 2 * time.Second}
 	limit := []string{"--pprof", "--max-connections", "128"}
 	if full {
 		clients = siege{halfOpen: 10_000, slowBodies: 1_000, noReaders: 1_000, bombs: 16, again: 10 * time.Second}
 		limit = []string{"--pprof"}
 	}
+	bomb := gzipBomb(t)
 	for _, start := range []func(*testing.T, []string) target{startServe, startProjector, startProcessor} {
 		at := start(t, limit)
 		t.Run(at.name, func(t *testing.T) {
 			calm := at.work(t, requests)
 			before := at.settled(t)
-			attack := begin(t, at, clients)
+			attack := begin(t, at, clients, bomb)
 			busy := at.work(t, requests)
 			during := at.usage(t)
 			attack.end()
@@ -261,7 +262,7 @@ type attack struct {
 const dripping = time.Second
 
 // begin starts the clients and waits until each has connected and begun its harm.
-func begin(t *testing.T, at target, n siege) *attack {
+func begin(t *testing.T, at target, n siege, bomb []byte) *attack {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	a := &attack{address: strings.TrimPrefix(at.url, "http://"), again: n.again, ctx: ctx}
@@ -280,7 +281,6 @@ func begin(t *testing.T, at target, n siege) *attack {
 	start(n.halfOpen, halfOpen)
 	start(n.slowBodies, func(conn net.Conn, done func()) error { return a.slowly(conn, done, at) })
 	start(n.noReaders, func(conn net.Conn, done func()) error { return a.unread(conn, done, at) })
-	bomb := gzipBomb(t)
 	start(n.bombs, func(conn net.Conn, done func()) error { return explode(conn, done, at, bomb) })
 	first.Wait()
 	return a
@@ -374,7 +374,7 @@ func gzipBomb(t *testing.T) []byte {
 	t.Helper()
 	var packed bytes.Buffer
 	z := gzip.NewWriter(&packed)
-	if _, err := z.Write(bytes.Repeat([]byte(" "), 256<<20)); err != nil {
+	if _, err := z.Write(bytes.Repeat([]byte(" "), 64<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := z.Close(); err != nil {

@@ -149,7 +149,7 @@ func (b *rebuildBox) start(name string, args ...string) *rebuildWorker {
 		if err != nil {
 			return err
 		}
-		w.url = "http://" + strings.TrimSpace(string(addr))
+		w.url = scheme + strings.TrimSpace(string(addr))
 		_, _, err = fetch(w.url + "/readyz")
 		return err
 	})

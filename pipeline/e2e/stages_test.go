@@ -366,7 +366,7 @@ func startProgram(t *testing.T, name string, args ...string) *worker {
 		if err != nil || len(at) == 0 {
 			return false, nil
 		}
-		w.url = "http://" + strings.TrimSpace(string(at))
+		w.url = scheme + strings.TrimSpace(string(at))
 		code, _, err := get(ctx, w.url+"/readyz")
 		return code == http.StatusOK, err
 	})

@@ -198,7 +198,7 @@ func (u *upgrading) launch(projector, name string) *upgradeWorker {
 		if err != nil {
 			return err
 		}
-		url := "http://" + strings.TrimSpace(string(addr))
+		url := scheme + strings.TrimSpace(string(addr))
 		if _, _, err = fetch(url + "/readyz"); err == nil {
 			u.mu.Lock()
 			u.urls[name] = url

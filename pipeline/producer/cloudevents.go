@@ -251,6 +251,11 @@ func (e *cloudEvent) intake() (intakeEvent, error) {
 			return intakeEvent{}, &codec.PathError{Path: name, Msg: "missing; a CloudEvent has specversion, id, source and type"}
 		}
 	}
+	for _, name := range []string{"time", "subject", "dataschema"} {
+		if v, ok := e.attributes[name]; ok && v == "" {
+			return intakeEvent{}, &codec.PathError{Path: name, Msg: "empty; leave the attribute out"}
+		}
+	}
 	if v := e.attributes["specversion"]; v != event.SpecVersion {
 		return intakeEvent{}, &codec.PathError{Path: "specversion", Msg: fmt.Sprintf("expected %q, found %q", event.SpecVersion, v)}
 	}

@@ -128,6 +128,7 @@ func (p *producer) serveEvents(ctx context.Context, in *intake) error {
 	in.topic, in.writer, in.patience, in.log = c.topic.Name, c.writer, p.patience, c.log
 	in.prepare(c.metrics, c.encoder)
 	at.Handle("POST /v1/events", in)
+	at.Handle("GET /v1/openapi.json", serveOpenAPI())
 	if cfg, err := p.kafka.Config(c.log, nil); err == nil {
 		at.Ready("kafka", cfg.Ping)
 	}
@@ -433,5 +434,5 @@ func (in *intake) send(w http.ResponseWriter, r *http.Request, flights []*intake
 		sent[i] = sentEvent{f.id, f.record.Topic, f.record.Partition, f.record.Offset}
 	}
 	in.answers.WithLabelValues(strconv.Itoa(http.StatusOK)).Inc()
-	server.WriteJSON(w, http.StatusOK, map[string]any{"events": sent})
+	server.WriteJSON(w, http.StatusOK, sentAnswer{sent})
 }

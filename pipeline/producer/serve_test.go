@@ -25,6 +25,7 @@ import (
 	"millrace/pipeline/harness"
 	"millrace/pipeline/kafka"
 	"millrace/pipeline/keyring"
+	"millrace/pipeline/openapi/openapitest"
 )
 
 // intakeWriter keeps the records instead of writing them.
@@ -57,7 +58,8 @@ func newIntakeWith(encoder *event.Encoder, w keyring.RecordWriter) *intake {
 	return in
 }
 
-// post sends a body with headers given as "Name: value".
+// post sends a body with headers given as "Name: value", and compares the answer with the
+// OpenAPI document.
 func post(t *testing.T, in http.Handler, body string, headers ...string) *httptest.ResponseRecorder {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v1/events", strings.NewReader(body))
@@ -67,6 +69,7 @@ func post(t *testing.T, in http.Handler, body string, headers ...string) *httpte
 	}
 	w := httptest.NewRecorder()
 	in.ServeHTTP(w, r)
+	openapitest.Open(t, openAPIFile, nil).Check(body[:min(80, len(body))], http.MethodPost, "/v1/events", w.Code, w.Header(), w.Body.Bytes())
 	return w
 }
 
@@ -215,6 +218,10 @@ func TestAnswerNamesTheFieldOfABadRequest(t *testing.T) {
 		{"type missing", cloud(`"type":"shop.OrderPaid",`, ``), []string{asCloud}, 400, `"field":"type","detail":"missing;`},
 		{"type unknown", cloud(`shop.OrderPaid`, `com.example.someevent`), []string{asCloud}, 400, `"field":"type","detail":"unknown event type \"com.example.someevent\"`},
 		{"time wrong", cloud(`2026-01-02T03:04:05Z`, `today`), []string{asCloud}, 400, `"field":"time","detail":"expected long (timestamp-micros), found string \"today\"`},
+		{"time empty", cloud(`2026-01-02T03:04:05Z`, ``), []string{asCloud}, 400, `"field":"time","detail":"empty; leave the attribute out"`},
+		{"subject empty", cloud(`"subject":"o-1"`, `"subject":""`), []string{asCloud}, 400, `"field":"subject","detail":"empty; leave the attribute out"`},
+		{"dataschema empty", cloud(`"n":7`, `"dataschema":""`), []string{asCloud}, 400, `"field":"dataschema","detail":"empty; leave the attribute out"`},
+		{"binary: time empty", `{"id":"o"}`, with(binaryHeaders, "ce-time: "), 400, `"field":"time","detail":"empty; leave the attribute out"`},
 		{"attribute in upper case", cloud(`"n":7`, `"myExt":7`), []string{asCloud}, 400, `"field":"myExt","detail":"the name of an attribute`},
 		{"attribute an object", cloud(`"n":7`, `"n":{}`), []string{asCloud}, 400, `"field":"n","detail":"expected a string, a number or a boolean"`},
 		{"attribute twice", cloud(`"n":7`, `"n":7,"n":8`), []string{asCloud}, 400, `"field":"n","detail":"duplicate key"`},

@@ -464,6 +464,9 @@ func (a *api) parameters(w http.ResponseWriter, r *http.Request, known *route) b
 		case len(values[name]) > 1:
 			a.problem(w, http.StatusBadRequest, "%s is given %d times", name, len(values[name]))
 			return false
+		case values[name][0] == "" && known.params[i].kind != "string":
+			a.problem(w, http.StatusBadRequest, "%s is empty; leave it out", name)
+			return false
 		case codec.CheckText([]byte(values[name][0])) != nil:
 			a.problem(w, http.StatusBadRequest, "%s: %v", name, codec.CheckText([]byte(values[name][0])))
 			return false

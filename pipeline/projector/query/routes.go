@@ -58,7 +58,7 @@ func (r *route) matches(path string) bool {
 
 var (
 	pName   = param{name: "name", in: "path", kind: "string", doc: "Name of the projection.", example: "order", required: true}
-	pID     = param{name: "id", in: "path", kind: "string", doc: "Id of the aggregate.", example: "o-000001", required: true}
+	pID     = param{name: "id", in: "path", kind: "string", doc: "Id of the aggregate.", example: "o-1-000001", required: true}
 	pLimit  = param{name: "limit", in: "query", kind: "integer", doc: "Maximum number of items on a page.", least: 1, most: maxLimit}
 	pCursor = param{name: "cursor", in: "query", kind: "string", doc: "next_cursor of the previous page. It is opaque, and stays valid while the projection version is the same."}
 	pFilter = param{name: "filter", in: "query", kind: "string", example: "state.status == 'paid' && version > 1",

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"os"
 	"os/exec"
@@ -14,11 +15,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"millrace/pipeline/server/dial"
+	"millrace/pipeline/worker"
 )
 
 // child is a process of a program.
 type child struct {
 	name     string
+	workers  *workers
 	addrFile string // the file that the process writes its address to
 	url      string // set by awaitReady
 	cmd      *exec.Cmd
@@ -60,8 +65,8 @@ func (c *child) awaitReady(ctx context.Context) error {
 	last := errors.New("it does not listen yet")
 	for {
 		if addr, err := os.ReadFile(c.addrFile); err == nil && len(addr) > 0 {
-			c.url = "http://" + strings.TrimSpace(string(addr))
-			err := getJSON(ctx, c.url+"/readyz?verbose", nil)
+			c.url = c.workers.call.URL(strings.TrimSpace(string(addr)), "")
+			err := c.workers.getJSON(ctx, c.url+"/readyz?verbose", nil)
 			if err == nil {
 				return nil
 			}
@@ -103,13 +108,27 @@ func (c *child) stop() error {
 	return nil
 }
 
+// workers calls the HTTP servers of the processes.
+type workers struct {
+	call   *dial.Caller
+	client *http.Client
+}
+
+func newWorkers(flags *worker.DialFlags) (*workers, error) {
+	call, err := flags.Open(slog.New(slog.DiscardHandler))
+	if err != nil {
+		return nil, err
+	}
+	return &workers{call, &http.Client{Transport: call.Transport(&http.Transport{})}}, nil
+}
+
 // getJSON requests a URL and decodes the answer into v, if v is not nil.
-func getJSON(ctx context.Context, url string, v any) error {
+func (w *workers) getJSON(ctx context.Context, url string, v any) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := w.client.Do(req)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,7 @@ import (
 	"millrace/pipeline/private"
 	"millrace/pipeline/sandbox"
 	"millrace/pipeline/server"
+	"millrace/pipeline/worker"
 )
 
 // Default addresses of the sandbox.
@@ -237,6 +238,7 @@ func (r *Report) write(path string) error {
 func (d *demo) addFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
 	flags.StringVar(&d.bin, "bin", ownDir(), "`directory` with the programs producer, processor and projector")
+	d.dial = worker.AddDialFlags(d.env, flags)
 	flags.StringVarP(&d.topology, "topology", "t", "topology.yaml", "topology `file`; demo needs the shop's or a variant of it")
 }
 

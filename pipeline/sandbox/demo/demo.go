@@ -43,6 +43,7 @@ type demo struct {
 	env      *cli.Env
 	bin      string // directory of the programs
 	topology string
+	dial     *worker.DialFlags        // how the programs are called, if their environment gives them TLS and callers
 	logLevel string                   // of the programs
 	show     bool                     // print the output of the programs
 	listen   func(addr string) string // returns the address to use instead of a default one
@@ -58,6 +59,7 @@ type demo struct {
 	external bool   // the broker is not the sandbox's
 	registry string // URL
 	box      *sandbox.Sandbox
+	workers  *workers // set by start
 	children []*child // in the order of their start
 }
 

@@ -19,6 +19,9 @@ func (d *demo) start(ctx context.Context) (err error) {
 	if d.dir, err = private.TempDir("millrace-"); err != nil {
 		return err
 	}
+	if d.workers, err = newWorkers(d.dial); err != nil {
+		return err
+	}
 	d.external = len(d.brokers) > 0
 	d.box, err = sandbox.New(sandbox.Config{KafkaAddr: d.listen(kafkaAddress), RegistryAddr: d.listen(registryAddress), NoBroker: d.external})
 	if err != nil {
@@ -43,7 +46,7 @@ func (d *demo) start(ctx context.Context) (err error) {
 
 // spawn starts processor or projector, and replaces an older process of the same name.
 func (d *demo) spawn(name string) error {
-	c := &child{name: name, addrFile: filepath.Join(d.dir, name+".addr"), exited: make(chan struct{})}
+	c := &child{name: name, workers: d.workers, addrFile: filepath.Join(d.dir, name+".addr"), exited: make(chan struct{})}
 	if err := os.Remove(c.addrFile); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

@@ -78,7 +78,7 @@ func (d *demo) list(ctx context.Context, projection string, f func(json.RawMessa
 		if cursor != "" {
 			query.Set("cursor", cursor)
 		}
-		if err := getJSON(ctx, d.child("projector").url+"/v1/projections/"+projection+"?"+query.Encode(), &page); err != nil {
+		if err := d.workers.getJSON(ctx, d.child("projector").url+"/v1/projections/"+projection+"?"+query.Encode(), &page); err != nil {
 			return err
 		}
 		for _, item := range page.Items {
