@@ -103,16 +103,32 @@ func checkAddress(addr string) error {
 		return errors.New("an address is empty; " + form)
 	}
 	if _, _, ok := strings.Cut(addr, "://"); ok {
-		return fmt.Errorf("%q: an address has no scheme; %s (security.protocol selects TLS and SASL)", addr, form)
+		return fmt.Errorf("%q: an address has no scheme; %s (security.protocol selects TLS and SASL)", withoutUser(addr), form)
 	}
 	host, port := splitAddress(addr)
-	if host == "" || strings.ContainsAny(host, " \t/,;@") {
+	if strings.Contains(addr, "@") {
+		return fmt.Errorf("%q: an address has no user; %s (sasl.username and sasl.password are settings)", withoutUser(addr), form)
+	}
+	if host == "" || strings.ContainsAny(host, " \t/,;") {
 		return fmt.Errorf("%q is not an address; %s", addr, form)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 1 || n > 65535 {
 		return fmt.Errorf("%q: the port is not a number from 1 to 65535; %s", addr, form)
 	}
 	return nil
+}
+
+// withoutUser returns an address, or what was given as one, without a user and password.
+func withoutUser(addr string) string {
+	at := strings.LastIndexByte(addr, '@')
+	if at < 0 {
+		return addr
+	}
+	scheme := ""
+	if i := strings.Index(addr, "://"); i >= 0 && i < at {
+		scheme = addr[:i+3]
+	}
+	return scheme + "..." + addr[at:]
 }
 
 // splitAddress splits host:port; the default port is 9092. It returns empty strings
@@ -134,7 +150,7 @@ func (c Config) checkCleartext(addr string) error {
 	if host, _ := splitAddress(addr); c.TLS.Enabled || !c.SASL.Exposes(host) {
 		return nil
 	}
-	return fmt.Errorf("SASL %s would send its secret to %s unencrypted: set security.protocol=SASL_SSL (or sasl.allow.cleartext=true if the network is trusted)", c.SASL.Mechanism, addr)
+	return fmt.Errorf("SASL %s would send its secret to %s unencrypted: set security.protocol=SASL_SSL (or sasl.allow.cleartext=true if the network is trusted)", c.SASL.Mechanism, withoutUser(addr))
 }
 
 // Options returns the options that all clients of a process share. Call it once per

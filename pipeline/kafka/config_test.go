@@ -51,6 +51,8 @@ func TestValidate(t *testing.T) {
 		{"a port out of range", Config{Brokers: []string{"a:70000"}}, "1 to 65535"},
 		{"a port that is no number", Config{Brokers: []string{"a:kafka"}}, "1 to 65535"},
 		{"an empty broker", Config{Brokers: []string{""}}, "empty"},
+		{"a broker with a user", Config{Brokers: []string{"u:p@a:1"}}, `"...@a:1": an address has no user`},
+		{"a broker with a scheme and a user", Config{Brokers: []string{"kafka://u:p@q@a:1"}}, `"kafka://...@a:1": an address has no scheme`},
 		{"two brokers in one", Config{Brokers: []string{"a:1,b:1"}}, "not an address"},
 		{"a broker without a host", Config{Brokers: []string{":9092"}}, "not an address"},
 

@@ -42,6 +42,7 @@ projections:
 
 // program is a running program.
 type program struct {
+	errors  harness.Buffer // stderr, if it is apart
 	output  harness.Buffer
 	signals chan os.Signal
 	exit    chan int

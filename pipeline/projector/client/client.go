@@ -123,6 +123,9 @@ func (a *api) url(query url.Values, path ...string) (string, error) {
 	if err != nil || u.Hostname() == "" {
 		return "", cli.Usagef("--address: want host:port or a URL, such as %s", worker.ProjectorListen)
 	}
+	if u.User != nil { // errors repeat the address
+		return "", cli.Usagef("--address: a projector knows no user and password; use --token-file or --client-cert")
+	}
 	for i := range path {
 		path[i] = url.PathEscape(path[i])
 	}
